@@ -9,7 +9,7 @@
 mod download;
 mod exchange;
 mod list;
-mod text;
+mod url_text;
 mod workers;
 
 pub use download::Download;
@@ -22,20 +22,20 @@ use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use bytes::Bytes;
-use exchange::{Answer, Request};
+use exchange::{RawReply, Request};
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::ops::Deref;
 use std::time::Duration;
-use text::{causes, check_url, encode, excerpt, is_loopback, with_port};
 use tokio::sync::watch;
+use url_text::{error_chain, excerpt, is_loopback, parse_master_url, percent_encode, with_port};
 
 /// A host that does not answer SYN is given up after this, so that the next master gets its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A long poll may take this much longer than it asked to wait.
-const POLL_SLACK: Duration = Duration::from_secs(10);
+const POLL_REPLY_MARGIN: Duration = Duration::from_secs(10);
 
 /// How a [`MasterClient`] behaves.
 #[derive(Debug, Clone)]
@@ -44,17 +44,17 @@ pub struct ClientOptions {
     pub request_timeout: Duration,
     /// Where there are several masters and none of them leads, it is asked again for so long: one of them
     /// is about to take over.
-    pub takeover: Duration,
+    pub takeover_timeout: Duration,
     /// An operator's order whose reply was lost is sent again for so long, counted from the first attempt.
-    pub resend: Duration,
+    pub resend_timeout: Duration,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
         ClientOptions {
             request_timeout: Duration::from_secs(30),
-            takeover: Duration::ZERO,
-            resend: Duration::ZERO,
+            takeover_timeout: Duration::ZERO,
+            resend_timeout: Duration::ZERO,
         }
     }
 }
@@ -71,14 +71,14 @@ pub enum ClientError {
         retry_after: Option<Duration>,
     },
     /// No connection, or none that lasted until the reply was complete.
-    #[error("no master can be reached: {}", list(.tried))]
+    #[error("no master can be reached: {}", join_attempts(.attempts))]
     Unreachable {
         /// Every URL that was asked, with what went wrong there.
-        tried: Vec<(String, String)>,
+        attempts: Vec<(String, String)>,
     },
     /// Something answered, but not as a master does.
     #[error("{} does not answer like a master: {message}", with_port(.url))]
-    Broken {
+    InvalidReply {
         /// Who answered.
         url: String,
         /// The HTTP status, where there was one.
@@ -90,8 +90,8 @@ pub enum ClientError {
     #[error("{0}; the request may have been carried out")]
     Unconfirmed(Box<ClientError>),
     /// Several syncs have ids that begin so.
-    #[error("several sync ids begin with `{prefix}`: {}", some(.ids))]
-    Ambiguous {
+    #[error("several sync ids begin with `{prefix}`: {}", join_ids(.ids))]
+    AmbiguousId {
         /// What was given.
         prefix: RequestId,
         /// Their ids.
@@ -99,7 +99,7 @@ pub enum ClientError {
     },
     /// A master URL that can't be used.
     #[error("master URL `{url}`: {message}")]
-    BadUrl {
+    InvalidUrl {
         /// As it was given, without control characters.
         url: String,
         /// What is wrong with it.
@@ -107,14 +107,14 @@ pub enum ClientError {
     },
 }
 
-fn list(tried: &[(String, String)]) -> String {
+fn join_attempts(tried: &[(String, String)]) -> String {
     let each = |(url, why): &(String, String)| format!("{}: {why}", with_port(url));
     let each: Vec<String> = tried.iter().map(each).collect();
     each.join("; ")
 }
 
 /// The first of several ids.
-fn some(ids: &[RequestId]) -> String {
+fn join_ids(ids: &[RequestId]) -> String {
     const SHOWN: usize = 10;
     let mut shown: Vec<&str> = ids.iter().take(SHOWN).map(RequestId::as_str).collect();
     shown.extend((ids.len() > SHOWN).then_some("…"));
@@ -126,11 +126,11 @@ impl ClientError {
     pub fn status(&self) -> Option<u16> {
         match self {
             ClientError::Problem { problem, .. } => Some(problem.status),
-            ClientError::Broken { status, .. } => *status,
+            ClientError::InvalidReply { status, .. } => *status,
             ClientError::Unconfirmed(cause) => cause.status(),
             ClientError::Unreachable { .. }
-            | ClientError::Ambiguous { .. }
-            | ClientError::BadUrl { .. } => None,
+            | ClientError::AmbiguousId { .. }
+            | ClientError::InvalidUrl { .. } => None,
         }
     }
 
@@ -153,11 +153,11 @@ impl ClientError {
     }
 
     /// Whether the same request may succeed later without anybody changing anything.
-    pub fn is_temporary(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         match self {
             ClientError::Unreachable { .. } => true,
-            ClientError::Unconfirmed(cause) => cause.is_temporary(),
-            ClientError::Ambiguous { .. } | ClientError::BadUrl { .. } => false,
+            ClientError::Unconfirmed(cause) => cause.is_retryable(),
+            ClientError::AmbiguousId { .. } | ClientError::InvalidUrl { .. } => false,
             // A proxy before the master answers 502, 503, 504 in its own words.
             _ => matches!(self.status(), Some(408 | 429 | 502 | 503 | 504)),
         }
@@ -203,17 +203,17 @@ impl<T> Deref for Reply<T> {
 pub struct MasterClient {
     http: reqwest::Client,
     /// For replies of any length: only their pauses are bounded.
-    streams: reqwest::Client,
+    streaming_http: reqwest::Client,
     /// Without a trailing slash, in the order in which they are asked.
-    bases: Vec<String>,
+    base_urls: Vec<String>,
     /// The base that answered last; asked first.
-    leader: watch::Sender<Option<String>>,
+    last_answered: watch::Sender<Option<String>>,
     options: ClientOptions,
 }
 
 impl fmt::Debug for MasterClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MasterClient").field("bases", &self.bases).finish_non_exhaustive()
+        f.debug_struct("MasterClient").field("bases", &self.base_urls).finish_non_exhaustive()
     }
 }
 
@@ -222,14 +222,14 @@ impl MasterClient {
     /// several, separated by commas. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`ClientError::BadUrl`] for no URL at all, one that can't be read, a scheme other than
+    /// [`ClientError::InvalidUrl`] for no URL at all, one that can't be read, a scheme other than
     /// `http`, or one with a user name or password in it.
     pub fn new(urls: Vec<String>, options: ClientOptions) -> Result<Self, ClientError> {
         let parts = urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty());
         let mut bases: Vec<String> = Vec::new();
         let mut all_local = true;
         for part in parts {
-            let url = check_url(part)?;
+            let url = parse_master_url(part)?;
             all_local &= is_loopback(&url);
             let base = url.as_str().trim_end_matches('/').to_owned();
             if !bases.contains(&base) {
@@ -237,7 +237,7 @@ impl MasterClient {
             }
         }
         if bases.is_empty() {
-            return Err(ClientError::BadUrl {
+            return Err(ClientError::InvalidUrl {
                 url: String::new(),
                 message: "is empty; give at least one, e.g. http://127.0.0.1:8888".to_owned(),
             });
@@ -255,23 +255,29 @@ impl MasterClient {
                 // A proxy set for the outside world must not catch a master on this host.
                 builder = builder.no_proxy();
             }
-            builder.build().map_err(|e| ClientError::BadUrl {
+            builder.build().map_err(|e| ClientError::InvalidUrl {
                 url: bases.join(","),
-                message: format!("cannot set up an HTTP client: {}", causes(&e)),
+                message: format!("cannot set up an HTTP client: {}", error_chain(&e)),
             })
         };
         let (http, streams) = (built(None)?, built(Some(options.request_timeout))?);
-        Ok(MasterClient { http, streams, bases, leader: watch::Sender::new(None), options })
+        Ok(MasterClient {
+            http,
+            streaming_http: streams,
+            base_urls: bases,
+            last_answered: watch::Sender::new(None),
+            options,
+        })
     }
 
     /// The URLs, in the order in which they are asked.
     pub fn urls(&self) -> &[String] {
-        &self.bases
+        &self.base_urls
     }
 
     /// The URL of the master that answered last, if it still does.
-    pub fn answering(&self) -> Option<String> {
-        self.leader.borrow().clone()
+    pub fn last_answering_url(&self) -> Option<String> {
+        self.last_answered.borrow().clone()
     }
 
     /// `POST /sync` with a [`SyncRequest`], or a document like it that leaves out what has a default.
@@ -286,41 +292,41 @@ impl MasterClient {
         request: &impl Serialize,
         idempotency: Option<&str>,
     ) -> Result<Reply<SubmitReply>, ClientError> {
-        let mut send = self.command(Method::POST, "/sync").json(request)?;
+        let mut send = self.new_command(Method::POST, "/sync").with_json(request)?;
         if let Some(key) = idempotency {
             send.headers.push(("idempotency-key", key.to_owned()));
         }
-        self.fetch(send).await
+        self.fetch_json(send).await
     }
 
     /// `GET /sync/{id}`.
     ///
     /// # Errors
     /// A 404 problem for an unknown (or deleted) id, any [`ClientError`].
-    pub async fn progress(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
+    pub async fn get_sync(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
         let target = format!("/sync/{id}");
-        self.fetch(self.request(Method::GET, &target).brief()).await
+        self.fetch_json(self.new_request(Method::GET, &target).with_failover_timeout()).await
     }
 
     /// `PATCH /sync/{id}`: changes a sync that runs. The same change twice is one.
     ///
     /// # Errors
     /// A 404 problem for an unknown id, 409 for one that has ended, any [`ClientError`].
-    pub async fn change(
+    pub async fn update_sync(
         &self,
         id: &RequestId,
         change: &SyncPatch,
     ) -> Result<Reply<SyncProgress>, ClientError> {
         let target = format!("/sync/{id}");
-        self.fetch(self.command(Method::PATCH, &target).json(change)?).await
+        self.fetch_json(self.new_command(Method::PATCH, &target).with_json(change)?).await
     }
 
     /// `POST /sync/{id}/cancel`: ends it and keeps its record.
     ///
     /// # Errors
     /// A 404 problem for an unknown id, any [`ClientError`].
-    pub async fn cancel(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
-        self.fetch(self.command(Method::POST, &format!("/sync/{id}/cancel"))).await
+    pub async fn cancel_sync(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
+        self.fetch_json(self.new_command(Method::POST, &format!("/sync/{id}/cancel"))).await
     }
 
     /// `POST /sync/{id}/retry`: submits what an ended sync asked for again. The same `idempotency` key
@@ -328,66 +334,71 @@ impl MasterClient {
     ///
     /// # Errors
     /// A 404 problem for an unknown id, 409 where it cannot be tried again, any [`ClientError`].
-    pub async fn retry(
+    pub async fn retry_sync(
         &self,
         id: &RequestId,
         request: &RetryRequest,
         idempotency: &str,
     ) -> Result<Reply<SubmitReply>, ClientError> {
         let target = format!("/sync/{id}/retry");
-        let mut send = self.command(Method::POST, &target).json(request)?;
+        let mut send = self.new_command(Method::POST, &target).with_json(request)?;
         send.headers.push(("idempotency-key", idempotency.to_owned()));
-        self.fetch(send).await
+        self.fetch_json(send).await
     }
 
     /// `POST /sync/{id}/pause` (`on`) or `…/resume`: hands out nothing more of it, or lets it go on.
     ///
     /// # Errors
     /// A 404 problem for an unknown id, 409 where it has ended, any [`ClientError`].
-    pub async fn pause(
+    pub async fn set_paused(
         &self,
         id: &RequestId,
         on: bool,
     ) -> Result<Reply<SyncProgress>, ClientError> {
         let verb = if on { "pause" } else { "resume" };
-        self.fetch(self.command(Method::POST, &format!("/sync/{id}/{verb}"))).await
+        self.fetch_json(self.new_command(Method::POST, &format!("/sync/{id}/{verb}"))).await
     }
 
     /// `DELETE /sync/{id}`: ends it where it still runs, and forgets it.
     ///
     /// # Errors
     /// A 404 problem for an unknown id, any [`ClientError`].
-    pub async fn delete(&self, id: &RequestId) -> Result<Reply<serde_json::Value>, ClientError> {
+    pub async fn delete_sync(
+        &self,
+        id: &RequestId,
+    ) -> Result<Reply<serde_json::Value>, ClientError> {
         let target = format!("/sync/{id}");
-        let command = self.command(Method::DELETE, &target);
-        self.remove(command, || serde_json::json!({ "status": "deleted" })).await
+        let command = self.new_command(Method::DELETE, &target);
+        self.send_removal(command, || serde_json::json!({ "status": "deleted" })).await
     }
 
     /// `GET /version`.
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn version(&self) -> Result<Reply<serde_json::Value>, ClientError> {
-        self.fetch(self.request(Method::GET, "/version")).await
+    pub async fn get_version(&self) -> Result<Reply<serde_json::Value>, ClientError> {
+        self.fetch_json(self.new_request(Method::GET, "/version")).await
     }
 
     /// `GET /readyz`: whether the master can take work now.
     ///
     /// # Errors
     /// The master's 503, any [`ClientError`].
-    pub async fn ready(&self) -> Result<(), ClientError> {
-        let answer = self.exchange(self.request(Method::GET, "/readyz")).await?;
-        if (200..300).contains(&answer.status) { Ok(()) } else { Err(refusal(answer)) }
+    pub async fn check_readiness(&self) -> Result<(), ClientError> {
+        let answer = self.send_with_failover(self.new_request(Method::GET, "/readyz")).await?;
+        if (200..300).contains(&answer.status) { Ok(()) } else { Err(error_of_answer(answer)) }
     }
 
     /// `GET /readyz?verbose` of each master by itself, all at once, in the order of [`urls`](Self::urls).
     ///
     /// # Errors
     /// For each: any [`ClientError`].
-    pub async fn each_readiness(&self) -> Vec<(String, Result<Reply<Readiness>, ClientError>)> {
-        let asked = self.bases.iter().map(|base| async move {
-            let send = self.request(Method::GET, "/readyz?verbose").brief();
-            let answer = match self.ask(base, &send, &mut false, &[]).await {
+    pub async fn fetch_each_readiness(
+        &self,
+    ) -> Vec<(String, Result<Reply<Readiness>, ClientError>)> {
+        let asked = self.base_urls.iter().map(|base| async move {
+            let send = self.new_request(Method::GET, "/readyz?verbose").with_failover_timeout();
+            let answer = match self.send_to_master(base, &send, &mut false, &[]).await {
                 Ok(mut answer) => {
                     // A master that can't decide says as much as one that can.
                     if answer.status == 503
@@ -395,11 +406,11 @@ impl MasterClient {
                     {
                         answer.status = 200;
                     }
-                    read(answer)
+                    parse_reply(answer)
                 }
                 Err(why) => {
                     let tried = vec![(base.clone(), why.to_string())];
-                    Err(ClientError::Unreachable { tried })
+                    Err(ClientError::Unreachable { attempts: tried })
                 }
             };
             (base.clone(), answer)
@@ -411,12 +422,15 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn heartbeat(
+    pub async fn send_heartbeat(
         &self,
         heartbeat: &WorkerHeartbeat,
     ) -> Result<HeartbeatReply, ClientError> {
-        let send = self.request(Method::POST, "/workers/heartbeat").brief().json(heartbeat)?;
-        self.fetch(send).await.map(|reply| reply.value)
+        let send = self
+            .new_request(Method::POST, "/workers/heartbeat")
+            .with_failover_timeout()
+            .with_json(heartbeat)?;
+        self.fetch_json(send).await.map(|reply| reply.value)
     }
 
     /// `POST /workers/{id}/assignment?wait=`: the next task, or `None` after `wait` (whole seconds).
@@ -425,7 +439,7 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn poll(
+    pub async fn poll_assignment(
         &self,
         worker: &WorkerId,
         wait: Duration,
@@ -435,12 +449,12 @@ impl MasterClient {
         let mut target = format!("/workers/{worker}/assignment?wait={}s", wait.as_secs());
         for (key, value) in [("poll_id", poll_id), ("incarnation", incarnation)] {
             if let Some(value) = value {
-                target.push_str(&format!("&{key}={}", encode(value)));
+                target.push_str(&format!("&{key}={}", percent_encode(value)));
             }
         }
-        let mut send = self.request(Method::POST, &target);
-        send.timeout = wait.saturating_add(POLL_SLACK).max(self.options.request_timeout);
-        self.fetch(send).await.map(|reply| reply.value)
+        let mut send = self.new_request(Method::POST, &target);
+        send.timeout = wait.saturating_add(POLL_REPLY_MARGIN).max(self.options.request_timeout);
+        self.fetch_json(send).await.map(|reply| reply.value)
     }
 
     /// `GET /workers/{id}/assignments/{assignment}/manifest`: the encoded manifest (or name list). What comes
@@ -448,15 +462,17 @@ impl MasterClient {
     ///
     /// # Errors
     /// A 404 problem when the worker does not hold the assignment (any more), any [`ClientError`].
-    pub async fn manifest(
+    pub async fn fetch_manifest(
         &self,
         worker: &WorkerId,
         assignment: AssignmentId,
         damage: &CorruptionCounter,
     ) -> Result<Vec<u8>, ClientError> {
         let target = format!("/workers/{worker}/assignments/{assignment}/manifest");
-        let answer = self.exchange(self.request(Method::GET, &target).counted(damage)).await?;
-        if answer.status == 200 { Ok(answer.body.into()) } else { Err(refusal(answer)) }
+        let answer = self
+            .send_with_failover(self.new_request(Method::GET, &target).counting_corruption(damage))
+            .await?;
+        if answer.status == 200 { Ok(answer.body.into()) } else { Err(error_of_answer(answer)) }
     }
 
     /// `POST /workers/{id}/assignments/{assignment}/page`. A page sent twice counts once. What comes damaged
@@ -464,7 +480,7 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn page(
+    pub async fn send_scan_page(
         &self,
         worker: &WorkerId,
         assignment: AssignmentId,
@@ -472,73 +488,77 @@ impl MasterClient {
         damage: &CorruptionCounter,
     ) -> Result<PageReply, ClientError> {
         let target = format!("/workers/{worker}/assignments/{assignment}/page");
-        let send = self.request(Method::POST, &target).counted(damage).json(page)?;
-        self.fetch(send).await.map(|reply| reply.value)
+        let send =
+            self.new_request(Method::POST, &target).counting_corruption(damage).with_json(page)?;
+        self.fetch_json(send).await.map(|reply| reply.value)
     }
 
     /// `POST /workers/result`. What comes damaged is counted.
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn result(
+    pub async fn send_result(
         &self,
         result: &TaskResult,
         damage: &CorruptionCounter,
     ) -> Result<ResultReply, ClientError> {
-        let send = self.request(Method::POST, "/workers/result").counted(damage).json(result)?;
-        self.fetch(send).await.map(|reply| reply.value)
+        let send = self
+            .new_request(Method::POST, "/workers/result")
+            .counting_corruption(damage)
+            .with_json(result)?;
+        self.fetch_json(send).await.map(|reply| reply.value)
     }
 
-    fn request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
+    fn new_request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
         Request {
             method,
-            target,
+            path_and_query: target,
             body: None,
             headers: Vec::new(),
             timeout: self.options.request_timeout,
-            streamed: false,
-            several: self.bases.len() > 1,
-            command: false,
-            damage: CorruptionCounter::default(),
+            is_streamed: false,
+            has_several_masters: self.base_urls.len() > 1,
+            is_command: false,
+            corruption_counter: CorruptionCounter::default(),
         }
     }
 
     /// A request by which an operator changes something.
-    fn command<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
-        Request { command: true, ..self.request(method, target) }
+    fn new_command<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
+        Request { is_command: true, ..self.new_request(method, target) }
     }
 
     /// Sends an order after which a repeat is answered with 404. Where the reply to an earlier attempt was
     /// lost, that 404 shows that it was carried out, and `done` is the reply to it.
-    async fn remove<T: DeserializeOwned + Serialize>(
+    async fn send_removal<T: DeserializeOwned + Serialize>(
         &self,
         order: Request<'_>,
         done: impl FnOnce() -> T,
     ) -> Result<Reply<T>, ClientError> {
-        let mut answer = self.exchange(order).await?;
-        if answer.status == 404 && answer.repeated {
+        let mut answer = self.send_with_failover(order).await?;
+        if answer.status == 404 && answer.is_repeat {
             answer.status = 200;
             answer.body = serde_json::to_vec(&done()).unwrap_or_default().into();
         }
-        read(answer)
+        parse_reply(answer)
     }
 
-    async fn fetch<T: DeserializeOwned>(
+    async fn fetch_json<T: DeserializeOwned>(
         &self,
         request: Request<'_>,
     ) -> Result<Reply<T>, ClientError> {
-        read(self.exchange(request).await?)
+        parse_reply(self.send_with_failover(request).await?)
     }
 }
 
 /// The document of a 2xx answer.
-fn read<T: DeserializeOwned>(answer: Answer) -> Result<Reply<T>, ClientError> {
+fn parse_reply<T: DeserializeOwned>(answer: RawReply) -> Result<Reply<T>, ClientError> {
     if !(200..300).contains(&answer.status) {
-        return Err(refusal(answer));
+        return Err(error_of_answer(answer));
     }
     match serde_json::from_slice(&answer.body) {
         Ok(value) => Ok(Reply { value, body: answer.body }),
-        Err(e) => Err(ClientError::Broken {
+        Err(e) => Err(ClientError::InvalidReply {
             message: format!("cannot read its reply: {e}; it begins `{}`", excerpt(&answer.body)),
             url: answer.url,
             status: Some(answer.status),
@@ -547,14 +567,14 @@ fn read<T: DeserializeOwned>(answer: Answer) -> Result<Reply<T>, ClientError> {
 }
 
 /// The error of an answer that is not 2xx.
-fn refusal(answer: Answer) -> ClientError {
+fn error_of_answer(answer: RawReply) -> ClientError {
     match serde_json::from_slice::<Problem>(&answer.body) {
         Ok(mut problem) => {
             // The status line rules: a document that says otherwise was copied from elsewhere.
             problem.status = answer.status;
             ClientError::Problem { problem: Box::new(problem), retry_after: answer.retry_after }
         }
-        Err(_) => ClientError::Broken {
+        Err(_) => ClientError::InvalidReply {
             message: format!("status {}: `{}`", answer.status, excerpt(&answer.body)),
             url: answer.url,
             status: Some(answer.status),

@@ -41,7 +41,7 @@ fn cluster_with_running_sync() -> (Cluster, PathBuf, PathBuf) {
     (cluster, second, dst)
 }
 
-/// Waits for the end of both syncs of [`busy`].
+/// Waits for the end of both syncs of [`syncs_in_each_state`].
 #[track_caller]
 fn assert_continues(cluster: &Cluster, src: &Path, dst: &Path) {
     let list = cluster.master.get("/sync").json();

@@ -175,7 +175,7 @@ impl Fleet {
     pub(crate) async fn register(self: &Arc<Self>) -> anyhow::Result<()> {
         let beats = stream::iter(&self.agents).map(|agent| async move {
             let beat = agent.beat(self.slots);
-            self.lane(agent).lock().await.heartbeat(&beat).await.map(drop).context("register")
+            self.lane(agent).lock().await.send_heartbeat(&beat).await.map(drop).context("register")
         });
         beats.buffer_unordered(LANES).try_collect().await
     }
@@ -215,7 +215,7 @@ impl Fleet {
             beats.tick().await;
             let due = Instant::now();
             let lane = self.lane(agent).lock().await;
-            match lane.heartbeat(&agent.beat(self.slots)).await {
+            match lane.send_heartbeat(&agent.beat(self.slots)).await {
                 Ok(_) => self.meters.heartbeat.note(due.elapsed()),
                 Err(_) => self.meters.failed.note(due.elapsed()),
             }
@@ -231,7 +231,8 @@ impl Fleet {
         loop {
             let poll = format!("{n}-{}", self.polls.fetch_add(1, Ordering::Relaxed));
             let asked = Instant::now();
-            let answer = client.poll(&agent.id, wait, Some(&poll), Some(&incarnation)).await;
+            let answer =
+                client.poll_assignment(&agent.id, wait, Some(&poll), Some(&incarnation)).await;
             wait = POLL_WAIT;
             match answer {
                 Ok(None) => {}
@@ -258,7 +259,11 @@ impl Fleet {
             TaskSpec::Copy { files, dirs, bytes } => {
                 let asked = Instant::now();
                 match client
-                    .manifest(&agent.id, assignment.assignment_id, &CorruptionCounter::default())
+                    .fetch_manifest(
+                        &agent.id,
+                        assignment.assignment_id,
+                        &CorruptionCounter::default(),
+                    )
                     .await
                 {
                     Ok(_) => self.meters.manifest.note(asked.elapsed()),
@@ -288,7 +293,7 @@ impl Fleet {
             report: Some(report),
         };
         let asked = Instant::now();
-        match client.result(&result, &CorruptionCounter::default()).await {
+        match client.send_result(&result, &CorruptionCounter::default()).await {
             Ok(_) => self.meters.result.note(asked.elapsed()),
             Err(_) => self.meters.failed.note(asked.elapsed()),
         }
@@ -318,7 +323,12 @@ impl Fleet {
             };
             let asked = Instant::now();
             let reply = client
-                .page(&agent.id, assignment.assignment_id, &sent, &CorruptionCounter::default())
+                .send_scan_page(
+                    &agent.id,
+                    assignment.assignment_id,
+                    &sent,
+                    &CorruptionCounter::default(),
+                )
                 .await;
             let Ok(reply) = reply else { return self.meters.failed.note(asked.elapsed()) };
             self.meters.page.note(asked.elapsed());

@@ -188,7 +188,7 @@ async fn lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
     for n in 0..ended {
         let id: RequestId = format!("ended-{n}").parse()?;
         submit(fleet, &id, 0).await?;
-        fleet.client.cancel(&id).await.with_context(|| format!("cancel {id}"))?;
+        fleet.client.cancel_sync(&id).await.with_context(|| format!("cancel {id}"))?;
     }
     println!("\nlists of {ended} ended syncs");
     for (what, limit) in [("whole, in pages", None), ("the newest 20", Some(20))] {
@@ -196,7 +196,7 @@ async fn lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
         let mut bytes = 0;
         for _ in 0..LISTS {
             let asked = Instant::now();
-            bytes = fleet.client.list(&[], limit).await?.body.len();
+            bytes = fleet.client.list_syncs(&[], limit).await?.body.len();
             took.push(asked.elapsed());
         }
         took.sort_unstable();
@@ -227,7 +227,7 @@ async fn wait_for(fleet: &Fleet, id: &RequestId, most: Duration) -> anyhow::Resu
     let begin = Instant::now();
     loop {
         let asked = Instant::now();
-        let progress = fleet.client.progress(id).await?.value;
+        let progress = fleet.client.get_sync(id).await?.value;
         fleet.meters.progress.note(asked.elapsed());
         if progress.state.is_final() || begin.elapsed() > most {
             return Ok(progress);

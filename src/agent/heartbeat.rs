@@ -166,7 +166,7 @@ impl Heartbeater {
                     wait = wait.min(sooner.unwrap_or(wait));
                     // A master with many to hear of asks for less.
                     busy = sooner.unwrap_or(MAX_BUSY_INTERVAL);
-                    let answers = client.answering();
+                    let answers = client.last_answering_url();
                     if answers != master {
                         tracing::info!(master = answers, "connected to the master");
                         master = answers;
@@ -191,7 +191,7 @@ impl Heartbeater {
             tokio::select! {
                 () = self.wait_for_next(wait, busy) => {}
                 // The master answered somebody else of this agent.
-                () = client.rest(wait), if failures > 0 => {}
+                () = client.back_off(wait), if failures > 0 => {}
             }
         }
     }
@@ -219,7 +219,7 @@ impl Heartbeater {
         let document = self.build_heartbeat();
         let listed = document.assignments.clone();
         let sent = boottime();
-        let reply = match client.heartbeat(&document).await {
+        let reply = match client.send_heartbeat(&document).await {
             Ok(reply) => reply,
             Err(error) => {
                 if error.code() == Some("worker_id_taken") {

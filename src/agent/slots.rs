@@ -70,7 +70,7 @@ impl PageSink for MasterPageSink<'_> {
             0 => Cow::Borrowed(page),
             integrity_errors => Cow::Owned(ScanPage { integrity_errors, ..page.clone() }),
         };
-        let posted = slots.retry(|| slots.client.page(worker, id, &page, &damage)).await;
+        let posted = slots.retry(|| slots.client.send_scan_page(worker, id, &page, &damage)).await;
         posted.map_err(|e| e.to_string())
     }
 }
@@ -118,7 +118,7 @@ impl Slots {
                 Err(error) => error,
             };
             failures += 1;
-            if !error.is_temporary() {
+            if !error.is_retryable() {
                 // It may have forgotten us (a restart): the next heartbeat makes us known.
                 self.heartbeater.send_soon();
                 if failures == 1 {
@@ -127,7 +127,7 @@ impl Slots {
             }
             let wait = error.retry_after().unwrap_or_else(|| RETRY_BACKOFF.delay(failures));
             tokio::select! {
-                () = self.client.rest(wait) => {}
+                () = self.client.back_off(wait) => {}
                 () = self.shutdown.cancelled() => return self.poll_before_exit(poll_id).await,
             }
         }
@@ -135,7 +135,7 @@ impl Slots {
 
     async fn send_poll(&self, wait: Duration, id: &str) -> Result<Option<Assignment>, ClientError> {
         let incarnation = Some(self.heartbeater.incarnation.as_str());
-        self.client.poll(&self.cx.worker_id, wait, Some(id), incarnation).await
+        self.client.poll_assignment(&self.cx.worker_id, wait, Some(id), incarnation).await
     }
 
     /// The agent stops while a poll is out. The master may have answered it already: the same poll
@@ -215,7 +215,7 @@ impl Slots {
         let manifest = if assignment.task.has_manifest() {
             let id = assignment.assignment_id;
             let damage = self.cx.corruption_counts.counter_for(&assignment.request_id);
-            match self.retry(|| self.client.manifest(&self.cx.worker_id, id, &damage)).await {
+            match self.retry(|| self.client.fetch_manifest(&self.cx.worker_id, id, &damage)).await {
                 Ok(bytes) => bytes,
                 // Not ours any more.
                 Err(e) if e.is_not_found() => return None,
@@ -360,11 +360,11 @@ impl Slots {
         let mut failures = 0;
         loop {
             match request().await {
-                Err(error) if error.is_temporary() => {
+                Err(error) if error.is_retryable() => {
                     failures += 1;
                     tracing::debug!("the master cannot be asked: {error}");
                     let wait = error.retry_after().unwrap_or_else(|| RETRY_BACKOFF.delay(failures));
-                    self.client.rest(wait).await;
+                    self.client.back_off(wait).await;
                 }
                 answer => return answer,
             }
@@ -397,7 +397,7 @@ impl Slots {
         };
         let damage = self.cx.corruption_counts.counter_for(&assignment.request_id);
         let answer = tokio::select! {
-            answer = self.retry(|| self.client.result(&result, &damage)) => answer,
+            answer = self.retry(|| self.client.send_result(&result, &damage)) => answer,
             () = dropped => return,
         };
         let (task, attempt) = (assignment.task_id, assignment.attempt);

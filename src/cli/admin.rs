@@ -1,9 +1,9 @@
 //! `ctl admin …`: what operators of the installation do.
 
-use super::args::{AdminCommand, Output};
+use super::args::{AdminCommand, OutputFormat};
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::{Context, backup, out};
+use super::{Context, backup, console};
 use crate::util::units;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use std::time::Duration;
@@ -12,23 +12,23 @@ use std::time::Duration;
 ///
 /// # Errors
 /// The master can't be asked.
-pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, Failure> {
+pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, CliError> {
     match command {
         AdminCommand::Backup { file } => backup::run(ctx, &file).await?,
         AdminCommand::Reconcile => {
-            let done = ctx.client()?.reconcile().await?;
+            let done = ctx.new_client()?.reconcile().await?;
             match ctx.global.output {
-                Output::Json => out::data(&done.body)?,
-                Output::Table if ctx.global.quiet => {}
-                Output::Table => out::data(told(&done).as_bytes())?,
+                OutputFormat::Json => console::write_data(&done.body)?,
+                OutputFormat::Table if ctx.global.quiet => {}
+                OutputFormat::Table => console::write_data(reconcile_text(&done).as_bytes())?,
             }
         }
         AdminCommand::ConfirmClock => {
-            let done = ctx.client()?.confirm_clock().await?;
+            let done = ctx.new_client()?.confirm_clock().await?;
             match ctx.global.output {
-                Output::Json => out::data(&done.body)?,
-                Output::Table if ctx.global.quiet => {}
-                Output::Table => out::data(confirmed(&done).as_bytes())?,
+                OutputFormat::Json => console::write_data(&done.body)?,
+                OutputFormat::Table if ctx.global.quiet => {}
+                OutputFormat::Table => console::write_data(confirmation_text(&done).as_bytes())?,
             }
         }
     }
@@ -36,7 +36,7 @@ pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, Fa
 }
 
 /// What was confirmed, in words.
-fn confirmed(done: &ConfirmClockReply) -> String {
+fn confirmation_text(done: &ConfirmClockReply) -> String {
     let by = units::format_duration(Duration::from_secs(done.ahead_seconds.unsigned_abs()));
     let side = if done.ahead_seconds < 0 { "behind" } else { "ahead of" };
     format!(
@@ -46,7 +46,7 @@ fn confirmed(done: &ConfirmClockReply) -> String {
 }
 
 /// What was put right, in words.
-fn told(done: &ReconcileReply) -> String {
+fn reconcile_text(done: &ReconcileReply) -> String {
     let mut lines: Vec<String> = Vec::new();
     for task in &done.requeued {
         let (kind, sync, worker) = (&task.kind, &task.request_id, &task.worker_id);
@@ -82,9 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_confirmed_is_named_with_how_far_off_it_was() {
+    fn the_confirmation_of_the_clock_names_its_offset() {
         let of = |ahead_seconds| {
-            confirmed(&ConfirmClockReply { time: jiff::Timestamp::UNIX_EPOCH, ahead_seconds })
+            confirmation_text(&ConfirmClockReply {
+                time: jiff::Timestamp::UNIX_EPOCH,
+                ahead_seconds,
+            })
         };
         assert!(
             of(400 * 86_400).contains("1970-01-01T00:00:00Z, 400d00h ahead of what"),
@@ -95,15 +98,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_right_is_told_in_words_and_nothing_too() {
-        assert!(told(&ReconcileReply::default()).contains("nothing was changed"));
+    fn the_result_of_reconcile_is_printed_also_when_nothing_changed() {
+        assert!(reconcile_text(&ReconcileReply::default()).contains("nothing was changed"));
         let done = ReconcileReply {
             requeued_tasks: 3,
             dropped_blobs: 2,
             restarted_syncs: vec!["demo".parse().unwrap()],
             ..ReconcileReply::default()
         };
-        let text = told(&done);
+        let text = reconcile_text(&done);
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(
             text.starts_with("3 more tasks") && text.contains("sync demo was restarted"),

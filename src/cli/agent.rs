@@ -1,8 +1,8 @@
 //! `ctl agent`.
 
 use super::args::AgentArgs;
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
 use super::{Context, config, service};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::{AgentConfig, Env, Loaded, load_agent};
@@ -13,41 +13,45 @@ use tokio::sync::watch;
 ///
 /// # Errors
 /// A configuration that can't be used (78), or what ended the agent.
-pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, Failure> {
-    let hangups = service::catch_hangups()?;
+pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, CliError> {
+    let hangups = service::catch_sighup()?;
     let env = Env::from_process();
     let worker_id = args.worker_id.as_ref().map(|id| id.as_str());
     let Some(file) = &args.config else {
-        return Err(Failure::usage("the agent's configuration is not given")
-            .hinted("name it with --config FILE or CTL_CONFIG, e.g. --config example_agent.yml"));
+        return Err(CliError::usage("the agent's configuration is not given").with_hint(
+            "name it with --config FILE or CTL_CONFIG, e.g. --config example_agent.yml",
+        ));
     };
     if args.check {
-        return config::report(ctx, &crate::config::check_file_on_host(file, worker_id, &env));
+        return config::print_report(
+            ctx,
+            &crate::config::check_file_on_host(file, worker_id, &env),
+        );
     }
     let loaded = load_agent(file, worker_id, &env)?;
-    let config = overlay(loaded.config, &args, &ctx.global.master_url)?;
+    let config = apply_overrides(loaded.config, &args, &ctx.global.master_url)?;
     let verbose = ctx.global.verbose;
-    service::prepare(&config.log, &args.log, verbose, &loaded.warnings)?;
-    let shutdown = service::stop_on_signals();
+    service::init_process(&config.log, &args.log, verbose, &loaded.warnings)?;
+    let shutdown = service::cancel_on_signals();
     let (tell, config) = watch::channel(config);
     let load = || {
         let Loaded { config, warnings } = load_agent(file, worker_id, &env)?;
-        Ok(Loaded { config: overlay(config, &args, &ctx.global.master_url)?, warnings })
+        Ok(Loaded { config: apply_overrides(config, &args, &ctx.global.master_url)?, warnings })
     };
     tokio::select! {
-        ended = crate::agent::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
-        never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
+        ended = crate::agent::run(config, shutdown) => ended.map_err(|e| service::service_error(&e))?,
+        never = service::reload_on_sighup(hangups, (&args.log, verbose), load, tell) => match never {},
     }
     repeated_warnings::log_all_counts();
     Ok(Exit::Ok)
 }
 
 /// What the command line says goes before the file.
-fn overlay(
+fn apply_overrides(
     mut config: AgentConfig,
     args: &AgentArgs,
     master_url: &[String],
-) -> Result<AgentConfig, Failure> {
+) -> Result<AgentConfig, CliError> {
     if !master_url.is_empty() {
         let client = MasterClient::new(master_url.to_vec(), ClientOptions::default())?;
         config.master_urls = client.urls().to_vec();

@@ -1,7 +1,7 @@
 //! The command line's shape: every command, option and default, and what the help says of them.
 
 use super::exit;
-use super::options::{self, OptionArgs};
+use super::options::{self, SyncOptionArgs};
 use crate::util::units;
 use crate::wire::options::FileState;
 use crate::wire::sync::SyncState;
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The master where none is named.
-pub const DEFAULT_MASTER: &str = "http://127.0.0.1:8888";
+pub const DEFAULT_MASTER_URL: &str = "http://127.0.0.1:8888";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,16 +27,16 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "ctl", version, propagate_version = false, infer_subcommands = false)]
 #[command(args_override_self = true)]
-#[command(before_long_help = EXAMPLES, after_long_help = exit::help())]
+#[command(before_long_help = EXAMPLES, after_long_help = exit::help_text())]
 pub struct Cli {
     #[command(flatten)]
-    pub(super) global: Global,
+    pub(super) global: GlobalArgs,
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
 #[derive(Debug, Clone, Args)]
-pub(super) struct Global {
+pub(super) struct GlobalArgs {
     /// The master; several (for fail-over) by commas or by repeating it. HOST alone means port 8888 [default:
     /// http://127.0.0.1:8888] [env: CTL_MASTER_URL]
     #[arg(long, global = true, value_name = "URL", value_delimiter = ',')]
@@ -45,7 +45,7 @@ pub(super) struct Global {
     /// Print for people, or exactly what the API answers [env: CTL_OUTPUT]
     #[arg(short, long, global = true, value_name = "FORMAT")]
     #[arg(default_value = "table", help_heading = "Global options")]
-    pub(super) output: Output,
+    pub(super) output: OutputFormat,
     /// Print ids only, and no progress
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(super) quiet: bool,
@@ -59,12 +59,12 @@ pub(super) struct Global {
     pub(super) progress: ProgressMode,
     /// Give up a request that has no complete answer after this, e.g. 30s
     #[arg(long, global = true, value_name = "DURATION", default_value = "30s")]
-    #[arg(value_parser = some_time, help_heading = "Global options")]
+    #[arg(value_parser = parse_positive_duration, help_heading = "Global options")]
     pub(super) request_timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
+pub(super) enum OutputFormat {
     /// For people.
     Table,
     /// The API's documents, unchanged.
@@ -160,7 +160,7 @@ pub(super) struct AgentArgs {
     #[arg(short, long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// The time between heartbeats [default: as configured]
-    #[arg(long, value_name = "DURATION", value_parser = some_time)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
     pub(super) heartbeat_interval: Option<Duration>,
     /// How long running tasks may take to finish after SIGTERM [default: as configured]
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
@@ -179,11 +179,11 @@ pub(super) struct LogArgs {
     pub(super) log_level: Option<String>,
     /// Log lines for people or as JSON [env: CTL_LOG_FORMAT]
     #[arg(long, value_name = "FORMAT")]
-    pub(super) log_format: Option<LogLines>,
+    pub(super) log_format: Option<LogLineFormat>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum LogLines {
+pub(super) enum LogLineFormat {
     /// For people.
     Text,
     /// One JSON object a line.
@@ -195,7 +195,7 @@ pub(super) enum LogLines {
   ctl copy /scratch/run42 /backup/run42
   ctl copy src mirror --delete --dry-run               what a mirror would change and delete
   find . -name '*.h5' -print0 | ctl copy . /backup --files-from - -0
-", after_long_help = options::AFTER_HELP)]
+", after_long_help = options::FILTER_HELP)]
 pub(super) struct CopyArgs {
     /// A directory, the contents of which are copied, or a file
     #[arg(value_name = "SRC")]
@@ -204,16 +204,16 @@ pub(super) struct CopyArgs {
     #[arg(value_name = "DST")]
     pub(super) destination: PathBuf,
     #[command(flatten)]
-    pub(super) what: WhatArgs,
+    pub(super) transfer: TransferArgs,
     #[command(flatten)]
-    pub(super) options: OptionArgs,
+    pub(super) options: SyncOptionArgs,
     #[command(flatten)]
-    pub(super) end: EndArgs,
+    pub(super) exit_code: ExitCodeArgs,
 }
 
 /// What the exit code reports beside failures.
 #[derive(Debug, Clone, Copy, Default, Args)]
-pub(super) struct EndArgs {
+pub(super) struct ExitCodeArgs {
     /// End with 9 instead of 0 where not a single file was transferred
     #[arg(long)]
     pub(super) error_on_no_transfer: bool,
@@ -221,13 +221,13 @@ pub(super) struct EndArgs {
 
 /// What of the source, in which pieces, how fast.
 #[derive(Debug, Args)]
-pub(super) struct WhatArgs {
+pub(super) struct TransferArgs {
     /// The size of batches and ranges in MiB, 1 to 1024 [default: as the master is configured, usually 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) chunk_size_mb: Option<u32>,
     /// Send no more than this, all agents together, e.g. 100MiB/s; `none` or 0: as much as they can [default:
     /// none]
-    #[arg(long, value_name = "RATE", value_parser = bwlimit)]
+    #[arg(long, value_name = "RATE", value_parser = parse_bwlimit)]
     pub(super) bwlimit: Option<Bwlimit>,
     /// Copy only what this file names, one name a line, relative to SRC or absolute below it; `-`:
     /// standard input
@@ -238,9 +238,9 @@ pub(super) struct WhatArgs {
     pub(super) from0: bool,
 }
 
-impl WhatArgs {
+impl TransferArgs {
     /// Whether the list of names is standard input.
-    pub(super) fn names_stdin(&self) -> bool {
+    pub(super) fn is_file_list_stdin(&self) -> bool {
         self.files_from.as_ref().is_some_and(|from| from.as_os_str() == "-")
     }
 }
@@ -249,7 +249,7 @@ impl WhatArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bwlimit(pub(super) Option<u64>);
 
-fn bwlimit(text: &str) -> Result<Bwlimit, String> {
+fn parse_bwlimit(text: &str) -> Result<Bwlimit, String> {
     units::parse_bwlimit(text).map(Bwlimit)
 }
 
@@ -269,7 +269,7 @@ pub(super) enum SyncCommand {
         ids: Vec<RequestId>,
         /// Send no more than this from now on, all agents together, e.g. 100MiB/s; `none` or 0: as much as
         /// they can
-        #[arg(long, value_name = "RATE", value_parser = bwlimit, required = true)]
+        #[arg(long, value_name = "RATE", value_parser = parse_bwlimit, required = true)]
         bwlimit: Bwlimit,
     },
     /// Submit failed or cancelled syncs again, each under a new id; files already copied are skipped
@@ -342,7 +342,7 @@ pub(super) struct FilesArgs {
     #[arg(value_name = "ID")]
     pub(super) id: RequestId,
     /// Only those that ended so: done, skipped, failed, deleted
-    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = options::file_state())]
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = options::file_state_parser())]
     pub(super) state: Vec<FileState>,
     /// Print only the names, as they are, each with a NUL byte behind it
     #[arg(short = '0', long)]
@@ -365,7 +365,7 @@ without --delete found at the destination, and its filters left alone, are extra
 pub(super) struct VerifyArgs {
     /// The sync, submitted with --digests or --manifest (then a PATH may follow); with --manifest FILE: the PATH
     #[arg(value_name = "ID|PATH", required = true, num_args = 1..=2)]
-    pub(super) what: Vec<OsString>,
+    pub(super) id_or_path: Vec<OsString>,
     /// Take the digests from this file, as b3sum writes it, and from FILE.others where it exists; `-`: standard input
     #[arg(long, value_name = "FILE")]
     pub(super) manifest: Option<PathBuf>,
@@ -380,7 +380,7 @@ pub(super) struct VerifyArgs {
   id=$(ctl sync submit /lustre/a /nvme/a -q)
   ctl sync submit /a /b --delete --max-delete 100 --trash .trash --wait
   find /data -name '*.h5' -print0 | ctl sync submit /data /bk --files-from - -0 --wait
-", after_long_help = options::AFTER_HELP)]
+", after_long_help = options::FILTER_HELP)]
 pub(super) struct SubmitArgs {
     /// A directory, the contents of which are copied, or a file; an absolute path on the storage hosts
     #[arg(value_name = "SRC", required_unless_present = "file")]
@@ -395,9 +395,9 @@ pub(super) struct SubmitArgs {
     #[arg(long, value_name = "ID")]
     pub(super) id: Option<RequestId>,
     #[command(flatten)]
-    pub(super) what: WhatArgs,
+    pub(super) transfer: TransferArgs,
     #[command(flatten)]
-    pub(super) options: OptionArgs,
+    pub(super) options: SyncOptionArgs,
     /// Do not wait for earlier syncs that read or write the same paths and are not mirrors
     #[arg(long, conflicts_with = "delete")]
     pub(super) allow_overlap: bool,
@@ -408,9 +408,9 @@ pub(super) struct SubmitArgs {
     #[arg(short, long)]
     pub(super) wait: bool,
     #[command(flatten)]
-    pub(super) until: UntilArgs,
+    pub(super) wait_limit: WaitLimitArgs,
     #[command(flatten)]
-    pub(super) end: EndArgs,
+    pub(super) exit_code: ExitCodeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -419,17 +419,17 @@ pub(super) struct WaitArgs {
     #[arg(value_name = "ID", required = true)]
     pub(super) ids: Vec<RequestId>,
     #[command(flatten)]
-    pub(super) until: UntilArgs,
+    pub(super) wait_limit: WaitLimitArgs,
 }
 
 /// When waiting ends before the sync does.
 #[derive(Debug, Clone, Args)]
-pub(super) struct UntilArgs {
+pub(super) struct WaitLimitArgs {
     /// Stop waiting after this; the sync continues
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
     pub(super) timeout: Option<Duration>,
     /// The exit code when --timeout passed
-    #[arg(long, value_name = "N", default_value_t = exit::TIMED_OUT)]
+    #[arg(long, value_name = "N", default_value_t = exit::DEFAULT_TIMEOUT_EXIT_CODE)]
     pub(super) timeout_exit_code: u8,
     /// ^C cancels the sync (otherwise it only stops the waiting)
     #[arg(long)]
@@ -519,7 +519,7 @@ pub(super) enum ConfigCommand {
 }
 
 /// A duration above zero.
-fn some_time(text: &str) -> Result<Duration, String> {
+fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     match units::parse_duration(text)? {
         Duration::ZERO => Err("must be more than 0".to_owned()),
         some => Ok(some),
@@ -536,12 +536,12 @@ mod tests {
     }
 
     #[test]
-    fn the_command_tree_is_sound() {
+    fn the_command_tree_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn the_commands_of_the_manual_are_understood() {
+    fn the_documented_commands_are_parsed() {
         for line in [
             "ctl master --config m.yml --listen 127.0.0.1:0 --data-dir d --check",
             "ctl master --config m.yml --host 0.0.0.0 --port 9000",

@@ -9,23 +9,23 @@
 //! name that b3sum refuses, is ours: such files are listed apart. A line that begins with `#` is a comment, which b3sum
 //! does not know.
 
-use super::failure::Failure;
+use super::error::CliError;
 use crate::util::units;
 use crate::wire::path::escape_bytes;
 use crate::wire::{Digest, RelPath};
 
 /// So many lines that can't be read are told; the rest is counted.
-const MAX_TOLD: usize = 10;
+const MAX_REPORTED_LINES: usize = 10;
 /// Longer lines are no digest and a name: trees that deep do not exist.
-const MAX_LINE: usize = 16 << 20;
+const MAX_LINE_BYTES: usize = 16 << 20;
 
 /// Cuts text that comes in pieces into lines.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
-    rest: Vec<u8>,
+pub(super) struct LineSplitter {
+    partial: Vec<u8>,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Takes a piece and gives `each` line that is complete, without its end.
     ///
     /// # Errors
@@ -33,62 +33,68 @@ impl Lines {
     pub(super) fn push(
         &mut self,
         piece: &[u8],
-        mut each: impl FnMut(&[u8]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+        mut each: impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
         let mut parts = piece.split(|b| *b == b'\n');
         let last = parts.next_back().unwrap_or_default();
         for part in parts {
-            if self.rest.is_empty() {
+            if self.partial.is_empty() {
                 each(part)?;
             } else {
-                self.rest.extend_from_slice(part);
-                each(&self.rest)?;
-                self.rest.clear();
+                self.partial.extend_from_slice(part);
+                each(&self.partial)?;
+                self.partial.clear();
             }
         }
-        self.rest.extend_from_slice(last);
-        if self.rest.len() > MAX_LINE {
-            return Err(Failure::new("a line of more than 16 MiB: this is not a list of files"));
+        self.partial.extend_from_slice(last);
+        if self.partial.len() > MAX_LINE_BYTES {
+            return Err(CliError::new("a line of more than 16 MiB: this is not a list of files"));
         }
         Ok(())
     }
 
     /// What stands behind the last line's end.
-    pub(super) fn rest(&self) -> &[u8] {
-        &self.rest
+    pub(super) fn partial_line(&self) -> &[u8] {
+        &self.partial
     }
 }
 
 /// Reads a list.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
-    lines: Lines,
-    list: Vec<Listed>,
-    number: u64,
-    faults: Vec<String>,
-    faulty: u64,
+pub(super) struct DigestListReader {
+    lines: LineSplitter,
+    digests: Vec<ListedDigest>,
+    line_number: u64,
+    bad_lines: Vec<String>,
+    bad_line_count: u64,
 }
 
 /// The digests of files, sorted by name. Takes about 100 bytes and the name for each.
 #[derive(Debug, Default)]
-pub(super) struct Digests(Vec<Listed>);
+pub(super) struct DigestList(Vec<ListedDigest>);
 
 #[derive(Debug)]
-struct Listed {
+struct ListedDigest {
     path: Box<[u8]>,
     digest: Digest,
 }
 
-impl Reader {
+impl DigestListReader {
     /// Takes the next piece of the text.
     ///
     /// # Errors
     /// It is no text of lines.
-    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), Failure> {
-        let Reader { lines, list, number, faults, faulty } = self;
+    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), CliError> {
+        let DigestListReader {
+            lines,
+            digests: list,
+            line_number: number,
+            bad_lines: faults,
+            bad_line_count: faulty,
+        } = self;
         lines.push(piece, |line| {
             *number += 1;
-            take(line, *number, list, faults, faulty);
+            parse_line_into(line, *number, list, faults, faulty);
             Ok(())
         })
     }
@@ -96,9 +102,9 @@ impl Reader {
     /// Takes another text of lines; the one before it may lack the end of its last line.
     ///
     /// # Errors
-    /// As [`Reader::update`].
-    pub(super) fn push_list(&mut self, text: &[u8]) -> Result<(), Failure> {
-        if !self.lines.rest().is_empty() {
+    /// As [`DigestListReader::update`].
+    pub(super) fn push_next_list(&mut self, text: &[u8]) -> Result<(), CliError> {
+        if !self.lines.partial_line().is_empty() {
             self.push(b"\n")?;
         }
         self.push(text)
@@ -108,39 +114,47 @@ impl Reader {
     ///
     /// # Errors
     /// Lines that are no digest and a name, all at once, by number.
-    pub(super) fn end(mut self, what: &str) -> Result<Digests, Failure> {
-        if !self.lines.rest().is_empty() {
-            self.number += 1;
-            let line = self.lines.rest();
-            take(line, self.number, &mut self.list, &mut self.faults, &mut self.faulty);
+    pub(super) fn finish(mut self, what: &str) -> Result<DigestList, CliError> {
+        if !self.lines.partial_line().is_empty() {
+            self.line_number += 1;
+            let line = self.lines.partial_line();
+            parse_line_into(
+                line,
+                self.line_number,
+                &mut self.digests,
+                &mut self.bad_lines,
+                &mut self.bad_line_count,
+            );
         }
-        if self.faulty > 0 {
-            let mut failure = Failure::new(format!(
+        if self.bad_line_count > 0 {
+            let mut failure = CliError::new(format!(
                 "{} of the {} of {what} can't be used",
-                self.faulty,
-                units::pluralize(self.number, "line", "lines")
+                self.bad_line_count,
+                units::pluralize(self.line_number, "line", "lines")
             ));
-            failure.notes = self.faults;
-            if self.faulty > MAX_TOLD as u64 {
-                failure.notes.push(format!("and {} more", self.faulty - MAX_TOLD as u64));
+            failure.notes = self.bad_lines;
+            if self.bad_line_count > MAX_REPORTED_LINES as u64 {
+                failure
+                    .notes
+                    .push(format!("and {} more", self.bad_line_count - MAX_REPORTED_LINES as u64));
             }
-            return Err(failure.hinted(
+            return Err(failure.with_hint(
                 "a line is the digest of b3sum, two blanks and a name relative to the PATH",
             ));
         }
-        let mut list = self.list;
+        let mut list = self.digests;
         // Stable, and `dedup` keeps the first of two: so the later line is to come first.
         list.reverse();
         list.sort_by(|a, b| a.path.cmp(&b.path));
         list.dedup_by(|a, b| a.path == b.path);
-        Ok(Digests(list))
+        Ok(DigestList(list))
     }
 }
 
-fn take(
+fn parse_line_into(
     line: &[u8],
     number: u64,
-    list: &mut Vec<Listed>,
+    list: &mut Vec<ListedDigest>,
     faults: &mut Vec<String>,
     faulty: &mut u64,
 ) {
@@ -148,11 +162,11 @@ fn take(
     if line.is_empty() || line.starts_with(b"#") {
         return;
     }
-    match parse(line) {
+    match parse_line(line) {
         Ok(listed) => list.push(listed),
         Err(why) => {
             *faulty += 1;
-            if faults.len() < MAX_TOLD {
+            if faults.len() < MAX_REPORTED_LINES {
                 let shown = escape_bytes(&line[..line.len().min(120)]);
                 faults.push(format!("line {number}: `{shown}` {why}"));
             }
@@ -160,7 +174,7 @@ fn take(
     }
 }
 
-fn parse(line: &[u8]) -> Result<Listed, String> {
+fn parse_line(line: &[u8]) -> Result<ListedDigest, String> {
     let (escaped, line) = match line.strip_prefix(b"\\") {
         Some(rest) => (true, rest),
         None => (false, line),
@@ -172,15 +186,15 @@ fn parse(line: &[u8]) -> Result<Listed, String> {
         .ok()
         .and_then(|text| text.parse().ok())
         .ok_or("does not begin with a digest of 64 hexadecimal digits")?;
-    let name = if escaped { unescaped(name)? } else { name.to_vec() };
+    let name = if escaped { unescape_name(name)? } else { name.to_vec() };
     let path = RelPath::new(&name).map_err(|e| format!("names a file whose path {e}"))?;
     if path.is_root() {
         return Err("names no file".to_owned());
     }
-    Ok(Listed { path: path.as_bytes().into(), digest })
+    Ok(ListedDigest { path: path.as_bytes().into(), digest })
 }
 
-fn unescaped(name: &[u8]) -> Result<Vec<u8>, String> {
+fn unescape_name(name: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::with_capacity(name.len());
     let mut bytes = name.iter();
     while let Some(byte) = bytes.next() {
@@ -189,7 +203,7 @@ fn unescaped(name: &[u8]) -> Result<Vec<u8>, String> {
                 Some(b'\\') => b'\\',
                 Some(b'n') => b'\n',
                 Some(b'r') => b'\r',
-                Some(b'x') => hex(bytes.next(), bytes.next())
+                Some(b'x') => parse_hex_byte(bytes.next(), bytes.next())
                     .ok_or("has \\x without two hexadecimal digits behind it")?,
                 _ => {
                     return Err("has a backslash with no n, r, x or backslash behind it".to_owned());
@@ -201,24 +215,24 @@ fn unescaped(name: &[u8]) -> Result<Vec<u8>, String> {
     Ok(out)
 }
 
-fn hex(high: Option<&u8>, low: Option<&u8>) -> Option<u8> {
+fn parse_hex_byte(high: Option<&u8>, low: Option<&u8>) -> Option<u8> {
     let digit = |b: Option<&u8>| char::from(*b?).to_digit(16);
     u8::try_from(digit(high)? << 4 | digit(low)?).ok()
 }
 
-impl Digests {
+impl DigestList {
     /// How many.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
     /// Where `path` stands in it.
-    pub(super) fn find(&self, path: &[u8]) -> Option<usize> {
+    pub(super) fn position_of(&self, path: &[u8]) -> Option<usize> {
         self.0.binary_search_by(|listed| (*listed.path).cmp(path)).ok()
     }
 
-    /// The digest at a place that [`Digests::find`] gave.
-    pub(super) fn digest(&self, at: usize) -> Digest {
+    /// The digest at a place that [`DigestList::find`] gave.
+    pub(super) fn digest_at(&self, at: usize) -> Digest {
         self.0[at].digest
     }
 
@@ -234,12 +248,12 @@ mod tests {
 
     const HEX: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
-    fn read(pieces: &[&[u8]]) -> Result<Digests, Failure> {
-        let mut reader = Reader::default();
+    fn read(pieces: &[&[u8]]) -> Result<DigestList, CliError> {
+        let mut reader = DigestListReader::default();
         for piece in pieces {
             reader.push(piece)?;
         }
-        reader.end("the list")
+        reader.finish("the list")
     }
 
     #[test]
@@ -255,34 +269,34 @@ mod tests {
             let names: Vec<&[u8]> = list.names().map(|(_, name)| name).collect();
             let expected = [&b" two blanks"[..], b"-rf", b"a\nb\\c\rd", b"dir/x", b"plain"];
             assert_eq!(names, expected, "{size}");
-            assert_eq!(list.digest(list.find(b"dir/x").unwrap()).to_string(), HEX);
+            assert_eq!(list.digest_at(list.position_of(b"dir/x").unwrap()).to_string(), HEX);
         }
         let raw = [HEX.as_bytes(), b"  \xff\xfe\n"].concat();
-        assert_eq!(read(&[&raw]).unwrap().find(b"\xff\xfe"), Some(0));
+        assert_eq!(read(&[&raw]).unwrap().position_of(b"\xff\xfe"), Some(0));
         let commented = format!("# why\n{HEX}  #a\n#\n");
-        assert_eq!(read(&[commented.as_bytes()]).unwrap().find(b"#a"), Some(0));
-        let mut reader = Reader::default();
+        assert_eq!(read(&[commented.as_bytes()]).unwrap().position_of(b"#a"), Some(0));
+        let mut reader = DigestListReader::default();
         reader.push(format!("{HEX}  a").as_bytes()).unwrap();
-        reader.push_list(format!("{HEX}  b\n").as_bytes()).unwrap();
-        assert_eq!(reader.end("both").unwrap().len(), 2);
+        reader.push_next_list(format!("{HEX}  b\n").as_bytes()).unwrap();
+        assert_eq!(reader.finish("both").unwrap().len(), 2);
         let escaped = format!("\\{HEX}  a\\xff\\xFE\n");
-        assert_eq!(read(&[escaped.as_bytes()]).unwrap().find(b"a\xff\xfe"), Some(0));
+        assert_eq!(read(&[escaped.as_bytes()]).unwrap().position_of(b"a\xff\xfe"), Some(0));
         for bad in ["\\x", "\\xf", "\\xg0"] {
             assert!(read(&[format!("\\{HEX}  a{bad}\n").as_bytes()]).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn the_later_of_two_lines_counts() {
+    fn the_later_of_two_lines_for_one_name_is_used() {
         let other = "0".repeat(64);
         let text = format!("{HEX}  a\n{HEX}  b\n{other}  a\n");
         let list = read(&[text.as_bytes()]).unwrap();
         assert_eq!(list.len(), 2);
-        assert_eq!(list.digest(list.find(b"a").unwrap()).to_string(), other);
+        assert_eq!(list.digest_at(list.position_of(b"a").unwrap()).to_string(), other);
     }
 
     #[test]
-    fn lines_that_are_none_are_all_told_with_their_numbers() {
+    fn all_malformed_lines_are_reported_with_their_numbers() {
         let text = format!(
             "{HEX}  ok\n{HEX} one\nshort\n{}  x\n{HEX}  /abs\n{HEX}  ../x\n\\{HEX}  a\\t\n{HEX}  .\n",
             "g".repeat(64)

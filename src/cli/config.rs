@@ -1,21 +1,21 @@
 //! `ctl config …`, and `--check` of the services.
 
 use super::Context;
-use super::args::{ConfigCommand, Output};
+use super::args::{ConfigCommand, OutputFormat};
+use super::console;
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::out;
 use crate::config::{CheckReport, Env, FileKind, Severity, check_file};
 
 /// Runs one of the commands.
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, Failure> {
+pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, CliError> {
     let ConfigCommand::Check { file, worker_id, strict } = command;
     let worker_id = worker_id.as_ref().map(|id| id.as_str());
     let found = check_file(&file, worker_id, &Env::from_process());
-    let exit = report(ctx, &found)?;
+    let exit = print_report(ctx, &found)?;
     let is_strict_failure = exit == Exit::Ok && strict && found.warning_count() > 0;
     Ok(if is_strict_failure { Exit::Error } else { exit })
 }
@@ -24,17 +24,19 @@ pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, Failure
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn report(ctx: &Context, report: &CheckReport) -> Result<Exit, Failure> {
+pub(super) fn print_report(ctx: &Context, report: &CheckReport) -> Result<Exit, CliError> {
     let text = match ctx.global.output {
-        Output::Json => document(report).to_string(),
-        Output::Table if ctx.global.quiet && report.is_usable() => String::new(),
-        Output::Table => report.to_string().lines().map(out::clean).collect::<Vec<_>>().join("\n"),
+        OutputFormat::Json => report_document(report).to_string(),
+        OutputFormat::Table if ctx.global.quiet && report.is_usable() => String::new(),
+        OutputFormat::Table => {
+            report.to_string().lines().map(console::sanitize).collect::<Vec<_>>().join("\n")
+        }
     };
-    out::data(text.as_bytes())?;
+    console::write_data(text.as_bytes())?;
     Ok(if report.is_usable() { Exit::Ok } else { Exit::Config })
 }
 
-fn document(report: &CheckReport) -> serde_json::Value {
+fn report_document(report: &CheckReport) -> serde_json::Value {
     let problems = report.problems.iter().map(|p| {
         serde_json::json!({
             "origin": p.origin,

@@ -46,10 +46,10 @@ pub enum Exit {
 }
 
 /// The code of [`Exit::TimedOut`] unless another is asked for: that of coreutils' `timeout`.
-pub const TIMED_OUT: u8 = 124;
+pub const DEFAULT_TIMEOUT_EXIT_CODE: u8 = 124;
 
 /// Every code with its meaning, for the help.
-pub const TABLE: &[(Exit, &str)] = &[
+pub const EXIT_CODES: &[(Exit, &str)] = &[
     (Exit::Ok, "accepted; with --wait: completed, everything there and checked"),
     (Exit::Error, "another error"),
     (Exit::Usage, "wrong usage, also of paths: a file as SRC with a directory as DST"),
@@ -65,7 +65,10 @@ pub const TABLE: &[(Exit, &str)] = &[
     (Exit::Vanished, "only source files that vanished or kept changing failed"),
     (Exit::DeleteStopped, "all was copied, a guard stopped the deletion (--max-delete and others)"),
     (Exit::Config, "a configuration that can't be used"),
-    (Exit::TimedOut(TIMED_OUT), "--timeout passed, the sync still runs (see --timeout-exit-code)"),
+    (
+        Exit::TimedOut(DEFAULT_TIMEOUT_EXIT_CODE),
+        "--timeout passed, the sync still runs (see --timeout-exit-code)",
+    ),
     (Exit::Interrupted, "SIGINT while waiting; the sync continues"),
     (Exit::Terminated, "SIGTERM while waiting; the sync continues"),
 ];
@@ -97,11 +100,11 @@ impl Exit {
 
     /// The worse of two. A sync that ended badly is worse than one of which the end is not known,
     /// and that worse than one that ended well.
-    pub fn worst(self, other: Exit) -> Exit {
-        if other.badness() > self.badness() { other } else { self }
+    pub fn worse(self, other: Exit) -> Exit {
+        if other.severity() > self.severity() { other } else { self }
     }
 
-    fn badness(self) -> u8 {
+    fn severity(self) -> u8 {
         match self {
             Exit::Ok => 0,
             Exit::NoTransfer => 1,
@@ -126,7 +129,7 @@ impl Exit {
 
     /// How a sync ended, `None` while it runs. Whatever the state says, a sync in which something failed
     /// is never [`Exit::Ok`].
-    pub fn of(sync: &SyncProgress) -> Option<Exit> {
+    pub fn of_sync(sync: &SyncProgress) -> Option<Exit> {
         let failures = sync.failure_count() > 0;
         match (sync.state, sync.outcome) {
             (SyncState::Queued | SyncState::Progress | SyncState::Paused, _) => None,
@@ -147,13 +150,13 @@ impl Exit {
             (SyncState::Failed, Some(SyncOutcome::CopyStopped)) => Some(Exit::CopyStopped),
             (SyncState::Failed, Some(SyncOutcome::Cancelled)) => Some(Exit::Cancelled),
             (SyncState::Failed, Some(SyncOutcome::Full) | None) => {
-                Some(root_error(sync).map_or(Exit::Failed, Exit::of_root))
+                Some(root_error(sync).map_or(Exit::Failed, Exit::of_root_error))
             }
         }
     }
 
     /// The exit code of a sync of which SRC or DST itself can't be used, because of `error`.
-    pub fn of_root(error: &FileError) -> Exit {
+    pub fn of_root_error(error: &FileError) -> Exit {
         match error.errno.as_deref() {
             _ if error.class == ErrorClass::InvalidRequest => Exit::Usage,
             Some("ENOENT") => Exit::NotFound,
@@ -173,9 +176,9 @@ pub fn root_error(sync: &SyncProgress) -> Option<&FileError> {
 }
 
 /// The table for `--help`.
-pub fn help() -> String {
+pub fn help_text() -> String {
     let mut text = String::from("Exit codes:\n");
-    for (exit, meaning) in TABLE {
+    for (exit, meaning) in EXIT_CODES {
         text.push_str(&format!("  {:>3}  {meaning}\n", exit.code()));
     }
     text
@@ -183,11 +186,11 @@ pub fn help() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::fixtures;
     use super::*;
 
     #[test]
-    fn every_final_document_has_its_code() {
+    fn each_final_state_and_outcome_has_its_exit_code() {
         use SyncOutcome::{Full, Partial, VanishedOnly};
         use SyncState::*;
         let table = [
@@ -208,9 +211,9 @@ mod tests {
             (Cancelled, None, 5, Some(20)),
         ];
         for (state, outcome, files_failed, code) in table {
-            let sync = SyncProgress { state, outcome, files_failed, ..sample::sync("x") };
+            let sync = SyncProgress { state, outcome, files_failed, ..fixtures::sync("x") };
             assert_eq!(
-                Exit::of(&sync).map(Exit::code),
+                Exit::of_sync(&sync).map(Exit::code),
                 code,
                 "{state:?} {outcome:?} {files_failed}"
             );
@@ -220,11 +223,11 @@ mod tests {
             state: Completed,
             outcome: Some(Full),
             unverified: 1,
-            ..sample::sync("x")
+            ..fixtures::sync("x")
         };
-        assert_eq!(Exit::of(&bare), Some(Exit::Partial));
+        assert_eq!(Exit::of_sync(&bare), Some(Exit::Partial));
         let mut unfit =
-            SyncProgress { state: Failed, files_total: 0, dirs_total: 0, ..sample::sync("x") };
+            SyncProgress { state: Failed, files_total: 0, dirs_total: 0, ..fixtures::sync("x") };
         for (path, operation, errno, exit) in [
             ("", "list source", None, Exit::Failed),
             ("", "read source", Some("ENOENT"), Exit::NotFound),
@@ -235,29 +238,29 @@ mod tests {
             ("", "read source", Some("ELOOP"), Exit::Usage),
             ("a", "open source", Some("EACCES"), Exit::Failed),
         ] {
-            unfit.errors = vec![sample::error(path, operation, errno, "no")];
-            assert_eq!(Exit::of(&unfit), Some(exit), "{operation} {errno:?}");
+            unfit.errors = vec![fixtures::error(path, operation, errno, "no")];
+            assert_eq!(Exit::of_sync(&unfit), Some(exit), "{operation} {errno:?}");
         }
-        unfit.errors = vec![sample::error("", "use destination", None, "it is a directory")];
+        unfit.errors = vec![fixtures::error("", "use destination", None, "it is a directory")];
         unfit.errors[0].class = ErrorClass::InvalidRequest;
-        assert_eq!(Exit::of(&unfit), Some(Exit::Usage));
+        assert_eq!(Exit::of_sync(&unfit), Some(Exit::Usage));
         unfit.files_total = 1;
-        assert_eq!(Exit::of(&unfit), Some(Exit::Failed), "the root could be listed");
-        let dirs = SyncProgress { state: Completed, dirs_failed: 1, ..sample::sync("x") };
-        assert_eq!(Exit::of(&dirs), Some(Exit::Partial));
+        assert_eq!(Exit::of_sync(&unfit), Some(Exit::Failed), "the root could be listed");
+        let dirs = SyncProgress { state: Completed, dirs_failed: 1, ..fixtures::sync("x") };
+        assert_eq!(Exit::of_sync(&dirs), Some(Exit::Partial));
     }
 
     #[test]
-    fn no_two_codes_are_equally_bad() {
+    fn no_two_codes_have_the_same_severity() {
         // Else the code of several syncs would depend on their order.
-        let mut badness: Vec<u8> = TABLE.iter().map(|(exit, _)| exit.badness()).collect();
+        let mut badness: Vec<u8> = EXIT_CODES.iter().map(|(exit, _)| exit.severity()).collect();
         badness.sort_unstable();
         badness.dedup();
-        assert_eq!(badness.len(), TABLE.len());
+        assert_eq!(badness.len(), EXIT_CODES.len());
     }
 
     #[test]
-    fn the_worst_of_several_counts_whatever_their_order() {
+    fn the_worst_code_is_used_in_any_order() {
         for (a, b, worse) in [
             (Exit::Ok, Exit::Partial, Exit::Partial),
             (Exit::Failed, Exit::Partial, Exit::Failed),
@@ -267,14 +270,14 @@ mod tests {
             (Exit::Ok, Exit::NoTransfer, Exit::NoTransfer),
             (Exit::TimedOut(9), Exit::Ok, Exit::TimedOut(9)),
         ] {
-            assert_eq!((a.worst(b), b.worst(a)), (worse, worse));
+            assert_eq!((a.worse(b), b.worse(a)), (worse, worse));
         }
     }
 
     #[test]
     fn the_help_lists_each_code_once() {
-        let codes: Vec<u8> = TABLE.iter().map(|(exit, _)| exit.code()).collect();
+        let codes: Vec<u8> = EXIT_CODES.iter().map(|(exit, _)| exit.code()).collect();
         assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 23, 24, 25, 78, 124, 130, 143]);
-        assert!(help().contains("\n   23  some files failed"));
+        assert!(help_text().contains("\n   23  some files failed"));
     }
 }

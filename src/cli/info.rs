@@ -1,10 +1,10 @@
 //! `ctl version`, `ctl completion`, and the last line of a failure for programs.
 
 use super::Context;
-use super::args::{Cli, Output, Shell};
+use super::args::{Cli, OutputFormat, Shell};
+use super::console;
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::out;
 use clap::CommandFactory;
 use clap_complete::{Shell as Target, generate};
 
@@ -15,13 +15,15 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn version(ctx: &Context) -> Result<Exit, Failure> {
+pub(super) fn print_version(ctx: &Context) -> Result<Exit, CliError> {
     let text = match ctx.global.output {
-        Output::Json => serde_json::json!({ "name": "longhaul", "version": VERSION }).to_string(),
-        Output::Table if ctx.global.quiet => VERSION.to_owned(),
-        Output::Table => format!("ctl {VERSION} (longhaul)"),
+        OutputFormat::Json => {
+            serde_json::json!({ "name": "longhaul", "version": VERSION }).to_string()
+        }
+        OutputFormat::Table if ctx.global.quiet => VERSION.to_owned(),
+        OutputFormat::Table => format!("ctl {VERSION} (longhaul)"),
     };
-    out::data(text.as_bytes())?;
+    console::write_data(text.as_bytes())?;
     Ok(Exit::Ok)
 }
 
@@ -29,7 +31,7 @@ pub(super) fn version(ctx: &Context) -> Result<Exit, Failure> {
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn completion(shell: Shell) -> Result<Exit, Failure> {
+pub(super) fn print_completion(shell: Shell) -> Result<Exit, CliError> {
     let target = match shell {
         Shell::Bash => Target::Bash,
         Shell::Zsh => Target::Zsh,
@@ -37,12 +39,12 @@ pub(super) fn completion(shell: Shell) -> Result<Exit, Failure> {
     };
     let mut script = Vec::new();
     generate(target, &mut Cli::command(), "ctl", &mut script);
-    out::data(&script)?;
+    console::write_data(&script)?;
     Ok(Exit::Ok)
 }
 
 /// With `-o json` the last line on standard error: the failure as a document.
-pub(super) fn exit_error(failure: &Failure) -> String {
+pub(super) fn exit_error_document(failure: &CliError) -> String {
     serde_json::json!({
         "message_type": "exit_error",
         "code": failure.exit.code(),

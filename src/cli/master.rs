@@ -1,10 +1,10 @@
 //! `ctl master` and `ctl master status`.
 
-use super::args::{MasterArgs, MasterCommand, Output};
+use super::args::{MasterArgs, MasterCommand, OutputFormat};
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::layout::width;
-use super::{Context, config, out, service, table};
+use super::table_layout::terminal_width;
+use super::{Context, config, console, service, tables};
 use crate::client::{ClientError, Reply};
 use crate::config::{Env, Loaded, MasterConfig, StoreConfig, load_master};
 use crate::master;
@@ -18,73 +18,76 @@ use tokio::sync::watch;
 ///
 /// # Errors
 /// A configuration that can't be used (78), or what ended the master.
-pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, CliError> {
     if let Some(MasterCommand::Status) = args.command {
-        return status(ctx).await;
+        return show_status(ctx).await;
     }
-    let hangups = service::catch_hangups()?;
+    let hangups = service::catch_sighup()?;
     let env = Env::from_process();
     if args.check
         && let Some(file) = &args.config
     {
-        return config::report(ctx, &crate::config::check_file(file, None, &env));
+        return config::print_report(ctx, &crate::config::check_file(file, None, &env));
     }
     let loaded = load_master(args.config.as_deref(), &env)?;
     if args.check {
         return Ok(Exit::Ok);
     }
-    let config = overlay(loaded.config, &args);
+    let config = apply_overrides(loaded.config, &args);
     let verbose = ctx.global.verbose;
-    service::prepare(&config.log, &args.log, verbose, &loaded.warnings)?;
-    let shutdown = service::stop_on_signals();
+    service::init_process(&config.log, &args.log, verbose, &loaded.warnings)?;
+    let shutdown = service::cancel_on_signals();
     let (tell, config) = watch::channel(config);
     let load = || {
         let Some(file) = &args.config else {
-            return Err(Failure::new("this master was started without --config FILE"));
+            return Err(CliError::new("this master was started without --config FILE"));
         };
         let Loaded { config, warnings } = load_master(Some(file), &env)?;
-        Ok(Loaded { config: overlay(config, &args), warnings })
+        Ok(Loaded { config: apply_overrides(config, &args), warnings })
     };
     tokio::select! {
-        ended = master::run(config, shutdown) => ended.map_err(|e| service::failed(&e))?,
-        never = service::reload_on_hangup(hangups, (&args.log, verbose), load, tell) => match never {},
+        ended = master::run(config, shutdown) => ended.map_err(|e| service::service_error(&e))?,
+        never = service::reload_on_sighup(hangups, (&args.log, verbose), load, tell) => match never {},
     }
     repeated_warnings::log_all_counts();
     Ok(Exit::Ok)
 }
 
 /// What one master says of itself.
-pub(super) type Told = (String, Result<Reply<Readiness>, ClientError>);
+pub(super) type MasterStatus = (String, Result<Reply<Readiness>, ClientError>);
 
 /// Shows all masters.
-async fn status(ctx: &Context) -> Result<Exit, Failure> {
-    let masters = ctx.client()?.each_readiness().await;
+async fn show_status(ctx: &Context) -> Result<Exit, CliError> {
+    let masters = ctx.new_client()?.fetch_each_readiness().await;
     match ctx.global.output {
-        Output::Json => {
-            let list: Vec<Value> = masters.iter().map(document).collect();
-            out::data(Value::from(list).to_string().as_bytes())?;
+        OutputFormat::Json => {
+            let list: Vec<Value> = masters.iter().map(status_document).collect();
+            console::write_data(Value::from(list).to_string().as_bytes())?;
         }
-        Output::Table if ctx.global.quiet => {
-            let names = masters.iter().filter(|m| leads(m)).map(|(url, _)| format!("{url}\n"));
-            out::data(names.collect::<String>().as_bytes())?;
+        OutputFormat::Table if ctx.global.quiet => {
+            let names =
+                masters.iter().filter(|m| is_ready_leader(m)).map(|(url, _)| format!("{url}\n"));
+            console::write_data(names.collect::<String>().as_bytes())?;
         }
-        Output::Table => out::data(table::masters(&masters, width(), Timestamp::now()).as_bytes())?,
+        OutputFormat::Table => console::write_data(
+            tables::master_table(&masters, terminal_width(), Timestamp::now()).as_bytes(),
+        )?,
     }
-    if masters.iter().any(leads) {
+    if masters.iter().any(is_ready_leader) {
         return Ok(Exit::Ok);
     }
-    Err(Failure::new("none of these masters leads")
-        .hinted("name all of them: --master-url A,B,C; their logs have the reason")
-        .exits(Exit::Unreachable))
+    Err(CliError::new("none of these masters leads")
+        .with_hint("name all of them: --master-url A,B,C; their logs have the reason")
+        .with_exit(Exit::Unreachable))
 }
 
 /// Whether a master leads and can decide.
-fn leads((_, told): &Told) -> bool {
+fn is_ready_leader((_, told): &MasterStatus) -> bool {
     told.as_ref().is_ok_and(|t| t.role == MasterRole::Leader && t.status == ReadinessStatus::Ready)
 }
 
 /// What a master says, with where it was asked.
-fn document((url, told): &Told) -> Value {
+fn status_document((url, told): &MasterStatus) -> Value {
     match told {
         Ok(told) => {
             let mut all = json!({"url": url, "reachable": true});
@@ -99,7 +102,7 @@ fn document((url, told): &Told) -> Value {
 }
 
 /// What the command line says goes before the file.
-fn overlay(mut config: MasterConfig, args: &MasterArgs) -> MasterConfig {
+fn apply_overrides(mut config: MasterConfig, args: &MasterArgs) -> MasterConfig {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
@@ -125,13 +128,13 @@ mod tests {
     use clap::Parser;
 
     #[test]
-    fn the_command_line_goes_before_the_file() {
+    fn the_command_line_overrides_the_file() {
         let of = |line: &str| {
             let Command::Master(args) = Cli::try_parse_from(line.split(' ')).unwrap().command
             else {
                 panic!("{line}");
             };
-            overlay(load_master(None, &Env::empty()).unwrap().config, &args)
+            apply_overrides(load_master(None, &Env::empty()).unwrap().config, &args)
         };
         assert_eq!(of("ctl master").listen.to_string(), "127.0.0.1:8888");
         assert_eq!(of("ctl master --listen [::1]:5").listen.to_string(), "[::1]:5");

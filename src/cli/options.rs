@@ -2,12 +2,12 @@
 //! that becomes the [`SyncOptions`] of the request. What contradicts itself is refused here, before
 //! anything is submitted.
 
-mod rules;
-mod spell;
+mod filter_rules;
+mod to_cli_args;
 
-pub(super) use spell::again;
+pub(super) use to_cli_args::to_cli_args;
 
-use super::failure::Failure;
+use super::error::CliError;
 use crate::fs::Filter;
 use crate::util::units;
 use crate::wire::options::{
@@ -18,15 +18,15 @@ use crate::wire::path::escape_bytes;
 use crate::wire::{AbsPath, RelPath};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use filter_rules::FilterRuleArgs;
 use jiff::Timestamp;
-use rules::Rules;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// What the help says below the options.
-pub(super) const AFTER_HELP: &str = "\
+pub(super) const FILTER_HELP: &str = "\
 Filters: patterns are those of gitignore, and the last one that matches decides:
   --exclude '*.o' --include keep.o     all but object files, and keep.o
   --exclude /tmp/                      the directory tmp at the top of SRC, with all in it
@@ -36,37 +36,37 @@ Filters: patterns are those of gitignore, and the last one that matches decides:
 
 /// All of them.
 #[derive(Debug, Clone, Args)]
-pub(super) struct OptionArgs {
+pub(super) struct SyncOptionArgs {
     #[command(flatten)]
-    keep: KeepArgs,
+    preserve: PreserveArgs,
     #[command(flatten)]
     compare: CompareArgs,
     #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
-    pub(super) plan: PlanArgs,
+    pub(super) record: RecordArgs,
     #[command(flatten)]
     mirror: MirrorArgs,
     #[command(flatten)]
-    pub(super) check: CheckArgs,
+    pub(super) verification: VerificationArgs,
 }
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "What is kept")]
-struct KeepArgs {
+struct PreserveArgs {
     /// Keep only these of each entry: mode, owner, group, times, xattrs, acls, hardlinks, sparse,
     /// specials, devices; `no-` and one of them takes it away [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     preserve: Vec<String>,
     /// Give everything this owner, this group or both, by number: UID, UID:GID or :GID
-    #[arg(long, value_name = "UID[:GID]", value_parser = chown)]
+    #[arg(long, value_name = "UID[:GID]", value_parser = parse_chown)]
     chown: Option<Chown>,
     /// Keep neither owner nor group: files get those of the agent's user (--preserve no-owner,no-group)
     #[arg(long)]
     no_owner: bool,
     /// Symbolic links: `copy` copies what they lead to, where that lies below the agent's storage path
     /// (with `ctl copy`: below SRC), `skip` leaves them out
-    #[arg(long, value_name = "HOW", default_value = "keep", value_parser = words(LINKS))]
+    #[arg(long, value_name = "HOW", default_value = "keep", value_parser = choice_parser(LINK_CHOICES))]
     links: Links,
     /// Make long runs of zeros holes at the destination
     #[arg(long)]
@@ -95,7 +95,7 @@ struct CompareArgs {
     #[arg(long)]
     existing: bool,
     /// Times that differ by no more than this are equal, e.g. 2s or 500ms
-    #[arg(long, value_name = "DURATION", value_parser = window)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_modify_window)]
     modify_window: Option<Duration>,
     /// Send changed files whole, without comparing them with what the destination has
     #[arg(short = 'W', long)]
@@ -109,7 +109,7 @@ struct CompareArgs {
 #[command(next_help_heading = "What is left out")]
 struct FilterArgs {
     #[command(flatten)]
-    rules: Rules,
+    rules: FilterRuleArgs,
     /// Leave out files below this size, e.g. 1MiB
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     min_size: Option<u64>,
@@ -117,11 +117,11 @@ struct FilterArgs {
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     max_size: Option<u64>,
     /// Only files modified after this: 2d (ago), 2026-01-31 (local midnight) or RFC 3339
-    #[arg(long, value_name = "WHEN", value_parser = when)]
-    newer_than: Option<When>,
+    #[arg(long, value_name = "WHEN", value_parser = parse_time_bound)]
+    newer_than: Option<TimeBound>,
     /// Only files modified before this
-    #[arg(long, value_name = "WHEN", value_parser = when)]
-    older_than: Option<When>,
+    #[arg(long, value_name = "WHEN", value_parser = parse_time_bound)]
+    older_than: Option<TimeBound>,
     /// Copy directories that --files-from names with all that is in them
     #[arg(long, requires = "files_from")]
     recursive: bool,
@@ -129,7 +129,7 @@ struct FilterArgs {
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Dry run and records")]
-pub(super) struct PlanArgs {
+pub(super) struct RecordArgs {
     /// Compare, and print what would be done; change nothing
     #[arg(short = 'n', long)]
     pub(super) dry_run: bool,
@@ -137,7 +137,7 @@ pub(super) struct PlanArgs {
     /// deleted, or that failed
     #[arg(short, long)]
     pub(super) itemize: bool,
-    /// Keep what becomes of each path, for `ctl sync files ID`
+    /// Keep what becomes of each path, for `ctl sync files SYNC_ID`
     #[arg(long)]
     pub(super) record: bool,
 }
@@ -172,12 +172,12 @@ struct MirrorArgs {
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Verification")]
-pub(super) struct CheckArgs {
+pub(super) struct VerificationArgs {
     /// `readback` reads all of it again from the destination's disks and repairs what is wrong; `none`
     /// trusts the network
-    #[arg(long, value_name = "HOW", default_value = "transfer", value_parser = words(VERIFY))]
+    #[arg(long, value_name = "HOW", default_value = "transfer", value_parser = choice_parser(VERIFY_CHOICES))]
     verify: Verify,
-    /// Keep the BLAKE3 digest of each file, for `ctl sync manifest ID` and `ctl sync verify ID`
+    /// Keep the BLAKE3 digest of each file, for `ctl sync manifest SYNC_ID` and `ctl sync verify SYNC_ID`
     #[arg(long, conflicts_with = "dry_run")]
     digests: bool,
     /// The same, and at the end write them to PATH on this machine, for `b3sum --check`
@@ -185,11 +185,11 @@ pub(super) struct CheckArgs {
     pub(super) manifest: Option<PathBuf>,
 }
 
-const LINKS: &[(&str, Links)] =
+const LINK_CHOICES: &[(&str, Links)] =
     &[("keep", Links::Keep), ("copy", Links::Copy), ("skip", Links::Skip)];
-const VERIFY: &[(&str, Verify)] =
+const VERIFY_CHOICES: &[(&str, Verify)] =
     &[("transfer", Verify::Transfer), ("readback", Verify::Readback), ("none", Verify::None)];
-const STATES: &[(&str, FileState)] = &[
+const FILE_STATES: &[(&str, FileState)] = &[
     ("done", FileState::Done),
     ("skipped", FileState::Skipped),
     ("failed", FileState::Failed),
@@ -197,17 +197,17 @@ const STATES: &[(&str, FileState)] = &[
 ];
 
 /// Reads how a file ended.
-pub(super) fn file_state() -> impl TypedValueParser<Value = FileState> {
-    words(STATES)
+pub(super) fn file_state_parser() -> impl TypedValueParser<Value = FileState> {
+    choice_parser(FILE_STATES)
 }
 
 /// The word for how a file ended.
-pub(super) fn state_word(state: FileState) -> &'static str {
-    STATES.iter().find(|(_, known)| *known == state).map_or("-", |(word, _)| *word)
+pub(super) fn file_state_name(state: FileState) -> &'static str {
+    FILE_STATES.iter().find(|(_, known)| *known == state).map_or("-", |(word, _)| *word)
 }
 
 /// Reads one of the words of `table`.
-fn words<T: Copy + Send + Sync + 'static>(
+fn choice_parser<T: Copy + Send + Sync + 'static>(
     table: &'static [(&'static str, T)],
 ) -> impl TypedValueParser<Value = T> {
     PossibleValuesParser::new(table.iter().map(|(word, _)| *word)).try_map(move |given| {
@@ -217,7 +217,7 @@ fn words<T: Copy + Send + Sync + 'static>(
 }
 
 /// By how much times may differ.
-fn window(text: &str) -> Result<Duration, String> {
+fn parse_modify_window(text: &str) -> Result<Duration, String> {
     let window = units::parse_duration(text)?;
     if window <= MAX_MTIME_TOLERANCE {
         return Ok(window);
@@ -227,7 +227,7 @@ fn window(text: &str) -> Result<Duration, String> {
 }
 
 /// `UID`, `UID:GID` or `:GID`.
-fn chown(text: &str) -> Result<Chown, String> {
+fn parse_chown(text: &str) -> Result<Chown, String> {
     let number = |part: &str| {
         // The kernel takes the highest number as "leave it as it is".
         let id = part.parse().ok().filter(|id| *id != u32::MAX);
@@ -247,33 +247,33 @@ fn chown(text: &str) -> Result<Chown, String> {
 
 /// A point in time, or how long ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum When {
+enum TimeBound {
     Ago(Duration),
     At(Timestamp),
 }
 
-impl When {
+impl TimeBound {
     /// Seconds since 1970.
-    fn seconds(self, now: Timestamp) -> i64 {
+    fn to_unix_seconds(self, now: Timestamp) -> i64 {
         match self {
-            When::Ago(ago) => {
+            TimeBound::Ago(ago) => {
                 let ago = i64::try_from(ago.as_secs()).unwrap_or(i64::MAX);
                 now.as_second().saturating_sub(ago)
             }
-            When::At(at) => at.as_second(),
+            TimeBound::At(at) => at.as_second(),
         }
     }
 }
 
-fn when(text: &str) -> Result<When, String> {
+fn parse_time_bound(text: &str) -> Result<TimeBound, String> {
     if let Ok(at) = text.parse::<Timestamp>() {
-        return Ok(When::At(at));
+        return Ok(TimeBound::At(at));
     }
     if let Ok(day) = text.parse::<jiff::civil::Date>() {
         let midnight = day.to_zoned(jiff::tz::TimeZone::system());
-        return midnight.map(|at| When::At(at.timestamp())).map_err(|e| e.to_string());
+        return midnight.map(|at| TimeBound::At(at.timestamp())).map_err(|e| e.to_string());
     }
-    units::parse_duration(text).map(When::Ago).map_err(|_| {
+    units::parse_duration(text).map(TimeBound::Ago).map_err(|_| {
         format!(
             "`{}` is not a time; write for example 2d (ago), 2026-01-31 or 2026-01-31T12:00:00Z",
             escape_bytes(text.as_bytes())
@@ -281,31 +281,31 @@ fn when(text: &str) -> Result<When, String> {
     })
 }
 
-impl OptionArgs {
-    /// What was chosen. `destinations` is DST and other names that it has; `names_stdin` tells that
+impl SyncOptionArgs {
+    /// What was chosen. `destinations` is DST and other names that it has; `is_file_list_stdin` tells that
     /// the list of names is on standard input.
     ///
     /// # Errors
     /// Options that contradict each other, a file of rules that can't be read.
-    pub(super) fn options(
+    pub(super) fn to_sync_options(
         &self,
         destinations: &[AbsPath],
         names_stdin: bool,
         now: Timestamp,
-    ) -> Result<SyncOptions, Failure> {
-        let (compare, plan, check) = (&self.compare, &self.plan, &self.check);
+    ) -> Result<SyncOptions, CliError> {
+        let (compare, plan, check) = (&self.compare, &self.record, &self.verification);
         let mut options = SyncOptions {
-            preserve: self.keep.preserve()?,
-            chown: self.keep.chown.unwrap_or_default(),
-            links: self.keep.links,
-            punch_zeros: self.keep.punch_zeros,
-            strict_metadata: self.keep.strict_metadata,
+            preserve: self.preserve.to_preserve()?,
+            chown: self.preserve.chown.unwrap_or_default(),
+            links: self.preserve.links,
+            punch_zeros: self.preserve.punch_zeros,
+            strict_metadata: self.preserve.strict_metadata,
             compare: match (compare.size_only, compare.checksum) {
                 (true, _) => Compare::Size,
                 (_, true) => Compare::Checksum,
                 _ => Compare::SizeTime,
             },
-            mtime_tolerance_ns: nanoseconds(compare.modify_window.unwrap_or_default()),
+            mtime_tolerance_ns: to_nanoseconds(compare.modify_window.unwrap_or_default()),
             update: compare.update,
             ignore_existing: compare.ignore_existing,
             existing: compare.existing,
@@ -316,16 +316,16 @@ impl OptionArgs {
             record: plan.record || plan.itemize,
             manifest: check.digests || check.manifest.is_some(),
             verify: check.verify,
-            delete: self.mirror.delete(destinations)?,
+            delete: self.mirror.to_delete_options(destinations)?,
             ..SyncOptions::default()
         };
         let filter = &mut options.filter;
-        filter.rules = self.filter.rules.read(names_stdin)?;
+        filter.rules = self.filter.rules.read_rules(names_stdin)?;
         filter.min_size = self.filter.min_size;
         filter.max_size = self.filter.max_size;
-        filter.newer_than = self.filter.newer_than.map(|when| when.seconds(now));
-        filter.older_than = self.filter.older_than.map(|when| when.seconds(now));
-        consistent(&options)?;
+        filter.newer_than = self.filter.newer_than.map(|when| when.to_unix_seconds(now));
+        filter.older_than = self.filter.older_than.map(|when| when.to_unix_seconds(now));
+        check_consistency(&options)?;
         Ok(options)
     }
 
@@ -334,14 +334,14 @@ impl OptionArgs {
     ///
     /// # Errors
     /// Other options, which stand in the file.
-    pub(super) fn onto(&self, told: SyncOptions) -> Result<SyncOptions, Failure> {
-        let ours = self.options(&[], false, Timestamp::UNIX_EPOCH)?;
+    pub(super) fn merge_into_request(&self, told: SyncOptions) -> Result<SyncOptions, CliError> {
+        let ours = self.to_sync_options(&[], false, Timestamp::UNIX_EPOCH)?;
         let (dry_run, record, manifest) = (ours.dry_run, ours.record, ours.manifest);
         if !(SyncOptions { dry_run: false, record: false, manifest: false, ..ours }).is_default() {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "with --file the options stand in the request, under `options`",
             )
-            .hinted(
+            .with_hint(
                 "only -n, -i, --record, --digests and --manifest may be added on the command line",
             ));
         }
@@ -351,26 +351,29 @@ impl OptionArgs {
             manifest: told.manifest || manifest,
             ..told
         };
-        consistent(&options)?;
+        check_consistency(&options)?;
         Ok(options)
     }
 }
 
-impl KeepArgs {
-    fn preserve(&self) -> Result<Preserve, Failure> {
+impl PreserveArgs {
+    fn to_preserve(&self) -> Result<Preserve, CliError> {
         let given = self.preserve.iter().map(|word| word.trim());
         let less = ["no-owner", "no-group"].into_iter().filter(|_| self.no_owner);
-        Preserve::parse_names(given.chain(less)).map_err(Failure::usage)
+        Preserve::parse_names(given.chain(less)).map_err(CliError::usage)
     }
 }
 
 impl MirrorArgs {
-    fn delete(&self, destinations: &[AbsPath]) -> Result<Option<DeleteOptions>, Failure> {
+    fn to_delete_options(
+        &self,
+        destinations: &[AbsPath],
+    ) -> Result<Option<DeleteOptions>, CliError> {
         if !self.delete {
             return Ok(None);
         }
         let trash = match &self.trash {
-            Some(dir) => Some(below(dir.as_bytes(), destinations)?),
+            Some(dir) => Some(parse_trash(dir.as_bytes(), destinations)?),
             None => None,
         };
         Ok(Some(DeleteOptions {
@@ -385,10 +388,10 @@ impl MirrorArgs {
 }
 
 /// The trash as seen from the destination root.
-fn below(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath, Failure> {
+fn parse_trash(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath, CliError> {
     let wrong = |why: &str| {
-        Failure::usage(format!("--trash `{}` {why}", escape_bytes(given)))
-            .hinted("name a directory below DST, e.g. --trash .trash")
+        CliError::usage(format!("--trash `{}` {why}", escape_bytes(given)))
+            .with_hint("name a directory below DST, e.g. --trash .trash")
     };
     let dir = match given.first() {
         Some(b'/') => {
@@ -402,9 +405,9 @@ fn below(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath, Failure> {
 }
 
 /// Refuses what can't be meant.
-fn consistent(options: &SyncOptions) -> Result<(), Failure> {
+fn check_consistency(options: &SyncOptions) -> Result<(), CliError> {
     let SyncOptions { preserve, chown, filter, .. } = options;
-    let wrong = |text: &str| Err(Failure::usage(text));
+    let wrong = |text: &str| Err(CliError::usage(text));
     if chown.uid.is_some() && !preserve.contains(Attribute::Owner) {
         return wrong("--chown sets the owner, which --no-owner or --preserve leaves alone");
     }
@@ -426,12 +429,12 @@ fn consistent(options: &SyncOptions) -> Result<(), Failure> {
         return wrong("--newer-than is not before --older-than: every file would be left out");
     }
     if let Err(e) = Filter::new(filter) {
-        return Err(Failure::usage(e.to_string()).hinted("docs/filters.md has examples"));
+        return Err(CliError::usage(e.to_string()).with_hint("docs/filters.md has examples"));
     }
     Ok(())
 }
 
-fn nanoseconds(d: Duration) -> u64 {
+fn to_nanoseconds(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -2,14 +2,14 @@
 //! the digest of each file (`ctl sync manifest`, `--manifest`). Both may be long: they are passed on as
 //! they come.
 
-use super::args::{FilesArgs, Output};
-use super::b3sum::{Digests, Lines, Reader};
+use super::args::{FilesArgs, OutputFormat};
+use super::b3sum::{DigestList, DigestListReader, LineSplitter};
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::options::{OptionArgs, state_word};
-use super::sync::{full_id, on_named};
-use super::wait::{Ended, Waited};
-use super::{Context, out};
+use super::options::{SyncOptionArgs, file_state_name};
+use super::sync::{resolve_id, with_resolved_id};
+use super::wait::{WaitOutcome, WaitedSync};
+use super::{Context, console};
 use crate::client::{ClientError, Download, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
@@ -24,35 +24,36 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// The sync is not there or has no records; the master can't be asked.
-pub(super) async fn files(ctx: &Context, args: FilesArgs) -> Result<Exit, Failure> {
-    let client = ctx.client()?;
-    let ask = async |id: &RequestId| client.files(id, &args.state).await;
-    let mut body = on_named(&client, &args.id, ask).await.map_err(refused)?;
-    if ctx.global.output == Output::Json && !args.print0 {
-        pass_on(&mut body).await?;
-        return note_unlisted(ctx, &client, &args).await;
+pub(super) async fn print_files(ctx: &Context, args: FilesArgs) -> Result<Exit, CliError> {
+    let client = ctx.new_client()?;
+    let ask = async |id: &RequestId| client.download_files(id, &args.state).await;
+    let mut body = with_resolved_id(&client, &args.id, ask).await.map_err(to_cli_error)?;
+    if ctx.global.output == OutputFormat::Json && !args.print0 {
+        stream_to_stdout(&mut body).await?;
+        return note_unlisted_failures(ctx, &client, &args).await;
     }
     if !args.print0 && !ctx.global.quiet {
-        out::data(b"STATE    ACTION             BYTES  PATH\n")?;
+        console::write_data(b"STATE    ACTION             BYTES  PATH\n")?;
     }
-    let form = if args.print0 { name } else { row };
-    each_record(&mut body, form).await?;
-    note_unlisted(ctx, &client, &args).await
+    let form = if args.print0 { write_name } else { write_row };
+    print_records(&mut body, form).await?;
+    note_unlisted_failures(ctx, &client, &args).await
 }
 
 /// Reports failures that the list leaves out.
-async fn note_unlisted(
+async fn note_unlisted_failures(
     ctx: &Context,
     client: &MasterClient,
     args: &FilesArgs,
-) -> Result<Exit, Failure> {
+) -> Result<Exit, CliError> {
     if !args.state.is_empty() && !args.state.contains(&FileState::Failed) {
         return Ok(Exit::Ok);
     }
-    let sync = on_named(client, &args.id, async |id: &RequestId| client.progress(id).await).await?;
+    let sync = with_resolved_id(client, &args.id, async |id: &RequestId| client.get_sync(id).await)
+        .await?;
     if sync.failures_unlisted > 0 {
-        let (all, ctl, id) = (sync.failure_count(), &ctx.ctl, &sync.request_id);
-        out::note(&format!(
+        let (all, ctl, id) = (sync.failure_count(), &ctx.ctl_command, &sync.request_id);
+        console::print_note(&format!(
             "note: {} of {} {} not listed by name; to retry all of it: {ctl} sync retry {id}",
             units::format_count(sync.failures_unlisted),
             units::pluralize(all, "failure", "failures"),
@@ -66,15 +67,21 @@ async fn note_unlisted(
 ///
 /// # Errors
 /// The sync is not there or has no digests; the master can't be asked.
-pub(super) async fn manifest(ctx: &Context, id: RequestId, others: bool) -> Result<Exit, Failure> {
-    let client = ctx.client()?;
-    let id = full_id(&client, &id).await?;
-    let exit = pass_on(&mut client.digests(&id, others).await.map_err(refused)?).await?;
+pub(super) async fn print_manifest(
+    ctx: &Context,
+    id: RequestId,
+    others: bool,
+) -> Result<Exit, CliError> {
+    let client = ctx.new_client()?;
+    let id = resolve_id(&client, &id).await?;
+    let exit =
+        stream_to_stdout(&mut client.download_manifest(&id, others).await.map_err(to_cli_error)?)
+            .await?;
     if !others && !ctx.global.quiet {
-        let mut rest = client.digests(&id, true).await.map_err(refused)?;
-        if rest.next().await?.is_some() {
-            let ctl = &ctx.ctl;
-            out::note(&format!(
+        let mut rest = client.download_manifest(&id, true).await.map_err(to_cli_error)?;
+        if rest.next_chunk().await?.is_some() {
+            let ctl = &ctx.ctl_command;
+            console::print_note(&format!(
                 "b3sum refuses the names of other files, which are not listed here: {ctl} sync manifest {id} --others"
             ));
         }
@@ -83,53 +90,56 @@ pub(super) async fn manifest(ctx: &Context, id: RequestId, others: bool) -> Resu
 }
 
 /// Where the files of a manifest are listed whose names `b3sum` refuses.
-pub(super) fn others_of(manifest: &Path) -> PathBuf {
+pub(super) fn others_path(manifest: &Path) -> PathBuf {
     let mut path = manifest.as_os_str().to_owned();
     path.push(".others");
     path.into()
 }
 
 /// What is not recorded, or not yet, is no conflict about an id.
-fn refused(e: ClientError) -> Failure {
-    let failure = Failure::from(e);
-    if failure.exit == Exit::Conflict { failure.exits(Exit::Error) } else { failure }
+fn to_cli_error(e: ClientError) -> CliError {
+    let failure = CliError::from(e);
+    if failure.exit == Exit::Conflict { failure.with_exit(Exit::Error) } else { failure }
 }
 
 /// The digests of a sync's files.
 ///
 /// # Errors
 /// As [`full_manifest`]; a list that can't be read.
-pub(super) async fn digests(ctx: &Context, id: &RequestId) -> Result<Digests, Failure> {
-    let client = ctx.client()?;
-    let mut reader = Reader::default();
+pub(super) async fn fetch_digests(ctx: &Context, id: &RequestId) -> Result<DigestList, CliError> {
+    let client = ctx.new_client()?;
+    let mut reader = DigestListReader::default();
     for others in [false, true] {
-        let mut body = client.digests(id, others).await.map_err(refused)?;
-        while let Some(piece) = body.next().await? {
+        let mut body = client.download_manifest(id, others).await.map_err(to_cli_error)?;
+        while let Some(piece) = body.next_chunk().await? {
             reader.push(&piece)?;
         }
     }
-    reader.end("the master's list")
+    reader.finish("the master's list")
 }
 
 /// A sync that has ended, and with records.
 ///
 /// # Errors
 /// It is not there, or still runs.
-pub(super) async fn ended(ctx: &Context, id: &RequestId) -> Result<SyncProgress, Failure> {
-    let client = ctx.client()?;
-    let look = async |id: &RequestId| client.progress(id).await;
-    let sync = on_named(&client, id, look).await?.value;
+pub(super) async fn fetch_ended_sync(
+    ctx: &Context,
+    id: &RequestId,
+) -> Result<SyncProgress, CliError> {
+    let client = ctx.new_client()?;
+    let look = async |id: &RequestId| client.get_sync(id).await;
+    let sync = with_resolved_id(&client, id, look).await?.value;
     if sync.state.is_final() {
         return Ok(sync);
     }
-    Err(Failure::new(format!("sync {id} has not ended: its list is not complete"))
-        .hinted(format!("{} sync wait {id}", ctx.ctl)))
+    Err(CliError::new(format!("sync {id} has not ended: its list is not complete"))
+        .with_hint(format!("{} sync wait {id}", ctx.ctl_command)))
 }
 
 /// Writes a reply to standard output as it comes, until nobody reads any more.
-async fn pass_on(body: &mut Download) -> Result<Exit, Failure> {
-    while let Some(piece) = body.next().await? {
-        if !out::raw(&piece)? {
+async fn stream_to_stdout(body: &mut Download) -> Result<Exit, CliError> {
+    while let Some(piece) = body.next_chunk().await? {
+        if !console::write_chunk(&piece)? {
             break;
         }
     }
@@ -137,97 +147,100 @@ async fn pass_on(body: &mut Download) -> Result<Exit, Failure> {
 }
 
 /// Writes each record in a form, until nobody reads any more.
-async fn each_record(
+async fn print_records(
     body: &mut Download,
     form: fn(&FileRecord, &mut Vec<u8>),
-) -> Result<(), Failure> {
-    let mut lines = Lines::default();
-    while let Some(piece) = body.next().await? {
+) -> Result<(), CliError> {
+    let mut lines = LineSplitter::default();
+    while let Some(piece) = body.next_chunk().await? {
         let mut text = Vec::new();
         lines.push(&piece, |line| {
-            form(&record(line)?, &mut text);
+            form(&parse_record(line)?, &mut text);
             Ok(())
         })?;
-        if !out::raw(&text)? {
+        if !console::write_chunk(&text)? {
             return Ok(());
         }
     }
-    match lines.rest() {
+    match lines.partial_line() {
         b"" => Ok(()),
-        _ => Err(Failure::new("the master's list of files ends in the middle of a line")
-            .hinted("repeat the command; if that does not help, see the master's log")),
+        _ => Err(CliError::new("the master's list of files ends in the middle of a line")
+            .with_hint("repeat the command; if that does not help, see the master's log")),
     }
 }
 
-fn record(line: &[u8]) -> Result<FileRecord, Failure> {
+fn parse_record(line: &[u8]) -> Result<FileRecord, CliError> {
     serde_json::from_slice(line).map_err(|e| {
         let shown = escape_bytes(&line[..line.len().min(200)]);
-        Failure::new(format!("cannot read the master's record of a file: {e}; it is `{shown}`"))
-            .hinted("is this program as new as the master? see ctl version")
+        CliError::new(format!("cannot read the master's record of a file: {e}; it is `{shown}`"))
+            .with_hint("is this program as new as the master? see ctl version")
     })
 }
 
 /// The path, `.` for the root: an empty name is none.
-fn path(record: &FileRecord) -> &[u8] {
+fn record_path(record: &FileRecord) -> &[u8] {
     if record.path.0.is_empty() { b"." } else { &record.path.0 }
 }
 
-fn row(record: &FileRecord, text: &mut Vec<u8>) {
+fn write_row(record: &FileRecord, text: &mut Vec<u8>) {
     let action = record.action.map_or("-", |action| action.as_str());
-    let (state, path) = (state_word(record.state), escape_bytes(path(record)));
+    let (state, path) = (file_state_name(record.state), escape_bytes(record_path(record)));
     text.extend(format!("{state:<7}  {action:<8}  {:>14}  {path}\n", record.bytes).bytes());
 }
 
-fn name(record: &FileRecord, text: &mut Vec<u8>) {
-    text.extend_from_slice(path(record));
+fn write_name(record: &FileRecord, text: &mut Vec<u8>) {
+    text.extend_from_slice(record_path(record));
     text.push(0);
 }
 
 /// What was done, for `--itemize`: what was left alone is no news.
-fn item(record: &FileRecord, text: &mut Vec<u8>) {
+fn write_item(record: &FileRecord, text: &mut Vec<u8>) {
     let word = match (record.state, record.action) {
         (FileState::Failed, _) => "failed",
         (_, Some(EntryAction::Skip)) | (FileState::Skipped, None) => return,
         (_, Some(action)) => action.as_str(),
-        (state, None) => state_word(state),
+        (state, None) => file_state_name(state),
     };
-    text.extend(format!("{word:<8}  {}\n", escape_bytes(path(record))).bytes());
+    text.extend(format!("{word:<8}  {}\n", escape_bytes(record_path(record))).bytes());
 }
 
 /// What an operator who waits for a sync wants of its records.
 #[derive(Debug, Default)]
-pub(super) struct Wanted {
+pub(super) struct RecordOutputs {
     itemize: bool,
     manifest: Option<PathBuf>,
 }
 
-impl Wanted {
+impl RecordOutputs {
     /// As the command line says. Nothing is written yet.
     ///
     /// # Errors
     /// The manifest could not be written in the end: better said now than then.
-    pub(super) fn new(args: &OptionArgs) -> Result<Wanted, Failure> {
-        if let Some(path) = &args.check.manifest {
-            writable(path)?;
+    pub(super) fn new(args: &SyncOptionArgs) -> Result<RecordOutputs, CliError> {
+        if let Some(path) = &args.verification.manifest {
+            check_manifest_writable(path)?;
         }
-        Ok(Wanted { itemize: args.plan.itemize, manifest: args.check.manifest.clone() })
+        Ok(RecordOutputs {
+            itemize: args.record.itemize,
+            manifest: args.verification.manifest.clone(),
+        })
     }
 
     /// Prints what was done with each path: lines, or (json) the records.
     ///
     /// # Errors
     /// The master can't be asked, standard output can't be written.
-    pub(super) async fn items(
+    pub(super) async fn print_items(
         &self,
         ctx: &Context,
         client: &MasterClient,
-        waited: &Waited,
-    ) -> Result<(), Failure> {
-        for sync in waited.syncs.iter().filter(|sync| self.itemize && is_known(sync)) {
-            let mut body = client.files(&sync.id, &[]).await.map_err(refused)?;
+        waited: &WaitOutcome,
+    ) -> Result<(), CliError> {
+        for sync in waited.syncs.iter().filter(|sync| self.itemize && has_records(sync)) {
+            let mut body = client.download_files(&sync.id, &[]).await.map_err(to_cli_error)?;
             match ctx.global.output {
-                Output::Json => drop(pass_on(&mut body).await?),
-                Output::Table => each_record(&mut body, item).await?,
+                OutputFormat::Json => drop(stream_to_stdout(&mut body).await?),
+                OutputFormat::Table => print_records(&mut body, write_item).await?,
             }
         }
         Ok(())
@@ -237,12 +250,12 @@ impl Wanted {
     ///
     /// # Errors
     /// The master can't be asked, the file can't be written.
-    pub(super) async fn manifests(
+    pub(super) async fn write_manifests(
         &self,
         ctx: &Context,
         client: &MasterClient,
-        waited: &Waited,
-    ) -> Result<(), Failure> {
+        waited: &WaitOutcome,
+    ) -> Result<(), CliError> {
         let Some(path) = &self.manifest else { return Ok(()) };
         let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
         for sync in &waited.syncs {
@@ -254,26 +267,28 @@ impl Wanted {
                     | Exit::Vanished
                     | Exit::DeleteStopped,
                 ) => {
-                    let mut body = client.digests(&sync.id, false).await.map_err(refused)?;
-                    let files = write(path, &mut body).await?;
-                    let others = others_of(path);
-                    let mut body = client.digests(&sync.id, true).await.map_err(refused)?;
+                    let mut body =
+                        client.download_manifest(&sync.id, false).await.map_err(to_cli_error)?;
+                    let files = write_manifest(path, &mut body).await?;
+                    let others = others_path(path);
+                    let mut body =
+                        client.download_manifest(&sync.id, true).await.map_err(to_cli_error)?;
                     let rest = write_others(&others, &mut body).await?;
                     if !ctx.global.quiet {
                         let files = units::pluralize(files, "file", "files");
-                        out::note(&format!("  manifest: {files} in {shown}"));
+                        console::print_note(&format!("  manifest: {files} in {shown}"));
                         if rest > 0 {
                             let others = escape_bytes(others.as_os_str().as_encoded_bytes());
                             let rest = units::pluralize(rest, "file", "files");
-                            out::note(&format!(
+                            console::print_note(&format!(
                                 "  manifest: {rest} with names that b3sum refuses, in {others}"
                             ));
                         }
                     }
                 }
-                _ => {
-                    out::note(&format!("  manifest: {shown} is not written, the sync is not done"))
-                }
+                _ => console::print_note(&format!(
+                    "  manifest: {shown} is not written, the sync is not done"
+                )),
             }
         }
         Ok(())
@@ -281,40 +296,40 @@ impl Wanted {
 }
 
 /// Whether the master knows it, and it has ended.
-fn is_known(sync: &Ended) -> bool {
-    sync.exit.is_some() && sync.seen.is_some() && !sync.deleted
+fn has_records(sync: &WaitedSync) -> bool {
+    sync.exit.is_some() && sync.latest.is_some() && !sync.was_deleted
 }
 
 /// Whether a manifest can be written to `path`, as far as that can be known before.
-fn writable(path: &Path) -> Result<(), Failure> {
+fn check_manifest_writable(path: &Path) -> Result<(), CliError> {
     let shown = escape_bytes(path.as_os_str().as_encoded_bytes()).to_string();
-    for path in [path, &others_of(path)] {
+    for path in [path, &others_path(path)] {
         let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
         if let Ok(there) = std::fs::symlink_metadata(path)
             && !there.is_file()
         {
-            return Err(Failure::usage(format!(
+            return Err(CliError::usage(format!(
                 "--manifest {shown} is not a regular file, and would be replaced by one"
             ))
-            .hinted("name another path; to standard output: ctl sync manifest ID"));
+            .with_hint("name another path; to standard output: ctl sync manifest ID"));
         }
     }
-    let others = others_of(path);
+    let others = others_path(path);
     if std::fs::read(&others).is_ok_and(|text| !text.is_empty() && !text.starts_with(b"# b3sum ")) {
         let others = escape_bytes(others.as_os_str().as_encoded_bytes());
-        return Err(Failure::usage(format!(
+        return Err(CliError::usage(format!(
             "{others} is to list the files with names that b3sum refuses, and exists with other content"
         ))
-        .hinted("rename it, or name another path"));
+        .with_hint("rename it, or name another path"));
     }
     if path.file_name().is_none() {
-        return Err(Failure::usage(format!("--manifest `{shown}` names no file")));
+        return Err(CliError::usage(format!("--manifest `{shown}` names no file")));
     }
     let allowed = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
     let refused = |e: std::io::Error| {
-        Failure::usage(format!("--manifest {shown} can't be written in its directory: {e}"))
+        CliError::usage(format!("--manifest {shown} can't be written in its directory: {e}"))
     };
-    let dir = directory(path);
+    let dir = parent_dir(path);
     let is_dir = std::fs::metadata(dir).map_err(refused)?.is_dir();
     if !is_dir {
         return Err(refused(std::io::ErrorKind::NotADirectory.into()));
@@ -322,18 +337,18 @@ fn writable(path: &Path) -> Result<(), Failure> {
     rustix::fs::access(dir, allowed).map_err(|e| refused(e.into()))
 }
 
-fn directory(path: &Path) -> &Path {
+fn parent_dir(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes the files whose names `b3sum` refuses to `path`; where there are none, one of an earlier sync is removed.
 /// Returns how many they are.
-async fn write_others(path: &Path, body: &mut Download) -> Result<u64, Failure> {
-    let lines = write(path, body).await?;
+async fn write_others(path: &Path, body: &mut Download) -> Result<u64, CliError> {
+    let lines = write_manifest(path, body).await?;
     if lines == 0 {
         std::fs::remove_file(path).map_err(|e| {
             let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
-            Failure::new(format!("cannot remove {shown}, in which no file is listed: {e}"))
+            CliError::new(format!("cannot remove {shown}, in which no file is listed: {e}"))
         })?;
     }
     // A line with the reason stands before each.
@@ -342,16 +357,16 @@ async fn write_others(path: &Path, body: &mut Download) -> Result<u64, Failure> 
 
 /// Writes what comes to a file beside `path`, and gives it that name when it is complete and on
 /// stable storage. Tells how many lines there were.
-async fn write(path: &Path, body: &mut Download) -> Result<u64, Failure> {
-    let beside = Beside::new(path)?;
+async fn write_manifest(path: &Path, body: &mut Download) -> Result<u64, CliError> {
+    let beside = PendingManifest::new(path)?;
     let failed = |e: std::io::Error| {
         let shown = escape_bytes(path.as_os_str().as_encoded_bytes());
-        Failure::new(format!("cannot write the manifest {shown}: {e}")).hinted(
+        CliError::new(format!("cannot write the manifest {shown}: {e}")).with_hint(
             "the sync itself ended as reported above; for the manifest: ctl sync manifest ID",
         )
     };
     let mut files = 0;
-    while let Some(piece) = body.next().await? {
+    while let Some(piece) = body.next_chunk().await? {
         files += piece.iter().filter(|b| **b == b'\n').count() as u64;
         (&beside.file).write_all(&piece).map_err(failed)?;
     }
@@ -360,33 +375,33 @@ async fn write(path: &Path, body: &mut Download) -> Result<u64, Failure> {
 }
 
 /// A file that is removed unless it gets its final name.
-struct Beside {
+struct PendingManifest {
     file: File,
-    name: PathBuf,
+    temp_path: PathBuf,
 }
 
-impl Beside {
-    fn new(path: &Path) -> Result<Beside, Failure> {
-        let name = directory(path)
+impl PendingManifest {
+    fn new(path: &Path) -> Result<PendingManifest, CliError> {
+        let name = parent_dir(path)
             .join(format!(".ctl-manifest-{}", crate::util::unique_id::generate_id()));
         let file = OpenOptions::new().write(true).create_new(true).open(&name).map_err(|e| {
             let shown = escape_bytes(name.as_os_str().as_encoded_bytes());
-            Failure::new(format!("cannot make {shown} for the manifest: {e}"))
+            CliError::new(format!("cannot make {shown} for the manifest: {e}"))
         })?;
-        Ok(Beside { file, name })
+        Ok(PendingManifest { file, temp_path: name })
     }
 
     fn publish(&self, path: &Path) -> std::io::Result<()> {
         self.file.sync_all()?;
-        std::fs::rename(&self.name, path)?;
-        File::open(directory(path))?.sync_all()
+        std::fs::rename(&self.temp_path, path)?;
+        File::open(parent_dir(path))?.sync_all()
     }
 }
 
-impl Drop for Beside {
+impl Drop for PendingManifest {
     fn drop(&mut self) {
         // Gone already when it was published.
-        let _ = std::fs::remove_file(&self.name);
+        let _ = std::fs::remove_file(&self.temp_path);
     }
 }
 

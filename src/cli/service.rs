@@ -1,10 +1,10 @@
 //! What `ctl master`, `ctl agent` and `ctl copy` share: logging, signals, reading the configuration again, and how a service's end
 //! becomes an exit code.
 
-use super::args::{LogArgs, LogLines};
+use super::args::{LogArgs, LogLineFormat};
+use super::console;
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::out;
 use crate::config::{ConfigProblem, Loaded, LogConfig, LogFormat, Reload, ReloadReport};
 use crate::store::StoreError;
 use crate::util::{logging, rlimits, shutdown};
@@ -15,29 +15,33 @@ use tokio_util::sync::CancellationToken;
 
 /// Fewer files than these that may be open, and nothing that moves data gets anywhere: it would try again
 /// and again.
-const LEAST_FILES: u64 = 64;
+const MIN_OPEN_FILES: u64 = 64;
 
 /// Prepares the process of a service: logging as `config` says, after what the command line says of
 /// it, with what the configuration's reader found odd; and as many descriptors as it may have.
 ///
 /// # Errors
 /// A level that does not exist, a log file that cannot be opened, or too few descriptors.
-pub(super) fn prepare(
+pub(super) fn init_process(
     config: &LogConfig,
     args: &LogArgs,
     verbose: u8,
     warnings: &[ConfigProblem],
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let json = match args.log_format {
-        Some(format) => format == LogLines::Json,
+        Some(format) => format == LogLineFormat::Json,
         None => config.format == LogFormat::Json,
     };
     let exit = if config.file.is_some() { Exit::Config } else { Exit::Usage };
-    logging::init_logging(Some(level(config, args, verbose)), json, config.file.as_deref())
-        .map_err(|e| Failure::new(format!("{e:#}")).exits(exit))?;
-    claim_files()?;
+    logging::init_logging(
+        Some(effective_log_level(config, args, verbose)),
+        json,
+        config.file.as_deref(),
+    )
+    .map_err(|e| CliError::new(format!("{e:#}")).with_exit(exit))?;
+    raise_open_file_limit()?;
     for warning in warnings {
-        tracing::warn!("{}", out::clean(&warning.to_string()));
+        tracing::warn!("{}", console::sanitize(&warning.to_string()));
     }
     Ok(())
 }
@@ -46,19 +50,19 @@ pub(super) fn prepare(
 ///
 /// # Errors
 /// They are too few.
-pub(super) fn claim_files() -> Result<(), Failure> {
+pub(super) fn raise_open_file_limit() -> Result<(), CliError> {
     let files = rlimits::raise_open_files_limit();
     tracing::debug!(?files, "descriptors that may be open");
-    let Some(files) = files.filter(|files| *files < LEAST_FILES) else { return Ok(()) };
+    let Some(files) = files.filter(|files| *files < MIN_OPEN_FILES) else { return Ok(()) };
     let message = format!(
-        "this process may have {files} open files at a time, and needs {LEAST_FILES} at the very least"
+        "this process may have {files} open files at a time, and needs {MIN_OPEN_FILES} at the very least"
     );
     let hint = "raise its hard limit: `ulimit -Hn`, or LimitNOFILE= of its unit";
-    Err(Failure::new(message).exits(Exit::Config).hinted(hint))
+    Err(CliError::new(message).with_exit(Exit::Config).with_hint(hint))
 }
 
 /// The level that counts: what the command line says goes before the configuration.
-fn level<'a>(config: &'a LogConfig, args: &'a LogArgs, verbose: u8) -> &'a str {
+fn effective_log_level<'a>(config: &'a LogConfig, args: &'a LogArgs, verbose: u8) -> &'a str {
     match (&args.log_level, verbose) {
         (Some(level), _) => level.as_str(),
         (None, 0) => config.level.as_str(),
@@ -71,17 +75,17 @@ fn level<'a>(config: &'a LogConfig, args: &'a LogArgs, verbose: u8) -> &'a str {
 ///
 /// # Errors
 /// The system takes no more handlers.
-pub(super) fn catch_hangups() -> Result<Signal, Failure> {
+pub(super) fn catch_sighup() -> Result<Signal, CliError> {
     signal(SignalKind::hangup())
-        .map_err(|e| Failure::new(format!("cannot catch signals (SIGHUP): {e}")))
+        .map_err(|e| CliError::new(format!("cannot catch signals (SIGHUP): {e}")))
 }
 
 /// Reads the configuration again at each SIGHUP, and gives what can be applied to `tell`. Where it is bad the old values
 /// stay. The log file is opened again in any case, so that it can be moved away.
-pub(super) async fn reload_on_hangup<C: Reload>(
+pub(super) async fn reload_on_sighup<C: Reload>(
     mut hangups: Signal,
     (args, verbose): (&LogArgs, u8),
-    load: impl Fn() -> Result<Loaded<C>, Failure>,
+    load: impl Fn() -> Result<Loaded<C>, CliError>,
     tell: watch::Sender<C>,
 ) -> Infallible {
     loop {
@@ -101,11 +105,11 @@ pub(super) async fn reload_on_hangup<C: Reload>(
             tell.send_modify(|config| reloaded = config.reload(loaded.config.clone()));
         }
         let log = tell.borrow().log().clone();
-        let logging = [opened, logging::set_log_level(level(&log, args, verbose))];
+        let logging = [opened, logging::set_log_level(effective_log_level(&log, args, verbose))];
         match &loaded {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
-                    tracing::warn!("{}", out::clean(&warning.to_string()));
+                    tracing::warn!("{}", console::sanitize(&warning.to_string()));
                 }
                 let applied = match reloaded.applied.as_slice() {
                     [] => "nothing".to_owned(),
@@ -115,9 +119,9 @@ pub(super) async fn reload_on_hangup<C: Reload>(
             }
             Err(failure) => {
                 for note in &failure.notes {
-                    tracing::error!("{}", out::clean(note));
+                    tracing::error!("{}", console::sanitize(note));
                 }
-                let why = out::clean(&failure.message);
+                let why = console::sanitize(&failure.message);
                 tracing::error!("SIGHUP: {why}: nothing is changed, the old values stay");
             }
         }
@@ -132,7 +136,7 @@ pub(super) async fn reload_on_hangup<C: Reload>(
 }
 
 /// A token that the first SIGINT or SIGTERM cancels; the second ends the process.
-pub(super) fn stop_on_signals() -> CancellationToken {
+pub(super) fn cancel_on_signals() -> CancellationToken {
     let token = CancellationToken::new();
     let listening = token.clone();
     tokio::spawn(async move {
@@ -145,13 +149,13 @@ pub(super) fn stop_on_signals() -> CancellationToken {
 
 /// Why a service ended. What only an operator can change ends with the code of a bad configuration,
 /// so that a service manager does not start it again and again.
-pub(super) fn failed(e: &anyhow::Error) -> Failure {
+pub(super) fn service_error(e: &anyhow::Error) -> CliError {
     let unusable = e
         .chain()
         .filter_map(|cause| cause.downcast_ref::<StoreError>())
         .any(|cause| matches!(cause, StoreError::Unusable(_)));
-    let failure = Failure::new(format!("{e:#}"));
-    if unusable { failure.exits(Exit::Config) } else { failure }
+    let failure = CliError::new(format!("{e:#}"));
+    if unusable { failure.with_exit(Exit::Config) } else { failure }
 }
 
 #[cfg(test)]
@@ -160,9 +164,9 @@ mod tests {
     use anyhow::Context as _;
 
     #[test]
-    fn a_store_that_only_an_operator_can_mend_is_a_matter_of_configuration() {
+    fn an_unusable_store_ends_with_the_configuration_exit_code() {
         let of = |e: StoreError| {
-            failed(&Err::<(), _>(e).context("open the store").unwrap_err()).exit.code()
+            service_error(&Err::<(), _>(e).context("open the store").unwrap_err()).exit.code()
         };
         assert_eq!(of(StoreError::Unusable("maxmemory-policy".into())), 78);
         assert_eq!(of(StoreError::Unavailable("refused".into())), 1);

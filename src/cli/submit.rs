@@ -1,15 +1,15 @@
 //! `ctl sync submit`: the request, from the command line or a file, and how it is sent.
 
 use super::Context;
-use super::args::{EndArgs, Output, SubmitArgs, WhatArgs};
+use super::args::{ExitCodeArgs, OutputFormat, SubmitArgs, TransferArgs};
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::flags::about_flags;
-use super::given::path_of;
-use super::records::Wanted;
-use super::shell::shell_word;
-use super::sync::{After, watch};
-use super::{names, out};
+use super::flag_names::name_flags;
+use super::path_args::extract_path;
+use super::records::RecordOutputs;
+use super::shell_quote::quote_for_shell;
+use super::sync::{WaitOptions, wait_and_report};
+use super::{console, files_from};
 use crate::client::{ClientError, MasterClient, Reply};
 use crate::fs::find_absolute_patterns;
 use crate::util::{unique_id, units};
@@ -36,12 +36,16 @@ pub(super) struct Submission {
     pub(super) file_list: Option<Vec<BytePath>>,
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub(super) options: SyncOptions,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "limit")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "deserialize_bwlimit"
+    )]
     pub(super) bwlimit: Option<u64>,
 }
 
 /// A limit as a request file may have it: a number, or text with a unit.
-fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+fn deserialize_bwlimit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
     let text = match serde_yaml::Value::deserialize(d)? {
         serde_yaml::Value::Null => return Ok(None),
         serde_yaml::Value::Number(number) => number.to_string(),
@@ -55,104 +59,115 @@ fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
 ///
 /// # Errors
 /// Wrong usage (2), a request that the master refuses, no master (5).
-pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, Failure> {
-    waits(&args)?;
-    let wanted = Wanted::new(&args.options)?;
-    let mut request = read(&args)?;
+pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, CliError> {
+    check_wait_only_options(&args)?;
+    let wanted = RecordOutputs::new(&args.options)?;
+    let mut request = submission_from_args(&args)?;
     request.options.allow_overlap |= args.allow_overlap;
     request.options.no_queue |= args.no_queue;
-    if names_nothing(&request) {
+    if has_empty_file_list(&request) {
         // Also with --quiet: a script that waits for an id is to see why there is none.
-        return Ok(nothing_to_do(args.end, !ctx.global.quiet || !args.wait));
+        return Ok(end_without_submit(args.exit_code, !ctx.global.quiet || !args.wait));
     }
     // Made here, so that the sync can be asked for by its id where no reply arrives.
     let id = request.request_id.get_or_insert_with(|| unique_id::generate_id().into()).clone();
-    let client = ctx.client()?;
-    let submitted = match send(&client, &request, ctx.global.request_timeout).await {
+    let client = ctx.new_client()?;
+    let submitted = match submit_with_retry(&client, &request, ctx.global.request_timeout).await {
         Ok(submitted) => submitted,
-        Err(unsent) => return Err(unsent.failure(ctx, &id, args.file.is_some())),
+        Err(unsent) => return Err(unsent.into_cli_error(ctx, &id, args.file.is_some())),
     };
     let id = submitted.request_id.clone();
     for warning in &submitted.warnings {
-        out::note(&format!("warning: {}", out::clean(warning)));
+        console::print_note(&format!("warning: {}", console::sanitize(warning)));
     }
     if args.wait {
-        if ctx.global.quiet && ctx.global.output == Output::Table {
-            out::data(id.to_string().as_bytes())?;
+        if ctx.global.quiet && ctx.global.output == OutputFormat::Table {
+            console::write_data(id.to_string().as_bytes())?;
         } else if !ctx.global.quiet {
-            out::note(&accepted(ctx, &request, &submitted, false));
+            console::print_note(&submitted_text(ctx, &request, &submitted, false));
         }
-        let after = After { accepted: true, wanted, end: args.end };
-        return watch(ctx, &client, vec![id], &args.until, &after).await;
+        let after =
+            WaitOptions { submitted_here: true, record_outputs: wanted, exit_code: args.exit_code };
+        return wait_and_report(ctx, &client, vec![id], &args.wait_limit, &after).await;
     }
     match ctx.global.output {
-        Output::Json => out::data(&submitted.body)?,
-        Output::Table if ctx.global.quiet => out::data(id.to_string().as_bytes())?,
-        Output::Table => out::data(accepted(ctx, &request, &submitted, true).as_bytes())?,
+        OutputFormat::Json => console::write_data(&submitted.body)?,
+        OutputFormat::Table if ctx.global.quiet => console::write_data(id.to_string().as_bytes())?,
+        OutputFormat::Table => {
+            console::write_data(submitted_text(ctx, &request, &submitted, true).as_bytes())?
+        }
     }
     Ok(Exit::Ok)
 }
 
 /// Refuses options that only make sense with `--wait`.
-fn waits(args: &SubmitArgs) -> Result<(), Failure> {
+fn check_wait_only_options(args: &SubmitArgs) -> Result<(), CliError> {
     if args.wait {
         return Ok(());
     }
-    if args.until.timeout.is_some() || args.until.cancel_on_interrupt {
-        return Err(Failure::usage("--timeout and --cancel-on-interrupt apply only while waiting")
-            .hinted("add --wait"));
+    if args.wait_limit.timeout.is_some() || args.wait_limit.cancel_on_interrupt {
+        return Err(CliError::usage(
+            "--timeout and --cancel-on-interrupt apply only while waiting",
+        )
+        .with_hint("add --wait"));
     }
-    if args.end.error_on_no_transfer {
-        return Err(Failure::usage("--error-on-no-transfer is only known when the sync has ended")
-            .hinted("add --wait"));
+    if args.exit_code.error_on_no_transfer {
+        return Err(CliError::usage(
+            "--error-on-no-transfer is only known when the sync has ended",
+        )
+        .with_hint("add --wait"));
     }
-    if args.options.plan.itemize {
-        return Err(Failure::usage("--itemize prints when the sync has ended").hinted(
+    if args.options.record.itemize {
+        return Err(CliError::usage("--itemize prints when the sync has ended").with_hint(
             "add --wait, or have it recorded with --record and print it later: ctl sync files ID",
         ));
     }
-    if args.options.check.manifest.is_some() {
-        return Err(Failure::usage("--manifest PATH is written when the sync has ended").hinted(
+    if args.options.verification.manifest.is_some() {
+        return Err(CliError::usage("--manifest PATH is written when the sync has ended").with_hint(
             "add --wait, or have the digests kept with --digests and write them later: ctl sync manifest ID",
         ));
     }
     Ok(())
 }
 
-fn read(args: &SubmitArgs) -> Result<Submission, Failure> {
+fn submission_from_args(args: &SubmitArgs) -> Result<Submission, CliError> {
     match (&args.file, &args.source, &args.destination) {
         (Some(file), _, _) => {
-            let told = parse_request(&names::raw(file, "the request")?)?;
+            let told = parse_request(&files_from::read_input(file, "the request")?)?;
             Ok(Submission {
                 request_id: args.id.clone().or(told.request_id),
-                chunk_size_mb: args.what.chunk_size_mb.or(told.chunk_size_mb),
-                options: args.options.onto(told.options)?,
-                bwlimit: args.what.bwlimit.map_or(told.bwlimit, |limit| limit.0),
+                chunk_size_mb: args.transfer.chunk_size_mb.or(told.chunk_size_mb),
+                options: args.options.merge_into_request(told.options)?,
+                bwlimit: args.transfer.bwlimit.map_or(told.bwlimit, |limit| limit.0),
                 ..told
             })
         }
         (None, Some(source), Some(destination)) => {
-            let source = storage_path("SRC", source)?;
-            let destination = storage_path("DST", destination)?;
+            let source = parse_storage_path("SRC", source)?;
+            let destination = parse_storage_path("DST", destination)?;
             let roots = std::slice::from_ref(&destination);
-            let options = args.options.options(roots, args.what.names_stdin(), Timestamp::now())?;
-            request(&[source], destination, args.id.clone(), &args.what, options)
+            let options = args.options.to_sync_options(
+                roots,
+                args.transfer.is_file_list_stdin(),
+                Timestamp::now(),
+            )?;
+            new_submission(&[source], destination, args.id.clone(), &args.transfer, options)
         }
-        (None, _, _) => Err(Failure::usage("SRC and DST, or --file FILE, are needed")),
+        (None, _, _) => Err(CliError::usage("SRC and DST, or --file FILE, are needed")),
     }
 }
 
 /// Whether a request has a list, and that is empty: nothing is to be copied, so nothing is submitted.
-pub(super) fn names_nothing(request: &Submission) -> bool {
+pub(super) fn has_empty_file_list(request: &Submission) -> bool {
     request.file_list.as_ref().is_some_and(Vec::is_empty)
 }
 
 /// The end of a command whose list names nothing.
-pub(super) fn nothing_to_do(end: EndArgs, with_note: bool) -> Exit {
+pub(super) fn end_without_submit(end: ExitCodeArgs, with_note: bool) -> Exit {
     let exit = if end.error_on_no_transfer { Exit::NoTransfer } else { Exit::Ok };
     if with_note {
         let code = exit.code();
-        out::note(&format!(
+        console::print_note(&format!(
             "nothing to do: the file list is empty; to copy everything, leave --files-from out   (exit {code})"
         ));
     }
@@ -160,10 +175,16 @@ pub(super) fn nothing_to_do(end: EndArgs, with_note: bool) -> Exit {
 }
 
 /// The message of a submit; with `next`, what can be done next.
-fn accepted(ctx: &Context, request: &Submission, submitted: &SubmitReply, next: bool) -> String {
+fn submitted_text(
+    ctx: &Context,
+    request: &Submission,
+    submitted: &SubmitReply,
+    next: bool,
+) -> String {
     let id = &submitted.request_id;
     let (from, to) = (&request.source_path, &request.destination_path);
-    let mut text = format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping(from, to));
+    let mut text =
+        format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping_example(from, to));
     if let Some(list) = &request.file_list {
         text.push_str(&format!(
             "   only {}",
@@ -177,7 +198,7 @@ fn accepted(ctx: &Context, request: &Submission, submitted: &SubmitReply, next: 
         text.push_str(&format!("\n  note: {note}"));
     }
     if next {
-        let ctl = &ctx.ctl;
+        let ctl = &ctx.ctl_command;
         text.push_str(&format!(
             "\n  follow: {ctl} sync wait {id}     details: {ctl} sync status {id}     stop: {ctl} sync cancel {id}"
         ));
@@ -190,22 +211,22 @@ fn accepted(ctx: &Context, request: &Submission, submitted: &SubmitReply, next: 
 ///
 /// # Errors
 /// What [`collect_paths::decode_reply`] refuses; a pattern that is an absolute path below a source or the destination.
-pub(super) fn request(
+pub(super) fn new_submission(
     sources: &[AbsPath],
     destination_path: AbsPath,
     request_id: Option<RequestId>,
-    what: &WhatArgs,
+    what: &TransferArgs,
     options: SyncOptions,
-) -> Result<Submission, Failure> {
+) -> Result<Submission, CliError> {
     let roots: Vec<&AbsPath> = sources.iter().chain([&destination_path]).collect();
     if let Some((_, why)) = find_absolute_patterns(&options.filter.rules, &roots).into_iter().next()
     {
         return Err(
-            Failure::usage(format!("the pattern {why}")).hinted("docs/filters.md has examples")
+            CliError::usage(format!("the pattern {why}")).with_hint("docs/filters.md has examples")
         );
     }
     let file_list = match &what.files_from {
-        Some(from) => Some(names::read(from, what.from0, sources)?),
+        Some(from) => Some(files_from::read_list(from, what.from0, sources)?),
         None => None,
     };
     Ok(Submission {
@@ -223,9 +244,9 @@ pub(super) fn request(
 ///
 /// # Errors
 /// Text that is neither, or a field that is unknown, missing or wrong, with its place.
-fn parse_request(raw: &[u8]) -> Result<Submission, Failure> {
+fn parse_request(raw: &[u8]) -> Result<Submission, CliError> {
     let failure = |why: String| {
-        Failure::usage(format!("the request cannot be read: {why}")).hinted(
+        CliError::usage(format!("the request cannot be read: {why}")).with_hint(
             "it takes source_path, destination_path, request_id, chunk_size_mb, file_list, options, \
              bwlimit",
         )
@@ -238,64 +259,66 @@ fn parse_request(raw: &[u8]) -> Result<Submission, Failure> {
 }
 
 /// SRC and DST are paths of the storage hosts: what this host's working directory is says nothing.
-fn storage_path(what: &str, given: &OsStr) -> Result<AbsPath, Failure> {
+fn parse_storage_path(what: &str, given: &OsStr) -> Result<AbsPath, CliError> {
     AbsPath::new(given.as_bytes()).map_err(|e| {
         let shown = crate::wire::path::escape_bytes(given.as_bytes());
-        let failure = Failure::usage(format!("{what} `{shown}` {e}"));
+        let failure = CliError::usage(format!("{what} `{shown}` {e}"));
         if given.as_bytes().first() == Some(&b'/') {
             return failure;
         }
-        let hint = match path_of(given.as_bytes()) {
+        let hint = match extract_path(given.as_bytes()) {
             Some(path) => format!(
                 "write the path alone, {}: the master chooses the hosts by their storage paths",
-                shell_word(path)
+                quote_for_shell(path)
             ),
             None => "to copy on this host: ctl copy SRC DST".to_owned(),
         };
-        failure.noted("SRC and DST are paths on the storage hosts, not on this one").hinted(hint)
+        failure
+            .with_note("SRC and DST are paths on the storage hosts, not on this one")
+            .with_hint(hint)
     })
 }
 
 /// Why a sync was not submitted.
-pub(super) struct Unsent {
+pub(super) struct SubmitError {
     cause: ClientError,
     /// It may have been accepted, for a reply was lost.
-    doubtful: bool,
+    may_be_accepted: bool,
 }
 
-impl From<Unsent> for Failure {
-    fn from(unsent: Unsent) -> Self {
-        Failure::from(about_flags(unsent.cause))
+impl From<SubmitError> for CliError {
+    fn from(unsent: SubmitError) -> Self {
+        CliError::from(name_flags(unsent.cause))
     }
 }
 
-impl Unsent {
+impl SubmitError {
     /// The failure of a submit under the id `id`; for a request of a file (`by_file`) it names its fields.
-    fn failure(self, ctx: &Context, id: &RequestId, by_file: bool) -> Failure {
-        let ctl = &ctx.ctl;
+    fn into_cli_error(self, ctx: &Context, id: &RequestId, by_file: bool) -> CliError {
+        let ctl = &ctx.ctl_command;
         let existing = match &self.cause {
             ClientError::Problem { problem, .. } => problem.existing.clone(),
             _ => None,
         };
         // A refusal decides about the earlier attempts too: they were the same request.
         let refused = self.cause.status().is_some_and(|status| (400..500).contains(&status));
-        if self.doubtful && !refused {
+        if self.may_be_accepted && !refused {
             let cause = match self.cause {
                 ClientError::Unconfirmed(cause) => *cause,
                 cause => cause,
             };
-            return Failure::new(format!(
+            return CliError::new(format!(
                 "sync {id} may have been accepted, no reply arrived: {cause}"
             ))
-            .hinted(format!(
+            .with_hint(format!(
                 "check: {ctl} sync status {id}     if there is none, submit it again with --id {id}"
             ))
-            .exits(Exit::Unreachable);
+            .with_exit(Exit::Unreachable);
         }
-        let cause = if by_file { self.cause } else { about_flags(self.cause) };
-        let failure = Failure::from(cause);
+        let cause = if by_file { self.cause } else { name_flags(self.cause) };
+        let failure = CliError::from(cause);
         match existing {
-            Some(_) => failure.hinted(format!(
+            Some(_) => failure.with_hint(format!(
                 "show it: {ctl} sync status {id}     remove it: {ctl} sync delete {id}     or give another --id"
             )),
             None => failure,
@@ -308,11 +331,11 @@ impl Unsent {
 ///
 /// # Errors
 /// The id exists (6), the request is wrong (2), no master for `patience` (5).
-pub(super) async fn send(
+pub(super) async fn submit_with_retry(
     client: &MasterClient,
     request: &Submission,
     patience: Duration,
-) -> Result<Reply<SubmitReply>, Unsent> {
+) -> Result<Reply<SubmitReply>, SubmitError> {
     let key = unique_id::generate_id().to_string();
     let begun = Instant::now();
     let mut doubtful = false;
@@ -324,28 +347,28 @@ pub(super) async fn send(
         doubtful |= cause.is_unconfirmed();
         // A master that can't be reached at all is most often a wrong URL: report that at once.
         let pause = cause.retry_after().unwrap_or(Duration::from_secs(1));
-        let busy = cause.is_temporary() && !cause.is_unreachable();
+        let busy = cause.is_retryable() && !cause.is_unreachable();
         if busy && begun.elapsed() + pause < patience {
             tokio::time::sleep(pause).await;
             continue;
         }
-        return Err(Unsent { cause, doubtful });
+        return Err(SubmitError { cause, may_be_accepted: doubtful });
     }
 }
 
 /// What goes where, for people.
-pub(super) fn mapping(source: &AbsPath, destination: &AbsPath) -> String {
+pub(super) fn mapping_example(source: &AbsPath, destination: &AbsPath) -> String {
     let name = crate::wire::RelPath::new("NAME").unwrap_or_default();
     format!("{} → {}", source.join(&name), destination.join(&name))
 }
 
 /// A path as a shell reads it back.
-pub(super) fn quoted(path: &AbsPath) -> String {
-    shell_word(path.as_bytes())
+pub(super) fn quote_path(path: &AbsPath) -> String {
+    quote_for_shell(path.as_bytes())
 }
 
 /// The option that sets a limit again, behind a blank; nothing without one.
-pub(super) fn limited(bwlimit: Option<u64>) -> String {
+pub(super) fn bwlimit_arg(bwlimit: Option<u64>) -> String {
     bwlimit.map(|limit| format!(" --bwlimit {limit}")).unwrap_or_default()
 }
 
@@ -354,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_file_is_yaml_or_json_and_says_what_is_wrong() {
+    fn a_request_file_is_yaml_or_json_and_errors_name_the_field() {
         let json = br#"{"source_path": "/a", "destination_path": "/b", "chunk_size_mb": 8}"#;
         let yaml = b"source_path: /a\ndestination_path: /b\nchunk_size_mb: 8\n";
         assert_eq!(parse_request(json).unwrap(), parse_request(yaml).unwrap());
@@ -388,11 +411,12 @@ mod tests {
     #[test]
     fn a_submission_is_a_sync_request() {
         for (chunk_size_mb, sent) in [(None, 64), (Some(7), 7)] {
-            let what = WhatArgs { chunk_size_mb, bwlimit: None, files_from: None, from0: false };
+            let what =
+                TransferArgs { chunk_size_mb, bwlimit: None, files_from: None, from0: false };
             let root = AbsPath::new("/a").unwrap();
             let options = SyncOptions { update: true, ..SyncOptions::default() };
             let roots = std::slice::from_ref(&root);
-            let ours = request(roots, root.clone(), None, &what, options.clone()).unwrap();
+            let ours = new_submission(roots, root.clone(), None, &what, options.clone()).unwrap();
             let text = serde_json::to_string(&ours).unwrap();
             assert_eq!(text.contains("chunk_size_mb"), chunk_size_mb.is_some());
             let read: crate::wire::sync::SyncRequest = serde_json::from_str(&text).unwrap();
@@ -402,22 +426,22 @@ mod tests {
 
     #[test]
     fn a_relative_path_is_refused_with_the_reason() {
-        let e = storage_path("SRC", OsStr::new("data/x")).unwrap_err();
+        let e = parse_storage_path("SRC", OsStr::new("data/x")).unwrap_err();
         assert_eq!(e.exit, Exit::Usage);
         let text = e.render();
         assert!(text.contains("SRC `data/x` must be absolute"), "{text}");
         assert!(text.contains("paths on the storage hosts") && text.contains("ctl copy"), "{text}");
         for given in ["host:/b", "file:///b"] {
-            let text = storage_path("DST", OsStr::new(given)).unwrap_err().render();
+            let text = parse_storage_path("DST", OsStr::new(given)).unwrap_err().render();
             assert!(text.contains("write the path alone, /b: "), "{text}");
         }
-        assert!(storage_path("DST", OsStr::new("/a/../b")).is_err());
-        assert_eq!(storage_path("DST", OsStr::new("/a//b/")).unwrap().as_bytes(), b"/a/b");
+        assert!(parse_storage_path("DST", OsStr::new("/a/../b")).is_err());
+        assert_eq!(parse_storage_path("DST", OsStr::new("/a//b/")).unwrap().as_bytes(), b"/a/b");
     }
 
     #[test]
-    fn a_path_in_a_hint_can_be_pasted() {
-        let of = |p: &str| quoted(&AbsPath::new(p).unwrap());
+    fn a_path_in_a_hint_is_quoted_for_the_shell() {
+        let of = |p: &str| quote_path(&AbsPath::new(p).unwrap());
         assert_eq!([of("/a/b-1"), of("/a b"), of("/it's")], ["/a/b-1", "'/a b'", "$'/it\\'s'"]);
     }
 }

@@ -5,11 +5,11 @@
 //! so that one huge file keeps all of them busy as well. A file's content takes one buffer a thread,
 //! whatever its length.
 
-use super::args::{Output, VerifyArgs};
-use super::b3sum::{Digests, Reader};
+use super::args::{OutputFormat, VerifyArgs};
+use super::b3sum::{DigestList, DigestListReader};
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::{Context, names, out, records};
+use super::{Context, console, files_from, records};
 use crate::fs::{Cause, FsError, RootDir, Side, SourceFile, TRASH_MARKER, Tree};
 use crate::util::units;
 use crate::wire::manifest::{Entry, EntryKind, merge_ranges};
@@ -27,66 +27,66 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// Read at a time: enough for BLAKE3 to use the widest registers.
-const BUFFER: usize = 1 << 20;
+const READ_BUFFER_BYTES: usize = 1 << 20;
 /// Longer files are hashed in ranges of this length, a power of two.
-const RANGE: u64 = 64 << 20;
+const RANGE_BYTES: u64 = 64 << 20;
 /// Jobs that wait for each thread.
-const AHEAD: usize = 16;
+const QUEUED_JOBS_PER_THREAD: usize = 16;
 
 /// Checks a destination.
 ///
 /// # Errors
 /// The list can't be had or read, PATH is not there. What the check finds is no error: then the exit
 /// code is 23.
-pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, CliError> {
     let begun = Instant::now();
-    let (digests, path, trash) = match (&args.manifest, args.what.as_slice()) {
+    let (digests, path, trash) = match (&args.manifest, args.id_or_path.as_slice()) {
         (Some(file), [path]) => {
-            let (digests, note) = of_file(file)?;
+            let (digests, note) = read_digest_files(file)?;
             if let Some(note) = note.filter(|_| !ctx.global.quiet) {
-                out::note(&note);
+                console::print_note(&note);
             }
             (digests, Path::new(path).to_owned(), None)
         }
         (Some(_), _) => {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "with --manifest only the PATH of the destination is given",
             ));
         }
         (None, [id, rest @ ..]) => {
             let id = id.to_string_lossy();
             let id: RequestId = id.parse().map_err(|e| {
-                Failure::usage(format!("`{}` is not an id: {e}", escape_bytes(id.as_bytes())))
-                    .hinted("for a list in a file: ctl sync verify --manifest FILE PATH")
+                CliError::usage(format!("`{}` is not an id: {e}", escape_bytes(id.as_bytes())))
+                    .with_hint("for a list in a file: ctl sync verify --manifest FILE PATH")
             })?;
-            let sync = records::ended(ctx, &id).await?;
+            let sync = records::fetch_ended_sync(ctx, &id).await?;
             let there = std::ffi::OsStr::from_bytes(sync.destination_path.as_bytes());
             let path = rest.first().map_or(Path::new(there), Path::new).to_owned();
             let trash = sync.options.delete.and_then(|delete| delete.trash);
-            (records::digests(ctx, &sync.request_id).await?, path, trash)
+            (records::fetch_digests(ctx, &sync.request_id).await?, path, trash)
         }
         (None, []) => {
-            return Err(Failure::usage("an ID, or --manifest FILE and a PATH, is needed"));
+            return Err(CliError::usage("an ID, or --manifest FILE and a PATH, is needed"));
         }
     };
-    let place = Place { trash, ..Place::find(&path)? };
-    let report = Report::new(ctx, args.ignore_extra);
-    let report = tokio::task::spawn_blocking(move || check(&place, &digests, report))
+    let place = VerifyTarget { trash, ..VerifyTarget::open(&path)? };
+    let report = VerifyReport::new(ctx, args.ignore_extra);
+    let report = tokio::task::spawn_blocking(move || verify_tree(&place, &digests, report))
         .await
-        .map_err(|e| Failure::new(format!("the check ended: {e}")))??;
-    Ok(report.end(begun.elapsed()))
+        .map_err(|e| CliError::new(format!("the check ended: {e}")))??;
+    Ok(report.finish(begun.elapsed()))
 }
 
 /// The digests of a list and of the one beside it, and what is to be said where that one is missing: the list itself
 /// can't hold whether there was one, because `b3sum` reads no comments.
-fn of_file(file: &Path) -> Result<(Digests, Option<String>), Failure> {
-    let mut reader = Reader::default();
-    reader.push(&names::raw(file, "the list of digests")?)?;
-    let others = records::others_of(file);
+fn read_digest_files(file: &Path) -> Result<(DigestList, Option<String>), CliError> {
+    let mut reader = DigestListReader::default();
+    reader.push(&files_from::read_input(file, "the list of digests")?)?;
+    let others = records::others_path(file);
     let missing = if file.as_os_str() == "-" {
         Some("a list from standard input has no FILE.others beside it".to_owned())
     } else if others.exists() {
-        reader.push_list(&names::raw(&others, "the list of digests")?)?;
+        reader.push_next_list(&files_from::read_input(&others, "the list of digests")?)?;
         None
     } else {
         Some(format!("{} is not there", escape_bytes(others.as_os_str().as_bytes())))
@@ -94,11 +94,11 @@ fn of_file(file: &Path) -> Result<(Digests, Option<String>), Failure> {
     let note = missing.map(|why| {
         format!("note: {why}: files whose names b3sum refuses (not UTF-8) are not checked, if the sync had any")
     });
-    Ok((reader.end(&escape_bytes(file.as_os_str().as_bytes()).to_string())?, note))
+    Ok((reader.finish(&escape_bytes(file.as_os_str().as_bytes()).to_string())?, note))
 }
 
 /// What is checked.
-struct Place {
+struct VerifyTarget {
     tree: Tree,
     /// The name of PATH, where it is a file.
     file: Option<Vec<u8>>,
@@ -106,16 +106,16 @@ struct Place {
     trash: Option<RelPath>,
 }
 
-impl Place {
-    fn find(path: &Path) -> Result<Place, Failure> {
+impl VerifyTarget {
+    fn open(path: &Path) -> Result<VerifyTarget, CliError> {
         let shown = escape_bytes(path.as_os_str().as_bytes()).to_string();
         let bad = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::NotFound => {
-                Failure::new(format!("{shown} does not exist on this machine"))
-                    .exits(Exit::NotFound)
-                    .hinted("where it is mounted under another path: ctl sync verify ID PATH")
+                CliError::new(format!("{shown} does not exist on this machine"))
+                    .with_exit(Exit::NotFound)
+                    .with_hint("where it is mounted under another path: ctl sync verify ID PATH")
             }
-            _ => Failure::new(format!("cannot access {shown}: {e}")),
+            _ => CliError::new(format!("cannot access {shown}: {e}")),
         };
         // Links in PATH are followed, here; below it none is.
         let real = std::fs::canonicalize(path).map_err(bad)?;
@@ -124,20 +124,20 @@ impl Place {
             (false, Some(parent), Some(name)) => (parent, Some(name.as_bytes().to_vec())),
             _ => (real.as_path(), None),
         };
-        let failed = |e: String| Failure::new(format!("cannot open {shown}: {e}"));
+        let failed = |e: String| CliError::new(format!("cannot open {shown}: {e}"));
         let root = AbsPath::new(dir.as_os_str().as_bytes()).map_err(|e| failed(e.to_string()))?;
-        let root = RootDir::open(&root).map_err(|e| failed(why(&e)))?;
+        let root = RootDir::open(&root).map_err(|e| failed(cause_text(&e)))?;
         let base = RelPath::new(name.as_deref().unwrap_or_default());
         let tree = Tree::new(root, base.map_err(|e| failed(e.to_string()))?);
-        Ok(Place { tree, file: name, trash: None })
+        Ok(VerifyTarget { tree, file: name, trash: None })
     }
 
     /// Where the list has `entry`. A single file is its single line, whatever name it has there.
-    fn find_in(&self, digests: &Digests, entry: &Entry) -> Option<usize> {
+    fn list_index(&self, digests: &DigestList, entry: &Entry) -> Option<usize> {
         match &self.file {
             Some(_) if digests.len() == 1 => Some(0),
-            Some(name) => digests.find(name),
-            None => digests.find(entry.path.as_bytes()),
+            Some(name) => digests.position_of(name),
+            None => digests.position_of(entry.path.as_bytes()),
         }
     }
 }
@@ -145,23 +145,23 @@ impl Place {
 /// What is wrong with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Wrong {
+enum Difference {
     Changed,
     Missing,
     Extra,
     Unreadable,
 }
 
-impl Wrong {
-    const ALL: [(Wrong, &'static str); 4] = [
-        (Wrong::Changed, "changed"),
-        (Wrong::Missing, "missing"),
-        (Wrong::Extra, "extra"),
-        (Wrong::Unreadable, "unreadable"),
+impl Difference {
+    const NAMES: [(Difference, &'static str); 4] = [
+        (Difference::Changed, "changed"),
+        (Difference::Missing, "missing"),
+        (Difference::Extra, "extra"),
+        (Difference::Unreadable, "unreadable"),
     ];
 
-    fn word(self) -> &'static str {
-        Wrong::ALL.iter().find(|(one, _)| *one == self).map_or("", |(_, word)| *word)
+    fn name(self) -> &'static str {
+        Difference::NAMES.iter().find(|(one, _)| *one == self).map_or("", |(_, word)| *word)
     }
 }
 
@@ -169,16 +169,16 @@ impl Wrong {
 #[derive(Debug, Serialize)]
 struct Finding {
     path: BytePath,
-    state: Wrong,
+    state: Difference,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
 
 /// Prints a line.
-type Say = Box<dyn FnMut(&[u8]) -> Result<(), Failure> + Send>;
+type LineSink = Box<dyn FnMut(&[u8]) -> Result<(), CliError> + Send>;
 
 /// Tells what is found as it is found, and counts.
-struct Report {
+struct VerifyReport {
     json: bool,
     quiet: bool,
     ignore_extra: bool,
@@ -186,26 +186,26 @@ struct Report {
     files: u64,
     bytes: u64,
     /// Standard output can't be written.
-    failed: Option<Failure>,
-    say: Say,
+    write_error: Option<CliError>,
+    write_line: LineSink,
 }
 
-impl Report {
-    fn new(ctx: &Context, ignore_extra: bool) -> Report {
-        Report {
-            json: ctx.global.output == Output::Json,
+impl VerifyReport {
+    fn new(ctx: &Context, ignore_extra: bool) -> VerifyReport {
+        VerifyReport {
+            json: ctx.global.output == OutputFormat::Json,
             quiet: ctx.global.quiet,
             ignore_extra,
             counts: [0; 4],
             files: 0,
             bytes: 0,
-            failed: None,
-            say: Box::new(out::data),
+            write_error: None,
+            write_line: Box::new(console::write_data),
         }
     }
 
-    fn tell(&mut self, path: &[u8], state: Wrong, message: Option<String>) {
-        if state == Wrong::Extra && self.ignore_extra {
+    fn add_difference(&mut self, path: &[u8], state: Difference, message: Option<String>) {
+        if state == Difference::Extra && self.ignore_extra {
             return;
         }
         self.counts[state as usize] += 1;
@@ -213,25 +213,26 @@ impl Report {
         let line = if self.json {
             serde_json::to_string(&Finding { path, state, message }).unwrap_or_default()
         } else {
-            let message = message.map(|m| format!("  ({})", out::clean(&m))).unwrap_or_default();
-            format!("{:<10}  {path}{message}", state.word())
+            let message =
+                message.map(|m| format!("  ({})", console::sanitize(&m))).unwrap_or_default();
+            format!("{:<10}  {path}{message}", state.name())
         };
-        if let Err(e) = (self.say)(line.as_bytes()) {
-            self.failed.get_or_insert(e);
+        if let Err(e) = (self.write_line)(line.as_bytes()) {
+            self.write_error.get_or_insert(e);
         }
     }
 
-    fn read(&mut self, bytes: u64) {
+    fn add_read_file(&mut self, bytes: u64) {
         self.files += 1;
         self.bytes += bytes;
     }
 
     /// The line at the end, and how the program ends.
-    fn end(&self, took: Duration) -> Exit {
+    fn finish(&self, took: Duration) -> Exit {
         let wrong = self.counts.iter().any(|n| *n > 0);
         let exit = if wrong { Exit::Partial } else { Exit::Ok };
         if !self.quiet {
-            out::note(&self.summary(took, exit));
+            console::print_note(&self.summary(took, exit));
         }
         exit
     }
@@ -248,7 +249,7 @@ impl Report {
         if exit == Exit::Ok {
             return format!("{head}: all are as the list says");
         }
-        let counts = Wrong::ALL.iter().zip(self.counts);
+        let counts = Difference::NAMES.iter().zip(self.counts);
         let counts = counts.map(|((_, word), n)| format!("{} {word}", units::format_count(n)));
         let counts = counts.collect::<Vec<_>>().join(", ");
         format!("{head}: {counts}   (exit {})", exit.code())
@@ -256,85 +257,92 @@ impl Report {
 }
 
 /// A large file whose ranges are hashed one by one.
-struct Large {
+struct LargeFile {
     file: SourceFile,
-    at: usize,
+    list_index: usize,
     size: u64,
     /// The values of the ranges that are done.
-    values: Mutex<Vec<Digest>>,
-    left: AtomicUsize,
-    failed: Mutex<Option<FsError>>,
+    range_digests: Mutex<Vec<Digest>>,
+    ranges_left: AtomicUsize,
+    error: Mutex<Option<FsError>>,
 }
 
 enum Job {
-    Small { entry: Entry, at: usize },
-    Range { large: Arc<Large>, index: usize },
+    Whole { entry: Entry, at: usize },
+    Range { large: Arc<LargeFile>, index: usize },
 }
 
 /// Walks and hashes; tells everything that is not as `digests` says.
-fn check(place: &Place, digests: &Digests, report: Report) -> Result<Report, Failure> {
+fn verify_tree(
+    place: &VerifyTarget,
+    digests: &DigestList,
+    report: VerifyReport,
+) -> Result<VerifyReport, CliError> {
     let report = Mutex::new(report);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let (send, jobs) = sync_channel(threads * AHEAD);
+    let (send, jobs) = sync_channel(threads * QUEUED_JOBS_PER_THREAD);
     let jobs = Arc::new(Mutex::new(jobs));
     let left = std::thread::scope(|scope| {
         for _ in 0..threads {
             // Each thread holds the receiver: when the last of them is gone, sending fails and the
             // walk ends instead of waiting for ever.
             let (jobs, report) = (Arc::clone(&jobs), &report);
-            scope.spawn(move || work(place, digests, report, &jobs));
+            scope.spawn(move || run_worker(place, digests, report, &jobs));
         }
         drop(jobs);
-        walk(place, digests, &report, send)
+        walk_tree(place, digests, &report, send)
     })?;
     let mut report = report.into_inner();
     for (at, path) in digests.names() {
-        if left.seen[at] {
+        if left.listed_seen[at] {
             continue;
         }
         let below = |dir: &RelPath| RelPath::new(path).is_ok_and(|path| dir.contains(&path));
-        match left.unread.iter().any(below) {
+        match left.unreadable.iter().any(below) {
             true => {
                 let why = "its directory can't be read".to_owned();
-                report.tell(path, Wrong::Unreadable, Some(why));
+                report.add_difference(path, Difference::Unreadable, Some(why));
             }
-            false => report.tell(path, Wrong::Missing, None),
+            false => report.add_difference(path, Difference::Missing, None),
         }
     }
-    match report.failed.take() {
+    match report.write_error.take() {
         Some(failure) => Err(failure),
         None => Ok(report),
     }
 }
 
 /// What the walk leaves behind.
-struct Walked {
+struct WalkResult {
     /// The places in the list whose names were met.
-    seen: Vec<bool>,
+    listed_seen: Vec<bool>,
     /// Directories (or entries) that could not be read.
-    unread: Vec<RelPath>,
+    unreadable: Vec<RelPath>,
 }
 
-fn walk(
-    place: &Place,
-    digests: &Digests,
-    report: &Mutex<Report>,
+fn walk_tree(
+    place: &VerifyTarget,
+    digests: &DigestList,
+    report: &Mutex<VerifyReport>,
     jobs: SyncSender<Job>,
-) -> Result<Walked, Failure> {
-    let mut left = Walked { seen: vec![false; digests.len()], unread: Vec::new() };
+) -> Result<WalkResult, CliError> {
+    let mut left = WalkResult { listed_seen: vec![false; digests.len()], unreadable: Vec::new() };
     let root = RelPath::root();
-    let walk = place
-        .tree
-        .walk(&root, None)
-        .map_err(|e| Failure::new(format!("cannot read {}: {}", place.tree.path(), why(&e))))?;
+    let walk = place.tree.walk(&root, None).map_err(|e| {
+        CliError::new(format!("cannot read {}: {}", place.tree.path(), cause_text(&e)))
+    })?;
     // The directory for deleted entries that the walk is in. What the list has there is checked all the same.
     let mut trash: Option<RelPath> = None;
     for next in walk {
         let entry = match next {
             Ok(entry) => entry,
             Err(e) => {
-                left.unread.extend(RelPath::new(&e.path.0));
-                lock(report).tell(&e.path.0, Wrong::Unreadable, Some(why(&e)));
+                left.unreadable.extend(RelPath::new(&e.path.0));
+                lock(report).add_difference(
+                    &e.path.0,
+                    Difference::Unreadable,
+                    Some(cause_text(&e)),
+                );
                 continue;
             }
         };
@@ -342,19 +350,21 @@ fn walk(
         if trash.is_none() && entry.is_dir() && is_trash(place, &entry) {
             trash = Some(entry.path.clone());
         }
-        let at = place.find_in(digests, &entry);
+        let at = place.list_index(digests, &entry);
         if let Some(at) = at {
-            left.seen[at] = true;
+            left.listed_seen[at] = true;
         }
         match (entry.kind.clone(), at) {
-            (EntryKind::File { size }, Some(at)) => submit(place, report, &jobs, entry, size, at)?,
+            (EntryKind::File { size }, Some(at)) => {
+                queue_file(place, report, &jobs, entry, size, at)?
+            }
             (EntryKind::File { .. }, None) if trash.is_some() => {}
             (EntryKind::File { .. }, None) => {
-                lock(report).tell(entry.path.as_bytes(), Wrong::Extra, None);
+                lock(report).add_difference(entry.path.as_bytes(), Difference::Extra, None);
             }
             (_, Some(_)) => {
                 let why = Some("it is not a regular file".to_owned());
-                lock(report).tell(entry.path.as_bytes(), Wrong::Changed, why);
+                lock(report).add_difference(entry.path.as_bytes(), Difference::Changed, why);
             }
             (_, None) => {}
         }
@@ -363,7 +373,7 @@ fn walk(
 }
 
 /// Whether a directory holds what a mirror deleted: it is no part of what was copied.
-fn is_trash(place: &Place, dir: &Entry) -> bool {
+fn is_trash(place: &VerifyTarget, dir: &Entry) -> bool {
     let marked = || {
         let mark = dir.path.child(TRASH_MARKER).ok();
         mark.and_then(|mark| place.tree.entry(&mark).ok())
@@ -373,72 +383,82 @@ fn is_trash(place: &Place, dir: &Entry) -> bool {
 }
 
 /// Hands a file to the threads, in one piece or in several.
-fn submit(
-    place: &Place,
-    report: &Mutex<Report>,
+fn queue_file(
+    place: &VerifyTarget,
+    report: &Mutex<VerifyReport>,
     jobs: &SyncSender<Job>,
     entry: Entry,
     size: u64,
     at: usize,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let send = |job| {
-        let ended = |_| Failure::new("the threads that hash have ended");
+        let ended = |_| CliError::new("the threads that hash have ended");
         jobs.send(job).map_err(ended)
     };
-    if size <= RANGE {
-        return send(Job::Small { entry, at });
+    if size <= RANGE_BYTES {
+        return send(Job::Whole { entry, at });
     }
     let file = match place.tree.open_source(&entry) {
         Ok(file) => file,
         Err(e) => {
-            wrong(&mut lock(report), entry.path.as_bytes(), &e);
+            add_error(&mut lock(report), entry.path.as_bytes(), &e);
             return Ok(());
         }
     };
     // It may have become another one since it was listed; ranges are made for what is open.
     let EntryKind::File { size } = file.entry().kind else { return Ok(()) };
-    if size <= RANGE {
-        return send(Job::Small { entry, at });
+    if size <= RANGE_BYTES {
+        return send(Job::Whole { entry, at });
     }
-    let count = usize::try_from(size.div_ceil(RANGE)).unwrap_or(usize::MAX);
-    let large = Arc::new(Large {
+    let count = usize::try_from(size.div_ceil(RANGE_BYTES)).unwrap_or(usize::MAX);
+    let large = Arc::new(LargeFile {
         file,
-        at,
+        list_index: at,
         size,
-        values: Mutex::new(vec![Digest([0; 32]); count]),
-        left: AtomicUsize::new(count),
-        failed: Mutex::new(None),
+        range_digests: Mutex::new(vec![Digest([0; 32]); count]),
+        ranges_left: AtomicUsize::new(count),
+        error: Mutex::new(None),
     });
     (0..count).try_for_each(|index| send(Job::Range { large: Arc::clone(&large), index }))
 }
 
 /// One thread: takes jobs until there are no more.
-fn work(place: &Place, digests: &Digests, report: &Mutex<Report>, jobs: &Mutex<Receiver<Job>>) {
-    let mut buffer = vec![0; BUFFER];
+fn run_worker(
+    place: &VerifyTarget,
+    digests: &DigestList,
+    report: &Mutex<VerifyReport>,
+    jobs: &Mutex<Receiver<Job>>,
+) {
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
     loop {
         let job = jobs.lock().recv();
         match job {
             Err(_) => return,
-            Ok(Job::Small { entry, at }) => {
-                let hashed = whole(place, &entry, &mut buffer);
-                judge(report, entry.path.as_bytes(), digests.digest(at), hashed);
+            Ok(Job::Whole { entry, at }) => {
+                let hashed = hash_file(place, &entry, &mut buffer);
+                compare_digest(report, entry.path.as_bytes(), digests.digest_at(at), hashed);
             }
             Ok(Job::Range { large, index }) => {
-                match range(&large, index, &mut buffer) {
-                    Ok(value) => lock(&large.values)[index] = value,
-                    Err(e) => drop(lock(&large.failed).get_or_insert(e)),
+                match hash_range(&large, index, &mut buffer) {
+                    Ok(value) => lock(&large.range_digests)[index] = value,
+                    Err(e) => drop(lock(&large.error).get_or_insert(e)),
                 }
-                if large.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                if large.ranges_left.fetch_sub(1, Ordering::AcqRel) == 1 {
                     let path = large.file.entry().path.as_bytes();
-                    judge(report, path, digests.digest(large.at), large.merged());
+                    compare_digest(
+                        report,
+                        path,
+                        digests.digest_at(large.list_index),
+                        large.merge_digest(),
+                    );
                 }
             }
         }
     }
 }
 
-fn judge(
-    report: &Mutex<Report>,
+fn compare_digest(
+    report: &Mutex<VerifyReport>,
     path: &[u8],
     expected: Digest,
     hashed: Result<(Digest, u64), FsError>,
@@ -446,26 +466,32 @@ fn judge(
     let mut report = lock(report);
     match hashed {
         Ok((digest, bytes)) => {
-            report.read(bytes);
+            report.add_read_file(bytes);
             if digest != expected {
-                report.tell(path, Wrong::Changed, None);
+                report.add_difference(path, Difference::Changed, None);
             }
         }
-        Err(e) => wrong(&mut report, path, &e),
+        Err(e) => add_error(&mut report, path, &e),
     }
 }
 
 /// A file that could not be hashed.
-fn wrong(report: &mut Report, path: &[u8], e: &FsError) {
+fn add_error(report: &mut VerifyReport, path: &[u8], e: &FsError) {
     match e.cause {
-        Cause::Os(Errno::NOENT) => report.tell(path, Wrong::Missing, None),
-        Cause::Changed | Cause::NotRegularFile => report.tell(path, Wrong::Changed, Some(why(e))),
-        _ => report.tell(path, Wrong::Unreadable, Some(why(e))),
+        Cause::Os(Errno::NOENT) => report.add_difference(path, Difference::Missing, None),
+        Cause::Changed | Cause::NotRegularFile => {
+            report.add_difference(path, Difference::Changed, Some(cause_text(e)))
+        }
+        _ => report.add_difference(path, Difference::Unreadable, Some(cause_text(e))),
     }
 }
 
 /// The digest and length of a small file.
-fn whole(place: &Place, entry: &Entry, buffer: &mut [u8]) -> Result<(Digest, u64), FsError> {
+fn hash_file(
+    place: &VerifyTarget,
+    entry: &Entry,
+    buffer: &mut [u8],
+) -> Result<(Digest, u64), FsError> {
     let file = place.tree.open_source(entry)?;
     let mut hasher = blake3::Hasher::new();
     let mut done = 0;
@@ -482,9 +508,9 @@ fn whole(place: &Place, entry: &Entry, buffer: &mut [u8]) -> Result<(Digest, u64
 }
 
 /// The chaining value of one range.
-fn range(large: &Large, index: usize, buffer: &mut [u8]) -> Result<Digest, FsError> {
-    let start = index as u64 * RANGE;
-    let end = large.size.min(start + RANGE);
+fn hash_range(large: &LargeFile, index: usize, buffer: &mut [u8]) -> Result<Digest, FsError> {
+    let start = index as u64 * RANGE_BYTES;
+    let end = large.size.min(start + RANGE_BYTES);
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(start);
     let mut at = start;
@@ -501,20 +527,20 @@ fn range(large: &Large, index: usize, buffer: &mut [u8]) -> Result<Digest, FsErr
     Ok(Digest(hasher.finalize_non_root()))
 }
 
-impl Large {
-    fn merged(&self) -> Result<(Digest, u64), FsError> {
-        if let Some(e) = lock(&self.failed).take() {
+impl LargeFile {
+    fn merge_digest(&self) -> Result<(Digest, u64), FsError> {
+        if let Some(e) = lock(&self.error).take() {
             return Err(e);
         }
         self.file.verify_unchanged()?;
         // Never `None`: a file that is longer than a range has at least two.
-        let digest = merge_ranges(&lock(&self.values)).unwrap_or(Digest([0; 32]));
+        let digest = merge_ranges(&lock(&self.range_digests)).unwrap_or(Digest([0; 32]));
         Ok((digest, self.size))
     }
 }
 
 /// The cause in words, without the advice that an agent would give.
-fn why(e: &FsError) -> String {
+fn cause_text(e: &FsError) -> String {
     match (e.errno(), e.cause) {
         (Some(errno), _) => {
             let text = std::io::Error::from(errno).to_string();

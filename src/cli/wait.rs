@@ -1,11 +1,11 @@
 //! Waiting for syncs: until each has ended in whatever way (deleted included), the time is up, or
 //! the operator stops it. A master that is away for a while (a restart, a take-over) is waited for.
 
-use super::args::{EndArgs, UntilArgs};
+use super::args::{ExitCodeArgs, WaitLimitArgs};
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::progress::{Event, Monitor, Pace};
-use super::signals::Ask;
+use super::progress::{ProgressEvent, ProgressMonitor, ProgressTracker};
+use super::signals::SignalAction;
 use crate::client::{MasterClient, Reply};
 use crate::util::units;
 use crate::wire::RequestId;
@@ -15,47 +15,48 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// A master away for longer than this ends the waiting: restarts and take-overs are done by then.
-const PATIENCE: Duration = Duration::from_secs(300);
+const MAX_MASTER_OUTAGE: Duration = Duration::from_secs(300);
 /// Bounds of the time between two looks; it grows with the time waited.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+const POLL_INTERVAL_BOUNDS: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_millis(500));
 
 /// One sync that is waited for.
-struct Watch {
+struct WatchedSync {
     id: RequestId,
     /// The last document.
-    seen: Option<Reply<SyncProgress>>,
-    pace: Option<Pace>,
-    end: Option<Exit>,
+    latest: Option<Reply<SyncProgress>>,
+    tracker: Option<ProgressTracker>,
+    exit: Option<Exit>,
 }
 
 /// What became of one sync.
-pub(super) struct Ended {
+pub(super) struct WaitedSync {
     /// Which.
     pub(super) id: RequestId,
     /// The last document seen; of a deleted sync the one before.
-    pub(super) seen: Option<Reply<SyncProgress>>,
+    pub(super) latest: Option<Reply<SyncProgress>>,
     /// How it ended, `None` while it goes on.
     pub(super) exit: Option<Exit>,
     /// It was deleted.
-    pub(super) deleted: bool,
+    pub(super) was_deleted: bool,
 }
 
 /// What became of the waiting.
-pub(super) struct Waited {
+pub(super) struct WaitOutcome {
     /// All syncs, in the order in which they were given.
-    pub(super) syncs: Vec<Ended>,
+    pub(super) syncs: Vec<WaitedSync>,
     /// Why the waiting ended before the syncs did.
-    pub(super) stopped: Option<Exit>,
+    pub(super) stopped_by: Option<Exit>,
     /// A signal had the syncs cancelled.
-    pub(super) interrupted: Option<Exit>,
+    pub(super) cancelled_by: Option<Exit>,
 }
 
-impl Waited {
+impl WaitOutcome {
     /// The same with an end of its own for each sync that completed and transferred nothing, where that is
     /// asked for.
-    pub(super) fn judged(mut self, end: EndArgs) -> Waited {
+    pub(super) fn with_no_transfer_exit(mut self, end: ExitCodeArgs) -> WaitOutcome {
         for sync in self.syncs.iter_mut().filter(|_| end.error_on_no_transfer) {
-            let transferred = sync.seen.as_ref().is_none_or(|seen| seen.files_done > 0);
+            let transferred = sync.latest.as_ref().is_none_or(|seen| seen.files_done > 0);
             if sync.exit == Some(Exit::Ok) && !transferred {
                 sync.exit = Some(Exit::NoTransfer);
             }
@@ -66,51 +67,53 @@ impl Waited {
     /// The worst end of all.
     pub(super) fn exit(&self) -> Exit {
         let ends = self.syncs.iter().filter_map(|s| s.exit);
-        ends.chain(self.stopped).fold(Exit::Ok, Exit::worst)
+        ends.chain(self.stopped_by).fold(Exit::Ok, Exit::worse)
     }
 }
 
 /// Waits for syncs.
-pub(super) struct Waiter<'a> {
+pub(super) struct SyncWaiter<'a> {
     client: &'a MasterClient,
-    monitor: &'a mut dyn Monitor,
-    watches: Vec<Watch>,
+    monitor: &'a mut dyn ProgressMonitor,
+    syncs: Vec<WatchedSync>,
     /// The syncs exist: one that the master does not know was deleted.
-    accepted: bool,
+    submitted_here: bool,
     /// Since when the master has not answered.
-    away: Option<Instant>,
+    unavailable_since: Option<Instant>,
     /// A signal (this one) says that the syncs are to be cancelled.
-    cancel: Option<Exit>,
-    patience: Duration,
+    cancelled_by: Option<Exit>,
+    max_outage: Duration,
     /// The program as it is called to wait again; `None`: the syncs end with it.
-    resumed_by: Option<String>,
+    ctl_command: Option<String>,
 }
 
-impl<'a> Waiter<'a> {
+impl<'a> SyncWaiter<'a> {
     /// Waits for `ids`; `accepted` when the master has just taken them.
     pub(super) fn new(
         client: &'a MasterClient,
-        monitor: &'a mut dyn Monitor,
+        monitor: &'a mut dyn ProgressMonitor,
         ids: Vec<RequestId>,
         accepted: bool,
     ) -> Self {
-        let watches =
-            ids.into_iter().map(|id| Watch { id, seen: None, pace: None, end: None }).collect();
-        Waiter {
+        let watches = ids
+            .into_iter()
+            .map(|id| WatchedSync { id, latest: None, tracker: None, exit: None })
+            .collect();
+        SyncWaiter {
             client,
             monitor,
-            watches,
-            accepted,
-            away: None,
-            cancel: None,
-            patience: PATIENCE,
-            resumed_by: None,
+            syncs: watches,
+            submitted_here: accepted,
+            unavailable_since: None,
+            cancelled_by: None,
+            max_outage: MAX_MASTER_OUTAGE,
+            ctl_command: None,
         }
     }
 
     /// Syncs that go on without this program, which is called as `ctl`.
-    pub(super) fn resumed_by(self, ctl: &str) -> Self {
-        Waiter { resumed_by: Some(ctl.to_owned()), ..self }
+    pub(super) fn with_resume_hint(self, ctl: &str) -> Self {
+        SyncWaiter { ctl_command: Some(ctl.to_owned()), ..self }
     }
 
     /// Waits until all have ended, `until` is reached or a signal says stop.
@@ -119,9 +122,9 @@ impl<'a> Waiter<'a> {
     /// The master is away for too long, or answers nonsense.
     pub(super) async fn run(
         mut self,
-        until: &UntilArgs,
-        signals: &mut UnboundedReceiver<Ask>,
-    ) -> Result<Waited, Failure> {
+        until: &WaitLimitArgs,
+        signals: &mut UnboundedReceiver<SignalAction>,
+    ) -> Result<WaitOutcome, CliError> {
         let begun = Instant::now();
         let time_up = async {
             match until.timeout {
@@ -135,101 +138,110 @@ impl<'a> Waiter<'a> {
             tokio::select! {
                 biased;
                 Some(ask) = signals.recv() => {
-                    if let Some(stop) = self.obey(ask, until) {
+                    if let Some(stop) = self.apply_signal(ask, until) {
                         break Some(stop);
                     }
                 }
                 () = &mut time_up => break Some(Exit::TimedOut(until.timeout_exit_code)),
-                done = self.look_and_rest(begun) => {
+                done = self.poll_and_sleep(begun) => {
                     if done? {
                         break None;
                     }
                 }
             }
         };
-        self.monitor.event(Event::Finished, Timestamp::now());
-        let syncs = self.watches.into_iter().map(|w| Ended {
-            deleted: w.end == Some(Exit::Cancelled)
-                && w.seen.as_ref().is_none_or(|s| Exit::of(s) != w.end),
+        self.monitor.handle_event(ProgressEvent::Finished, Timestamp::now());
+        let syncs = self.syncs.into_iter().map(|w| WaitedSync {
+            was_deleted: w.exit == Some(Exit::Cancelled)
+                && w.latest.as_ref().is_none_or(|s| Exit::of_sync(s) != w.exit),
             id: w.id,
-            seen: w.seen,
-            exit: w.end,
+            latest: w.latest,
+            exit: w.exit,
         });
-        Ok(Waited { syncs: syncs.collect(), stopped, interrupted: self.cancel })
+        Ok(WaitOutcome {
+            syncs: syncs.collect(),
+            stopped_by: stopped,
+            cancelled_by: self.cancelled_by,
+        })
     }
 
     /// What a signal means now: `Some` stops the waiting.
-    fn obey(&mut self, ask: Ask, until: &UntilArgs) -> Option<Exit> {
+    fn apply_signal(&mut self, ask: SignalAction, until: &WaitLimitArgs) -> Option<Exit> {
         let stop = match ask {
-            Ask::Status => {
-                for watch in &self.watches {
-                    if let (Some(seen), Some(pace)) = (&watch.seen, &watch.pace) {
-                        self.monitor.event(Event::Asked(seen, pace), Timestamp::now());
+            SignalAction::Status => {
+                for watch in &self.syncs {
+                    if let (Some(seen), Some(pace)) = (&watch.latest, &watch.tracker) {
+                        self.monitor.handle_event(
+                            ProgressEvent::StatusRequested(seen, pace),
+                            Timestamp::now(),
+                        );
                     }
                 }
                 return None;
             }
-            Ask::Interrupt => Exit::Interrupted,
-            Ask::Terminate => Exit::Terminated,
+            SignalAction::Interrupt => Exit::Interrupted,
+            SignalAction::Terminate => Exit::Terminated,
         };
-        if !until.cancel_on_interrupt || self.cancel.is_some() {
+        if !until.cancel_on_interrupt || self.cancelled_by.is_some() {
             return Some(stop);
         }
-        self.cancel = Some(stop);
+        self.cancelled_by = Some(stop);
         let told = "cancelling… press ^C again to quit now";
-        self.monitor.event(Event::Note(told), Timestamp::now());
+        self.monitor.handle_event(ProgressEvent::Note(told), Timestamp::now());
         None
     }
 
     /// Looks at each sync that has not ended, then rests. True when all have ended.
-    async fn look_and_rest(&mut self, begun: Instant) -> Result<bool, Failure> {
-        let pause = self.round().await?;
-        if self.watches.iter().all(|w| w.end.is_some()) {
+    async fn poll_and_sleep(&mut self, begun: Instant) -> Result<bool, CliError> {
+        let pause = self.poll_all().await?;
+        if self.syncs.iter().all(|w| w.exit.is_some()) {
             return Ok(true);
         }
-        let usual = (begun.elapsed() / 10).clamp(PAUSE.0, PAUSE.1);
+        let usual = (begun.elapsed() / 10).clamp(POLL_INTERVAL_BOUNDS.0, POLL_INTERVAL_BOUNDS.1);
         tokio::time::sleep(pause.unwrap_or(usual)).await;
         Ok(false)
     }
 
     /// One look at each sync. A master that is away ends the round; the pause to make is returned.
-    async fn round(&mut self) -> Result<Option<Duration>, Failure> {
-        for i in 0..self.watches.len() {
-            let watch = &self.watches[i];
-            if watch.end.is_some() {
+    async fn poll_all(&mut self) -> Result<Option<Duration>, CliError> {
+        for i in 0..self.syncs.len() {
+            let watch = &self.syncs[i];
+            if watch.exit.is_some() {
                 continue;
             }
-            let looked = match self.cancel.is_some() {
+            let looked = match self.cancelled_by.is_some() {
                 // Cancelling twice is as good as once.
-                true => self.client.cancel(&watch.id).await,
-                false => self.client.progress(&watch.id).await,
+                true => self.client.cancel_sync(&watch.id).await,
+                false => self.client.get_sync(&watch.id).await,
             };
             match looked {
                 Ok(reply) => {
-                    self.back();
-                    self.saw(i, reply);
+                    self.note_recovery();
+                    self.record_progress(i, reply);
                 }
                 Err(e) if e.is_not_found() => {
-                    self.back();
-                    let known = self.accepted || self.watches[i].seen.is_some();
-                    self.watches[i].end =
-                        Some(if known { Exit::Cancelled } else { Exit::NotFound });
+                    self.note_recovery();
+                    let known = self.submitted_here || self.syncs[i].latest.is_some();
+                    self.syncs[i].exit = Some(if known { Exit::Cancelled } else { Exit::NotFound });
                 }
                 // An ended sync can't be cancelled: look at it.
-                Err(e) if self.cancel.is_some() && e.status() == Some(409) => {
-                    let reply = self.client.progress(&self.watches[i].id).await?;
-                    self.saw(i, reply);
+                Err(e) if self.cancelled_by.is_some() && e.status() == Some(409) => {
+                    let reply = self.client.get_sync(&self.syncs[i].id).await?;
+                    self.record_progress(i, reply);
                 }
-                Err(e) if e.is_temporary() && self.may_wait() => {
-                    let pause = e.retry_after().unwrap_or(PAUSE.1).min(Duration::from_secs(5));
-                    self.miss(&e.to_string());
+                Err(e) if e.is_retryable() && self.can_keep_waiting() => {
+                    let pause = e
+                        .retry_after()
+                        .unwrap_or(POLL_INTERVAL_BOUNDS.1)
+                        .min(Duration::from_secs(5));
+                    self.note_outage(&e.to_string());
                     return Ok(Some(pause));
                 }
-                Err(e) if e.is_temporary() => {
-                    let failure = Failure::from(e);
-                    let known = self.resumed_by.as_ref().filter(|_| self.knows_any());
+                Err(e) if e.is_retryable() => {
+                    let failure = CliError::from(e);
+                    let known = self.ctl_command.as_ref().filter(|_| self.has_known_sync());
                     return Err(match known {
-                        Some(ctl) => failure.hinted(self.goes_on(ctl)),
+                        Some(ctl) => failure.with_hint(self.resume_hint(ctl)),
                         None => failure,
                     });
                 }
@@ -240,55 +252,56 @@ impl<'a> Waiter<'a> {
     }
 
     /// That what is waited for goes on, and the command that waits for it again.
-    fn goes_on(&self, ctl: &str) -> String {
-        let open = self.watches.iter().filter(|watch| watch.end.is_none());
+    fn resume_hint(&self, ctl: &str) -> String {
+        let open = self.syncs.iter().filter(|watch| watch.exit.is_none());
         let ids: Vec<&str> = open.map(|watch| watch.id.as_str()).collect();
         let it = if ids.len() == 1 { "the sync continues" } else { "the syncs continue" };
         format!("{it} without this program; to wait again: {ctl} sync wait {}", ids.join(" "))
     }
 
-    fn knows_any(&self) -> bool {
-        self.accepted || self.watches.iter().any(|w| w.seen.is_some())
+    fn has_known_sync(&self) -> bool {
+        self.submitted_here || self.syncs.iter().any(|w| w.latest.is_some())
     }
 
     /// A master that never answered is no master that is away for a moment.
-    fn may_wait(&self) -> bool {
-        self.knows_any() && self.away.is_none_or(|since| since.elapsed() < self.patience)
+    fn can_keep_waiting(&self) -> bool {
+        self.has_known_sync()
+            && self.unavailable_since.is_none_or(|since| since.elapsed() < self.max_outage)
     }
 
-    fn miss(&mut self, why: &str) {
-        if self.away.is_none() {
-            self.away = Some(Instant::now());
-            let patience = units::format_duration(self.patience);
+    fn note_outage(&mut self, why: &str) {
+        if self.unavailable_since.is_none() {
+            self.unavailable_since = Some(Instant::now());
+            let patience = units::format_duration(self.max_outage);
             let text = format!("the master does not answer ({why}); trying for {patience}");
-            self.monitor.event(Event::Note(&text), Timestamp::now());
+            self.monitor.handle_event(ProgressEvent::Note(&text), Timestamp::now());
         }
     }
 
-    fn back(&mut self) {
-        if let Some(since) = self.away.take() {
+    fn note_recovery(&mut self) {
+        if let Some(since) = self.unavailable_since.take() {
             let gone =
                 units::format_duration(Duration::from_secs(since.elapsed().as_secs().max(1)));
             let text = format!("the master answers again, after {gone}");
-            self.monitor.event(Event::Note(&text), Timestamp::now());
+            self.monitor.handle_event(ProgressEvent::Note(&text), Timestamp::now());
         }
     }
 
-    fn saw(&mut self, i: usize, reply: Reply<SyncProgress>) {
+    fn record_progress(&mut self, i: usize, reply: Reply<SyncProgress>) {
         let now = Instant::now();
-        let watch = &mut self.watches[i];
+        let watch = &mut self.syncs[i];
         let another =
-            watch.seen.as_ref().is_some_and(|seen| seen.submitted_at != reply.submitted_at);
+            watch.latest.as_ref().is_some_and(|seen| seen.submitted_at != reply.submitted_at);
         if another {
             // Deleted, and its id given to a new sync: that is not the one waited for.
-            watch.end = Some(Exit::Cancelled);
+            watch.exit = Some(Exit::Cancelled);
             return;
         }
-        let pace = watch.pace.get_or_insert_with(|| Pace::new(&reply, now));
-        pace.see(&reply, now);
-        self.monitor.event(Event::Seen(&reply, pace), Timestamp::now());
-        watch.end = Exit::of(&reply);
-        watch.seen = Some(reply);
+        let pace = watch.tracker.get_or_insert_with(|| ProgressTracker::new(&reply, now));
+        pace.update(&reply, now);
+        self.monitor.handle_event(ProgressEvent::Updated(&reply, pace), Timestamp::now());
+        watch.exit = Exit::of_sync(&reply);
+        watch.latest = Some(reply);
     }
 }
 

@@ -1,12 +1,12 @@
 //! `ctl workers …`.
 
 use super::Context;
-use super::args::{Output, WorkersCommand};
+use super::args::{OutputFormat, WorkersCommand};
+use super::error::CliError;
 use super::exit::Exit;
-use super::failure::Failure;
-use super::layout::width;
-use super::sync::for_each;
-use super::{out, table};
+use super::sync::for_each_resource;
+use super::table_layout::terminal_width;
+use super::{console, tables};
 use crate::client::Reply;
 use crate::util::units;
 use crate::wire::worker::{DrainReply, DrainRequest, WorkerList, WorkerState, WorkerView};
@@ -15,24 +15,24 @@ use jiff::Timestamp;
 use std::time::Duration;
 
 /// How often the master is asked how far a drain is.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs one of the commands.
 ///
 /// # Errors
 /// The master can't be asked, or knows no such worker.
-pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, Failure> {
+pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, CliError> {
     match command {
         WorkersCommand::List => {
-            let list = ctx.client()?.workers().await?;
-            show_all(ctx, &list.body, &list)?;
+            let list = ctx.new_client()?.list_workers().await?;
+            show_workers(ctx, &list.body, &list)?;
         }
         WorkersCommand::Show { id } => {
-            let worker = ctx.client()?.worker(&id).await?;
-            show(ctx, &worker)?;
+            let worker = ctx.new_client()?.get_worker(&id).await?;
+            show_worker(ctx, &worker)?;
         }
         WorkersCommand::Drain { ids, reason, wait } => {
-            let order = DrainRequest { by: operator(), reason };
+            let order = DrainRequest { by: operator_name(), reason };
             return drain(ctx, ids, Some(order), wait).await;
         }
         WorkersCommand::Undrain { ids } => return drain(ctx, ids, None, false).await,
@@ -42,7 +42,7 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, 
 }
 
 /// Who runs this program, as far as he says so.
-fn operator() -> Option<String> {
+fn operator_name() -> Option<String> {
     let named = ["SUDO_USER", "USER", "LOGNAME"].into_iter().filter_map(|v| std::env::var(v).ok());
     named.into_iter().find(|name| !name.is_empty())
 }
@@ -52,22 +52,22 @@ async fn drain(
     ids: Vec<WorkerId>,
     order: Option<DrainRequest>,
     wait: bool,
-) -> Result<Exit, Failure> {
-    let client = ctx.client()?;
+) -> Result<Exit, CliError> {
+    let client = ctx.new_client()?;
     let drain = async |id: &WorkerId| {
-        let mut reply = client.drain(id, order.as_ref()).await?;
+        let mut reply = client.set_drained(id, order.as_ref()).await?;
         while wait && reply.state == WorkerState::Draining {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
             // It only looks: an undrain by another operator stands.
             let WorkerView { drained, state, in_flight, receiving, .. } =
-                client.worker(id).await?.value;
+                client.get_worker(id).await?.value;
             let worker_id = id.clone();
             reply.value = DrainReply { worker_id, drained, state, in_flight, receiving };
             reply.body = serde_json::to_vec(&reply.value).unwrap_or_default().into();
         }
         Ok(Some((drain_text(&reply), reply.body)))
     };
-    for_each(ctx, &client, ids, drain).await
+    for_each_resource(ctx, &client, ids, drain).await
 }
 
 /// How far the drain of a worker is.
@@ -101,10 +101,10 @@ pub(super) async fn reassign(
     ctx: &Context,
     ids: Vec<RequestId>,
     worker: WorkerId,
-) -> Result<Exit, Failure> {
-    let client = ctx.client()?;
+) -> Result<Exit, CliError> {
+    let client = ctx.new_client()?;
     let reassign = async |id: &RequestId| {
-        let reply = client.reassign(id, &worker).await?;
+        let reply = client.reassign_tasks(id, &worker).await?;
         let text = match reply.tasks {
             0 => format!("Worker {worker} has no task of sync {id}"),
             n => {
@@ -114,11 +114,11 @@ pub(super) async fn reassign(
         };
         Ok(Some((text, reply.body)))
     };
-    for_each(ctx, &client, ids, reassign).await
+    for_each_resource(ctx, &client, ids, reassign).await
 }
 
-async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
-    let client = ctx.client()?;
+async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, CliError> {
+    let client = ctx.new_client()?;
     let forget = async |id: &WorkerId| {
         let reply = client.forget_worker(id).await?;
         let text = match reply.requeued {
@@ -130,25 +130,29 @@ async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, Failure> {
         };
         Ok(Some((text, reply.body)))
     };
-    for_each(ctx, &client, ids, forget).await
+    for_each_resource(ctx, &client, ids, forget).await
 }
 
-fn show_all(ctx: &Context, body: &[u8], list: &WorkerList) -> Result<(), Failure> {
+fn show_workers(ctx: &Context, body: &[u8], list: &WorkerList) -> Result<(), CliError> {
     match ctx.global.output {
-        Output::Json => out::data(body)?,
-        Output::Table if ctx.global.quiet => {
+        OutputFormat::Json => console::write_data(body)?,
+        OutputFormat::Table if ctx.global.quiet => {
             let all = list.active.iter().chain(&list.inactive);
             let ids: String = all.map(|w| format!("{}\n", w.worker_id)).collect();
-            out::data(ids.as_bytes())?;
+            console::write_data(ids.as_bytes())?;
         }
-        Output::Table => out::data(table::workers(list, width(), Timestamp::now()).as_bytes())?,
+        OutputFormat::Table => console::write_data(
+            tables::worker_table(list, terminal_width(), Timestamp::now()).as_bytes(),
+        )?,
     }
     Ok(())
 }
 
-fn show(ctx: &Context, worker: &Reply<WorkerView>) -> Result<(), Failure> {
+fn show_worker(ctx: &Context, worker: &Reply<WorkerView>) -> Result<(), CliError> {
     match ctx.global.output {
-        Output::Json => out::data(&worker.body),
-        Output::Table => out::data(table::worker_record(worker, Timestamp::now()).as_bytes()),
+        OutputFormat::Json => console::write_data(&worker.body),
+        OutputFormat::Table => {
+            console::write_data(tables::worker_details(worker, Timestamp::now()).as_bytes())
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Replies of any length: what became of each file of a sync, a copy of the store.
 
-use super::text::causes;
-use super::{ClientError, MasterClient, Request, refusal};
+use super::url_text::error_chain;
+use super::{ClientError, MasterClient, Request, error_of_answer};
 use crate::wire::RequestId;
 use crate::wire::options::FileState;
 use bytes::Bytes;
@@ -16,14 +16,14 @@ pub struct Download {
 
 impl Download {
     /// The check of the whole reply that came with it; see [`checksum::ChecksumHasher`](crate::util::seal::Running).
-    pub fn check(&self) -> Option<String> {
+    pub fn checksum(&self) -> Option<String> {
         let check = self.response.headers().get(crate::util::checksum::CHECKSUM_HEADER)?;
         check.to_str().ok().map(str::to_owned)
     }
 
     /// An error of this reply, where what came is not what was sent.
-    pub(crate) fn damaged(&self) -> ClientError {
-        ClientError::Broken {
+    pub(crate) fn corruption_error(&self) -> ClientError {
+        ClientError::InvalidReply {
             url: self.url.clone(),
             status: Some(self.response.status().as_u16()),
             message: crate::util::checksum::CHECKSUM_MISMATCH.to_owned(),
@@ -34,11 +34,11 @@ impl Download {
     ///
     /// # Errors
     /// The reply broke off, or no byte came for the request time-out.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        self.response.chunk().await.map_err(|e| ClientError::Broken {
+    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.response.chunk().await.map_err(|e| ClientError::InvalidReply {
             url: self.url.clone(),
             status: Some(self.response.status().as_u16()),
-            message: format!("its reply broke off: {}", causes(&e)),
+            message: format!("its reply broke off: {}", error_chain(&e)),
         })
     }
 }
@@ -50,7 +50,7 @@ impl MasterClient {
     ///
     /// # Errors
     /// Problems 404 for an unknown id and 409 where it was not recorded, any [`ClientError`].
-    pub async fn files(
+    pub async fn download_files(
         &self,
         id: &RequestId,
         states: &[FileState],
@@ -61,7 +61,7 @@ impl MasterClient {
             .collect();
         let query =
             if words.is_empty() { String::new() } else { format!("?state={}", words.join(",")) };
-        self.download(&format!("/sync/{id}/files{query}")).await
+        self.start_download(&format!("/sync/{id}/files{query}")).await
     }
 
     /// `GET /sync/{id}/manifest`: the digest and name of each file, as `b3sum --check` reads them; with `others` those
@@ -70,25 +70,29 @@ impl MasterClient {
     /// # Errors
     /// Problems 404 for an unknown id and 409 where it was not asked for or the sync goes on, any
     /// [`ClientError`].
-    pub async fn digests(&self, id: &RequestId, others: bool) -> Result<Download, ClientError> {
+    pub async fn download_manifest(
+        &self,
+        id: &RequestId,
+        others: bool,
+    ) -> Result<Download, ClientError> {
         let query = if others { "?lines=others" } else { "" };
-        self.download(&format!("/sync/{id}/manifest{query}")).await
+        self.start_download(&format!("/sync/{id}/manifest{query}")).await
     }
 
     /// `GET /admin/backup`: the embedded store as one SQLite file, as of one instant.
     ///
     /// # Errors
     /// Problem 501 where the master keeps its state in Redis, any [`ClientError`].
-    pub async fn backup(&self) -> Result<Download, ClientError> {
-        self.download("/admin/backup").await
+    pub async fn download_backup(&self) -> Result<Download, ClientError> {
+        self.start_download("/admin/backup").await
     }
 
-    async fn download(&self, target: &str) -> Result<Download, ClientError> {
-        let request = Request { streamed: true, ..self.request(Method::GET, target) };
-        let mut answer = self.exchange(request).await?;
-        match answer.stream.take() {
+    async fn start_download(&self, target: &str) -> Result<Download, ClientError> {
+        let request = Request { is_streamed: true, ..self.new_request(Method::GET, target) };
+        let mut answer = self.send_with_failover(request).await?;
+        match answer.streaming_response.take() {
             Some(response) => Ok(Download { url: answer.url, response }),
-            None => Err(refusal(answer)),
+            None => Err(error_of_answer(answer)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /sync`, in pages: what one answer holds stays small, however many syncs a master remembers.
 
-use super::{Answer, ClientError, MasterClient, Reply, read};
+use super::{ClientError, MasterClient, RawReply, Reply, parse_reply};
 use crate::wire::RequestId;
 use crate::wire::ids::MIN_ID_PREFIX_CHARS;
 use crate::wire::sync::{SyncProgress, SyncState};
@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::Method;
 
 /// Syncs that are asked for at a time.
-const PAGE: usize = 500;
+const SYNCS_PER_PAGE: usize = 500;
 
 impl MasterClient {
     /// `GET /sync`: the syncs in one of `states` (all, where none is named), newest first, at most
@@ -16,7 +16,7 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn list(
+    pub async fn list_syncs(
         &self,
         states: &[SyncState],
         limit: Option<usize>,
@@ -25,16 +25,16 @@ impl MasterClient {
         let mut body = BytesMut::new();
         let mut token = None;
         loop {
-            let room = limit.map_or(PAGE, |most| PAGE.min(most - all.len()));
-            let (page, next) = self.page_of_list(states, Some(room), token.as_deref()).await?;
+            let room = limit.map_or(SYNCS_PER_PAGE, |most| SYNCS_PER_PAGE.min(most - all.len()));
+            let (page, next) = self.fetch_list_page(states, Some(room), token.as_deref()).await?;
             let full = page.value.len() >= room && limit != Some(all.len() + page.value.len());
             if full && next.is_none() && token.is_none() {
                 // So answers an older master, which knows no tokens: there may be more.
-                return Ok(self.page_of_list(states, limit, None).await?.0);
+                return Ok(self.fetch_list_page(states, limit, None).await?.0);
             }
             if !page.value.is_empty() {
                 body.extend_from_slice(if all.is_empty() { b"[" } else { b"," });
-                body.extend_from_slice(inside(&page.body));
+                body.extend_from_slice(array_elements(&page.body));
             }
             all.extend(page.value);
             token = next.filter(|_| limit.is_none_or(|most| all.len() < most));
@@ -49,14 +49,17 @@ impl MasterClient {
     /// where there is none, or where `prefix` is an id itself.
     ///
     /// # Errors
-    /// [`ClientError::Ambiguous`], any other [`ClientError`].
-    pub async fn complete_id(&self, prefix: &RequestId) -> Result<Option<RequestId>, ClientError> {
+    /// [`ClientError::AmbiguousId`], any other [`ClientError`].
+    pub async fn resolve_id_prefix(
+        &self,
+        prefix: &RequestId,
+    ) -> Result<Option<RequestId>, ClientError> {
         if prefix.as_str().len() < MIN_ID_PREFIX_CHARS {
             return Ok(None);
         }
-        let target = format!("/sync?id_prefix={}&limit=20", super::encode(prefix.as_str()));
+        let target = format!("/sync?id_prefix={}&limit=20", super::percent_encode(prefix.as_str()));
         let found: Reply<Vec<SyncProgress>> =
-            read(self.exchange(self.request(Method::GET, &target)).await?)?;
+            parse_reply(self.send_with_failover(self.new_request(Method::GET, &target)).await?)?;
         let mut ids: Vec<RequestId> = found.value.into_iter().map(|sync| sync.request_id).collect();
         if ids.contains(prefix) {
             return Ok(None);
@@ -67,11 +70,11 @@ impl MasterClient {
             return Ok(ids.pop());
         }
         ids.sort();
-        Err(ClientError::Ambiguous { prefix: prefix.clone(), ids })
+        Err(ClientError::AmbiguousId { prefix: prefix.clone(), ids })
     }
 
     /// One page, and the token of the next.
-    async fn page_of_list(
+    async fn fetch_list_page(
         &self,
         states: &[SyncState],
         limit: Option<usize>,
@@ -83,21 +86,22 @@ impl MasterClient {
         for (key, value) in [
             ("state", states),
             ("limit", limit.map(|limit| limit.to_string())),
-            ("page_token", token.map(super::encode)),
+            ("page_token", token.map(super::percent_encode)),
         ] {
             if let Some(value) = value {
                 let sign = if target.contains('?') { '&' } else { '?' };
                 target.push_str(&format!("{sign}{key}={value}"));
             }
         }
-        let answer: Answer = self.exchange(self.request(Method::GET, &target)).await?;
-        let next = answer.next.clone();
-        Ok((read(answer)?, next))
+        let answer: RawReply =
+            self.send_with_failover(self.new_request(Method::GET, &target)).await?;
+        let next = answer.next_page_token.clone();
+        Ok((parse_reply(answer)?, next))
     }
 }
 
 /// The elements of a JSON array, without its brackets.
-fn inside(array: &Bytes) -> &[u8] {
+fn array_elements(array: &Bytes) -> &[u8] {
     let text = array.trim_ascii();
     text.strip_prefix(b"[").and_then(|text| text.strip_suffix(b"]")).unwrap_or(text).trim_ascii()
 }

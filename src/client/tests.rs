@@ -1,7 +1,7 @@
 //! Against masters played over plain TCP: each reply is written by hand, so that no server library
 //! hides what is really sent.
 
-use super::exchange::{MAX_HOPS, SILENCE};
+use super::exchange::{FAILOVER_TIMEOUT, MAX_REDIRECTS};
 use super::*;
 use crate::wire::sync::{SyncRequest, SyncState};
 use parking_lot::Mutex;
@@ -10,29 +10,31 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// What a played master does with one request.
-enum Act {
+enum ScriptedReply {
     Reply(u16, &'static str, String),
     /// The status, a line of the head, the body.
-    Checked(u16, String, String),
+    WithChecksum(u16, String, String),
     Redirect(String),
-    HangUp,
+    CloseConnection,
 }
 
 /// A master that answers the n-th request (over all connections) with `script(n, request)`.
-struct Played {
+struct FakeMaster {
     url: String,
-    seen: Arc<Mutex<Vec<String>>>,
+    received: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Played {
+impl Drop for FakeMaster {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Played {
-    async fn start(script: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> Played {
+impl FakeMaster {
+    async fn start(
+        script: impl Fn(usize, &str) -> ScriptedReply + Send + Sync + 'static,
+    ) -> FakeMaster {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -44,18 +46,18 @@ impl Played {
                 tokio::spawn(serve(stream, Arc::clone(&log), Arc::clone(&script)));
             }
         });
-        Played { url, seen, task }
+        FakeMaster { url, received: seen, task }
     }
 
     fn requests(&self) -> Vec<String> {
-        self.seen.lock().clone()
+        self.received.lock().clone()
     }
 }
 
 async fn serve(
     mut stream: TcpStream,
     log: Arc<Mutex<Vec<String>>>,
-    script: Arc<impl Fn(usize, &str) -> Act>,
+    script: Arc<impl Fn(usize, &str) -> ScriptedReply>,
 ) {
     while let Some(request) = read_request(&mut stream).await {
         let n = {
@@ -64,14 +66,14 @@ async fn serve(
             log.len() - 1
         };
         let reply = match script(n, &request) {
-            Act::HangUp => return,
-            Act::Redirect(to) => {
+            ScriptedReply::CloseConnection => return,
+            ScriptedReply::Redirect(to) => {
                 format!(
                     "HTTP/1.1 307 Temporary Redirect\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"
                 )
             }
-            Act::Reply(status, extra, body) => reply(status, extra, &body),
-            Act::Checked(status, extra, body) => reply(status, &extra, &body),
+            ScriptedReply::Reply(status, extra, body) => http_reply(status, extra, &body),
+            ScriptedReply::WithChecksum(status, extra, body) => http_reply(status, &extra, &body),
         };
         if stream.write_all(reply.as_bytes()).await.is_err() {
             return;
@@ -79,7 +81,7 @@ async fn serve(
     }
 }
 
-fn reply(status: u16, extra: &str, body: &str) -> String {
+fn http_reply(status: u16, extra: &str, body: &str) -> String {
     format!("HTTP/1.1 {status} X\r\n{extra}content-length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -113,23 +115,23 @@ fn client(urls: &[&str]) -> MasterClient {
 }
 
 /// A URL at which nothing listens.
-async fn dead_url() -> String {
+async fn unused_url() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-fn empty_workers(_: usize, _: &str) -> Act {
-    Act::Reply(200, "", r#"{ "active":[], "inactive":[]}"#.to_owned())
+fn reply_empty_worker_list(_: usize, _: &str) -> ScriptedReply {
+    ScriptedReply::Reply(200, "", r#"{ "active":[], "inactive":[]}"#.to_owned())
 }
 
-fn id(text: &str) -> RequestId {
+fn sync_id(text: &str) -> RequestId {
     text.parse().unwrap()
 }
 
 #[tokio::test]
-async fn the_body_is_kept_as_it_came() {
-    let master = Played::start(empty_workers).await;
-    let reply = client(&[&master.url]).workers().await.unwrap();
+async fn the_body_is_kept_unchanged() {
+    let master = FakeMaster::start(reply_empty_worker_list).await;
+    let reply = client(&[&master.url]).list_workers().await.unwrap();
     assert!(reply.active.is_empty());
     assert_eq!(&reply.body[..], br#"{ "active":[], "inactive":[]}"#);
 }
@@ -176,50 +178,54 @@ fn ids(list: &[SyncProgress]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_list_that_comes_in_pages_is_one_list() {
+async fn pages_are_joined_into_one_list() {
     let [c, b, a] = ["c", "b", "a"].map(sync_document);
     let whole = format!("[{c},{b},{a}]");
-    let master = Played::start(move |_, request| {
+    let master = FakeMaster::start(move |_, request| {
         if request.contains("page_token=7 ") {
-            Act::Reply(200, "", format!("[ {a} ]\n"))
+            ScriptedReply::Reply(200, "", format!("[ {a} ]\n"))
         } else {
-            Act::Reply(200, "x-next-token: 7\r\n", format!("[{c},{b}]"))
+            ScriptedReply::Reply(200, "x-next-token: 7\r\n", format!("[{c},{b}]"))
         }
     })
     .await;
     let client = client(&[&master.url]);
-    let listed = client.list(&[], None).await.unwrap();
+    let listed = client.list_syncs(&[], None).await.unwrap();
     assert_eq!((ids(&listed), &listed.body[..]), (vec!["c", "b", "a"], whole.as_bytes()));
-    let some = client.list(&[SyncState::Failed, SyncState::Queued], Some(3)).await.unwrap();
+    let some = client.list_syncs(&[SyncState::Failed, SyncState::Queued], Some(3)).await.unwrap();
     assert_eq!(ids(&some), ["c", "b", "a"]);
     assert!(
         master.requests()[3].starts_with("GET /sync?state=FAILED,QUEUED&limit=1&page_token=7 ")
     );
-    assert_eq!(ids(&client.list(&[], Some(2)).await.unwrap()), ["c", "b"], "no more is asked for");
+    assert_eq!(
+        ids(&client.list_syncs(&[], Some(2)).await.unwrap()),
+        ["c", "b"],
+        "no more is asked for"
+    );
     assert_eq!(master.requests().len(), 5);
 }
 
 #[tokio::test]
-async fn a_master_that_knows_no_pages_is_asked_for_all() {
+async fn a_master_without_page_tokens_is_asked_for_the_whole_list() {
     let many = vec![sync_document("x"); 500].join(",");
-    let master = Played::start(move |_, request| {
+    let master = FakeMaster::start(move |_, request| {
         let first = request.starts_with("GET /sync?limit=500 ");
         let more = if first { String::new() } else { format!(",{}", sync_document("y")) };
-        Act::Reply(200, "", format!("[{many}{more}]"))
+        ScriptedReply::Reply(200, "", format!("[{many}{more}]"))
     })
     .await;
-    assert_eq!(client(&[&master.url]).list(&[], None).await.unwrap().len(), 501);
-    let none = Played::start(|_, _| Act::Reply(200, "", "[]".to_owned())).await;
-    let listed = client(&[&none.url]).list(&[], None).await.unwrap();
+    assert_eq!(client(&[&master.url]).list_syncs(&[], None).await.unwrap().len(), 501);
+    let none = FakeMaster::start(|_, _| ScriptedReply::Reply(200, "", "[]".to_owned())).await;
+    let listed = client(&[&none.url]).list_syncs(&[], None).await.unwrap();
     assert_eq!((listed.len(), &listed.body[..]), (0, &b"[]"[..]));
 }
 
 #[tokio::test]
 async fn a_problem_document_becomes_a_typed_error() {
-    let master = Played::start(|_, _| {
+    let master = FakeMaster::start(|_, _| {
         let mut problem = Problem::new(409, "Conflict", "sync_exists", "there is a sync run42");
         problem.existing = Some("PROGRESS".to_owned());
-        Act::Reply(
+        ScriptedReply::Reply(
             409,
             "retry-after: 7\r\ncontent-type: application/problem+json\r\n",
             serde_json::to_string(&problem).unwrap(),
@@ -227,7 +233,7 @@ async fn a_problem_document_becomes_a_typed_error() {
     })
     .await;
     let request = SyncRequest {
-        request_id: Some(id("run42")),
+        request_id: Some(sync_id("run42")),
         source_path: crate::wire::AbsPath::new("/a").unwrap(),
         destination_path: crate::wire::AbsPath::new("/b").unwrap(),
         chunk_size_mb: 64,
@@ -238,126 +244,132 @@ async fn a_problem_document_becomes_a_typed_error() {
     let e = client(&[&master.url]).submit(&request, Some("key-1")).await.unwrap_err();
     assert_eq!((e.status(), e.code()), (Some(409), Some("sync_exists")));
     assert_eq!(e.retry_after(), Some(Duration::from_secs(7)));
-    assert!(!e.is_temporary() && !e.is_not_found());
+    assert!(!e.is_retryable() && !e.is_not_found());
     assert!(master.requests()[0].contains("idempotency-key: key-1\r\n"));
     assert!(master.requests()[0].contains(r#""request_id":"run42""#));
 }
 
 #[tokio::test]
-async fn something_that_is_no_master_is_named_and_cannot_drive_the_terminal() {
-    let master = Played::start(|_, _| Act::Reply(200, "", "<html>\x1b[31m".to_owned())).await;
-    let e = client(&[&master.url]).workers().await.unwrap_err();
+async fn an_invalid_reply_names_the_url_and_is_sanitized() {
+    let master =
+        FakeMaster::start(|_, _| ScriptedReply::Reply(200, "", "<html>\x1b[31m".to_owned())).await;
+    let e = client(&[&master.url]).list_workers().await.unwrap_err();
     let text = e.to_string();
-    assert!(matches!(e, ClientError::Broken { status: Some(200), .. }), "{text}");
+    assert!(matches!(e, ClientError::InvalidReply { status: Some(200), .. }), "{text}");
     assert!(text.contains(&master.url) && text.contains("<html>") && !text.contains('\x1b'));
 }
 
 #[tokio::test]
-async fn the_second_master_is_asked_when_the_first_is_away_and_first_from_then_on() {
-    let dead = dead_url().await;
-    let master = Played::start(empty_workers).await;
+async fn the_second_master_is_asked_when_the_first_is_unavailable_and_first_from_then_on() {
+    let dead = unused_url().await;
+    let master = FakeMaster::start(reply_empty_worker_list).await;
     let client = client(&[&dead, &master.url]);
-    client.workers().await.unwrap();
-    assert_eq!(client.order()[0], master.url);
-    client.workers().await.unwrap();
+    client.list_workers().await.unwrap();
+    assert_eq!(client.master_order()[0], master.url);
+    client.list_workers().await.unwrap();
     assert_eq!(master.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn who_rests_goes_on_when_another_request_is_answered() {
-    let master = Played::start(empty_workers).await;
+async fn a_back_off_ends_when_another_request_is_answered() {
+    let master = FakeMaster::start(reply_empty_worker_list).await;
     let client = client(&[&master.url]);
     let asked = async {
         // Polled after the one that rests.
         tokio::task::yield_now().await;
-        client.workers().await.unwrap();
+        client.list_workers().await.unwrap();
     };
-    tokio::join!(client.rest(Duration::from_secs(3600)), asked);
+    tokio::join!(client.back_off(Duration::from_secs(3600)), asked);
     let since = std::time::Instant::now();
-    client.workers().await.unwrap();
-    client.rest(Duration::from_millis(50)).await;
+    client.list_workers().await.unwrap();
+    client.back_off(Duration::from_millis(50)).await;
     assert!(since.elapsed() >= Duration::from_millis(50), "the same master says nothing new");
 }
 
 #[tokio::test]
 async fn when_no_master_answers_every_url_is_named_with_its_cause() {
-    let (a, b) = (dead_url().await, dead_url().await);
-    let e = client(&[&format!("{a},{b}")]).workers().await.unwrap_err();
+    let (a, b) = (unused_url().await, unused_url().await);
+    let e = client(&[&format!("{a},{b}")]).list_workers().await.unwrap_err();
     let text = e.to_string();
-    assert!(e.is_temporary() && e.status().is_none());
+    assert!(e.is_retryable() && e.status().is_none());
     assert!(text.contains(&a) && text.contains(&b) && text.contains("refused"), "{text}");
 }
 
 #[tokio::test]
-async fn a_follower_that_redirects_leads_to_the_leader() {
-    let leader = Played::start(|_, request| {
+async fn a_redirect_of_a_follower_is_followed_and_the_leader_is_asked_first_from_then_on() {
+    let leader = FakeMaster::start(|_, request| {
         assert!(request.starts_with("POST /workers/w/assignment?wait=2s&poll_id=a%20b HTTP/1.1"));
-        Act::Reply(200, "", "null".to_owned())
+        ScriptedReply::Reply(200, "", "null".to_owned())
     })
     .await;
     let to = format!("{}/workers/w/assignment?wait=2s&poll_id=a%20b", leader.url);
-    let follower = Played::start(move |_, _| Act::Redirect(to.clone())).await;
+    let follower = FakeMaster::start(move |_, _| ScriptedReply::Redirect(to.clone())).await;
     let client = client(&[&follower.url]);
     let worker: WorkerId = "w".parse().unwrap();
     for _ in 0..2 {
-        let got = client.poll(&worker, Duration::from_secs(2), Some("a b"), None).await.unwrap();
+        let got = client
+            .poll_assignment(&worker, Duration::from_secs(2), Some("a b"), None)
+            .await
+            .unwrap();
         assert!(got.is_none());
     }
     assert_eq!((follower.requests().len(), leader.requests().len()), (1, 2));
 }
 
 #[tokio::test]
-async fn masters_that_redirect_in_a_circle_are_given_up() {
-    let master = Played::start(|_, _| Act::Redirect("/workers".to_owned())).await;
-    let e = client(&[&master.url]).workers().await.unwrap_err();
+async fn a_redirect_loop_is_an_error() {
+    let master = FakeMaster::start(|_, _| ScriptedReply::Redirect("/workers".to_owned())).await;
+    let e = client(&[&master.url]).list_workers().await.unwrap_err();
     assert!(matches!(e, ClientError::Unreachable { .. }));
-    assert_eq!(master.requests().len(), 1 + MAX_HOPS as usize);
+    assert_eq!(master.requests().len(), 1 + MAX_REDIRECTS as usize);
 }
 
 #[tokio::test]
-async fn a_503_sends_us_to_the_next_master_and_is_told_when_all_say_so() {
+async fn after_a_503_the_next_master_is_asked_and_the_503_is_returned_when_all_reply_so() {
     let busy = |_: usize, _: &str| {
         let problem = Problem::new(503, "Service Unavailable", "store_down", "the store is away");
-        Act::Reply(503, "retry-after: 2\r\n", serde_json::to_string(&problem).unwrap())
+        ScriptedReply::Reply(503, "retry-after: 2\r\n", serde_json::to_string(&problem).unwrap())
     };
-    let (a, b) = (Played::start(busy).await, Played::start(empty_workers).await);
-    client(&[&a.url, &b.url]).workers().await.unwrap();
-    let e = client(&[&a.url]).workers().await.unwrap_err();
+    let (a, b) = (FakeMaster::start(busy).await, FakeMaster::start(reply_empty_worker_list).await);
+    client(&[&a.url, &b.url]).list_workers().await.unwrap();
+    let e = client(&[&a.url]).list_workers().await.unwrap_err();
     assert_eq!((e.status(), e.code()), (Some(503), Some("store_down")));
-    assert!(e.is_temporary());
+    assert!(e.is_retryable());
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_under_a_request_is_tried_once_more() {
-    let master = Played::start(|n, request| match n {
-        0 => Act::HangUp,
-        _ => empty_workers(n, request),
+async fn a_broken_connection_is_retried_once() {
+    let master = FakeMaster::start(|n, request| match n {
+        0 => ScriptedReply::CloseConnection,
+        _ => reply_empty_worker_list(n, request),
     })
     .await;
-    client(&[&master.url]).workers().await.unwrap();
+    client(&[&master.url]).list_workers().await.unwrap();
     assert_eq!(master.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn a_deletion_whose_reply_was_lost_is_a_deletion() {
+async fn a_deletion_whose_reply_was_lost_succeeds() {
     let gone = || {
         let problem = Problem::new(404, "Not Found", "sync_not_found", "no sync x");
-        Act::Reply(404, "", serde_json::to_string(&problem).unwrap())
+        ScriptedReply::Reply(404, "", serde_json::to_string(&problem).unwrap())
     };
-    let master = Played::start(move |n, _| if n == 0 { Act::HangUp } else { gone() }).await;
+    let master =
+        FakeMaster::start(move |n, _| if n == 0 { ScriptedReply::CloseConnection } else { gone() })
+            .await;
     let client = client(&[&master.url]);
-    assert_eq!(client.delete(&id("x")).await.unwrap()["status"], "deleted");
-    assert!(client.delete(&id("x")).await.unwrap_err().is_not_found());
+    assert_eq!(client.delete_sync(&sync_id("x")).await.unwrap()["status"], "deleted");
+    assert!(client.delete_sync(&sync_id("x")).await.unwrap_err().is_not_found());
 }
 
 #[test]
-fn urls_that_cannot_work_are_refused_at_once() {
+fn invalid_urls_are_refused() {
     let of = |url: &str| MasterClient::new(vec![url.to_owned()], ClientOptions::default());
     for bad in
         ["", " , ", "https://m:1", "http://u:pw@m", "ftp://m", "http://", "http://m/?a", "m n"]
     {
         let e = of(bad).unwrap_err();
-        assert!(matches!(e, ClientError::BadUrl { .. }), "{bad}");
+        assert!(matches!(e, ClientError::InvalidUrl { .. }), "{bad}");
         assert!(!e.to_string().contains("pw"), "{e}");
     }
     let two = of("10.0.0.1:8888/, http://m:1/x/,http://10.0.0.1:8888").unwrap();
@@ -373,37 +385,37 @@ fn urls_that_cannot_work_are_refused_at_once() {
         let client = of(given).unwrap();
         assert_eq!(client.urls(), [url], "{given}");
         let tried = vec![(client.urls()[0].clone(), "refused".to_owned())];
-        let text = ClientError::Unreachable { tried }.to_string();
+        let text = ClientError::Unreachable { attempts: tried }.to_string();
         assert!(text.contains(&format!("{shown}: refused")), "{given}: {text}");
     }
 }
 
 /// A listener whose connections are accepted by the system only, as those of a process that stands still.
-async fn stopped() -> (TcpListener, String) {
+async fn stopped_master() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     (listener, url)
 }
 
-fn no_work(_: usize, _: &str) -> Act {
-    Act::Reply(200, "", "null".into())
+fn reply_no_assignment(_: usize, _: &str) -> ScriptedReply {
+    ScriptedReply::Reply(200, "", "null".into())
 }
 
 #[tokio::test]
-async fn a_poll_at_a_master_that_stands_still_moves_to_the_one_that_leads_meanwhile() {
-    let (_silent, old) = stopped().await;
-    let new = Played::start(no_work).await;
+async fn a_poll_at_a_stopped_master_moves_to_the_new_leader() {
+    let (_silent, old) = stopped_master().await;
+    let new = FakeMaster::start(reply_no_assignment).await;
     let client =
         MasterClient::new(vec![old.clone(), new.url.clone()], ClientOptions::default()).unwrap();
     let worker: WorkerId = "w".parse().unwrap();
-    let poll = |wait| client.poll(&worker, Duration::from_secs(wait), None, None);
+    let poll = |wait| client.poll_assignment(&worker, Duration::from_secs(wait), None, None);
     let open = poll(600);
     tokio::pin!(open);
     // It waits at the old one, which never answers.
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut open).await.is_err());
     assert!(new.requests().is_empty());
     // Another request finds the new one: as a heartbeat does, which is not answered in time.
-    client.leader.send_replace(Some(new.url.clone()));
+    client.last_answered.send_replace(Some(new.url.clone()));
     let answer = tokio::time::timeout(Duration::from_secs(30), open).await;
     assert!(matches!(answer, Ok(Ok(None))), "{answer:?}");
     assert_eq!(new.requests().len(), 1);
@@ -412,34 +424,34 @@ async fn a_poll_at_a_master_that_stands_still_moves_to_the_one_that_leads_meanwh
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_that_is_answered_at_once_passes_over_a_master_that_stands_still() {
-    let (_silent, old) = stopped().await;
-    let new = Played::start(|_, _| Act::Reply(404, "", "{}".into())).await;
+async fn a_short_request_skips_a_stopped_master() {
+    let (_silent, old) = stopped_master().await;
+    let new = FakeMaster::start(|_, _| ScriptedReply::Reply(404, "", "{}".into())).await;
     let client = MasterClient::new(vec![old, new.url.clone()], ClientOptions::default()).unwrap();
     let begun = tokio::time::Instant::now();
-    let refused = client.progress(&"demo".parse().unwrap()).await.unwrap_err();
+    let refused = client.get_sync(&"demo".parse().unwrap()).await.unwrap_err();
     assert_eq!(refused.status(), Some(404));
-    assert!(begun.elapsed() <= SILENCE * 2, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() <= FAILOVER_TIMEOUT * 2, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn a_follower_that_names_a_master_that_is_dead_is_asked_until_another_one_leads() {
+async fn a_follower_that_redirects_to_a_dead_leader_is_asked_until_another_one_leads() {
     let dead = {
-        let (listener, url) = stopped().await;
+        let (listener, url) = stopped_master().await;
         drop(listener);
         url
     };
     let named = dead.clone();
-    let follower = Played::start(move |n, _| match n {
-        0..3 => Act::Redirect(format!("{named}/sync/demo")),
-        _ => Act::Reply(404, "", "{}".into()),
+    let follower = FakeMaster::start(move |n, _| match n {
+        0..3 => ScriptedReply::Redirect(format!("{named}/sync/demo")),
+        _ => ScriptedReply::Reply(404, "", "{}".into()),
     })
     .await;
     let urls = vec![dead, follower.url.clone()];
     let ask = |takeover| {
-        let options = ClientOptions { takeover, ..ClientOptions::default() };
+        let options = ClientOptions { takeover_timeout: takeover, ..ClientOptions::default() };
         let client = MasterClient::new(urls.clone(), options).unwrap();
-        async move { client.progress(&"demo".parse().unwrap()).await.unwrap_err() }
+        async move { client.get_sync(&"demo".parse().unwrap()).await.unwrap_err() }
     };
     let at_once = ask(Duration::ZERO).await;
     assert!(at_once.to_string().contains("which does not answer"), "{at_once}");
@@ -447,24 +459,24 @@ async fn a_follower_that_names_a_master_that_is_dead_is_asked_until_another_one_
 }
 
 /// The line of a head that carries the check of a body.
-fn check_of(body: &str) -> String {
+fn checksum_header(body: &str) -> String {
     format!("longhaul-check: {}\r\n", crate::util::checksum::header_value(body.as_bytes()))
 }
 
 #[tokio::test]
-async fn what_is_sent_has_a_check_and_is_sent_again_where_it_comes_damaged() {
-    let master = Played::start(|n, request| {
+async fn requests_carry_a_checksum_and_are_resent_when_they_arrive_corrupted() {
+    let master = FakeMaster::start(|n, request| {
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(check_of(body).trim()), "{head}");
+        assert!(head.contains(checksum_header(body).trim()), "{head}");
         if n < 2 {
             let problem = Problem::new(400, "Bad Request", "damaged", "it was damaged");
-            return Act::Reply(400, "", serde_json::to_string(&problem).unwrap());
+            return ScriptedReply::Reply(400, "", serde_json::to_string(&problem).unwrap());
         }
-        Act::Reply(200, "", r#"{"status":"ack"}"#.to_owned())
+        ScriptedReply::Reply(200, "", r#"{"status":"ack"}"#.to_owned())
     })
     .await;
     let result = crate::wire::task::TaskResult {
-        request_id: id("run42"),
+        request_id: sync_id("run42"),
         worker_id: "a".parse().unwrap(),
         success: true,
         message: None,
@@ -474,84 +486,90 @@ async fn what_is_sent_has_a_check_and_is_sent_again_where_it_comes_damaged() {
         report: None,
     };
     let damage = CorruptionCounter::for_sync("run42");
-    client(&[&master.url]).result(&result, &damage).await.unwrap();
+    client(&[&master.url]).send_result(&result, &damage).await.unwrap();
     let seen = master.requests();
     assert_eq!((seen.len(), damage.take_count()), (3, 2));
     assert!(seen.iter().all(|request| request == &seen[0]), "the same each time");
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_match_its_check_is_asked_for_again() {
+async fn a_reply_that_does_not_match_its_checksum_is_requested_again() {
     const GOOD: &str = r#"{"active":[],"inactive":[]}"#;
-    let master = Played::start(|n, _| {
+    let master = FakeMaster::start(|n, _| {
         let body = if n == 0 { GOOD.replace("act", "bct") } else { GOOD.to_owned() };
-        Act::Checked(200, check_of(GOOD), body)
+        ScriptedReply::WithChecksum(200, checksum_header(GOOD), body)
     })
     .await;
-    let reply = client(&[&master.url]).workers().await.unwrap();
+    let reply = client(&[&master.url]).list_workers().await.unwrap();
     assert_eq!((&reply.body[..], master.requests().len()), (GOOD.as_bytes(), 2));
 }
 
 #[tokio::test]
-async fn a_deletion_whose_answer_was_damaged_is_a_deletion() {
+async fn a_deletion_whose_reply_was_corrupted_succeeds() {
     let gone = serde_json::to_string(&Problem::new(404, "", "sync_not_found", "no")).unwrap();
-    let master = Played::start(move |n, _| match n {
-        0 => Act::Checked(200, check_of("{}"), "[}".to_owned()),
-        _ => Act::Checked(404, check_of(&gone), gone.clone()),
+    let master = FakeMaster::start(move |n, _| match n {
+        0 => ScriptedReply::WithChecksum(200, checksum_header("{}"), "[}".to_owned()),
+        _ => ScriptedReply::WithChecksum(404, checksum_header(&gone), gone.clone()),
     })
     .await;
-    client(&[&master.url]).delete(&id("run42")).await.unwrap();
+    client(&[&master.url]).delete_sync(&sync_id("run42")).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_line_that_damages_everything_is_no_endless_loop_but_a_failure_that_may_pass() {
-    let master = Played::start(|_, _| Act::Checked(200, check_of("[]"), "{}".to_owned())).await;
-    let error = client(&[&master.url]).version().await.unwrap_err();
-    assert!(error.is_temporary() && error.to_string().contains("damaged on the way"), "{error}");
+async fn corruption_of_every_reply_ends_in_a_retryable_error() {
+    let master = FakeMaster::start(|_, _| {
+        ScriptedReply::WithChecksum(200, checksum_header("[]"), "{}".to_owned())
+    })
+    .await;
+    let error = client(&[&master.url]).get_version().await.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("damaged on the way"), "{error}");
     assert_eq!(master.requests().len(), 4);
 }
 
-fn with_resend(url: &str, resend: Duration) -> MasterClient {
-    let options = ClientOptions { resend, ..ClientOptions::default() };
+fn client_with_resend_timeout(url: &str, resend: Duration) -> MasterClient {
+    let options = ClientOptions { resend_timeout: resend, ..ClientOptions::default() };
     MasterClient::new(vec![url.to_owned()], options).unwrap()
 }
 
 /// Long enough that no test ends for it, and a time that is over at once.
-const LONG: Duration = Duration::from_secs(600);
-const SHORT: Duration = Duration::from_millis(1);
+const LONG_TIMEOUT: Duration = Duration::from_secs(600);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(1);
 
 #[tokio::test]
-async fn a_command_whose_reply_is_lost_is_sent_again_until_one_arrives() {
-    let master = Played::start(|n, _| match n {
+async fn a_command_is_resent_until_a_reply_arrives() {
+    let master = FakeMaster::start(|n, _| match n {
         // Two attempts a round.
-        0..6 => Act::HangUp,
-        _ => Act::Reply(200, "", sync_document("x")),
+        0..6 => ScriptedReply::CloseConnection,
+        _ => ScriptedReply::Reply(200, "", sync_document("x")),
     })
     .await;
-    let client = with_resend(&master.url, LONG);
-    assert_eq!(client.cancel(&id("x")).await.unwrap().request_id, id("x"));
+    let client = client_with_resend_timeout(&master.url, LONG_TIMEOUT);
+    assert_eq!(client.cancel_sync(&sync_id("x")).await.unwrap().request_id, sync_id("x"));
     let seen = master.requests();
     assert_eq!(seen.len(), 7);
     assert!(seen.iter().all(|request| request == &seen[0]), "the same each time");
 }
 
 #[tokio::test]
-async fn what_a_command_did_whose_replies_are_all_lost_is_not_known() {
-    let master = Played::start(|_, _| Act::HangUp).await;
-    let client = with_resend(&master.url, SHORT);
-    let e = client.cancel(&id("x")).await.unwrap_err();
-    assert!(e.is_unconfirmed() && e.is_unreachable() && e.is_temporary(), "{e:?}");
+async fn a_command_without_any_reply_is_unconfirmed() {
+    let master = FakeMaster::start(|_, _| ScriptedReply::CloseConnection).await;
+    let client = client_with_resend_timeout(&master.url, SHORT_TIMEOUT);
+    let e = client.cancel_sync(&sync_id("x")).await.unwrap_err();
+    assert!(e.is_unconfirmed() && e.is_unreachable() && e.is_retryable(), "{e:?}");
     assert!(e.to_string().contains("may have been carried out"), "{e}");
     // Nothing is changed by a question.
-    let e = client.progress(&id("x")).await.unwrap_err();
+    let e = client.get_sync(&sync_id("x")).await.unwrap_err();
     assert!(!e.is_unconfirmed() && e.is_unreachable(), "{e:?}");
     // Without a connection nothing was sent, and nothing is sent again.
-    let e = with_resend(&dead_url().await, LONG).cancel(&id("x")).await.unwrap_err();
+    let e = client_with_resend_timeout(&unused_url().await, LONG_TIMEOUT)
+        .cancel_sync(&sync_id("x"))
+        .await
+        .unwrap_err();
     assert!(!e.is_unconfirmed() && e.is_unreachable(), "{e:?}");
 }
 
 #[tokio::test]
-async fn an_answer_shows_whether_a_command_was_carried_out_or_it_is_not_known() {
+async fn a_command_is_unconfirmed_unless_a_reply_decides_it() {
     for (lost, status, code, unconfirmed) in [
         (0, 503, "store_unavailable", false),
         (0, 503, "late", true),
@@ -563,103 +581,113 @@ async fn an_answer_shows_whether_a_command_was_carried_out_or_it_is_not_known() 
         (2, 409, "sync_ended", false),
         (2, 422, "invalid_fields", false),
     ] {
-        let master = Played::start(move |n, _| match n < lost {
-            true => Act::HangUp,
+        let master = FakeMaster::start(move |n, _| match n < lost {
+            true => ScriptedReply::CloseConnection,
             false => {
                 let problem = Problem::new(status, "No", code, "no");
-                Act::Reply(status, "", serde_json::to_string(&problem).unwrap())
+                ScriptedReply::Reply(status, "", serde_json::to_string(&problem).unwrap())
             }
         })
         .await;
         // A reply that is no decision does not end the time to send it again.
-        let resend = if lost > 0 && status < 500 { LONG } else { Duration::from_millis(700) };
-        let e = with_resend(&master.url, resend).cancel(&id("x")).await.unwrap_err();
+        let resend =
+            if lost > 0 && status < 500 { LONG_TIMEOUT } else { Duration::from_millis(700) };
+        let e = client_with_resend_timeout(&master.url, resend)
+            .cancel_sync(&sync_id("x"))
+            .await
+            .unwrap_err();
         let what = (e.is_unconfirmed(), e.status(), e.code());
         assert_eq!(what, (unconfirmed, Some(status), Some(code)), "{lost} {status} {code}");
     }
 }
 
 #[tokio::test]
-async fn a_404_to_a_repeat_shows_that_the_first_attempt_was_carried_out() {
+async fn a_404_to_a_resent_removal_confirms_the_first_attempt() {
     let gone = |lost| {
         let text = serde_json::to_string(&Problem::new(404, "", "worker_not_found", "no")).unwrap();
-        Played::start(move |n, _| match n < lost {
-            true => Act::HangUp,
-            false => Act::Reply(404, "", text.clone()),
+        FakeMaster::start(move |n, _| match n < lost {
+            true => ScriptedReply::CloseConnection,
+            false => ScriptedReply::Reply(404, "", text.clone()),
         })
     };
     let worker: WorkerId = "w".parse().unwrap();
     for (lost, done) in [(0, false), (1, true), (3, true)] {
         let master = gone(lost).await;
-        let forgotten = with_resend(&master.url, LONG).forget_worker(&worker).await;
+        let forgotten =
+            client_with_resend_timeout(&master.url, LONG_TIMEOUT).forget_worker(&worker).await;
         assert_eq!(forgotten.is_ok_and(|f| f.status == "forgotten"), done, "{lost}");
         let master = gone(lost).await;
-        let undrained = with_resend(&master.url, LONG).drain(&worker, None).await;
+        let undrained =
+            client_with_resend_timeout(&master.url, LONG_TIMEOUT).set_drained(&worker, None).await;
         assert_eq!(undrained.is_ok_and(|o| o.drained.is_none()), done, "{lost}");
         let master = gone(lost).await;
         let order = crate::wire::worker::DrainRequest::default();
-        let drained = with_resend(&master.url, LONG).drain(&worker, Some(&order)).await;
+        let drained = client_with_resend_timeout(&master.url, LONG_TIMEOUT)
+            .set_drained(&worker, Some(&order))
+            .await;
         assert!(drained.unwrap_err().is_not_found(), "a drained one would be known");
     }
 }
 
 #[tokio::test]
-async fn an_address_where_no_leader_answers_is_named_with_the_master_that_advertised_it() {
-    let dead = dead_url().await;
+async fn an_advertised_address_that_does_not_answer_is_named_with_the_follower() {
+    let dead = unused_url().await;
     let to = format!("{dead}/below/workers");
-    let follower = Played::start(move |_, _| Act::Redirect(to.clone())).await;
-    let text = client(&[&follower.url]).workers().await.unwrap_err().to_string();
+    let follower = FakeMaster::start(move |_, _| ScriptedReply::Redirect(to.clone())).await;
+    let text = client(&[&follower.url]).list_workers().await.unwrap_err().to_string();
     let named = format!("{}: sent the request on to {dead}/below, ", follower.url);
     assert!(text.contains(&named) && text.contains("advertise_url"), "{text}");
     assert!(text.contains("refused"), "{text}");
     // One that answers and breaks off is no better.
-    let broken = Played::start(|_, _| Act::HangUp).await;
+    let broken = FakeMaster::start(|_, _| ScriptedReply::CloseConnection).await;
     let to = format!("{}/workers", broken.url);
-    let follower = Played::start(move |_, _| Act::Redirect(to.clone())).await;
-    let text = client(&[&follower.url]).workers().await.unwrap_err().to_string();
+    let follower = FakeMaster::start(move |_, _| ScriptedReply::Redirect(to.clone())).await;
+    let text = client(&[&follower.url]).list_workers().await.unwrap_err().to_string();
     let named = format!("{}: sent the request on to {}, ", follower.url, broken.url);
     assert!(text.contains(&named), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_poll_outlasts_its_wait_and_a_request_that_timed_out_is_not_sent_twice() {
-    let (_silent, url) = stopped().await;
+    let (_silent, url) = stopped_master().await;
     let client = client(&[&url]);
     let begun = tokio::time::Instant::now();
-    client.workers().await.unwrap_err();
+    client.list_workers().await.unwrap_err();
     let once = begun.elapsed().as_secs();
     assert!((10..15).contains(&once), "{once} s of one time-out of 10 s");
     let (worker, begun) = ("w".parse().unwrap(), tokio::time::Instant::now());
-    client.poll(&worker, Duration::from_secs(50), None, None).await.unwrap_err();
+    client.poll_assignment(&worker, Duration::from_secs(50), None, None).await.unwrap_err();
     let waited = begun.elapsed().as_secs();
     assert!((55..90).contains(&waited), "{waited} s, the answer of a master takes up to 50 s");
 }
 
 #[tokio::test]
-async fn what_a_master_says_of_itself_does_not_make_it_the_one_that_leads() {
-    let follower = Played::start(|_, _| Act::Reply(503, "", "{}".into())).await;
-    let dead = dead_url().await;
+async fn a_readiness_reply_does_not_change_the_leader() {
+    let follower = FakeMaster::start(|_, _| ScriptedReply::Reply(503, "", "{}".into())).await;
+    let dead = unused_url().await;
     let client = client(&[&dead, &follower.url]);
-    assert_eq!(client.each_readiness().await.len(), 2);
-    let ready = Played::start(|_, _| Act::Reply(200, "", r#"{"status":"ready"}"#.into())).await;
-    assert_eq!(client.order(), [dead.clone(), follower.url.clone()]);
+    assert_eq!(client.fetch_each_readiness().await.len(), 2);
+    let ready =
+        FakeMaster::start(|_, _| ScriptedReply::Reply(200, "", r#"{"status":"ready"}"#.into()))
+            .await;
+    assert_eq!(client.master_order(), [dead.clone(), follower.url.clone()]);
     let other = self::client(&[&dead, &ready.url]);
-    other.ready().await.unwrap();
-    assert_eq!(other.order(), [dead, ready.url.clone()]);
+    other.check_readiness().await.unwrap();
+    assert_eq!(other.master_order(), [dead, ready.url.clone()]);
 }
 
 #[tokio::test]
-async fn a_poll_moves_to_a_leader_that_was_not_named_at_the_start() {
-    let (_silent, old) = stopped().await;
-    let new = Played::start(no_work).await;
+async fn a_poll_moves_to_a_leader_outside_the_configured_urls() {
+    let (_silent, old) = stopped_master().await;
+    let new = FakeMaster::start(reply_no_assignment).await;
     let client = MasterClient::new(vec![old], ClientOptions::default()).unwrap();
     let worker: WorkerId = "w".parse().unwrap();
     let found = async {
         // Polled after the one that waits.
         tokio::task::yield_now().await;
-        client.leader.send_replace(Some(new.url.clone()));
+        client.last_answered.send_replace(Some(new.url.clone()));
     };
-    let poll = client.poll(&worker, Duration::from_secs(600), None, None);
+    let poll = client.poll_assignment(&worker, Duration::from_secs(600), None, None);
     let both = async { tokio::join!(poll, found).0 };
     let answer = tokio::time::timeout(Duration::from_secs(30), both).await;
     assert!(matches!(answer, Ok(Ok(None))), "{answer:?}");

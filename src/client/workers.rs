@@ -14,8 +14,8 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn workers(&self) -> Result<Reply<WorkerList>, ClientError> {
-        self.fetch(self.request(Method::GET, "/workers")).await
+    pub async fn list_workers(&self) -> Result<Reply<WorkerList>, ClientError> {
+        self.fetch_json(self.new_request(Method::GET, "/workers")).await
     }
 
     /// `POST /workers/{id}/drain` or (`None`) `…/undrain`: keeps a worker from new work, or lets it work
@@ -23,23 +23,23 @@ impl MasterClient {
     ///
     /// # Errors
     /// A 404 problem for an unknown worker, any [`ClientError`].
-    pub async fn drain(
+    pub async fn set_drained(
         &self,
         worker: &WorkerId,
         order: Option<&DrainRequest>,
     ) -> Result<Reply<DrainReply>, ClientError> {
         let verb = if order.is_some() { "drain" } else { "undrain" };
         let target = format!("/workers/{worker}/{verb}");
-        let send = self.command(Method::POST, &target);
+        let send = self.new_command(Method::POST, &target);
         match order {
-            Some(order) => self.fetch(send.json(order)?).await,
+            Some(order) => self.fetch_json(send.with_json(order)?).await,
             // A worker that sends no heartbeats is known by its drain only.
             None => {
                 let worker_id = worker.clone();
                 let state = WorkerState::Inactive;
                 let gone =
                     || DrainReply { worker_id, drained: None, state, in_flight: 0, receiving: 0 };
-                self.remove(send, gone).await
+                self.send_removal(send, gone).await
             }
         }
     }
@@ -48,22 +48,22 @@ impl MasterClient {
     ///
     /// # Errors
     /// A 404 problem for an unknown worker, any [`ClientError`].
-    pub async fn worker(&self, worker: &WorkerId) -> Result<Reply<WorkerView>, ClientError> {
-        self.fetch(self.request(Method::GET, &format!("/workers/{worker}"))).await
+    pub async fn get_worker(&self, worker: &WorkerId) -> Result<Reply<WorkerView>, ClientError> {
+        self.fetch_json(self.new_request(Method::GET, &format!("/workers/{worker}"))).await
     }
 
     /// `POST /sync/{id}/reassign`: takes the tasks of a sync away from a worker and leaves them to others.
     ///
     /// # Errors
     /// A 404 problem for an unknown sync or worker, 409 where it has ended, any [`ClientError`].
-    pub async fn reassign(
+    pub async fn reassign_tasks(
         &self,
         id: &RequestId,
         worker: &WorkerId,
     ) -> Result<Reply<ReassignReply>, ClientError> {
         let body = ReassignRequest { worker_id: worker.clone() };
         let target = format!("/sync/{id}/reassign");
-        self.fetch(self.command(Method::POST, &target).json(&body)?).await
+        self.fetch_json(self.new_command(Method::POST, &target).with_json(&body)?).await
     }
 
     /// `POST /admin/reconcile`: puts right what does not fit together.
@@ -71,7 +71,7 @@ impl MasterClient {
     /// # Errors
     /// Any [`ClientError`].
     pub async fn reconcile(&self) -> Result<Reply<ReconcileReply>, ClientError> {
-        self.fetch(self.command(Method::POST, "/admin/reconcile")).await
+        self.fetch_json(self.new_command(Method::POST, "/admin/reconcile")).await
     }
 
     /// `POST /admin/confirm-clock`: the wall clock of the leader is right.
@@ -79,7 +79,7 @@ impl MasterClient {
     /// # Errors
     /// Any [`ClientError`].
     pub async fn confirm_clock(&self) -> Result<Reply<ConfirmClockReply>, ClientError> {
-        self.fetch(self.request(Method::POST, "/admin/confirm-clock")).await
+        self.fetch_json(self.new_request(Method::POST, "/admin/confirm-clock")).await
     }
 
     /// `DELETE /workers/{id}`: forgets a worker that has fallen silent.
@@ -93,6 +93,6 @@ impl MasterClient {
         let target = format!("/workers/{worker}");
         let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
         let done = || ForgetWorkerReply { status, worker_id, requeued: 0 };
-        self.remove(self.command(Method::DELETE, &target), done).await
+        self.send_removal(self.new_command(Method::DELETE, &target), done).await
     }
 }

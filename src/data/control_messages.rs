@@ -35,7 +35,7 @@ pub struct BlockDigestsRequest {
     #[n(2)]
     pub length: u64,
     /// The length of one, a power of two. For one longer than [`BLOCK_BYTES`] the answer is only whether it is all zeros
-    /// ([`Target::block_count`](crate::fs::Target::blocks)).
+    /// ([`NamedResource::block_count`](crate::fs::Target::blocks)).
     #[n(3)]
     pub block_bytes: u64,
 }

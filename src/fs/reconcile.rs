@@ -31,7 +31,7 @@ pub enum Verdict {
     ContentNeeded {
         /// [`EntryAction::Create`] or [`EntryAction::Update`].
         action: EntryAction,
-        /// There is something to compare blocks with ([`Target::block_count`]): a regular file of this name,
+        /// There is something to compare blocks with ([`NamedResource::block_count`]): a regular file of this name,
         /// or a part file of this version.
         has_basis: bool,
     },

@@ -70,7 +70,7 @@ pub(super) struct TargetState {
     original_modes: Mutex<HashMap<(u64, u64), u32>>,
     /// A server keeps what is written: its errors show only when a file is closed or synced.
     is_remote: OnceLock<bool>,
-    /// New files are made under a temporary name: see [`Target::name_first`].
+    /// New files are made under a temporary name: see [`NamedResource::name_first`].
     use_temp_names: AtomicBool,
     pub(super) create_defaults: CreateDefaultsCache,
     pub(super) anchor_dir: Mutex<Option<DirHandle>>,

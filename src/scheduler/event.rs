@@ -1,4 +1,4 @@
-//! What the world tells the scheduler ([`Event`]), what it answers ([`FuseReply`]), and what it wants
+//! What the world tells the scheduler ([`ProgressEvent`]), what it answers ([`FuseReply`]), and what it wants
 //! done ([`Effect`]).
 
 use super::Settings;
@@ -257,7 +257,7 @@ pub enum Effect {
     PutBlob(String, Vec<u8>),
     /// Drop a blob.
     DeleteBlob(String),
-    /// Read a manifest once all writes are durable, and return its entries with [`Event::Entries`].
+    /// Read a manifest once all writes are durable, and return its entries with [`ProgressEvent::Entries`].
     ReadEntries {
         /// The task whose manifest it is.
         task: TaskId,

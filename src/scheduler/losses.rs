@@ -14,7 +14,7 @@
 //!
 //! An isolated task runs on a worker that holds nothing else, and only one such task runs at a time, so that what it is lost with is
 //! its own doing. A worker that is never idle is kept free for it. The state does not hold manifests: the owner of the state reads the manifest
-//! ([`Effect::ReadEntries`]) and returns its entries ([`Event::Entries`](super::Event::Entries)).
+//! ([`Effect::ReadEntries`]) and returns its entries ([`ProgressEvent::Entries`](super::Event::Entries)).
 
 use super::choice::Open;
 use super::pages::Again;

@@ -5,14 +5,14 @@
 //! | `meta` | the next numbers, the key that signs tickets, the time that masters have lived through |
 //! | `s/SYNC` | a sync with its counters and first errors |
 //! | `x/SYNC` | what of its source is left out |
-//! | `r/SYNC/WORKER` | the place (boot, storage root) that a worker could first write to |
-//! | `w/SYNC/WORKER` | … that one wrote to that has not flushed yet |
-//! | `o/SYNC/WORKER` | … that one first read the source from |
+//! | `r/SYNC/WORKER_ID` | the place (boot, storage root) that a worker could first write to |
+//! | `w/SYNC/WORKER_ID` | … that one wrote to that has not flushed yet |
+//! | `o/SYNC/WORKER_ID` | … that one first read the source from |
 //! | `t/SYNC/TASK` | a task with its lease |
 //! | `l/SYNC/LOG_FILE` | a large file that is not published yet |
 //! | `v/SYNC/LOG_FILE/RANGE_BYTES` | the chaining value of a done range, 32 bytes |
 //! | `g/SYNC/BLOCK_DIGESTS` | a large file with several names of which one has been brought |
-//! | `d/WORKER` | that an operator keeps a worker from new work |
+//! | `d/WORKER_ID` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
 //!
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/DIRECT_ALIGN_BYTES` (failures). Records

@@ -234,7 +234,7 @@ impl Manifest {
         out
     }
 
-    /// Reads what [`Manifest::encode`] wrote.
+    /// Reads what [`Manifest::percent_encode`] wrote.
     ///
     /// # Errors
     /// Bytes over the limits or of another shape.
@@ -336,7 +336,7 @@ impl FileListPart {
         minicbor::to_vec(self).unwrap_or_default()
     }
 
-    /// Reads what [`FileListPart::encode`] wrote.
+    /// Reads what [`FileListPart::percent_encode`] wrote.
     ///
     /// # Errors
     /// Bytes of another shape.

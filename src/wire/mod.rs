@@ -1,7 +1,7 @@
 //! Documents that cross a process boundary. Serialisation only: nothing here reads a file, a
 //! socket or a clock.
 //!
-//! - [`path`]: byte paths; [`RelPath`] is the security boundary (it cannot leave its root)
+//! - [`record_path`]: byte paths; [`RelPath`] is the security boundary (it cannot leave its root)
 //! - [`next_id`]: identifiers, each a type of its own
 //! - [`sync_no`]: what an operator asks for and sees
 //! - [`walk_options`]: how a sync is to be done

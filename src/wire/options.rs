@@ -134,10 +134,10 @@ impl SyncOptions {
 /// ask another one for more (a deletion, say) than the operator did.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct WriteRules {
-    /// See [`SyncOptions::preserve`].
+    /// See [`SyncOptions::to_preserve`].
     #[n(0)]
     pub preserve: Preserve,
-    /// See [`SyncOptions::chown`].
+    /// See [`SyncOptions::parse_chown`].
     #[n(1)]
     pub chown: Chown,
     /// See [`SyncOptions::punch_zeros`].
@@ -368,7 +368,7 @@ impl<'de> Deserialize<'de> for Preserve {
     }
 }
 
-/// See [`SyncOptions::chown`].
+/// See [`SyncOptions::parse_chown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(default, deny_unknown_fields)]
 pub struct Chown {

@@ -40,7 +40,7 @@ pub struct SyncRequest {
 /// `PATCH /sync/{id}`: what is to be different from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SyncPatch {
-    /// See [`SyncRequest::bwlimit`].
+    /// See [`SyncRequest::parse_bwlimit`].
     pub bwlimit: Option<u64>,
 }
 

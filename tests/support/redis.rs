@@ -90,7 +90,7 @@ impl RedisServer {
         self.child = spawn(&self.dir, &self.settings, &self.environment);
     }
 
-    /// Sends it a signal, such as `STOP` or `CONT`.
+    /// Sends it a signal, such as `STOP_TIMEOUT` or `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill")
             .args([format!("-{name}"), self.child.id().to_string()])

@@ -22,11 +22,11 @@ const MAX_RECORD_BYTES: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LastRun {
     dir: PathBuf,
-    record: Record,
+    record: PairRecord,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct PairRecord {
     /// The three are for people, and guard against a digest of other ones.
     host: String,
     source: AbsPath,
@@ -37,21 +37,21 @@ struct Record {
 
 impl LastRun {
     /// The record of the pair of these real paths.
-    pub(super) fn of_pair(source: &AbsPath, destination: &AbsPath) -> LastRun {
-        LastRun::below(&state_dir(), source, destination)
+    pub(super) fn for_pair(source: &AbsPath, destination: &AbsPath) -> LastRun {
+        LastRun::in_state_dir(&state_dir(), source, destination)
     }
 
-    fn below(state: &Path, source: &AbsPath, destination: &AbsPath) -> LastRun {
+    fn in_state_dir(state: &Path, source: &AbsPath, destination: &AbsPath) -> LastRun {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let (source, destination) = (source.clone(), destination.clone());
-        let record = Record { host, source, destination, file_system: String::new() };
+        let record = PairRecord { host, source, destination, file_system: String::new() };
         LastRun { dir: state.join("copies"), record }
     }
 
     /// Where the record is.
-    pub(super) fn path(&self) -> PathBuf {
+    pub(super) fn record_path(&self) -> PathBuf {
         let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 last copy of a pair");
-        let Record { host, source, destination, .. } = &self.record;
+        let PairRecord { host, source, destination, .. } = &self.record;
         for part in [host.as_bytes(), source.as_bytes(), destination.as_bytes()] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
@@ -63,17 +63,17 @@ impl LastRun {
     ///
     /// # Errors
     /// There is a record, and it can't be read, is damaged or belongs to another user.
-    pub(super) fn file_system(&self) -> Result<Option<String>, String> {
-        let text = match private_files::read_file(&self.path(), MAX_RECORD_BYTES) {
+    pub(super) fn read_file_system(&self) -> Result<Option<String>, String> {
+        let text = match private_files::read_file(&self.record_path(), MAX_RECORD_BYTES) {
             Ok(text) => text,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
             Err(e) => return Err(e.to_string()),
         };
-        let known: Record = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        let known: PairRecord = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
         let file_system = known.file_system.clone();
-        if (Record { file_system: String::new(), ..known }) != self.record {
+        if (PairRecord { file_system: String::new(), ..known }) != self.record {
             return Err("it is the record of another pair".to_owned());
         }
         Ok(Some(file_system))
@@ -83,10 +83,14 @@ impl LastRun {
     ///
     /// # Errors
     /// It can't be written.
-    pub(super) fn record(&self, file_system: &str) -> std::io::Result<()> {
-        let record = Record { file_system: file_system.to_owned(), ..self.record.clone() };
+    pub(super) fn write_record(&self, file_system: &str) -> std::io::Result<()> {
+        let record = PairRecord { file_system: file_system.to_owned(), ..self.record.clone() };
         let temporary = self.dir.join(format!(".{}", crate::util::unique_id::generate_id()));
-        private_files::replace_file_via(&self.path(), &temporary, &serde_json::to_vec(&record)?)?;
+        private_files::replace_file_via(
+            &self.record_path(),
+            &temporary,
+            &serde_json::to_vec(&record)?,
+        )?;
         self.remove_oldest(MAX_RECORDS)
     }
 
@@ -119,7 +123,7 @@ mod tests {
 
     fn pair(state: &Path, destination: &str) -> LastRun {
         let abs = |path: &str| AbsPath::new(path).unwrap();
-        LastRun::below(state, &abs("/src"), &abs(destination))
+        LastRun::in_state_dir(state, &abs("/src"), &abs(destination))
     }
 
     fn mode(path: &Path) -> u32 {
@@ -127,32 +131,35 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_has_the_file_system_of_its_own_last_run_and_only_its_user_reads_it() {
+    fn each_pair_has_its_own_record_that_only_its_user_can_read() {
         let state = tempfile::tempdir().unwrap();
         let (one, two) = (pair(state.path(), "/one"), pair(state.path(), "/two"));
-        assert_eq!(one.file_system(), Ok(None));
+        assert_eq!(one.read_file_system(), Ok(None));
         for id in ["1:a", "2:b"] {
-            one.record(id).unwrap();
-            assert_eq!((one.file_system(), two.file_system()), (Ok(Some(id.to_owned())), Ok(None)));
+            one.write_record(id).unwrap();
+            assert_eq!(
+                (one.read_file_system(), two.read_file_system()),
+                (Ok(Some(id.to_owned())), Ok(None))
+            );
         }
-        assert_eq!((mode(&one.dir), mode(&one.path())), (0o700, 0o600));
+        assert_eq!((mode(&one.dir), mode(&one.record_path())), (0o700, 0o600));
         assert_eq!(std::fs::read_dir(&one.dir).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]
-    fn a_record_that_is_not_the_one_of_the_pair_is_an_error_and_not_nothing() {
+    fn a_record_of_another_pair_is_an_error() {
         let state = tempfile::tempdir().unwrap();
         let (one, two) = (pair(state.path(), "/one"), pair(state.path(), "/two"));
-        two.record("1:a").unwrap();
+        two.write_record("1:a").unwrap();
         for damage in ["", "{\"host\":", "null"] {
-            private_files::replace_file(&one.path(), damage.as_bytes()).unwrap();
-            assert!(one.file_system().is_err(), "{damage}");
+            private_files::replace_file(&one.record_path(), damage.as_bytes()).unwrap();
+            assert!(one.read_file_system().is_err(), "{damage}");
         }
-        std::fs::copy(two.path(), one.path()).unwrap();
-        assert!(one.file_system().unwrap_err().contains("another pair"));
-        std::fs::remove_file(one.path()).unwrap();
-        std::os::unix::fs::symlink(two.path(), one.path()).unwrap();
-        assert!(one.file_system().is_err(), "a link is not followed");
+        std::fs::copy(two.record_path(), one.record_path()).unwrap();
+        assert!(one.read_file_system().unwrap_err().contains("another pair"));
+        std::fs::remove_file(one.record_path()).unwrap();
+        std::os::unix::fs::symlink(two.record_path(), one.record_path()).unwrap();
+        assert!(one.read_file_system().is_err(), "a link is not followed");
     }
 
     #[test]
@@ -160,25 +167,25 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let all: Vec<LastRun> = (0..4).map(|n| pair(state.path(), &format!("/{n}"))).collect();
         for (n, run) in all.iter().enumerate() {
-            run.record("1:a").unwrap();
+            run.write_record("1:a").unwrap();
             let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(100 - n as u64);
             std::fs::File::options()
                 .write(true)
-                .open(run.path())
+                .open(run.record_path())
                 .unwrap()
                 .set_modified(at)
                 .unwrap();
         }
         all[0].remove_oldest(2).unwrap();
-        let kept: Vec<bool> = all.iter().map(|run| run.path().exists()).collect();
+        let kept: Vec<bool> = all.iter().map(|run| run.record_path().exists()).collect();
         assert_eq!(kept, [true, true, false, false]);
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_is_an_error() {
+    fn a_directory_that_cannot_be_written_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let run = pair(file.path(), "/one");
-        assert!(run.record("1:a").is_err());
-        assert_eq!(run.file_system(), Ok(None), "nothing was ever kept there");
+        assert!(run.write_record("1:a").is_err());
+        assert_eq!(run.read_file_system(), Ok(None), "nothing was ever kept there");
     }
 }

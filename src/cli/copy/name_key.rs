@@ -1,7 +1,7 @@
 //! The key of the names of unfinished files, which outlives a copy: the next copy of the same paths finds
 //! the part files of one that was killed.
 
-use super::Failure;
+use super::CliError;
 use crate::config::Env;
 use crate::util::private_files;
 use crate::wire::options::PartNameKey;
@@ -9,20 +9,20 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// The name of the file in the directory for state.
-const FILE_NAME: &str = "copy.key";
+const KEY_FILE_NAME: &str = "copy.key";
 /// The length of the file, in bytes.
-const LENGTH: usize = 32;
+const KEY_BYTES: usize = 32;
 
 /// The key of this user, made where there is none. Where it cannot be kept or is not secret, this copy uses
 /// a key of its own: it copies the same, but cannot continue part files, and leaves none to continue.
 ///
 /// # Errors
 /// The system has no randomness.
-pub(super) fn read_or_make() -> Result<PartNameKey, Failure> {
-    let mut fresh = [0; LENGTH];
+pub(super) fn read_or_create_key() -> Result<PartNameKey, CliError> {
+    let mut fresh = [0; KEY_BYTES];
     aws_lc_rs::rand::fill(&mut fresh)
-        .map_err(|_| Failure::new("cannot get random bytes from the system".to_owned()))?;
-    let kept = read_or_keep(&state_dir(), &fresh).unwrap_or_else(|e| {
+        .map_err(|_| CliError::new("cannot get random bytes from the system".to_owned()))?;
+    let kept = read_or_store_key(&state_dir(), &fresh).unwrap_or_else(|e| {
         tracing::warn!("part files of killed copies are not continued: {e}");
         fresh
     });
@@ -38,14 +38,14 @@ pub(super) fn state_dir() -> PathBuf {
 
 /// The key that is kept in `dir`; `fresh` is kept there first where there is none. Of several copies that
 /// begin at once all get the same one.
-fn read_or_keep(dir: &Path, fresh: &[u8; LENGTH]) -> io::Result<[u8; LENGTH]> {
-    let file = dir.join(FILE_NAME);
-    match read(&file) {
+fn read_or_store_key(dir: &Path, fresh: &[u8; KEY_BYTES]) -> io::Result<[u8; KEY_BYTES]> {
+    let file = dir.join(KEY_FILE_NAME);
+    match read_key(&file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         other => return other,
     }
     private_files::create_dir(dir)?;
-    let new = dir.join(format!("{FILE_NAME}.{}.new", std::process::id()));
+    let new = dir.join(format!("{KEY_FILE_NAME}.{}.new", std::process::id()));
     let linked = private_files::create_file(&new).and_then(|mut out| {
         out.write_all(fresh)?;
         out.sync_all()?;
@@ -53,15 +53,15 @@ fn read_or_keep(dir: &Path, fresh: &[u8; LENGTH]) -> io::Result<[u8; LENGTH]> {
     });
     let removed = std::fs::remove_file(&new);
     match linked {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => read(&file),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => read_key(&file),
         other => other.and(removed).map(|()| *fresh),
     }
 }
 
-fn read(file: &Path) -> io::Result<[u8; LENGTH]> {
-    let bytes = private_files::read_file(file, LENGTH as u64 + 1)?;
-    <[u8; LENGTH]>::try_from(bytes).map_err(|_| {
-        let why = format!("{} is not a key of {LENGTH} bytes: remove it", file.display());
+fn read_key(file: &Path) -> io::Result<[u8; KEY_BYTES]> {
+    let bytes = private_files::read_file(file, KEY_BYTES as u64 + 1)?;
+    <[u8; KEY_BYTES]>::try_from(bytes).map_err(|_| {
+        let why = format!("{} is not a key of {KEY_BYTES} bytes: remove it", file.display());
         io::Error::new(io::ErrorKind::InvalidData, why)
     })
 }
@@ -72,19 +72,21 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_key_is_made_once_and_is_no_key_if_others_can_read_it() {
+    fn a_key_is_created_once_and_refused_if_others_can_read_it() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("state/longhaul");
-        let file = dir.join(FILE_NAME);
-        assert_eq!(read_or_keep(&dir, &[1; LENGTH]).unwrap(), [1; LENGTH]);
-        assert_eq!(read_or_keep(&dir, &[2; LENGTH]).unwrap(), [1; LENGTH]);
+        let file = dir.join(KEY_FILE_NAME);
+        assert_eq!(read_or_store_key(&dir, &[1; KEY_BYTES]).unwrap(), [1; KEY_BYTES]);
+        assert_eq!(read_or_store_key(&dir, &[2; KEY_BYTES]).unwrap(), [1; KEY_BYTES]);
         let names = std::fs::read_dir(&dir).unwrap().count();
         let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777;
         assert_eq!((names, mode), (1, 0o600));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(read_or_keep(&dir, &[3; LENGTH]).unwrap_err().to_string().contains("0600"));
+        assert!(read_or_store_key(&dir, &[3; KEY_BYTES]).unwrap_err().to_string().contains("0600"));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         std::fs::write(&file, "short").unwrap();
-        assert!(read_or_keep(&dir, &[3; LENGTH]).unwrap_err().to_string().contains("remove it"));
+        assert!(
+            read_or_store_key(&dir, &[3; KEY_BYTES]).unwrap_err().to_string().contains("remove it")
+        );
     }
 }

@@ -1,9 +1,9 @@
 //! What the operator's SRC and DST are on this host. Symbolic links in them are followed, once, here;
 //! everything below is then reached through the agent, which follows none.
 
+use crate::cli::error::CliError;
 use crate::cli::exit::Exit;
-use crate::cli::failure::Failure;
-use crate::cli::shell::shell_word;
+use crate::cli::shell_quote::quote_for_shell;
 use crate::fs::{Cause, FsError, RootKind, RootMismatch, Side};
 use crate::wire::AbsPath;
 use crate::wire::path::escape_bytes;
@@ -16,48 +16,50 @@ use std::path::{Path, PathBuf};
 
 /// SRC and DST, checked.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Paths {
+pub(super) struct CopyPaths {
     /// The real path of SRC.
     pub(super) source: AbsPath,
     /// It is a directory.
     pub(super) source_is_dir: bool,
     /// SRC as it was given, made absolute; names of a list may begin with it.
-    pub(super) source_given: AbsPath,
+    pub(super) lexical_source: AbsPath,
     /// The real path that DST will have.
     pub(super) destination: AbsPath,
     /// DST as it was given, made absolute; the trash may be named so.
-    pub(super) destination_given: AbsPath,
+    pub(super) lexical_destination: AbsPath,
     /// The directories that the agent holds: SRC (or the one of the file), and the nearest to DST
     /// that exists.
-    pub(super) storage: Vec<AbsPath>,
+    pub(super) storage_paths: Vec<AbsPath>,
 }
 
 /// Looks at SRC and DST.
 ///
 /// # Errors
 /// SRC does not exist; DST is SRC, lies in it or contains it, or is of the other kind; either can't be looked at. The
-/// exit code is that of a sync of agents ([`Exit::of_root`]).
-pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failure> {
-    let given = absolute("SRC", source)?;
-    let real = std::fs::canonicalize(&given).map_err(|e| looked(Side::Source, source, &e))?;
-    let meta = std::fs::metadata(&real).map_err(|e| looked(Side::Source, source, &e))?;
-    let (anchor, target) = nearest(destination)?;
+/// exit code is that of a sync of agents ([`Exit::of_root_error`]).
+pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPaths, CliError> {
+    let given = make_absolute("SRC", source)?;
+    let real = std::fs::canonicalize(&given).map_err(|e| lookup_error(Side::Source, source, &e))?;
+    let meta = std::fs::metadata(&real).map_err(|e| lookup_error(Side::Source, source, &e))?;
+    let (anchor, target) = nearest_existing(destination)?;
     let there = std::fs::metadata(&target);
-    if !meta.is_dir() && names_directory(destination) && !there.as_ref().is_ok_and(Metadata::is_dir)
+    if !meta.is_dir()
+        && must_be_directory(destination)
+        && !there.as_ref().is_ok_and(Metadata::is_dir)
     {
-        return Err(no_directory(destination, &real));
+        return Err(missing_directory_error(destination, &real));
     }
     if let Ok(there) = &there {
         let kinds = (RootKind::from_metadata(&meta), RootKind::from_metadata(there));
         if let Some(wrong) = kinds.0.mismatch_with(kinds.1) {
-            return Err(misfit(wrong, &real, destination));
+            return Err(mismatch_error(wrong, &real, destination));
         }
     }
     let destination_arg = destination;
-    let source = abs("SRC", &real)?;
-    let destination = abs("DST", &target)?;
+    let source = to_abs_path("SRC", &real)?;
+    let destination = to_abs_path("DST", &target)?;
     if let Some(wrong) = RootMismatch::between_paths(&source, &destination) {
-        return Err(misfit(wrong, &real, &target).noted(format!("SRC is {source}")));
+        return Err(mismatch_error(wrong, &real, &target).with_note(format!("SRC is {source}")));
     }
     // A storage path is a directory: that of a file is the one it lies in.
     let home = |path: &AbsPath, is_dir: bool| match path.parent() {
@@ -65,7 +67,8 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
         _ => path.clone(),
     };
     let anchor_is_target = anchor == target;
-    let anchor = home(&abs("DST", &anchor)?, !anchor_is_target || there.is_ok_and(|m| m.is_dir()));
+    let anchor =
+        home(&to_abs_path("DST", &anchor)?, !anchor_is_target || there.is_ok_and(|m| m.is_dir()));
     let mut storage = vec![home(&source, meta.is_dir())];
     if !storage.contains(&anchor) {
         storage.push(anchor);
@@ -73,59 +76,66 @@ pub(super) fn resolve(source: &Path, destination: &Path) -> Result<Paths, Failur
     // A path like `link/..` has no lexical form: then only the real path may be used in names.
     let source_given =
         AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| source.clone());
-    let given = absolute("DST", destination_arg)?;
+    let given = make_absolute("DST", destination_arg)?;
     let destination_given =
         AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| destination.clone());
     let source_is_dir = meta.is_dir();
-    Ok(Paths { source, source_is_dir, source_given, destination, destination_given, storage })
+    Ok(CopyPaths {
+        source,
+        source_is_dir,
+        lexical_source: source_given,
+        destination,
+        lexical_destination: destination_given,
+        storage_paths: storage,
+    })
 }
 
 /// Whether a path can only be that of a directory.
-fn names_directory(path: &Path) -> bool {
+fn must_be_directory(path: &Path) -> bool {
     let raw = path.as_os_str().as_bytes();
     raw.ends_with(b"/") || raw.ends_with(b"/.")
 }
 
 /// A file would get the name that was meant for a directory to put it into.
-fn no_directory(destination: &Path, source: &Path) -> Failure {
+fn missing_directory_error(destination: &Path, source: &Path) -> CliError {
     let into = destination.join(source.file_name().unwrap_or_default());
     let dir = escape_bytes(destination.as_os_str().as_bytes());
-    Failure::usage(format!("SRC is a file, and DST {dir} is not an existing directory")).hinted(
+    CliError::usage(format!("SRC is a file, and DST {dir} is not an existing directory")).with_hint(
         format!(
             "DST is the file's new path, e.g. {} (directories above it are made)",
-            shell_word(into.as_os_str().as_bytes())
+            quote_for_shell(into.as_os_str().as_bytes())
         ),
     )
 }
 
 /// Paths and kinds that do not fit each other.
-fn misfit(misfit: RootMismatch, source: &Path, destination: &Path) -> Failure {
+fn mismatch_error(misfit: RootMismatch, source: &Path, destination: &Path) -> CliError {
     let hint = (misfit == RootMismatch::DestinationIsDirectory).then(|| {
         let into = destination.join(source.file_name().unwrap_or_default());
-        let into = shell_word(into.as_os_str().as_bytes());
+        let into = quote_for_shell(into.as_os_str().as_bytes());
         format!("DST is the file's new path, e.g. {into}")
     });
-    let failure = refused(&FsError::root_mismatch(misfit, destination.as_os_str().as_bytes()));
+    let failure = fs_cli_error(&FsError::root_mismatch(misfit, destination.as_os_str().as_bytes()));
     match hint {
-        Some(hint) => failure.hinted(hint),
+        Some(hint) => failure.with_hint(hint),
         None => failure,
     }
 }
 
 /// The failure of an error of SRC or DST itself, as a sync of agents ends with it.
-fn refused(error: &FsError) -> Failure {
+fn fs_cli_error(error: &FsError) -> CliError {
     let error = error.to_file_error();
-    let failure = Failure::new(error.message.as_str()).exits(Exit::of_root(&error));
+    let failure = CliError::new(error.message.as_str()).with_exit(Exit::of_root_error(&error));
     match error.hint {
-        Some(hint) => failure.hinted(hint),
+        Some(hint) => failure.with_hint(hint),
         None => failure,
     }
 }
 
 /// The nearest directory (or file) at or above `path` that exists, real, and the real path that
 /// `path` will have.
-fn nearest(path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
-    let mut head = absolute("DST", path)?;
+fn nearest_existing(path: &Path) -> Result<(PathBuf, PathBuf), CliError> {
+    let mut head = make_absolute("DST", path)?;
     let mut rest: Vec<OsString> = Vec::new();
     loop {
         match std::fs::canonicalize(&head) {
@@ -134,14 +144,14 @@ fn nearest(path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
                 target.extend(rest.iter().rev());
                 if !rest.is_empty() && !real.is_dir() {
                     let error = std::io::Error::from(Errno::NOTDIR);
-                    return Err(looked(Side::Destination, path, &error));
+                    return Err(lookup_error(Side::Destination, path, &error));
                 }
                 return Ok((real, target));
             }
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 if head.symlink_metadata().is_ok() {
                     let shown = escape_bytes(head.as_os_str().as_bytes());
-                    return Err(Failure::usage(format!(
+                    return Err(CliError::usage(format!(
                         "DST: {shown} is a symbolic link that leads nowhere"
                     )));
                 }
@@ -152,27 +162,27 @@ fn nearest(path: &Path) -> Result<(PathBuf, PathBuf), Failure> {
                         head = parent;
                     }
                     // `..` below what does not exist.
-                    _ => return Err(looked(Side::Destination, path, &e)),
+                    _ => return Err(lookup_error(Side::Destination, path, &e)),
                 }
             }
-            Err(e) => return Err(looked(Side::Destination, path, &e)),
+            Err(e) => return Err(lookup_error(Side::Destination, path, &e)),
         }
     }
 }
 
-fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
+fn make_absolute(what: &str, path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|e| {
         let shown = escape_bytes(path.as_os_str().as_bytes());
-        Failure::usage(format!("{what} `{shown}`: {e}"))
+        CliError::usage(format!("{what} `{shown}`: {e}"))
     })
 }
 
-fn abs(what: &str, path: &Path) -> Result<AbsPath, Failure> {
+fn to_abs_path(what: &str, path: &Path) -> Result<AbsPath, CliError> {
     let raw = path.as_os_str().as_bytes();
-    AbsPath::new(raw).map_err(|e| Failure::usage(format!("{what} `{}` {e}", escape_bytes(raw))))
+    AbsPath::new(raw).map_err(|e| CliError::usage(format!("{what} `{}` {e}", escape_bytes(raw))))
 }
 
-fn looked(side: Side, path: &Path, e: &std::io::Error) -> Failure {
+fn lookup_error(side: Side, path: &Path, e: &std::io::Error) -> CliError {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let errno = Errno::from_io_error(e).unwrap_or(Errno::IO);
     let (op, cause) = match (side, errno) {
@@ -180,7 +190,7 @@ fn looked(side: Side, path: &Path, e: &std::io::Error) -> Failure {
         (Side::Source, errno) => ("read", errno.into()),
         (Side::Destination, errno) => ("write to", errno.into()),
     };
-    refused(&FsError::new(side, op, path.as_os_str().as_bytes(), cause))
+    fs_cli_error(&FsError::new(side, op, path.as_os_str().as_bytes(), cause))
 }
 
 #[cfg(test)]
@@ -188,21 +198,21 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    struct Place {
+    struct TestTree {
         dir: tempfile::TempDir,
     }
 
-    impl Place {
+    impl TestTree {
         /// `src/` with a file `f`, and an empty `dst/`.
-        fn new() -> Place {
+        fn new() -> TestTree {
             let dir = tempfile::tempdir().unwrap();
             std::fs::create_dir(dir.path().join("src")).unwrap();
             std::fs::create_dir(dir.path().join("dst")).unwrap();
             std::fs::write(dir.path().join("src/f"), "x").unwrap();
-            Place { dir }
+            TestTree { dir }
         }
 
-        fn at(&self, name: &str) -> PathBuf {
+        fn path(&self, name: &str) -> PathBuf {
             self.dir.path().join(name)
         }
 
@@ -211,82 +221,91 @@ mod tests {
             AbsPath::new(real.as_os_str().as_bytes()).unwrap()
         }
 
-        fn code(&self, source: &str, destination: &str) -> u8 {
-            resolve(&self.at(source), &self.at(destination)).unwrap_err().exit.code()
+        fn exit_code(&self, source: &str, destination: &str) -> u8 {
+            resolve_paths(&self.path(source), &self.path(destination)).unwrap_err().exit.code()
         }
     }
 
     #[test]
     fn storage_paths_are_the_source_and_the_nearest_directory_that_exists() {
-        let p = Place::new();
-        let paths = resolve(&p.at("src"), &p.at("dst/new/deep")).unwrap();
+        let p = TestTree::new();
+        let paths = resolve_paths(&p.path("src"), &p.path("dst/new/deep")).unwrap();
         assert_eq!(paths.destination, p.abs("dst/new/deep"));
-        assert_eq!(paths.storage, [p.abs("src"), p.abs("dst")]);
-        let paths = resolve(&p.at("src"), &p.at("dst/")).unwrap();
-        assert_eq!((paths.destination, &paths.storage[1]), (p.abs("dst"), &p.abs("dst")));
+        assert_eq!(paths.storage_paths, [p.abs("src"), p.abs("dst")]);
+        let paths = resolve_paths(&p.path("src"), &p.path("dst/")).unwrap();
+        assert_eq!((paths.destination, &paths.storage_paths[1]), (p.abs("dst"), &p.abs("dst")));
     }
 
     #[test]
     fn a_file_is_copied_to_a_file() {
-        let p = Place::new();
-        let paths = resolve(&p.at("src/f"), &p.at("dst/g")).unwrap();
+        let p = TestTree::new();
+        let paths = resolve_paths(&p.path("src/f"), &p.path("dst/g")).unwrap();
         assert_eq!((paths.source, paths.destination), (p.abs("src/f"), p.abs("dst/g")));
-        assert_eq!(paths.storage, [p.abs("src"), p.abs("dst")]);
-        std::fs::write(p.at("dst/g"), "old").unwrap();
-        assert_eq!(resolve(&p.at("src/f"), &p.at("dst/g")).unwrap().storage[1], p.abs("dst"));
-        assert_eq!(resolve(&p.at("src/f"), &p.at("src/g")).unwrap().storage, [p.abs("src")]);
-        assert_eq!(p.code("src/f", "dst"), 2);
-        assert_eq!(p.code("src", "dst/g"), 2);
-        assert_eq!(p.code("src", "dst/g/below"), 2);
+        assert_eq!(paths.storage_paths, [p.abs("src"), p.abs("dst")]);
+        std::fs::write(p.path("dst/g"), "old").unwrap();
+        assert_eq!(
+            resolve_paths(&p.path("src/f"), &p.path("dst/g")).unwrap().storage_paths[1],
+            p.abs("dst")
+        );
+        assert_eq!(
+            resolve_paths(&p.path("src/f"), &p.path("src/g")).unwrap().storage_paths,
+            [p.abs("src")]
+        );
+        assert_eq!(p.exit_code("src/f", "dst"), 2);
+        assert_eq!(p.exit_code("src", "dst/g"), 2);
+        assert_eq!(p.exit_code("src", "dst/g/below"), 2);
     }
 
     #[test]
-    fn what_is_written_to_by_its_name_is_not_replaced_by_a_file() {
-        let p = Place::new();
-        let (file, null) = (p.at("src/f"), Path::new("/dev/null"));
-        assert_eq!(resolve(&file, null).unwrap_err().exit.code(), 2);
-        let _socket = std::os::unix::net::UnixListener::bind(p.at("dst/s")).unwrap();
-        assert_eq!(p.code("src/f", "dst/s"), 2);
+    fn a_device_or_socket_is_not_replaced_by_a_file() {
+        let p = TestTree::new();
+        let (file, null) = (p.path("src/f"), Path::new("/dev/null"));
+        assert_eq!(resolve_paths(&file, null).unwrap_err().exit.code(), 2);
+        let _socket = std::os::unix::net::UnixListener::bind(p.path("dst/s")).unwrap();
+        assert_eq!(p.exit_code("src/f", "dst/s"), 2);
         // What is none itself finds its like there when it is copied again.
-        let _other = std::os::unix::net::UnixListener::bind(p.at("src/s")).unwrap();
-        assert!(resolve(&p.at("src/s"), &p.at("dst/s")).is_ok());
+        let _other = std::os::unix::net::UnixListener::bind(p.path("src/s")).unwrap();
+        assert!(resolve_paths(&p.path("src/s"), &p.path("dst/s")).is_ok());
     }
 
     #[test]
-    fn a_file_gets_no_name_that_ends_as_one_of_a_directory() {
-        let p = Place::new();
-        std::fs::write(p.at("old"), "x").unwrap();
+    fn a_file_is_not_copied_to_a_path_that_ends_like_a_directory() {
+        let p = TestTree::new();
+        std::fs::write(p.path("old"), "x").unwrap();
         for new in ["none/", "none/below/", "none/.", "old/"] {
-            let failure = resolve(&p.at("src/f"), &p.at(new)).unwrap_err();
+            let failure = resolve_paths(&p.path("src/f"), &p.path(new)).unwrap_err();
             assert_eq!(failure.exit.code(), 2, "{new}");
-            let into = format!("{}", p.at(new).join("f").display());
+            let into = format!("{}", p.path(new).join("f").display());
             assert!(failure.render().contains(&into), "{into} in {}", failure.render());
         }
-        assert_eq!(resolve(&p.at("src"), &p.at("none/")).unwrap().destination, p.abs("none"));
+        assert_eq!(
+            resolve_paths(&p.path("src"), &p.path("none/")).unwrap().destination,
+            p.abs("none")
+        );
     }
 
     #[test]
-    fn links_in_the_arguments_are_followed() {
-        let p = Place::new();
-        symlink(p.at("src"), p.at("s")).unwrap();
-        symlink(p.at("dst"), p.at("d")).unwrap();
-        let paths = resolve(&p.at("s"), &p.at("d/new")).unwrap();
+    fn symbolic_links_in_the_arguments_are_followed() {
+        let p = TestTree::new();
+        symlink(p.path("src"), p.path("s")).unwrap();
+        symlink(p.path("dst"), p.path("d")).unwrap();
+        let paths = resolve_paths(&p.path("s"), &p.path("d/new")).unwrap();
         assert_eq!((paths.source, paths.destination), (p.abs("src"), p.abs("dst/new")));
-        symlink("nowhere", p.at("dangling")).unwrap();
-        assert_eq!(p.code("src", "dangling"), 2);
-        assert_eq!(p.code("dangling", "dst"), 3);
+        symlink("nowhere", p.path("dangling")).unwrap();
+        assert_eq!(p.exit_code("src", "dangling"), 2);
+        assert_eq!(p.exit_code("dangling", "dst"), 3);
     }
 
     #[test]
     fn a_source_that_does_not_exist_is_not_found() {
-        let p = Place::new();
-        assert_eq!(p.code("none", "dst"), 3);
+        let p = TestTree::new();
+        assert_eq!(p.exit_code("none", "dst"), 3);
     }
 
     #[test]
     fn a_copy_onto_itself_into_itself_or_over_itself_is_refused() {
-        let p = Place::new();
-        symlink(p.at("src"), p.at("s")).unwrap();
+        let p = TestTree::new();
+        symlink(p.path("src"), p.path("s")).unwrap();
         for (source, destination) in [
             ("src", "src"),
             ("src", "s"),
@@ -295,7 +314,7 @@ mod tests {
             ("src", ""),
             ("src/f", "src/f"),
         ] {
-            assert_eq!(p.code(source, destination), 2, "{source} {destination}");
+            assert_eq!(p.exit_code(source, destination), 2, "{source} {destination}");
         }
     }
 }

@@ -3,7 +3,7 @@ use crate::cli::args::{Cli, Command, SyncCommand};
 use crate::wire::options::MAX_FILTER_BYTES;
 use clap::Parser;
 
-fn parsed(words: &[&str]) -> Result<OptionArgs, clap::Error> {
+fn parse(words: &[&str]) -> Result<SyncOptionArgs, clap::Error> {
     let head = ["ctl", "sync", "submit", "/src", "/dst"];
     let cli = Cli::try_parse_from(head.iter().chain(words))?;
     match cli.command {
@@ -16,24 +16,24 @@ fn now() -> Timestamp {
     "2026-02-03T14:10:00Z".parse().unwrap()
 }
 
-fn read(words: &[&str]) -> Result<SyncOptions, Failure> {
-    let args = parsed(words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
-    args.options(&[AbsPath::new("/dst").unwrap()], false, now())
+fn read_options(words: &[&str]) -> Result<SyncOptions, CliError> {
+    let args = parse(words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
+    args.to_sync_options(&[AbsPath::new("/dst").unwrap()], false, now())
 }
 
 fn options(line: &str) -> SyncOptions {
     let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
-    read(&words).unwrap_or_else(|e| panic!("{line}: {}", e.render()))
+    read_options(&words).unwrap_or_else(|e| panic!("{line}: {}", e.render()))
 }
 
 #[test]
-fn nothing_chosen_is_the_default() {
+fn without_options_the_defaults_apply() {
     assert!(options("").is_default());
     assert!(options("--links keep --verify transfer --preserve all").is_default());
 }
 
 #[test]
-fn every_option_has_its_place_in_the_request() {
+fn every_option_sets_its_field_of_the_request() {
     let of = |line: &str| serde_json::to_value(options(line)).unwrap();
     for (line, json) in [
         ("--preserve mode,times", r#"{"preserve": ["mode", "times"]}"#),
@@ -82,11 +82,11 @@ fn every_option_has_its_place_in_the_request() {
 }
 
 #[test]
-fn rules_stand_in_the_order_of_the_command_line() {
+fn rules_keep_the_order_of_the_command_line() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "from\n").unwrap();
     let path = file.path().to_str().unwrap();
-    let read = read(&[
+    let read = read_options(&[
         "--exclude",
         "a",
         "--include",
@@ -103,7 +103,7 @@ fn rules_stand_in_the_order_of_the_command_line() {
 
 /// The examples of docs/filters.md and of the help.
 #[test]
-fn the_examples_of_the_manual_leave_out_what_they_say() {
+fn the_documented_filter_examples_exclude_what_they_state() {
     let cases: &[(&str, &[&str], &[&str])] = &[
         ("--exclude *.o --include keep.o", &["a.o", "d/a.o"], &["keep.o", "d/keep.o", "a.c"]),
         ("--exclude /tmp/", &["tmp/"], &["tmp", "d/tmp/"]),
@@ -140,7 +140,7 @@ fn a_day_begins_at_local_midnight() {
 }
 
 #[test]
-fn what_contradicts_itself_is_refused_with_a_sentence() {
+fn contradicting_options_are_refused_with_a_message() {
     for (line, told) in [
         ("--no-owner --chown 7", "sets the owner"),
         ("--preserve no-group --chown :7", "sets the group"),
@@ -154,14 +154,14 @@ fn what_contradicts_itself_is_refused_with_a_sentence() {
         ("--exclude !x", "both includes and excludes"),
     ] {
         let words: Vec<&str> = line.split(' ').collect();
-        let e = read(&words).unwrap_err();
+        let e = read_options(&words).unwrap_err();
         assert_eq!(e.exit.code(), 2, "{line}");
         assert!(e.render().contains(told), "{line}: {}", e.render());
     }
     let long = "x".repeat(MAX_FILTER_BYTES + 1);
-    let e = read(&["--exclude", &long]).unwrap_err();
+    let e = read_options(&["--exclude", &long]).unwrap_err();
     assert!(e.exit.code() == 2 && e.render().contains("at most"), "{}", e.render().len());
-    let e = read(&["--exclude", "a", "--exclude", "a{b"]).unwrap_err();
+    let e = read_options(&["--exclude", "a", "--exclude", "a{b"]).unwrap_err();
     assert!(e.render().contains("filter rule 2 (`a{b`)"), "{}", e.render());
 }
 
@@ -191,17 +191,17 @@ fn options_that_need_or_forbid_each_other_are_wrong_usage() {
         "--min-size big",
     ] {
         let words: Vec<&str> = line.split(' ').collect();
-        let e = parsed(&words).err().unwrap_or_else(|| panic!("{line}"));
+        let e = parse(&words).err().unwrap_or_else(|| panic!("{line}"));
         assert_eq!(e.exit_code(), 2, "{line}");
     }
 }
 
 #[test]
-fn to_a_request_file_only_a_dry_run_and_records_are_added() {
+fn only_dry_run_and_record_options_can_be_added_to_a_request_file() {
     let told = SyncOptions { update: true, ..SyncOptions::default() };
     let onto = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();
-        parsed(&words).unwrap().onto(told.clone())
+        parse(&words).unwrap().merge_into_request(told.clone())
     };
     let both = onto("-n -i").unwrap();
     assert_eq!(both, SyncOptions { dry_run: true, record: true, ..told.clone() });
@@ -210,7 +210,7 @@ fn to_a_request_file_only_a_dry_run_and_records_are_added() {
 }
 
 #[test]
-fn options_are_spelled_so_that_they_are_read_back_as_they_were() {
+fn options_survive_the_round_trip_through_the_command_line() {
     for line in [
         "",
         "--preserve none --links copy --punch-zeros --strict-metadata",
@@ -225,27 +225,26 @@ fn options_are_spelled_so_that_they_are_read_back_as_they_were() {
         "--exclude #a --include *.c --exclude it's",
     ] {
         let before = options(line);
-        let spelled = again(&before, None);
+        let spelled = to_cli_args(&before, None);
         let output = std::process::Command::new("bash")
             .args(["-c", &format!("printf '%s\\0'{spelled}")])
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let words: Vec<&str> = text.split('\0').filter(|word| !word.is_empty()).collect();
-        assert_eq!(read(&words).unwrap(), before, "{spelled}");
+        assert_eq!(read_options(&words).unwrap(), before, "{spelled}");
     }
 }
 
 #[test]
-fn rules_of_a_file_are_spelled_by_its_name() {
+fn rules_of_a_file_are_repeated_by_the_name_of_the_file() {
     let file = tempfile::NamedTempFile::with_prefix("a b").unwrap();
     std::fs::write(file.path(), "x\ny\n").unwrap();
     let path = file.path().to_str().unwrap();
-    let args =
-        parsed(&["--exclude-from", path, "--include", "z", "-i", "--manifest", "m"]).unwrap();
-    let read = args.options(&[], false, now()).unwrap();
+    let args = parse(&["--exclude-from", path, "--include", "z", "-i", "--manifest", "m"]).unwrap();
+    let read = args.to_sync_options(&[], false, now()).unwrap();
     assert_eq!(
-        again(&read, Some(&args)),
+        to_cli_args(&read, Some(&args)),
         format!(" --exclude-from '{path}' --include z --itemize --manifest m")
     );
 }

@@ -1,10 +1,10 @@
 //! Progress drawn in place on a terminal. The only module that knows indicatif.
 
-use super::pace::percent;
-use super::{Event, Monitor, Pace};
-use crate::cli::layout::{chars, head, wrap};
-use crate::cli::out::clean;
-use crate::cli::table::shown_id;
+use super::tracker::percent_done;
+use super::{ProgressEvent, ProgressMonitor, ProgressTracker};
+use crate::cli::console::sanitize;
+use crate::cli::table_layout::{display_width, truncate_end, wrap_text};
+use crate::cli::tables::display_id;
 use crate::util::units;
 use crate::wire::RequestId;
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
@@ -13,83 +13,86 @@ use jiff::Timestamp;
 use std::time::Instant;
 
 /// Redraws a second, at most.
-const REDRAWS: u8 = 5;
+const MAX_REDRAWS_PER_SECOND: u8 = 5;
 /// Terminals narrower than this get no bar.
-const BAR_FROM: usize = 60;
+const MIN_BAR_COLUMNS: usize = 60;
 /// Lines are laid out for at most this many columns.
-const COLUMNS: usize = 100;
+const MAX_COLUMNS: usize = 100;
 /// A reason takes at most so many lines.
-const MAX_LINES: usize = 4;
+const MAX_REASON_LINES: usize = 4;
 
 /// A sync's lines on the screen.
-struct Shown {
+struct DrawnSync {
     id: RequestId,
     sync: SyncProgress,
     lines: Vec<String>,
 }
 
 /// Draws one block of lines, newest state of each sync, cut to the height of the terminal.
-pub(super) struct Live {
+pub(super) struct LiveView {
     screen: MultiProgress,
     block: ProgressBar,
-    shown: Vec<Shown>,
-    turn: usize,
+    drawn: Vec<DrawnSync>,
+    spinner_step: usize,
 }
 
-impl Live {
+impl LiveView {
     pub(super) fn new() -> Self {
-        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS));
+        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(
+            MAX_REDRAWS_PER_SECOND,
+        ));
         let block = screen.add(ProgressBar::new_spinner());
         if let Ok(style) = ProgressStyle::with_template("{msg}") {
             block.set_style(style);
         }
-        Live { screen, block, shown: Vec::new(), turn: 0 }
+        LiveView { screen, block, drawn: Vec::new(), spinner_step: 0 }
     }
 
-    fn draw(&mut self) {
-        let (height, _) = size();
+    fn redraw(&mut self) {
+        let (height, _) = terminal_size();
         // Those that still run come first when there is no room for all.
-        self.shown.sort_by_key(|s| s.sync.state.is_final());
-        let syncs: Vec<&[String]> = self.shown.iter().map(|s| s.lines.as_slice()).collect();
-        self.block.set_message(cut(&syncs, height.saturating_sub(1).max(1)));
+        self.drawn.sort_by_key(|s| s.sync.state.is_final());
+        let syncs: Vec<&[String]> = self.drawn.iter().map(|s| s.lines.as_slice()).collect();
+        self.block.set_message(fit_to_height(&syncs, height.saturating_sub(1).max(1)));
         self.block.tick();
     }
 }
 
-impl Monitor for Live {
-    fn event(&mut self, event: Event<'_>, _: Timestamp) {
+impl ProgressMonitor for LiveView {
+    fn handle_event(&mut self, event: ProgressEvent<'_>, _: Timestamp) {
         match event {
-            Event::Seen(sync, pace) | Event::Asked(sync, pace) => {
-                self.turn += 1;
-                let lines = render(sync, pace, Instant::now(), size().1, self.turn);
-                let shown = Shown { id: sync.request_id.clone(), sync: sync.clone(), lines };
-                match self.shown.iter_mut().find(|s| s.id == shown.id) {
+            ProgressEvent::Updated(sync, pace) | ProgressEvent::StatusRequested(sync, pace) => {
+                self.spinner_step += 1;
+                let lines =
+                    render_lines(sync, pace, Instant::now(), terminal_size().1, self.spinner_step);
+                let shown = DrawnSync { id: sync.request_id.clone(), sync: sync.clone(), lines };
+                match self.drawn.iter_mut().find(|s| s.id == shown.id) {
                     Some(old) => *old = shown,
-                    None => self.shown.push(shown),
+                    None => self.drawn.push(shown),
                 }
-                self.draw();
+                self.redraw();
             }
-            Event::Note(text) => {
-                let _ = self.screen.println(clean(text));
+            ProgressEvent::Note(text) => {
+                let _ = self.screen.println(sanitize(text));
             }
-            Event::Finished => {
+            ProgressEvent::Finished => {
                 self.block.finish_and_clear();
                 let _ = self.screen.clear();
-                self.shown.clear();
+                self.drawn.clear();
             }
         }
     }
 }
 
 /// Rows and columns of the terminal.
-fn size() -> (usize, usize) {
+fn terminal_size() -> (usize, usize) {
     let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
     let or = |n: u16, else_: usize| if n == 0 { else_ } else { usize::from(n) };
     size.map_or((24, 80), |s| (or(s.ws_row, 24), or(s.ws_col, 80)))
 }
 
 /// The lines of as many syncs as fit into `height` lines; the last line then counts the syncs that do not.
-fn cut(syncs: &[&[String]], height: usize) -> String {
+fn fit_to_height(syncs: &[&[String]], height: usize) -> String {
     let all: usize = syncs.iter().map(|lines| lines.len()).sum();
     if all <= height || syncs.len() == 1 {
         return syncs.concat()[..all.min(height)].join("\n");
@@ -107,47 +110,56 @@ fn cut(syncs: &[&[String]], height: usize) -> String {
 }
 
 /// The lines of one sync, none wider than `width`.
-fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usize) -> Vec<String> {
-    let width = width.saturating_sub(1).clamp(20, COLUMNS);
-    let name = format!("{}  {}", shown_id(sync), sync.state.as_str());
+fn render_lines(
+    sync: &SyncProgress,
+    pace: &ProgressTracker,
+    at: Instant,
+    width: usize,
+    turn: usize,
+) -> Vec<String> {
+    let width = width.saturating_sub(1).clamp(20, MAX_COLUMNS);
+    let name = format!("{}  {}", display_id(sync), sync.state.as_str());
     if sync.state.is_final() {
-        return vec![head(&name, width)];
+        return vec![truncate_end(&name, width)];
     }
-    let why = pace.reason(sync, at).map(clean);
+    let why = pace.wait_reason(sync, at).map(sanitize);
     if sync.state == SyncState::Queued {
-        let Some(why) = why else { return vec![head(&format!("{name}  waiting"), width)] };
+        let Some(why) = why else { return vec![truncate_end(&format!("{name}  waiting"), width)] };
         let line = format!("{name}  waiting: {why}");
-        if chars(&line) <= width {
+        if display_width(&line) <= width {
             return vec![line];
         }
-        return [head(&format!("{name}  waiting"), width)]
+        return [truncate_end(&format!("{name}  waiting"), width)]
             .into_iter()
-            .chain(below(&why, width))
+            .chain(reason_lines(&why, width))
             .collect();
     }
     let sent = sync.transferred_bytes + sync.bytes_skipped;
     let rate = sync.rate.map_or_else(|| "-".to_owned(), |rate| units::format_rate(rate as f64));
     let elapsed =
-        units::format_duration(std::time::Duration::from_secs(pace.watched(at).as_secs()));
+        units::format_duration(std::time::Duration::from_secs(pace.watched_for(at).as_secs()));
     let amounts = |least| {
         format!("{} / {least}{}", units::format_bytes(sent), units::format_bytes(sync.total_bytes))
     };
     let elapsed = (4, format!("elapsed {elapsed}"));
-    let first = match percent(sync) {
+    let first = match percent_done(sync) {
         None => {
             let spin = ["-", "\\", "|", "/"][turn % 4];
             let parts = [(0, format!("{spin} scanning…")), (3, amounts("≥ ")), (2, rate), elapsed];
-            format!("{name}  {}", fit(&parts, width.saturating_sub(chars(&name) + 2)))
+            format!(
+                "{name}  {}",
+                join_fitting(&parts, width.saturating_sub(display_width(&name) + 2))
+            )
         }
         Some(share) => {
             let left = sync.eta_seconds.map(std::time::Duration::from_secs);
             let eta = left.map(|left| (1, format!("ETA {}", units::format_duration(left))));
             let parts = [(0, format!("{share:5.1} %")), (3, amounts("")), (2, rate)];
             let parts: Vec<_> = parts.into_iter().chain(eta).chain([elapsed]).collect();
-            let tail = fit(&parts, width.saturating_sub(chars(&name) + 2));
-            let room = width.saturating_sub(chars(&name) + chars(&tail) + 6);
-            let bar = if width >= BAR_FROM && room >= 8 {
-                bar(share, room.min(26))
+            let tail = join_fitting(&parts, width.saturating_sub(display_width(&name) + 2));
+            let room = width.saturating_sub(display_width(&name) + display_width(&tail) + 6);
+            let bar = if width >= MIN_BAR_COLUMNS && room >= 8 {
+                progress_bar(share, room.min(26))
             } else {
                 String::new()
             };
@@ -175,37 +187,41 @@ fn render(sync: &SyncProgress, pace: &Pace, at: Instant, width: usize, turn: usi
     if sync.retries > 0 {
         second.push_str(&format!("   {} retried", units::pluralize(sync.retries, "task", "tasks")));
     }
-    let mut lines = vec![head(&first, width), head(&second, width)];
-    if let Some(still) = pace.stalled(sync, at) {
+    let mut lines = vec![truncate_end(&first, width), truncate_end(&second, width)];
+    if let Some(still) = pace.stalled_for(sync, at) {
         let why = why.unwrap_or_else(|| "no byte moved".to_owned());
         let still = std::time::Duration::from_secs(still.as_secs());
-        lines
-            .extend(below(&format!("stalled for {}: {why}", units::format_duration(still)), width));
+        lines.extend(reason_lines(
+            &format!("stalled for {}: {why}", units::format_duration(still)),
+            width,
+        ));
     } else if let Some(why) = why {
-        lines.extend(below(&why, width));
+        lines.extend(reason_lines(&why, width));
     }
     lines
 }
 
 /// A reason below the line of its sync.
-fn below(why: &str, width: usize) -> impl Iterator<Item = String> {
-    wrap(why, width.saturating_sub(4), MAX_LINES).into_iter().map(|line| format!("    {line}"))
+fn reason_lines(why: &str, width: usize) -> impl Iterator<Item = String> {
+    wrap_text(why, width.saturating_sub(4), MAX_REASON_LINES)
+        .into_iter()
+        .map(|line| format!("    {line}"))
 }
 
 /// As many of the parts as fit into `width`, in their order; those with the highest numbers are left out first.
-fn fit(parts: &[(u8, String)], width: usize) -> String {
+fn join_fitting(parts: &[(u8, String)], width: usize) -> String {
     let mut parts: Vec<&(u8, String)> = parts.iter().collect();
     loop {
         let line = parts.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("   ");
         let least = parts.iter().map(|(rank, _)| *rank).max().filter(|_| parts.len() > 1);
-        match least.filter(|_| chars(&line) > width) {
+        match least.filter(|_| display_width(&line) > width) {
             Some(least) => parts.retain(|(rank, _)| *rank != least),
             None => return line,
         }
     }
 }
 
-fn bar(share: f64, width: usize) -> String {
+fn progress_bar(share: f64, width: usize) -> String {
     let done = ((share / 100.0) * width as f64) as usize;
     let done = done.min(width);
     format!("[{}{}] ", "#".repeat(done), "-".repeat(width - done))
@@ -213,20 +229,20 @@ fn bar(share: f64, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sample;
+    use super::super::super::fixtures;
     use super::*;
 
     fn lines(sync: &SyncProgress, width: usize) -> Vec<String> {
-        render(sync, &Pace::new(sync, Instant::now()), Instant::now(), width, 0)
+        render_lines(sync, &ProgressTracker::new(sync, Instant::now()), Instant::now(), width, 0)
     }
 
     #[test]
-    fn a_scan_has_a_lower_bound_and_no_share() {
+    fn a_running_scan_shows_a_lower_bound_and_no_percentage() {
         let sync = SyncProgress {
             state: SyncState::Progress,
             total_bytes: 3 << 30,
             files_total: 81_204,
-            ..sample::sync("run43")
+            ..fixtures::sync("run43")
         };
         let text = lines(&sync, 100).join("\n");
         assert!(text.contains("≥ 3.0 GiB") && text.contains("≥ 81,204"), "{text}");
@@ -241,23 +257,24 @@ mod tests {
             transferred_bytes: 54,
             total_bytes: 100,
             reason: Some("x".repeat(300)),
-            ..sample::sync("run42")
+            ..fixtures::sync("run42")
         };
         assert!(lines(&sync, 90)[0].contains("[#"), "{:?}", lines(&sync, 90));
         for width in [20, 40, 59, 80, 200] {
             for line in lines(&sync, width) {
                 assert!(line.chars().count() < width.max(21), "{width}: {line}");
-                assert!(width >= BAR_FROM || !line.contains('['), "{line}");
+                assert!(width >= MIN_BAR_COLUMNS || !line.contains('['), "{line}");
             }
         }
     }
 
     #[test]
-    fn what_goes_on_behind_the_copying_is_told() {
+    fn the_phase_after_copying_is_shown() {
         let of = |phase, dry_run| {
             let options = crate::wire::options::SyncOptions { dry_run, ..Default::default() };
             let state = SyncState::Progress;
-            let sync = SyncProgress { state, phase, options, scan_done: true, ..sample::sync("x") };
+            let sync =
+                SyncProgress { state, phase, options, scan_done: true, ..fixtures::sync("x") };
             lines(&sync, 200)[1].clone()
         };
         for (phase, dry_run, told) in [
@@ -273,19 +290,19 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_that_waits_or_is_paused_says_why_and_one_that_was_just_made_does_not() {
+    fn a_waiting_or_paused_sync_shows_its_reason_and_a_new_one_does_not() {
         let sync =
-            SyncProgress { reason: Some("no worker holds /a\x1b".into()), ..sample::sync("q") };
+            SyncProgress { reason: Some("no worker holds /a\x1b".into()), ..fixtures::sync("q") };
         assert_eq!(lines(&sync, 80), ["q  QUEUED  waiting"]);
         let (begun, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(3));
-        let text = render(&sync, &Pace::new(&sync, begun), later, 80, 0);
+        let text = render_lines(&sync, &ProgressTracker::new(&sync, begun), later, 80, 0);
         assert_eq!(text, ["q  QUEUED  waiting: no worker holds /a\\#033"]);
         let sync = SyncProgress { state: SyncState::Paused, ..sync };
         assert_eq!(lines(&sync, 80)[2], "    no worker holds /a\\#033");
     }
 
     #[test]
-    fn rate_and_time_left_are_those_of_the_master() {
+    fn rate_and_eta_are_those_of_the_master() {
         let sync = SyncProgress {
             state: SyncState::Progress,
             scan_done: true,
@@ -293,7 +310,7 @@ mod tests {
             total_bytes: 100 << 20,
             rate: Some(2 << 20),
             eta_seconds: Some(30),
-            ..sample::sync("run42")
+            ..fixtures::sync("run42")
         };
         let line = &lines(&sync, 100)[0];
         assert!(line.contains("40.0 MiB / 100.0 MiB   2.0 MiB/s   ETA 30s"), "{line}");
@@ -309,7 +326,7 @@ mod tests {
             rate: Some(2 << 20),
             eta_seconds: Some(30),
             reason: Some("waits to try again: worker b cannot be reached".to_owned()),
-            ..sample::sync("run42")
+            ..fixtures::sync("run42")
         };
         assert_eq!(
             lines(&sync, 70)[0],
@@ -328,17 +345,17 @@ mod tests {
         let queued = SyncProgress { state: SyncState::Queued, ..sync };
         let (begun, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(3));
         assert_eq!(
-            render(&queued, &Pace::new(&queued, begun), later, 41, 0)[..2],
+            render_lines(&queued, &ProgressTracker::new(&queued, begun), later, 41, 0)[..2],
             ["run42  QUEUED  waiting", "    waits to try again: worker b cannot"]
         );
     }
 
     #[test]
-    fn a_sync_that_is_seen_again_is_drawn_once_and_those_that_run_come_first() {
+    fn each_sync_is_drawn_once_and_running_ones_come_first() {
         let now = Timestamp::UNIX_EPOCH;
-        let mut live = Live::new();
-        let of = |id: &str, state| SyncProgress { state, ..sample::sync(id) };
-        let pace = Pace::new(&sample::sync("x"), Instant::now());
+        let mut live = LiveView::new();
+        let of = |id: &str, state| SyncProgress { state, ..fixtures::sync(id) };
+        let pace = ProgressTracker::new(&fixtures::sync("x"), Instant::now());
         for (id, state) in [
             ("one", SyncState::Progress),
             ("two", SyncState::Progress),
@@ -346,12 +363,12 @@ mod tests {
             ("two", SyncState::Progress),
             ("one", SyncState::Completed),
         ] {
-            live.event(Event::Seen(&of(id, state), &pace), now);
+            live.handle_event(ProgressEvent::Updated(&of(id, state), &pace), now);
         }
-        let shown: Vec<_> = live.shown.iter().map(|s| (s.id.as_str(), s.sync.state)).collect();
+        let shown: Vec<_> = live.drawn.iter().map(|s| (s.id.as_str(), s.sync.state)).collect();
         assert_eq!(shown, [("two", SyncState::Progress), ("one", SyncState::Completed)]);
-        live.event(Event::Finished, now);
-        assert!(live.shown.is_empty());
+        live.handle_event(ProgressEvent::Finished, now);
+        assert!(live.drawn.is_empty());
     }
 
     #[test]
@@ -362,7 +379,7 @@ mod tests {
                 .zip("abcd".chars())
                 .map(|(n, name)| (1..=*n).map(|i| format!("{name}{i}")).collect())
                 .collect();
-            cut(&syncs.iter().map(Vec::as_slice).collect::<Vec<_>>(), height)
+            fit_to_height(&syncs.iter().map(Vec::as_slice).collect::<Vec<_>>(), height)
         };
         assert_eq!(of(&[2, 1], 3), "a1\na2\nb1");
         assert_eq!(of(&[2, 3, 2], 6), "a1\na2\nb1\nb2\nb3\n+1 more");

@@ -1,30 +1,30 @@
-//! What is shown of syncs while the program waits for them. The waiting reports [`Event`]s to a
-//! [`Monitor`]; only the live view knows of terminals.
+//! What is shown of syncs while the program waits for them. The waiting reports [`ProgressEvent`]s to a
+//! [`ProgressMonitor`]; only the live view knows of terminals.
 //!
 //! What is shown is honest: no share and no remaining time before the scan is done, never 100 % and
 //! never "0 s left" before the sync has ended.
 
 mod live;
-mod pace;
 mod plain;
+mod tracker;
 
-pub use pace::{Pace, percent};
 #[cfg(test)]
-pub(super) use plain::line as plain_line;
+pub(super) use plain::progress_line as plain_line;
+pub use tracker::{ProgressTracker, percent_done};
 
-use super::args::{Global, ProgressMode};
-use super::out;
+use super::args::{GlobalArgs, ProgressMode};
+use super::console;
 use crate::wire::sync::SyncProgress;
 use jiff::Timestamp;
 use std::io::IsTerminal;
 
 /// Something that a watcher may want to see.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub enum ProgressEvent<'a> {
     /// A sync was looked at; its [`Limiters`] has seen it.
-    Seen(&'a SyncProgress, &'a Pace),
+    Updated(&'a SyncProgress, &'a ProgressTracker),
     /// Somebody wants to see a line now (SIGUSR1).
-    Asked(&'a SyncProgress, &'a Pace),
+    StatusRequested(&'a SyncProgress, &'a ProgressTracker),
     /// Something to tell besides.
     Note(&'a str),
     /// There is nothing more to watch: whatever is drawn in place goes away.
@@ -32,30 +32,30 @@ pub enum Event<'a> {
 }
 
 /// Shows events.
-pub trait Monitor: Send {
+pub trait ProgressMonitor: Send {
     /// Takes one event; `now` stamps lines.
-    fn event(&mut self, event: Event<'_>, now: Timestamp);
+    fn handle_event(&mut self, event: ProgressEvent<'_>, now: Timestamp);
 }
 
 /// Shows nothing but notes.
-struct Silent;
+struct NotesOnly;
 
-impl Monitor for Silent {
-    fn event(&mut self, event: Event<'_>, _: Timestamp) {
-        if let Event::Note(text) = event {
-            out::note(&out::clean(text));
+impl ProgressMonitor for NotesOnly {
+    fn handle_event(&mut self, event: ProgressEvent<'_>, _: Timestamp) {
+        if let ProgressEvent::Note(text) = event {
+            console::print_note(&console::sanitize(text));
         }
     }
 }
 
 /// The monitor that the operator asked for.
-pub(super) fn monitor(global: &Global) -> Box<dyn Monitor> {
+pub(super) fn new_monitor(global: &GlobalArgs) -> Box<dyn ProgressMonitor> {
     let terminal =
         std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
     match global.progress {
-        _ if global.quiet => Box::new(Silent),
-        ProgressMode::None => Box::new(Silent),
-        ProgressMode::Auto | ProgressMode::Tty if terminal => Box::new(live::Live::new()),
-        _ => Box::new(plain::Plain::new(Box::new(out::note))),
+        _ if global.quiet => Box::new(NotesOnly),
+        ProgressMode::None => Box::new(NotesOnly),
+        ProgressMode::Auto | ProgressMode::Tty if terminal => Box::new(live::LiveView::new()),
+        _ => Box::new(plain::PlainLines::new(Box::new(console::print_note))),
     }
 }

@@ -1,8 +1,8 @@
 //! Progress as whole lines of `key=value`, for pipes and logs.
 
-use super::pace::percent;
-use super::{Event, Monitor, Pace};
-use crate::cli::out::clean;
+use super::tracker::percent_done;
+use super::{ProgressEvent, ProgressMonitor, ProgressTracker};
+use crate::cli::console::sanitize;
 use crate::wire::RequestId;
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use jiff::Timestamp;
@@ -10,12 +10,12 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A line at least this often …
-const EVERY: Duration = Duration::from_secs(10);
+const MAX_LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// … and at every further so many per cent, and whenever the state changes.
-const SHARE: f64 = 5.0;
+const MIN_PERCENT_STEP: f64 = 5.0;
 
 /// What a sync's last line said.
-struct Said {
+struct LastLine {
     at: Instant,
     state: SyncState,
     phase: SyncPhase,
@@ -24,60 +24,62 @@ struct Said {
 }
 
 /// Writes lines to `sink`.
-pub(super) struct Plain {
-    said: HashMap<RequestId, Said>,
-    sink: Box<dyn FnMut(&str) + Send>,
+pub(super) struct PlainLines {
+    last_lines: HashMap<RequestId, LastLine>,
+    write_line: Box<dyn FnMut(&str) + Send>,
 }
 
-impl Plain {
+impl PlainLines {
     pub(super) fn new(sink: Box<dyn FnMut(&str) + Send>) -> Self {
-        Plain { said: HashMap::new(), sink }
+        PlainLines { last_lines: HashMap::new(), write_line: sink }
     }
 
-    fn is_due(&self, sync: &SyncProgress, pace: &Pace, now: Instant) -> bool {
-        let Some(said) = self.said.get(&sync.request_id) else { return true };
+    fn is_due(&self, sync: &SyncProgress, pace: &ProgressTracker, now: Instant) -> bool {
+        let Some(said) = self.last_lines.get(&sync.request_id) else { return true };
         said.state != sync.state
             || said.phase != sync.phase
-            || said.reason.as_deref() != pace.reason(sync, now)
-            || percent(sync).is_some_and(|p| p - said.percent >= SHARE)
-            || now.saturating_duration_since(said.at) >= EVERY
+            || said.reason.as_deref() != pace.wait_reason(sync, now)
+            || percent_done(sync).is_some_and(|p| p - said.percent >= MIN_PERCENT_STEP)
+            || now.saturating_duration_since(said.at) >= MAX_LINE_INTERVAL
     }
 
-    fn say(&mut self, sync: &SyncProgress, pace: &Pace, now: Timestamp) {
+    fn print_progress(&mut self, sync: &SyncProgress, pace: &ProgressTracker, now: Timestamp) {
         let at = Instant::now();
-        let said = Said {
+        let said = LastLine {
             at,
             state: sync.state,
             phase: sync.phase,
-            reason: pace.reason(sync, at).map(str::to_owned),
-            percent: percent(sync).unwrap_or(0.0),
+            reason: pace.wait_reason(sync, at).map(str::to_owned),
+            percent: percent_done(sync).unwrap_or(0.0),
         };
-        self.said.insert(sync.request_id.clone(), said);
-        (self.sink)(&line(sync, pace, at, now));
+        self.last_lines.insert(sync.request_id.clone(), said);
+        (self.write_line)(&progress_line(sync, pace, at, now));
     }
 }
 
-impl Monitor for Plain {
-    fn event(&mut self, event: Event<'_>, now: Timestamp) {
+impl ProgressMonitor for PlainLines {
+    fn handle_event(&mut self, event: ProgressEvent<'_>, now: Timestamp) {
         match event {
-            Event::Seen(sync, pace) if self.is_due(sync, pace, Instant::now()) => {
-                self.say(sync, pace, now);
+            ProgressEvent::Updated(sync, pace) if self.is_due(sync, pace, Instant::now()) => {
+                self.print_progress(sync, pace, now);
             }
-            Event::Asked(sync, pace) => self.say(sync, pace, now),
-            Event::Note(text) => (self.sink)(&format!("{} {}", stamp(now), clean(text))),
-            Event::Seen(..) | Event::Finished => {}
+            ProgressEvent::StatusRequested(sync, pace) => self.print_progress(sync, pace, now),
+            ProgressEvent::Note(text) => {
+                (self.write_line)(&format!("{} {}", format_time(now), sanitize(text)))
+            }
+            ProgressEvent::Updated(..) | ProgressEvent::Finished => {}
         }
     }
 }
 
-fn stamp(now: Timestamp) -> String {
+fn format_time(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// One line about `sync`. Values that are not known yet are `-`; totals that still grow have a `≥`.
-pub(in crate::cli) fn line(
+pub(in crate::cli) fn progress_line(
     sync: &SyncProgress,
-    pace: &Pace,
+    pace: &ProgressTracker,
     at: Instant,
     now: Timestamp,
 ) -> String {
@@ -94,10 +96,10 @@ pub(in crate::cli) fn line(
     let least = if sync.scan_done { "" } else { "≥" };
     let mut line = format!(
         "{} sync={} state={} phase={phase} pct={} bytes={}/{least}{} rate_bps={} eta_s={} files={}/{least}{} skipped={} failed={} retried={}",
-        stamp(now),
+        format_time(now),
         sync.request_id,
         sync.state.as_str(),
-        or_dash(percent(sync).map(|p| format!("{p:.1}"))),
+        or_dash(percent_done(sync).map(|p| format!("{p:.1}"))),
         sync.transferred_bytes + sync.bytes_skipped,
         sync.total_bytes,
         or_dash(sync.rate.map(|rate| rate.to_string())),
@@ -108,18 +110,18 @@ pub(in crate::cli) fn line(
         sync.failure_count(),
         sync.retries,
     );
-    if let Some(still) = pace.stalled(sync, at) {
+    if let Some(still) = pace.stalled_for(sync, at) {
         line.push_str(&format!(" stalled_s={}", still.as_secs()));
     }
-    if let Some(reason) = pace.reason(sync, at) {
-        line.push_str(&format!(" reason=\"{}\"", clean(reason).replace('"', "'")));
+    if let Some(reason) = pace.wait_reason(sync, at) {
+        line.push_str(&format!(" reason=\"{}\"", sanitize(reason).replace('"', "'")));
     }
     line
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sample;
+    use super::super::super::fixtures;
     use super::*;
     use parking_lot::Mutex;
     use std::sync::Arc;
@@ -139,30 +141,30 @@ mod tests {
             files_skipped: 1,
             files_failed: 1,
             files_total: 7,
-            ..sample::sync("run42")
+            ..fixtures::sync("run42")
         }
     }
 
     #[test]
-    fn a_line_says_at_least_while_the_scan_goes_on() {
+    fn a_line_marks_totals_as_lower_bounds_during_the_scan() {
         let sync = scanning();
-        let pace = Pace::new(&sync, Instant::now());
+        let pace = ProgressTracker::new(&sync, Instant::now());
         assert_eq!(
-            line(&sync, &pace, Instant::now(), now()),
+            progress_line(&sync, &pace, Instant::now(), now()),
             "2026-02-03T14:10:52Z sync=run42 state=PROGRESS phase=SCANNING pct=- bytes=15/≥90 \
              rate_bps=- eta_s=- files=3/≥7 skipped=1 failed=1 retried=0"
         );
     }
 
     #[test]
-    fn lines_are_whole_and_hold_nothing_that_drives_a_terminal() {
+    fn lines_are_complete_and_contain_no_control_characters() {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&lines);
-        let mut plain = Plain::new(Box::new(move |line| sink.lock().push(line.to_owned())));
+        let mut plain = PlainLines::new(Box::new(move |line| sink.lock().push(line.to_owned())));
         let sync = SyncProgress { reason: Some("no \"w\"\r\x1b[2K\n".to_owned()), ..scanning() };
-        let pace = Pace::new(&sync, Instant::now());
-        plain.event(Event::Seen(&sync, &pace), now());
-        plain.event(Event::Note("the master is\r away"), now());
+        let pace = ProgressTracker::new(&sync, Instant::now());
+        plain.handle_event(ProgressEvent::Updated(&sync, &pace), now());
+        plain.handle_event(ProgressEvent::Note("the master is\r away"), now());
         let lines = lines.lock();
         assert_eq!(lines.len(), 2);
         for line in lines.iter() {
@@ -176,36 +178,36 @@ mod tests {
         let count = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&count);
         let id = |line: &str| line.split(' ').nth(1).unwrap().to_owned();
-        let mut plain = Plain::new(Box::new(move |line| sink.lock().push(id(line))));
+        let mut plain = PlainLines::new(Box::new(move |line| sink.lock().push(id(line))));
         let one = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
-        let two = SyncProgress { phase: SyncPhase::Flushing, ..sample::sync("two") };
-        let pace = Pace::new(&one, Instant::now());
+        let two = SyncProgress { phase: SyncPhase::Flushing, ..fixtures::sync("two") };
+        let pace = ProgressTracker::new(&one, Instant::now());
         for _ in 0..3 {
-            plain.event(Event::Seen(&one, &pace), now());
-            plain.event(Event::Seen(&two, &pace), now());
+            plain.handle_event(ProgressEvent::Updated(&one, &pace), now());
+            plain.handle_event(ProgressEvent::Updated(&two, &pace), now());
         }
         let more = SyncProgress { transferred_bytes: 60, ..one };
-        plain.event(Event::Seen(&more, &pace), now());
-        plain.event(Event::Seen(&more, &pace), now());
+        plain.handle_event(ProgressEvent::Updated(&more, &pace), now());
+        plain.handle_event(ProgressEvent::Updated(&more, &pace), now());
         // Another reason is news, the same one is not.
         for reason in ["full", "full", "slow"] {
             let (state, reason) = (SyncState::Paused, Some(reason.to_owned()));
             let two = SyncProgress { state, reason, ..two.clone() };
-            plain.event(Event::Seen(&two, &pace), now());
+            plain.handle_event(ProgressEvent::Updated(&two, &pace), now());
         }
         let told = count.lock().clone();
         assert_eq!(told, ["sync=run42", "sync=two", "sync=run42", "sync=two", "sync=two"]);
     }
 
     #[test]
-    fn a_line_comes_with_every_change_of_state_and_every_5_percent_and_not_between() {
+    fn a_line_is_printed_at_every_change_of_state_and_every_5_percent() {
         let count = Arc::new(Mutex::new(0));
         let sink = Arc::clone(&count);
-        let mut plain = Plain::new(Box::new(move |_| *sink.lock() += 1));
+        let mut plain = PlainLines::new(Box::new(move |_| *sink.lock() += 1));
         let sync = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
-        let pace = Pace::new(&sync, Instant::now());
+        let pace = ProgressTracker::new(&sync, Instant::now());
         let mut see = |sync: &SyncProgress| {
-            plain.event(Event::Seen(sync, &pace), now());
+            plain.handle_event(ProgressEvent::Updated(sync, &pace), now());
             *count.lock()
         };
         assert_eq!(see(&sync), 1);

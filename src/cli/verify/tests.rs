@@ -6,14 +6,14 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-struct Stage {
+struct TestTree {
     dir: tempfile::TempDir,
 }
 
-impl Stage {
+impl TestTree {
     /// A tree with odd names, an empty file and one that is hashed in ranges.
-    fn new() -> Stage {
-        let stage = Stage { dir: tempfile::tempdir().unwrap() };
+    fn new() -> TestTree {
+        let stage = TestTree { dir: tempfile::tempdir().unwrap() };
         for (name, content) in [
             (&b"plain"[..], &b"x"[..]),
             (b"empty", b""),
@@ -25,9 +25,9 @@ impl Stage {
         ] {
             stage.write(name, content);
         }
-        let large = fs::File::create(stage.at(b"large")).unwrap();
-        large.set_len(2 * RANGE + 12_345).unwrap();
-        symlink("nowhere", stage.at(b"link")).unwrap();
+        let large = fs::File::create(stage.path(b"large")).unwrap();
+        large.set_len(2 * RANGE_BYTES + 12_345).unwrap();
+        symlink("nowhere", stage.path(b"link")).unwrap();
         stage
     }
 
@@ -35,18 +35,18 @@ impl Stage {
         self.dir.path().to_owned()
     }
 
-    fn at(&self, name: &[u8]) -> std::path::PathBuf {
+    fn path(&self, name: &[u8]) -> std::path::PathBuf {
         self.dir.path().join(OsStr::from_bytes(name))
     }
 
     fn write(&self, name: &[u8], content: &[u8]) {
-        let path = self.at(name);
+        let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
     /// What `b3sum` says of all regular files.
-    fn list(&self) -> Vec<u8> {
+    fn b3sum_list(&self) -> Vec<u8> {
         let mut list = Vec::new();
         for found in walkdir::WalkDir::new(self.dir.path()) {
             let found = found.unwrap();
@@ -54,14 +54,14 @@ impl Stage {
                 let mut hasher = blake3::Hasher::new();
                 hasher.update(&fs::read(found.path()).unwrap());
                 let name = found.path().strip_prefix(self.dir.path()).unwrap();
-                list.extend(line(name.as_os_str().as_bytes(), &hasher.finalize()));
+                list.extend(list_line(name.as_os_str().as_bytes(), &hasher.finalize()));
             }
         }
         list
     }
 }
 
-fn line(name: &[u8], hash: &blake3::Hash) -> Vec<u8> {
+fn list_line(name: &[u8], hash: &blake3::Hash) -> Vec<u8> {
     let mut escaped = Vec::new();
     for byte in name {
         match byte {
@@ -75,74 +75,81 @@ fn line(name: &[u8], hash: &blake3::Hash) -> Vec<u8> {
     [mark.as_bytes(), hash.to_hex().as_bytes(), b"  ", &escaped, b"\n"].concat()
 }
 
-fn digests(list: &[u8]) -> Digests {
-    let mut reader = Reader::default();
+fn digests(list: &[u8]) -> DigestList {
+    let mut reader = DigestListReader::default();
     reader.push(list).unwrap();
-    reader.end("the list").unwrap()
+    reader.finish("the list").unwrap()
 }
 
 /// Checks and gives back what was said, by line.
-fn said(place: &Place, list: &[u8], json: bool, ignore_extra: bool) -> (Vec<String>, Report) {
+fn verify_lines(
+    place: &VerifyTarget,
+    list: &[u8],
+    json: bool,
+    ignore_extra: bool,
+) -> (Vec<String>, VerifyReport) {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&lines);
     let say = move |line: &[u8]| {
         lock(&sink).push(String::from_utf8(line.to_vec()).unwrap());
         Ok(())
     };
-    let report = Report {
+    let report = VerifyReport {
         json,
         quiet: true,
         ignore_extra,
         counts: [0; 4],
         files: 0,
         bytes: 0,
-        failed: None,
-        say: Box::new(say),
+        write_error: None,
+        write_line: Box::new(say),
     };
-    let report = check(place, &digests(list), report).unwrap_or_else(|e| panic!("{}", e.render()));
+    let report =
+        verify_tree(place, &digests(list), report).unwrap_or_else(|e| panic!("{}", e.render()));
     let mut lines = lock(&lines).clone();
     lines.sort();
     (lines, report)
 }
 
-fn found(stage: &Stage, list: &[u8]) -> Vec<String> {
-    said(&Place::find(&stage.root()).unwrap(), list, false, false).0
+fn differences(stage: &TestTree, list: &[u8]) -> Vec<String> {
+    verify_lines(&VerifyTarget::open(&stage.root()).unwrap(), list, false, false).0
 }
 
 #[test]
-fn a_tree_that_is_as_the_list_says_is_read_whole_and_nothing_is_told() {
-    let stage = Stage::new();
+fn a_tree_that_matches_the_list_is_read_completely_and_nothing_is_reported() {
+    let stage = TestTree::new();
     // Our own unfinished files, links and directories are not in a list and not extra.
     let part = format!(".ctl-{:016x}-{:016x}-{:016x}.part", 1, 2, 3);
     stage.write(part.as_bytes(), b"half");
     let part_line = format!("  {part}");
-    let list = stage.list();
+    let list = stage.b3sum_list();
     let list: Vec<u8> = list
         .split_inclusive(|b| *b == b'\n')
         .filter(|line| !line.windows(part_line.len()).any(|w| w == part_line.as_bytes()))
         .flatten()
         .copied()
         .collect();
-    let (lines, report) = said(&Place::find(&stage.root()).unwrap(), &list, false, false);
+    let (lines, report) =
+        verify_lines(&VerifyTarget::open(&stage.root()).unwrap(), &list, false, false);
     assert_eq!(lines, Vec::<String>::new());
-    assert_eq!((report.files, report.bytes), (8, 2 * RANGE + 12_345 + 6));
-    assert_eq!(report.end(Duration::ZERO), Exit::Ok);
+    assert_eq!((report.files, report.bytes), (8, 2 * RANGE_BYTES + 12_345 + 6));
+    assert_eq!(report.finish(Duration::ZERO), Exit::Ok);
 }
 
 #[test]
 fn every_file_that_differs_is_named_and_no_other() {
-    let stage = Stage::new();
-    let list = stage.list();
+    let stage = TestTree::new();
+    let list = stage.b3sum_list();
     stage.write(b"new\nline", b"!");
     stage.write(b"extra\x1b", b"");
-    fs::remove_file(stage.at(b"\xff\xfe not utf-8")).unwrap();
-    fs::remove_dir_all(stage.at(b"deep")).unwrap();
-    fs::remove_file(stage.at(b"-rf")).unwrap();
-    fs::create_dir(stage.at(b"-rf")).unwrap();
-    fs::remove_file(stage.at(b"plain")).unwrap();
-    symlink("empty", stage.at(b"plain")).unwrap();
+    fs::remove_file(stage.path(b"\xff\xfe not utf-8")).unwrap();
+    fs::remove_dir_all(stage.path(b"deep")).unwrap();
+    fs::remove_file(stage.path(b"-rf")).unwrap();
+    fs::create_dir(stage.path(b"-rf")).unwrap();
+    fs::remove_file(stage.path(b"plain")).unwrap();
+    symlink("empty", stage.path(b"plain")).unwrap();
     assert_eq!(
-        found(&stage, &list),
+        differences(&stage, &list),
         [
             "changed     -rf  (it is not a regular file)",
             "changed     new\\#012line",
@@ -152,63 +159,70 @@ fn every_file_that_differs_is_named_and_no_other() {
             "missing     deep/er/file",
         ]
     );
-    let (lines, report) = said(&Place::find(&stage.root()).unwrap(), &list, true, true);
+    let (lines, report) =
+        verify_lines(&VerifyTarget::open(&stage.root()).unwrap(), &list, true, true);
     assert_eq!(lines.len(), 5, "extra files are not told: {lines:?}");
     for line in &lines {
         let document: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(document["state"] != "extra" && document["path"] != serde_json::Value::Null);
     }
     assert!(lines.iter().any(|line| line.contains("path_b64")), "{lines:?}");
-    assert_eq!(report.end(Duration::ZERO).code(), 23);
+    assert_eq!(report.finish(Duration::ZERO).code(), 23);
 }
 
 #[test]
 fn one_flipped_bit_is_found_in_any_range_of_a_large_file() {
-    let stage = Stage::new();
-    let list = stage.list();
-    for at in [0, RANGE - 1, RANGE, 2 * RANGE + 12_344] {
+    let stage = TestTree::new();
+    let list = stage.b3sum_list();
+    for at in [0, RANGE_BYTES - 1, RANGE_BYTES, 2 * RANGE_BYTES + 12_344] {
         use std::os::unix::fs::FileExt;
-        let large = fs::OpenOptions::new().write(true).open(stage.at(b"large")).unwrap();
+        let large = fs::OpenOptions::new().write(true).open(stage.path(b"large")).unwrap();
         large.write_at(&[1], at).unwrap();
-        assert_eq!(found(&stage, &list), ["changed     large"], "{at}");
+        assert_eq!(differences(&stage, &list), ["changed     large"], "{at}");
         large.write_at(&[0], at).unwrap();
     }
-    assert_eq!(found(&stage, &list), Vec::<String>::new());
-    let large = fs::OpenOptions::new().write(true).open(stage.at(b"large")).unwrap();
-    large.set_len(RANGE).unwrap();
-    assert_eq!(found(&stage, &list), ["changed     large"]);
+    assert_eq!(differences(&stage, &list), Vec::<String>::new());
+    let large = fs::OpenOptions::new().write(true).open(stage.path(b"large")).unwrap();
+    large.set_len(RANGE_BYTES).unwrap();
+    assert_eq!(differences(&stage, &list), ["changed     large"]);
 }
 
 #[test]
 fn a_single_file_is_checked_against_its_line_or_its_name() {
-    let stage = Stage::new();
-    let place = Place::find(&stage.at(b"new\nline")).unwrap();
-    assert_eq!(said(&place, &line(b"another name", &blake3::hash(b"1")), false, false).0.len(), 0);
-    let list = [line(b"new\nline", &blake3::hash(b"2")), line(b"z", &blake3::hash(b""))].concat();
-    assert_eq!(said(&place, &list, false, false).0, ["changed     .", "missing     z"]);
+    let stage = TestTree::new();
+    let place = VerifyTarget::open(&stage.path(b"new\nline")).unwrap();
+    assert_eq!(
+        verify_lines(&place, &list_line(b"another name", &blake3::hash(b"1")), false, false)
+            .0
+            .len(),
+        0
+    );
+    let list = [list_line(b"new\nline", &blake3::hash(b"2")), list_line(b"z", &blake3::hash(b""))]
+        .concat();
+    assert_eq!(verify_lines(&place, &list, false, false).0, ["changed     .", "missing     z"]);
 }
 
 #[test]
-fn what_lies_in_the_trash_is_not_extra() {
-    let stage = Stage::new();
-    let list = stage.list();
+fn files_in_the_trash_are_not_extra() {
+    let stage = TestTree::new();
+    let list = stage.b3sum_list();
     stage.write(b"old/trash/run/x", b"deleted");
     let trash = Some(RelPath::new("old/trash").unwrap());
-    let place = Place { trash, ..Place::find(&stage.root()).unwrap() };
-    assert_eq!(said(&place, &list, false, false).0, Vec::<String>::new());
-    assert_eq!(found(&stage, &list), ["extra       old/trash/run/x"]);
+    let place = VerifyTarget { trash, ..VerifyTarget::open(&stage.root()).unwrap() };
+    assert_eq!(verify_lines(&place, &list, false, false).0, Vec::<String>::new());
+    assert_eq!(differences(&stage, &list), ["extra       old/trash/run/x"]);
     // That of an earlier mirror has a mark; what the list has there is checked all the same.
     stage.write(b"old/trash/.ctl-trash", b"");
-    assert_eq!(found(&stage, &list), Vec::<String>::new());
-    let also = [&list[..], &line(b"old/trash/run/x", &blake3::hash(b"another"))].concat();
-    assert_eq!(found(&stage, &also), ["changed     old/trash/run/x"]);
+    assert_eq!(differences(&stage, &list), Vec::<String>::new());
+    let also = [&list[..], &list_line(b"old/trash/run/x", &blake3::hash(b"another"))].concat();
+    assert_eq!(differences(&stage, &also), ["changed     old/trash/run/x"]);
     stage.write(b"z after it", b"x");
-    assert_eq!(found(&stage, &list), ["extra       z after it"]);
+    assert_eq!(differences(&stage, &list), ["extra       z after it"]);
 }
 
 #[test]
-fn a_path_deeper_than_the_kernel_takes_at_once_is_checked_like_any_other() {
-    let stage = Stage { dir: tempfile::tempdir().unwrap() };
+fn a_path_longer_than_path_max_is_verified_like_any_other() {
+    let stage = TestTree { dir: tempfile::tempdir().unwrap() };
     let mut dir = rustix::fs::open(
         stage.dir.path(),
         rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY,
@@ -226,53 +240,53 @@ fn a_path_deeper_than_the_kernel_takes_at_once_is_checked_like_any_other() {
     let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
     let file = rustix::fs::openat(&dir, "f", flags, rustix::fs::Mode::RUSR).unwrap();
     rustix::io::write(&file, b"deep").unwrap();
-    let list = line(format!("{path}f").as_bytes(), &blake3::hash(b"deep"));
-    assert_eq!(found(&stage, &list), Vec::<String>::new());
-    let list = line(format!("{path}f").as_bytes(), &blake3::hash(b"shallow"));
-    assert_eq!(found(&stage, &list), [format!("changed     {path}f")]);
+    let list = list_line(format!("{path}f").as_bytes(), &blake3::hash(b"deep"));
+    assert_eq!(differences(&stage, &list), Vec::<String>::new());
+    let list = list_line(format!("{path}f").as_bytes(), &blake3::hash(b"shallow"));
+    assert_eq!(differences(&stage, &list), [format!("changed     {path}f")]);
 }
 
 #[test]
-fn what_cannot_be_read_is_told_as_such_and_its_files_not_as_missing() {
-    let report = Mutex::new(Report {
+fn read_errors_are_reported_by_their_cause() {
+    let report = Mutex::new(VerifyReport {
         json: false,
         quiet: true,
         ignore_extra: false,
         counts: [0; 4],
         files: 0,
         bytes: 0,
-        failed: None,
-        say: Box::new(|_| Ok(())),
+        write_error: None,
+        write_line: Box::new(|_| Ok(())),
     });
     for (cause, index) in [
-        (Cause::Os(Errno::ACCESS), Wrong::Unreadable),
-        (Cause::Os(Errno::IO), Wrong::Unreadable),
-        (Cause::Os(Errno::NOENT), Wrong::Missing),
-        (Cause::Changed, Wrong::Changed),
-        (Cause::NotRegularFile, Wrong::Changed),
+        (Cause::Os(Errno::ACCESS), Difference::Unreadable),
+        (Cause::Os(Errno::IO), Difference::Unreadable),
+        (Cause::Os(Errno::NOENT), Difference::Missing),
+        (Cause::Changed, Difference::Changed),
+        (Cause::NotRegularFile, Difference::Changed),
     ] {
         let before = lock(&report).counts;
-        wrong(&mut lock(&report), b"x", &FsError::new(Side::Source, "open", b"x", cause));
+        add_error(&mut lock(&report), b"x", &FsError::new(Side::Source, "open", b"x", cause));
         let after = lock(&report).counts;
         let rise: BTreeMap<usize, u64> =
             (0..4).map(|i| (i, after[i] - before[i])).filter(|(_, n)| *n > 0).collect();
         assert_eq!(rise, BTreeMap::from([(index as usize, 1)]), "{cause:?}");
     }
     let e = FsError::new(Side::Source, "open", b"x", Errno::ACCESS);
-    assert_eq!(why(&e), "Permission denied [EACCES]");
+    assert_eq!(cause_text(&e), "Permission denied [EACCES]");
 }
 
 #[test]
-fn the_end_is_one_line_with_all_counts() {
-    let report = Report {
+fn the_summary_is_one_line_with_all_counts() {
+    let report = VerifyReport {
         json: false,
         quiet: false,
         ignore_extra: false,
         counts: [1, 2, 0, 1234],
         files: 81_204,
         bytes: 3 << 30,
-        failed: None,
-        say: Box::new(|_| Ok(())),
+        write_error: None,
+        write_line: Box::new(|_| Ok(())),
     };
     assert_eq!(
         report.summary(Duration::from_millis(65_400), Exit::Partial),
@@ -285,25 +299,25 @@ fn the_end_is_one_line_with_all_counts() {
 }
 
 #[test]
-fn a_destination_that_is_not_here_is_not_found() {
-    let stage = Stage::new();
-    let e = Place::find(&stage.at(b"none")).err().unwrap();
+fn a_destination_that_does_not_exist_here_is_not_found() {
+    let stage = TestTree::new();
+    let e = VerifyTarget::open(&stage.path(b"none")).err().unwrap();
     assert!(e.exit == Exit::NotFound && e.render().contains("on this machine"), "{}", e.render());
 }
 
 #[test]
-fn a_list_without_the_one_beside_it_says_which_files_are_not_checked() {
+fn a_list_without_its_others_file_notes_which_files_are_not_checked() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("list");
-    let line = |name: &str| line(name.as_bytes(), &blake3::hash(b"x"));
+    let line = |name: &str| list_line(name.as_bytes(), &blake3::hash(b"x"));
     fs::write(&list, line("plain")).unwrap();
-    let (digests, note) = of_file(&list).unwrap();
+    let (digests, note) = read_digest_files(&list).unwrap();
     assert_eq!(digests.len(), 1);
     let note = note.unwrap();
     for part in ["list.others is not there", "names b3sum refuses", "are not checked"] {
         assert!(note.contains(part), "{part} in {note}");
     }
     fs::write(dir.path().join("list.others"), line("other")).unwrap();
-    let (digests, note) = of_file(&list).unwrap();
+    let (digests, note) = read_digest_files(&list).unwrap();
     assert_eq!((digests.len(), note), (2, None));
 }

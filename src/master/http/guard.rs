@@ -26,7 +26,7 @@ pub(super) struct Ends {
     pub(super) client: Option<SocketAddr>,
 }
 
-/// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `Host`.
+/// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `RemotePath`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Advertised {
     host: String,
@@ -40,7 +40,7 @@ impl Advertised {
         Some(Advertised { host: url.host_str()?.to_owned(), port: url.port_or_known_default()? })
     }
 
-    /// Whether a `Host` has this name, with any port: the proxy may listen on another one.
+    /// Whether a `RemotePath` has this name, with any port: the proxy may listen on another one.
     fn is_host(&self, host: &str) -> bool {
         without_port(host).eq_ignore_ascii_case(&self.host)
     }
@@ -109,7 +109,7 @@ pub(super) fn is_token(text: &str) -> bool {
 /// A browser sends a page's requests to any address that the browser can reach, so a page on the
 /// internet could order syncs from a master that listens on loopback only. Browsers say where a
 /// request comes from (`ObjectOrigin`); and a page whose *name* was made to point to loopback betrays
-/// itself by that name in `Host`. The name that this master advertises is no such name.
+/// itself by that name in `RemotePath`. The name that this master advertises is no such name.
 fn local_only(
     headers: &HeaderMap,
     local: Option<SocketAddr>,
@@ -150,7 +150,7 @@ fn local_only(
     }
 }
 
-/// Whether a `Host` is an IP address or `localhost`, with or without a port.
+/// Whether a `RemotePath` is an IP address or `localhost`, with or without a port.
 fn is_local(host: &str) -> bool {
     let port_less = without_port(host);
     let bare = port_less.trim_start_matches('[').trim_end_matches(']');
@@ -158,7 +158,7 @@ fn is_local(host: &str) -> bool {
     bare.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
-/// The name in a `Host`.
+/// The name in a `RemotePath`.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,

@@ -259,7 +259,7 @@ mod tests {
         frame
     }
 
-    /// Whether a log of these frames begins with the mark [`ID`] in page 300.
+    /// Whether a log of these frames begins with the mark [`SYNC_ID`] in page 300.
     fn begins(page_bytes: usize, frames: &[Vec<u8>]) -> bool {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut header = vec![0; 32];

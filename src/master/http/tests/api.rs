@@ -488,22 +488,22 @@ async fn a_list_that_breaks_off_is_not_taken_for_whole() {
     let urls = vec![format!("http://{}", served.addr)];
     let client = MasterClient::new(urls, ClientOptions::default()).unwrap();
     let id = format!("list-{}", text.len()).parse().unwrap();
-    let mut pieces = client.files(&id, &[FileState::Done]).await.unwrap();
+    let mut pieces = client.download_files(&id, &[FileState::Done]).await.unwrap();
     let ended = loop {
-        match pieces.next().await {
+        match pieces.next_chunk().await {
             Ok(Some(_)) => {}
             other => break other,
         }
     };
     assert!(ended.unwrap_err().to_string().contains("broke off"));
     let id = format!("list-{}", good.len() * 3_000).parse().unwrap();
-    let mut pieces = client.digests(&id, false).await.unwrap();
+    let mut pieces = client.download_manifest(&id, false).await.unwrap();
     let mut read = 0;
-    while let Some(piece) = pieces.next().await.unwrap() {
+    while let Some(piece) = pieces.next_chunk().await.unwrap() {
         read += piece.len();
     }
     assert_eq!(read, 3_000 * (64 + 4));
-    let none = client.files(&"plain".parse().unwrap(), &[]).await.unwrap_err();
+    let none = client.download_files(&"plain".parse().unwrap(), &[]).await.unwrap_err();
     assert_eq!((none.status(), none.code()), (Some(409), Some("not_recorded")));
 }
 

@@ -1,29 +1,29 @@
 //! What to do after a copy that failed: nothing of it is kept, so the same command is run again.
 
-use super::paths::Paths;
+use super::paths::CopyPaths;
 use crate::cli::args::CopyArgs;
-use crate::cli::options::again;
-use crate::cli::report::Next;
-use crate::cli::shell::shell_word;
-use crate::cli::submit::{limited, quoted};
+use crate::cli::options::to_cli_args;
+use crate::cli::outcome_report::NextSteps;
+use crate::cli::shell_quote::quote_for_shell;
+use crate::cli::submit::{bwlimit_arg, quote_path};
 use crate::wire::options::SyncOptions;
 
 /// A longer command is not repeated: the shell has it in its history.
 const MAX_COMMAND_CHARS: usize = 200;
 
 /// What can be done about the failures of a copy with these `options`.
-pub(super) fn next(paths: &Paths, args: &CopyArgs, options: &SyncOptions) -> Next {
-    let (from, to) = (quoted(&paths.source), quoted(&paths.destination));
-    let mut typed = again(options, Some(&args.options));
-    typed.push_str(&limited(args.what.bwlimit.and_then(|limit| limit.0)));
+pub(super) fn next_steps(paths: &CopyPaths, args: &CopyArgs, options: &SyncOptions) -> NextSteps {
+    let (from, to) = (quote_path(&paths.source), quote_path(&paths.destination));
+    let mut typed = to_cli_args(options, Some(&args.options));
+    typed.push_str(&bwlimit_arg(args.transfer.bwlimit.and_then(|limit| limit.0)));
     // Standard input can't be read again.
-    let stdin = args.what.names_stdin();
-    if let Some(list) = &args.what.files_from {
+    let stdin = args.transfer.is_file_list_stdin();
+    if let Some(list) = &args.transfer.files_from {
         let list = if stdin { b"LIST" } else { list.as_os_str().as_encoded_bytes() };
-        let zero = if args.what.from0 { " -0" } else { "" };
-        typed.push_str(&format!(" --files-from {}{zero}", shell_word(list)));
+        let zero = if args.transfer.from0 { " -0" } else { "" };
+        typed.push_str(&format!(" --files-from {}{zero}", quote_for_shell(list)));
     }
-    if args.end.error_on_no_transfer {
+    if args.exit_code.error_on_no_transfer {
         typed.push_str(" --error-on-no-transfer");
     }
     let run = |more: &str| {
@@ -36,10 +36,10 @@ pub(super) fn next(paths: &Paths, args: &CopyArgs, options: &SyncOptions) -> Nex
         let list = if stdin { ", with the list of names in the file LIST" } else { "" };
         command + list
     };
-    Next {
-        again: run(""),
-        preview: run(" --dry-run --itemize"),
-        files: "run it again with --itemize".to_owned(),
+    NextSteps {
+        rerun: run(""),
+        preview_deletions: run(" --dry-run --itemize"),
+        list_failures: "run it again with --itemize".to_owned(),
     }
 }
 
@@ -51,39 +51,39 @@ mod tests {
     use clap::Parser;
     use jiff::Timestamp;
 
-    fn of(source: &[u8], more: &[&str]) -> Next {
+    fn of(source: &[u8], more: &[&str]) -> NextSteps {
         let line = ["ctl", "copy", "s", "d"].iter().chain(more);
         let Command::Copy(args) = Cli::try_parse_from(line).unwrap().command else { panic!() };
-        let options = args.options.options(&[], false, Timestamp::UNIX_EPOCH).unwrap();
+        let options = args.options.to_sync_options(&[], false, Timestamp::UNIX_EPOCH).unwrap();
         let path = |path: &[u8]| AbsPath::new(path).unwrap();
-        let paths = Paths {
+        let paths = CopyPaths {
             source: path(source),
             source_is_dir: true,
-            source_given: path(source),
+            lexical_source: path(source),
             destination: path(b"/d"),
-            destination_given: path(b"/d"),
-            storage: Vec::new(),
+            lexical_destination: path(b"/d"),
+            storage_paths: Vec::new(),
         };
-        next(&paths, &args, &options)
+        next_steps(&paths, &args, &options)
     }
 
     #[test]
-    fn the_command_is_repeated_where_that_is_short_and_standard_input_never_is() {
+    fn a_short_command_is_repeated_in_full_and_standard_input_is_replaced() {
         let next = of(b"/new\nline", &["--delete", "--exclude", "it's"]);
-        assert_eq!(next.again, r"ctl copy $'/new\nline' /d --exclude $'it\'s' --delete");
+        assert_eq!(next.rerun, r"ctl copy $'/new\nline' /d --exclude $'it\'s' --delete");
         assert_eq!(
-            next.preview,
+            next.preview_deletions,
             r"ctl copy $'/new\nline' /d --exclude $'it\'s' --delete --dry-run --itemize"
         );
         let list = ["--files-from", "-", "-0", "--bwlimit", "1000000", "--error-on-no-transfer"];
         let command = "ctl copy /s /d --bwlimit 1000000 --files-from LIST -0 --error-on-no-transfer, \
                        with the list of names in the file LIST";
-        assert_eq!(of(b"/s", &list).again, command);
-        assert_eq!(of(b"/s", &["--files-from", "a b"]).again, "ctl copy /s /d --files-from 'a b'");
+        assert_eq!(of(b"/s", &list).rerun, command);
+        assert_eq!(of(b"/s", &["--files-from", "a b"]).rerun, "ctl copy /s /d --files-from 'a b'");
         let long = "x".repeat(300);
         let next = of(b"/s", &["--exclude", &long, "--files-from", "-"]);
-        assert_eq!(next.again, "run the same command, with the list of names in the file LIST");
+        assert_eq!(next.rerun, "run the same command, with the list of names in the file LIST");
         let next = of(b"/s", &["--exclude", &long]);
-        assert_eq!(next.preview, "run the same command with --dry-run --itemize");
+        assert_eq!(next.preview_deletions, "run the same command with --dry-run --itemize");
     }
 }

@@ -6,51 +6,51 @@ use std::io::IsTerminal;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Spaces between two columns.
-const GAP: usize = 2;
+const COLUMN_GAP: usize = 2;
 /// How far a text below its row is indented.
-const INDENT: usize = 4;
+const NOTE_INDENT: usize = 4;
 /// A text below its row takes at most so many lines.
-const MAX_LINES: usize = 3;
+const MAX_NOTE_LINES: usize = 3;
 
 /// Shortens a text to a number of characters.
-pub(super) type Shorten = fn(&str, usize) -> String;
+pub(super) type ShortenFn = fn(&str, usize) -> String;
 
 /// A column, and how it gives way on a narrow terminal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Column {
     header: &'static str,
     /// Left out in this order, lowest first; `None`: never.
-    omit: Option<u8>,
+    omit_order: Option<u8>,
     /// Shortened to this width before any column is left out.
-    shorten: Option<(usize, Shorten)>,
+    shortening: Option<(usize, ShortenFn)>,
     /// Its texts stand below their rows where they do not fit beside them.
-    below: bool,
+    is_below_row: bool,
 }
 
 impl Column {
     /// A column that stays as it is.
     pub(super) const fn new(header: &'static str) -> Column {
-        Column { header, omit: None, shorten: None, below: false }
+        Column { header, omit_order: None, shortening: None, is_below_row: false }
     }
 
     /// The column is left out on a narrow terminal, those with a lower number before it.
-    pub(super) const fn omit(self, order: u8) -> Column {
-        Column { omit: Some(order), ..self }
+    pub(super) const fn with_omit_order(self, order: u8) -> Column {
+        Column { omit_order: Some(order), ..self }
     }
 
     /// The texts are shortened on a narrow terminal; to less than `least` only where nothing can be left out any more.
-    pub(super) const fn shorten(self, least: usize, shorten: Shorten) -> Column {
-        Column { shorten: Some((least, shorten)), ..self }
+    pub(super) const fn with_shortening(self, least: usize, shorten: ShortenFn) -> Column {
+        Column { shortening: Some((least, shorten)), ..self }
     }
 
     /// The texts move below their rows on a narrow terminal.
-    pub(super) const fn below(self) -> Column {
-        Column { below: true, ..self }
+    pub(super) const fn below_row(self) -> Column {
+        Column { is_below_row: true, ..self }
     }
 }
 
-/// The columns of the terminal that standard output is, or what `COLUMNS` says; `None` for anything else.
-pub(super) fn width() -> Option<usize> {
+/// The columns of the terminal that standard output is, or what `MAX_COLUMNS` says; `None` for anything else.
+pub(super) fn terminal_width() -> Option<usize> {
     let stdout = std::io::stdout();
     if !stdout.is_terminal() {
         return None;
@@ -61,91 +61,96 @@ pub(super) fn width() -> Option<usize> {
 }
 
 /// Lays out `rows`, two spaces between columns, lines without trailing spaces, none wider than `width`.
-pub(super) fn table(columns: &[Column], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
-    let mut plan = Plan { columns: columns.to_vec(), rows };
+pub(super) fn render_table(
+    columns: &[Column],
+    rows: Vec<Vec<String>>,
+    width: Option<usize>,
+) -> String {
+    let mut plan = TableLayout { columns: columns.to_vec(), rows };
     let below = match width {
-        Some(width) if plan.natural() > width => plan.narrow(width),
+        Some(width) if plan.full_width() > width => plan.fit_to_width(width),
         _ => Vec::new(),
     };
-    let mut lines = plan.render().into_iter();
+    let mut lines = plan.render_lines().into_iter();
     let mut text: String = lines.next().into_iter().collect();
     for (nth, line) in lines.enumerate() {
         text.push_str(&line);
         if let Some(note) = below.get(nth).filter(|note| !note.is_empty()) {
-            let room = width.map_or(usize::MAX, |width| width.saturating_sub(INDENT));
-            for line in wrap(note, room, MAX_LINES) {
-                text.push_str(&format!("{:INDENT$}{line}\n", ""));
+            let room = width.map_or(usize::MAX, |width| width.saturating_sub(NOTE_INDENT));
+            for line in wrap_text(note, room, MAX_NOTE_LINES) {
+                text.push_str(&format!("{:NOTE_INDENT$}{line}\n", ""));
             }
         }
     }
     text
 }
 
-struct Plan {
+struct TableLayout {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
 
-impl Plan {
+impl TableLayout {
     /// How wide a column is.
-    fn wide(&self, nth: usize) -> usize {
-        let cells = self.rows.iter().map(|row| chars(&row[nth]));
-        cells.chain([chars(self.columns[nth].header)]).max().unwrap_or(0)
+    fn column_width(&self, nth: usize) -> usize {
+        let cells = self.rows.iter().map(|row| display_width(&row[nth]));
+        cells.chain([display_width(self.columns[nth].header)]).max().unwrap_or(0)
     }
 
     /// How wide the table is.
-    fn natural(&self) -> usize {
-        self.sum(|plan, nth| plan.wide(nth))
+    fn full_width(&self) -> usize {
+        self.sum_columns(|plan, nth| plan.column_width(nth))
     }
 
     /// How wide the table is once its texts are shortened.
-    fn least(&self) -> usize {
-        self.sum(|plan, nth| {
-            let least = plan.columns[nth].shorten.map_or(usize::MAX, |(least, _)| least);
-            plan.wide(nth).min(least)
+    fn min_width(&self) -> usize {
+        self.sum_columns(|plan, nth| {
+            let least = plan.columns[nth].shortening.map_or(usize::MAX, |(least, _)| least);
+            plan.column_width(nth).min(least)
         })
     }
 
-    fn sum(&self, of: impl Fn(&Plan, usize) -> usize) -> usize {
+    fn sum_columns(&self, of: impl Fn(&TableLayout, usize) -> usize) -> usize {
         let all: usize = (0..self.columns.len()).map(|nth| of(self, nth)).sum();
-        all + GAP * self.columns.len().saturating_sub(1)
+        all + COLUMN_GAP * self.columns.len().saturating_sub(1)
     }
 
     /// Makes the table narrower; returns what stands below each row.
-    fn narrow(&mut self, width: usize) -> Vec<String> {
-        let below = self.columns.iter().position(|column| column.below);
-        let below = below.map(|nth| self.remove(nth)).unwrap_or_default();
-        while self.least() > width {
+    fn fit_to_width(&mut self, width: usize) -> Vec<String> {
+        let below = self.columns.iter().position(|column| column.is_below_row);
+        let below = below.map(|nth| self.remove_column(nth)).unwrap_or_default();
+        while self.min_width() > width {
             let empty = (0..self.columns.len())
-                .find(|nth| self.columns[*nth].omit.is_some() && self.is_empty(*nth));
+                .find(|nth| self.columns[*nth].omit_order.is_some() && self.is_column_empty(*nth));
             let next = (0..self.columns.len())
-                .filter(|nth| self.columns[*nth].omit.is_some())
-                .min_by_key(|nth| self.columns[*nth].omit);
+                .filter(|nth| self.columns[*nth].omit_order.is_some())
+                .min_by_key(|nth| self.columns[*nth].omit_order);
             match empty.or(next) {
-                Some(nth) => drop(self.remove(nth)),
+                Some(nth) => drop(self.remove_column(nth)),
                 None => break,
             }
         }
-        self.shorten(width);
+        self.shorten_columns(width);
         below
     }
 
     /// Shortens the widest of the texts that can be, until the table fits or none is left.
-    fn shorten(&mut self, width: usize) {
-        let mut most: Vec<usize> = (0..self.columns.len()).map(|nth| self.wide(nth)).collect();
-        let gaps = GAP * self.columns.len().saturating_sub(1);
+    fn shorten_columns(&mut self, width: usize) {
+        let mut most: Vec<usize> =
+            (0..self.columns.len()).map(|nth| self.column_width(nth)).collect();
+        let gaps = COLUMN_GAP * self.columns.len().saturating_sub(1);
         while most.iter().sum::<usize>() + gaps > width {
-            let able = (0..most.len()).filter(|nth| self.columns[*nth].shorten.is_some());
+            let able = (0..most.len()).filter(|nth| self.columns[*nth].shortening.is_some());
             match able.max_by_key(|nth| most[*nth]).filter(|nth| most[*nth] > 1) {
                 Some(widest) => most[widest] -= 1,
                 None => break,
             }
         }
         for (nth, most) in most.into_iter().enumerate() {
-            let Some((_, shorten)) = self.columns[nth].shorten else { continue };
-            self.columns[nth].header = cut_header(self.columns[nth].header, most);
+            let Some((_, shorten)) = self.columns[nth].shortening else { continue };
+            self.columns[nth].header = truncate_header(self.columns[nth].header, most);
             for row in &mut self.rows {
-                if chars(&row[nth]) > most {
+                if display_width(&row[nth]) > most {
                     row[nth] = shorten(&row[nth], most);
                 }
             }
@@ -153,17 +158,17 @@ impl Plan {
     }
 
     /// Whether no row holds anything in a column.
-    fn is_empty(&self, nth: usize) -> bool {
+    fn is_column_empty(&self, nth: usize) -> bool {
         self.rows.iter().all(|row| ["", "-", "0"].contains(&row[nth].as_str()))
     }
 
-    fn remove(&mut self, nth: usize) -> Vec<String> {
+    fn remove_column(&mut self, nth: usize) -> Vec<String> {
         self.columns.remove(nth);
         self.rows.iter_mut().map(|row| row.remove(nth)).collect()
     }
 
     /// The lines, the header first.
-    fn render(self) -> Vec<String> {
+    fn render_lines(self) -> Vec<String> {
         let mut table = Table::new();
         table
             .load_style(presets::NOTHING)
@@ -172,45 +177,45 @@ impl Plan {
             .set_header(self.columns.iter().map(|column| column.header).collect::<Vec<_>>())
             .add_rows(self.rows);
         for column in table.column_iter_mut() {
-            column.set_padding((0, GAP as u16));
+            column.set_padding((0, COLUMN_GAP as u16));
         }
         table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
     }
 }
 
 /// A header is one line: a wider one than its column is cut.
-fn cut_header(header: &'static str, most: usize) -> &'static str {
+fn truncate_header(header: &'static str, most: usize) -> &'static str {
     let end = header.char_indices().nth(most).map_or(header.len(), |(end, _)| end);
     header.get(..end).unwrap_or(header)
 }
 
 /// How many columns of a terminal a text takes: characters of East Asian scripts take two.
-pub(super) fn chars(text: &str) -> usize {
+pub(super) fn display_width(text: &str) -> usize {
     text.width()
 }
 
 /// The beginning of a text.
-pub(super) fn head(text: &str, most: usize) -> String {
-    if chars(text) <= most {
+pub(super) fn truncate_end(text: &str, most: usize) -> String {
+    if display_width(text) <= most {
         return text.to_owned();
     }
-    let (kept, _) = split_at(text, most.saturating_sub(1));
+    let (kept, _) = split_at_width(text, most.saturating_sub(1));
     kept.chars().chain(['…']).take(most).collect()
 }
 
 /// The end of a text.
-fn tail(text: &str, most: usize) -> String {
-    if chars(text) <= most {
+fn truncate_start(text: &str, most: usize) -> String {
+    if display_width(text) <= most {
         return text.to_owned();
     }
     let room = most.saturating_sub(1);
     let starts = text.char_indices().map(|(start, _)| &text[start..]);
-    let kept = starts.into_iter().find(|rest| chars(rest) <= room).unwrap_or_default();
+    let kept = starts.into_iter().find(|rest| display_width(rest) <= room).unwrap_or_default();
     ['…'].into_iter().chain(kept.chars()).take(most).collect()
 }
 
 /// The longest beginning that takes no more than `most` columns, and the rest.
-fn split_at(text: &str, most: usize) -> (&str, &str) {
+fn split_at_width(text: &str, most: usize) -> (&str, &str) {
     let mut taken = 0;
     let end = text.char_indices().find(|(_, c)| {
         taken += c.width().unwrap_or(0);
@@ -220,10 +225,10 @@ fn split_at(text: &str, most: usize) -> (&str, &str) {
 }
 
 /// A text in at most `lines` lines of at most `width` columns, broken between words where it can be.
-pub(super) fn wrap(text: &str, width: usize, lines: usize) -> Vec<String> {
+pub(super) fn wrap_text(text: &str, width: usize, lines: usize) -> Vec<String> {
     let (mut rest, mut wrapped) = (text, Vec::new());
-    while chars(rest) > width && wrapped.len() + 1 < lines {
-        let (line, _) = split_at(rest, width);
+    while display_width(rest) > width && wrapped.len() + 1 < lines {
+        let (line, _) = split_at_width(rest, width);
         let is_between = rest[line.len()..].starts_with(' ');
         let end = match line.rfind(' ') {
             _ if is_between => line.len(),
@@ -234,7 +239,7 @@ pub(super) fn wrap(text: &str, width: usize, lines: usize) -> Vec<String> {
         wrapped.push(rest[..end].trim_end().to_owned());
         rest = rest[end..].trim_start();
     }
-    wrapped.push(head(rest, width));
+    wrapped.push(truncate_end(rest, width));
     wrapped
 }
 
@@ -243,15 +248,15 @@ pub(super) const ARROW: &str = " → ";
 
 /// The ends of a source and of its destination: the names there say most.
 pub(super) fn shorten_pair(text: &str, most: usize) -> String {
-    let Some((from, to)) = text.split_once(ARROW) else { return tail(text, most) };
-    let room = most.saturating_sub(chars(ARROW));
+    let Some((from, to)) = text.split_once(ARROW) else { return truncate_start(text, most) };
+    let room = most.saturating_sub(display_width(ARROW));
     if room < 4 {
-        return tail(to, most);
+        return truncate_start(to, most);
     }
     let half = room / 2;
     // What one does not need is the other's.
-    let first = half.max(room.saturating_sub(chars(to))).min(chars(from));
-    format!("{}{ARROW}{}", tail(from, first), tail(to, room - first))
+    let first = half.max(room.saturating_sub(display_width(to))).min(display_width(from));
+    format!("{}{ARROW}{}", truncate_start(from, first), truncate_start(to, room - first))
 }
 
 /// The first of several things separated by commas, and how many more there are.
@@ -261,8 +266,8 @@ pub(super) fn shorten_list(text: &str, most: usize) -> String {
         0 => all.join(", "),
         more => format!("{} +{more} more", all[..n].join(", ")),
     };
-    let fitting = (1..=all.len()).rev().map(shown).find(|text| chars(text) <= most);
-    fitting.unwrap_or_else(|| head(text, most))
+    let fitting = (1..=all.len()).rev().map(shown).find(|text| display_width(text) <= most);
+    fitting.unwrap_or_else(|| truncate_end(text, most))
 }
 
 #[cfg(test)]
@@ -271,10 +276,10 @@ mod tests {
 
     const COLUMNS: [Column; 5] = [
         Column::new("ID"),
-        Column::new("SIZE").omit(1),
-        Column::new("ETA").omit(2),
-        Column::new("PATHS").shorten(12, shorten_pair),
-        Column::new("REASON").below(),
+        Column::new("SIZE").with_omit_order(1),
+        Column::new("ETA").with_omit_order(2),
+        Column::new("PATHS").with_shortening(12, shorten_pair),
+        Column::new("REASON").below_row(),
     ];
 
     fn row(cells: [&str; 5]) -> Vec<String> {
@@ -286,11 +291,11 @@ mod tests {
             row(["one", "1 GiB", "-", "/scratch/a → /archive/a", ""]),
             row(["two", "2 GiB", "-", "/scratch/b → /archive/b", "no active worker serves it"]),
         ];
-        table(&COLUMNS, rows, width).lines().map(str::to_owned).collect()
+        render_table(&COLUMNS, rows, width).lines().map(str::to_owned).collect()
     }
 
     #[test]
-    fn a_table_gives_way_step_by_step_and_its_reasons_last() {
+    fn a_table_is_fitted_to_the_terminal_step_by_step() {
         let wide = "two  2 GiB  -    /scratch/b → /archive/b  no active worker serves it";
         for width in [None, Some(200), Some(wide.chars().count())] {
             assert_eq!(of(width)[2], wide, "{width:?}");
@@ -317,8 +322,8 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_broken_between_words_and_cut_where_its_lines_are_full() {
-        let of = |text, width, lines| wrap(text, width, lines).join("|");
+    fn a_text_is_wrapped_between_words_and_truncated_after_the_last_line() {
+        let of = |text, width, lines| wrap_text(text, width, lines).join("|");
         assert_eq!(of("no active worker serves it", 40, 3), "no active worker serves it");
         assert_eq!(of("no active worker serves it", 16, 3), "no active worker|serves it");
         assert_eq!(of("no active worker serves it", 15, 3), "no active|worker serves|it");
@@ -329,13 +334,13 @@ mod tests {
     }
 
     #[test]
-    fn characters_that_take_two_columns_count_as_two() {
+    fn wide_characters_count_as_two_columns() {
         assert_eq!(
-            (head("データ設定", 5), tail("データ設定", 5)),
+            (truncate_end("データ設定", 5), truncate_start("データ設定", 5)),
             ("デー…".into(), "…設定".into())
         );
-        assert_eq!(head("データ", 6), "データ");
-        assert_eq!(wrap("データ設定", 4, 9), ["デー", "タ設", "定"]);
+        assert_eq!(truncate_end("データ", 6), "データ");
+        assert_eq!(wrap_text("データ設定", 4, 9), ["デー", "タ設", "定"]);
     }
 
     #[test]

@@ -4,11 +4,11 @@ use clap::Error;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-const DEFAULT: &str = "this is kept by default: leave it out";
-const DELETED: &str = "--delete deletes, after everything was copied";
+const KEPT_BY_DEFAULT: &str = "this is kept by default: leave it out";
+const DELETE_INSTEAD: &str = "--delete deletes, after everything was copied";
 
 /// Each option with what to do instead.
-const INSTEAD: &[(&[&str], &str)] = &[
+const REPLACEMENTS: &[(&[&str], &str)] = &[
     (&["-a", "--archive"], "everything that -a keeps, and more, is kept by default: leave it out"),
     (
         &["-r"],
@@ -31,7 +31,10 @@ const INSTEAD: &[(&[&str], &str)] = &[
     (&["--no-D"], "--preserve no-devices,no-specials"),
     (&["-I", "--ignore-times"], "-c compares content"),
     (&["-b", "--backup", "--backup-dir"], "--delete --trash DIR keeps what a mirror deletes"),
-    (&["--del", "--delete-after", "--delete-before", "--delete-delay", "--delete-during"], DELETED),
+    (
+        &["--del", "--delete-after", "--delete-before", "--delete-delay", "--delete-during"],
+        DELETE_INSTEAD,
+    ),
     (
         &[
             "-l",
@@ -54,18 +57,18 @@ const INSTEAD: &[(&[&str], &str)] = &[
             "-S",
             "--sparse",
         ],
-        DEFAULT,
+        KEPT_BY_DEFAULT,
     ),
     (&["--numeric-ids"], "owner and group are always kept by number: leave it out"),
 ];
 
 /// Says what `ctl` does instead, where an error is about an option of rsync.
-pub(super) fn explain(e: &mut Error) {
+pub(super) fn suggest_replacement(e: &mut Error) {
     if e.kind() != ErrorKind::UnknownArgument {
         return;
     }
     let Some(ContextValue::String(given)) = e.get(ContextKind::InvalidArg) else { return };
-    let found = INSTEAD.iter().find(|(options, _)| options.contains(&given.as_str()));
+    let found = REPLACEMENTS.iter().find(|(options, _)| options.contains(&given.as_str()));
     if let Some((_, instead)) = found {
         let tip = StyledStr::from(format!("instead of rsync's {given}: {instead}"));
         e.remove(ContextKind::SuggestedArg);
@@ -82,13 +85,13 @@ mod tests {
     fn refused(line: &str) -> String {
         let mut e = Cli::try_parse_from(line.split(' ')).unwrap_err();
         assert_eq!(e.exit_code(), 2, "{line}");
-        explain(&mut e);
+        suggest_replacement(&mut e);
         e.to_string()
     }
 
     #[test]
     fn each_option_of_rsync_is_answered_with_what_ctl_does_instead() {
-        for (options, instead) in INSTEAD {
+        for (options, instead) in REPLACEMENTS {
             for option in *options {
                 for command in ["copy", "sync submit"] {
                     let text = refused(&format!("ctl {command} {option} /a /b"));

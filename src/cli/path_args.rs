@@ -1,25 +1,25 @@
 //! SRC and DST as an operator typed them: what reads as something else than a path is refused with what to write
 //! instead. `./` before it makes it a path, whatever follows.
 
-use super::failure::Failure;
-use super::shell::shell_word;
+use super::error::CliError;
+use super::shell_quote::quote_for_shell;
 use crate::wire::path::escape_bytes;
 
 /// What a text is that is no plain path.
 #[derive(Debug, PartialEq, Eq)]
-enum Other<'a> {
+enum NonPath<'a> {
     /// `scheme://…`; of `file://` the path.
     Url(Option<&'a [u8]>),
     /// `host:path`, as rsync and scp read it: a colon before the first slash.
-    Host(&'a [u8]),
+    RemotePath(&'a [u8]),
     /// `~/…` or `~user`, which the shell replaces where it is not quoted.
-    Home,
+    HomeDir,
 }
 
-fn other(given: &[u8]) -> Option<Other<'_>> {
+fn classify_non_path(given: &[u8]) -> Option<NonPath<'_>> {
     let first = given.split(|b| *b == b'/').next().unwrap_or(given);
     if first.starts_with(b"~") {
-        return Some(Other::Home);
+        return Some(NonPath::HomeDir);
     }
     let colon = first.iter().position(|b| *b == b':').filter(|at| *at > 0)?;
     let scheme = &given[..colon];
@@ -28,41 +28,41 @@ fn other(given: &[u8]) -> Option<Other<'_>> {
     if rest.starts_with(b"//") && is_scheme {
         let path =
             rest.strip_prefix(b"//").filter(|path| scheme == b"file" && path.starts_with(b"/"));
-        return Some(Other::Url(path));
+        return Some(NonPath::Url(path));
     }
-    Some(Other::Host(rest))
+    Some(NonPath::RemotePath(rest))
 }
 
 /// Refuses a SRC or DST of `ctl copy` (`what`) that reads as something else than a path of this machine.
 ///
 /// # Errors
 /// What it reads as, and what to write instead.
-pub(super) fn of_this_machine(what: &str, given: &[u8]) -> Result<(), Failure> {
-    let Some(other) = other(given) else { return Ok(()) };
-    let local = format!("a path of that name: {}", shell_word(&[b"./", given].concat()));
+pub(super) fn check_local_path(what: &str, given: &[u8]) -> Result<(), CliError> {
+    let Some(other) = classify_non_path(given) else { return Ok(()) };
+    let local = format!("a path of that name: {}", quote_for_shell(&[b"./", given].concat()));
     let shown = escape_bytes(given);
     let (is, instead) = match other {
-        Other::Url(Some(path)) => ("a URL", format!("write the path: {}", shell_word(path))),
-        Other::Url(None) => ("a URL", format!("write a path; {local}")),
-        Other::Host(_) => (
+        NonPath::Url(Some(path)) => ("a URL", format!("write the path: {}", quote_for_shell(path))),
+        NonPath::Url(None) => ("a URL", format!("write a path; {local}")),
+        NonPath::RemotePath(_) => (
             "a path on another host",
             format!("to copy between storage hosts: ctl sync submit SRC DST; {local}"),
         ),
-        Other::Home => (
+        NonPath::HomeDir => (
             "a home directory, which only the shell can replace",
             format!("write it without quotes; {local}"),
         ),
     };
     let message = format!("{what} `{shown}` reads as {is}; ctl copy copies on this machine");
-    Err(Failure::usage(message).hinted(instead))
+    Err(CliError::usage(message).with_hint(instead))
 }
 
 /// The path in a `host:path` or `file://path`, for a hint of `ctl sync submit`.
-pub(super) fn path_of(given: &[u8]) -> Option<&[u8]> {
-    match other(given)? {
-        Other::Url(path) => path,
-        Other::Host(path) => Some(path).filter(|path| path.starts_with(b"/")),
-        Other::Home => None,
+pub(super) fn extract_path(given: &[u8]) -> Option<&[u8]> {
+    match classify_non_path(given)? {
+        NonPath::Url(path) => path,
+        NonPath::RemotePath(path) => Some(path).filter(|path| path.starts_with(b"/")),
+        NonPath::HomeDir => None,
     }
 }
 
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_reads_as_something_else_than_a_path_is_refused_with_what_to_write() {
+    fn a_url_or_remote_path_is_refused_with_what_to_write_instead() {
         for (given, is, instead) in [
             ("host:/b", "another host", "path of that name: ./host:/b"),
             ("user@host:b", "another host", "ctl sync submit SRC DST"),
@@ -85,7 +85,7 @@ mod tests {
             ("~", "home directory", "./~"),
             ("~ann/x", "home directory", "./~ann/x"),
         ] {
-            let failure = of_this_machine("DST", given.as_bytes()).unwrap_err();
+            let failure = check_local_path("DST", given.as_bytes()).unwrap_err();
             assert_eq!(failure.exit.code(), 2, "{given}");
             let text = failure.render();
             for part in [is, instead, &format!("DST `{given}`")] {
@@ -93,10 +93,10 @@ mod tests {
             }
         }
         for given in ["./host:/b", "/a:b", "a/b:c", ":x", "x~", "./~/x", "/~", "a", "..", "-x:/"] {
-            let refused = of_this_machine("SRC", given.as_bytes());
+            let refused = check_local_path("SRC", given.as_bytes());
             assert_eq!(refused.is_err(), given == "-x:/", "{given}");
         }
-        assert_eq!(path_of(b"host:/b"), Some(&b"/b"[..]));
-        assert_eq!(path_of(b"host:b"), None);
+        assert_eq!(extract_path(b"host:/b"), Some(&b"/b"[..]));
+        assert_eq!(extract_path(b"host:b"), None);
     }
 }

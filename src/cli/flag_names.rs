@@ -5,7 +5,7 @@ use crate::client::ClientError;
 use crate::wire::problem::FieldError;
 
 /// Fields, by their JSON pointers, and what sets them.
-const FIELDS: &[(&str, &str)] = &[
+const FIELD_FLAGS: &[(&str, &str)] = &[
     ("/source_path", "SRC"),
     ("/destination_path", "DST"),
     ("/request_id", "--id"),
@@ -48,12 +48,12 @@ const FIELDS: &[(&str, &str)] = &[
 ];
 
 /// What sets the field at `pointer`, or the one that it is a part of.
-fn flag_of(pointer: &str) -> Option<String> {
+fn flag_for_field(pointer: &str) -> Option<String> {
     let holds = |field: &str| {
         let rest = pointer.strip_prefix(field)?;
         (rest.is_empty() || rest.starts_with('/')).then_some(rest)
     };
-    FIELDS.iter().find_map(|(field, flag)| match holds(field)?.strip_prefix('/') {
+    FIELD_FLAGS.iter().find_map(|(field, flag)| match holds(field)?.strip_prefix('/') {
         // Of a list the element, counted from 1.
         Some(index) if index.parse::<u32>().is_ok() => {
             index.parse::<u64>().ok().map(|index| format!("{flag} (number {})", index + 1))
@@ -63,7 +63,7 @@ fn flag_of(pointer: &str) -> Option<String> {
 }
 
 /// A rule with the names of other fields in it as options.
-fn with_flags(detail: &str) -> String {
+fn replace_field_names(detail: &str) -> String {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut out = String::new();
     let mut rest = detail;
@@ -72,7 +72,7 @@ fn with_flags(detail: &str) -> String {
         let (name, after) = from.split_at(from.find(|c| !word(c)).unwrap_or(from.len()));
         let field = |(pointer, _): &&(&str, &str)| pointer.rsplit('/').next() == Some(name);
         // Words without `_` are words of the language as well.
-        let flag = FIELDS.iter().find(field).filter(|_| name.contains('_'));
+        let flag = FIELD_FLAGS.iter().find(field).filter(|_| name.contains('_'));
         out.push_str(before);
         out.push_str(flag.map_or(name, |(_, flag)| flag));
         rest = after;
@@ -81,11 +81,11 @@ fn with_flags(detail: &str) -> String {
 }
 
 /// The same error, about the options and arguments that set the fields.
-pub(super) fn about_flags(mut e: ClientError) -> ClientError {
+pub(super) fn name_flags(mut e: ClientError) -> ClientError {
     let ClientError::Problem { problem, .. } = &mut e else { return e };
     for FieldError { pointer, detail } in &mut problem.errors {
-        if let Some(flag) = flag_of(pointer) {
-            (*pointer, *detail) = (flag, with_flags(detail));
+        if let Some(flag) = flag_for_field(pointer) {
+            (*pointer, *detail) = (flag, replace_field_names(detail));
         }
     }
     match problem.errors.as_slice() {
@@ -99,7 +99,7 @@ pub(super) fn about_flags(mut e: ClientError) -> ClientError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::failure::Failure;
+    use crate::cli::error::CliError;
     use crate::wire::options::{DeleteOptions, FilterSpec, SyncOptions};
     use crate::wire::problem::Problem;
 
@@ -111,11 +111,11 @@ mod tests {
         };
         problem.errors = errors.iter().map(fault).collect();
         let e = ClientError::Problem { problem: Box::new(problem), retry_after: None };
-        Failure::from(about_flags(e)).render()
+        CliError::from(name_flags(e)).render()
     }
 
     #[test]
-    fn a_field_that_a_flag_sets_is_called_by_the_flag() {
+    fn a_field_is_named_by_the_flag_that_sets_it() {
         let text = shown(&[("/destination_path", "must not be the same as source_path")]);
         assert_eq!(text, "error: DST: must not be the same as SRC   (exit 2)");
         let text = shown(&[("/file_list/4", "is empty"), ("/options/delete/max", "must be so")]);
@@ -142,7 +142,7 @@ mod tests {
         let all = [options, of("/options/delete", delete), of("/options/filter", filter)].concat();
         assert!(all.len() > 25, "{all:?}");
         for field in all.iter().filter(|field| *field != "/options/filter") {
-            let flag = flag_of(field).unwrap_or_default();
+            let flag = flag_for_field(field).unwrap_or_default();
             assert!(flag.starts_with("--"), "{field}: {flag}");
             let one = field.starts_with("/options/delete/") && flag == "--delete";
             assert!(!one, "{field} has no flag of its own");

@@ -2,15 +2,15 @@
 //! list, the result, the record and the line of progress agree.
 
 use super::exit::Exit;
-use super::progress::{Pace, percent, plain_line};
-use super::{report, sample, table};
+use super::progress::{ProgressTracker, percent_done, plain_line};
+use super::{fixtures, outcome_report, tables};
 use crate::wire::options::SyncOptions;
 use crate::wire::sync::{FailedStep, SyncOutcome, SyncPhase, SyncProgress, SyncState};
 use jiff::Timestamp;
 use std::time::Instant;
 
 /// Two files of 100 bytes together, in one directory, all of them copied.
-fn ended(state: SyncState, outcome: Option<SyncOutcome>) -> SyncProgress {
+fn ended_sync(state: SyncState, outcome: Option<SyncOutcome>) -> SyncProgress {
     let at = Some("2026-02-03T14:00:00Z".parse().unwrap());
     SyncProgress {
         state,
@@ -25,42 +25,47 @@ fn ended(state: SyncState, outcome: Option<SyncOutcome>) -> SyncProgress {
         files_done: 2,
         dirs_total: 1,
         dirs_done: 1,
-        ..sample::sync("x")
+        ..fixtures::sync("x")
     }
 }
 
-fn partial() -> SyncProgress {
-    ended(SyncState::Failed, Some(SyncOutcome::Partial))
+fn partial_sync() -> SyncProgress {
+    ended_sync(SyncState::Failed, Some(SyncOutcome::Partial))
 }
 
-fn step(step: FailedStep, count: u64) -> SyncProgress {
-    SyncProgress { failed_steps: [(step, count)].into(), ..partial() }
+fn failed_step(step: FailedStep, count: u64) -> SyncProgress {
+    SyncProgress { failed_steps: [(step, count)].into(), ..partial_sync() }
 }
 
 /// Each with its exit code and the number of failures.
-fn cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
-    let full = ended(SyncState::Completed, Some(SyncOutcome::Full));
+fn end_cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
+    let full = ended_sync(SyncState::Completed, Some(SyncOutcome::Full));
     let dry = SyncOptions { dry_run: true, ..SyncOptions::default() };
-    let stopped = |outcome| ended(SyncState::Failed, Some(outcome));
+    let stopped = |outcome| ended_sync(SyncState::Failed, Some(outcome));
     vec![
         ("all copied", full.clone(), 0, 0),
         ("all equal", SyncProgress { files_done: 0, files_skipped: 2, ..full.clone() }, 0, 0),
         ("dry run", SyncProgress { options: dry, ..full.clone() }, 0, 0),
         (
             "an empty file failed",
-            SyncProgress { files_done: 1, files_failed: 1, ..partial() },
+            SyncProgress { files_done: 1, files_failed: 1, ..partial_sync() },
             23,
             1,
         ),
-        ("a directory failed", SyncProgress { dirs_done: 0, dirs_failed: 1, ..partial() }, 23, 1),
-        ("a mount was not entered", step(FailedStep::List, 1), 23, 1),
-        ("not all was read back", step(FailedStep::ReadBack, 2), 23, 2),
-        ("the trash is full", step(FailedStep::Delete, 3), 23, 3),
-        ("anchors stay", step(FailedStep::CleanUp, 1), 23, 1),
-        ("a flush failed", step(FailedStep::Flush, 1), 23, 1),
+        (
+            "a directory failed",
+            SyncProgress { dirs_done: 0, dirs_failed: 1, ..partial_sync() },
+            23,
+            1,
+        ),
+        ("a mount was not entered", failed_step(FailedStep::List, 1), 23, 1),
+        ("not all was read back", failed_step(FailedStep::ReadBack, 2), 23, 2),
+        ("the trash is full", failed_step(FailedStep::Delete, 3), 23, 3),
+        ("anchors stay", failed_step(FailedStep::CleanUp, 1), 23, 1),
+        ("a flush failed", failed_step(FailedStep::Flush, 1), 23, 1),
         (
             "two kinds at once",
-            SyncProgress { files_done: 1, files_failed: 1, ..step(FailedStep::Delete, 2) },
+            SyncProgress { files_done: 1, files_failed: 1, ..failed_step(FailedStep::Delete, 2) },
             23,
             3,
         ),
@@ -87,11 +92,11 @@ fn cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
         ),
         (
             "the root can't be listed",
-            SyncProgress { outcome: None, ..step(FailedStep::List, 1) },
+            SyncProgress { outcome: None, ..failed_step(FailedStep::List, 1) },
             7,
             1,
         ),
-        ("cancelled", ended(SyncState::Cancelled, Some(SyncOutcome::Cancelled)), 20, 0),
+        ("cancelled", ended_sync(SyncState::Cancelled, Some(SyncOutcome::Cancelled)), 20, 0),
         // No master says so, and if one did: what failed is not done.
         ("a failure beside full", SyncProgress { files_failed: 1, ..full.clone() }, 23, 1),
         (
@@ -104,31 +109,31 @@ fn cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
 }
 
 /// The sum of all that is said to have failed in a line of result.
-fn failed_in(result: &str) -> u64 {
+fn count_failed(result: &str) -> u64 {
     let parts = result.split(['\n', ';', ',']).map(str::trim);
     let failed = parts.filter(|part| part.ends_with(" failed"));
     failed.filter_map(|part| part.split(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 #[test]
-fn every_place_says_the_same_of_how_a_sync_ended() {
+fn all_views_agree_on_how_a_sync_ended() {
     let now: Timestamp = "2026-02-03T14:15:00Z".parse().unwrap();
-    for (name, sync, code, failures) in cases() {
-        let exit = Exit::of(&sync).unwrap();
+    for (name, sync, code, failures) in end_cases() {
+        let exit = Exit::of_sync(&sync).unwrap();
         assert_eq!((exit.code(), sync.failure_count()), (code, failures), "{name}");
         let all_done = exit == Exit::Ok;
-        assert_eq!(percent(&sync) == Some(100.0), all_done, "{name}");
-        let list = table::syncs(std::slice::from_ref(&sync), None, now);
+        assert_eq!(percent_done(&sync) == Some(100.0), all_done, "{name}");
+        let list = tables::sync_table(std::slice::from_ref(&sync), None, now);
         let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(row[2] == "100%", all_done, "{name}: {list}");
         let files = format!("{}/{}", sync.files_done + sync.files_skipped, sync.files_total);
         let at = row.iter().position(|cell| *cell == files).unwrap();
         assert_eq!(row[at + 1], failures.to_string(), "{name}: {list}");
         if !sync.options.dry_run {
-            let result = report::result(&sync);
-            assert_eq!(failed_in(&result), failures, "{name}: {result}");
+            let result = outcome_report::result_text(&sync);
+            assert_eq!(count_failed(&result), failures, "{name}: {result}");
         }
-        let record = table::record(&sync, now);
+        let record = tables::sync_details(&sync, now);
         let lines = record.lines().filter(|line| {
             ["Files:", "Directories:", "Steps:"].iter().any(|key| line.starts_with(key))
         });
@@ -140,15 +145,16 @@ fn every_place_says_the_same_of_how_a_sync_ended() {
             .sum();
         assert_eq!(failed, failures, "{name}: {record}");
         assert_eq!(record.contains("100.0 %"), all_done, "{name}: {record}");
-        let plain = plain_line(&sync, &Pace::new(&sync, Instant::now()), Instant::now(), now);
+        let plain =
+            plain_line(&sync, &ProgressTracker::new(&sync, Instant::now()), Instant::now(), now);
         assert!(plain.contains(&format!(" failed={failures} ")), "{name}: {plain}");
         assert_eq!(plain.contains(" pct=100.0 "), all_done, "{name}: {plain}");
-        let next = report::Next {
-            again: "AGAIN".into(),
-            preview: "PREVIEW".into(),
-            files: "FILES".into(),
+        let next = outcome_report::NextSteps {
+            rerun: "AGAIN".into(),
+            preview_deletions: "PREVIEW".into(),
+            list_failures: "FILES".into(),
         };
-        let trouble = report::trouble(&sync, exit, &next).join("\n");
+        let trouble = outcome_report::problem_lines(&sync, exit, &next).join("\n");
         assert_eq!(trouble.contains(&format!("(exit {code})")), !all_done, "{name}: {trouble}");
     }
 }

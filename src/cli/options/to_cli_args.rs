@@ -1,8 +1,8 @@
 //! Options as they are typed, for the advice to run the same sync once more. Without them it would
 //! advise another one: one that copies what was left out, say, or deletes without a limit.
 
-use super::{OptionArgs, rules};
-use crate::cli::shell::shell_word;
+use super::{SyncOptionArgs, filter_rules};
+use crate::cli::shell_quote::quote_for_shell;
 use crate::wire::options::{
     Compare, DEFAULT_MAX_DELETE_PERCENT, Links, Preserve, SyncOptions, Verify,
 };
@@ -11,25 +11,26 @@ use std::time::Duration;
 
 /// The options behind SRC and DST, each after a blank; nothing where nothing was chosen. With `args`
 /// (of this command) rules that came from files are named by their file, unless that was standard input.
-pub(in crate::cli) fn again(options: &SyncOptions, args: Option<&OptionArgs>) -> String {
+pub(in crate::cli) fn to_cli_args(options: &SyncOptions, args: Option<&SyncOptionArgs>) -> String {
     let mut words: Vec<Vec<u8>> = Vec::new();
     let mut add = |more: Vec<String>| words.extend(more.into_iter().map(String::into_bytes));
-    add(metadata(options));
-    add(comparison(options));
-    match args.map(|args| &args.filter.rules).filter(|rules| !rules.read_stdin()) {
-        Some(rules) => words.extend(rules.words()),
+    add(metadata_args(options));
+    add(comparison_args(options));
+    match args.map(|args| &args.filter.rules).filter(|rules| !rules.uses_stdin()) {
+        Some(rules) => words.extend(rules.to_words()),
         None => {
-            let rules = options.filter.rules.iter().flat_map(|rule| rules::to_words(rule));
+            let rules =
+                options.filter.rules.iter().flat_map(|rule| filter_rules::rule_to_words(rule));
             words.extend(rules.map(String::into_bytes));
         }
     }
-    words.extend(rest(options));
-    match args.filter(|args| args.plan.itemize) {
+    words.extend(filter_and_delete_args(options));
+    match args.filter(|args| args.record.itemize) {
         Some(_) => words.push(b"--itemize".to_vec()),
         None if options.record => words.push(b"--record".to_vec()),
         None => {}
     }
-    match args.and_then(|args| args.check.manifest.as_ref()) {
+    match args.and_then(|args| args.verification.manifest.as_ref()) {
         Some(path) => {
             let path = path.as_os_str().as_encoded_bytes().to_vec();
             words.extend([b"--manifest".to_vec(), path]);
@@ -37,14 +38,14 @@ pub(in crate::cli) fn again(options: &SyncOptions, args: Option<&OptionArgs>) ->
         None if options.manifest => words.push(b"--digests".to_vec()),
         None => {}
     }
-    words.iter().map(|word| format!(" {}", shell_word(word))).collect()
+    words.iter().map(|word| format!(" {}", quote_for_shell(word))).collect()
 }
 
-fn flags(all: &[(bool, &str)]) -> Vec<String> {
+fn enabled_flags(all: &[(bool, &str)]) -> Vec<String> {
     all.iter().filter(|(on, _)| *on).map(|(_, word)| (*word).to_owned()).collect()
 }
 
-fn metadata(options: &SyncOptions) -> Vec<String> {
+fn metadata_args(options: &SyncOptions) -> Vec<String> {
     let mut words = Vec::new();
     if !options.preserve.is_all() {
         let kept = options.preserve.names();
@@ -56,7 +57,7 @@ fn metadata(options: &SyncOptions) -> Vec<String> {
         let gid = options.chown.gid.map(|id| format!(":{id}")).unwrap_or_default();
         words.extend(["--chown".to_owned(), uid + &gid]);
     }
-    words.extend(flags(&[
+    words.extend(enabled_flags(&[
         (options.links == Links::Copy, "--links=copy"),
         (options.links == Links::Skip, "--links=skip"),
         (options.punch_zeros, "--punch-zeros"),
@@ -65,8 +66,8 @@ fn metadata(options: &SyncOptions) -> Vec<String> {
     words
 }
 
-fn comparison(options: &SyncOptions) -> Vec<String> {
-    let mut words = flags(&[
+fn comparison_args(options: &SyncOptions) -> Vec<String> {
+    let mut words = enabled_flags(&[
         (options.compare == Compare::Size, "--size-only"),
         (options.compare == Compare::Checksum, "--checksum"),
         (options.update, "--update"),
@@ -83,7 +84,7 @@ fn comparison(options: &SyncOptions) -> Vec<String> {
     words
 }
 
-fn rest(options: &SyncOptions) -> Vec<Vec<u8>> {
+fn filter_and_delete_args(options: &SyncOptions) -> Vec<Vec<u8>> {
     let filter = &options.filter;
     let time = |seconds: i64| {
         Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
@@ -97,7 +98,7 @@ fn rest(options: &SyncOptions) -> Vec<Vec<u8>> {
     ] {
         words.extend(value.into_iter().flat_map(|value| [option.to_owned(), value]));
     }
-    words.extend(flags(&[
+    words.extend(enabled_flags(&[
         (options.recursive, "--recursive"),
         (options.verify == Verify::Readback, "--verify=readback"),
         (options.verify == Verify::None, "--verify=none"),
@@ -116,7 +117,7 @@ fn rest(options: &SyncOptions) -> Vec<Vec<u8>> {
     ] {
         words.extend(value.into_iter().flat_map(|value| [option.as_bytes().to_vec(), value]));
     }
-    let more = flags(&[
+    let more = enabled_flags(&[
         (delete.delete_excluded, "--delete-excluded"),
         (delete.allow_empty_source, "--allow-empty-source"),
         (delete.allow_new_source_fs, "--allow-new-source-fs"),

@@ -3,7 +3,7 @@
 //! variable, an empty variable counts as unset. (The parser's own feature for this is off.)
 
 use super::args::{AgentArgs, Cli, Command};
-use super::failure::Failure;
+use super::error::CliError;
 use crate::wire::path::escape_bytes;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
@@ -15,23 +15,23 @@ use std::path::PathBuf;
 ///
 /// # Errors
 /// A variable that holds none of the values of its option.
-pub(super) fn fill(
+pub(super) fn apply_env_vars(
     cli: &mut Cli,
     matches: &ArgMatches,
     var: impl Fn(&str) -> Option<OsString>,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let var = |name: &str| var(name).filter(|value| !value.is_empty());
     let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if !typed("master_url")
-        && let Some(urls) = text("CTL_MASTER_URL", &var)?
+        && let Some(urls) = read_text("CTL_MASTER_URL", &var)?
     {
         cli.global.master_url = urls.split(',').map(str::to_owned).collect();
     }
     if !typed("output") {
-        cli.global.output = word("CTL_OUTPUT", &var)?.unwrap_or(cli.global.output);
+        cli.global.output = read_choice("CTL_OUTPUT", &var)?.unwrap_or(cli.global.output);
     }
     if !typed("progress") {
-        cli.global.progress = word("CTL_PROGRESS", &var)?.unwrap_or(cli.global.progress);
+        cli.global.progress = read_choice("CTL_PROGRESS", &var)?.unwrap_or(cli.global.progress);
     }
     let config = var("CTL_CONFIG").map(PathBuf::from);
     let log = match &mut cli.command {
@@ -42,54 +42,58 @@ pub(super) fn fill(
         Command::Agent(AgentArgs { config: file, worker_id, log, .. }) => {
             *file = file.take().or(config);
             if worker_id.is_none()
-                && let Some(id) = text("CTL_WORKER_ID", &var)?
+                && let Some(id) = read_text("CTL_WORKER_ID", &var)?
             {
-                let id = id.parse().map_err(|rule| wrong("CTL_WORKER_ID", &id, &rule))?;
+                let id =
+                    id.parse().map_err(|rule| invalid_value_error("CTL_WORKER_ID", &id, &rule))?;
                 *worker_id = Some(id);
             }
             log
         }
         _ => return Ok(()),
     };
-    log.log_format = log.log_format.or(word("CTL_LOG_FORMAT", &var)?);
+    log.log_format = log.log_format.or(read_choice("CTL_LOG_FORMAT", &var)?);
     Ok(())
 }
 
-fn wrong(name: &str, value: &str, rule: &dyn std::fmt::Display) -> Failure {
-    Failure::usage(format!("{name} `{}` {rule}", escape_bytes(value.as_bytes())))
-        .hinted(format!("set another value, or none: unset {name}"))
+fn invalid_value_error(name: &str, value: &str, rule: &dyn std::fmt::Display) -> CliError {
+    CliError::usage(format!("{name} `{}` {rule}", escape_bytes(value.as_bytes())))
+        .with_hint(format!("set another value, or none: unset {name}"))
 }
 
-fn text(name: &str, var: &impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, Failure> {
+fn read_text(
+    name: &str,
+    var: &impl Fn(&str) -> Option<OsString>,
+) -> Result<Option<String>, CliError> {
     let Some(value) = var(name) else { return Ok(None) };
     value.into_string().map(Some).map_err(|value| {
-        Failure::usage(format!("{name} `{}` is not UTF-8", escape_bytes(value.as_bytes())))
+        CliError::usage(format!("{name} `{}` is not UTF-8", escape_bytes(value.as_bytes())))
     })
 }
 
-fn word<T: ValueEnum>(
+fn read_choice<T: ValueEnum>(
     name: &str,
     var: &impl Fn(&str) -> Option<OsString>,
-) -> Result<Option<T>, Failure> {
-    let Some(value) = text(name, var)? else { return Ok(None) };
+) -> Result<Option<T>, CliError> {
+    let Some(value) = read_text(name, var)? else { return Ok(None) };
     T::from_str(&value, false).map(Some).map_err(|_| {
         let all = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
         let all: Vec<String> = all.map(|value| value.get_name().to_owned()).collect();
-        wrong(name, &value, &format!("must be one of {}", all.join(", ")))
+        invalid_value_error(name, &value, &format!("must be one of {}", all.join(", ")))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::{LogLines, Output, ProgressMode};
+    use super::super::args::{LogLineFormat, OutputFormat, ProgressMode};
     use super::*;
     use clap::{CommandFactory, FromArgMatches};
 
-    fn of(line: &str, variables: &[(&str, &str)]) -> Result<Cli, Failure> {
+    fn of(line: &str, variables: &[(&str, &str)]) -> Result<Cli, CliError> {
         let matches = Cli::command().try_get_matches_from(line.split(' ')).unwrap();
         let mut cli = Cli::from_arg_matches(&matches).unwrap();
         let find = |name: &str| variables.iter().find(|(known, _)| *known == name);
-        fill(&mut cli, &matches, |name| find(name).map(|(_, value)| value.into()))?;
+        apply_env_vars(&mut cli, &matches, |name| find(name).map(|(_, value)| value.into()))?;
         Ok(cli)
     }
 
@@ -103,7 +107,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_variable_stands_for_its_option_unless_that_is_given_or_it_is_empty() {
+    fn a_variable_sets_its_option_unless_the_option_is_given_or_the_variable_is_empty() {
         let set = [
             ("CTL_MASTER_URL", "a,b"),
             ("CTL_OUTPUT", "json"),
@@ -118,23 +122,32 @@ mod tests {
         };
         let cli = of("ctl agent", &set).unwrap();
         assert_eq!(cli.global.master_url, ["a", "b"]);
-        assert_eq!((cli.global.output, cli.global.progress), (Output::Json, ProgressMode::None));
+        assert_eq!(
+            (cli.global.output, cli.global.progress),
+            (OutputFormat::Json, ProgressMode::None)
+        );
         let worker = |id: &str| Some(id.parse().unwrap());
-        assert_eq!(agent(cli), (Some("c.yml".into()), worker("w"), Some(LogLines::Json)));
+        assert_eq!(agent(cli), (Some("c.yml".into()), worker("w"), Some(LogLineFormat::Json)));
         let typed = "ctl agent -o table --progress auto --master-url x --config d.yml --worker-id v \
                      --log-format text";
         let cli = of(typed, &set).unwrap();
         assert_eq!(cli.global.master_url, ["x"]);
-        assert_eq!((cli.global.output, cli.global.progress), (Output::Table, ProgressMode::Auto));
-        assert_eq!(agent(cli), (Some("d.yml".into()), worker("v"), Some(LogLines::Text)));
+        assert_eq!(
+            (cli.global.output, cli.global.progress),
+            (OutputFormat::Table, ProgressMode::Auto)
+        );
+        assert_eq!(agent(cli), (Some("d.yml".into()), worker("v"), Some(LogLineFormat::Text)));
         let cli = of("ctl agent", &ALL.map(|name| (name, ""))).unwrap();
         assert!(cli.global.master_url.is_empty());
-        assert_eq!((cli.global.output, cli.global.progress), (Output::Table, ProgressMode::Auto));
+        assert_eq!(
+            (cli.global.output, cli.global.progress),
+            (OutputFormat::Table, ProgressMode::Auto)
+        );
         assert_eq!(agent(cli), (None, None, None));
     }
 
     #[test]
-    fn a_variable_that_holds_no_value_of_its_option_is_named_with_those_that_it_can_hold() {
+    fn an_invalid_variable_is_reported_with_the_valid_values() {
         for (name, part) in [
             ("CTL_OUTPUT", "must be one of table, json"),
             ("CTL_PROGRESS", "must be one of auto, tty, plain, none"),

@@ -1,9 +1,9 @@
 //! What is said when a sync has ended: one line of result (of a dry run a table), then notes, then the
 //! failures grouped by cause, each with what to do next.
 
+use super::console::sanitize;
 use super::exit::{Exit, root_error};
-use super::out::clean;
-use super::table::{between, effective, plan};
+use super::tables::{dry_run_table, duration_between, effective_rate};
 use crate::util::units;
 use crate::wire::BytePath;
 use crate::wire::options::{EntryAction, Tally};
@@ -13,45 +13,49 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// So many causes are told in full …
-const MAX_GROUPS: usize = 10;
+const MAX_FAILURE_GROUPS: usize = 10;
 /// … each with so many paths.
-const MAX_PATHS: usize = 3;
+const MAX_PATHS_PER_GROUP: usize = 3;
 
 /// The line of result, e.g.
 /// `run42  COMPLETED  6.1 TiB in 9m01s, effective 11.6 GiB/s; 150,329 copied, 0 skipped, 0 failed`. Of
 /// a dry run the table of what would be done, under a line that nobody takes for a copy's.
-pub(super) fn result(sync: &SyncProgress) -> String {
+pub(super) fn result_text(sync: &SyncProgress) -> String {
     if sync.options.dry_run {
-        let took = took(sync).map(|took| format!(" in {took}")).unwrap_or_default();
+        let took = elapsed_text(sync).map(|took| format!(" in {took}")).unwrap_or_default();
         let head =
-            format!("{}  DRY RUN, nothing was changed  {}{took}", sync.request_id, how(sync));
-        return format!("{head}\n{}", plan(sync));
+            format!("{}  DRY RUN, nothing was changed  {}{took}", sync.request_id, end_label(sync));
+        return format!("{head}\n{}", dry_run_table(sync));
     }
     let mut line = format!(
         "{}  {}  {}",
         sync.request_id,
-        how(sync),
+        end_label(sync),
         units::format_bytes(sync.transferred_bytes)
     );
-    if let Some(took) = took(sync) {
+    if let Some(took) = elapsed_text(sync) {
         line.push_str(&format!(" in {took}"));
     }
-    if let Some(rate) = effective(sync) {
+    if let Some(rate) = effective_rate(sync) {
         line.push_str(&format!(", effective {}", units::format_rate(rate)));
     }
-    if let Some(moved) = moved(sync) {
+    if let Some(moved) = sent_text(sync) {
         line.push_str(&format!(" ({moved})"));
     }
-    line.push_str(&format!("; {} copied, {}", units::format_count(sync.files_done), skipped(sync)));
+    line.push_str(&format!(
+        "; {} copied, {}",
+        units::format_count(sync.files_done),
+        skipped_text(sync)
+    ));
     if sync.options.delete.is_some() {
-        line.push_str(&format!(", {}", deleted(sync)));
+        line.push_str(&format!(", {}", deleted_text(sync)));
     }
     let failed = units::format_count(sync.files_failed + sync.dirs_failed);
     line.push_str(&format!(", {failed} failed"));
-    if let Some(steps) = failed_steps(sync) {
+    if let Some(steps) = failed_steps_text(sync) {
         line.push_str(&format!(", {steps}"));
     }
-    if let Some(verified) = verified(sync) {
+    if let Some(verified) = readback_text(sync) {
         line.push_str(&format!("; {verified}"));
     }
     if sync.unverified > 0 {
@@ -63,7 +67,7 @@ pub(super) fn result(sync: &SyncProgress) -> String {
     line
 }
 
-fn how(sync: &SyncProgress) -> &'static str {
+fn end_label(sync: &SyncProgress) -> &'static str {
     match (sync.state, sync.outcome) {
         (SyncState::Failed, Some(SyncOutcome::Partial)) => "FAILED (partial)",
         (SyncState::Failed, Some(SyncOutcome::VanishedOnly)) => {
@@ -79,8 +83,8 @@ fn how(sync: &SyncProgress) -> &'static str {
     }
 }
 
-fn took(sync: &SyncProgress) -> Option<String> {
-    let took = between(sync.started_at?, sync.ended_at?);
+fn elapsed_text(sync: &SyncProgress) -> Option<String> {
+    let took = duration_between(sync.started_at?, sync.ended_at?);
     let took = if took > Duration::from_secs(9) {
         Duration::from_secs(took.as_secs())
     } else {
@@ -89,12 +93,12 @@ fn took(sync: &SyncProgress) -> Option<String> {
     Some(units::format_duration(took))
 }
 
-fn tally(sync: &SyncProgress, action: EntryAction) -> Tally {
+fn action_tally(sync: &SyncProgress, action: EntryAction) -> Tally {
     sync.actions.get(&action).copied().unwrap_or_default()
 }
 
 /// What of the copied bytes went over the wire, where that is not just all of them.
-pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
+pub(super) fn sent_text(sync: &SyncProgress) -> Option<String> {
     // Agents that do not count what they send say 0 of both.
     let counted = sync.sent_bytes + sync.kept_bytes + sync.cloned_bytes > 0;
     (counted && sync.sent_bytes != sync.transferred_bytes).then(|| {
@@ -110,16 +114,16 @@ pub(super) fn moved(sync: &SyncProgress) -> Option<String> {
     })
 }
 
-fn skipped(sync: &SyncProgress) -> String {
-    let repaired = match tally(sync, EntryAction::Metadata).count {
+fn skipped_text(sync: &SyncProgress) -> String {
+    let repaired = match action_tally(sync, EntryAction::Metadata).count {
         0 => String::new(),
         n => format!(" ({} with metadata repaired)", units::pluralize(n, "entry", "entries")),
     };
     format!("{} skipped{repaired}", units::format_count(sync.files_skipped))
 }
 
-fn deleted(sync: &SyncProgress) -> String {
-    let count = units::format_count(tally(sync, EntryAction::Delete).count);
+fn deleted_text(sync: &SyncProgress) -> String {
+    let count = units::format_count(action_tally(sync, EntryAction::Delete).count);
     match sync.options.delete.as_ref().and_then(|delete| delete.trash.as_ref()) {
         Some(trash) => format!("{count} moved to {}", escape_bytes(trash.as_bytes())),
         None => format!("{count} deleted"),
@@ -127,7 +131,7 @@ fn deleted(sync: &SyncProgress) -> String {
 }
 
 /// What failed beside entries, e.g. `1 listing failed, 2 deletions failed`.
-pub(super) fn failed_steps(sync: &SyncProgress) -> Option<String> {
+pub(super) fn failed_steps_text(sync: &SyncProgress) -> Option<String> {
     let each = sync.failed_steps.iter().filter(|(_, count)| **count > 0).map(|(step, count)| {
         let [one, many] = match step {
             FailedStep::List => ["listing", "listings"],
@@ -142,7 +146,7 @@ pub(super) fn failed_steps(sync: &SyncProgress) -> Option<String> {
 }
 
 /// What reading the destination again brought.
-pub(super) fn verified(sync: &SyncProgress) -> Option<String> {
+pub(super) fn readback_text(sync: &SyncProgress) -> Option<String> {
     let (right, repaired) = (sync.verified_files, sync.repaired_files);
     (right + repaired > 0).then(|| {
         format!(
@@ -154,7 +158,7 @@ pub(super) fn verified(sync: &SyncProgress) -> Option<String> {
 }
 
 /// What came damaged over the network, where something did.
-fn damaged(sync: &SyncProgress) -> Option<String> {
+fn corruption_note(sync: &SyncProgress) -> Option<String> {
     let (times, it) = match sync.integrity_errors {
         0 => return None,
         1 => ("once".to_owned(), "it was"),
@@ -166,7 +170,7 @@ fn damaged(sync: &SyncProgress) -> Option<String> {
 }
 
 /// What was not as asked for but failed nothing, a cause a line.
-pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
+pub(super) fn note_lines(sync: &SyncProgress) -> Vec<String> {
     let line = |(cause, note): (&String, &crate::wire::options::EntryWarning)| {
         let first = note.paths.first().map(|path| match path.0.as_slice() {
             b"" => ".".to_owned(),
@@ -174,46 +178,48 @@ pub(super) fn notes(sync: &SyncProgress) -> Vec<String> {
         });
         let first = first.map(|path| format!("     e.g. {path}")).unwrap_or_default();
         let entries = units::pluralize(note.count, "entry", "entries");
-        format!("  note: {entries}: {}{first}", clean(cause))
+        format!("  note: {entries}: {}{first}", sanitize(cause))
     };
-    sync.warnings.iter().map(line).chain(damaged(sync)).collect()
+    sync.warnings.iter().map(line).chain(corruption_note(sync)).collect()
 }
 
 /// What can be done about failures, as it is typed.
 #[derive(Debug)]
-pub(super) struct Next {
+pub(super) struct NextSteps {
     /// Runs the same once more.
-    pub(super) again: String,
+    pub(super) rerun: String,
     /// Lists the deletions of a mirror without doing anything.
-    pub(super) preview: String,
+    pub(super) preview_deletions: String,
     /// Lists all failures by name.
-    pub(super) files: String,
+    pub(super) list_failures: String,
 }
 
 /// Why it did not end well, line by line, and what to do next; empty for one that did.
-pub(super) fn trouble(sync: &SyncProgress, exit: Exit, next: &Next) -> Vec<String> {
+pub(super) fn problem_lines(sync: &SyncProgress, exit: Exit, next: &NextSteps) -> Vec<String> {
     if matches!(exit, Exit::Ok | Exit::NoTransfer) {
         // What a dry run found that would stop the real one.
-        let notes = sync.reason.iter().map(|why| format!("  note: {}", clean(why)));
+        let notes = sync.reason.iter().map(|why| format!("  note: {}", sanitize(why)));
         let nothing = (exit == Exit::NoTransfer)
             .then(|| format!("  nothing was transferred   (exit {})", exit.code()));
         return notes.chain(nothing).collect();
     }
-    let mut lines = failures(sync, &next.files);
+    let mut lines = failure_lines(sync, &next.list_failures);
     // What is wrong with SRC or DST itself stands in the error already.
     let said = root_error(sync).map(|error| error.message.as_str());
     if let Some(reason) = sync.reason.as_ref().filter(|reason| said != Some(reason.as_str())) {
-        lines.push(format!("  reason: {}", clean(reason)));
+        lines.push(format!("  reason: {}", sanitize(reason)));
     }
     let advice = match exit {
         Exit::Cancelled => {
-            format!("copied files stay; to continue: {} (they are skipped)", next.again)
+            format!("copied files stay; to continue: {} (they are skipped)", next.rerun)
         }
         // The reason says what was done and what allows it.
         Exit::DeleteStopped | Exit::CopyStopped => {
-            format!("to preview deletions: {}", next.preview)
+            format!("to preview deletions: {}", next.preview_deletions)
         }
-        _ => advice(groups(sync).last().map(|main| main.first.class), &next.again),
+        _ => {
+            next_step_advice(group_failures(sync).last().map(|main| main.first.class), &next.rerun)
+        }
     };
     lines.push(format!("  {advice}   (exit {})", exit.code()));
     lines
@@ -221,16 +227,16 @@ pub(super) fn trouble(sync: &SyncProgress, exit: Exit, next: &Next) -> Vec<Strin
 
 /// The failures, grouped by cause with what to do about it, most frequent last; then counts, where not all are
 /// listed, and `files`, the command that lists them.
-pub(super) fn failures(sync: &SyncProgress, files: &str) -> Vec<String> {
+pub(super) fn failure_lines(sync: &SyncProgress, files: &str) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(error) = root_error(sync) {
         let worker = error.worker_id.as_ref().map(|w| format!(" (worker {w})")).unwrap_or_default();
-        lines.push(format!("  error: {}{worker}", clean(&error.message)));
-        lines.extend(error.hint.as_ref().map(|hint| format!("    hint: {}", clean(hint))));
+        lines.push(format!("  error: {}{worker}", sanitize(&error.message)));
+        lines.extend(error.hint.as_ref().map(|hint| format!("    hint: {}", sanitize(hint))));
         return lines;
     }
-    let groups = groups(sync);
-    let hidden = groups.len().saturating_sub(MAX_GROUPS);
+    let groups = group_failures(sync);
+    let hidden = groups.len().saturating_sub(MAX_FAILURE_GROUPS);
     if hidden > 0 {
         lines.push(format!(
             "  error: {}, less frequent than these:",
@@ -238,8 +244,8 @@ pub(super) fn failures(sync: &SyncProgress, files: &str) -> Vec<String> {
         ));
     }
     for group in &groups[hidden..] {
-        lines.push(group.line());
-        lines.extend(group.first.hint.as_ref().map(|hint| format!("    hint: {}", clean(hint))));
+        lines.push(group.to_line());
+        lines.extend(group.first.hint.as_ref().map(|hint| format!("    hint: {}", sanitize(hint))));
     }
     let counted: u64 = sync.error_counts.values().sum();
     if counted > sync.errors.len() as u64 {
@@ -249,7 +255,7 @@ pub(super) fn failures(sync: &SyncProgress, files: &str) -> Vec<String> {
             units::format_count(counted)
         ));
         for (cause, n) in &sync.error_counts {
-            lines.push(format!("    {:>10}  {}", units::format_count(*n), clean(cause)));
+            lines.push(format!("    {:>10}  {}", units::format_count(*n), sanitize(cause)));
         }
         lines.push(format!("  all by name: {files}"));
     }
@@ -257,15 +263,15 @@ pub(super) fn failures(sync: &SyncProgress, files: &str) -> Vec<String> {
 }
 
 /// Failures with the same cause.
-struct Group<'a> {
+struct FailureGroup<'a> {
     first: &'a FileError,
     cause: String,
     paths: Vec<String>,
     count: usize,
 }
 
-impl Group<'_> {
-    fn line(&self) -> String {
+impl FailureGroup<'_> {
+    fn to_line(&self) -> String {
         let worker = self.first.worker_id.as_ref().map(|w| format!("{w}, ")).unwrap_or_default();
         let more = match self.count - self.paths.len() {
             0 => String::new(),
@@ -275,37 +281,37 @@ impl Group<'_> {
             "  error: {}: {} ({worker}{})     {}{more}",
             units::pluralize(self.count as u64, "entry", "entries"),
             self.cause,
-            clean(&self.first.operation),
+            sanitize(&self.first.operation),
             self.paths.join("  "),
         )
     }
 }
 
 /// Cause, operation, worker and hint: failures that share all of them are one group.
-type GroupKey<'a> = (String, &'a str, Option<&'a str>, Option<&'a str>);
+type FailureKey<'a> = (String, &'a str, Option<&'a str>, Option<&'a str>);
 
-fn groups(sync: &SyncProgress) -> Vec<Group<'_>> {
-    let mut groups: BTreeMap<GroupKey<'_>, Group<'_>> = BTreeMap::new();
+fn group_failures(sync: &SyncProgress) -> Vec<FailureGroup<'_>> {
+    let mut groups: BTreeMap<FailureKey<'_>, FailureGroup<'_>> = BTreeMap::new();
     for e in &sync.errors {
-        let cause = cause(e);
+        let cause = cause_text(e);
         let worker = e.worker_id.as_ref().map(|w| w.as_str());
         let group = groups
             .entry((cause.clone(), &e.operation, worker, e.hint.as_deref()))
-            .or_insert_with(|| Group { first: e, cause, paths: Vec::new(), count: 0 });
+            .or_insert_with(|| FailureGroup { first: e, cause, paths: Vec::new(), count: 0 });
         group.count += 1;
-        if group.paths.len() < MAX_PATHS {
+        if group.paths.len() < MAX_PATHS_PER_GROUP {
             group.paths.push(full_path(sync, e));
         }
     }
-    let mut groups: Vec<Group<'_>> = groups.into_values().collect();
+    let mut groups: Vec<FailureGroup<'_>> = groups.into_values().collect();
     // The most frequent cause last: nearest to the prompt.
     groups.sort_by_key(|g| g.count);
     groups
 }
 
 /// The errno in words, or the message.
-fn cause(e: &FileError) -> String {
-    let Some(errno) = &e.errno else { return clean(&e.message) };
+fn cause_text(e: &FileError) -> String {
+    let Some(errno) = &e.errno else { return sanitize(&e.message) };
     let words = match errno.as_str() {
         "EACCES" => "Permission denied",
         "EPERM" => "Operation not permitted",
@@ -326,9 +332,9 @@ fn cause(e: &FileError) -> String {
         "EOPNOTSUPP" => "Operation not supported",
         "EBUSY" => "Device or resource busy",
         "EMFILE" | "ENFILE" => "Too many open files",
-        _ => return clean(&format!("{errno}: {}", e.message)),
+        _ => return sanitize(&format!("{errno}: {}", e.message)),
     };
-    format!("{words} [{}]", clean(errno))
+    format!("{words} [{}]", sanitize(errno))
 }
 
 /// The whole path on the side where it failed.
@@ -349,7 +355,7 @@ fn full_path(sync: &SyncProgress, e: &FileError) -> String {
 }
 
 /// How to go on; what to do before that is in the hints of the failures.
-fn advice(main: Option<ErrorClass>, again: &str) -> String {
+fn next_step_advice(main: Option<ErrorClass>, again: &str) -> String {
     match main {
         Some(ErrorClass::Vanished) => format!(
             "only files that were removed or changed while the sync ran are missing; if that was not meant: {again}"
@@ -371,11 +377,15 @@ fn advice(main: Option<ErrorClass>, again: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::fixtures;
     use super::*;
 
-    fn next() -> Next {
-        Next { again: "AGAIN".into(), preview: "PREVIEW".into(), files: "FILES".into() }
+    fn next() -> NextSteps {
+        NextSteps {
+            rerun: "AGAIN".into(),
+            preview_deletions: "PREVIEW".into(),
+            list_failures: "FILES".into(),
+        }
     }
 
     fn partial() -> SyncProgress {
@@ -388,27 +398,27 @@ mod tests {
             files_done: 150_329,
             files_failed: 5,
             errors: vec![
-                sample::error("logs/a\n.err", "open source", Some("EACCES"), "no"),
-                sample::error("x", "write destination", Some("ENOSPC"), "no"),
-                sample::error("b", "open source", Some("EACCES"), "no"),
-                sample::error("c", "open source", Some("EACCES"), "no"),
-                sample::error("d", "open source", Some("EACCES"), "no"),
+                fixtures::error("logs/a\n.err", "open source", Some("EACCES"), "no"),
+                fixtures::error("x", "write destination", Some("ENOSPC"), "no"),
+                fixtures::error("b", "open source", Some("EACCES"), "no"),
+                fixtures::error("c", "open source", Some("EACCES"), "no"),
+                fixtures::error("d", "open source", Some("EACCES"), "no"),
             ],
-            ..sample::sync("run42")
+            ..fixtures::sync("run42")
         }
     }
 
     #[test]
-    fn the_result_says_how_much_how_long_and_how_fast() {
+    fn the_result_has_bytes_duration_and_rate() {
         assert_eq!(
-            result(&partial()),
+            result_text(&partial()),
             "run42  FAILED (partial)  541.0 MiB in 9m01s, effective 1023.1 KiB/s; \
              150,329 copied, 0 skipped, 5 failed"
         );
     }
 
     #[test]
-    fn the_result_says_what_else_was_done() {
+    fn the_result_lists_repairs_deletions_and_read_backs() {
         use crate::wire::options::{DeleteOptions, SyncOptions};
         let tally = |count| Tally { count, bytes: 0 };
         let sync = SyncProgress {
@@ -430,7 +440,7 @@ mod tests {
             ..partial()
         };
         assert_eq!(
-            result(&sync),
+            result_text(&sync),
             "run42  COMPLETED  541.0 MiB in 9m01s, effective 1023.1 KiB/s (41.0 MiB sent, 500.0 MiB \
              the destination had); 150,329 copied, 9 skipped (3 entries with metadata repaired), \
              4 deleted, 0 failed; 13 read back, 1 repaired"
@@ -439,12 +449,13 @@ mod tests {
         let delete = Some(DeleteOptions { trash, ..DeleteOptions::default() });
         let options = SyncOptions { delete, ..SyncOptions::default() };
         assert!(
-            result(&SyncProgress { options, ..sync }).contains("4 moved to old\\#012, 0 failed")
+            result_text(&SyncProgress { options, ..sync })
+                .contains("4 moved to old\\#012, 0 failed")
         );
     }
 
     #[test]
-    fn a_dry_run_is_a_table_that_nobody_takes_for_a_copy() {
+    fn the_result_of_a_dry_run_is_a_labelled_table() {
         use crate::wire::options::SyncOptions;
         let sync = SyncProgress {
             state: SyncState::Completed,
@@ -458,7 +469,7 @@ mod tests {
             ..partial()
         };
         assert_eq!(
-            result(&sync),
+            result_text(&sync),
             "run42  DRY RUN, nothing was changed  COMPLETED in 9m01s\n\
              WOULD     ENTRIES  SIZE\n\
              create    1,204    3.0 GiB\n\
@@ -470,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_are_told_once_a_cause_with_a_count_and_a_path() {
+    fn notes_are_printed_once_per_cause_with_a_count_and_a_path() {
         use crate::wire::options::EntryWarning;
         let note =
             |count, path: &[u8]| EntryWarning { count, paths: vec![BytePath(path.to_vec())] };
@@ -483,17 +494,17 @@ mod tests {
             ..partial()
         };
         assert_eq!(
-            notes(&sync),
+            note_lines(&sync),
             [
                 "  note: 81,204 entries: owner not set (EPERM): \\#033     e.g. a\\#012b",
                 "  note: 1 entry: setuid dropped     e.g. .",
             ]
         );
-        assert!(notes(&partial()).is_empty());
+        assert!(note_lines(&partial()).is_empty());
     }
 
     #[test]
-    fn a_stopped_deletion_says_why_and_how_to_go_on() {
+    fn a_stopped_deletion_shows_the_reason_and_how_to_continue() {
         let sync = SyncProgress {
             outcome: Some(SyncOutcome::DeleteStopped),
             reason: Some("4 entries were to be deleted, --max-delete allows 3".to_owned()),
@@ -502,11 +513,11 @@ mod tests {
             ..partial()
         };
         assert!(
-            result(&sync).starts_with("run42  FAILED (copied, deletion stopped)  "),
+            result_text(&sync).starts_with("run42  FAILED (copied, deletion stopped)  "),
             "{}",
-            result(&sync)
+            result_text(&sync)
         );
-        let lines = trouble(&sync, Exit::of(&sync).unwrap(), &next());
+        let lines = problem_lines(&sync, Exit::of_sync(&sync).unwrap(), &next());
         assert_eq!(lines[0], "  reason: 4 entries were to be deleted, --max-delete allows 3");
         for part in ["to preview deletions: PREVIEW", "(exit 25)"] {
             assert!(lines[1].contains(part), "{part} in {lines:?}");
@@ -514,33 +525,33 @@ mod tests {
         // What was copied and deleted until then stands in the reason, once.
         assert!(!lines[1].contains("was copied") && !lines[1].contains("deleted"), "{lines:?}");
         let sync = SyncProgress { outcome: Some(SyncOutcome::CopyStopped), ..sync };
-        assert!(result(&sync).starts_with("run42  FAILED (stopped before copying)  "));
-        let lines = trouble(&sync, Exit::of(&sync).unwrap(), &next());
+        assert!(result_text(&sync).starts_with("run42  FAILED (stopped before copying)  "));
+        let lines = problem_lines(&sync, Exit::of_sync(&sync).unwrap(), &next());
         assert!(lines[1].contains("(exit 8)") && !lines[1].contains("was copied"), "{lines:?}");
     }
 
     #[test]
-    fn files_that_vanished_or_changed_are_told_apart_from_real_failures() {
+    fn vanished_and_changed_files_get_advice_of_their_own() {
         for (class, told) in [
             (ErrorClass::Vanished, "removed or changed"),
             (ErrorClass::Changed, "changed each time"),
         ] {
-            let error = FileError { class, ..sample::error("a", "open source", None, "gone") };
+            let error = FileError { class, ..fixtures::error("a", "open source", None, "gone") };
             let sync = SyncProgress {
                 outcome: Some(SyncOutcome::VanishedOnly),
                 errors: vec![error],
                 ..partial()
             };
-            let lines = trouble(&sync, Exit::of(&sync).unwrap(), &next());
+            let lines = problem_lines(&sync, Exit::of_sync(&sync).unwrap(), &next());
             let last = lines.last().unwrap();
             assert!(last.contains(told) && last.contains("(exit 24)"), "{last}");
         }
     }
 
     #[test]
-    fn failures_are_grouped_by_cause_with_paths_and_what_to_do() {
+    fn failures_are_grouped_by_cause_with_paths_and_advice() {
         assert_eq!(
-            trouble(&partial(), Exit::Partial, &next()),
+            problem_lines(&partial(), Exit::Partial, &next()),
             [
                 "  error: 1 entry: No space left on device [ENOSPC] (w1, write destination)     /dst/x",
                 "  error: 4 entries: Permission denied [EACCES] (w1, open source)     \
@@ -555,7 +566,7 @@ mod tests {
     fn each_cause_is_followed_by_its_hint() {
         let of = |path: &str, operation: &str, errno: &str, hint: &str| FileError {
             hint: Some(hint.to_owned()),
-            ..sample::error(path, operation, Some(errno), "no")
+            ..fixtures::error(path, operation, Some(errno), "no")
         };
         let table = [
             ("replace destination", "EISDIR", "a mirror (`--delete`) replaces it"),
@@ -570,10 +581,10 @@ mod tests {
         ];
         let errors = table.iter().map(|(operation, errno, hint)| of("x", operation, errno, hint));
         let sync = SyncProgress { errors: errors.collect(), ..partial() };
-        let lines = failures(&sync, "FILES");
+        let lines = failure_lines(&sync, "FILES");
         assert_eq!(lines.len(), 2 * table.len(), "{lines:?}");
         for (operation, errno, hint) in table {
-            let hint = format!("    hint: {}", clean(hint));
+            let hint = format!("    hint: {}", sanitize(hint));
             let pair = lines.chunks(2).find(|pair| pair[1] == hint).unwrap();
             assert!(pair[0].contains(operation) && pair[0].contains(errno), "{pair:?}");
         }
@@ -581,12 +592,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_one_group_however_many_entries_it_hit() {
+    fn failures_with_one_cause_are_one_group() {
         for errno in ["ELOOP", "ENOTEMPTY", "EEXIST", "EINVAL", "EOPNOTSUPP", "EBUSY"] {
             let error =
-                |path: &str| sample::error(path, "make", Some(errno), &format!("at {path}"));
+                |path: &str| fixtures::error(path, "make", Some(errno), &format!("at {path}"));
             let sync = SyncProgress { errors: vec![error("a"), error("b")], ..partial() };
-            let lines = failures(&sync, "FILES");
+            let lines = failure_lines(&sync, "FILES");
             assert!(lines[0].contains("2 entries: "), "{lines:?}");
             assert!(lines[0].contains(&format!("[{errno}]")), "{lines:?}");
         }
@@ -598,23 +609,23 @@ mod tests {
             error_counts: [("EACCES open source".to_owned(), 12_000)].into(),
             ..partial()
         };
-        let text = trouble(&sync, Exit::Partial, &next()).join("\n");
+        let text = problem_lines(&sync, Exit::Partial, &next()).join("\n");
         assert!(text.contains("listed: 5 of 12,000 failures; all by cause:"), "{text}");
         assert!(text.contains("    12,000  EACCES open source\n  all by name: FILES\n"), "{text}");
     }
 
     #[test]
-    fn of_many_causes_the_most_frequent_are_told_and_the_others_counted() {
+    fn of_many_causes_the_most_frequent_are_printed_and_the_others_counted() {
         // The nth cause hits n entries.
-        let causes = 1..=MAX_GROUPS + 2;
+        let causes = 1..=MAX_FAILURE_GROUPS + 2;
         let errors = causes.flat_map(|n| {
             (0..n).map(move |i| {
-                sample::error(&format!("{i}"), "read source", None, &format!("cause {n}"))
+                fixtures::error(&format!("{i}"), "read source", None, &format!("cause {n}"))
             })
         });
         let sync = SyncProgress { errors: errors.collect(), ..partial() };
-        let lines = failures(&sync, "FILES");
-        assert_eq!(lines.len(), MAX_GROUPS + 1);
+        let lines = failure_lines(&sync, "FILES");
+        assert_eq!(lines.len(), MAX_FAILURE_GROUPS + 1);
         assert!(lines[0].contains("2 more causes"), "{}", lines[0]);
         assert!(lines[1].contains("3 entries: cause 3 "), "{}", lines[1]);
         let last = lines.last().unwrap();
@@ -622,10 +633,10 @@ mod tests {
     }
 
     #[test]
-    fn one_cause_on_both_sides_and_at_two_workers_is_told_apart() {
+    fn one_cause_on_two_sides_or_workers_is_separate_groups() {
         let at = |path: &str, operation: &str, worker: &str| FileError {
             worker_id: Some(worker.parse().unwrap()),
-            ..sample::error(path, operation, Some("EIO"), "no")
+            ..fixtures::error(path, operation, Some("EIO"), "no")
         };
         let errors = vec![
             at("a", "read source", "w1"),
@@ -635,7 +646,7 @@ mod tests {
         ];
         let root = crate::wire::AbsPath::new("/").unwrap();
         let sync = SyncProgress { errors, source_path: root, ..partial() };
-        let told = failures(&sync, "FILES").join("\n");
+        let told = failure_lines(&sync, "FILES").join("\n");
         for part in [
             "(w1, read source)     /a",
             "(w1, write destination)     /dst/b",
@@ -647,8 +658,8 @@ mod tests {
     }
 
     #[test]
-    fn a_good_end_needs_no_words() {
-        let sync = SyncProgress { state: SyncState::Completed, ..sample::sync("x") };
-        assert!(trouble(&sync, Exit::Ok, &next()).is_empty());
+    fn a_completed_sync_has_no_problem_lines() {
+        let sync = SyncProgress { state: SyncState::Completed, ..fixtures::sync("x") };
+        assert!(problem_lines(&sync, Exit::Ok, &next()).is_empty());
     }
 }

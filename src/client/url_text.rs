@@ -5,14 +5,14 @@ use reqwest::Url;
 use std::time::Duration;
 
 /// How much of a reply that makes no sense is shown.
-const EXCERPT: usize = 200;
+const MAX_EXCERPT_BYTES: usize = 200;
 
 /// The port of a master, where a host is named and no more.
-const MASTER_PORT: u16 = 8888;
+const DEFAULT_MASTER_PORT: u16 = 8888;
 
 /// A master URL; `http://` may be left out, and then the port too.
-pub(super) fn check_url(text: &str) -> Result<Url, ClientError> {
-    let bad = |message: String| ClientError::BadUrl { url: printable(text), message };
+pub(super) fn parse_master_url(text: &str) -> Result<Url, ClientError> {
+    let bad = |message: String| ClientError::InvalidUrl { url: sanitize(text), message };
     let whole = text.contains("://");
     let full = if whole { text.to_owned() } else { format!("http://{text}") };
     let mut url =
@@ -22,7 +22,10 @@ pub(super) fn check_url(text: &str) -> Result<Url, ClientError> {
     }
     if !url.username().is_empty() || url.password().is_some() {
         let message = "must not hold a user name or password".to_owned();
-        return Err(ClientError::BadUrl { url: url.host_str().unwrap_or("?").to_owned(), message });
+        return Err(ClientError::InvalidUrl {
+            url: url.host_str().unwrap_or("?").to_owned(),
+            message,
+        });
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err(bad("names no host".to_owned()));
@@ -30,7 +33,7 @@ pub(super) fn check_url(text: &str) -> Result<Url, ClientError> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("must end with the path, without `?` or `#`".to_owned()));
     }
-    if !whole && !has_port(text) && url.set_port(Some(MASTER_PORT)).is_err() {
+    if !whole && !has_port(text) && url.set_port(Some(DEFAULT_MASTER_PORT)).is_err() {
         return Err(bad("takes no port".to_owned()));
     }
     Ok(url)
@@ -60,7 +63,7 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 }
 
 /// What went wrong, down to the system's words, without repeating the URL.
-pub(super) fn explain(e: &reqwest::Error, timeout: Duration) -> String {
+pub(super) fn describe_transport_error(e: &reqwest::Error, timeout: Duration) -> String {
     if e.is_timeout() && !e.is_connect() {
         return format!("no complete reply within {} s", timeout.as_secs_f32());
     }
@@ -80,7 +83,7 @@ pub(super) fn explain(e: &reqwest::Error, timeout: Duration) -> String {
     format!("{what}: {last}")
 }
 
-pub(super) fn causes(e: &dyn std::error::Error) -> String {
+pub(super) fn error_chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut next = e.source();
     while let Some(cause) = next {
@@ -91,18 +94,18 @@ pub(super) fn causes(e: &dyn std::error::Error) -> String {
 }
 
 /// Text from outside for a message: nothing in it can drive a terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(super) fn sanitize(text: &str) -> String {
     crate::wire::path::escape_bytes(text.as_bytes())
 }
 
 pub(super) fn excerpt(body: &[u8]) -> String {
-    let end = body.len().min(EXCERPT);
+    let end = body.len().min(MAX_EXCERPT_BYTES);
     let dots = if body.len() > end { "…" } else { "" };
     format!("{}{dots}", crate::wire::path::escape_bytes(&body[..end]))
 }
 
 /// Percent-encodes a query value.
-pub(super) fn encode(value: &str) -> String {
+pub(super) fn percent_encode(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for b in value.bytes() {
         if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {

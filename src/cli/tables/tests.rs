@@ -1,5 +1,5 @@
 use super::*;
-use crate::cli::sample;
+use crate::cli::fixtures;
 use crate::wire::AbsPath;
 
 fn now() -> Timestamp {
@@ -14,7 +14,7 @@ fn running_syncs_come_first_and_every_line_is_one_record() {
         total_bytes: 2 << 40,
         files_total: 80_000,
         files_done: 80_000,
-        ..sample::sync("old")
+        ..fixtures::sync("old")
     };
     let running = SyncProgress {
         state: SyncState::Progress,
@@ -22,10 +22,10 @@ fn running_syncs_come_first_and_every_line_is_one_record() {
         total_bytes: 90 << 20,
         rate: Some(1 << 20),
         source_path: AbsPath::new(b"/new\nline").unwrap(),
-        ..sample::sync("run")
+        ..fixtures::sync("run")
     };
-    let queued = SyncProgress { reason: Some("no worker".into()), ..sample::sync("wait") };
-    let text = syncs(&[ended, running, queued], None, now());
+    let queued = SyncProgress { reason: Some("no worker".into()), ..fixtures::sync("wait") };
+    let text = sync_table(&[ended, running, queued], None, now());
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 4, "{text}");
     assert!(lines[0].starts_with("ID    STATE      PROGRESS  SIZE"), "{text}");
@@ -41,12 +41,12 @@ fn running_syncs_come_first_and_every_line_is_one_record() {
 }
 
 /// Syncs in each state, with the longest of each text.
-fn busy() -> Vec<SyncProgress> {
+fn syncs_in_each_state() -> Vec<SyncProgress> {
     let made = |id: &str, short: &str| SyncProgress {
         short_id: Some(short.into()),
         source_path: AbsPath::new("/lustre/project/scratch/run42").unwrap(),
         destination_path: AbsPath::new("/archive/2026/project/run42").unwrap(),
-        ..sample::sync(id)
+        ..fixtures::sync(id)
     };
     vec![
         SyncProgress {
@@ -74,7 +74,7 @@ fn busy() -> Vec<SyncProgress> {
 
 #[test]
 fn a_list_of_syncs_is_as_wide_as_the_terminal_and_whole_in_a_pipe() {
-    let of = |width| syncs(&busy(), width, now());
+    let of = |width| sync_table(&syncs_in_each_state(), width, now());
     let pipe = of(None);
     assert!(pipe.contains("019ad26e-6f2c-7a10-8a52-1f3b5a7c9d01") && pipe.contains("(st-02)"));
     for width in [40, 80, 100, 120, 160, 300] {
@@ -106,9 +106,9 @@ fn a_list_of_syncs_is_as_wide_as_the_terminal_and_whole_in_a_pipe() {
 
 #[test]
 fn a_list_of_workers_is_as_wide_as_the_terminal() {
-    let list = WorkerList { active: vec![sample::worker("storage-02", true)], inactive: vec![] };
+    let list = WorkerList { active: vec![fixtures::worker("storage-02", true)], inactive: vec![] };
     for width in [40, 80, 120] {
-        let text = workers(&list, Some(width), now());
+        let text = worker_table(&list, Some(width), now());
         for line in text.lines() {
             assert!(line.chars().count() <= width, "{width}: {line}");
         }
@@ -119,7 +119,7 @@ fn a_list_of_workers_is_as_wide_as_the_terminal() {
 }
 
 #[test]
-fn what_is_skipped_is_done_and_the_forecast_is_that_of_the_master() {
+fn skipped_files_count_as_done_and_the_eta_is_that_of_the_master() {
     let sync = SyncProgress {
         state: SyncState::Progress,
         rate: Some(1 << 20),
@@ -131,18 +131,18 @@ fn what_is_skipped_is_done_and_the_forecast_is_that_of_the_master() {
         files_total: 4,
         files_done: 1,
         files_skipped: 1,
-        ..sample::sync("run")
+        ..fixtures::sync("run")
     };
-    let text = syncs(&[sync], None, now());
+    let text = sync_table(&[sync], None, now());
     let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[2..9], ["60%", "150.0", "MiB", "1.0", "MiB/s", "1m00s", "2/4"], "{text}");
 }
 
 #[test]
-fn workers_show_their_storage_and_why_they_get_nothing() {
-    let w = sample::worker("st-02", false);
+fn workers_show_their_storage_and_the_reason_of_their_state() {
+    let w = fixtures::worker("st-02", false);
     let w = WorkerView { receiving: 4, ..w };
-    let text = workers(&WorkerList { active: vec![], inactive: vec![w] }, None, now());
+    let text = worker_table(&WorkerList { active: vec![], inactive: vec![w] }, None, now());
     assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
     let cells = |nth: usize| text.lines().nth(nth).unwrap().split_whitespace();
     let receiving = cells(0).position(|header| header == "RECEIVING").unwrap();
@@ -152,30 +152,30 @@ fn workers_show_their_storage_and_why_they_get_nothing() {
 }
 
 #[test]
-fn a_worker_that_lacks_something_or_is_drained_says_so() {
+fn unavailable_paths_and_a_drain_are_shown_with_the_worker() {
     use crate::wire::worker::{DrainInfo, UnavailableEndpoint, UnavailablePath, WorkerState};
     let since = "2026-02-03T14:00:00Z".parse().unwrap();
     let drained = Some(DrainInfo { by: Some("ann".into()), reason: None, since });
-    let w = WorkerView { state: WorkerState::Draining, drained, ..sample::worker("st-02", true) };
-    let text = worker_record(&w, now());
+    let w = WorkerView { state: WorkerState::Draining, drained, ..fixtures::worker("st-02", true) };
+    let text = worker_details(&w, now());
     assert!(text.contains("State:       DRAINING") && text.contains("Drained:     "), "{text}");
     let path = AbsPath::new("/arch").unwrap();
     let unavailable_paths = vec![UnavailablePath { path, reason: "not there".into() }];
     let unavailable_endpoints =
         vec![UnavailableEndpoint { endpoint: "10.0.0.9:1".into(), reason: "no address".into() }];
     let w =
-        WorkerView { unavailable_paths, unavailable_endpoints, ..sample::worker("st-02", true) };
-    let record = worker_record(&w, now());
+        WorkerView { unavailable_paths, unavailable_endpoints, ..fixtures::worker("st-02", true) };
+    let record = worker_details(&w, now());
     for line in ["/arch: not there", "10.0.0.9:1: no address"] {
         let shown = record.lines().any(|l| l.starts_with("Unavailable:") && l.ends_with(line));
         assert!(shown, "{line} in {record}");
     }
-    let text = workers(&WorkerList { active: vec![w], inactive: vec![] }, None, now());
+    let text = worker_table(&WorkerList { active: vec![w], inactive: vec![] }, None, now());
     assert!(text.lines().nth(1).unwrap().starts_with("st-02   ACTIVE"), "{text}");
 }
 
 #[test]
-fn a_stalled_sync_says_which_task_is_oldest() {
+fn a_stalled_sync_shows_its_oldest_task() {
     use crate::wire::sync::StallInfo;
     let stalled = Some(StallInfo {
         since: "2026-02-03T14:00:00Z".parse().unwrap(),
@@ -183,13 +183,13 @@ fn a_stalled_sync_says_which_task_is_oldest() {
         worker_id: Some("st-02".parse().unwrap()),
         task_seconds: 720,
     });
-    let text = record(&SyncProgress { stalled, ..sample::sync("x") }, now());
+    let text = sync_details(&SyncProgress { stalled, ..fixtures::sync("x") }, now());
     assert!(text.contains("the oldest task is a copy of 12m, at st-02"), "{text}");
 }
 
 #[test]
-fn a_record_has_one_key_a_line() {
-    let text = record(&sample::sync("x"), now());
+fn sync_details_have_one_key_per_line() {
+    let text = sync_details(&fixtures::sync("x"), now());
     for line in text.lines() {
         assert!(line.split_once(": ").is_some() || line.ends_with(':'), "{line}");
     }
@@ -197,7 +197,7 @@ fn a_record_has_one_key_a_line() {
 }
 
 #[test]
-fn a_record_tells_actions_wire_and_options_where_there_are_some() {
+fn sync_details_show_actions_sent_bytes_and_options_if_there_are_any() {
     use crate::wire::options::{SyncOptions, Tally};
     use crate::wire::sync::{SyncOutcome, SyncPhase};
     let sync = SyncProgress {
@@ -208,9 +208,9 @@ fn a_record_tells_actions_wire_and_options_where_there_are_some() {
         actions: [(EntryAction::Create, Tally { count: 3, bytes: 1024 })].into(),
         options: SyncOptions { update: true, ..SyncOptions::default() },
         bwlimit: Some(100 << 20),
-        ..sample::sync("x")
+        ..fixtures::sync("x")
     };
-    let text = record(&sync, now());
+    let text = sync_details(&sync, now());
     for line in [
         "State:       PROGRESS (reading back)",
         "Actions:     create 3 (1.0 KiB)",
@@ -225,16 +225,16 @@ fn a_record_tells_actions_wire_and_options_where_there_are_some() {
         state: SyncState::Failed,
         outcome: Some(SyncOutcome::DeleteStopped),
         phase: SyncPhase::Done,
-        ..sample::sync("x")
+        ..fixtures::sync("x")
     };
-    let text = record(&stopped, now());
+    let text = sync_details(&stopped, now());
     assert!(text.contains("FAILED (everything copied, deletion stopped)"), "{text}");
-    let plain = record(&sample::sync("x"), now());
+    let plain = sync_details(&fixtures::sync("x"), now());
     assert!(!plain.contains("Actions") && !plain.contains("Options"), "{plain}");
 }
 
 #[test]
 fn ages_have_one_unit() {
-    let shown = |s| age(Duration::from_secs(s));
+    let shown = |s| age_text(Duration::from_secs(s));
     assert_eq!([shown(5), shown(300), shown(10_000), shown(900_000)], ["5s", "5m", "2h", "10d"]);
 }

@@ -1,14 +1,14 @@
 //! The only place that writes to standard output and standard error. Data goes to standard output,
 //! everything else to standard error.
 
-use super::failure::Failure;
+use super::error::CliError;
 use std::io::{self, Write};
 
 /// Writes data. A reader that went away (`… | head -1`) ends it quietly: what it wanted it has.
 ///
 /// # Errors
 /// Standard output can't be written, e.g. the disk that it goes to is full.
-pub(super) fn data(text: &[u8]) -> Result<(), Failure> {
+pub(super) fn write_data(text: &[u8]) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text).and_then(|()| match text.last() {
         Some(b'\n') | None => Ok(()),
@@ -16,7 +16,7 @@ pub(super) fn data(text: &[u8]) -> Result<(), Failure> {
     });
     match written.and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("cannot write to standard output: {e}")))
+            Err(CliError::new(format!("cannot write to standard output: {e}")))
         }
         _ => Ok(()),
     }
@@ -25,18 +25,18 @@ pub(super) fn data(text: &[u8]) -> Result<(), Failure> {
 /// Writes a piece of data that goes on. False when the reader went away: there is no need for more.
 ///
 /// # Errors
-/// As [`data`].
-pub(super) fn raw(piece: &[u8]) -> Result<bool, Failure> {
+/// As [`write_data`].
+pub(super) fn write_chunk(piece: &[u8]) -> Result<bool, CliError> {
     let mut out = io::stdout().lock();
     match out.write_all(piece).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(e) => Err(Failure::new(format!("cannot write to standard output: {e}"))),
+        Err(e) => Err(CliError::new(format!("cannot write to standard output: {e}"))),
     }
 }
 
 /// Writes a whole line (or several) for people. There is nobody left to tell when that fails.
-pub(super) fn note(text: &str) {
+pub(super) fn print_note(text: &str) {
     let mut line = String::with_capacity(text.len() + 1);
     line.push_str(text);
     line.push('\n');
@@ -46,7 +46,7 @@ pub(super) fn note(text: &str) {
 
 /// `text` from a document, fit for a terminal: control bytes and the like become `\#ooo`. Names are
 /// shown so on the wire already, and stay as they are.
-pub(super) fn clean(text: &str) -> String {
+pub(super) fn sanitize(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for part in text.split_inclusive('\\') {
         // `show` would escape the backslashes of what is escaped already.
@@ -65,8 +65,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cleaned_text_keeps_escaped_names_and_loses_control_bytes() {
-        assert_eq!(clean("open a\\#012b: no"), "open a\\#012b: no");
-        assert_eq!(clean("\x1b[31m\r\n\u{202e}\\"), "\\#033[31m\\#015\\#012\\#342\\#200\\#256\\");
+    fn sanitized_text_keeps_escaped_names_and_no_control_bytes() {
+        assert_eq!(sanitize("open a\\#012b: no"), "open a\\#012b: no");
+        assert_eq!(
+            sanitize("\x1b[31m\r\n\u{202e}\\"),
+            "\\#033[31m\\#015\\#012\\#342\\#200\\#256\\"
+        );
     }
 }

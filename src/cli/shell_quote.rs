@@ -2,23 +2,23 @@
 
 /// `word` in a command that can be pasted into a shell: as it is where it is plain, in `'…'` where it can be shown, else in
 /// `$'…'` with escapes, so that it neither ends early nor writes to the terminal.
-pub(super) fn shell_word(word: &[u8]) -> String {
+pub(super) fn quote_for_shell(word: &[u8]) -> String {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(b);
     match std::str::from_utf8(word) {
         Ok(text) if !word.is_empty() && word.iter().all(plain) => text.to_owned(),
-        Ok(text) if !text.contains(|c: char| c == '\'' || is_hidden(c)) => format!("'{text}'"),
-        _ => format!("$'{}'", escaped(word)),
+        Ok(text) if !text.contains(|c: char| c == '\'' || needs_escape(c)) => format!("'{text}'"),
+        _ => format!("$'{}'", escape_word(word)),
     }
 }
 
 /// Whether a terminal does not show a character as itself.
-fn is_hidden(c: char) -> bool {
+fn needs_escape(c: char) -> bool {
     // What [`escape_bytes`](crate::wire::path::show) escapes, but for the backslash.
     c != '\\'
         && crate::wire::path::escape_bytes(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\')
 }
 
-fn escaped(word: &[u8]) -> String {
+fn escape_word(word: &[u8]) -> String {
     let mut out = String::new();
     let octal = |out: &mut String, raw: &[u8]| {
         raw.iter().for_each(|b| out.push_str(&format!("\\{b:03o}")));
@@ -30,7 +30,7 @@ fn escaped(word: &[u8]) -> String {
                 '\n' => out.push_str("\\n"),
                 '\r' => out.push_str("\\r"),
                 '\t' => out.push_str("\\t"),
-                c if is_hidden(c) => octal(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c if needs_escape(c) => octal(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes()),
                 c => out.push(c),
             }
         }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_is_read_back_by_a_shell_and_shows_what_it_is() {
+    fn quoted_words_are_read_back_by_a_shell_unchanged() {
         for (word, quoted) in [
             (&b"/a/b-1.x_y+z:@%,=0"[..], "/a/b-1.x_y+z:@%,=0"),
             (b"", "''"),
@@ -61,7 +61,7 @@ mod tests {
             (b"\xc3(", "$'\\303('"),
             ("\u{202e}7".as_bytes(), "$'\\342\\200\\2567'"),
         ] {
-            assert_eq!(shell_word(word), quoted);
+            assert_eq!(quote_for_shell(word), quoted);
             let script = format!("printf %s {quoted}");
             let read = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
             assert_eq!(read.stdout, word, "{quoted}");

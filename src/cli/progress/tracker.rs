@@ -4,57 +4,57 @@ use crate::wire::sync::{SyncProgress, SyncState};
 use std::time::{Duration, Instant};
 
 /// A sync without any progress for so long is called stalled.
-const STALL: Duration = Duration::from_secs(10);
+const STALL_AFTER: Duration = Duration::from_secs(10);
 /// Why a sync waits is said only after this: workers, that of a `ctl copy` too, need a moment to be there.
-const GRACE: Duration = Duration::from_secs(2);
+const REASON_DELAY: Duration = Duration::from_secs(2);
 /// The share shown before the end is never more than this.
-const ALMOST: f64 = 99.9;
+const MAX_PERCENT_BEFORE_END: f64 = 99.9;
 
 /// What was seen of one sync so far.
 #[derive(Debug)]
-pub struct Pace {
-    since: Instant,
+pub struct ProgressTracker {
+    watched_since: Instant,
     /// When any counter last moved.
-    moved: Instant,
+    last_change: Instant,
     counters: [u64; 7],
 }
 
-impl Pace {
+impl ProgressTracker {
     /// Begins with `sync` as it is at `now`.
     pub fn new(sync: &SyncProgress, now: Instant) -> Self {
-        Pace { since: now, moved: now, counters: counters(sync) }
+        ProgressTracker { watched_since: now, last_change: now, counters: progress_counters(sync) }
     }
 
     /// Takes in `sync` as it is at `now`.
-    pub fn see(&mut self, sync: &SyncProgress, now: Instant) {
-        let counters = counters(sync);
+    pub fn update(&mut self, sync: &SyncProgress, now: Instant) {
+        let counters = progress_counters(sync);
         if counters != self.counters || sync.state != SyncState::Progress {
             self.counters = counters;
-            self.moved = now;
+            self.last_change = now;
         }
     }
 
     /// Why the sync waits, where there is a reason and it has waited for more than a moment.
-    pub fn reason<'a>(&self, sync: &'a SyncProgress, now: Instant) -> Option<&'a str> {
-        let early = sync.state == SyncState::Queued && self.watched(now) < GRACE;
+    pub fn wait_reason<'a>(&self, sync: &'a SyncProgress, now: Instant) -> Option<&'a str> {
+        let early = sync.state == SyncState::Queued && self.watched_for(now) < REASON_DELAY;
         sync.reason.as_deref().filter(|_| !early)
     }
 
     /// How long this sync has been watched.
-    pub fn watched(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.since)
+    pub fn watched_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.watched_since)
     }
 
     /// How long nothing has moved, where that is long enough to tell.
-    pub fn stalled(&self, sync: &SyncProgress, now: Instant) -> Option<Duration> {
-        let still = now.saturating_duration_since(self.moved);
-        (sync.state == SyncState::Progress && still >= STALL).then_some(still)
+    pub fn stalled_for(&self, sync: &SyncProgress, now: Instant) -> Option<Duration> {
+        let still = now.saturating_duration_since(self.last_change);
+        (sync.state == SyncState::Progress && still >= STALL_AFTER).then_some(still)
     }
 }
 
 /// The share done in per cent: of the bytes, or where there are none of the files. `None` while the
 /// scan goes on; below 100 until the sync is complete.
-pub fn percent(sync: &SyncProgress) -> Option<f64> {
+pub fn percent_done(sync: &SyncProgress) -> Option<f64> {
     if !sync.scan_done {
         return None;
     }
@@ -71,10 +71,10 @@ pub fn percent(sync: &SyncProgress) -> Option<f64> {
     }
     // Cut, not rounded: 99.96 must not be shown as 100.0.
     let share = (done as f64 / total as f64 * 1000.0).floor() / 10.0;
-    Some(share.min(ALMOST))
+    Some(share.min(MAX_PERCENT_BEFORE_END))
 }
 
-fn counters(sync: &SyncProgress) -> [u64; 7] {
+fn progress_counters(sync: &SyncProgress) -> [u64; 7] {
     [
         sync.transferred_bytes,
         sync.files_done + sync.files_skipped,
@@ -89,7 +89,7 @@ fn counters(sync: &SyncProgress) -> [u64; 7] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sample;
+    use super::super::super::fixtures;
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -100,84 +100,84 @@ mod tests {
             transferred_bytes: transferred,
             total_bytes: total,
             scan_done,
-            ..sample::sync("x")
+            ..fixtures::sync("x")
         }
     }
 
     #[test]
-    fn what_is_skipped_is_done_in_the_share() {
+    fn skipped_bytes_count_as_done() {
         let sync = SyncProgress { bytes_skipped: 20 * MIB, ..running(20 * MIB, 100 * MIB, true) };
-        assert_eq!(percent(&sync), Some(40.0));
+        assert_eq!(percent_done(&sync), Some(40.0));
         let files =
             SyncProgress { files_total: 4, files_skipped: 1, files_done: 1, ..running(0, 0, true) };
-        assert_eq!(percent(&files), Some(50.0));
+        assert_eq!(percent_done(&files), Some(50.0));
         // More than was found: a file grew.
         let over = SyncProgress { bytes_skipped: MIB, ..running(100 * MIB, 100 * MIB, true) };
-        assert_eq!(percent(&over), Some(99.9));
+        assert_eq!(percent_done(&over), Some(99.9));
     }
 
     #[test]
-    fn a_sync_that_was_paused_is_not_stalled_since_before() {
+    fn the_time_of_a_pause_does_not_count_as_stalled() {
         let start = Instant::now();
         let sync = running(5, 9, true);
-        let mut pace = Pace::new(&sync, start);
+        let mut pace = ProgressTracker::new(&sync, start);
         let paused = SyncProgress { state: SyncState::Paused, ..sync.clone() };
-        pace.see(&paused, start + Duration::from_secs(60));
-        assert_eq!(pace.stalled(&paused, start + Duration::from_secs(60)), None);
-        pace.see(&sync, start + Duration::from_secs(65));
-        assert_eq!(pace.stalled(&sync, start + Duration::from_secs(65)), None);
-        assert!(pace.stalled(&sync, start + Duration::from_secs(70)).is_some());
+        pace.update(&paused, start + Duration::from_secs(60));
+        assert_eq!(pace.stalled_for(&paused, start + Duration::from_secs(60)), None);
+        pace.update(&sync, start + Duration::from_secs(65));
+        assert_eq!(pace.stalled_for(&sync, start + Duration::from_secs(65)), None);
+        assert!(pace.stalled_for(&sync, start + Duration::from_secs(70)).is_some());
     }
 
     #[test]
-    fn there_is_no_share_while_the_scan_goes_on() {
-        assert_eq!(percent(&running(40 * MIB, 41 * MIB, false)), None);
+    fn there_is_no_percentage_during_the_scan() {
+        assert_eq!(percent_done(&running(40 * MIB, 41 * MIB, false)), None);
     }
 
     #[test]
     fn it_is_never_100_percent_before_the_end() {
         let all_sent = running(100 * MIB, 100 * MIB, true);
-        assert_eq!(percent(&all_sent), Some(99.9));
+        assert_eq!(percent_done(&all_sent), Some(99.9));
         let nearly = running(100_000 * MIB - 1, 100_000 * MIB, true);
-        assert_eq!(percent(&nearly), Some(99.9));
+        assert_eq!(percent_done(&nearly), Some(99.9));
         let failed = SyncProgress { state: SyncState::Failed, ..all_sent.clone() };
-        assert_eq!(percent(&failed), Some(99.9));
+        assert_eq!(percent_done(&failed), Some(99.9));
         let complete = SyncProgress { state: SyncState::Completed, ..all_sent };
-        assert_eq!(percent(&complete), Some(100.0));
+        assert_eq!(percent_done(&complete), Some(100.0));
     }
 
     #[test]
-    fn a_tree_of_empty_files_is_weighed_by_files() {
+    fn a_tree_of_empty_files_is_measured_by_files() {
         let sync = SyncProgress { files_total: 4, files_done: 1, ..running(0, 0, true) };
-        assert_eq!(percent(&sync), Some(25.0));
+        assert_eq!(percent_done(&sync), Some(25.0));
     }
 
     #[test]
-    fn a_stand_still_is_noticed_only_while_the_sync_runs_and_no_byte_moves() {
+    fn a_sync_is_stalled_only_while_it_runs_and_no_counter_changes() {
         let start = Instant::now();
         let sync = running(5, 9, true);
-        let mut pace = Pace::new(&sync, start);
-        assert_eq!(pace.stalled(&sync, start + Duration::from_secs(9)), None);
+        let mut pace = ProgressTracker::new(&sync, start);
+        assert_eq!(pace.stalled_for(&sync, start + Duration::from_secs(9)), None);
         let later = start + Duration::from_secs(12);
-        assert_eq!(pace.stalled(&sync, later), Some(Duration::from_secs(12)));
-        assert_eq!(pace.stalled(&sample::sync("x"), later), None);
+        assert_eq!(pace.stalled_for(&sync, later), Some(Duration::from_secs(12)));
+        assert_eq!(pace.stalled_for(&fixtures::sync("x"), later), None);
         // One more byte of a task under way.
         let sync = running(6, 9, true);
-        pace.see(&sync, later);
-        assert_eq!(pace.stalled(&sync, later), None);
+        pace.update(&sync, later);
+        assert_eq!(pace.stalled_for(&sync, later), None);
     }
 
     #[test]
-    fn why_a_sync_waits_is_said_after_a_moment_and_why_one_is_paused_at_once() {
+    fn the_reason_of_a_queued_sync_is_shown_after_a_delay_and_that_of_a_paused_one_at_once() {
         let start = Instant::now();
         let reason = Some("no active worker serves /src".to_owned());
-        let queued = SyncProgress { reason, ..sample::sync("x") };
-        let pace = Pace::new(&queued, start);
-        assert_eq!(pace.reason(&queued, start + Duration::from_millis(1_900)), None);
+        let queued = SyncProgress { reason, ..fixtures::sync("x") };
+        let pace = ProgressTracker::new(&queued, start);
+        assert_eq!(pace.wait_reason(&queued, start + Duration::from_millis(1_900)), None);
         let later = start + Duration::from_secs(2);
-        assert_eq!(pace.reason(&queued, later), Some("no active worker serves /src"));
+        assert_eq!(pace.wait_reason(&queued, later), Some("no active worker serves /src"));
         let paused = SyncProgress { state: SyncState::Paused, ..queued };
-        assert!(pace.reason(&paused, start).is_some());
-        assert_eq!(pace.reason(&running(0, 1, true), later), None);
+        assert!(pace.wait_reason(&paused, start).is_some());
+        assert_eq!(pace.wait_reason(&running(0, 1, true), later), None);
     }
 }

@@ -1,46 +1,50 @@
 //! `--files-from`: the names of what is to be copied. Names are bytes; a `#` begins no comment and
 //! a `-` no option.
 
-use super::failure::Failure;
+use super::error::CliError;
 use crate::wire::{AbsPath, BytePath, RelPath};
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 /// So many bad names are told; the rest is counted.
-const MAX_TOLD: usize = 10;
+const MAX_REPORTED_NAMES: usize = 10;
 
 /// Reads the list at `from` (`-`: standard input), `nul` separated or one name a line.
 ///
 /// # Errors
 /// A list that can't be read, standard input that is a terminal, or what [`parse`] refuses.
-pub(super) fn read(from: &Path, nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
-    parse(&raw(from, "the list of names")?, nul, sources)
+pub(super) fn read_list(
+    from: &Path,
+    nul: bool,
+    sources: &[AbsPath],
+) -> Result<Vec<BytePath>, CliError> {
+    parse_list(&read_input(from, "the list of names")?, nul, sources)
 }
 
 /// The bytes of a file or (`-`) of standard input; `what` they are is for messages.
 ///
 /// # Errors
 /// The file can't be read, or standard input is a terminal.
-pub(super) fn raw(from: &Path, what: &str) -> Result<Vec<u8>, Failure> {
+pub(super) fn read_input(from: &Path, what: &str) -> Result<Vec<u8>, CliError> {
     if from.as_os_str() == "-" {
         let mut raw = Vec::new();
         let mut stdin = std::io::stdin().lock();
         if stdin.is_terminal() {
-            return Err(Failure::usage(format!(
+            return Err(CliError::usage(format!(
                 "{what} is expected on standard input, which is a terminal"
             ))
-            .hinted("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
+            .with_hint("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
         }
         stdin
             .read_to_end(&mut raw)
-            .map_err(|e| Failure::new(format!("cannot read {what} from standard input: {e}")))?;
+            .map_err(|e| CliError::new(format!("cannot read {what} from standard input: {e}")))?;
         return Ok(raw);
     }
     std::fs::read(from).map_err(|e| {
         let shown = crate::wire::path::escape_bytes(from.as_os_str().as_encoded_bytes());
-        let failure = Failure::new(format!("cannot read {what} {shown}: {e}"));
+        let failure = CliError::new(format!("cannot read {what} {shown}: {e}"));
         match e.kind() {
-            std::io::ErrorKind::NotFound => failure.exits(super::exit::Exit::NotFound),
+            std::io::ErrorKind::NotFound => failure.with_exit(super::exit::Exit::NotFound),
             _ => failure,
         }
     })
@@ -52,10 +56,10 @@ pub(super) fn raw(from: &Path, what: &str) -> Result<Vec<u8>, Failure> {
 /// # Errors
 /// All names at once that are absolute and not below `source`, or have a `..` component, with their
 /// numbers; NUL bytes without `nul`. A list without any name is none.
-fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Failure> {
+fn parse_list(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, CliError> {
     if !nul && raw.contains(&0) {
-        return Err(Failure::usage("the list of names holds NUL bytes")
-            .hinted("for a NUL-separated list (find -print0) add -0"));
+        return Err(CliError::usage("the list of names holds NUL bytes")
+            .with_hint("for a NUL-separated list (find -print0) add -0"));
     }
     // A byte order mark at the start of a text file is no part of the first name.
     let raw = if nul { raw } else { raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw) };
@@ -67,7 +71,7 @@ fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Fa
         if name.is_empty() {
             continue;
         }
-        match below(name, sources) {
+        match relative_to_source(name, sources) {
             Ok(name) => names.push(name),
             Err(why) => {
                 let shown = crate::wire::path::escape_bytes(name);
@@ -77,20 +81,20 @@ fn parse(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, Fa
     }
     if !faults.is_empty() {
         let mut failure =
-            Failure::usage(format!("{} of the names to copy can't be used", faults.len()));
-        let more = faults.len().saturating_sub(MAX_TOLD);
-        faults.truncate(MAX_TOLD);
+            CliError::usage(format!("{} of the names to copy can't be used", faults.len()));
+        let more = faults.len().saturating_sub(MAX_REPORTED_NAMES);
+        faults.truncate(MAX_REPORTED_NAMES);
         failure.notes = faults;
         if more > 0 {
             failure.notes.push(format!("and {more} more"));
         }
-        return Err(failure.hinted("names are relative to SRC, or absolute below it"));
+        return Err(failure.with_hint("names are relative to SRC, or absolute below it"));
     }
     Ok(names)
 }
 
 /// The name as the master takes it: as it is where it is relative, else cut off below the source.
-fn below(name: &[u8], sources: &[AbsPath]) -> Result<BytePath, String> {
+fn relative_to_source(name: &[u8], sources: &[AbsPath]) -> Result<BytePath, String> {
     if name[0] != b'/' {
         RelPath::new(name).map_err(|e| e.to_string())?;
         return Ok(BytePath(name.to_vec()));
@@ -112,11 +116,11 @@ mod tests {
     }
 
     fn bytes(raw: &[u8], nul: bool) -> Vec<Vec<u8>> {
-        parse(raw, nul, &source()).unwrap().into_iter().map(|name| name.0).collect()
+        parse_list(raw, nul, &source()).unwrap().into_iter().map(|name| name.0).collect()
     }
 
     #[test]
-    fn nul_separated_names_are_taken_byte_for_byte() {
+    fn nul_separated_names_are_kept_byte_for_byte() {
         let raw = b"new\nline\0\xff\xfe\0-rf\0# no comment\0 sp ace \0cr\r\0/src/abs\0";
         assert_eq!(
             bytes(raw, true),
@@ -139,13 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn absolute_names_may_begin_with_any_name_of_the_source() {
+    fn absolute_names_may_begin_with_any_spelling_of_the_source() {
         assert_eq!(bytes(b"/src/a\n/link/to/b\n/src/", false), [&b"a"[..], b"b", b"."]);
     }
 
     #[test]
-    fn names_that_lead_outside_are_all_told_at_once() {
-        let e = parse(b"ok\n../x\n/srcs/y\na/../../b", false, &source()).unwrap_err();
+    fn all_names_outside_the_source_are_reported_at_once() {
+        let e = parse_list(b"ok\n../x\n/srcs/y\na/../../b", false, &source()).unwrap_err();
         assert_eq!(e.exit.code(), 2);
         let text = e.render();
         for part in ["3 of the names", "line 2: `../x`", "line 3: `/srcs/y`", "line 4:"] {
@@ -154,23 +158,23 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_bad_names_the_first_are_told_and_the_others_counted() {
-        let list = "../x\n".repeat(MAX_TOLD + 3);
-        let failure = parse(list.as_bytes(), false, &source()).unwrap_err();
-        assert_eq!(failure.notes.len(), MAX_TOLD + 1);
+    fn of_many_bad_names_the_first_are_reported_and_the_others_counted() {
+        let list = "../x\n".repeat(MAX_REPORTED_NAMES + 3);
+        let failure = parse_list(list.as_bytes(), false, &source()).unwrap_err();
+        assert_eq!(failure.notes.len(), MAX_REPORTED_NAMES + 1);
         assert!(failure.notes[0].starts_with("line 1: ") && failure.message.starts_with("13 of"));
-        assert_eq!(failure.notes[MAX_TOLD], "and 3 more");
+        assert_eq!(failure.notes[MAX_REPORTED_NAMES], "and 3 more");
     }
 
     #[test]
-    fn an_empty_list_names_nothing_and_is_no_mistake() {
+    fn an_empty_list_is_not_an_error() {
         assert_eq!(bytes(b"\n\r\n\n", false), Vec::<Vec<u8>>::new());
         assert_eq!(bytes(b"", true), Vec::<Vec<u8>>::new());
     }
 
     #[test]
-    fn a_forgotten_minus_zero_is_noticed() {
-        let e = parse(b"a\0b\0", false, &source()).unwrap_err();
+    fn a_missing_minus_zero_is_reported() {
+        let e = parse_list(b"a\0b\0", false, &source()).unwrap_err();
         assert!(e.render().contains("-0"));
     }
 }

@@ -1,14 +1,14 @@
 //! What ends a command before its time: what, why, what to do next, and the exit code.
 
+use super::console;
 use super::exit::Exit;
-use super::out;
 use crate::client::ClientError;
 use crate::config::ConfigErrors;
 use crate::wire::problem::NO_WORKER_CODE;
 
 /// Printed as `error: what`, then notes, then the hint with the exit code.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CliError {
     /// How the program ends.
     pub(super) exit: Exit,
     /// What happened, where and why.
@@ -19,37 +19,37 @@ pub(super) struct Failure {
     pub(super) hint: Option<String>,
 }
 
-impl Failure {
+impl CliError {
     /// An error of no special kind.
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Failure { exit: Exit::Error, message: message.into(), notes: Vec::new(), hint: None }
+        CliError { exit: Exit::Error, message: message.into(), notes: Vec::new(), hint: None }
     }
 
     /// Wrong usage.
     pub(super) fn usage(message: impl Into<String>) -> Self {
-        Failure::new(message).exits(Exit::Usage)
+        CliError::new(message).with_exit(Exit::Usage)
     }
 
     /// Ends with another code.
-    pub(super) fn exits(mut self, exit: Exit) -> Self {
+    pub(super) fn with_exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self
     }
 
     /// Says what to do next.
-    pub(super) fn hinted(mut self, hint: impl Into<String>) -> Self {
+    pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
     /// Adds a particular.
-    pub(super) fn noted(mut self, note: impl Into<String>) -> Self {
+    pub(super) fn with_note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
     }
 
     /// Names what it is about, where that is one of several things and the message does not name it.
-    pub(super) fn about(mut self, id: impl std::fmt::Display, single: bool) -> Self {
+    pub(super) fn with_subject(mut self, id: impl std::fmt::Display, single: bool) -> Self {
         let id = id.to_string();
         if !single && !self.message.contains(&id) {
             self.message = format!("{id}: {}", self.message);
@@ -59,13 +59,17 @@ impl Failure {
 
     /// The text, the exit code in its last line.
     pub(super) fn render(&self) -> String {
-        let mut text = format!("error: {}", out::clean(&self.message));
+        let mut text = format!("error: {}", console::sanitize(&self.message));
         for note in &self.notes {
-            text.push_str(&format!("\n  {}", out::clean(note)));
+            text.push_str(&format!("\n  {}", console::sanitize(note)));
         }
         match &self.hint {
             Some(hint) => {
-                text.push_str(&format!("\n  {}   (exit {})", out::clean(hint), self.exit.code()));
+                text.push_str(&format!(
+                    "\n  {}   (exit {})",
+                    console::sanitize(hint),
+                    self.exit.code()
+                ));
             }
             None => text.push_str(&format!("   (exit {})", self.exit.code())),
         }
@@ -73,18 +77,18 @@ impl Failure {
     }
 }
 
-impl From<ClientError> for Failure {
+impl From<ClientError> for CliError {
     fn from(e: ClientError) -> Self {
         if let ClientError::Unconfirmed(cause) = e {
-            let cause = Failure::from(*cause);
+            let cause = CliError::from(*cause);
             let message = format!(
                 "the request may have been carried out, its reply is lost: {}",
                 cause.message
             );
-            return Failure { message, hint: None, ..cause }.exits(Exit::Unreachable);
+            return CliError { message, hint: None, ..cause }.with_exit(Exit::Unreachable);
         }
         let exit = match (&e, e.status()) {
-            (ClientError::BadUrl { .. } | ClientError::Ambiguous { .. }, _) => Exit::Usage,
+            (ClientError::InvalidUrl { .. } | ClientError::AmbiguousId { .. }, _) => Exit::Usage,
             (ClientError::Unreachable { .. }, _) => Exit::Unreachable,
             (ClientError::Problem { .. }, Some(401 | 403)) => Exit::Denied,
             (ClientError::Problem { .. }, Some(404)) => Exit::NotFound,
@@ -93,10 +97,10 @@ impl From<ClientError> for Failure {
             }
             (ClientError::Problem { .. }, Some(409)) => Exit::Conflict,
             (ClientError::Problem { .. }, Some(400 | 413 | 422)) => Exit::Usage,
-            _ if e.is_temporary() => Exit::Unreachable,
+            _ if e.is_retryable() => Exit::Unreachable,
             _ => Exit::Error,
         };
-        let mut failure = Failure::new(e.to_string()).exits(exit);
+        let mut failure = CliError::new(e.to_string()).with_exit(exit);
         match e {
             ClientError::Problem { problem, .. } => {
                 // A single fault is the whole message already.
@@ -110,23 +114,23 @@ impl From<ClientError> for Failure {
                         .to_owned(),
                 );
             }
-            ClientError::Broken { .. } => {
+            ClientError::InvalidReply { .. } => {
                 failure.hint = Some("is that the master's address? see --master-url".to_owned());
             }
-            ClientError::Ambiguous { .. } => {
+            ClientError::AmbiguousId { .. } => {
                 failure.hint = Some("give more characters of the id that is meant".to_owned());
             }
-            ClientError::BadUrl { .. } | ClientError::Unconfirmed(_) => {}
+            ClientError::InvalidUrl { .. } | ClientError::Unconfirmed(_) => {}
         }
         failure
     }
 }
 
-impl From<ConfigErrors> for Failure {
+impl From<ConfigErrors> for CliError {
     fn from(e: ConfigErrors) -> Self {
-        let mut failure = Failure::new("the configuration can't be used").exits(Exit::Config);
+        let mut failure = CliError::new("the configuration can't be used").with_exit(Exit::Config);
         failure.notes = e.to_string().lines().map(str::to_owned).collect();
-        failure.hinted("check it with: ctl config check FILE")
+        failure.with_hint("check it with: ctl config check FILE")
     }
 }
 
@@ -143,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_master_says_decides_the_code() {
+    fn the_http_status_decides_the_exit_code() {
         for (status, code) in [
             (401, 4),
             (403, 4),
@@ -156,13 +160,13 @@ mod tests {
             (503, 5),
             (500, 1),
         ] {
-            assert_eq!(Failure::from(problem(status)).exit.code(), code, "{status}");
+            assert_eq!(CliError::from(problem(status)).exit.code(), code, "{status}");
         }
         let away =
-            || ClientError::Unreachable { tried: vec![("http://m".into(), "refused".into())] };
-        assert_eq!(Failure::from(away()).exit, Exit::Unreachable);
+            || ClientError::Unreachable { attempts: vec![("http://m".into(), "refused".into())] };
+        assert_eq!(CliError::from(away()).exit, Exit::Unreachable);
         for cause in [away(), problem(503), problem(502)] {
-            let lost = Failure::from(ClientError::Unconfirmed(Box::new(cause)));
+            let lost = CliError::from(ClientError::Unconfirmed(Box::new(cause)));
             assert_eq!(lost.exit, Exit::Unreachable);
             assert!(lost.message.starts_with("the request may have been carried out"), "{lost:?}");
             assert_eq!(lost.hint, None, "the command adds how to find out");
@@ -170,8 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn the_text_says_what_where_and_what_next() {
-        let text = Failure::from(problem(422)).hinted("do that").render();
+    fn the_text_has_the_error_the_notes_the_hint_and_the_exit_code() {
+        let text = CliError::from(problem(422)).with_hint("do that").render();
         assert_eq!(text, "error: no\\#033 such thing\n  /a: is wrong\n  do that   (exit 2)");
     }
 }
