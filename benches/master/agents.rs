@@ -23,20 +23,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two heartbeats, and how long a poll waits: as real agents do.
-const BEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 const POLL_WAIT: Duration = Duration::from_secs(20);
 /// Connections that all heartbeats share.
-const LANES: usize = 512;
+const HEARTBEAT_CONNECTIONS: usize = 512;
 /// All slots have begun to poll after this.
-const START: Duration = Duration::from_secs(2);
+const RAMP_UP_TIME: Duration = Duration::from_secs(2);
 /// After a request that failed.
-const AGAIN: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Workers that share a storage path that has no part in the sync.
-const SITE: usize = 50;
+const WORKERS_PER_SITE: usize = 50;
 
 /// What an agent holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum AgentRole {
     /// The source of the sync.
     Source,
     /// Its destination.
@@ -45,13 +45,13 @@ pub(crate) enum Kind {
     Other(usize),
 }
 
-impl Kind {
+impl AgentRole {
     /// Its storage path.
-    pub(crate) fn path(self) -> String {
+    pub(crate) fn storage_path(self) -> String {
         match self {
-            Kind::Source => "/bench/source".to_owned(),
-            Kind::Destination => "/bench/destination".to_owned(),
-            Kind::Other(site) => format!("/bench/site-{site}"),
+            AgentRole::Source => "/bench/source".to_owned(),
+            AgentRole::Destination => "/bench/destination".to_owned(),
+            AgentRole::Other(site) => format!("/bench/site-{site}"),
         }
     }
 }
@@ -62,14 +62,14 @@ pub(crate) struct Fleet {
     pub(crate) client: MasterClient,
     url: String,
     /// For heartbeats: one request at a time on each.
-    lanes: Vec<tokio::sync::Mutex<MasterClient>>,
+    heartbeat_clients: Vec<tokio::sync::Mutex<MasterClient>>,
     /// What they measure.
     pub(crate) meters: Meters,
     agents: Vec<Agent>,
     slots: usize,
     tree: Tree,
-    polls: AtomicU64,
-    submitted: Mutex<HashMap<RequestId, Instant>>,
+    poll_count: AtomicU64,
+    submitted_at: Mutex<HashMap<RequestId, Instant>>,
 }
 
 struct Agent {
@@ -86,13 +86,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Agent {
     fn new(number: usize, members: usize) -> Option<Self> {
         let kind = match number {
-            n if n >= members => Kind::Other((n - members) / SITE),
-            n if n % 2 == 0 => Kind::Source,
-            _ => Kind::Destination,
+            n if n >= members => AgentRole::Other((n - members) / WORKERS_PER_SITE),
+            n if n % 2 == 0 => AgentRole::Source,
+            _ => AgentRole::Destination,
         };
         Some(Agent {
             id: format!("agent-{number:05}.rack-{:03}", number / 40).parse().ok()?,
-            path: AbsPath::new(kind.path()).ok()?,
+            path: AbsPath::new(kind.storage_path()).ok()?,
             number,
             in_hand: Mutex::new(Vec::new()),
         })
@@ -102,7 +102,7 @@ impl Agent {
         format!("incarnation-{:08}", self.number)
     }
 
-    fn beat(&self, slots: usize) -> WorkerHeartbeat {
+    fn heartbeat(&self, slots: usize) -> WorkerHeartbeat {
         let ip =
             |net: usize| format!("10.{net}.{}.{}:8889", self.number / 250, self.number % 250 + 1);
         let in_hand = locked(&self.in_hand).clone();
@@ -136,7 +136,7 @@ impl Agent {
 }
 
 /// A client that is used for one request at a time, and so has one connection.
-fn client(url: &str) -> Result<MasterClient, ClientError> {
+fn single_connection_client(url: &str) -> Result<MasterClient, ClientError> {
     let options =
         ClientOptions { request_timeout: Duration::from_secs(60), ..ClientOptions::default() };
     MasterClient::new(vec![url.to_owned()], options)
@@ -154,17 +154,17 @@ impl Fleet {
         slots: usize,
         tree: Tree,
     ) -> Result<Arc<Self>, ClientError> {
-        let lane = |_| client(url).map(tokio::sync::Mutex::new);
+        let lane = |_| single_connection_client(url).map(tokio::sync::Mutex::new);
         Ok(Arc::new(Fleet {
-            client: client(url)?,
+            client: single_connection_client(url)?,
             url: url.to_owned(),
-            lanes: (0..LANES).map(lane).collect::<Result<_, _>>()?,
+            heartbeat_clients: (0..HEARTBEAT_CONNECTIONS).map(lane).collect::<Result<_, _>>()?,
             meters: Meters::default(),
             agents: (0..workers).filter_map(|number| Agent::new(number, members)).collect(),
             slots,
             tree,
-            polls: AtomicU64::new(0),
-            submitted: Mutex::new(HashMap::new()),
+            poll_count: AtomicU64::new(0),
+            submitted_at: Mutex::new(HashMap::new()),
         }))
     }
 
@@ -174,14 +174,20 @@ impl Fleet {
     /// One that the master did not take.
     pub(crate) async fn register(self: &Arc<Self>) -> anyhow::Result<()> {
         let beats = stream::iter(&self.agents).map(|agent| async move {
-            let beat = agent.beat(self.slots);
-            self.lane(agent).lock().await.send_heartbeat(&beat).await.map(drop).context("register")
+            let beat = agent.heartbeat(self.slots);
+            self.heartbeat_client(agent)
+                .lock()
+                .await
+                .send_heartbeat(&beat)
+                .await
+                .map(drop)
+                .context("register")
         });
-        beats.buffer_unordered(LANES).try_collect().await
+        beats.buffer_unordered(HEARTBEAT_CONNECTIONS).try_collect().await
     }
 
-    fn lane(&self, agent: &Agent) -> &tokio::sync::Mutex<MasterClient> {
-        &self.lanes[agent.number % LANES]
+    fn heartbeat_client(&self, agent: &Agent) -> &tokio::sync::Mutex<MasterClient> {
+        &self.heartbeat_clients[agent.number % HEARTBEAT_CONNECTIONS]
     }
 
     /// From now on they send heartbeats, and poll; both evenly over time, as agents do that were started
@@ -189,47 +195,50 @@ impl Fleet {
     ///
     /// # Errors
     /// A client that can't be made.
-    pub(crate) fn begin_polls(self: &Arc<Self>) -> Result<(), ClientError> {
+    pub(crate) fn start_polling(self: &Arc<Self>) -> Result<(), ClientError> {
         for n in 0..self.agents.len() {
             let place = n as f64 / self.agents.len() as f64;
             let fleet = Arc::clone(self);
-            tokio::spawn(async move { fleet.heart(n, BEAT.mul_f64(place)).await });
+            tokio::spawn(async move {
+                fleet.send_heartbeats(n, HEARTBEAT_INTERVAL.mul_f64(place)).await
+            });
             for _ in 0..self.slots {
-                let (fleet, client) = (Arc::clone(self), client(&self.url)?);
-                tokio::spawn(async move { fleet.slot(n, client, place).await });
+                let (fleet, client) = (Arc::clone(self), single_connection_client(&self.url)?);
+                tokio::spawn(async move { fleet.run_slot(n, client, place).await });
             }
         }
         Ok(())
     }
 
     /// Notes that a sync is being submitted: how long it takes to wake an agent is measured.
-    pub(crate) fn submitted(&self, id: &RequestId) {
-        locked(&self.submitted).insert(id.clone(), Instant::now());
+    pub(crate) fn note_submitted(&self, id: &RequestId) {
+        locked(&self.submitted_at).insert(id.clone(), Instant::now());
     }
 
-    async fn heart(&self, n: usize, first: Duration) {
+    async fn send_heartbeats(&self, n: usize, first: Duration) {
         let agent = &self.agents[n];
-        let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + first, BEAT);
+        let mut beats =
+            tokio::time::interval_at(tokio::time::Instant::now() + first, HEARTBEAT_INTERVAL);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             beats.tick().await;
             let due = Instant::now();
-            let lane = self.lane(agent).lock().await;
-            match lane.send_heartbeat(&agent.beat(self.slots)).await {
-                Ok(_) => self.meters.heartbeat.note(due.elapsed()),
-                Err(_) => self.meters.failed.note(due.elapsed()),
+            let lane = self.heartbeat_client(agent).lock().await;
+            match lane.send_heartbeat(&agent.heartbeat(self.slots)).await {
+                Ok(_) => self.meters.heartbeat.record(due.elapsed()),
+                Err(_) => self.meters.failed.record(due.elapsed()),
             }
         }
     }
 
     /// The life of a slot on its connection. `place` is its share of the time in which the first polls end.
-    async fn slot(&self, n: usize, client: MasterClient, place: f64) {
+    async fn run_slot(&self, n: usize, client: MasterClient, place: f64) {
         let agent = &self.agents[n];
         let incarnation = agent.incarnation();
-        tokio::time::sleep(START.mul_f64(place)).await;
+        tokio::time::sleep(RAMP_UP_TIME.mul_f64(place)).await;
         let mut wait = Duration::from_secs(1) + POLL_WAIT.mul_f64(place);
         loop {
-            let poll = format!("{n}-{}", self.polls.fetch_add(1, Ordering::Relaxed));
+            let poll = format!("{n}-{}", self.poll_count.fetch_add(1, Ordering::Relaxed));
             let asked = Instant::now();
             let answer =
                 client.poll_assignment(&agent.id, wait, Some(&poll), Some(&incarnation)).await;
@@ -237,25 +246,25 @@ impl Fleet {
             match answer {
                 Ok(None) => {}
                 Ok(Some(assignment)) => {
-                    self.meters.poll.note(asked.elapsed());
+                    self.meters.poll.record(asked.elapsed());
                     locked(&agent.in_hand).push(assignment.assignment_id);
-                    self.execute(&client, agent, &assignment).await;
+                    self.run_assignment(&client, agent, &assignment).await;
                     locked(&agent.in_hand).retain(|held| *held != assignment.assignment_id);
                 }
                 Err(_) => {
-                    self.meters.failed.note(asked.elapsed());
-                    tokio::time::sleep(AGAIN).await;
+                    self.meters.failed.record(asked.elapsed());
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    async fn execute(&self, client: &MasterClient, agent: &Agent, assignment: &Assignment) {
-        if let Some(at) = locked(&self.submitted).remove(&assignment.request_id) {
-            self.meters.woken.note(at.elapsed());
+    async fn run_assignment(&self, client: &MasterClient, agent: &Agent, assignment: &Assignment) {
+        if let Some(at) = locked(&self.submitted_at).remove(&assignment.request_id) {
+            self.meters.submit_to_assignment.record(at.elapsed());
         }
         let report = match &assignment.task {
-            TaskSpec::Scan { .. } => return self.scan(client, agent, assignment).await,
+            TaskSpec::Scan { .. } => return self.run_scan(client, agent, assignment).await,
             TaskSpec::Copy { files, dirs, bytes } => {
                 let asked = Instant::now();
                 match client
@@ -266,8 +275,8 @@ impl Fleet {
                     )
                     .await
                 {
-                    Ok(_) => self.meters.manifest.note(asked.elapsed()),
-                    Err(_) => return self.meters.failed.note(asked.elapsed()),
+                    Ok(_) => self.meters.manifest.record(asked.elapsed()),
+                    Err(_) => return self.meters.failed.record(asked.elapsed()),
                 }
                 let writers = &assignment.destination_workers;
                 let writer = writers.get(agent.number / 2 % writers.len().max(1));
@@ -294,16 +303,20 @@ impl Fleet {
         };
         let asked = Instant::now();
         match client.send_result(&result, &CorruptionCounter::default()).await {
-            Ok(_) => self.meters.result.note(asked.elapsed()),
-            Err(_) => self.meters.failed.note(asked.elapsed()),
+            Ok(_) => self.meters.result.record(asked.elapsed()),
+            Err(_) => self.meters.failed.record(asked.elapsed()),
         }
     }
 
-    async fn scan(&self, client: &MasterClient, agent: &Agent, assignment: &Assignment) {
+    async fn run_scan(&self, client: &MasterClient, agent: &Agent, assignment: &Assignment) {
         let single = assignment.request_id.as_str().starts_with("wake");
         let (mut at, mut spawn, mut number) = (Some(assignment.task.clone()), 0, 0);
         while let Some(spec) = at {
-            let page = if single { Some(self.tree.single()) } else { self.tree.page(&spec, spawn) };
+            let page = if single {
+                Some(self.tree.single_batch_page())
+            } else {
+                self.tree.page(&spec, spawn)
+            };
             let Some(page) = page else { return };
             let sent = ScanPage {
                 task_digest: assignment.task_digest,
@@ -330,8 +343,8 @@ impl Fleet {
                     &CorruptionCounter::default(),
                 )
                 .await;
-            let Ok(reply) = reply else { return self.meters.failed.note(asked.elapsed()) };
-            self.meters.page.note(asked.elapsed());
+            let Ok(reply) = reply else { return self.meters.failed.record(asked.elapsed()) };
+            self.meters.page.record(asked.elapsed());
             if reply.action != PageAction::Continue {
                 return;
             }

@@ -12,21 +12,21 @@ mod agents;
 mod meter;
 mod tree;
 
-use agents::{Fleet, Kind};
+use agents::{AgentRole, Fleet};
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use longhaul::wire::RequestId;
 use longhaul::wire::sync::{SyncProgress, SyncState};
-use meter::{Cost, Process};
+use meter::{Process, ResourceUsage};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tree::Tree;
 
 /// How often a list is asked for.
-const LISTS: usize = 11;
+const LIST_ROUNDS: usize = 11;
 /// How often the progress of a sync is asked for.
-const LOOK: Duration = Duration::from_millis(200);
+const PROGRESS_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Simulated agents against a master.
 #[derive(Debug, Parser)]
@@ -82,7 +82,7 @@ fn main() -> anyhow::Result<()> {
     if !["127.0.0.1:", "[::1]:", "localhost:"].iter().any(|local| host.starts_with(local)) {
         bail!("{url} is not on this host: this would drown somebody else's master");
     }
-    raise_open_files();
+    raise_open_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -95,7 +95,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Each waiting poll has a connection.
-fn raise_open_files() {
+fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -115,17 +115,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
         args.workers, args.members, args.slots
     );
     let begin = Instant::now();
-    let before = master.cost()?;
+    let before = master.usage()?;
     fleet.register().await?;
     let took = begin.elapsed().as_secs_f64();
     println!("\nregistration: {:.0} a second", args.workers as f64 / took);
     print_cost(&master, &store, before)?;
-    fleet.begin_polls()?;
+    fleet.start_polling()?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     fleet.meters.clear();
 
     if args.idle > 0 {
-        let (begin, before) = (Instant::now(), master.cost()?);
+        let (begin, before) = (Instant::now(), master.usage()?);
         tokio::time::sleep(Duration::from_secs(args.idle)).await;
         println!("\nheartbeats and waiting polls only, {} s", args.idle);
         fleet.meters.print(begin.elapsed());
@@ -133,12 +133,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         fleet.meters.clear();
     }
     if args.wakes > 0 {
-        let (begin, before) = (Instant::now(), master.cost()?);
+        let (begin, before) = (Instant::now(), master.usage()?);
         for n in 0..args.wakes {
             let id: RequestId = format!("wake-{n}").parse()?;
-            fleet.submitted(&id);
-            submit(&fleet, &id, 0).await?;
-            wait_for(&fleet, &id, Duration::from_secs(60)).await?;
+            fleet.note_submitted(&id);
+            submit_sync(&fleet, &id, 0).await?;
+            wait_for_end(&fleet, &id, Duration::from_secs(60)).await?;
         }
         println!("\n{} syncs of one batch, one after the other", args.wakes);
         fleet.meters.print(begin.elapsed());
@@ -146,26 +146,26 @@ async fn run(args: Args) -> anyhow::Result<()> {
         fleet.meters.clear();
     }
     if args.ended > 0 {
-        lists(&fleet, args.ended).await?;
+        measure_lists(&fleet, args.ended).await?;
         fleet.meters.clear();
     }
     if args.entries > 0 {
-        work(&args, &fleet, &master, &store).await?;
+        run_large_sync(&args, &fleet, &master, &store).await?;
     }
     Ok(())
 }
 
 /// The large sync.
-async fn work(
+async fn run_large_sync(
     args: &Args,
     fleet: &Arc<Fleet>,
     master: &Process,
     store: &Option<Process>,
 ) -> anyhow::Result<()> {
-    let (begin, before) = (Instant::now(), master.cost()?);
+    let (begin, before) = (Instant::now(), master.usage()?);
     let id: RequestId = "work".parse()?;
-    submit(fleet, &id, args.rules).await?;
-    let end = wait_for(fleet, &id, Duration::from_secs(args.seconds)).await?;
+    submit_sync(fleet, &id, args.rules).await?;
+    let end = wait_for_end(fleet, &id, Duration::from_secs(args.seconds)).await?;
     let took = begin.elapsed();
     println!(
         "\nsync of {} entries in batches of {}: {} after {:.1} s, {} entries done",
@@ -184,17 +184,17 @@ async fn work(
 }
 
 /// The list of all syncs when many have ended.
-async fn lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
+async fn measure_lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
     for n in 0..ended {
         let id: RequestId = format!("ended-{n}").parse()?;
-        submit(fleet, &id, 0).await?;
+        submit_sync(fleet, &id, 0).await?;
         fleet.client.cancel_sync(&id).await.with_context(|| format!("cancel {id}"))?;
     }
     println!("\nlists of {ended} ended syncs");
     for (what, limit) in [("whole, in pages", None), ("the newest 20", Some(20))] {
         let mut took = Vec::new();
         let mut bytes = 0;
-        for _ in 0..LISTS {
+        for _ in 0..LIST_ROUNDS {
             let asked = Instant::now();
             bytes = fleet.client.list_syncs(&[], limit).await?.body.len();
             took.push(asked.elapsed());
@@ -203,17 +203,17 @@ async fn lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
         println!(
             "  {what}: {} KiB, median {:.2} ms",
             bytes >> 10,
-            took[LISTS / 2].as_secs_f64() * 1e3
+            took[LIST_ROUNDS / 2].as_secs_f64() * 1e3
         );
     }
     Ok(())
 }
 
-async fn submit(fleet: &Fleet, id: &RequestId, rules: usize) -> anyhow::Result<()> {
+async fn submit_sync(fleet: &Fleet, id: &RequestId, rules: usize) -> anyhow::Result<()> {
     let mut request = json!({
         "request_id": id,
-        "source_path": Kind::Source.path(),
-        "destination_path": Kind::Destination.path(),
+        "source_path": AgentRole::Source.storage_path(),
+        "destination_path": AgentRole::Destination.storage_path(),
     });
     if rules > 0 {
         let rule = |n| format!("/projects/some-group/run-{n:05}/scratch/**/*.tmp");
@@ -223,31 +223,46 @@ async fn submit(fleet: &Fleet, id: &RequestId, rules: usize) -> anyhow::Result<(
     Ok(())
 }
 
-async fn wait_for(fleet: &Fleet, id: &RequestId, most: Duration) -> anyhow::Result<SyncProgress> {
+async fn wait_for_end(
+    fleet: &Fleet,
+    id: &RequestId,
+    most: Duration,
+) -> anyhow::Result<SyncProgress> {
     let begin = Instant::now();
     loop {
         let asked = Instant::now();
         let progress = fleet.client.get_sync(id).await?.value;
-        fleet.meters.progress.note(asked.elapsed());
+        fleet.meters.progress.record(asked.elapsed());
         if progress.state.is_final() || begin.elapsed() > most {
             return Ok(progress);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(PROGRESS_POLL_INTERVAL).await;
     }
 }
 
-fn print_cost(master: &Process, store: &Option<Process>, before: Cost) -> anyhow::Result<()> {
-    let now = master.cost()?;
+fn print_cost(
+    master: &Process,
+    store: &Option<Process>,
+    before: ResourceUsage,
+) -> anyhow::Result<()> {
+    let now = master.usage()?;
     println!(
         "  master: {:.1} s of CPU, {} MiB now, {} MiB at most",
-        now.cpu - before.cpu,
-        now.rss >> 20,
-        now.peak >> 20
+        now.cpu_seconds - before.cpu_seconds,
+        now.rss_bytes >> 20,
+        now.peak_rss_bytes >> 20
     );
     if let Some(store) = store {
-        let store = store.cost()?;
-        println!("  store: {} MiB now, {} MiB at most", store.rss >> 20, store.peak >> 20);
+        let store = store.usage()?;
+        println!(
+            "  store: {} MiB now, {} MiB at most",
+            store.rss_bytes >> 20,
+            store.peak_rss_bytes >> 20
+        );
     }
-    println!("  this load: {:.1} s of CPU in all", Process::new(std::process::id()).cost()?.cpu);
+    println!(
+        "  this load: {:.1} s of CPU in all",
+        Process::new(std::process::id()).usage()?.cpu_seconds
+    );
     Ok(())
 }

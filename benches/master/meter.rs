@@ -10,16 +10,16 @@ pub(crate) struct Meter(Mutex<Vec<Duration>>);
 
 impl Meter {
     /// Notes one.
-    pub(crate) fn note(&self, took: Duration) {
+    pub(crate) fn record(&self, took: Duration) {
         self.0.lock().push(took);
     }
 
-    fn take(&self) -> Vec<Duration> {
+    fn drain(&self) -> Vec<Duration> {
         std::mem::take(&mut self.0.lock())
     }
 
     fn print(&self, name: &str, over: Duration) {
-        let mut all = self.take();
+        let mut all = self.drain();
         all.sort_unstable();
         let Some(last) = all.len().checked_sub(1) else { return };
         let ms = |share: usize| all[last * share / 1000].as_secs_f64() * 1000.0;
@@ -40,7 +40,7 @@ pub(crate) struct Meters {
     /// Heartbeats.
     pub(crate) heartbeat: Meter,
     /// From a submit to the assignment of its scan.
-    pub(crate) woken: Meter,
+    pub(crate) submit_to_assignment: Meter,
     /// Polls that got work; what they waited for it is part of it.
     pub(crate) poll: Meter,
     /// Manifests fetched.
@@ -59,7 +59,7 @@ impl Meters {
     fn all(&self) -> [(&'static str, &Meter); 8] {
         [
             ("heartbeats", &self.heartbeat),
-            ("submit to the scan's assignment", &self.woken),
+            ("submit to the scan's assignment", &self.submit_to_assignment),
             ("assignments (polls that got work)", &self.poll),
             ("manifests", &self.manifest),
             ("pages", &self.page),
@@ -76,12 +76,12 @@ impl Meters {
 
     /// Forgets all.
     pub(crate) fn clear(&self) {
-        self.all().iter().for_each(|(_, meter)| drop(meter.take()));
+        self.all().iter().for_each(|(_, meter)| drop(meter.drain()));
     }
 }
 
 /// Clock ticks in a second as the kernel tells them to processes (`USER_HZ`): 100 on all that we run on.
-const TICKS: f64 = 100.0;
+const CLOCK_TICKS_PER_SECOND: f64 = 100.0;
 
 /// A process on this host.
 #[derive(Debug)]
@@ -89,13 +89,13 @@ pub(crate) struct Process(u32);
 
 /// What it has cost so far.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Cost {
+pub(crate) struct ResourceUsage {
     /// User and system time, in seconds.
-    pub(crate) cpu: f64,
+    pub(crate) cpu_seconds: f64,
     /// Resident bytes now …
-    pub(crate) rss: u64,
+    pub(crate) rss_bytes: u64,
     /// … and at most.
-    pub(crate) peak: u64,
+    pub(crate) peak_rss_bytes: u64,
 }
 
 impl Process {
@@ -108,7 +108,7 @@ impl Process {
     ///
     /// # Errors
     /// It is gone.
-    pub(crate) fn cost(&self) -> anyhow::Result<Cost> {
+    pub(crate) fn usage(&self) -> anyhow::Result<ResourceUsage> {
         let read = |file: &str| {
             let path = format!("/proc/{}/{file}", self.0);
             std::fs::read_to_string(&path).with_context(|| format!("read {path}"))
@@ -123,7 +123,11 @@ impl Process {
             let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
             number.unwrap_or(0) << 10
         };
-        let cpu = (ticks(11) + ticks(12)) as f64 / TICKS;
-        Ok(Cost { cpu, rss: kib("VmRSS:"), peak: kib("VmHWM:") })
+        let cpu = (ticks(11) + ticks(12)) as f64 / CLOCK_TICKS_PER_SECOND;
+        Ok(ResourceUsage {
+            cpu_seconds: cpu,
+            rss_bytes: kib("VmRSS:"),
+            peak_rss_bytes: kib("VmHWM:"),
+        })
     }
 }

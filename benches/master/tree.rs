@@ -5,17 +5,17 @@ use longhaul::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
 use longhaul::wire::task::{Base64Bytes, Cursor, TaskSpec, WorkItem};
 
 /// Batches in a page, as a real agent cuts them at most.
-const PAGE_BATCHES: u64 = 16;
+const MAX_BATCHES_PER_PAGE: u64 = 16;
 /// Batches in a directory.
-const DIR_BATCHES: u64 = 160;
+const BATCHES_PER_DIR: u64 = 160;
 /// The size of each file, in bytes.
-const FILE: u64 = 1 << 20;
+const FILE_BYTES: u64 = 1 << 20;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Tree {
     batches: u64,
-    per_batch: u64,
+    entries_per_batch: u64,
     /// An encoded batch; all are the same, as nobody looks into them.
     manifest: Vec<u8>,
 }
@@ -37,54 +37,56 @@ impl Tree {
         let ident = FileVersion { dev: 0, ino: 1 << 40, ctime_sec: 1 << 30, ctime_nsec: 5 };
         let path = |n: u64| RelPath::new(format!("d00000/some-file-of-a-data-set-{n:08}.dat"));
         let entry = |n| {
-            path(n).ok().map(|path| Entry::new(path, EntryKind::File { size: FILE }, meta, ident))
+            path(n)
+                .ok()
+                .map(|path| Entry::new(path, EntryKind::File { size: FILE_BYTES }, meta, ident))
         };
         let entries_of_one = (0..per_batch).filter_map(entry).collect();
         let manifest = Manifest { dirs: Vec::new(), entries: entries_of_one }.encode();
-        Tree { batches: entries.div_ceil(per_batch.max(1)), per_batch, manifest }
+        Tree { batches: entries.div_ceil(per_batch.max(1)), entries_per_batch: per_batch, manifest }
     }
 
-    fn item(&self) -> WorkItem {
+    fn work_item(&self) -> WorkItem {
         WorkItem::Copy {
             manifest: Base64Bytes(self.manifest.clone()),
-            files: self.per_batch,
+            files: self.entries_per_batch,
             dirs: 0,
-            bytes: self.per_batch * FILE,
+            bytes: self.entries_per_batch * FILE_BYTES,
         }
     }
 
     /// A source of one batch.
-    pub(crate) fn single(&self) -> Page {
-        Page { work: vec![self.item()], spawn: Vec::new(), next: None }
+    pub(crate) fn single_batch_page(&self) -> Page {
+        Page { work: vec![self.work_item()], spawn: Vec::new(), next: None }
     }
 
     /// The page with which the scan `at` goes on; it may give `spawn` directories away. `None` for
     /// what is no scan of this tree.
     pub(crate) fn page(&self, at: &TaskSpec, spawn: u32) -> Option<Page> {
         let TaskSpec::Scan { dir, cursor } = at else { return None };
-        let dirs = self.batches.div_ceil(DIR_BATCHES);
+        let dirs = self.batches.div_ceil(BATCHES_PER_DIR);
         // Batches are numbered through; a directory is a range of them.
-        let range = number(dir).map_or(0..self.batches, |d| {
-            d * DIR_BATCHES..((d + 1) * DIR_BATCHES).min(self.batches)
+        let range = number_in_name(dir).map_or(0..self.batches, |d| {
+            d * BATCHES_PER_DIR..((d + 1) * BATCHES_PER_DIR).min(self.batches)
         });
         let mut batch = match cursor {
             None => range.start,
-            Some(cursor) => number(&cursor.after)?,
+            Some(cursor) => number_in_name(&cursor.after)?,
         };
         let mut given = Vec::new();
         while dir.is_root()
             && batch < range.end
-            && batch % DIR_BATCHES == 0
+            && batch % BATCHES_PER_DIR == 0
             && given.len() < spawn as usize
         {
-            let d = batch / DIR_BATCHES;
+            let d = batch / BATCHES_PER_DIR;
             given.push(RelPath::new(format!("d{d}")).ok()?);
-            batch = ((d + 1).min(dirs) * DIR_BATCHES).min(range.end);
+            batch = ((d + 1).min(dirs) * BATCHES_PER_DIR).min(range.end);
         }
         // A directory that may be given away next is begun with a page of its own.
-        let edge = (batch / DIR_BATCHES + 1) * DIR_BATCHES;
-        let until = (batch + PAGE_BATCHES).min(range.end).min(edge);
-        let work = (batch..until).map(|_| self.item()).collect();
+        let edge = (batch / BATCHES_PER_DIR + 1) * BATCHES_PER_DIR;
+        let until = (batch + MAX_BATCHES_PER_PAGE).min(range.end).min(edge);
+        let work = (batch..until).map(|_| self.work_item()).collect();
         let after = RelPath::new(format!("b{until}")).ok()?;
         let cursor = Some(Cursor { after, skip_contents: false });
         let next = (until < range.end).then(|| TaskSpec::Scan { dir: dir.clone(), cursor });
@@ -93,6 +95,6 @@ impl Tree {
 }
 
 /// The number in a name of one letter and digits.
-fn number(path: &RelPath) -> Option<u64> {
+fn number_in_name(path: &RelPath) -> Option<u64> {
     std::str::from_utf8(path.as_bytes()).ok()?.get(1..)?.parse().ok()
 }

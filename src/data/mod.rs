@@ -13,7 +13,7 @@
 //! - [`verifier`]: tickets and what they allow; [`full_or_read_only`]: the storage roots that a ticket must lie under
 //! - [`server`], [`verbs`], [`receive`], [`control_handlers`]: the receiving end; [`write_unless_failed`]: how both it and a
 //!   copy on one host write
-//! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`routing_state`],
+//! - [`peers`], [`peer`], [`stream_response`]: the sending end; [`routes`] (with [`routing_state`],
 //!   [`route_ranking`], [`checkout`], [`new_monitor`], [`try_connect`]): over which
 //!   NICs; [`nic_reports`], [`meter`]: our own; [`decode_reply`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:

@@ -48,7 +48,7 @@ pub struct ReconcileResult {
     /// One for each entry, in order.
     pub verdicts: Vec<Verdict>,
     /// Likewise: the digests of the regular files that are at the destination, where they are asked for
-    /// and the verdict is [`Verdict::TaskOutcome`].
+    /// and the verdict is [`CommitDecision::TaskOutcome`].
     pub digests: Vec<Option<Digest>>,
     /// The directories of the batch, by their place in it, that are new at the destination and that no
     /// entry of the batch is about. None in a dry run.

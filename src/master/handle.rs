@@ -1,13 +1,13 @@
 //! The door to the owner of the state: every question and every order goes through it.
 //!
-//! A [`Handle`] puts an event into a bounded queue and waits for the reply, which the owner gives only
+//! A [`MasterHandle`] puts an event into a bounded queue and waits for the reply, which the owner gives only
 //! when the decision is durable. It never waits without an end: an owner that can't answer in time
 //! (its store hangs) becomes a 503 that says whether a repeat is safe.
 
-use super::seat::{Identity, Seat, elsewhere, store_down};
-use super::submission;
+use super::leadership::{LeadershipStatus, MasterIdentity, not_leader, store_unavailable};
+use super::submit_validation;
 use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
-use crate::store::{Backup, Shortage, Spool};
+use crate::store::{AdmissionBlock, Backup, Spool};
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::leader::Readiness;
 use crate::wire::manifest::FileListPart;
@@ -27,11 +27,11 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long a caller waits for a reply. Longer than any commit takes on a store that works, shorter
 /// than the patience of a client.
-pub const REPLY_TIME: Duration = Duration::from_secs(10);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An event and where its reply goes. The receiver of `reply` is dropped when the caller goes away.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct ActorRequest {
     /// What the caller says.
     pub(super) event: Event,
     /// Where it waits.
@@ -39,7 +39,7 @@ pub(super) struct Request {
 }
 
 /// Whether decisions can be made durable now; otherwise why not, in a sentence.
-pub(super) type Health = Result<(), String>;
+pub(super) type ActorHealth = Result<(), String>;
 
 /// Reads a blob of the store by its key. `None`: there is none. The error is a sentence.
 pub(super) type BlobReader =
@@ -51,22 +51,22 @@ pub(super) type BackupMaker =
 
 /// The way to the owner of one reign.
 #[derive(Clone)]
-pub(super) struct Desk {
+pub(super) struct ActorChannel {
     /// Where its requests go.
-    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) requests: mpsc::Sender<ActorRequest>,
     /// What it tells of itself.
-    pub(super) health: watch::Receiver<Health>,
+    pub(super) health: watch::Receiver<ActorHealth>,
     /// The way to its blobs.
     pub(super) blobs: BlobReader,
     /// The way to a copy of its store.
     pub(super) backup: BackupMaker,
     /// What keeps the store from taking in more than it must.
-    pub(super) shortage: watch::Receiver<Option<Shortage>>,
+    pub(super) admission_block: watch::Receiver<Option<AdmissionBlock>>,
 }
 
-impl Desk {
+impl ActorChannel {
     /// Whether decisions can be made now; otherwise why not, in a sentence.
-    pub(super) fn health(&self) -> Health {
+    pub(super) fn health(&self) -> ActorHealth {
         if self.requests.is_closed() {
             return Err("the master is stopping".to_owned());
         }
@@ -74,7 +74,7 @@ impl Desk {
     }
 
     /// Resolves when no decision can be made (any more), with the reason.
-    async fn failure(&self) -> String {
+    async fn wait_for_failure(&self) -> String {
         let mut health = self.health.clone();
         let ended = "the master is stopping".to_owned();
         let seen = health.wait_for(Result::is_err).await.map(|health| health.clone());
@@ -84,23 +84,27 @@ impl Desk {
 
 /// The typed way to the owner of the state, through all reigns of this master. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle {
-    seat: watch::Receiver<Seat>,
-    identity: Arc<Identity>,
+pub struct MasterHandle {
+    status: watch::Receiver<LeadershipStatus>,
+    identity: Arc<MasterIdentity>,
     pub(super) spool: Spool,
 }
 
-impl Handle {
+impl MasterHandle {
     /// A handle to whatever owner there is at the moment.
-    pub(super) fn new(seat: watch::Receiver<Seat>, identity: Identity, spool: Spool) -> Self {
-        Handle { seat, identity: Arc::new(identity), spool }
+    pub(super) fn new(
+        seat: watch::Receiver<LeadershipStatus>,
+        identity: MasterIdentity,
+        spool: Spool,
+    ) -> Self {
+        MasterHandle { status: seat, identity: Arc::new(identity), spool }
     }
 
     /// A handle to one owner, which receives `requests` and tells its `health`.
     #[cfg(test)]
-    pub(super) fn of_owner(
-        requests: mpsc::Sender<Request>,
-        health: watch::Receiver<Health>,
+    pub(super) fn for_actor(
+        requests: mpsc::Sender<ActorRequest>,
+        health: watch::Receiver<ActorHealth>,
         blobs: BlobReader,
         spool: Spool,
     ) -> Self {
@@ -108,33 +112,38 @@ impl Handle {
             crate::wire::leader::Leader { name: "here".into(), url: None, epoch: 1, since: None };
         let shortage = watch::Sender::new(None).subscribe();
         let backup: BackupMaker = Arc::new(|| Box::pin(std::future::ready(Ok(None))));
-        let seat = Seat::Leads(leader, Desk { requests, health, blobs, backup, shortage });
-        Handle::new(watch::Sender::new(seat).subscribe(), Identity::default(), spool)
+        let seat = LeadershipStatus::Leader(
+            leader,
+            ActorChannel { requests, health, blobs, backup, admission_block: shortage },
+        );
+        MasterHandle::new(watch::Sender::new(seat).subscribe(), MasterIdentity::default(), spool)
     }
 
     /// Resolves when this master leads.
-    pub(super) async fn leads(&self) {
-        let mut seat = self.seat.clone();
+    pub(super) async fn wait_until_leader(&self) {
+        let mut seat = self.status.clone();
         // Its end is told elsewhere.
-        if seat.wait_for(|seat| matches!(seat, Seat::Leads(..))).await.is_err() {
+        if seat.wait_for(|seat| matches!(seat, LeadershipStatus::Leader(..))).await.is_err() {
             std::future::pending().await
         }
     }
 
     /// What this master is, and what it knows of the one that leads.
     pub(super) fn readiness(&self) -> Readiness {
-        self.seat.borrow().readiness(&self.identity)
+        self.status.borrow().readiness(&self.identity)
     }
 
     /// Resolves when what this master tells of itself is as wanted.
     #[cfg(test)]
-    pub(super) async fn told(&self, wanted: impl Fn(&Readiness) -> bool) {
-        let mut seat = self.seat.clone();
+    pub(super) async fn wait_for_readiness(&self, wanted: impl Fn(&Readiness) -> bool) {
+        let mut seat = self.status.clone();
         loop {
             // Marked as seen before it is looked at: what changes from then on wakes.
             let mut health = match &*seat.borrow_and_update() {
-                Seat::Leads(_, desk) => desk.health.clone(),
-                Seat::Follows(_) | Seat::Nobody(_) => watch::Sender::new(Ok(())).subscribe(),
+                LeadershipStatus::Leader(_, desk) => desk.health.clone(),
+                LeadershipStatus::Follower(_) | LeadershipStatus::NoLeader(_) => {
+                    watch::Sender::new(Ok(())).subscribe()
+                }
             };
             health.mark_unchanged();
             if wanted(&self.readiness()) {
@@ -150,26 +159,28 @@ impl Handle {
 
     /// Why requests are refused here now, if they are.
     pub(super) fn refusal(&self) -> Option<Problem> {
-        self.seat.borrow().refusal()
+        self.status.borrow().refusal()
     }
 
     /// What a master that does not lead answers to whatever needs a decision.
-    pub(super) fn elsewhere(&self) -> Option<Problem> {
-        match &*self.seat.borrow() {
-            Seat::Leads(..) => None,
-            Seat::Follows(leader) => Some(elsewhere(leader)),
-            nobody @ Seat::Nobody(_) => nobody.refusal(),
+    pub(super) fn refusal_unless_leader(&self) -> Option<Problem> {
+        match &*self.status.borrow() {
+            LeadershipStatus::Leader(..) => None,
+            LeadershipStatus::Follower(leader) => Some(not_leader(leader)),
+            nobody @ LeadershipStatus::NoLeader(_) => nobody.refusal(),
         }
     }
 
     /// The way to the owner.
-    pub(super) fn desk(&self) -> Result<Desk, Problem> {
-        match &*self.seat.borrow() {
-            Seat::Leads(_, desk) => {
-                desk.health().map_err(|why| store_down(&why)).map(|()| desk.clone())
+    pub(super) fn channel(&self) -> Result<ActorChannel, Problem> {
+        match &*self.status.borrow() {
+            LeadershipStatus::Leader(_, desk) => {
+                desk.health().map_err(|why| store_unavailable(&why)).map(|()| desk.clone())
             }
-            Seat::Follows(leader) => Err(elsewhere(leader)),
-            nobody @ Seat::Nobody(_) => Err(nobody.refusal().unwrap_or_else(stopping)),
+            LeadershipStatus::Follower(leader) => Err(not_leader(leader)),
+            nobody @ LeadershipStatus::NoLeader(_) => {
+                Err(nobody.refusal().unwrap_or_else(shutting_down))
+            }
         }
     }
 
@@ -184,23 +195,23 @@ impl Handle {
         mut request: SyncRequest,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<SubmitReply, Problem> {
-        let list = submission::checked(&mut request)?;
-        self.submit_checked(request, list, idempotency).await
+        let list = submit_validation::validate_submit(&mut request)?;
+        self.submit_validated(request, list, idempotency).await
     }
 
-    /// Queues a sync whose paths and list have been checked ([`submission`]).
-    pub(super) async fn submit_checked(
+    /// Queues a sync whose paths and list have been checked ([`submit_validation`]).
+    pub(super) async fn submit_validated(
         &self,
         request: SyncRequest,
         list: Option<Vec<FileListPart>>,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<SubmitReply, Problem> {
-        if let Some(shortage) = self.desk()?.shortage.borrow().as_ref() {
-            return Err(not_accepted(shortage));
+        if let Some(shortage) = self.channel()?.admission_block.borrow().as_ref() {
+            return Err(over_capacity(shortage));
         }
-        match self.ask(Event::Submit { request, list, idempotency }).await? {
+        match self.request(Event::Submit { request, list, idempotency }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -209,9 +220,9 @@ impl Handle {
     /// # Errors
     /// 404, 503.
     pub async fn progress(&self, id: RequestId) -> Result<SyncProgress, Problem> {
-        match self.ask(Event::Progress(id)).await? {
+        match self.request(Event::Progress(id)).await? {
             Reply::Progress(progress) => Ok(*progress),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -220,9 +231,9 @@ impl Handle {
     /// # Errors
     /// 503.
     pub async fn list(&self, select: Select) -> Result<Selected, Problem> {
-        match self.ask(Event::List(select)).await? {
+        match self.request(Event::List(select)).await? {
             Reply::List(selected) => Ok(selected),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -231,9 +242,9 @@ impl Handle {
     /// # Errors
     /// 404, 409 where it has ended, 503.
     pub async fn change(&self, id: RequestId, change: SyncPatch) -> Result<SyncProgress, Problem> {
-        match self.ask(Event::Change { id, change }).await? {
+        match self.request(Event::Change { id, change }).await? {
             Reply::Progress(progress) => Ok(*progress),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -243,9 +254,9 @@ impl Handle {
     /// 404, 409 where it has ended, 503.
     pub async fn pause(&self, id: RequestId, on: bool) -> Result<SyncProgress, Problem> {
         let event = if on { Event::Pause(id) } else { Event::Resume(id) };
-        match self.ask(event).await? {
+        match self.request(event).await? {
             Reply::Progress(progress) => Ok(*progress),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -258,9 +269,9 @@ impl Handle {
         id: RequestId,
         worker: WorkerId,
     ) -> Result<ReassignReply, Problem> {
-        match self.ask(Event::Reassign { id, worker }).await? {
+        match self.request(Event::Reassign { id, worker }).await? {
             Reply::Reassigned(reassigned) => Ok(reassigned),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -269,9 +280,9 @@ impl Handle {
     /// # Errors
     /// 404, 409 where it has ended, 503.
     pub async fn cancel(&self, id: RequestId) -> Result<SyncProgress, Problem> {
-        match self.ask(Event::Cancel(id)).await? {
+        match self.request(Event::Cancel(id)).await? {
             Reply::Progress(progress) => Ok(*progress),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -280,9 +291,9 @@ impl Handle {
     /// # Errors
     /// 404, 503.
     pub async fn delete(&self, id: RequestId) -> Result<bool, Problem> {
-        match self.ask(Event::Delete(id)).await? {
+        match self.request(Event::Delete(id)).await? {
             Reply::Deleted { cancelled } => Ok(cancelled),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -291,9 +302,9 @@ impl Handle {
     /// # Errors
     /// 503.
     pub async fn heartbeat(&self, heartbeat: WorkerHeartbeat) -> Result<HeartbeatReply, Problem> {
-        match self.ask(Event::Heartbeat(heartbeat)).await? {
+        match self.request(Event::Heartbeat(heartbeat)).await? {
             Reply::Heartbeat(reply) => Ok(reply),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -302,9 +313,9 @@ impl Handle {
     /// # Errors
     /// 503.
     pub async fn workers(&self) -> Result<WorkerList, Problem> {
-        match self.ask(Event::Workers).await? {
+        match self.request(Event::Workers).await? {
             Reply::Workers(list) => Ok(list),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -313,9 +324,9 @@ impl Handle {
     /// # Errors
     /// 404, 503.
     pub async fn worker(&self, id: WorkerId) -> Result<WorkerView, Problem> {
-        match self.ask(Event::Worker(id)).await? {
+        match self.request(Event::Worker(id)).await? {
             Reply::Worker(view) => Ok(*view),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -324,9 +335,9 @@ impl Handle {
     /// # Errors
     /// 404, 503.
     pub async fn worker_requests(&self, id: WorkerId) -> Result<Vec<RequestId>, Problem> {
-        match self.ask(Event::WorkerRequests(id)).await? {
+        match self.request(Event::WorkerRequests(id)).await? {
             Reply::RequestIds(ids) => Ok(ids),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -339,9 +350,9 @@ impl Handle {
         worker: WorkerId,
         order: Option<DrainRequest>,
     ) -> Result<DrainReply, Problem> {
-        match self.ask(Event::Drain { worker, order }).await? {
+        match self.request(Event::Drain { worker, order }).await? {
             Reply::Ordered(order) => Ok(*order),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -350,9 +361,9 @@ impl Handle {
     /// # Errors
     /// 404, 409 where it is alive, 503.
     pub async fn forget(&self, worker: WorkerId) -> Result<ForgetWorkerReply, Problem> {
-        match self.ask(Event::Forget(worker)).await? {
+        match self.request(Event::Forget(worker)).await? {
             Reply::Forgotten(forgotten) => Ok(forgotten),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -370,15 +381,15 @@ impl Handle {
     ) -> Result<Option<Assignment>, Problem> {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let event = Event::Poll { worker, incarnation, poll_id, wait_ms };
-        let desk = self.desk()?;
+        let desk = self.channel()?;
         // Who waits for work is not kept waiting by a master that can't give any: another one may.
         let answer = tokio::select! {
-            answer = self.ask_within(event, wait.saturating_add(REPLY_TIME)) => answer?,
-            why = desk.failure() => return Err(store_down(&why)),
+            answer = self.request_within(event, wait.saturating_add(REPLY_TIMEOUT)) => answer?,
+            why = desk.wait_for_failure() => return Err(store_unavailable(&why)),
         };
         match answer {
             Reply::Assignment(assignment) => Ok(assignment.map(|a| *a)),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -391,12 +402,12 @@ impl Handle {
         worker: WorkerId,
         assignment: AssignmentId,
     ) -> Result<Vec<u8>, Problem> {
-        let deadline = Instant::now() + REPLY_TIME;
-        let key = match self.ask(Event::Manifest { worker, assignment }).await? {
+        let deadline = Instant::now() + REPLY_TIMEOUT;
+        let key = match self.request(Event::Manifest { worker, assignment }).await? {
             Reply::Blob(key) => key,
-            other => return Err(misplaced(other)),
+            other => return Err(unexpected_reply(other)),
         };
-        let blobs = self.desk()?.blobs;
+        let blobs = self.channel()?.blobs;
         match timeout_at(deadline, blobs(key)).await {
             Ok(Ok(Some(bytes))) => Ok(bytes),
             // The task ended between the two steps, and its manifest went with it.
@@ -406,8 +417,8 @@ impl Handle {
                 "assignment_not_held",
                 "the manifest of this assignment is gone: its task has ended",
             )),
-            Ok(Err(why)) => Err(store_down(&why)),
-            Err(_) => Err(store_down("no manifest came in time")),
+            Ok(Err(why)) => Err(store_unavailable(&why)),
+            Err(_) => Err(store_unavailable("no manifest came in time")),
         }
     }
 
@@ -421,9 +432,9 @@ impl Handle {
         assignment: AssignmentId,
         page: ScanPage,
     ) -> Result<PageReply, Problem> {
-        match self.ask(Event::Page { worker, assignment, page }).await? {
+        match self.request(Event::Page { worker, assignment, page }).await? {
             Reply::Page(reply) => Ok(reply),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -432,9 +443,9 @@ impl Handle {
     /// # Errors
     /// 422 for a result that can't be, 503.
     pub async fn result(&self, result: TaskResult) -> Result<ResultReply, Problem> {
-        match self.ask(Event::Result(result)).await? {
+        match self.request(Event::Result(result)).await? {
             Reply::Result(reply) => Ok(reply),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -443,9 +454,9 @@ impl Handle {
     /// # Errors
     /// 503.
     pub async fn reconcile(&self) -> Result<ReconcileReply, Problem> {
-        match self.ask(Event::Reconcile(Stored::default())).await? {
+        match self.request(Event::Reconcile(Stored::default())).await? {
             Reply::Reconciled(done) => Ok(*done),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -454,9 +465,9 @@ impl Handle {
     /// # Errors
     /// 503.
     pub async fn confirm_clock(&self) -> Result<ConfirmClockReply, Problem> {
-        match self.ask(Event::ConfirmClock).await? {
+        match self.request(Event::ConfirmClock).await? {
             Reply::ClockConfirmed(done) => Ok(done),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -465,17 +476,19 @@ impl Handle {
     /// # Errors
     /// 501 where the state is in Redis; 503 where the copy cannot be made now, or this master does not lead.
     pub(super) async fn backup(&self) -> Result<Backup, Problem> {
-        let make = match &*self.seat.borrow() {
-            Seat::Leads(_, desk) => Arc::clone(&desk.backup),
-            Seat::Follows(leader) => return Err(elsewhere(leader)),
-            nobody @ Seat::Nobody(_) => return Err(nobody.refusal().unwrap_or_else(stopping)),
+        let make = match &*self.status.borrow() {
+            LeadershipStatus::Leader(_, desk) => Arc::clone(&desk.backup),
+            LeadershipStatus::Follower(leader) => return Err(not_leader(leader)),
+            nobody @ LeadershipStatus::NoLeader(_) => {
+                return Err(nobody.refusal().unwrap_or_else(shutting_down));
+            }
         };
         match make().await {
             Ok(Some(backup)) => Ok(backup),
             Ok(None) => {
                 let detail = format!(
                     "this master keeps its state in Redis at {}, which has its own backups",
-                    self.identity.store
+                    self.identity.store_location
                 );
                 Err(Problem::new(501, "Not Implemented", "backup_elsewhere", detail).with_hint(
                     "on the host of Redis: `redis-cli BGSAVE`, then copy dump.rdb; or copy its appendonlydir as \
@@ -494,31 +507,31 @@ impl Handle {
     ///
     /// # Errors
     /// The sentence.
-    pub fn ready(&self) -> Result<(), String> {
-        self.desk().map(drop).map_err(|problem| problem.detail)
+    pub fn check_ready(&self) -> Result<(), String> {
+        self.channel().map(drop).map_err(|problem| problem.detail)
     }
 
     /// Sends `event` and waits for its reply.
-    pub(super) async fn ask(&self, event: Event) -> Result<Reply, Problem> {
-        self.ask_within(event, REPLY_TIME).await
+    pub(super) async fn request(&self, event: Event) -> Result<Reply, Problem> {
+        self.request_within(event, REPLY_TIMEOUT).await
     }
 
     /// Sends `event` and waits for its reply. What is refused at once, because the store is known to be
     /// down, has changed nothing; what ran out of time may still take effect.
-    async fn ask_within(&self, event: Event, time: Duration) -> Result<Reply, Problem> {
-        let desk = self.desk()?;
+    async fn request_within(&self, event: Event, time: Duration) -> Result<Reply, Problem> {
+        let desk = self.channel()?;
         let deadline = Instant::now() + time;
         let (reply, answer) = oneshot::channel();
-        match timeout_at(deadline, desk.requests.send(Request { event, reply })).await {
+        match timeout_at(deadline, desk.requests.send(ActorRequest { event, reply })).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(stopping()),
-            Err(_) => return Err(busy()),
+            Ok(Err(_)) => return Err(shutting_down()),
+            Err(_) => return Err(queue_full()),
         }
         match timeout_at(deadline, answer).await {
             Ok(Ok(Reply::Refused(problem))) => Err(*problem),
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(stopping()),
-            Err(_) => Err(late(desk.health().err())),
+            Ok(Err(_)) => Err(shutting_down()),
+            Err(_) => Err(deadline_exceeded(desk.health().err())),
         }
     }
 }
@@ -527,43 +540,43 @@ fn unavailable(code: &str, detail: impl Into<String>) -> Problem {
     Problem::new(503, "Service Unavailable", code, detail)
 }
 
-fn not_accepted(shortage: &Shortage) -> Problem {
-    let detail = format!("new syncs are not accepted: {}", shortage.why());
+fn over_capacity(shortage: &AdmissionBlock) -> Problem {
+    let detail = format!("new syncs are not accepted: {}", shortage.reason());
     match shortage {
-        Shortage::Full(_) => Problem::new(507, "Insufficient Storage", "store_full", detail)
+        AdmissionBlock::Full(_) => Problem::new(507, "Insufficient Storage", "store_full", detail)
             .with_hint(
                 "queued syncs continue and free space when they end; or give the store more memory",
             ),
-        Shortage::Unsafe(_) => unavailable("store_unsafe", detail).with_hint(
+        AdmissionBlock::Unsafe(_) => unavailable("store_unsafe", detail).with_hint(
             "accepted syncs continue; repeat the request after the setting was changed back",
         ),
     }
 }
 
-fn stopping() -> Problem {
+fn shutting_down() -> Problem {
     unavailable("stopping", "the master is stopping, or does not lead any more")
         .with_hint("repeat the request, or send it to another master")
 }
 
-fn busy() -> Problem {
+fn queue_full() -> Problem {
     unavailable("busy", "too many requests wait for the master; this one changed nothing")
         .with_hint("repeat the request after the time in Retry-After")
 }
 
-fn late(why: Option<String>) -> Problem {
+fn deadline_exceeded(why: Option<String>) -> Problem {
     let why = why.unwrap_or_else(|| "the store is slow".to_owned());
     unavailable(
         problem::LATE_CODE,
         format!(
             "the decision was not durable after {} s; it may still take effect: {why}",
-            REPLY_TIME.as_secs()
+            REPLY_TIMEOUT.as_secs()
         ),
     )
     .with_hint("repeat the request with the same id or Idempotency-Key: it is not done twice")
 }
 
 /// A reply of another kind than the question: a defect of the owner, never of the caller.
-pub(super) fn misplaced(reply: Reply) -> Problem {
+pub(super) fn unexpected_reply(reply: Reply) -> Problem {
     tracing::error!(?reply, "the reply does not fit the request");
     Problem::new(
         500,

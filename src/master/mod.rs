@@ -1,7 +1,7 @@
 //! The master: it decides, and remembers what it decided.
 //!
 //! - [`http`]: the API
-//! - [`handle`]: the typed way from the API to the owner
+//! - [`open_store`]: the typed way from the API to the owner
 //! - `reign`: following and leading, among several masters
 //! - `seat`: which of the two it is at the moment
 //! - `owner`: the loop that owns the state
@@ -11,28 +11,28 @@
 //! Order of a start: bind and answer, follow, lead, load. Order of a stop: the API answers what it has, then
 //! the owner commits what it has and ends its reign.
 
-mod failures;
-mod faults;
+mod election;
+mod failure_reader;
+mod file_records;
 pub mod handle;
 pub mod http;
-mod listing;
+mod leadership;
 mod name_key;
-mod owner;
-mod reign;
-mod seat;
-mod submission;
+mod state_actor;
+mod submit_validation;
+mod validation_errors;
 
-pub use handle::Handle;
+pub use handle::MasterHandle;
 
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::Settings;
 use crate::store::{EmbeddedStore, Installation, Location, RedisStore, Spool, Store, StoreError};
 use crate::wire::options::PartNameKey;
 use anyhow::Context as _;
+use election::LeaderElection;
 use http::HttpLimits;
+use leadership::{LeadershipStatus, MasterIdentity, NoLeaderReason};
 use name_key::NameKeyFile;
-use reign::Reigns;
-use seat::{Identity, Seat, Why};
 use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,17 +45,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Where lists of files are kept, below the data directory.
-const RECORDS: &str = "records";
+const RECORDS_DIR: &str = "records";
 /// Open files that are left for other things than connections.
-const OTHER_FILES: usize = 64;
+const RESERVED_FILE_DESCRIPTORS: usize = 64;
 /// Connections that wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
-const BACKLOG: u32 = 8_192;
+const LISTEN_BACKLOG: u32 = 8_192;
 
 /// A master that serves.
 pub struct Master {
     url: String,
-    handle: Handle,
-    running: JoinHandle<anyhow::Result<()>>,
+    handle: MasterHandle,
+    task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Master {
@@ -70,14 +70,21 @@ impl Master {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
         let config = changes.borrow().clone();
-        let spool = Spool::at(config.data_dir.join(RECORDS));
+        let spool = Spool::in_dir(config.data_dir.join(RECORDS_DIR));
         let names = NameKeyFile::in_dir(&config.data_dir);
-        let name_key = names.read();
-        let begin = Begin { spool, secret: None, name_key, names, shutdown, lists_failures: true };
+        let name_key = names.load();
+        let begin = MasterStartup {
+            spool,
+            secret: None,
+            name_key,
+            name_key_file: names,
+            shutdown,
+            lists_failures: true,
+        };
         match &config.store {
             StoreConfig::Redis { url, options: setup, namespace, allow_volatile } => {
                 let installation =
-                    Installation::of(config.installation.as_deref(), &config.data_dir)?;
+                    Installation::load(config.installation.as_deref(), &config.data_dir)?;
                 let setup = Arc::new(setup.clone());
                 let (at, namespace, volatile) = (url.clone(), namespace.clone(), *allow_volatile);
                 let open = move || {
@@ -90,12 +97,12 @@ impl Master {
                             .map(Arc::new)
                     }
                 };
-                begin.with(open, changes).await
+                begin.start(open, changes).await
             }
             StoreConfig::Embedded { dir } => {
                 // What is wrong with it is wrong for good.
-                let store = Arc::new(EmbeddedStore::open(Location::File(dir.clone()))?);
-                begin.with(move || ready(Ok(Arc::clone(&store))), changes).await
+                let store = Arc::new(EmbeddedStore::open(Location::Directory(dir.clone()))?);
+                begin.start(move || ready(Ok(Arc::clone(&store))), changes).await
             }
         }
     }
@@ -116,16 +123,23 @@ impl Master {
     ) -> anyhow::Result<Master> {
         let secret = Some(uuid::Uuid::new_v4().simple().to_string());
         let store = Arc::new(store);
-        let (spool, names) = (Spool::passing(), NameKeyFile::default());
+        let (spool, names) = (Spool::temporary(), NameKeyFile::default());
         // Nobody can ask for them after its end, and its store is in memory.
         let lists_failures = false;
         let name_key = Some(name_key);
-        let begin = Begin { spool, secret, name_key, names, shutdown, lists_failures };
+        let begin = MasterStartup {
+            spool,
+            secret,
+            name_key,
+            name_key_file: names,
+            shutdown,
+            lists_failures,
+        };
         let config = watch::channel(config.clone()).1;
-        let mut master = begin.with(move || ready(Ok(Arc::clone(&store))), config).await?;
+        let mut master = begin.start(move || ready(Ok(Arc::clone(&store))), config).await?;
         tokio::select! {
-            led = master.handle.leads() => led,
-            ended = &mut master.running => ended.context("the master's task")??,
+            led = master.handle.wait_until_leader() => led,
+            ended = &mut master.task => ended.context("the master's task")??,
         }
         Ok(master)
     }
@@ -136,7 +150,7 @@ impl Master {
     }
 
     /// The way to the owner without HTTP.
-    pub fn handle(&self) -> Handle {
+    pub fn handle(&self) -> MasterHandle {
         self.handle.clone()
     }
 
@@ -144,24 +158,24 @@ impl Master {
     ///
     /// # Errors
     /// The store can't be used (any more), or another master has the name of this one.
-    pub async fn stopped(self) -> anyhow::Result<()> {
-        self.running.await.context("the master's task")?
+    pub async fn wait_until_stopped(self) -> anyhow::Result<()> {
+        self.task.await.context("the master's task")?
     }
 }
 
 /// What a master begins with beside its configuration.
-struct Begin {
+struct MasterStartup {
     spool: Spool,
     secret: Option<String>,
     name_key: Option<PartNameKey>,
-    names: NameKeyFile,
+    name_key_file: NameKeyFile,
     shutdown: CancellationToken,
     /// Failures are listed by name.
     lists_failures: bool,
 }
 
-impl Begin {
-    async fn with<S, F>(
+impl MasterStartup {
+    async fn start<S, F>(
         self,
         open: impl Fn() -> F + Send + Sync + 'static,
         changes: watch::Receiver<MasterConfig>,
@@ -170,50 +184,59 @@ impl Begin {
         S: Store,
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
-        let Begin { spool, secret, name_key, names, shutdown, lists_failures } = self;
+        let MasterStartup {
+            spool,
+            secret,
+            name_key,
+            name_key_file: names,
+            shutdown,
+            lists_failures,
+        } = self;
         let config = &changes.borrow().clone();
-        let listener = listen(config.listen).with_context(|| {
+        let listener = bind_listener(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
         let address = listener.local_addr().context("read the bound address")?;
-        let advertised = config.advertise_url.clone().or_else(|| advertised(address));
+        let advertised = config.advertise_url.clone().or_else(|| advertised_url(address));
         // Unique to this master: whoever has the address on this host is it, or its successor.
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let place = advertised.clone().unwrap_or_else(|| format!("http://{address}"));
         let name = format!("{host} {place}");
-        let (seat, seen) =
-            watch::channel(Seat::Nobody(Why::Change("this master has just started")));
-        let identity = Identity { name: name.clone(), store: config.store.location() };
-        let handle = Handle::new(seen, identity, spool.clone());
+        let (seat, seen) = watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition(
+            "this master has just started",
+        )));
+        let identity =
+            MasterIdentity { name: name.clone(), store_location: config.store.location() };
+        let handle = MasterHandle::new(seen, identity, spool.clone());
         let limits = HttpLimits {
             // An agent counts its lease from before its poll was sent: most of it must be left.
-            max_wait: config.poll_wait_max.min(config.lease / 3),
-            secret: secret.clone(),
+            max_poll_wait: config.poll_wait_max.min(config.lease / 3),
+            path_secret: secret.clone(),
             advertise_url: config.advertise_url.clone(),
-            connections: room_for(config.limits.max_connections),
+            max_connections: raise_connection_limit(config.limits.max_connections),
             ..HttpLimits::default()
         };
-        adjust(&limits, config);
-        let mut first = Settings { name_key, ..settings(config) };
+        update_http_limits(&limits, config);
+        let mut first = Settings { name_key, ..scheduler_settings(config) };
         if !lists_failures {
             first.max_failed_entries = 0;
         }
         let (tell_settings, settings) = watch::channel(first);
-        let applying = tokio::spawn(apply_changes(changes, limits.clone(), tell_settings));
-        let reigns = Reigns {
+        let applying = tokio::spawn(apply_config_changes(changes, limits.clone(), tell_settings));
+        let reigns = LeaderElection {
             name,
             url: advertised,
             lease: config.leadership_lease,
             settings,
             spool,
-            names,
-            seat,
+            name_key_file: names,
+            status: seat,
             shutdown: shutdown.clone(),
             api_ended: CancellationToken::new(),
         };
         tracing::info!(%address, "API listening");
         let applying = AbortOnDropHandle::new(applying);
-        let serving = serve(reigns, open, listener, handle.clone(), limits, shutdown);
+        let serving = serve_api_and_lead(reigns, open, listener, handle.clone(), limits, shutdown);
         let running = tokio::spawn(async move {
             let _applying = applying;
             serving.await
@@ -222,12 +245,12 @@ impl Begin {
             Some(secret) => format!("http://{address}/{secret}"),
             None => format!("http://{address}"),
         };
-        Ok(Master { url, handle, running })
+        Ok(Master { url, handle, task: running })
     }
 }
 
 /// Where others reach a master that listens there, if that can be said.
-fn advertised(address: SocketAddr) -> Option<String> {
+fn advertised_url(address: SocketAddr) -> Option<String> {
     (!address.ip().is_unspecified()).then(|| format!("http://{address}"))
 }
 
@@ -239,22 +262,22 @@ pub async fn run(
     config: watch::Receiver<MasterConfig>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    Master::start(config, shutdown).await?.stopped().await
+    Master::start(config, shutdown).await?.wait_until_stopped().await
 }
 
 /// Passes on what of the configuration changes.
-async fn apply_changes(
+async fn apply_config_changes(
     mut changes: watch::Receiver<MasterConfig>,
     limits: HttpLimits,
     tell: watch::Sender<Settings>,
 ) {
     while changes.changed().await.is_ok() {
         let config = changes.borrow_and_update().clone();
-        adjust(&limits, &config);
+        update_http_limits(&limits, &config);
         // The key for names is of this process, not of the configuration.
         tell.send_modify(|now| {
             let name_key = now.name_key.take();
-            *now = Settings { name_key, ..settings(&config) };
+            *now = Settings { name_key, ..scheduler_settings(&config) };
         });
     }
     // A task that waits for a change waits for ever.
@@ -262,17 +285,17 @@ async fn apply_changes(
 }
 
 /// Sets what may be changed at any time.
-fn adjust(limits: &HttpLimits, config: &MasterConfig) {
+fn update_http_limits(limits: &HttpLimits, config: &MasterConfig) {
     let bytes = usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX);
-    limits.submit_bytes.store(bytes, Ordering::Relaxed);
+    limits.max_submit_bytes.store(bytes, Ordering::Relaxed);
     limits.default_chunk_mb.store(config.defaults.chunk_size_mb, Ordering::Relaxed);
 }
 
-async fn serve<S, F>(
-    reigns: Reigns,
+async fn serve_api_and_lead<S, F>(
+    reigns: LeaderElection,
     open: impl Fn() -> F + Send + Sync + 'static,
     listener: TcpListener,
-    handle: Handle,
+    handle: MasterHandle,
     limits: HttpLimits,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()>
@@ -300,19 +323,19 @@ where
 
 /// Listens, with room for the agents that all come at once when a master starts: with the usual 128 most of
 /// them would have to knock again and again, seconds apart.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+fn bind_listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(LISTEN_BACKLOG)
 }
 
 /// How many connections there may be of those that are `wanted`: the limit of open files is raised as far
 /// as the system lets us, and some are left for the store and for files.
-fn room_for(wanted: usize) -> usize {
+fn raise_connection_limit(wanted: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let enough = (wanted + OTHER_FILES) as u64;
+    let enough = (wanted + RESERVED_FILE_DESCRIPTORS) as u64;
     let raised = limit.maximum.map_or(enough, |most| most.min(enough));
     let have = match limit.current {
         Some(now) if now < raised => {
@@ -325,7 +348,10 @@ fn room_for(wanted: usize) -> usize {
         Some(now) => now,
         None => enough,
     };
-    let room = usize::try_from(have).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES).max(16);
+    let room = usize::try_from(have)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(RESERVED_FILE_DESCRIPTORS)
+        .max(16);
     if room < wanted {
         tracing::info!(
             connections = room,
@@ -337,7 +363,7 @@ fn room_for(wanted: usize) -> usize {
     room.min(wanted)
 }
 
-fn settings(config: &MasterConfig) -> Settings {
+fn scheduler_settings(config: &MasterConfig) -> Settings {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Settings {
         lease_ms: ms(config.lease),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The name of the file in the `data_dir`.
 const FILE_NAME: &str = "names.key";
 /// The length of the file, in bytes.
-const LENGTH: usize = 32;
+const KEY_BYTES: usize = 32;
 
 /// The file of the key; none for a master that keeps nothing beyond its end.
 #[derive(Debug, Clone, Default)]
@@ -22,13 +22,14 @@ impl NameKeyFile {
     }
 
     /// The key that was kept. A file that is not private or not a key is reported and not used. Blocks.
-    pub(super) fn read(&self) -> Option<PartNameKey> {
+    pub(super) fn load(&self) -> Option<PartNameKey> {
         let file = self.0.as_deref()?;
-        match private_files::read_file(file, LENGTH as u64 + 1).map(<[u8; LENGTH]>::try_from) {
+        match private_files::read_file(file, KEY_BYTES as u64 + 1).map(<[u8; KEY_BYTES]>::try_from)
+        {
             Ok(Ok(key)) => Some(PartNameKey(key)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Ok(Err(_)) => {
-                tracing::warn!(file = %file.display(), "not a key of {LENGTH} bytes: it is replaced");
+                tracing::warn!(file = %file.display(), "not a key of {KEY_BYTES} bytes: it is replaced");
                 None
             }
             Err(e) => {
@@ -39,9 +40,9 @@ impl NameKeyFile {
     }
 
     /// Keeps the key of the store that this master leads on, where another one or none is kept. Blocks.
-    pub(super) fn keep(&self, key: PartNameKey) {
+    pub(super) fn save(&self, key: PartNameKey) {
         let Some(file) = self.0.as_deref() else { return };
-        if private_files::read_file(file, LENGTH as u64 + 1).is_ok_and(|kept| kept == key.0) {
+        if private_files::read_file(file, KEY_BYTES as u64 + 1).is_ok_and(|kept| kept == key.0) {
             return;
         }
         if let Err(e) = private_files::replace_file(file, &key.0) {
@@ -58,18 +59,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_of_the_last_store_is_kept_and_nothing_else_is_taken_for_one() {
+    fn the_last_key_is_saved_and_a_file_of_another_length_is_ignored() {
         let home = tempfile::tempdir().unwrap();
         let file = NameKeyFile::in_dir(&home.path().join("data"));
-        assert!(file.read().is_none());
+        assert!(file.load().is_none());
         for key in [1, 1, 2] {
-            file.keep(PartNameKey([key; LENGTH]));
-            assert_eq!(file.read().map(|key| key.0), Some([key; LENGTH]));
+            file.save(PartNameKey([key; KEY_BYTES]));
+            assert_eq!(file.load().map(|key| key.0), Some([key; KEY_BYTES]));
         }
         let path = home.path().join("data").join(FILE_NAME);
         std::fs::write(&path, "short").unwrap();
-        assert!(file.read().is_none());
-        NameKeyFile::default().keep(PartNameKey([3; LENGTH]));
-        assert!(NameKeyFile::default().read().is_none());
+        assert!(file.load().is_none());
+        NameKeyFile::default().save(PartNameKey([3; KEY_BYTES]));
+        assert!(NameKeyFile::default().load().is_none());
     }
 }

@@ -202,7 +202,7 @@ pub enum Event {
 pub enum Reply {
     /// To `Submit` and `Retry`.
     Submitted(SubmitReply),
-    /// To `Progress`, `Change`, `Pause`, `PruneResume` and `Cancel`.
+    /// To `Progress`, `Transition`, `Pause`, `PruneResume` and `Cancel`.
     Progress(Box<SyncProgress>),
     /// To `List`.
     List(Selected),
@@ -217,7 +217,7 @@ pub enum Reply {
     Heartbeat(HeartbeatReply),
     /// To `Workers`.
     Workers(WorkerList),
-    /// To `Worker`.
+    /// To `Database`.
     Worker(Box<WorkerView>),
     /// To `WorkerRequests`, in the order of their submission.
     RequestIds(Vec<RequestId>),

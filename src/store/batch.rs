@@ -31,7 +31,7 @@ impl Batch {
     }
 
     /// The bytes of all keys and values.
-    pub fn bytes(&self) -> u64 {
+    pub fn byte_len(&self) -> u64 {
         let values = |map: &BTreeMap<String, Vec<u8>>| -> usize {
             map.iter().map(|(k, v)| k.len() + v.len()).sum()
         };
@@ -85,12 +85,12 @@ mod tests {
         let digests: BTreeSet<String> = all.iter().map(Batch::digest).collect();
         assert_eq!(digests.len(), all.len());
         assert_eq!(all[3].digest(), all[3].clone().digest());
-        assert_eq!((all[4].len(), all[4].bytes()), (2, 3));
+        assert_eq!((all[4].len(), all[4].byte_len()), (2, 3));
         assert!(all[0].is_empty() && !all[1].is_empty());
     }
 
     #[test]
-    fn the_size_of_a_batch_is_that_of_all_its_keys_and_values() {
+    fn the_size_of_a_batch_is_the_sum_of_its_keys_and_values() {
         let entry = |key: &str, value: &str| (key.to_owned(), value.as_bytes().to_vec());
         let batch = Batch {
             puts: [entry("a", "12")].into(),
@@ -99,6 +99,6 @@ mod tests {
             blob_deletes: ["dddddd".to_owned(), "e".to_owned()].into(),
             ..Batch::default()
         };
-        assert_eq!((batch.len(), batch.bytes()), (5, 3 + 3 + 9 + 7));
+        assert_eq!((batch.len(), batch.byte_len()), (5, 3 + 3 + 9 + 7));
     }
 }

@@ -8,15 +8,15 @@
 //! copies a database that is in use.
 
 mod backup;
-mod files;
+mod database_files;
 
-use super::fence::{Reign, Verdict};
+use super::fence::{CommitDecision, LeaderRecord};
 use super::{
-    Acquired, Backup, Batch, Candidate, Fence, Redaction, SCHEMA, Store, StoreError, check_schema,
-    new_owner,
+    AcquireOutcome, Backup, Batch, Candidate, Fence, Redaction, SCHEMA, Store, StoreError,
+    check_schema, new_session_id,
 };
 use crate::util::private_files;
-use files::{Opened, USAGE_TABLE, Usage};
+use database_files::{OpenFiles, USAGE_TABLE, UsageMark};
 use parking_lot::Mutex;
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -35,13 +35,13 @@ const FILE_NAME: &str = "longhaul.db";
 /// Whoever has locked this file leads.
 const LOCK_NAME: &str = "master.lock";
 /// When to ask again for a lock: there is no telling when its process ends.
-const ASK_AGAIN_MS: u64 = 1000;
+const LOCK_RETRY_MS: u64 = 1000;
 
 /// Where the data is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// In this directory, which is made if it does not exist.
-    File(PathBuf),
+    Directory(PathBuf),
     /// Nowhere but in this process: for one-shot use.
     Memory,
 }
@@ -50,38 +50,38 @@ pub enum Location {
 /// a lock on a file, so a lease never runs out here. Dropping it closes the file and frees the lock.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    owner: String,
-    place: Place,
+    session_id: String,
+    path: DatabasePath,
     /// `None` once it is closed.
-    running: Mutex<Option<Running>>,
+    thread: Mutex<Option<StoreThread>>,
     /// One permit: each copy takes as much room on the disk as the database.
-    copying: Arc<Semaphore>,
+    backup_permits: Arc<Semaphore>,
 }
 
 /// The thread, which ends after the last job when no sender is left.
 #[derive(Debug)]
-struct Running {
+struct StoreThread {
     jobs: mpsc::Sender<Job>,
     thread: JoinHandle<()>,
 }
 
-type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+type Job = Box<dyn FnOnce(&mut Database) + Send>;
 
 /// What the thread owns.
-struct Worker {
+struct Database {
     connection: Connection,
-    place: Place,
+    path: DatabasePath,
     /// Locked while we lead, and from the start where nobody leads; never used in memory.
-    lock: Option<File>,
+    lock_file: Option<File>,
     /// The files that SQLite has open, from when this handle led first.
-    opened: Option<Opened>,
+    open_files: Option<OpenFiles>,
     /// Whether the database records that it is in use by this handle.
     in_use: bool,
 }
 
 /// For messages: which file it is about.
 #[derive(Debug, Clone)]
-struct Place(Option<PathBuf>);
+struct DatabasePath(Option<PathBuf>);
 
 impl EmbeddedStore {
     /// Opens the store and creates what is missing. The data is readable by its owner only: it holds the key that
@@ -91,28 +91,29 @@ impl EmbeddedStore {
     /// [`Unusable`](StoreError::Unusable) for what is no store of ours, is damaged, or was written
     /// by a newer binary; [`Unavailable`](StoreError::Unavailable) when the disk fails or is full.
     pub fn open(location: Location) -> Result<Self, StoreError> {
-        let place = Place(match &location {
-            Location::File(dir) => Some(dir.join(FILE_NAME)),
+        let place = DatabasePath(match &location {
+            Location::Directory(dir) => Some(dir.join(FILE_NAME)),
             Location::Memory => None,
         });
         let mut lock = None;
-        if let Location::File(dir) = &location {
-            create_private(dir)?;
-            lock = try_lock(&dir.join(LOCK_NAME))?.ok();
+        if let Location::Directory(dir) = &location {
+            create_data_dir(dir)?;
+            lock = try_lock_file(&dir.join(LOCK_NAME))?.ok();
         }
         if let (Some(file), true) = (&place.0, lock.is_some()) {
-            files::inspect(file)?;
-            backup::remove_left_behind(file);
+            database_files::inspect_files(file)?;
+            backup::remove_stale_copies(file);
         }
         let opened = match &place.0 {
             Some(file) => Connection::open(file),
             None => Connection::open_in_memory(),
         };
-        let mut connection = opened.map_err(|e| place.error("open", &e))?;
-        set_up(&mut connection, &place)?;
+        let mut connection = opened.map_err(|e| place.store_error("open", &e))?;
+        initialize_database(&mut connection, &place)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let place_of_all = place.clone();
-        let mut worker = Worker { connection, place, lock, opened: None, in_use: false };
+        let mut worker =
+            Database { connection, path: place, lock_file: lock, open_files: None, in_use: false };
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
@@ -120,15 +121,20 @@ impl EmbeddedStore {
                 worker.close();
             })
             .map_err(|e| StoreError::Unavailable(format!("no thread for the store: {e}")))?;
-        let running = Mutex::new(Some(Running { jobs, thread }));
+        let running = Mutex::new(Some(StoreThread { jobs, thread }));
         let copying = Arc::new(Semaphore::new(1));
-        Ok(EmbeddedStore { owner: new_owner(), place: place_of_all, running, copying })
+        Ok(EmbeddedStore {
+            session_id: new_session_id(),
+            path: place_of_all,
+            thread: running,
+            backup_permits: copying,
+        })
     }
 
     /// Runs `work` on the thread.
-    async fn call<T: Send + 'static>(
+    async fn run_on_thread<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&mut Database) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |worker| {
@@ -136,21 +142,21 @@ impl EmbeddedStore {
             let _ = reply.send(work(worker));
         });
         let ended = || StoreError::Unavailable("the store is closed".to_owned());
-        match &*self.running() {
+        match &*self.lock_thread() {
             Some(running) => running.jobs.send(job).map_err(|_| ended())?,
             None => return Err(ended()),
         }
         answer.await.map_err(|_| ended())?
     }
 
-    fn running(&self) -> parking_lot::MutexGuard<'_, Option<Running>> {
-        self.running.lock()
+    fn lock_thread(&self) -> parking_lot::MutexGuard<'_, Option<StoreThread>> {
+        self.thread.lock()
     }
 }
 
-impl Running {
+impl StoreThread {
     /// Waits until the thread has closed the file and freed the lock.
-    fn end(self) {
+    fn join(self) {
         drop(self.jobs);
         let _ = self.thread.join();
     }
@@ -159,25 +165,25 @@ impl Running {
 impl Drop for EmbeddedStore {
     /// Blocks until the lock is free and the file closed.
     fn drop(&mut self) {
-        let running = self.running().take();
+        let running = self.lock_thread().take();
         if let Some(running) = running {
-            running.end();
+            running.join();
         }
     }
 }
 
-impl Place {
-    fn shown(&self) -> String {
+impl DatabasePath {
+    fn display(&self) -> String {
         self.0.as_ref().map_or_else(|| "in memory".to_owned(), |file| file.display().to_string())
     }
 
     /// `what` failed in SQLite: does trying again help?
-    fn error(&self, what: &str, error: &rusqlite::Error) -> StoreError {
+    fn store_error(&self, what: &str, error: &rusqlite::Error) -> StoreError {
         use ErrorCode::{
             ApiMisuse, CannotOpen, DatabaseCorrupt, NotADatabase, PermissionDenied, ReadOnly,
             SchemaChanged, TypeMismatch,
         };
-        let text = format!("cannot {what} {}: {error}", self.shown());
+        let text = format!("cannot {what} {}: {error}", self.display());
         match error.sqlite_error_code() {
             Some(DatabaseCorrupt | NotADatabase) => StoreError::Unusable(format!(
                 "{text}; the file is damaged: restore it from a backup, or move it away to start with an empty store"
@@ -192,7 +198,7 @@ impl Place {
 }
 
 /// Makes the directory and the empty file, both for their owner only.
-fn create_private(dir: &Path) -> Result<(), StoreError> {
+fn create_data_dir(dir: &Path) -> Result<(), StoreError> {
     let failed = |path: &Path, e: std::io::Error| {
         StoreError::Unusable(format!(
             "cannot create {}: {e}; create it for the user that runs the master, or set another data_dir",
@@ -205,7 +211,7 @@ fn create_private(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// Locks the file at `path`; where another process has it, the inner error is that one's name.
-fn try_lock(path: &Path) -> Result<Result<File, String>, StoreError> {
+fn try_lock_file(path: &Path) -> Result<Result<File, String>, StoreError> {
     let failed =
         |e: std::io::Error| StoreError::Unusable(format!("cannot lock {}: {e}", path.display()));
     let file = private_files::open_file(path).map_err(failed)?;
@@ -223,7 +229,10 @@ fn try_lock(path: &Path) -> Result<Result<File, String>, StoreError> {
     }
 }
 
-fn set_up(connection: &mut Connection, place: &Place) -> Result<(), StoreError> {
+fn initialize_database(
+    connection: &mut Connection,
+    place: &DatabasePath,
+) -> Result<(), StoreError> {
     let run = |connection: &mut Connection| -> rusqlite::Result<Option<String>> {
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
@@ -248,7 +257,7 @@ fn set_up(connection: &mut Connection, place: &Place) -> Result<(), StoreError> 
                      CREATE TABLE blobs (key TEXT PRIMARY KEY, value BLOB NOT NULL);",
                 )?;
                 set_meta(&tx, "schema", &SCHEMA.to_string())?;
-                Usage::stopped().create(&tx)?;
+                UsageMark::stopped().create(&tx)?;
             }
             tx.commit()?;
         }
@@ -259,11 +268,11 @@ fn set_up(connection: &mut Connection, place: &Place) -> Result<(), StoreError> 
             .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
             .optional()
     };
-    match run(connection).map_err(|e| place.error("open", &e))? {
-        Some(version) => check_schema(&version, &place.shown()),
+    match run(connection).map_err(|e| place.store_error("open", &e))? {
+        Some(version) => check_schema(&version, &place.display()),
         None => Err(StoreError::Unusable(format!(
             "{} is a database, but not one of Longhaul; move it away or set another data_dir",
-            place.shown()
+            place.display()
         ))),
     }
 }
@@ -274,30 +283,30 @@ fn set_meta(tx: &Transaction<'_>, name: &str, value: &str) -> rusqlite::Result<(
         .map(drop)
 }
 
-fn read_reign(connection: &Connection) -> rusqlite::Result<Reign> {
+fn read_leader_record(connection: &Connection) -> rusqlite::Result<LeaderRecord> {
     let mut statement = connection.prepare_cached("SELECT name, value FROM meta")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let mut meta = rows.collect::<rusqlite::Result<BTreeMap<String, String>>>()?;
     let number = |meta: &BTreeMap<String, String>, name: &str| -> u64 {
         meta.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
     };
-    Ok(Reign {
+    Ok(LeaderRecord {
         epoch: number(&meta, "epoch"),
         seq: number(&meta, "seq"),
-        owner: meta.remove("owner").unwrap_or_default(),
+        session_id: meta.remove("owner").unwrap_or_default(),
         holder: meta.remove("holder").unwrap_or_default(),
-        about: meta.remove("about").unwrap_or_default(),
-        last: meta.remove("last").unwrap_or_default(),
+        holder_info: meta.remove("about").unwrap_or_default(),
+        last_digest: meta.remove("last").unwrap_or_default(),
     })
 }
 
-fn write_reign(tx: &Transaction<'_>, reign: &Reign) -> rusqlite::Result<()> {
+fn write_leader_record(tx: &Transaction<'_>, reign: &LeaderRecord) -> rusqlite::Result<()> {
     set_meta(tx, "epoch", &reign.epoch.to_string())?;
     set_meta(tx, "seq", &reign.seq.to_string())?;
-    set_meta(tx, "owner", &reign.owner)?;
+    set_meta(tx, "owner", &reign.session_id)?;
     set_meta(tx, "holder", &reign.holder)?;
-    set_meta(tx, "about", &reign.about)?;
-    set_meta(tx, "last", &reign.last)
+    set_meta(tx, "about", &reign.holder_info)?;
+    set_meta(tx, "last", &reign.last_digest)
 }
 
 fn write_batch(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
@@ -322,51 +331,60 @@ fn write_batch(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     Ok(())
 }
 
-impl Worker {
-    fn acquire(&mut self, candidate: &Candidate, owner: &str) -> Result<Acquired, StoreError> {
+impl Database {
+    fn acquire(
+        &mut self,
+        candidate: &Candidate,
+        owner: &str,
+    ) -> Result<AcquireOutcome, StoreError> {
         // It is never behind what anybody saw: a file does not go back by itself.
-        if let Some(by) = self.take_lock(&candidate.name)? {
-            let reign = self.reign()?;
+        if let Some(by) = self.acquire_lock(&candidate.name)? {
+            let reign = self.leader_record()?;
             let at = reign.fence();
             // Who has just taken the lock may not have written of itself yet.
-            let about = if reign.holder == by { reign.about } else { String::new() };
-            return Ok(Acquired::Held { by, about, at, for_ms: ASK_AGAIN_MS });
+            let about = if reign.holder == by { reign.holder_info } else { String::new() };
+            return Ok(AcquireOutcome::Held {
+                holder: by,
+                holder_info: about,
+                fence: at,
+                retry_after_ms: LOCK_RETRY_MS,
+            });
         }
-        let place = self.place.clone();
-        let mut run = || -> rusqlite::Result<Reign> {
+        let place = self.path.clone();
+        let mut run = || -> rusqlite::Result<LeaderRecord> {
             let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let before = read_reign(&tx)?;
-            let reign = Reign {
+            let before = read_leader_record(&tx)?;
+            let reign = LeaderRecord {
                 epoch: before.epoch.saturating_add(1),
-                owner: owner.to_owned(),
+                session_id: owner.to_owned(),
                 holder: candidate.name.clone(),
-                about: candidate.about.clone(),
+                holder_info: candidate.info.clone(),
                 seq: before.seq,
-                last: String::new(),
+                last_digest: String::new(),
             };
-            write_reign(&tx, &reign)?;
+            write_leader_record(&tx, &reign)?;
             tx.commit()?;
             Ok(reign)
         };
-        let reign = run().map_err(|e| place.error("write to", &e))?;
-        Ok(Acquired::Leader(Fence { epoch: reign.epoch, seq: reign.seq }))
+        let reign = run().map_err(|e| place.store_error("write to", &e))?;
+        Ok(AcquireOutcome::Leader(Fence { epoch: reign.epoch, seq: reign.seq }))
     }
 
     /// Locks the lock file, or says who has.
-    fn take_lock(&mut self, holder: &str) -> Result<Option<String>, StoreError> {
-        let Some(path) = self.place.0.as_ref().map(|file| file.with_file_name(LOCK_NAME)) else {
+    fn acquire_lock(&mut self, holder: &str) -> Result<Option<String>, StoreError> {
+        let Some(path) = self.path.0.as_ref().map(|file| file.with_file_name(LOCK_NAME)) else {
             return Ok(None);
         };
-        if self.lock.is_none() {
-            match try_lock(&path)? {
-                Ok(lock) => self.lock = Some(lock),
+        if self.lock_file.is_none() {
+            match try_lock_file(&path)? {
+                Ok(lock) => self.lock_file = Some(lock),
                 Err(by) => return Ok(Some(by)),
             }
         }
         if !self.in_use {
-            self.begin_use()?;
+            self.start_use()?;
         }
-        if let Some(lock) = &mut self.lock {
+        if let Some(lock) = &mut self.lock_file {
             // The name is for people and for messages; the lock is what counts.
             let _ = lock.set_len(0).and_then(|()| lock.rewind());
             let _ = writeln!(lock, "{holder}");
@@ -375,21 +393,21 @@ impl Worker {
     }
 
     /// Records in the database file that it is in use, and moves into it what the log holds.
-    fn begin_use(&mut self) -> Result<(), StoreError> {
+    fn start_use(&mut self) -> Result<(), StoreError> {
         // Where a reader blocks the checkpoint, the `-wal` begins with this mark, and so belongs to the file.
-        let marked = Usage::read(&self.connection)
-            .and_then(|usage| self.mark(&usage.begun()))
+        let marked = UsageMark::read(&self.connection)
+            .and_then(|usage| self.write_usage(&usage.into_in_use()))
             .and_then(|()| self.checkpoint());
-        marked.map_err(|e| self.place.error("write to", &e))?;
-        self.opened = self.place.0.as_deref().map(Opened::at);
+        marked.map_err(|e| self.path.store_error("write to", &e))?;
+        self.open_files = self.path.0.as_deref().map(OpenFiles::stat);
         self.in_use = true;
         Ok(())
     }
 
     /// Moves everything into the database file, which needs nothing beside it from then on, and frees the lock.
-    fn end_use(&mut self) {
-        if self.lock.is_some() {
-            let why = match self.record_stop() {
+    fn stop_use(&mut self) {
+        if self.lock_file.is_some() {
+            let why = match self.mark_stopped() {
                 Ok(true) => None,
                 Ok(false) => Some("another program reads it".to_owned()),
                 Err(e) => Some(e.to_string()),
@@ -397,26 +415,26 @@ impl Worker {
             if let Some(why) = why {
                 tracing::warn!(
                     "{} is not complete without the -wal file beside it ({why}): a copy of it needs both",
-                    self.place.shown()
+                    self.path.display()
                 );
             }
         }
         self.in_use = false;
-        self.lock = None;
+        self.lock_file = None;
     }
 
     /// Empties the `-wal` and then records that the database is not in use: a file that is marked so holds every
     /// commit at each instant. False: a reader blocks a checkpoint, so that the `-wal` is still needed.
-    fn record_stop(&mut self) -> rusqlite::Result<bool> {
+    fn mark_stopped(&mut self) -> rusqlite::Result<bool> {
         if !self.checkpoint()? {
             return Ok(false);
         }
-        self.mark(&Usage::stopped())?;
+        self.write_usage(&UsageMark::stopped())?;
         self.checkpoint()
     }
 
     /// Commits `usage` to the `-wal`.
-    fn mark(&mut self, usage: &Usage) -> rusqlite::Result<()> {
+    fn write_usage(&mut self, usage: &UsageMark) -> rusqlite::Result<()> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         usage.write(&tx)?;
         tx.commit()
@@ -430,8 +448,8 @@ impl Worker {
     }
 
     fn close(mut self) {
-        self.end_use();
-        if let (Some(file), Some(opened)) = (&self.place.0, self.opened)
+        self.stop_use();
+        if let (Some(file), Some(opened)) = (&self.path.0, self.open_files)
             && opened.check(file).is_err()
         {
             // SQLite would remove the `-wal` that is at the path now, which is not the one that it has open.
@@ -439,76 +457,80 @@ impl Worker {
             return;
         }
         if let Err((_, e)) = self.connection.close() {
-            tracing::warn!("{} was not closed cleanly: {e}", self.place.shown());
+            tracing::warn!("{} was not closed cleanly: {e}", self.path.display());
         }
     }
 
     /// Checks that what is written has a name, as long as this handle leads.
-    fn still_there(&self) -> Result<(), StoreError> {
-        match (&self.place.0, self.opened) {
+    fn check_files(&self) -> Result<(), StoreError> {
+        match (&self.path.0, self.open_files) {
             (Some(file), Some(opened)) => opened.check(file),
             _ => Ok(()),
         }
     }
 
     fn commit(&mut self, fence: Fence, batch: &Batch, owner: &str) -> Result<Fence, StoreError> {
-        self.still_there()?;
+        self.check_files()?;
         let digest = batch.digest();
-        let place = self.place.clone();
-        let failed = |e: rusqlite::Error| place.error("write to", &e);
+        let place = self.path.clone();
+        let failed = |e: rusqlite::Error| place.store_error("write to", &e);
         let tx = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(failed)?;
-        let mut reign = read_reign(&tx).map_err(failed)?;
-        let seq = match reign.judge(fence, owner, &digest, batch.replace)? {
-            Verdict::Repeat(seq) => return Ok(Fence { seq, ..fence }),
-            Verdict::Write(seq) => seq,
+        let mut reign = read_leader_record(&tx).map_err(failed)?;
+        let seq = match reign.check_commit(fence, owner, &digest, batch.replace)? {
+            CommitDecision::Repeated(seq) => return Ok(Fence { seq, ..fence }),
+            CommitDecision::Write(seq) => seq,
         };
         reign.epoch = fence.epoch;
-        owner.clone_into(&mut reign.owner);
+        owner.clone_into(&mut reign.session_id);
         reign.seq = seq;
-        reign.last = digest;
+        reign.last_digest = digest;
         write_batch(&tx, batch)
-            .and_then(|()| write_reign(&tx, &reign))
+            .and_then(|()| write_leader_record(&tx, &reign))
             .and_then(|()| tx.commit())
             .map_err(failed)?;
         Ok(Fence { seq, ..fence })
     }
 
-    fn reign(&self) -> Result<Reign, StoreError> {
-        read_reign(&self.connection).map_err(|e| self.place.error("read", &e))
+    fn leader_record(&self) -> Result<LeaderRecord, StoreError> {
+        read_leader_record(&self.connection).map_err(|e| self.path.store_error("read", &e))
     }
 
-    fn read<T>(
+    fn query<T>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        work(&self.connection).map_err(|e| self.place.error("read", &e))
+        work(&self.connection).map_err(|e| self.path.store_error("read", &e))
     }
 }
 
 impl Store for EmbeddedStore {
-    async fn acquire(&self, candidate: &Candidate, _ttl: Duration) -> Result<Acquired, StoreError> {
-        let (candidate, owner) = (candidate.clone(), self.owner.clone());
-        self.call(move |worker| worker.acquire(&candidate, &owner)).await
+    async fn acquire(
+        &self,
+        candidate: &Candidate,
+        _ttl: Duration,
+    ) -> Result<AcquireOutcome, StoreError> {
+        let (candidate, owner) = (candidate.clone(), self.session_id.clone());
+        self.run_on_thread(move |worker| worker.acquire(&candidate, &owner)).await
     }
 
     async fn renew(&self, fence: Fence, _ttl: Duration) -> Result<(), StoreError> {
-        let owner = self.owner.clone();
-        self.call(move |worker| {
-            worker.still_there()?;
-            worker.reign()?.check_renewal(fence, &owner)
+        let owner = self.session_id.clone();
+        self.run_on_thread(move |worker| {
+            worker.check_files()?;
+            worker.leader_record()?.check_renewal(fence, &owner)
         })
         .await
     }
 
     async fn release(&self, fence: Fence) -> Result<(), StoreError> {
-        let owner = self.owner.clone();
-        self.call(move |worker| {
-            let reign = worker.reign()?;
-            if reign.epoch == fence.epoch && reign.owner == owner {
-                worker.end_use();
+        let owner = self.session_id.clone();
+        self.run_on_thread(move |worker| {
+            let reign = worker.leader_record()?;
+            if reign.epoch == fence.epoch && reign.session_id == owner {
+                worker.stop_use();
             }
             Ok(())
         })
@@ -516,8 +538,8 @@ impl Store for EmbeddedStore {
     }
 
     async fn load(&self) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
-        self.call(|worker| {
-            worker.read(|connection| {
+        self.run_on_thread(|worker| {
+            worker.query(|connection| {
                 let mut statement = connection.prepare_cached("SELECT key, value FROM records")?;
                 statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
             })
@@ -526,14 +548,14 @@ impl Store for EmbeddedStore {
     }
 
     async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
-        let (batch, owner) = (batch.clone(), self.owner.clone());
-        self.call(move |worker| worker.commit(fence, &batch, &owner)).await
+        let (batch, owner) = (batch.clone(), self.session_id.clone());
+        self.run_on_thread(move |worker| worker.commit(fence, &batch, &owner)).await
     }
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let key = key.to_owned();
-        self.call(move |worker| {
-            worker.read(|connection| {
+        self.run_on_thread(move |worker| {
+            worker.query(|connection| {
                 connection
                     .prepare_cached("SELECT value FROM blobs WHERE key = ?1")?
                     .query_row([key], |row| row.get(0))
@@ -544,8 +566,8 @@ impl Store for EmbeddedStore {
     }
 
     async fn blob_keys(&self) -> Result<BTreeSet<String>, StoreError> {
-        self.call(|worker| {
-            worker.read(|connection| {
+        self.run_on_thread(|worker| {
+            worker.query(|connection| {
                 let mut statement = connection.prepare_cached("SELECT key FROM blobs")?;
                 statement.query_map([], |row| row.get(0))?.collect()
             })
@@ -554,28 +576,30 @@ impl Store for EmbeddedStore {
     }
 
     async fn backup(&self, redaction: Redaction) -> Result<Option<Backup>, StoreError> {
-        let Some(file) = self.place.0.clone() else { return Ok(None) };
-        let permit = self.copying.clone().try_acquire_owned().map_err(|_| {
+        let Some(file) = self.path.0.clone() else { return Ok(None) };
+        let permit = self.backup_permits.clone().try_acquire_owned().map_err(|_| {
             StoreError::Unavailable("another backup is being made or sent".to_owned())
         })?;
-        let place = self.place.clone();
-        if self.call(|worker| Ok(worker.still_there().is_ok())).await? {
+        let place = self.path.clone();
+        if self.run_on_thread(|worker| Ok(worker.check_files().is_ok())).await? {
             let copying = tokio::task::spawn_blocking(move || {
-                backup::copy_beside(&place, &file, redaction, permit)
+                backup::copy_with_own_connection(&place, &file, redaction, permit)
             });
             let ended = |e| StoreError::Unavailable(format!("the copy was not finished: {e}"));
             return copying.await.map_err(ended)?.map(Some);
         }
         // Only this connection still has the files.
-        self.call(move |worker| backup::copy(&worker.connection, &place, &file, redaction, permit))
-            .await
-            .map(Some)
+        self.run_on_thread(move |worker| {
+            backup::copy_database(&worker.connection, &place, &file, redaction, permit)
+        })
+        .await
+        .map(Some)
     }
 
     async fn close(&self) {
-        let running = self.running().take();
+        let running = self.lock_thread().take();
         if let Some(running) = running {
-            let _ = tokio::task::spawn_blocking(|| running.end()).await;
+            let _ = tokio::task::spawn_blocking(|| running.join()).await;
         }
     }
 }

@@ -34,10 +34,10 @@ pub struct Candidate {
     /// Its name, which one master only may use.
     pub name: String,
     /// What it has the others know of itself. The store keeps it with the name, and does not read it.
-    pub about: String,
+    pub info: String,
     /// Where the store stood when the candidate looked last. It is not given the lead of a store that
     /// has gone back behind that: the leader of then may live, and write back what was lost.
-    pub saw: Fence,
+    pub last_seen: Fence,
 }
 
 impl From<&str> for Candidate {
@@ -49,19 +49,19 @@ impl From<&str> for Candidate {
 
 /// The answer to [`ContentWriter::acquire`](super::Store::acquire).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Acquired {
+pub enum AcquireOutcome {
     /// The caller leads now; load, then commit with this fence.
     Leader(Fence),
     /// Another one leads.
     Held {
         /// Its name.
-        by: String,
+        holder: String,
         /// What it says of itself.
-        about: String,
+        holder_info: String,
         /// Where the store stands now.
-        at: Fence,
+        fence: Fence,
         /// The time in milliseconds after which asking again is worth it, at least 1.
-        for_ms: u64,
+        retry_after_ms: u64,
     },
     /// The store stands there, behind what the candidate [saw](Candidate::saw).
     Behind(Fence),
@@ -69,30 +69,30 @@ pub enum Acquired {
 
 /// What a store keeps of leadership and of its last commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Reign {
+pub(super) struct LeaderRecord {
     pub(super) epoch: u64,
     /// The handle that acquired.
-    pub(super) owner: String,
+    pub(super) session_id: String,
     /// The name under which it did.
     pub(super) holder: String,
     /// What the holder says of itself.
-    pub(super) about: String,
+    pub(super) holder_info: String,
     /// The number of the last commit.
     pub(super) seq: u64,
     /// The digest of its batch; empty when this reign has not committed yet.
-    pub(super) last: String,
+    pub(super) last_digest: String,
 }
 
 /// What to do with a commit.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum CommitDecision {
     /// Write it, under this number.
     Write(u64),
     /// It was written before, under this number.
-    Repeat(u64),
+    Repeated(u64),
 }
 
-impl Reign {
+impl LeaderRecord {
     /// Where the store stands.
     pub(super) fn fence(&self) -> Fence {
         Fence { epoch: self.epoch, seq: self.seq }
@@ -101,8 +101,8 @@ impl Reign {
     /// Whether `owner` may still write under `epoch`. An epoch that is ahead of the store's is no
     /// reason to refuse: the store was rolled back to before that reign began.
     pub(super) fn check_epoch(&self, epoch: u64, owner: &str) -> Result<(), StoreError> {
-        if self.epoch > epoch || (self.epoch == epoch && self.owner != owner) {
-            return Err(StoreError::Deposed { by: self.holder.clone(), epoch: self.epoch });
+        if self.epoch > epoch || (self.epoch == epoch && self.session_id != owner) {
+            return Err(StoreError::Deposed { leader: self.holder.clone(), epoch: self.epoch });
         }
         Ok(())
     }
@@ -111,33 +111,33 @@ impl Reign {
     pub(super) fn check_renewal(&self, fence: Fence, owner: &str) -> Result<(), StoreError> {
         self.check_epoch(fence.epoch, owner)?;
         if self.epoch != fence.epoch || self.seq < fence.seq {
-            return Err(StoreError::Lost { expected: fence.seq, found: self.seq });
+            return Err(StoreError::DataLost { expected: fence.seq, found: self.seq });
         }
         Ok(())
     }
 
     /// The rule for [`commit_file`](super::Store::commit) of a batch with this digest.
-    pub(super) fn judge(
+    pub(super) fn check_commit(
         &self,
         fence: Fence,
         owner: &str,
         digest: &str,
         replace: bool,
-    ) -> Result<Verdict, StoreError> {
+    ) -> Result<CommitDecision, StoreError> {
         self.check_epoch(fence.epoch, owner)?;
         let same_reign = self.epoch == fence.epoch;
         let next = fence.seq.saturating_add(1);
-        if same_reign && self.seq == next && self.last == digest {
-            return Ok(Verdict::Repeat(next));
+        if same_reign && self.seq == next && self.last_digest == digest {
+            return Ok(CommitDecision::Repeated(next));
         }
         // A store that is ahead is refused even to a replacement: that is how a late copy of an
         // earlier replacement looks.
         let fits =
             if replace { self.seq <= fence.seq } else { same_reign && self.seq == fence.seq };
         if fits {
-            Ok(Verdict::Write(next))
+            Ok(CommitDecision::Write(next))
         } else {
-            Err(StoreError::Lost { expected: fence.seq, found: self.seq })
+            Err(StoreError::DataLost { expected: fence.seq, found: self.seq })
         }
     }
 }
@@ -146,28 +146,28 @@ impl Reign {
 mod tests {
     use super::*;
 
-    fn stored() -> Reign {
-        Reign {
+    fn leader_record() -> LeaderRecord {
+        LeaderRecord {
             epoch: 5,
-            owner: "me".into(),
+            session_id: "me".into(),
             holder: "m1".into(),
-            about: String::new(),
+            holder_info: String::new(),
             seq: 9,
-            last: "d9".into(),
+            last_digest: "d9".into(),
         }
     }
 
-    fn judge(epoch: u64, seq: u64, owner: &str, digest: &str, replace: bool) -> String {
-        match stored().judge(Fence { epoch, seq }, owner, digest, replace) {
+    fn check_stored(epoch: u64, seq: u64, owner: &str, digest: &str, replace: bool) -> String {
+        match leader_record().check_commit(Fence { epoch, seq }, owner, digest, replace) {
             Ok(verdict) => format!("{verdict:?}"),
             Err(StoreError::Deposed { epoch, .. }) => format!("Deposed by {epoch}"),
-            Err(StoreError::Lost { expected, found }) => format!("Lost {expected} {found}"),
+            Err(StoreError::DataLost { expected, found }) => format!("Lost {expected} {found}"),
             Err(other) => panic!("{other}"),
         }
     }
 
     #[test]
-    fn only_the_next_commit_of_the_ruling_handle_is_written() {
+    fn only_the_next_commit_of_the_leader_is_written() {
         for (epoch, seq, owner, digest, replace, verdict) in [
             (5, 9, "me", "d10", false, "Write(10)"),
             (5, 9, "other", "d10", false, "Deposed by 5"),
@@ -183,24 +183,24 @@ mod tests {
             (6, 9, "new", "d10", false, "Lost 9 9"),
             (6, 9, "new", "d10", true, "Write(10)"),
         ] {
-            let found = judge(epoch, seq, owner, digest, replace);
+            let found = check_stored(epoch, seq, owner, digest, replace);
             assert_eq!(found, verdict, "{epoch} {seq} {owner} {digest} {replace}");
         }
     }
 
     #[test]
-    fn a_renewal_notices_a_roll_back() {
-        let renew = |epoch, seq| stored().check_renewal(Fence { epoch, seq }, "me");
+    fn a_renewal_detects_a_rollback() {
+        let renew = |epoch, seq| leader_record().check_renewal(Fence { epoch, seq }, "me");
         assert_eq!(renew(5, 9), Ok(()));
         // A commit of ours may be under way and be written already.
         assert_eq!(renew(5, 8), Ok(()));
-        assert_eq!(renew(5, 10), Err(StoreError::Lost { expected: 10, found: 9 }));
-        assert_eq!(renew(6, 9), Err(StoreError::Lost { expected: 9, found: 9 }));
+        assert_eq!(renew(5, 10), Err(StoreError::DataLost { expected: 10, found: 9 }));
+        assert_eq!(renew(6, 9), Err(StoreError::DataLost { expected: 9, found: 9 }));
         assert!(matches!(renew(4, 9), Err(StoreError::Deposed { epoch: 5, .. })));
     }
 
     #[test]
-    fn after_a_loss_the_fence_is_never_behind_the_store() {
+    fn after_data_loss_the_fence_is_never_behind_the_store() {
         let fence = Fence { epoch: 5, seq: 9 };
         assert_eq!(fence.after_loss(3), fence);
         assert_eq!(fence.after_loss(11), Fence { epoch: 5, seq: 11 });

@@ -42,7 +42,7 @@ mod contract;
 
 pub use batch::Batch;
 pub use embedded::{EmbeddedStore, Location};
-pub use fence::{Acquired, Candidate, Fence};
+pub use fence::{AcquireOutcome, Candidate, Fence};
 pub use memory::MemoryStore;
 pub use redis::{Installation, RedisStore};
 pub use spool::Spool;
@@ -65,7 +65,7 @@ pub trait Store: Send + Sync + 'static {
         &self,
         candidate: &Candidate,
         ttl: Duration,
-    ) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
+    ) -> impl Future<Output = Result<AcquireOutcome, StoreError>> + Send;
 
     /// Prolongs the lease to `ttl` from now. May run while a commit is under way.
     ///
@@ -103,7 +103,9 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Unusable`](StoreError::Unusable) where a later commit or read would be refused for good.
-    fn shortage(&self) -> impl Future<Output = Result<Option<Shortage>, StoreError>> + Send {
+    fn check_admission(
+        &self,
+    ) -> impl Future<Output = Result<Option<AdmissionBlock>, StoreError>> + Send {
         std::future::ready(Ok(None))
     }
 
@@ -132,18 +134,18 @@ pub trait Store: Send + Sync + 'static {
 
 /// Why nothing more should be given to a store than it must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shortage {
+pub enum AdmissionBlock {
     /// Its memory is used up: why, and where.
     Full(String),
     /// It may lose what it acknowledges: why, where, and what to change.
     Unsafe(String),
 }
 
-impl Shortage {
+impl AdmissionBlock {
     /// The sentence.
-    pub fn why(&self) -> &str {
+    pub fn reason(&self) -> &str {
         match self {
-            Shortage::Full(why) | Shortage::Unsafe(why) => why,
+            AdmissionBlock::Full(why) | AdmissionBlock::Unsafe(why) => why,
         }
     }
 }
@@ -165,7 +167,7 @@ pub struct Backup {
     /// Its length.
     pub bytes: u64,
     /// The [check](crate::util::seal::HEADER) of its content.
-    pub check: String,
+    pub checksum: String,
     /// The next copy can be made when this is dropped.
     pub permit: OwnedSemaphorePermit,
 }
@@ -174,10 +176,10 @@ pub struct Backup {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Another reign has begun. This leader must stop deciding at once; nothing was written.
-    #[error("another master leads now: {by} (epoch {epoch})")]
+    #[error("another master leads now: {leader} (epoch {epoch})")]
     Deposed {
         /// The holder of the reign that counts.
-        by: String,
+        leader: String,
         /// Its epoch.
         epoch: u64,
     },
@@ -185,7 +187,7 @@ pub enum StoreError {
     #[error(
         "the store lost data: this master wrote commit {expected} last, the store holds commit {found}"
     )]
-    Lost {
+    DataLost {
         /// The last commit that this leader knows of.
         expected: u64,
         /// The last commit that the store holds; 0 for an empty store.
@@ -217,11 +219,11 @@ fn check_schema(found: &str, place: &str) -> Result<(), StoreError> {
 }
 
 /// A random name of one handle, so that two that were given the same epoch are told apart.
-fn new_owner() -> String {
+fn new_session_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
 /// Milliseconds of a lease, at least 1: a lease of 0 would be no lease.
-fn millis(ttl: Duration) -> u64 {
+fn lease_ms(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 40)
 }

@@ -13,18 +13,18 @@ use std::sync::Arc;
 
 /// Where they are. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Spool(Arc<Place>);
+pub struct Spool(Arc<SpoolDir>);
 
 #[derive(Debug)]
-struct Place {
+struct SpoolDir {
     dir: PathBuf,
     /// It goes with the last user.
-    passing: bool,
+    temporary: bool,
 }
 
-impl Drop for Place {
+impl Drop for SpoolDir {
     fn drop(&mut self) {
-        if self.passing {
+        if self.temporary {
             // It may never have been made.
             let _ = fs::remove_dir_all(&self.dir);
         }
@@ -33,14 +33,14 @@ impl Drop for Place {
 
 impl Spool {
     /// Files in `dir`, which is made when it is needed.
-    pub fn at(dir: PathBuf) -> Self {
-        Spool(Arc::new(Place { dir, passing: false }))
+    pub fn in_dir(dir: PathBuf) -> Self {
+        Spool(Arc::new(SpoolDir { dir, temporary: false }))
     }
 
     /// Files that disappear with the last clone of this.
-    pub fn passing() -> Self {
+    pub fn temporary() -> Self {
         let name = format!("longhaul-{}", uuid::Uuid::new_v4().simple());
-        Spool(Arc::new(Place { dir: std::env::temp_dir().join(name), passing: true }))
+        Spool(Arc::new(SpoolDir { dir: std::env::temp_dir().join(name), temporary: true }))
     }
 
     /// Where they are.
@@ -64,9 +64,9 @@ impl Spool {
         let options = options.write(true).custom_flags(private_files::OPEN_NOFOLLOW);
         // Made anew: one that is there may be a link, or be open elsewhere.
         let file = if at == 0 { private_files::create_file(&path) } else { options.open(&path) };
-        let file = file.map_err(|e| named(&path, &e))?;
-        self.holds(&file, &path, at)?;
-        file.write_all_at(bytes, at).map_err(|e| named(&path, &e))
+        let file = file.map_err(|e| with_path(&path, &e))?;
+        self.check_length(&file, &path, at)?;
+        file.write_all_at(bytes, at).map_err(|e| with_path(&path, &e))
     }
 
     /// Opens file `number`, of which `length` bytes were written.
@@ -75,16 +75,16 @@ impl Spool {
     /// It is not there, or holds less.
     pub fn open(&self, number: u64, length: u64) -> io::Result<File> {
         let path = self.path(number);
-        let file = File::open(&path).map_err(|e| named(&path, &e))?;
-        self.holds(&file, &path, length)?;
+        let file = File::open(&path).map_err(|e| with_path(&path, &e))?;
+        self.check_length(&file, &path, length)?;
         Ok(file)
     }
 
-    fn holds(&self, file: &File, path: &Path, length: u64) -> io::Result<()> {
-        let found = file.metadata().map_err(|e| named(path, &e))?.len();
+    fn check_length(&self, file: &File, path: &Path, length: u64) -> io::Result<()> {
+        let found = file.metadata().map_err(|e| with_path(path, &e))?.len();
         if found < length {
             let detail = format!("it holds {found} of {length} bytes");
-            return Err(named(path, &io::Error::new(io::ErrorKind::UnexpectedEof, detail)));
+            return Err(with_path(path, &io::Error::new(io::ErrorKind::UnexpectedEof, detail)));
         }
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Spool {
     /// It can't be removed.
     pub fn remove(&self, number: u64) -> io::Result<()> {
         match fs::remove_file(self.path(number)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(named(&self.path(number), &e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(with_path(&self.path(number), &e)),
             _ => Ok(()),
         }
     }
@@ -104,10 +104,10 @@ impl Spool {
     ///
     /// # Errors
     /// The directory can't be read.
-    pub fn keep_only(&self, wanted: impl Fn(u64) -> bool) -> io::Result<()> {
+    pub fn remove_unless(&self, wanted: impl Fn(u64) -> bool) -> io::Result<()> {
         let entries = match fs::read_dir(&self.0.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(|e| named(&self.0.dir, &e))?,
+            entries => entries.map_err(|e| with_path(&self.0.dir, &e))?,
         };
         for entry in entries {
             let name = entry?.file_name();
@@ -122,7 +122,7 @@ impl Spool {
     }
 }
 
-fn named(path: &Path, error: &io::Error) -> io::Error {
+fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
@@ -132,9 +132,9 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn a_write_that_is_repeated_stands_there_once_and_a_gap_is_refused() {
+    fn a_repeated_write_is_stored_once_and_a_gap_is_refused() {
         let home = tempfile::tempdir().unwrap();
-        let spool = Spool::at(home.path().join("a/b"));
+        let spool = Spool::in_dir(home.path().join("a/b"));
         spool.write(7, 0, b"one\n").unwrap();
         spool.write(7, 4, b"lost\n").unwrap();
         for _ in 0..2 {
@@ -152,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn files_of_what_is_gone_are_removed_and_passing_ones_leave_nothing() {
-        let spool = Spool::passing();
-        spool.keep_only(|_| false).unwrap();
+    fn unwanted_files_are_removed_and_a_temporary_spool_leaves_nothing() {
+        let spool = Spool::temporary();
+        spool.remove_unless(|_| false).unwrap();
         for number in [1, 2, 3] {
             spool.write(number, 0, b"x").unwrap();
         }
-        spool.keep_only(|number| number == 2).unwrap();
+        spool.remove_unless(|number| number == 2).unwrap();
         assert!(spool.open(1, 0).is_err() && spool.open(2, 1).is_ok());
         spool.remove(2).unwrap();
         spool.remove(2).unwrap();

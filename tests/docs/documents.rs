@@ -216,7 +216,7 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// The names of a path such as `fs::part::tests::a_test`, `tests/x.rs::{one,two}` or `State::apply(handle_event)`. One
+/// The names of a path such as `fs::part::tests::a_test`, `tests/x.rs::{single,two}` or `State::apply_writes(handle_event)`. One
 /// that is cut short with `…` is left out.
 fn names_of(path: &str) -> Vec<&str> {
     let path = path.split('(').next().unwrap_or_default();

@@ -24,7 +24,7 @@ use crate::config::agent::{DEFAULT_BUFFER_MEMORY_BYTES, default_slots};
 use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
 use crate::scheduler::pair_record;
-use crate::store::{Acquired, Batch, Candidate, EmbeddedStore, Location, Store};
+use crate::store::{AcquireOutcome, Batch, Candidate, EmbeddedStore, Location, Store};
 use crate::wire::RequestId;
 use crate::wire::options::SyncOptions;
 use crate::wire::path::escape_bytes;
@@ -297,7 +297,7 @@ impl InProcessServices {
         }
         self.stop_master.cancel();
         if let Some(master) = self.master.take() {
-            let _ = tokio::time::timeout(STOP_TIMEOUT, master.stopped()).await;
+            let _ = tokio::time::timeout(STOP_TIMEOUT, master.wait_until_stopped()).await;
         }
     }
 }
@@ -309,7 +309,7 @@ async fn seed_pair_record(
     known: &str,
 ) -> anyhow::Result<()> {
     let (key, value) = pair_record(&paths.source, &paths.destination, known)?;
-    if let Acquired::Leader(fence) =
+    if let AcquireOutcome::Leader(fence) =
         store.acquire(&Candidate::from(WORKER_ID), STOP_TIMEOUT).await?
     {
         let batch = Batch { puts: [(key, value)].into(), ..Batch::default() };
@@ -360,6 +360,6 @@ mod tests {
             assert!(client(&url).list_syncs(&[], None).await.unwrap_err().is_not_found(), "{url}");
         }
         stop.cancel();
-        master.stopped().await.unwrap();
+        master.wait_until_stopped().await.unwrap();
     }
 }

@@ -3,12 +3,12 @@
 use super::*;
 use std::str::FromStr;
 
-struct Owner {
-    requests: mpsc::Receiver<Request>,
-    health: watch::Sender<Health>,
+struct FakeActor {
+    requests: mpsc::Receiver<ActorRequest>,
+    health: watch::Sender<ActorHealth>,
 }
 
-fn pair(queue: usize) -> (Handle, Owner) {
+fn handle_and_actor(queue: usize) -> (MasterHandle, FakeActor) {
     let (tx, requests) = mpsc::channel(queue);
     let (health, seen) = watch::channel(Ok(()));
     let blobs: BlobReader = Arc::new(|key| {
@@ -20,7 +20,7 @@ fn pair(queue: usize) -> (Handle, Owner) {
             }
         })
     });
-    (Handle::of_owner(tx, seen, blobs, Spool::passing()), Owner { requests, health })
+    (MasterHandle::for_actor(tx, seen, blobs, Spool::temporary()), FakeActor { requests, health })
 }
 
 fn id(s: &str) -> RequestId {
@@ -28,8 +28,8 @@ fn id(s: &str) -> RequestId {
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_the_caller_as_it_is() {
-    let (handle, mut owner) = pair(4);
+async fn the_caller_gets_the_problem_of_the_actor_unchanged() {
+    let (handle, mut owner) = handle_and_actor(4);
     let answer = async {
         let request = owner.requests.recv().await.unwrap();
         assert_eq!(request.event, Event::Progress(id("demo-1")));
@@ -41,20 +41,20 @@ async fn a_refusal_reaches_the_caller_as_it_is() {
 }
 
 #[tokio::test]
-async fn while_the_store_is_down_nothing_reaches_the_owner() {
-    let (handle, mut owner) = pair(4);
+async fn no_request_reaches_the_actor_while_the_store_is_unavailable() {
+    let (handle, mut owner) = handle_and_actor(4);
     owner.health.send(Err("Redis at a:1 refused the connection".into())).unwrap();
     let problem = handle.delete(id("demo-1")).await.unwrap_err();
     assert_eq!((problem.status, problem.code.as_str()), (503, "store_unavailable"));
     assert!(problem.detail.contains("a:1"), "{}", problem.detail);
     assert!(owner.requests.try_recv().is_err());
     owner.health.send(Ok(())).unwrap();
-    assert_eq!(handle.ready(), Ok(()));
+    assert_eq!(handle.check_ready(), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_ever_for_a_reply_or_a_place_in_the_queue() {
-    let (handle, mut owner) = pair(1);
+async fn waiting_for_a_reply_or_for_the_queue_times_out() {
+    let (handle, mut owner) = handle_and_actor(1);
     let first = tokio::spawn({
         let handle = handle.clone();
         async move { handle.list(Select::default()).await }
@@ -73,8 +73,8 @@ async fn nobody_waits_for_ever_for_a_reply_or_a_place_in_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poll_waits_for_its_own_time_and_a_reply() {
-    let (handle, mut owner) = pair(1);
+async fn a_poll_waits_for_its_wait_time_plus_the_reply_timeout() {
+    let (handle, mut owner) = handle_and_actor(1);
     let start = Instant::now();
     let poll = handle.poll(
         WorkerId::from_str("w").unwrap(),
@@ -93,8 +93,8 @@ async fn a_poll_waits_for_its_own_time_and_a_reply() {
 }
 
 #[tokio::test]
-async fn a_manifest_comes_from_the_blobs() {
-    let (handle, mut owner) = pair(1);
+async fn a_manifest_is_read_from_the_blobs() {
+    let (handle, mut owner) = handle_and_actor(1);
     let answers = tokio::spawn(async move {
         for key in ["there", "gone", "broken"] {
             let request = owner.requests.recv().await.unwrap();

@@ -14,28 +14,30 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 /// A body up to this needs no place in the budget; as many as there may be connections fit beside it.
-const FREE: usize = 4 << 10;
+const UNBUDGETED_BODY_BYTES: usize = 4 << 10;
 /// The budget is counted in pieces of so many bytes.
-const PIECE: usize = 4 << 10;
+const BUDGET_UNIT_BYTES: usize = 4 << 10;
 /// A body over this is decoded on a thread of its own, so that it delays no other request.
-const LARGE: usize = 256 << 10;
+const MAX_INLINE_DECODE_BYTES: usize = 256 << 10;
 
 /// The memory that all bodies together may take.
 #[derive(Clone)]
-pub(super) struct Budget(Arc<Semaphore>);
+pub(super) struct BodyBudget(Arc<Semaphore>);
 
-impl Budget {
+impl BodyBudget {
     /// A budget of `bytes`.
     pub(super) fn new(bytes: usize) -> Self {
-        Budget(Arc::new(Semaphore::new((bytes / PIECE).min(Semaphore::MAX_PERMITS))))
+        BodyBudget(Arc::new(Semaphore::new(
+            (bytes / BUDGET_UNIT_BYTES).min(Semaphore::MAX_PERMITS),
+        )))
     }
 }
 
 /// A body, and its place in the budget.
-pub(super) struct Held {
+pub(super) struct BufferedBody {
     /// What was sent.
     pub(super) bytes: Bytes,
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Reads all of `body`, at most `limit` bytes.
@@ -43,40 +45,42 @@ pub(super) struct Held {
 /// # Errors
 /// 413 over the limit, 415 for an encoded or multipart body, 408 for one that comes too slowly, 503
 /// where the budget is used up, 400 for a broken one and one that does not match its check.
-pub(super) async fn read(
+pub(super) async fn read_body(
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
     limits: &HttpLimits,
-    budget: &Budget,
-) -> Result<Held, Problem> {
-    plain(headers)?;
+    budget: &BodyBudget,
+) -> Result<BufferedBody, Problem> {
+    check_content_type(headers)?;
     if body.size_hint().lower() > limit as u64 {
-        return Err(too_large(limit));
+        return Err(body_too_large(limit));
     }
-    let end = Instant::now() + limits.body_time;
+    let end = Instant::now() + limits.body_timeout;
     let mut bytes = Vec::new();
     let mut place: Option<OwnedSemaphorePermit> = None;
     loop {
-        let pause = (Instant::now() + limits.body_pause).min(end);
+        let pause = (Instant::now() + limits.body_idle_timeout).min(end);
         let frame = match timeout_at(pause, body.frame()).await {
-            Err(_) => return Err(too_slow()),
+            Err(_) => return Err(body_timeout()),
             Ok(None) => break,
-            Ok(Some(Err(e))) => return Err(broken(&e)),
+            Ok(Some(Err(e))) => return Err(body_read_failed(&e)),
             Ok(Some(Ok(frame))) => frame,
         };
         // Frames that are no data are trailers, which nothing here asks for.
         let Ok(data) = frame.into_data() else { continue };
         let len = bytes.len() + data.len();
         if len > limit {
-            return Err(too_large(limit));
+            return Err(body_too_large(limit));
         }
         let have = place.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let need = len.saturating_sub(FREE).div_ceil(PIECE);
+        let need = len.saturating_sub(UNBUDGETED_BODY_BYTES).div_ceil(BUDGET_UNIT_BYTES);
         if need > have {
             let more = u32::try_from(need - have).unwrap_or(u32::MAX);
             // Taken without waiting: bodies that each wait for the rest of the budget would wait for ever.
-            let more = Arc::clone(&budget.0).try_acquire_many_owned(more).map_err(|_| crowded())?;
+            let more = Arc::clone(&budget.0)
+                .try_acquire_many_owned(more)
+                .map_err(|_| body_budget_exhausted())?;
             match &mut place {
                 Some(place) => place.merge(more),
                 None => place = Some(more),
@@ -88,20 +92,20 @@ pub(super) async fn read(
         headers.get(checksum::CHECKSUM_HEADER).map(HeaderValue::as_bytes),
         &bytes,
     ) {
-        return Err(damaged());
+        return Err(checksum_mismatch());
     }
-    Ok(Held { bytes: bytes.into(), _place: place })
+    Ok(BufferedBody { bytes: bytes.into(), _permit: place })
 }
 
 /// Decodes a body; its place in the budget is given back behind it.
 ///
 /// # Errors
 /// Those of `decode`.
-pub(super) async fn decode<T: Send + 'static>(
-    body: Held,
+pub(super) async fn decode_body<T: Send + 'static>(
+    body: BufferedBody,
     decode: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    if body.bytes.len() <= LARGE {
+    if body.bytes.len() <= MAX_INLINE_DECODE_BYTES {
         return decode(&body.bytes);
     }
     let decoded = tokio::task::spawn_blocking(move || decode(&body.bytes)).await;
@@ -113,7 +117,7 @@ pub(super) async fn decode<T: Send + 'static>(
 
 /// Every content type is taken for JSON, because `curl -d` says that it sends a form. A multipart body
 /// is the one that can't be JSON.
-fn plain(headers: &HeaderMap) -> Result<(), Problem> {
+fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let refused =
         |detail: String| Problem::new(415, "Unsupported Media Type", "unsupported_body", detail);
     for encoding in headers.get_all(CONTENT_ENCODING) {
@@ -130,13 +134,13 @@ fn plain(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-fn damaged() -> Problem {
+fn checksum_mismatch() -> Problem {
     let detail = format!("the body: {}; nothing was changed", checksum::CHECKSUM_MISMATCH);
     Problem::new(400, "Bad Request", checksum::CORRUPTED_CODE, detail)
         .with_hint("send the same request again")
 }
 
-fn too_large(limit: usize) -> Problem {
+fn body_too_large(limit: usize) -> Problem {
     let limit = units::format_bytes(limit as u64);
     Problem::new(
         413,
@@ -146,11 +150,11 @@ fn too_large(limit: usize) -> Problem {
     )
 }
 
-fn too_slow() -> Problem {
+fn body_timeout() -> Problem {
     Problem::new(408, "Request Timeout", "too_slow", "the body did not come in time")
 }
 
-fn crowded() -> Problem {
+fn body_budget_exhausted() -> Problem {
     Problem::new(
         503,
         "Service Unavailable",
@@ -160,6 +164,6 @@ fn crowded() -> Problem {
     .with_hint("repeat the request after the time in Retry-After")
 }
 
-fn broken(error: &axum::Error) -> Problem {
+fn body_read_failed(error: &axum::Error) -> Problem {
     Problem::new(400, "Bad Request", "broken_body", format!("the body could not be read: {error}"))
 }

@@ -1,6 +1,6 @@
 //! JSON bodies: syntax problems with line and column, keys that appear twice, bounded size in memory.
 
-use crate::master::faults::Faults;
+use crate::master::validation_errors::ValidationErrors;
 use crate::wire::path::escape_bytes;
 use crate::wire::problem::Problem;
 use serde::de::{
@@ -20,12 +20,12 @@ const MAX_DEPTH: usize = 64;
 ///
 /// # Errors
 /// 400 for what is not JSON (with line and column), not UTF-8, has a key twice or is nested too deep.
-pub(super) fn parse(body: &[u8]) -> Result<Value, Problem> {
-    let text = utf8(body)?;
+pub(super) fn parse_json(body: &[u8]) -> Result<Value, Problem> {
+    let text = check_utf8(body)?;
     let mut values = 0;
     let mut json = serde_json::Deserializer::from_str(text);
-    let tree = Tree { depth: 0, values: &mut values }.deserialize(&mut json);
-    tree.and_then(|value| json.end().map(|()| value)).map_err(|e| syntax(text, &e))
+    let tree = StrictValue { depth: 0, values: &mut values }.deserialize(&mut json);
+    tree.and_then(|value| json.end().map(|()| value)).map_err(|e| syntax_problem(text, &e))
 }
 
 /// Reads a document of an agent of ours into its type; such documents are large and well-formed, so
@@ -33,29 +33,29 @@ pub(super) fn parse(body: &[u8]) -> Result<Value, Problem> {
 ///
 /// # Errors
 /// 400 as [`parse`], 422 for a field that is not as it must be.
-pub(super) fn typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let text = utf8(body)?;
+pub(super) fn parse_typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let text = check_utf8(body)?;
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         if e.inner().is_data() {
-            let mut faults = Faults::default();
-            faults.push(&pointer(e.path()), complaint(e.inner()));
+            let mut faults = ValidationErrors::default();
+            faults.push(&json_pointer(e.path()), serde_error_text(e.inner()));
             faults.into_problem()
         } else {
-            syntax(text, e.inner())
+            syntax_problem(text, e.inner())
         }
     })?;
-    json.end().map_err(|e| syntax(text, &e))?;
+    json.end().map_err(|e| syntax_problem(text, &e))?;
     Ok(value)
 }
 
 /// The JSON pointer (RFC 6901) of a path; the empty one for the document itself.
-pub(super) fn pointer(path: &Path) -> String {
+pub(super) fn json_pointer(path: &Path) -> String {
     let mut out = String::new();
     for segment in path.iter() {
         match segment {
             Segment::Seq { index } => out.push_str(&format!("/{index}")),
-            Segment::Map { key } => push_key(&mut out, key),
+            Segment::Map { key } => push_pointer_key(&mut out, key),
             // A variant is no member of the document, and nothing lies below what is not known.
             Segment::Enum { .. } | Segment::Unknown => {}
         }
@@ -64,52 +64,52 @@ pub(super) fn pointer(path: &Path) -> String {
 }
 
 /// Appends a key to a pointer. Keys come from outside: they are escaped and cut.
-pub(super) fn push_key(pointer: &mut String, key: &str) {
+pub(super) fn push_pointer_key(pointer: &mut String, key: &str) {
     pointer.push('/');
-    pointer.push_str(&name(key).replace('~', "~0").replace('/', "~1"));
+    pointer.push_str(&display_key(key).replace('~', "~0").replace('/', "~1"));
 }
 
 /// A key for people: escaped, and cut where it is no key that anybody meant.
-pub(super) fn name(key: &str) -> String {
+pub(super) fn display_key(key: &str) -> String {
     let cut: String = key.chars().take(100).collect();
     escape_bytes(cut.as_bytes())
 }
 
 /// What `serde` says is wrong; it quotes from the document, so it is escaped and cut.
-pub(super) fn complaint(error: &serde_json::Error) -> String {
+pub(super) fn serde_error_text(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let cut: String = text.chars().take(300).collect();
     escape_bytes(cut.as_bytes())
 }
 
-fn utf8(body: &[u8]) -> Result<&str, Problem> {
+fn check_utf8(body: &[u8]) -> Result<&str, Problem> {
     if body.iter().all(u8::is_ascii_whitespace) {
-        return Err(bad("the body is empty; a JSON document is expected"));
+        return Err(invalid_json("the body is empty; a JSON document is expected"));
     }
     std::str::from_utf8(body).map_err(|e| {
-        bad(format!("the body is not UTF-8: byte {} can't be read", e.valid_up_to() + 1))
+        invalid_json(format!("the body is not UTF-8: byte {} can't be read", e.valid_up_to() + 1))
             .with_hint("send a path that is not UTF-8 as {\"path_b64\": \"…\"}, in base64")
     })
 }
 
-fn bad(detail: impl Into<String>) -> Problem {
+fn invalid_json(detail: impl Into<String>) -> Problem {
     Problem::new(400, "Bad Request", "bad_json", detail)
 }
 
-fn syntax(text: &str, error: &serde_json::Error) -> Problem {
+fn syntax_problem(text: &str, error: &serde_json::Error) -> Problem {
     let (mut line, mut column) = (error.line(), error.column());
     let whole = error.to_string();
     let mut what = whole.split(" at line ").next().unwrap_or_default().to_owned();
     if what == "trailing comma" {
         // The parser stops at the bracket behind it; the comma is what is to be removed.
-        (line, column) = comma_before(text, line, column).unwrap_or((line, column));
+        (line, column) = find_comma_before(text, line, column).unwrap_or((line, column));
         what = "a trailing comma is not allowed in JSON; remove it".to_owned();
     }
-    bad(format!("the body is not valid JSON: line {line}, column {column}: {what}"))
+    invalid_json(format!("the body is not valid JSON: line {line}, column {column}: {what}"))
 }
 
 /// The place of the last comma before a place; all from 1, columns in bytes.
-fn comma_before(text: &str, line: usize, column: usize) -> Option<(usize, usize)> {
+fn find_comma_before(text: &str, line: usize, column: usize) -> Option<(usize, usize)> {
     let start: usize = text.split_inclusive('\n').take(line.checked_sub(1)?).map(str::len).sum();
     let before = text.as_bytes().get(..(start + column).min(text.len()))?;
     let comma = before.iter().rposition(|b| *b == b',')?;
@@ -120,18 +120,18 @@ fn comma_before(text: &str, line: usize, column: usize) -> Option<(usize, usize)
 
 /// Builds a [`Value`] as `serde_json` does, but refuses a key that appears twice (`serde_json` keeps
 /// the last one, another reader the first: what a proxy checked need not be what we do).
-struct Tree<'a> {
+struct StrictValue<'a> {
     depth: usize,
     values: &'a mut usize,
 }
 
-impl Tree<'_> {
-    fn below(&mut self) -> Tree<'_> {
-        Tree { depth: self.depth + 1, values: &mut *self.values }
+impl StrictValue<'_> {
+    fn child(&mut self) -> StrictValue<'_> {
+        StrictValue { depth: self.depth + 1, values: &mut *self.values }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Tree<'_> {
+impl<'de> DeserializeSeed<'de> for StrictValue<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
         *self.values += 1;
@@ -145,7 +145,7 @@ impl<'de> DeserializeSeed<'de> for Tree<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Tree<'_> {
+impl<'de> Visitor<'de> for StrictValue<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -174,7 +174,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
     }
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
         let mut out = Vec::new();
-        while let Some(value) = seq.next_element_seed(self.below())? {
+        while let Some(value) = seq.next_element_seed(self.child())? {
             out.push(value);
         }
         Ok(out.into())
@@ -183,9 +183,12 @@ impl<'de> Visitor<'de> for Tree<'_> {
         let mut out = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             if out.contains_key(&key) {
-                return Err(A::Error::custom(format!("the key `{}` appears twice", name(&key))));
+                return Err(A::Error::custom(format!(
+                    "the key `{}` appears twice",
+                    display_key(&key)
+                )));
             }
-            let value = map.next_value_seed(self.below())?;
+            let value = map.next_value_seed(self.child())?;
             out.insert(key, value);
         }
         Ok(out.into())
@@ -196,26 +199,27 @@ impl<'de> Visitor<'de> for Tree<'_> {
 mod tests {
     use super::*;
 
-    fn detail(body: &[u8]) -> String {
-        let problem = parse(body).unwrap_err();
+    fn parse_error_detail(body: &[u8]) -> String {
+        let problem = parse_json(body).unwrap_err();
         assert_eq!((problem.status, problem.code.as_str()), (400, "bad_json"));
         problem.detail
     }
 
     #[test]
-    fn a_trailing_comma_is_named_at_its_place() {
+    fn a_trailing_comma_is_reported_with_line_and_column() {
         assert_eq!(
-            detail(b"{\n  \"a\": 1,\n  \"b\": [2],\n}"),
+            parse_error_detail(b"{\n  \"a\": 1,\n  \"b\": [2],\n}"),
             "the body is not valid JSON: line 3, column 11: a trailing comma is not allowed in JSON; remove it"
         );
-        assert!(detail(b"[1,]").contains("line 1, column 3: a trailing comma"));
+        assert!(parse_error_detail(b"[1,]").contains("line 1, column 3: a trailing comma"));
         assert!(
-            detail("{\"\u{e9}\":\",\" , }".as_bytes()).contains("line 1, column 11: a trailing")
+            parse_error_detail("{\"\u{e9}\":\",\" , }".as_bytes())
+                .contains("line 1, column 11: a trailing")
         );
     }
 
     #[test]
-    fn what_is_no_json_is_refused_with_its_place() {
+    fn invalid_json_is_refused_with_line_and_column() {
         for bad in [
             &b"{"[..],
             b"{\"a\":NaN}",
@@ -229,50 +233,59 @@ mod tests {
             b"[1 2]",
             b"\"\n\"",
         ] {
-            assert!(detail(bad).contains("line 1, column ") || bad.contains(&b'\n'), "{bad:?}");
+            assert!(
+                parse_error_detail(bad).contains("line 1, column ") || bad.contains(&b'\n'),
+                "{bad:?}"
+            );
         }
-        assert!(detail(b"").contains("empty") && detail(b" \r\n").contains("empty"));
-        assert!(detail(b"{\"a\":\"\xff\"}").contains("not UTF-8: byte 7"));
+        assert!(
+            parse_error_detail(b"").contains("empty")
+                && parse_error_detail(b" \r\n").contains("empty")
+        );
+        assert!(parse_error_detail(b"{\"a\":\"\xff\"}").contains("not UTF-8: byte 7"));
     }
 
     #[test]
-    fn a_key_that_appears_twice_is_named() {
-        let text = detail(b"{\"a\":1,\n\"b\":{\"x\":1,\"x\":2}}");
+    fn a_duplicate_key_is_reported() {
+        let text = parse_error_detail(b"{\"a\":1,\n\"b\":{\"x\":1,\"x\":2}}");
         assert!(text.contains("line 2") && text.contains("the key `x` appears twice"), "{text}");
-        assert!(detail(br#"{"\u001b[2J":1,"\u001b[2J":1}"#).contains("\\#033[2J"));
+        assert!(parse_error_detail(br#"{"\u001b[2J":1,"\u001b[2J":1}"#).contains("\\#033[2J"));
     }
 
     #[test]
     fn depth_is_bounded() {
         let nest = |n: usize| [vec![b'['; n], vec![b']'; n]].concat();
-        assert!(parse(&nest(60)).is_ok());
+        assert!(parse_json(&nest(60)).is_ok());
         for n in [70, 200, 100_000] {
-            assert!(!detail(&nest(n)).is_empty());
+            assert!(!parse_error_detail(&nest(n)).is_empty());
         }
-        assert!(!detail(&vec![b'['; 100_000]).is_empty());
+        assert!(!parse_error_detail(&vec![b'['; 100_000]).is_empty());
         let objects = "{\"a\":".repeat(100_000);
-        assert!(!detail(objects.as_bytes()).is_empty());
+        assert!(!parse_error_detail(objects.as_bytes()).is_empty());
     }
 
     #[test]
-    fn a_document_of_very_many_values_is_refused_before_it_fills_the_memory() {
+    fn the_number_of_values_in_a_document_is_bounded() {
         let mut many = vec![b'['];
         for _ in 0..=MAX_VALUES {
             many.extend_from_slice(b"1,");
         }
         many.extend_from_slice(b"1]");
-        assert!(detail(&many).contains("more than 4000000 values"));
+        assert!(parse_error_detail(&many).contains("more than 4000000 values"));
     }
 
     #[test]
-    fn values_are_those_of_serde_json() {
+    fn values_equal_those_of_serde_json() {
         let text = r#"{"a":[1,-2,2.5,18446744073709551616,"x",null,true],"":{}}"#;
-        assert_eq!(parse(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+        assert_eq!(
+            parse_json(text.as_bytes()).unwrap(),
+            serde_json::from_str::<Value>(text).unwrap()
+        );
     }
 
     #[test]
-    fn a_typed_document_names_the_field_at_fault() {
-        let of = |s: &str| typed::<crate::wire::task::ScanPage>(s.as_bytes()).unwrap_err();
+    fn a_typed_document_reports_the_invalid_field() {
+        let of = |s: &str| parse_typed::<crate::wire::task::ScanPage>(s.as_bytes()).unwrap_err();
         let digest = "0".repeat(64);
         let problem = of(&format!(
             r#"{{"task_digest":"{digest}","page":0,"spawn":["a","../b"],"next":null}}"#

@@ -1,8 +1,8 @@
 //! What a request says in its URL: identifiers in the path, parameters in the query.
 
-use super::answer::Fault;
-use super::guard::is_token;
-use super::json::name;
+use super::json::display_key;
+use super::middleware::is_token;
+use super::response::ProblemResponse;
 use crate::util::suggest::closest_match;
 use crate::util::units;
 use crate::wire::problem::Problem;
@@ -15,88 +15,96 @@ use std::time::Duration;
 
 /// The identifiers in the path of a URL. What can't be one names nothing: the request is answered
 /// with 404 and the text goes nowhere else.
-pub(super) struct Named<T>(pub(super) T);
+pub(super) struct PathId<T>(pub(super) T);
 
 /// Identifiers that a path can hold.
-pub(super) trait InPath: Sized {
+pub(super) trait FromPathSegments: Sized {
     /// What there is none of, in words.
-    const WHAT: &'static str;
+    const DESCRIPTION: &'static str;
     /// Reads the segments that are parameters.
-    fn read(segments: &[String]) -> Option<Self>;
+    fn parse(segments: &[String]) -> Option<Self>;
 }
 
-impl InPath for RequestId {
-    const WHAT: &'static str = "sync with this id";
-    fn read(segments: &[String]) -> Option<Self> {
+impl FromPathSegments for RequestId {
+    const DESCRIPTION: &'static str = "sync with this id";
+    fn parse(segments: &[String]) -> Option<Self> {
         segments.first()?.parse().ok()
     }
 }
 
-impl InPath for WorkerId {
-    const WHAT: &'static str = "worker with this id";
-    fn read(segments: &[String]) -> Option<Self> {
+impl FromPathSegments for WorkerId {
+    const DESCRIPTION: &'static str = "worker with this id";
+    fn parse(segments: &[String]) -> Option<Self> {
         segments.first()?.parse().ok()
     }
 }
 
-impl InPath for (WorkerId, AssignmentId) {
-    const WHAT: &'static str = "assignment with this id";
-    fn read(segments: &[String]) -> Option<Self> {
+impl FromPathSegments for (WorkerId, AssignmentId) {
+    const DESCRIPTION: &'static str = "assignment with this id";
+    fn parse(segments: &[String]) -> Option<Self> {
         Some((segments.first()?.parse().ok()?, segments.get(1)?.parse().ok()?))
     }
 }
 
-impl<T: InPath, S: Send + Sync> FromRequestParts<S> for Named<T> {
-    type Rejection = Fault;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
+impl<T: FromPathSegments, S: Send + Sync> FromRequestParts<S> for PathId<T> {
+    type Rejection = ProblemResponse;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ProblemResponse> {
         // Fails for percent-encoded bytes that are not UTF-8, which are in no identifier.
         let segments = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
         let segments: Vec<String> =
             segments.into_iter().flat_map(|Path(all)| all).map(|(_, value)| value).collect();
-        T::read(&segments).map(Named).ok_or_else(|| {
-            Fault(Problem::new(404, "Not Found", "not_found", format!("there is no {}", T::WHAT)))
+        T::parse(&segments).map(PathId).ok_or_else(|| {
+            ProblemResponse(Problem::new(
+                404,
+                "Not Found",
+                "not_found",
+                format!("there is no {}", T::DESCRIPTION),
+            ))
         })
     }
 }
 
 /// The 400 for a parameter or header.
-pub(super) fn bad(detail: impl Into<String>) -> Problem {
+pub(super) fn invalid_parameter(detail: impl Into<String>) -> Problem {
     Problem::new(400, "Bad Request", "bad_parameter", detail)
 }
 
 /// The parameters in the query of a URL.
-pub(super) struct Params(BTreeMap<&'static str, String>);
+pub(super) struct QueryParams(BTreeMap<&'static str, String>);
 
-impl Params {
+impl QueryParams {
     /// Reads the query of `uri`, which may hold each of `known` once.
     ///
     /// # Errors
     /// 400 for another one, or one that is there twice.
-    pub(super) fn of(uri: &Uri, known: &[&'static str]) -> Result<Self, Problem> {
+    pub(super) fn parse(uri: &Uri, known: &[&'static str]) -> Result<Self, Problem> {
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
-            .map_err(|e| bad(format!("the query can't be read: {e}")))?;
+            .map_err(|e| invalid_parameter(format!("the query can't be read: {e}")))?;
         let mut params = BTreeMap::new();
         for (key, value) in pairs {
             let Some(key) = known.iter().copied().find(|k| *k == key) else {
                 let detail = match closest_match(&key, known.iter().copied()) {
                     Some(meant) => {
-                        format!("unknown parameter `{}`; did you mean `{meant}`?", name(&key))
+                        format!(
+                            "unknown parameter `{}`; did you mean `{meant}`?",
+                            display_key(&key)
+                        )
                     }
                     None => {
                         format!(
                             "unknown parameter `{}`; the parameters are {}",
-                            name(&key),
+                            display_key(&key),
                             known.join(", ")
                         )
                     }
                 };
-                return Err(bad(detail));
+                return Err(invalid_parameter(detail));
             };
             if params.insert(key, value).is_some() {
-                return Err(bad(format!("{key} is given twice")));
+                return Err(invalid_parameter(format!("{key} is given twice")));
             }
         }
-        Ok(Params(params))
+        Ok(QueryParams(params))
     }
 
     /// The text of a parameter.
@@ -111,7 +119,7 @@ impl Params {
     pub(super) fn token(&self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.get(key) {
             Some(text) if !is_token(text) => {
-                Err(bad(format!("{key} must be 1 to 128 visible ASCII characters")))
+                Err(invalid_parameter(format!("{key} must be 1 to 128 visible ASCII characters")))
             }
             other => Ok(other.map(str::to_owned)),
         }
@@ -124,7 +132,9 @@ impl Params {
     pub(super) fn duration(&self, key: &'static str) -> Result<Option<Duration>, Problem> {
         let Some(text) = self.get(key) else { return Ok(None) };
         // The rule of the units module may quote the text.
-        units::parse_duration(text).map(Some).map_err(|rule| bad(format!("{key}: {}", name(&rule))))
+        units::parse_duration(text)
+            .map(Some)
+            .map_err(|rule| invalid_parameter(format!("{key}: {}", display_key(&rule))))
     }
 
     /// A parameter that is a number from 1; one that is too large to count with is as good as none.
@@ -137,7 +147,7 @@ impl Params {
         match (digits, text.parse::<usize>()) {
             (true, Ok(1..)) => Ok(text.parse().ok()),
             (true, Err(_)) => Ok(None),
-            _ => Err(bad(format!("{key} must be a whole number from 1"))),
+            _ => Err(invalid_parameter(format!("{key} must be a whole number from 1"))),
         }
     }
 }
@@ -146,28 +156,34 @@ impl Params {
 mod tests {
     use super::*;
 
-    fn of(query: &str) -> Result<Params, Problem> {
-        Params::of(&format!("/x?{query}").parse().unwrap(), &["wait", "limit", "poll_id"])
+    fn parse_query(query: &str) -> Result<QueryParams, Problem> {
+        QueryParams::parse(&format!("/x?{query}").parse().unwrap(), &["wait", "limit", "poll_id"])
     }
 
     #[test]
-    fn parameters_are_known_and_given_once() {
-        assert!(of("").is_ok() && of("wait=20s&limit=5").is_ok());
-        assert!(of("wiat=1").err().unwrap().detail.contains("did you mean `wait`"));
-        assert!(of("wait=1&wait=2").err().unwrap().detail.contains("twice"));
-        assert!(of(&format!("{}=1", "x".repeat(9_000))).err().unwrap().detail.len() < 300);
+    fn unknown_and_repeated_parameters_are_refused() {
+        assert!(parse_query("").is_ok() && parse_query("wait=20s&limit=5").is_ok());
+        assert!(parse_query("wiat=1").err().unwrap().detail.contains("did you mean `wait`"));
+        assert!(parse_query("wait=1&wait=2").err().unwrap().detail.contains("twice"));
+        assert!(parse_query(&format!("{}=1", "x".repeat(9_000))).err().unwrap().detail.len() < 300);
     }
 
     #[test]
-    fn numbers_and_times_are_bounded() {
-        assert_eq!(of("limit=5").unwrap().number("limit"), Ok(Some(5)));
-        assert_eq!(of("limit=99999999999999999999999").unwrap().number("limit"), Ok(None));
+    fn numbers_and_durations_are_bounded() {
+        assert_eq!(parse_query("limit=5").unwrap().number("limit"), Ok(Some(5)));
+        assert_eq!(parse_query("limit=99999999999999999999999").unwrap().number("limit"), Ok(None));
         for bad in ["limit=0", "limit=-1", "limit=+1", "limit=x", "limit="] {
-            assert!(of(bad).unwrap().number("limit").is_err(), "{bad}");
+            assert!(parse_query(bad).unwrap().number("limit").is_err(), "{bad}");
         }
-        assert_eq!(of("wait=20s").unwrap().duration("wait"), Ok(Some(Duration::from_secs(20))));
-        assert_eq!(of("wait=2").unwrap().duration("wait"), Ok(Some(Duration::from_secs(2))));
-        assert!(of("wait=soon").unwrap().duration("wait").is_err());
-        assert!(of("poll_id=a%0ab").unwrap().token("poll_id").is_err());
+        assert_eq!(
+            parse_query("wait=20s").unwrap().duration("wait"),
+            Ok(Some(Duration::from_secs(20)))
+        );
+        assert_eq!(
+            parse_query("wait=2").unwrap().duration("wait"),
+            Ok(Some(Duration::from_secs(2)))
+        );
+        assert!(parse_query("wait=soon").unwrap().duration("wait").is_err());
+        assert!(parse_query("poll_id=a%0ab").unwrap().token("poll_id").is_err());
     }
 }

@@ -1,11 +1,14 @@
 //! The routes of the API: each reads its request, asks the owner, and writes the answer.
 
-use super::answer::{Answer, Fault, file, json, octets, ok, stream};
-use super::body::{self, Budget, Held};
-use super::params::{self, Named, Params};
-use super::{HttpLimits, documents, guard};
-use crate::master::handle::Handle;
-use crate::master::listing::{Lines, Wanted};
+use super::body::{self, BodyBudget, BufferedBody};
+use super::params::{self, PathId, QueryParams};
+use super::response::{
+    ProblemResponse, RouteResult, backup_response, binary_response, json_response, ok_json,
+    stream_response,
+};
+use super::{HttpLimits, middleware, request_documents};
+use crate::master::file_records::{DigestLines, FileRecordQuery};
+use crate::master::handle::MasterHandle;
 use crate::scheduler::{IdempotencyKey, Select};
 use crate::util::checksum;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -30,22 +33,26 @@ use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 /// The `page_token` with which a list goes on.
-static NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
+static NEXT_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-next-token");
 
 /// What every route has at hand.
 #[derive(Clone)]
-pub(super) struct App {
-    pub(super) handle: Handle,
+pub(super) struct ApiState {
+    pub(super) handle: MasterHandle,
     pub(super) limits: Arc<HttpLimits>,
-    pub(super) budget: Budget,
+    pub(super) budget: BodyBudget,
     /// Cancelled when the server stops: polls end early.
     pub(super) stopping: CancellationToken,
 }
 
-impl App {
-    async fn body(&self, request: Request, limit: usize) -> Result<Held, Problem> {
+impl ApiState {
+    async fn read_request_body(
+        &self,
+        request: Request,
+        limit: usize,
+    ) -> Result<BufferedBody, Problem> {
         let (head, body) = request.into_parts();
-        let read = body::read(&head.headers, body, limit, &self.limits, &self.budget).await;
+        let read = body::read_body(&head.headers, body, limit, &self.limits, &self.budget).await;
         read.inspect_err(|problem| {
             if problem.code == checksum::CORRUPTED_CODE {
                 let (method, path) = (&head.method, head.uri.path());
@@ -57,83 +64,85 @@ impl App {
 }
 
 /// All routes, at the root and below `/v1`.
-pub(super) fn router(app: App) -> Router {
+pub(super) fn router(app: ApiState) -> Router {
     let api = Router::new()
-        .route("/sync", post(submit).get(list))
-        .route("/sync/{id}", get(progress).patch(change).delete(delete))
-        .route("/sync/{id}/cancel", post(cancel))
-        .route("/sync/{id}/retry", post(retry))
-        .route("/sync/{id}/pause", post(pause))
-        .route("/sync/{id}/resume", post(resume))
-        .route("/sync/{id}/reassign", post(reassign))
-        .route("/sync/{id}/files", get(files))
-        .route("/sync/{id}/manifest", get(digests))
-        .route("/workers", get(workers))
-        .route(&format!("/workers/{HEARTBEAT}"), post(heartbeat))
-        .route(&format!("/workers/{RESULT}"), post(result))
-        .route("/workers/{id}", get(worker).delete(forget))
-        .route("/workers/{id}/requests", get(worker_requests))
-        .route("/workers/{id}/drain", post(drain))
-        .route("/workers/{id}/undrain", post(undrain))
-        .route("/workers/{id}/assignment", post(poll))
-        .route("/workers/{id}/assignments/{assignment}/manifest", get(manifest))
-        .route("/workers/{id}/assignments/{assignment}/page", post(page))
-        .route("/admin/reconcile", post(reconcile))
+        .route("/sync", post(submit_sync).get(list_syncs))
+        .route("/sync/{id}", get(get_sync).patch(change_sync).delete(delete_sync))
+        .route("/sync/{id}/cancel", post(cancel_sync))
+        .route("/sync/{id}/retry", post(retry_sync))
+        .route("/sync/{id}/pause", post(pause_sync))
+        .route("/sync/{id}/resume", post(resume_sync))
+        .route("/sync/{id}/reassign", post(reassign_tasks))
+        .route("/sync/{id}/files", get(get_file_records))
+        .route("/sync/{id}/manifest", get(get_digests))
+        .route("/workers", get(list_workers))
+        .route(&format!("/workers/{HEARTBEAT}"), post(post_heartbeat))
+        .route(&format!("/workers/{RESULT}"), post(post_result))
+        .route("/workers/{id}", get(get_worker).delete(forget_worker))
+        .route("/workers/{id}/requests", get(list_worker_syncs))
+        .route("/workers/{id}/drain", post(drain_worker))
+        .route("/workers/{id}/undrain", post(undrain_worker))
+        .route("/workers/{id}/assignment", post(poll_assignment))
+        .route("/workers/{id}/assignments/{assignment}/manifest", get(get_manifest))
+        .route("/workers/{id}/assignments/{assignment}/page", post(post_page))
+        .route("/admin/reconcile", post(reconcile_records))
         .route("/admin/confirm-clock", post(confirm_clock))
-        .route("/admin/backup", get(backup))
+        .route("/admin/backup", get(get_backup))
         .route("/healthz", get(healthz))
         .route("/livez", get(healthz))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
-        .method_not_allowed_fallback(wrong_method);
+        .method_not_allowed_fallback(method_not_allowed);
     let api = Router::new().merge(api.clone()).nest("/v1", api);
-    let advertised = app.limits.advertise_url.as_deref().and_then(guard::Advertised::of);
-    let api = match &app.limits.secret {
+    let advertised =
+        app.limits.advertise_url.as_deref().and_then(middleware::AdvertisedHost::from_url);
+    let api = match &app.limits.path_secret {
         Some(secret) => Router::new().nest(&format!("/{secret}"), api),
         None => api,
     };
-    api.fallback(unknown)
-        .layer(from_fn_with_state(app.clone(), leader_only))
-        .layer(from_fn_with_state(advertised, guard::every))
+    api.fallback(route_not_found)
+        .layer(from_fn_with_state(app.clone(), redirect_to_leader))
+        .layer(from_fn_with_state(advertised, middleware::guard_request))
         .with_state(app)
 }
 
 /// What every master answers by itself; all else is for the one that leads.
-const OF_EACH: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
+const PATHS_SERVED_BY_FOLLOWERS: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 
 /// Sends requests on to the master that leads, before anything of them is read.
-async fn leader_only(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn redirect_to_leader(State(app): State<ApiState>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    if OF_EACH.contains(&path.strip_prefix("/v1").unwrap_or(path)) {
+    if PATHS_SERVED_BY_FOLLOWERS.contains(&path.strip_prefix("/v1").unwrap_or(path)) {
         return next.run(request).await;
     }
-    let Some(problem) = app.handle.elsewhere() else { return next.run(request).await };
+    let Some(problem) = app.handle.refusal_unless_leader() else { return next.run(request).await };
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     let leader = problem.leader.as_ref().and_then(|leader| leader.url.as_ref());
     let location = leader.map(|url| format!("{url}{target}"));
-    let mut response = Fault(problem).into_response();
+    let mut response = ProblemResponse(problem).into_response();
     if let Some(location) = location.and_then(|l| HeaderValue::from_str(&l).ok()) {
         response.headers_mut().insert(LOCATION, location);
     }
     response
 }
 
-async fn submit(State(app): State<App>, request: Request) -> Answer {
+async fn submit_sync(State(app): State<ApiState>, request: Request) -> RouteResult {
     let key = idempotency_key(request.headers())?;
-    let body = app.body(request, app.limits.submit_bytes.load(Ordering::Relaxed)).await?;
+    let body =
+        app.read_request_body(request, app.limits.max_submit_bytes.load(Ordering::Relaxed)).await?;
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&body.bytes).into() });
     let chunk = app.limits.default_chunk_mb.load(Ordering::Relaxed);
-    let read = move |bytes: &[u8]| documents::sync_request(bytes, chunk);
-    let (request, list) = body::decode(body, read).await?;
-    let submitted = app.handle.submit_checked(request, list, idempotency).await?;
-    Ok(accepted(submitted, ""))
+    let read = move |bytes: &[u8]| request_documents::parse_sync_request(bytes, chunk);
+    let (request, list) = body::decode_body(body, read).await?;
+    let submitted = app.handle.submit_validated(request, list, idempotency).await?;
+    Ok(accepted_response(submitted, ""))
 }
 
 /// The 202 of a new sync. Its URL is relative to the URL of the request, from which `to_root` leads to the
 /// root of the API: a proxy may serve the API below a path that the master is not informed of.
-fn accepted(mut submitted: SubmitReply, to_root: &str) -> Response {
+fn accepted_response(mut submitted: SubmitReply, to_root: &str) -> Response {
     submitted.status_url.insert_str(0, to_root);
-    let mut response = json(StatusCode::ACCEPTED, &submitted);
+    let mut response = json_response(StatusCode::ACCEPTED, &submitted);
     if let Ok(location) = HeaderValue::from_str(&submitted.status_url) {
         response.headers_mut().insert(LOCATION, location);
     }
@@ -144,44 +153,45 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let key = match (keys.next(), keys.next()) {
         (None, _) => return Ok(None),
-        (Some(key), None) => key.to_str().ok().filter(|k| guard::is_token(k)),
+        (Some(key), None) => key.to_str().ok().filter(|k| middleware::is_token(k)),
         (Some(_), Some(_)) => None,
     };
     key.map(|k| Some(k.to_owned())).ok_or_else(|| {
-        params::bad("Idempotency-Key must be one value of 1 to 128 visible ASCII characters")
+        params::invalid_parameter(
+            "Idempotency-Key must be one value of 1 to 128 visible ASCII characters",
+        )
     })
 }
 
-async fn list(State(app): State<App>, uri: Uri) -> Answer {
-    let params = Params::of(&uri, &["state", "limit", "page_token", "id_prefix"])?;
+async fn list_syncs(State(app): State<ApiState>, uri: Uri) -> RouteResult {
+    let params = QueryParams::parse(&uri, &["state", "limit", "page_token", "id_prefix"])?;
     let words = params.get("state").into_iter().flat_map(|text| text.split(','));
     let states = words
         .map(|word| word.trim().parse::<SyncState>())
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|rule| params::bad(format!("state: each {rule}")))?;
+        .map_err(|rule| params::invalid_parameter(format!("state: each {rule}")))?;
     let limit = params.number("limit")?;
-    let before = match params.get("page_token") {
-        None => None,
-        Some(token) => Some(
-            token
-                .parse()
-                .map(SyncNo)
-                .map_err(|_| params::bad("page_token was not given by this master"))?,
-        ),
-    };
+    let before =
+        match params.get("page_token") {
+            None => None,
+            Some(token) => Some(token.parse().map(SyncNo).map_err(|_| {
+                params::invalid_parameter("page_token was not given by this master")
+            })?),
+        };
     let id_prefix = params.get("id_prefix").map(str::parse::<RequestId>).transpose();
-    let id_prefix = id_prefix.map_err(|rule| params::bad(format!("id_prefix {rule}")))?;
+    let id_prefix =
+        id_prefix.map_err(|rule| params::invalid_parameter(format!("id_prefix {rule}")))?;
     let select = Select { states, before, id_prefix, limit };
     let selected = app.handle.list(select.clone()).await?;
-    let mut response = ok(&selected.syncs);
+    let mut response = ok_json(&selected.syncs);
     if let Some(next) = selected.next {
-        more(response.headers_mut(), &select, next);
+        add_next_page_headers(response.headers_mut(), &select, next);
     }
     Ok(response)
 }
 
 /// Says where a list goes on: as a token, and as a URL for those who follow links (RFC 8288).
-fn more(headers: &mut HeaderMap, select: &Select, next: SyncNo) {
+fn add_next_page_headers(headers: &mut HeaderMap, select: &Select, next: SyncNo) {
     let mut query = format!("page_token={next}");
     if let Some(limit) = select.limit {
         query.push_str(&format!("&limit={limit}"));
@@ -193,184 +203,230 @@ fn more(headers: &mut HeaderMap, select: &Select, next: SyncNo) {
     if let Some(prefix) = &select.id_prefix {
         query.push_str(&format!("&id_prefix={prefix}"));
     }
-    headers.insert(NEXT_TOKEN.clone(), HeaderValue::from(next.0));
+    headers.insert(NEXT_TOKEN_HEADER.clone(), HeaderValue::from(next.0));
     if let Ok(link) = HeaderValue::from_str(&format!("<?{query}>; rel=\"next\"")) {
         headers.insert(LINK, link);
     }
 }
 
-async fn progress(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
-    Ok(ok(&app.handle.progress(id).await?))
+async fn get_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
+    Ok(ok_json(&app.handle.progress(id).await?))
 }
 
-async fn change(State(app): State<App>, Named(id): Named<RequestId>, request: Request) -> Answer {
-    let body = app.body(request, app.limits.body_bytes).await?;
-    let change = body::decode(body, documents::sync_change).await?;
-    Ok(ok(&app.handle.change(id, change).await?))
+async fn change_sync(
+    State(app): State<ApiState>,
+    PathId(id): PathId<RequestId>,
+    request: Request,
+) -> RouteResult {
+    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
+    let change = body::decode_body(body, request_documents::parse_sync_change).await?;
+    Ok(ok_json(&app.handle.change(id, change).await?))
 }
 
-async fn delete(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
+async fn delete_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
     let mut deleted = object!({"status": "deleted"});
     if app.handle.delete(id).await? {
         deleted["cancelled"] = true.into();
     }
-    Ok(ok(&deleted))
+    Ok(ok_json(&deleted))
 }
 
-async fn cancel(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
-    Ok(ok(&app.handle.cancel(id).await?))
+async fn cancel_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
+    Ok(ok_json(&app.handle.cancel(id).await?))
 }
 
-async fn retry(State(app): State<App>, Named(id): Named<RequestId>, request: Request) -> Answer {
+async fn retry_sync(
+    State(app): State<ApiState>,
+    PathId(id): PathId<RequestId>,
+    request: Request,
+) -> RouteResult {
     let key = idempotency_key(request.headers())?;
-    let body = app.body(request, app.limits.body_bytes).await?;
+    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
     // The same body about another sync is another request.
     let about = [id.as_str().as_bytes(), b"\0", &body.bytes].concat();
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&about).into() });
     let RetryRequest { request_id, failed_only } =
-        body::decode(body, documents::retry_request).await?;
+        body::decode_body(body, request_documents::parse_retry_request).await?;
     let submitted = app.handle.retry(id, (request_id, failed_only), idempotency).await?;
-    Ok(accepted(submitted, "../../"))
+    Ok(accepted_response(submitted, "../../"))
 }
 
-async fn pause(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
-    Ok(ok(&app.handle.pause(id, true).await?))
+async fn pause_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
+    Ok(ok_json(&app.handle.pause(id, true).await?))
 }
 
-async fn resume(State(app): State<App>, Named(id): Named<RequestId>) -> Answer {
-    Ok(ok(&app.handle.pause(id, false).await?))
+async fn resume_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
+    Ok(ok_json(&app.handle.pause(id, false).await?))
 }
 
-async fn reassign(State(app): State<App>, Named(id): Named<RequestId>, request: Request) -> Answer {
-    let body = app.body(request, app.limits.body_bytes).await?;
-    let reassign = body::decode(body, documents::reassign).await?;
-    Ok(ok(&app.handle.reassign(id, reassign.worker_id).await?))
+async fn reassign_tasks(
+    State(app): State<ApiState>,
+    PathId(id): PathId<RequestId>,
+    request: Request,
+) -> RouteResult {
+    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
+    let reassign = body::decode_body(body, request_documents::parse_reassign).await?;
+    Ok(ok_json(&app.handle.reassign(id, reassign.worker_id).await?))
 }
 
-async fn files(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) -> Answer {
-    let params = Params::of(&uri, &["state"])?;
+async fn get_file_records(
+    State(app): State<ApiState>,
+    PathId(id): PathId<RequestId>,
+    uri: Uri,
+) -> RouteResult {
+    let params = QueryParams::parse(&uri, &["state"])?;
     let words = params.get("state").into_iter().flat_map(|text| text.split(','));
     let states = words
         .map(|word| serde_json::from_value::<FileState>(word.trim().into()))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| params::bad("state: each must be one of done, skipped, failed, deleted"))?;
-    let pieces = app.handle.listing(id, Wanted::Records(states)).await?;
-    Ok(stream("application/x-ndjson", pieces))
+        .map_err(|_| {
+            params::invalid_parameter("state: each must be one of done, skipped, failed, deleted")
+        })?;
+    let pieces = app.handle.stream_file_records(id, FileRecordQuery::Records(states)).await?;
+    Ok(stream_response("application/x-ndjson", pieces))
 }
 
-async fn digests(State(app): State<App>, Named(id): Named<RequestId>, uri: Uri) -> Answer {
-    let lines = match Params::of(&uri, &["lines"])?.get("lines") {
-        None | Some("readable") => Lines::Readable,
-        Some("others") => Lines::Others,
-        Some(_) => return Err(params::bad("lines must be readable or others").into()),
+async fn get_digests(
+    State(app): State<ApiState>,
+    PathId(id): PathId<RequestId>,
+    uri: Uri,
+) -> RouteResult {
+    let lines = match QueryParams::parse(&uri, &["lines"])?.get("lines") {
+        None | Some("readable") => DigestLines::Checkable,
+        Some("others") => DigestLines::Uncheckable,
+        Some(_) => return Err(params::invalid_parameter("lines must be readable or others").into()),
     };
-    Ok(stream("text/plain", app.handle.listing(id, Wanted::Digests(lines)).await?))
+    Ok(stream_response(
+        "text/plain",
+        app.handle.stream_file_records(id, FileRecordQuery::Digests(lines)).await?,
+    ))
 }
 
-async fn heartbeat(State(app): State<App>, request: Request) -> Answer {
-    let body = app.body(request, app.limits.heartbeat_bytes).await?;
-    let heartbeat = body::decode(body, documents::heartbeat).await?;
-    Ok(ok(&app.handle.heartbeat(heartbeat).await?))
+async fn post_heartbeat(State(app): State<ApiState>, request: Request) -> RouteResult {
+    let body = app.read_request_body(request, app.limits.max_heartbeat_bytes).await?;
+    let heartbeat = body::decode_body(body, request_documents::parse_heartbeat).await?;
+    Ok(ok_json(&app.handle.heartbeat(heartbeat).await?))
 }
 
-async fn workers(State(app): State<App>, uri: Uri) -> Answer {
-    let params = Params::of(&uri, &["status"])?;
+async fn list_workers(State(app): State<ApiState>, uri: Uri) -> RouteResult {
+    let params = QueryParams::parse(&uri, &["status"])?;
     let mut list = match params.get("status") {
-        None => return Ok(ok(&app.handle.workers().await?)),
+        None => return Ok(ok_json(&app.handle.workers().await?)),
         Some("active" | "inactive") => app.handle.workers().await?,
-        Some(_) => return Err(params::bad("status must be active or inactive").into()),
+        Some(_) => {
+            return Err(params::invalid_parameter("status must be active or inactive").into());
+        }
     };
     if params.get("status") == Some("active") {
         list.inactive.clear();
     } else {
         list.active.clear();
     }
-    Ok(ok(&list))
+    Ok(ok_json(&list))
 }
 
-async fn worker(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
-    Ok(ok(&app.handle.worker(worker).await?))
+async fn get_worker(State(app): State<ApiState>, PathId(worker): PathId<WorkerId>) -> RouteResult {
+    Ok(ok_json(&app.handle.worker(worker).await?))
 }
 
-async fn worker_requests(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
-    Ok(ok(&app.handle.worker_requests(worker).await?))
+async fn list_worker_syncs(
+    State(app): State<ApiState>,
+    PathId(worker): PathId<WorkerId>,
+) -> RouteResult {
+    Ok(ok_json(&app.handle.worker_requests(worker).await?))
 }
 
-async fn drain(State(app): State<App>, Named(worker): Named<WorkerId>, request: Request) -> Answer {
-    let body = app.body(request, app.limits.body_bytes).await?;
-    let order = body::decode(body, documents::drain_order).await?;
-    Ok(ok(&app.handle.drain(worker, Some(order)).await?))
+async fn drain_worker(
+    State(app): State<ApiState>,
+    PathId(worker): PathId<WorkerId>,
+    request: Request,
+) -> RouteResult {
+    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
+    let order = body::decode_body(body, request_documents::parse_drain_order).await?;
+    Ok(ok_json(&app.handle.drain(worker, Some(order)).await?))
 }
 
-async fn undrain(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
-    Ok(ok(&app.handle.drain(worker, None).await?))
+async fn undrain_worker(
+    State(app): State<ApiState>,
+    PathId(worker): PathId<WorkerId>,
+) -> RouteResult {
+    Ok(ok_json(&app.handle.drain(worker, None).await?))
 }
 
-async fn forget(State(app): State<App>, Named(worker): Named<WorkerId>) -> Answer {
-    Ok(ok(&app.handle.forget(worker).await?))
+async fn forget_worker(
+    State(app): State<ApiState>,
+    PathId(worker): PathId<WorkerId>,
+) -> RouteResult {
+    Ok(ok_json(&app.handle.forget(worker).await?))
 }
 
-async fn poll(
-    State(app): State<App>,
-    Named(worker): Named<WorkerId>,
+async fn poll_assignment(
+    State(app): State<ApiState>,
+    PathId(worker): PathId<WorkerId>,
     uri: Uri,
     request: Request,
-) -> Answer {
-    let params = Params::of(&uri, &["wait", "poll_id", "incarnation"])?;
-    let wait = params.duration("wait")?.unwrap_or(app.limits.poll_wait).min(app.limits.max_wait);
+) -> RouteResult {
+    let params = QueryParams::parse(&uri, &["wait", "poll_id", "incarnation"])?;
+    let wait = params
+        .duration("wait")?
+        .unwrap_or(app.limits.default_poll_wait)
+        .min(app.limits.max_poll_wait);
     let (poll_id, incarnation) = (params.token("poll_id")?, params.token("incarnation")?);
     // A poll says all in its URL. A body is read all the same: only behind it does the server see
     // that the client goes away, which withdraws the poll.
-    drop(app.body(request, app.limits.body_bytes).await?);
+    drop(app.read_request_body(request, app.limits.max_body_bytes).await?);
     let answer = app.handle.poll(worker, incarnation, poll_id, wait);
     let assignment = tokio::select! {
         assignment = answer => assignment?,
         () = app.stopping.cancelled() => None,
     };
-    Ok(ok(&assignment))
+    Ok(ok_json(&assignment))
 }
 
 /// The worker and the assignment of a URL.
-type Lease = Named<(WorkerId, AssignmentId)>;
+type AssignmentPath = PathId<(WorkerId, AssignmentId)>;
 
-async fn manifest(State(app): State<App>, Named((worker, assignment)): Lease) -> Answer {
-    Ok(octets(app.handle.manifest(worker, assignment).await?))
+async fn get_manifest(
+    State(app): State<ApiState>,
+    PathId((worker, assignment)): AssignmentPath,
+) -> RouteResult {
+    Ok(binary_response(app.handle.manifest(worker, assignment).await?))
 }
 
-async fn page(
-    State(app): State<App>,
-    Named((worker, assignment)): Lease,
+async fn post_page(
+    State(app): State<ApiState>,
+    PathId((worker, assignment)): AssignmentPath,
     request: Request,
-) -> Answer {
-    let body = app.body(request, app.limits.page_bytes).await?;
-    let page: ScanPage = body::decode(body, super::json::typed).await?;
-    Ok(ok(&app.handle.page(worker, assignment, page).await?))
+) -> RouteResult {
+    let body = app.read_request_body(request, app.limits.max_page_bytes).await?;
+    let page: ScanPage = body::decode_body(body, super::json::parse_typed).await?;
+    Ok(ok_json(&app.handle.page(worker, assignment, page).await?))
 }
 
-async fn result(State(app): State<App>, request: Request) -> Answer {
-    let body = app.body(request, app.limits.result_bytes).await?;
-    let result = body::decode(body, documents::result).await?;
-    Ok(ok(&app.handle.result(result).await?))
+async fn post_result(State(app): State<ApiState>, request: Request) -> RouteResult {
+    let body = app.read_request_body(request, app.limits.max_result_bytes).await?;
+    let result = body::decode_body(body, request_documents::parse_result).await?;
+    Ok(ok_json(&app.handle.result(result).await?))
 }
 
-async fn reconcile(State(app): State<App>) -> Answer {
-    Ok(ok(&app.handle.reconcile().await?))
+async fn reconcile_records(State(app): State<ApiState>) -> RouteResult {
+    Ok(ok_json(&app.handle.reconcile().await?))
 }
 
-async fn confirm_clock(State(app): State<App>) -> Answer {
-    Ok(ok(&app.handle.confirm_clock().await?))
+async fn confirm_clock(State(app): State<ApiState>) -> RouteResult {
+    Ok(ok_json(&app.handle.confirm_clock().await?))
 }
 
-async fn backup(State(app): State<App>) -> Answer {
-    Ok(file(app.handle.backup().await?))
+async fn get_backup(State(app): State<ApiState>) -> RouteResult {
+    Ok(backup_response(app.handle.backup().await?))
 }
 
-async fn healthz() -> Answer {
-    Ok(ok(&object!({"status": "ok"})))
+async fn healthz() -> RouteResult {
+    Ok(ok_json(&object!({"status": "ok"})))
 }
 
-async fn readyz(State(app): State<App>, uri: Uri) -> Answer {
-    let params = Params::of(&uri, &["verbose"])?;
+async fn readyz(State(app): State<ApiState>, uri: Uri) -> RouteResult {
+    let params = QueryParams::parse(&uri, &["verbose"])?;
     if params.get("verbose").is_none() {
         return match app.handle.refusal() {
             Some(problem) => Err(problem.into()),
@@ -381,7 +437,7 @@ async fn readyz(State(app): State<App>, uri: Uri) -> Answer {
                 if let Some(problem) = readiness.store.problem {
                     told["problem"] = problem.into();
                 }
-                Ok(ok(&told))
+                Ok(ok_json(&told))
             }
         };
     }
@@ -390,24 +446,24 @@ async fn readyz(State(app): State<App>, uri: Uri) -> Answer {
         ReadinessStatus::Ready | ReadinessStatus::Following => StatusCode::OK,
         ReadinessStatus::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
-    Ok(json(status, &readiness))
+    Ok(json_response(status, &readiness))
 }
 
-async fn version() -> Answer {
-    Ok(ok(
+async fn version() -> RouteResult {
+    Ok(ok_json(
         &object!({"name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION"), "api": "v1"}),
     ))
 }
 
-async fn unknown() -> Fault {
+async fn route_not_found() -> ProblemResponse {
     let detail = "there is nothing at this path";
-    Fault(
+    ProblemResponse(
         Problem::new(404, "Not Found", "no_such_route", detail)
             .with_hint("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /healthz, /livez, /readyz, /version"),
     )
 }
 
-async fn wrong_method(method: Method) -> Fault {
+async fn method_not_allowed(method: Method) -> ProblemResponse {
     let detail = format!("{method} is not possible here; see the Allow header");
-    Fault(Problem::new(405, "Method Not Allowed", "wrong_method", detail))
+    ProblemResponse(Problem::new(405, "Method Not Allowed", "wrong_method", detail))
 }

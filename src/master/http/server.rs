@@ -1,10 +1,10 @@
 //! The accept loop, and the life of a connection.
 
 use super::HttpLimits;
-use super::body::Budget;
-use super::guard::Ends;
-use super::routes::{App, router};
-use crate::master::handle::Handle;
+use super::body::BodyBudget;
+use super::middleware::ConnectionAddresses;
+use super::routes::{ApiState, router};
+use crate::master::handle::MasterHandle;
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use axum::Router;
@@ -26,34 +26,35 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 /// How long a client that does not take its answer is waited for.
-const UNSENT_TIME: Duration = Duration::from_secs(30);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long, and how much, is still read of a client that is being closed, so that it gets its answer:
 /// closing a socket with bytes unread would throw the answer away.
-const LINGER_TIME: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 256 << 20;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: usize = 256 << 20;
 /// Waits after failures to accept (no file descriptors left, mostly).
-const ACCEPT: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+const ACCEPT_RETRY_BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 
 /// Serves the API on `listener` until `shutdown`; then lets requests in progress end, polls at once
 /// and others within `limits.drain`.
 pub async fn serve(
     listener: TcpListener,
-    handle: Handle,
+    handle: MasterHandle,
     limits: HttpLimits,
     shutdown: CancellationToken,
 ) {
     let limits = Arc::new(limits);
-    let app = App {
+    let app = ApiState {
         handle,
-        budget: Budget::new(limits.all_bodies_bytes),
+        budget: BodyBudget::new(limits.max_total_body_bytes),
         limits: Arc::clone(&limits),
         stopping: shutdown.clone(),
     };
     let router = router(app);
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Arc::new(Semaphore::new(limits.max_connections));
     let mut connections = JoinSet::new();
-    while let Some((stream, place)) = next(&listener, &places, &shutdown).await {
-        let talk = connection(stream, router.clone(), Arc::clone(&limits), shutdown.clone());
+    while let Some((stream, place)) = next_connection(&listener, &places, &shutdown).await {
+        let talk = serve_connection(stream, router.clone(), Arc::clone(&limits), shutdown.clone());
         connections.spawn(async move {
             talk.await;
             drop(place);
@@ -62,7 +63,7 @@ pub async fn serve(
     }
     drop(listener);
     let rest = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(limits.drain, rest).await.is_err() {
+    if tokio::time::timeout(limits.drain_timeout, rest).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
             "closing connections that did not end in time"
@@ -72,14 +73,14 @@ pub async fn serve(
 }
 
 /// The next connection, once there is a place for it. `None`: the server stops.
-async fn next(
+async fn next_connection(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
     shutdown: &CancellationToken,
 ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let wanted = async {
         let place = Arc::clone(places).acquire_owned().await.ok()?;
-        Some((accept(listener).await, place))
+        Some((accept_connection(listener).await, place))
     };
     tokio::select! {
         () = shutdown.cancelled() => None,
@@ -87,37 +88,38 @@ async fn next(
     }
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept_connection(listener: &TcpListener) -> TcpStream {
     let mut failures = 0;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             // The client went away before it was its turn.
-            Err(e) if is_of_the_client(&e) => {}
+            Err(e) if is_client_error(&e) => {}
             Err(error) => {
                 let what = "a connection can't be accepted; the master tries again";
                 warn_ratelimited!(format_args!("{what}: {error}"), %error, "{what}");
                 failures += 1;
-                tokio::time::sleep(ACCEPT.delay(failures)).await;
+                tokio::time::sleep(ACCEPT_RETRY_BACKOFF.delay(failures)).await;
             }
         }
     }
 }
 
-fn is_of_the_client(error: &io::Error) -> bool {
+fn is_client_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 /// Serves one connection to its end.
-async fn connection(
+async fn serve_connection(
     stream: TcpStream,
     router: Router,
     limits: Arc<HttpLimits>,
     shutdown: CancellationToken,
 ) {
-    let ends = Ends { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
-    if let Err(error) = prepare(&stream) {
+    let ends =
+        ConnectionAddresses { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
+    if let Err(error) = set_socket_options(&stream) {
         tracing::debug!(%error, "socket options can't be set");
     }
     let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -127,8 +129,8 @@ async fn connection(
     });
     let mut conn = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_time)
-        .max_buf_size(limits.head_bytes)
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(limits.max_header_bytes)
         // A client that closes its side is gone: what was done for it stops.
         .half_close(false)
         .serve_connection(TokioIo::new(stream), service);
@@ -145,23 +147,23 @@ async fn connection(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
-    linger(conn.into_parts().io.into_inner()).await;
+    close_gracefully(conn.into_parts().io.into_inner()).await;
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(UNSENT_TIME))?;
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
     socket.set_keepalive(true)
 }
 
 /// Ends our side, and waits a little for the client to end its own.
-async fn linger(mut stream: TcpStream) {
+async fn close_gracefully(mut stream: TcpStream) {
     let rest = async {
         stream.shutdown().await?;
         let mut waste = vec![0; 16 << 10];
         let mut read = 0;
-        while read < LINGER_BYTES {
+        while read < MAX_LINGER_BYTES {
             match stream.read(&mut waste).await? {
                 0 => break,
                 n => read += n,
@@ -170,5 +172,5 @@ async fn linger(mut stream: TcpStream) {
         Ok::<(), io::Error>(())
     };
     // Whatever goes wrong here, the connection is over.
-    let _ = tokio::time::timeout(LINGER_TIME, rest).await;
+    let _ = tokio::time::timeout(LINGER_TIMEOUT, rest).await;
 }

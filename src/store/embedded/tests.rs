@@ -1,28 +1,28 @@
 //! The contract on files, and what only a file does: it is damaged, deleted, copied.
 
 use super::*;
-use crate::store::contract::{self, Bench, SECOND, lead, put};
+use crate::store::contract::{self, LONG_LEASE, StoreFixture, acquire_leadership, put_batch};
 use std::os::unix::fs::PermissionsExt;
 
-struct OnDisk(tempfile::TempDir);
+struct DiskFixture(tempfile::TempDir);
 
-impl Bench for OnDisk {
+impl StoreFixture for DiskFixture {
     type S = EmbeddedStore;
-    const SHARED: bool = false;
+    const HAS_LEASES: bool = false;
 
-    async fn fresh() -> Self {
-        OnDisk(tempfile::tempdir().unwrap())
+    async fn create() -> Self {
+        DiskFixture(tempfile::tempdir().unwrap())
     }
 
-    async fn handle(&self) -> EmbeddedStore {
-        EmbeddedStore::open(Location::File(self.0.path().join("data"))).unwrap()
+    async fn open_store(&self) -> EmbeddedStore {
+        EmbeddedStore::open(Location::Directory(self.0.path().join("data"))).unwrap()
     }
 }
 
-contract::suite!(OnDisk);
+contract::suite!(DiskFixture);
 
 fn open(dir: &tempfile::TempDir) -> Result<EmbeddedStore, StoreError> {
-    EmbeddedStore::open(Location::File(dir.path().to_owned()))
+    EmbeddedStore::open(Location::Directory(dir.path().to_owned()))
 }
 
 fn sqlite(dir: &tempfile::TempDir) -> Connection {
@@ -30,19 +30,19 @@ fn sqlite(dir: &tempfile::TempDir) -> Connection {
 }
 
 #[tokio::test]
-async fn a_store_in_memory_works_and_is_its_own() {
+async fn a_store_in_memory_is_private_to_its_handle() {
     let one = EmbeddedStore::open(Location::Memory).unwrap();
     let two = EmbeddedStore::open(Location::Memory).unwrap();
-    let fence = lead(&one, "m1").await;
-    one.commit(fence, &put("a", "1")).await.unwrap();
-    assert_eq!(lead(&two, "m2").await.seq, 0);
+    let fence = acquire_leadership(&one, "m1").await;
+    one.commit(fence, &put_batch("a", "1")).await.unwrap();
+    assert_eq!(acquire_leadership(&two, "m2").await.seq, 0);
     assert_eq!(one.load().await.unwrap().len(), 1);
     assert_eq!(two.load().await.unwrap().len(), 0);
 }
 
 #[test]
-fn each_error_of_sqlite_is_one_to_wait_for_or_one_to_end_with() {
-    let place = Place(None);
+fn every_sqlite_error_is_either_retried_or_fatal() {
+    let place = DatabasePath(None);
     let unusable = [
         rusqlite::ffi::SQLITE_CORRUPT,
         rusqlite::ffi::SQLITE_NOTADB,
@@ -63,23 +63,23 @@ fn each_error_of_sqlite_is_one_to_wait_for_or_one_to_end_with() {
     ];
     for code in unusable.into_iter().chain(unavailable) {
         let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
-        let ends = matches!(place.error("read", &error), StoreError::Unusable(_));
+        let ends = matches!(place.store_error("read", &error), StoreError::Unusable(_));
         assert_eq!(ends, unusable.contains(&code), "SQLite code {code}");
     }
     let text = |code| {
         let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
-        place.error("read", &error).to_string()
+        place.store_error("read", &error).to_string()
     };
     assert!(text(rusqlite::ffi::SQLITE_NOTADB).contains("restore it from a backup"));
     assert!(text(rusqlite::ffi::SQLITE_READONLY).contains("belongs to the user"));
 }
 
 #[tokio::test]
-async fn a_fault_in_the_middle_of_a_commit_leaves_nothing_of_it() {
+async fn a_failed_commit_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).unwrap();
-    let fence = lead(&store, "m1").await;
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = acquire_leadership(&store, "m1").await;
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     sqlite(&dir)
         .execute_batch(
             "CREATE TRIGGER fault BEFORE INSERT ON blobs WHEN NEW.key = 'poison'
@@ -88,15 +88,15 @@ async fn a_fault_in_the_middle_of_a_commit_leaves_nothing_of_it() {
         .unwrap();
     let blobs = ["first", "poison"].map(|key| (key.to_owned(), vec![1]));
     let batch =
-        Batch { deletes: ["a".to_owned()].into(), blob_puts: blobs.into(), ..put("b", "2") };
+        Batch { deletes: ["a".to_owned()].into(), blob_puts: blobs.into(), ..put_batch("b", "2") };
     let refused = store.commit(fence, &batch).await.unwrap_err();
     assert!(matches!(&refused, StoreError::Unavailable(e) if e.contains("injected")), "{refused}");
-    assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
+    assert_eq!(store.load().await.unwrap(), put_batch("a", "1").puts);
     assert_eq!(store.blob_keys().await.unwrap(), BTreeSet::new());
     // The same commit goes through once the fault is gone.
     sqlite(&dir).execute_batch("DROP TRIGGER fault").unwrap();
     assert_eq!(store.commit(fence, &batch).await.unwrap().seq, 2);
-    assert_eq!(store.load().await.unwrap(), put("b", "2").puts);
+    assert_eq!(store.load().await.unwrap(), put_batch("b", "2").puts);
     assert_eq!(store.blob_keys().await.unwrap().len(), 2);
 }
 
@@ -104,9 +104,9 @@ async fn a_fault_in_the_middle_of_a_commit_leaves_nothing_of_it() {
 async fn a_locked_database_is_unavailable_and_a_free_one_works_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).unwrap();
-    let fence = lead(&store, "m1").await;
+    let fence = acquire_leadership(&store, "m1").await;
     store
-        .call(|worker| {
+        .run_on_thread(|worker| {
             worker.connection.busy_timeout(Duration::ZERO).unwrap();
             Ok(())
         })
@@ -114,29 +114,29 @@ async fn a_locked_database_is_unavailable_and_a_free_one_works_again() {
         .unwrap();
     let other = sqlite(&dir);
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let refused = store.commit(fence, &put("a", "1")).await;
+    let refused = store.commit(fence, &put_batch("a", "1")).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     other.execute_batch("ROLLBACK").unwrap();
-    store.commit(fence, &put("a", "1")).await.unwrap();
+    store.commit(fence, &put_batch("a", "1")).await.unwrap();
 }
 
 #[tokio::test]
-async fn the_data_is_private_and_says_who_holds_the_lock() {
+async fn the_files_are_private_and_the_lock_file_names_its_holder() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("deep/data");
-    let one = EmbeddedStore::open(Location::File(data.clone())).unwrap();
-    lead(&one, "master-1").await;
+    let one = EmbeddedStore::open(Location::Directory(data.clone())).unwrap();
+    acquire_leadership(&one, "master-1").await;
     for (path, mode) in [("", 0o700), (FILE_NAME, 0o600), (LOCK_NAME, 0o600)] {
         let found = std::fs::metadata(data.join(path)).unwrap().permissions().mode();
         assert_eq!(found & 0o777, mode, "{path}");
     }
     let log = std::fs::metadata(data.join(format!("{FILE_NAME}-wal"))).unwrap();
     assert_eq!(log.permissions().mode() & 0o777, 0o600);
-    let two = EmbeddedStore::open(Location::File(data)).unwrap();
-    let held = two.acquire(&"master-2".into(), SECOND).await.unwrap();
-    assert!(matches!(held, Acquired::Held { by, .. } if by == "master-1"));
+    let two = EmbeddedStore::open(Location::Directory(data)).unwrap();
+    let held = two.acquire(&"master-2".into(), LONG_LEASE).await.unwrap();
+    assert!(matches!(held, AcquireOutcome::Held { holder: by, .. } if by == "master-1"));
     drop(one);
-    lead(&two, "master-2").await;
+    acquire_leadership(&two, "master-2").await;
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn a_newer_schema_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_is_no_store_is_refused_and_not_touched() {
+async fn a_file_that_is_no_store_is_refused_and_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE_NAME);
     std::fs::write(&file, "this is a diary, not a database; ".repeat(200)).unwrap();
@@ -160,12 +160,12 @@ async fn what_is_no_store_is_refused_and_not_touched() {
     sqlite(&dir).execute_batch("CREATE TABLE diary (day)").unwrap();
     let refused = open(&dir).unwrap_err();
     assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("not one of")), "{refused}");
-    let file_in_the_way = EmbeddedStore::open(Location::File(file)).unwrap_err();
+    let file_in_the_way = EmbeddedStore::open(Location::Directory(file)).unwrap_err();
     assert!(matches!(&file_in_the_way, StoreError::Unusable(e) if e.contains("data_dir")));
 }
 
 /// The names of the files of a store, without its lock.
-fn names(dir: &std::path::Path) -> Vec<String> {
+fn file_names(dir: &std::path::Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -175,7 +175,7 @@ fn names(dir: &std::path::Path) -> Vec<String> {
 }
 
 /// What a store holds that consists of one database file.
-async fn held_by(file: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
+async fn records_in_file(file: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(file, dir.path().join(FILE_NAME)).unwrap();
     let store = open(&dir).unwrap();
@@ -183,71 +183,71 @@ async fn held_by(file: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[tokio::test]
-async fn after_a_clean_stop_the_database_file_alone_holds_everything() {
+async fn after_a_clean_stop_the_database_file_alone_is_complete() {
     for released in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(FILE_NAME);
         let store = open(&dir).unwrap();
-        let fence = lead(&store, "m1").await;
-        let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+        let fence = acquire_leadership(&store, "m1").await;
+        let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
         if released {
             store.release(fence).await.unwrap();
             // Also where another master waits and keeps the database open.
-            assert_eq!(held_by(&file).await, put("a", "1").puts);
+            assert_eq!(records_in_file(&file).await, put_batch("a", "1").puts);
         }
         store.close().await;
-        assert_eq!(names(dir.path()), [FILE_NAME]);
-        assert_eq!(held_by(&file).await, put("a", "1").puts);
+        assert_eq!(file_names(dir.path()), [FILE_NAME]);
+        assert_eq!(records_in_file(&file).await, put_batch("a", "1").puts);
         let closed = store.load().await.unwrap_err();
         assert!(matches!(&closed, StoreError::Unavailable(e) if e.contains("closed")), "{closed}");
-        assert_eq!(lead(&open(&dir).unwrap(), "m2").await.seq, 1);
+        assert_eq!(acquire_leadership(&open(&dir).unwrap(), "m2").await.seq, 1);
     }
 }
 
 #[tokio::test]
-async fn a_missing_log_is_found_and_one_of_another_database_is_not_applied() {
-    use files::{Found, inspect, wal_of};
+async fn a_missing_wal_is_reported_and_a_foreign_wal_is_not_applied() {
+    use database_files::{InspectionResult, inspect_files, wal_path};
     let (origin, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (from, to) = (origin.path().join(FILE_NAME), copy.path().join(FILE_NAME));
     let bring = |wal: bool| {
-        for old in names(copy.path()) {
+        for old in file_names(copy.path()) {
             std::fs::remove_file(copy.path().join(old)).unwrap();
         }
         std::fs::copy(&from, &to).unwrap();
         if wal {
-            std::fs::copy(wal_of(&from), wal_of(&to)).unwrap();
+            std::fs::copy(wal_path(&from), wal_path(&to)).unwrap();
         }
-        inspect(&to).unwrap()
+        inspect_files(&to).unwrap()
     };
     let store = open(&origin).unwrap();
-    let fence = lead(&store, "m1").await;
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = acquire_leadership(&store, "m1").await;
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     // As a master that is killed leaves it.
-    assert_eq!(bring(true), Found::Complete);
-    assert_eq!(open(&copy).unwrap().load().await.unwrap(), put("a", "1").puts);
-    assert_eq!(bring(false), Found::WalMissing);
+    assert_eq!(bring(true), InspectionResult::Complete);
+    assert_eq!(open(&copy).unwrap().load().await.unwrap(), put_batch("a", "1").puts);
+    assert_eq!(bring(false), InspectionResult::WalMissing);
     // It starts all the same, with what there is, and is in order from then on.
     let bare = open(&copy).unwrap();
     assert_eq!(bare.load().await.unwrap(), BTreeMap::new());
     bare.close().await;
-    assert_eq!(inspect(&to).unwrap(), Found::Complete);
-    let stray = std::fs::read(wal_of(&from)).unwrap();
+    assert_eq!(inspect_files(&to).unwrap(), InspectionResult::Complete);
+    let stray = std::fs::read(wal_path(&from)).unwrap();
     assert!(!stray.is_empty());
-    store.release(store.commit(fence, &put("b", "2")).await.unwrap()).await.unwrap();
+    store.release(store.commit(fence, &put_batch("b", "2")).await.unwrap()).await.unwrap();
     store.close().await;
-    assert_eq!(bring(false), Found::Complete);
+    assert_eq!(bring(false), InspectionResult::Complete);
     // A log that was left behind beside a database that was stopped cleanly, or restored.
-    std::fs::write(wal_of(&to), &stray).unwrap();
+    std::fs::write(wal_path(&to), &stray).unwrap();
     let restored = open(&copy).unwrap();
     assert_eq!(restored.load().await.unwrap().into_keys().collect::<String>(), "ab");
     restored.close().await;
-    let kept = names(copy.path());
+    let kept = file_names(copy.path());
     assert!(kept.len() == 2 && kept[1].starts_with("longhaul.db-wal.foreign-"), "{kept:?}");
     assert_eq!(std::fs::read(copy.path().join(&kept[1])).unwrap(), stray);
 }
 
 /// The files of the store in `dir` as a power cut at this instant leaves them, in a directory of their own.
-fn files_now(dir: &tempfile::TempDir) -> tempfile::TempDir {
+fn copy_files(dir: &tempfile::TempDir) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for name in [FILE_NAME, "longhaul.db-wal"] {
         std::fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
@@ -255,59 +255,63 @@ fn files_now(dir: &tempfile::TempDir) -> tempfile::TempDir {
     copy
 }
 
-/// Opens what [`files_now`] copied: it must hold all of `expected`, and no `-wal` may be set aside.
-async fn holds(copy: &tempfile::TempDir, expected: &BTreeMap<String, Vec<u8>>, point: &str) {
+/// Opens what [`copy_files`] copied: it must hold all of `expected`, and no `-wal` may be set aside.
+async fn assert_copy_holds(
+    copy: &tempfile::TempDir,
+    expected: &BTreeMap<String, Vec<u8>>,
+    point: &str,
+) {
     let store = open(copy).unwrap();
     assert_eq!(store.load().await.unwrap(), *expected, "{point}");
-    lead(&store, "next").await;
+    acquire_leadership(&store, "next").await;
     store.close().await;
-    assert_eq!(names(copy.path()), [FILE_NAME], "{point}");
-    assert_eq!(held_by(&copy.path().join(FILE_NAME)).await, *expected, "{point}");
+    assert_eq!(file_names(copy.path()), [FILE_NAME], "{point}");
+    assert_eq!(records_in_file(&copy.path().join(FILE_NAME)).await, *expected, "{point}");
 }
 
 #[tokio::test]
 async fn a_kill_at_any_point_of_a_stop_or_start_loses_no_commit() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).unwrap();
-    let fence = lead(&store, "m1").await;
-    store.commit(fence, &put("a", "1")).await.unwrap();
-    let expected = put("a", "1").puts;
-    let passive = |worker: &mut Worker| {
+    let fence = acquire_leadership(&store, "m1").await;
+    store.commit(fence, &put_batch("a", "1")).await.unwrap();
+    let expected = put_batch("a", "1").puts;
+    let passive = |worker: &mut Database| {
         // Moves everything and leaves the `-wal` as it is: the instant before it is emptied.
         let sql = "PRAGMA wal_checkpoint(PASSIVE)";
         worker.connection.query_row(sql, [], |_| Ok(())).unwrap();
     };
-    type Step = Box<dyn FnOnce(&mut Worker) + Send>;
+    type Step = Box<dyn FnOnce(&mut Database) + Send>;
     let steps: [(&str, Step); 8] = [
         ("killed", Box::new(|_| ())),
         ("the commits are moved", Box::new(passive)),
         ("the log is empty", Box::new(|w| assert!(w.checkpoint().unwrap()))),
-        ("`no` is committed", Box::new(|w| w.mark(&Usage::stopped()).unwrap())),
+        ("`no` is committed", Box::new(|w| w.write_usage(&UsageMark::stopped()).unwrap())),
         ("`no` is moved", Box::new(passive)),
         ("stopped", Box::new(|w| assert!(w.checkpoint().unwrap()))),
         (
             "`yes` is committed",
             Box::new(|w| {
-                let usage = Usage::read(&w.connection).unwrap();
-                w.mark(&usage.begun()).unwrap();
+                let usage = UsageMark::read(&w.connection).unwrap();
+                w.write_usage(&usage.into_in_use()).unwrap();
             }),
         ),
         ("`yes` is moved", Box::new(passive)),
     ];
     for (point, step) in steps {
-        let taken = store.call(|worker| {
+        let taken = store.run_on_thread(|worker| {
             step(worker);
             Ok(())
         });
         taken.await.unwrap();
-        holds(&files_now(&dir), &expected, point).await;
+        assert_copy_holds(&copy_files(&dir), &expected, point).await;
     }
 }
 
 #[tokio::test]
-async fn a_reader_that_blocks_a_checkpoint_of_a_stop_or_a_start_costs_no_commit() {
+async fn a_blocked_checkpoint_at_a_stop_or_start_loses_no_commit() {
     let dir = tempfile::tempdir().unwrap();
-    let no_wait = |worker: &mut Worker| {
+    let no_wait = |worker: &mut Database| {
         worker.connection.busy_timeout(Duration::ZERO).unwrap();
         Ok(())
     };
@@ -318,47 +322,47 @@ async fn a_reader_that_blocks_a_checkpoint_of_a_stop_or_a_start_costs_no_commit(
         reader
     };
     let store = open(&dir).unwrap();
-    store.call(no_wait).await.unwrap();
-    let fence = lead(&store, "m1").await;
+    store.run_on_thread(no_wait).await.unwrap();
+    let fence = acquire_leadership(&store, "m1").await;
     let blocking = reader();
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     store.release(fence).await.unwrap();
     // Not on top of commits that are not in the file: a kill during the next checkpoint would leave `no` without them.
-    let usage = store.call(|w| w.read(Usage::read)).await.unwrap();
-    assert_eq!(usage.clone().begun(), usage, "still in use");
-    holds(&files_now(&dir), &put("a", "1").puts, "a stop that is blocked").await;
+    let usage = store.run_on_thread(|w| w.query(UsageMark::read)).await.unwrap();
+    assert_eq!(usage.clone().into_in_use(), usage, "still in use");
+    assert_copy_holds(&copy_files(&dir), &put_batch("a", "1").puts, "a stop that is blocked").await;
     blocking.execute_batch("ROLLBACK").unwrap();
-    let fence = lead(&store, "m1").await;
+    let fence = acquire_leadership(&store, "m1").await;
     store.release(fence).await.unwrap();
-    assert_eq!(held_by(&dir.path().join(FILE_NAME)).await, put("a", "1").puts);
+    assert_eq!(records_in_file(&dir.path().join(FILE_NAME)).await, put_batch("a", "1").puts);
     // The file reads `no` as long as the start is blocked.
     let blocking = reader();
-    let fence = lead(&store, "m1").await;
-    store.commit(fence, &put("b", "2")).await.unwrap();
-    let mut both = put("a", "1").puts;
-    both.extend(put("b", "2").puts);
-    holds(&files_now(&dir), &both, "a start that is blocked").await;
+    let fence = acquire_leadership(&store, "m1").await;
+    store.commit(fence, &put_batch("b", "2")).await.unwrap();
+    let mut both = put_batch("a", "1").puts;
+    both.extend(put_batch("b", "2").puts);
+    assert_copy_holds(&copy_files(&dir), &both, "a start that is blocked").await;
     drop(blocking);
 }
 
 #[tokio::test]
-async fn nothing_is_committed_to_files_that_have_no_name_any_more() {
-    use files::wal_of;
+async fn a_commit_to_deleted_files_is_refused() {
+    use database_files::wal_path;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE_NAME);
     let store = open(&dir).unwrap();
-    let mut fence = lead(&store, "m1").await;
-    fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let mut fence = acquire_leadership(&store, "m1").await;
+    fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     let away = dir.path().join("away");
-    for path in [file.clone(), wal_of(&file)] {
+    for path in [file.clone(), wal_path(&file)] {
         for replaced in [false, true] {
             std::fs::rename(&path, &away).unwrap();
             if replaced {
                 std::fs::copy(&away, &path).unwrap();
             }
             for refused in [
-                store.commit(fence, &put("b", "2")).await.map(drop),
-                store.renew(fence, SECOND).await,
+                store.commit(fence, &put_batch("b", "2")).await.map(drop),
+                store.renew(fence, LONG_LEASE).await,
             ] {
                 let Err(StoreError::Unavailable(why)) = refused else { panic!("{refused:?}") };
                 assert!(why.contains(path.to_str().unwrap()), "{why}");
@@ -366,30 +370,30 @@ async fn nothing_is_committed_to_files_that_have_no_name_any_more() {
             }
             // What was acknowledged can still be had.
             let backup = store.backup(NO_SECRET).await.unwrap().unwrap();
-            assert_eq!(restored(backup).await, store.load().await.unwrap());
+            assert_eq!(restore_backup(backup).await, store.load().await.unwrap());
             std::fs::rename(&away, &path).unwrap();
-            fence = store.commit(fence, &put("c", "3")).await.unwrap();
+            fence = store.commit(fence, &put_batch("c", "3")).await.unwrap();
         }
     }
     // Files that another database has in the same place are left as they are.
-    std::fs::rename(wal_of(&file), &away).unwrap();
-    std::fs::write(wal_of(&file), "of somebody else").unwrap();
+    std::fs::rename(wal_path(&file), &away).unwrap();
+    std::fs::write(wal_path(&file), "of somebody else").unwrap();
     store.close().await;
-    assert_eq!(std::fs::read_to_string(wal_of(&file)).unwrap(), "of somebody else");
+    assert_eq!(std::fs::read_to_string(wal_path(&file)).unwrap(), "of somebody else");
 }
 
 /// Removes nothing.
 const NO_SECRET: Redaction = Redaction { key: "none", remove: |_| None };
 
 #[tokio::test]
-async fn a_backup_has_no_byte_of_a_secret_and_only_one_is_made_at_a_time() {
+async fn a_backup_contains_no_byte_of_a_secret_and_only_one_runs_at_a_time() {
     const SECRET: &[u8] = b"the-key-that-signs";
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).unwrap();
-    let mut fence = lead(&store, "m1").await;
+    let mut fence = acquire_leadership(&store, "m1").await;
     // Enough records for several pages, so that values were moved between them.
     for round in 0..200 {
-        let mut batch = put(&format!("m{round}"), &"x".repeat(100));
+        let mut batch = put_batch(&format!("m{round}"), &"x".repeat(100));
         batch.puts.insert("meta".to_owned(), [SECRET, b" and numbers"].concat());
         fence = store.commit(fence, &batch).await.unwrap();
     }
@@ -407,34 +411,38 @@ async fn a_backup_has_no_byte_of_a_secret_and_only_one_is_made_at_a_time() {
     assert!(!bytes.windows(SECRET.len()).any(|found| found == SECRET));
     let mut expected = store.load().await.unwrap();
     expected.insert("meta".to_owned(), b" and numbers".to_vec());
-    assert_eq!(restored(backup).await, expected);
+    assert_eq!(restore_backup(backup).await, expected);
     assert!(store.backup(redaction).await.is_ok(), "the first one is dropped");
     let unreadable = Redaction { remove: |_| None, ..redaction };
     let refused = store.backup(unreadable).await.unwrap_err();
     assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("`meta`")), "{refused}");
     store.close().await;
-    assert_eq!(names(dir.path()), [FILE_NAME]);
+    assert_eq!(file_names(dir.path()), [FILE_NAME]);
 }
 
 /// What a store holds that begins with this backup.
-async fn restored(mut backup: Backup) -> BTreeMap<String, Vec<u8>> {
+async fn restore_backup(mut backup: Backup) -> BTreeMap<String, Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("backup.db");
     let mut bytes = Vec::new();
     backup.file.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, backup.bytes);
-    assert_eq!(crate::util::checksum::header_value(&bytes), backup.check);
+    assert_eq!(crate::util::checksum::header_value(&bytes), backup.checksum);
     std::fs::write(&file, &bytes).unwrap();
-    assert_eq!(files::inspect(&file).unwrap(), files::Found::Complete);
-    held_by(&file).await
+    assert_eq!(
+        database_files::inspect_files(&file).unwrap(),
+        database_files::InspectionResult::Complete
+    );
+    records_in_file(&file).await
 }
 
 #[tokio::test]
 async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).unwrap();
-    let mut fence = lead(&store, "m1").await;
-    let large = Batch { blob_puts: [("m".to_owned(), vec![7; 4 << 20])].into(), ..put("0", "0") };
+    let mut fence = acquire_leadership(&store, "m1").await;
+    let large =
+        Batch { blob_puts: [("m".to_owned(), vec![7; 4 << 20])].into(), ..put_batch("0", "0") };
     fence = store.commit(fence, &large).await.unwrap();
     // Of a master that was killed over it, and of an operator.
     let left = format!("longhaul.db.copying-{}", uuid::Uuid::new_v4().simple());
@@ -451,29 +459,29 @@ async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
     let mut round = 0;
     while !copying.is_finished() || round == 0 {
         round += 1;
-        let mut pair = put("left", &round.to_string());
-        pair.puts.extend(put("right", &round.to_string()).puts);
+        let mut pair = put_batch("left", &round.to_string());
+        pair.puts.extend(put_batch("right", &round.to_string()).puts);
         fence = store.commit(fence, &pair).await.unwrap();
     }
-    let found = restored(copying.await.unwrap()).await;
+    let found = restore_backup(copying.await.unwrap()).await;
     assert_eq!(found.get("left"), found.get("right"));
     assert_eq!(found.get("0"), Some(&b"0".to_vec()));
-    assert_eq!(restored(store.backup(NO_SECRET).await.unwrap().unwrap()).await.len(), 3);
+    assert_eq!(restore_backup(store.backup(NO_SECRET).await.unwrap().unwrap()).await.len(), 3);
     let none = EmbeddedStore::open(Location::Memory).unwrap();
     assert!(none.backup(NO_SECRET).await.unwrap().is_none());
     store.close().await;
     drop(open(&dir).unwrap());
-    assert_eq!(names(dir.path()), [FILE_NAME, own]);
+    assert_eq!(file_names(dir.path()), [FILE_NAME, own]);
 }
 
 /// Counts the pages of a file that the kernel has not yet written to the disk (`cachestat`, Linux 6.5).
-struct DirtyPages {
+struct DirtyPageProbe {
     counter: std::process::Child,
     answers: std::io::BufReader<std::process::ChildStdout>,
 }
 
-impl DirtyPages {
-    fn of(file: &std::path::Path) -> DirtyPages {
+impl DirtyPageProbe {
+    fn new(file: &std::path::Path) -> DirtyPageProbe {
         const SCRIPT: &str = "
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -493,10 +501,10 @@ for line in sys.stdin:
             .spawn()
             .expect("this test needs python3");
         let answers = std::io::BufReader::new(counter.stdout.take().unwrap());
-        DirtyPages { counter, answers }
+        DirtyPageProbe { counter, answers }
     }
 
-    fn now(&mut self) -> u64 {
+    fn count(&mut self) -> u64 {
         use std::io::BufRead as _;
         self.counter.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
         let mut line = String::new();
@@ -505,7 +513,7 @@ for line in sys.stdin:
     }
 }
 
-impl Drop for DirtyPages {
+impl Drop for DirtyPageProbe {
     fn drop(&mut self) {
         let _ = self.counter.kill();
         let _ = self.counter.wait();
@@ -513,29 +521,29 @@ impl Drop for DirtyPages {
 }
 
 #[tokio::test]
-async fn a_commit_is_on_the_disk_when_it_returns() {
+async fn a_commit_is_on_stable_storage_when_it_returns() {
     // Where the program was built: temporary files may be on a file system that has no disk.
     let program = std::env::current_exe().unwrap();
     let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
     let store = open(&dir).unwrap();
-    let mut fence = lead(&store, "m1").await;
-    let level = store.call(|worker| {
-        worker.read(|c| c.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0)))
+    let mut fence = acquire_leadership(&store, "m1").await;
+    let level = store.run_on_thread(|worker| {
+        worker.query(|c| c.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0)))
     });
     assert_eq!(level.await.unwrap(), 2, "FULL, on the connection that commits");
-    let mut dirty = DirtyPages::of(&files::wal_of(&dir.path().join(FILE_NAME)));
+    let mut dirty = DirtyPageProbe::new(&database_files::wal_path(&dir.path().join(FILE_NAME)));
     for round in 0..5 {
-        fence = store.commit(fence, &put("a", &round.to_string())).await.unwrap();
-        assert_eq!(dirty.now(), 0, "commit {round}");
+        fence = store.commit(fence, &put_batch("a", &round.to_string())).await.unwrap();
+        assert_eq!(dirty.count(), 0, "commit {round}");
     }
     // The kernel would show it: with the next lower level pages of the log stay in memory.
-    let lower =
-        store.call(|worker| worker.read(|c| c.pragma_update(None, "synchronous", "NORMAL")));
+    let lower = store
+        .run_on_thread(|worker| worker.query(|c| c.pragma_update(None, "synchronous", "NORMAL")));
     lower.await.unwrap();
     let mut seen = 0;
     for round in 0..100 {
-        fence = store.commit(fence, &put("a", &round.to_string())).await.unwrap();
-        seen = dirty.now();
+        fence = store.commit(fence, &put_batch("a", &round.to_string())).await.unwrap();
+        seen = dirty.count();
         if seen > 0 {
             break;
         }

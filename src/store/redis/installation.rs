@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The file in the `data_dir` of a master that holds the name under which its installation is known.
-const FILE_NAME: &str = "installation";
+const INSTALLATION_FILE: &str = "installation";
 /// The longest name, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -21,14 +21,14 @@ pub struct Installation {
     /// Its name.
     pub(super) name: String,
     /// The name under which this master was a member before: a store of that name is renamed.
-    pub(super) former: String,
+    pub(super) former_name: String,
     file: Option<PathBuf>,
 }
 
 impl Installation {
     /// The one of this name, of which nothing is kept on disk.
     pub fn named(name: &str) -> Self {
-        Installation { name: name.to_owned(), former: String::new(), file: None }
+        Installation { name: name.to_owned(), former_name: String::new(), file: None }
     }
 
     /// The one that the configuration names, else the one that `data_dir` keeps, else a new one. Blocks for a few file
@@ -36,10 +36,10 @@ impl Installation {
     ///
     /// # Errors
     /// [`Unusable`](StoreError::Unusable): no name is configured, and none can be kept in `data_dir`.
-    pub fn of(configured: Option<&str>, data_dir: &Path) -> Result<Self, StoreError> {
-        let file = data_dir.join(FILE_NAME);
+    pub fn load(configured: Option<&str>, data_dir: &Path) -> Result<Self, StoreError> {
+        let file = data_dir.join(INSTALLATION_FILE);
         let kept = match std::fs::read_to_string(&file) {
-            Ok(text) if is_name(text.trim()) => Some(text.trim().to_owned()),
+            Ok(text) if is_valid_name(text.trim()) => Some(text.trim().to_owned()),
             Ok(_) => {
                 return Err(StoreError::Unusable(format!(
                     "{} holds no name of an installation; write `installation: NAME` in the configuration of all masters \
@@ -48,7 +48,7 @@ impl Installation {
                 )));
             }
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
-            Err(e) if configured.is_none() => return Err(unkept(&file, &e)),
+            Err(e) if configured.is_none() => return Err(cannot_save(&file, &e)),
             Err(_) => None,
         };
         let name = match (configured, &kept) {
@@ -57,18 +57,18 @@ impl Installation {
             (None, None) => {
                 // Kept before the store has it, or a crash in between would leave a store that nobody may use.
                 let name = uuid::Uuid::new_v4().simple().to_string();
-                keep(&file, &name).map_err(|e| unkept(&file, &e))?;
+                save_name(&file, &name).map_err(|e| cannot_save(&file, &e))?;
                 name
             }
         };
-        Ok(Installation { former: kept.unwrap_or_default(), name, file: Some(file) })
+        Ok(Installation { former_name: kept.unwrap_or_default(), name, file: Some(file) })
     }
 
     /// The store accepted this master under the name, which counts from now on where none is configured any more.
-    pub(super) fn keep(&self) {
+    pub(super) fn save(&self) {
         if let Some(file) = &self.file
-            && self.name != self.former
-            && let Err(e) = keep(file, &self.name)
+            && self.name != self.former_name
+            && let Err(e) = save_name(file, &self.name)
         {
             tracing::info!("the name of the installation is not kept in {}: {e}", file.display());
         }
@@ -76,12 +76,12 @@ impl Installation {
 }
 
 /// Whether `text` can be the name of an installation: 1 to 64 characters out of `A-Z a-z 0-9 . _ -`.
-fn is_name(text: &str) -> bool {
+fn is_valid_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(plain)
 }
 
-fn unkept(file: &Path, error: &std::io::Error) -> StoreError {
+fn cannot_save(file: &Path, error: &std::io::Error) -> StoreError {
     StoreError::Unusable(format!(
         "the name of this installation cannot be kept in {}: {error}; write `installation: NAME` in the configuration, or \
          set a data_dir that the user of the master may write to",
@@ -89,7 +89,7 @@ fn unkept(file: &Path, error: &std::io::Error) -> StoreError {
     ))
 }
 
-fn keep(file: &Path, name: &str) -> std::io::Result<()> {
+fn save_name(file: &Path, name: &str) -> std::io::Result<()> {
     private_files::replace_file(file, format!("{name}\n").as_bytes())
 }
 
@@ -98,38 +98,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_made_up_once_kept_and_overridden_by_the_configuration() {
+    fn a_name_is_generated_once_saved_and_overridden_by_the_configuration() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("state");
-        let first = Installation::of(None, &dir).unwrap();
-        assert!(is_name(&first.name) && first.former.is_empty(), "{first:?}");
-        let again = Installation::of(None, &dir).unwrap();
-        assert_eq!((&again.name, &again.former), (&first.name, &first.name));
-        let named = Installation::of(Some("site-a"), &dir).unwrap();
-        assert_eq!((named.name.as_str(), &named.former), ("site-a", &first.name));
+        let first = Installation::load(None, &dir).unwrap();
+        assert!(is_valid_name(&first.name) && first.former_name.is_empty(), "{first:?}");
+        let again = Installation::load(None, &dir).unwrap();
+        assert_eq!((&again.name, &again.former_name), (&first.name, &first.name));
+        let named = Installation::load(Some("site-a"), &dir).unwrap();
+        assert_eq!((named.name.as_str(), &named.former_name), ("site-a", &first.name));
         // Not before the store accepts it.
-        assert_eq!(Installation::of(None, &dir).unwrap().name, first.name);
-        named.keep();
-        assert_eq!(Installation::of(None, &dir).unwrap().name, "site-a");
+        assert_eq!(Installation::load(None, &dir).unwrap().name, first.name);
+        named.save();
+        assert_eq!(Installation::load(None, &dir).unwrap().name, "site-a");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
     }
 
     #[test]
-    fn where_nothing_can_be_kept_a_name_must_be_configured() {
+    fn a_name_must_be_configured_if_it_cannot_be_saved() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("in-the-way");
         std::fs::write(&dir, "").unwrap();
-        let refused = Installation::of(None, &dir).unwrap_err().to_string();
+        let refused = Installation::load(None, &dir).unwrap_err().to_string();
         assert!(
             refused.contains("`installation: NAME`") && refused.contains("data_dir"),
             "{refused}"
         );
-        let named = Installation::of(Some("site-a"), &dir).unwrap();
-        named.keep();
+        let named = Installation::load(Some("site-a"), &dir).unwrap();
+        named.save();
         assert_eq!(named.name, "site-a");
         let dir = home.path().join("state");
         std::fs::create_dir(&dir).unwrap();
-        std::fs::write(dir.join(FILE_NAME), "no name\n").unwrap();
-        assert!(Installation::of(Some("site-a"), &dir).is_err());
+        std::fs::write(dir.join(INSTALLATION_FILE), "no name\n").unwrap();
+        assert!(Installation::load(Some("site-a"), &dir).is_err());
     }
 }

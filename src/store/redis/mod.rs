@@ -7,10 +7,10 @@
 //! The scripts carry the flag `allow-oom`: when Redis has reached `maxmemory`, work in hand must
 //! still be recorded, or nothing would ever become free again.
 
-mod check;
+mod client;
 mod installation;
-mod link;
-mod servers;
+mod server_check;
+mod topology;
 
 #[cfg(test)]
 mod tests;
@@ -18,11 +18,11 @@ mod tests;
 pub use installation::Installation;
 
 use super::{
-    Acquired, Batch, Candidate, Fence, SCHEMA, Shortage, Store, StoreError, check_schema, millis,
-    new_owner,
+    AcquireOutcome, AdmissionBlock, Batch, Candidate, Fence, SCHEMA, Store, StoreError,
+    check_schema, lease_ms, new_session_id,
 };
 use crate::config::RedisOptions;
-use link::{Link, Patience};
+use client::{RedisClient, Timeouts};
 use parking_lot::Mutex;
 use redis::{Script, ScriptInvocation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,22 +30,22 @@ use std::time::Duration;
 
 /// What one script may carry; more is staged. It bounds for how long other callers of the server wait.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+struct BatchLimits {
     keys: usize,
     bytes: u64,
 }
 
-const LIMITS: Limits = Limits { keys: 20_000, bytes: 16 << 20 };
+const SCRIPT_LIMITS: BatchLimits = BatchLimits { keys: 20_000, bytes: 16 << 20 };
 /// How much of a batch is staged at a time.
-const PORTION: Limits = Limits { keys: 5_000, bytes: 4 << 20 };
+const STAGE_LIMITS: BatchLimits = BatchLimits { keys: 5_000, bytes: 4 << 20 };
 /// After this time, in milliseconds, what was staged for a commit that never came is dropped.
-const STAGE_LIFE_MS: u64 = 600_000;
+const STAGE_TTL_MS: u64 = 600_000;
 
 /// The store of several masters, in a Redis server. Calls share one connection, which is made again when it breaks.
 #[derive(Debug)]
 pub struct RedisStore {
-    link: Link,
-    owner: String,
+    client: RedisClient,
+    session_id: String,
     installation: Installation,
     allow_volatile: bool,
     /// Whether the server lets us see its settings.
@@ -53,17 +53,17 @@ pub struct RedisStore {
     /// The keys: meta, records, blobs.
     keys: [String; 3],
     /// The four hashes in which this handle stages.
-    stages: [String; 4],
+    stage_keys: [String; 4],
     scripts: Scripts,
     /// Under which name and for how long this handle leads: a write-back must tell it again.
-    term: Mutex<Term>,
-    limits: Limits,
+    held_lease: Mutex<HeldLease>,
+    limits: BatchLimits,
 }
 
 #[derive(Debug, Clone)]
-struct Term {
+struct HeldLease {
     holder: String,
-    about: String,
+    holder_info: String,
     ttl_ms: u64,
 }
 
@@ -74,8 +74,8 @@ struct Scripts {
     release: Script,
     stage: Script,
     commit: Script,
-    probe: Script,
-    rehearse: Script,
+    check_memory: Script,
+    check_permissions: Script,
 }
 
 impl Scripts {
@@ -89,9 +89,9 @@ impl Scripts {
             release: script(include_str!("release.lua")),
             stage: script(include_str!("stage.lua")),
             commit: script(include_str!("commit.lua")),
-            rehearse: script(include_str!("rehearse.lua")),
+            check_permissions: script(include_str!("rehearse.lua")),
             // Without the flag it is refused exactly when memory is used up.
-            probe: Script::new("#!lua\nreturn {'done'}"),
+            check_memory: Script::new("#!lua\nreturn {'done'}"),
         }
     }
 }
@@ -113,7 +113,7 @@ impl RedisStore {
         installation: Installation,
     ) -> Result<Self, StoreError> {
         let connecting =
-            Self::connect_with(url, setup, namespace, allow_volatile, Patience::default());
+            Self::connect_with(url, setup, namespace, allow_volatile, Timeouts::default());
         Ok(RedisStore { installation, ..connecting.await? })
     }
 
@@ -122,7 +122,7 @@ impl RedisStore {
         setup: &RedisOptions,
         namespace: &str,
         allow_volatile: bool,
-        patience: Patience,
+        patience: Timeouts,
     ) -> Result<Self, StoreError> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
         if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(allowed) {
@@ -132,74 +132,79 @@ impl RedisStore {
             )));
         }
         let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
-        let link = Link::new(url, setup, &key("meta"), patience)?;
-        let settings_visible = check::check_server(&link, allow_volatile).await?;
-        let owner = new_owner();
+        let link = RedisClient::new(url, setup, &key("meta"), patience)?;
+        let settings_visible = server_check::check_server(&link, allow_volatile).await?;
+        let owner = new_session_id();
         let stage = |name: &str| key(&format!("stage:{owner}:{name}"));
         let store = RedisStore {
-            link,
+            client: link,
             keys: ["meta", "records", "blobs"].map(key),
-            stages: ["puts", "deletes", "blob-puts", "blob-deletes"].map(stage),
-            owner,
+            stage_keys: ["puts", "deletes", "blob-puts", "blob-deletes"].map(stage),
+            session_id: owner,
             installation: Installation::named("unnamed"),
             allow_volatile,
             settings_visible,
             scripts: Scripts::new(),
-            term: Mutex::new(Term { holder: String::new(), about: String::new(), ttl_ms: 1 }),
-            limits: LIMITS,
+            held_lease: Mutex::new(HeldLease {
+                holder: String::new(),
+                holder_info: String::new(),
+                ttl_ms: 1,
+            }),
+            limits: SCRIPT_LIMITS,
         };
         let schema: Option<String> =
-            store.link.run(redis::cmd("HGET").arg(&store.keys[0]).arg("schema")).await?;
-        schema.map_or(Ok(()), |found| check_schema(&found, &store.place()))?;
+            store.client.run_command(redis::cmd("HGET").arg(&store.keys[0]).arg("schema")).await?;
+        schema.map_or(Ok(()), |found| check_schema(&found, &store.location()))?;
         store.check_permissions().await?;
         Ok(store)
     }
 
     /// Runs every command once, on a key that nobody uses.
     async fn check_permissions(&self) -> Result<(), StoreError> {
-        let unused = &self.stages[0];
-        self.ask(&self.scripts.rehearse.key(unused), 0).await?;
+        let unused = &self.stage_keys[0];
+        self.run_script(&self.scripts.check_permissions.key(unused), 0).await?;
         for command in ["HGETALL", "HKEYS"] {
-            let _: Vec<Vec<u8>> = self.link.run(redis::cmd(command).arg(unused)).await?;
+            let _: Vec<Vec<u8>> = self.client.run_command(redis::cmd(command).arg(unused)).await?;
         }
         Ok(())
     }
 
-    fn place(&self) -> String {
-        format!("Redis at {}, key {},", self.link.address, self.keys[0])
+    fn location(&self) -> String {
+        format!("Redis at {}, key {},", self.client.address, self.keys[0])
     }
 
-    fn term(&self) -> parking_lot::MutexGuard<'_, Term> {
-        self.term.lock()
+    fn lock_held_lease(&self) -> parking_lot::MutexGuard<'_, HeldLease> {
+        self.held_lease.lock()
     }
 
     /// Runs a script and reads its answer: a word, then what belongs to it.
-    async fn ask(
+    async fn run_script(
         &self,
         call: &ScriptInvocation<'_>,
         expected: u64,
     ) -> Result<Vec<String>, StoreError> {
-        let answer: Vec<String> = self.link.script(call).await?;
+        let answer: Vec<String> = self.client.run_script(call).await?;
         let word = |i: usize| answer.get(i).map(String::as_str).unwrap_or_default();
         match word(0) {
             "done" | "leader" | "held" | "behind" => Ok(answer),
-            "deposed" => {
-                Err(StoreError::Deposed { by: word(1).to_owned(), epoch: self.number(&answer, 2)? })
-            }
-            "lost" => Err(StoreError::Lost { expected, found: self.number(&answer, 1)? }),
+            "deposed" => Err(StoreError::Deposed {
+                leader: word(1).to_owned(),
+                epoch: self.reply_number(&answer, 2)?,
+            }),
+            "lost" => Err(StoreError::DataLost { expected, found: self.reply_number(&answer, 1)? }),
             "unstaged" => Err(StoreError::Unavailable(format!(
                 "Redis at {} lost a part of a large commit before the rest came",
-                self.link.address
+                self.client.address
             ))),
-            "schema" => Err(check_schema(word(1), &self.place())
+            "schema" => Err(check_schema(word(1), &self.location())
                 .err()
-                .unwrap_or_else(|| self.strange(&answer))),
+                .unwrap_or_else(|| self.unexpected_reply(&answer))),
             "other" => Err(StoreError::Unusable(format!(
                 "the keys {}:* in Redis at {} belong to the installation `{}` (its master: {}), this master to `{}`. If \
                  these are two installations, give this one another `redis.namespace`; if they are one, write \
                  `installation: {}` in the configuration of each of its masters",
                 self.keys[0].trim_end_matches(":meta"),
-                self.link.address,
+                self.client.address,
                 word(1),
                 word(2),
                 self.installation.name,
@@ -208,30 +213,33 @@ impl RedisStore {
             "foreign" => Err(StoreError::Unusable(format!(
                 "the key {} in Redis at {} is a {}, which is not of Longhaul; choose another namespace or remove it",
                 word(1),
-                self.link.address,
+                self.client.address,
                 word(2)
             ))),
-            _ => Err(self.strange(&answer)),
+            _ => Err(self.unexpected_reply(&answer)),
         }
     }
 
-    fn number(&self, answer: &[String], at: usize) -> Result<u64, StoreError> {
-        answer.get(at).and_then(|text| text.parse().ok()).ok_or_else(|| self.strange(answer))
+    fn reply_number(&self, answer: &[String], at: usize) -> Result<u64, StoreError> {
+        answer
+            .get(at)
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| self.unexpected_reply(answer))
     }
 
-    fn strange(&self, answer: &[String]) -> StoreError {
-        StoreError::Unusable(format!("Redis at {} answered {answer:?}", self.link.address))
+    fn unexpected_reply(&self, answer: &[String]) -> StoreError {
+        StoreError::Unusable(format!("Redis at {} answered {answer:?}", self.client.address))
     }
 
     /// Puts a batch aside in portions, for [`commit_file`](Store::commit) to move.
-    async fn stage(&self, batch: &Batch) -> Result<(), StoreError> {
+    async fn stage_batch(&self, batch: &Batch) -> Result<(), StoreError> {
         let parts = [
-            pairs(&batch.puts),
-            names(&batch.deletes),
-            pairs(&batch.blob_puts),
-            names(&batch.blob_deletes),
+            key_value_args(&batch.puts),
+            key_args(&batch.deletes),
+            key_value_args(&batch.blob_puts),
+            key_args(&batch.blob_deletes),
         ];
-        for (stage, part) in self.stages.iter().zip(parts) {
+        for (stage, part) in self.stage_keys.iter().zip(parts) {
             self.stage_part(stage, &part).await?;
         }
         Ok(())
@@ -243,34 +251,38 @@ impl RedisStore {
         // The first portion also clears what an earlier attempt left, so there is always one.
         while first || rest.peek().is_some() {
             let mut call = self.scripts.stage.key(stage);
-            call.arg(STAGE_LIFE_MS).arg(u8::from(first));
+            call.arg(STAGE_TTL_MS).arg(u8::from(first));
             let (mut keys, mut bytes) = (0, 0);
-            while keys < PORTION.keys
-                && bytes < PORTION.bytes
+            while keys < STAGE_LIMITS.keys
+                && bytes < STAGE_LIMITS.bytes
                 && let Some((key, value)) = rest.next()
             {
                 keys += 1;
                 bytes += (key.len() + value.len()) as u64;
                 call.arg(key).arg(value);
             }
-            self.ask(&call, 0).await?;
+            self.run_script(&call, 0).await?;
             first = false;
         }
         Ok(())
     }
 
     /// The call of `commit.lua`, without the batch if that is staged.
-    fn commit_call(&self, fence: Fence, batch: &Batch, staged: bool) -> ScriptInvocation<'_> {
-        let term = self.term().clone();
+    fn commit_invocation(&self, fence: Fence, batch: &Batch, staged: bool) -> ScriptInvocation<'_> {
+        let term = self.lock_held_lease().clone();
         let mut call = self.scripts.commit.prepare_invoke();
         call.key(&self.keys);
         if staged {
-            call.key(&self.stages);
+            call.key(&self.stage_keys);
         }
-        call.arg(fence.epoch).arg(fence.seq).arg(&self.owner).arg(term.holder).arg(term.ttl_ms);
+        call.arg(fence.epoch)
+            .arg(fence.seq)
+            .arg(&self.session_id)
+            .arg(term.holder)
+            .arg(term.ttl_ms);
         call.arg(batch.digest()).arg(u8::from(batch.replace)).arg(SCHEMA);
         call.arg(batch.puts.len()).arg(batch.deletes.len());
-        call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len()).arg(term.about);
+        call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len()).arg(term.holder_info);
         call.arg(&self.installation.name);
         if !staged {
             for (deletes, puts) in
@@ -288,96 +300,109 @@ impl RedisStore {
     }
 }
 
-fn pairs(map: &BTreeMap<String, Vec<u8>>) -> Vec<(&str, &[u8])> {
+fn key_value_args(map: &BTreeMap<String, Vec<u8>>) -> Vec<(&str, &[u8])> {
     map.iter().map(|(key, value)| (key.as_str(), value.as_slice())).collect()
 }
 
 /// Keys alone: a stage is a hash, so each gets an empty value.
-fn names(set: &BTreeSet<String>) -> Vec<(&str, &[u8])> {
+fn key_args(set: &BTreeSet<String>) -> Vec<(&str, &[u8])> {
     set.iter().map(|key| (key.as_str(), [].as_slice())).collect()
 }
 
 impl Store for RedisStore {
-    async fn acquire(&self, candidate: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
-        let Candidate { name, about, saw } = candidate;
-        let ttl_ms = millis(ttl);
+    async fn acquire(
+        &self,
+        candidate: &Candidate,
+        ttl: Duration,
+    ) -> Result<AcquireOutcome, StoreError> {
+        let Candidate { name, info: about, last_seen: saw } = candidate;
+        let ttl_ms = lease_ms(ttl);
         let mut call = self.scripts.acquire.prepare_invoke();
-        call.key(&self.keys).arg(name).arg(&self.owner).arg(ttl_ms).arg(SCHEMA);
+        call.key(&self.keys).arg(name).arg(&self.session_id).arg(ttl_ms).arg(SCHEMA);
         call.arg(about).arg(saw.epoch).arg(saw.seq);
-        call.arg(&self.installation.name).arg(&self.installation.former);
-        let answer = self.ask(&call, 0).await?;
+        call.arg(&self.installation.name).arg(&self.installation.former_name);
+        let answer = self.run_script(&call, 0).await?;
         let fence = |at| -> Result<Fence, StoreError> {
-            Ok(Fence { epoch: self.number(&answer, at)?, seq: self.number(&answer, at + 1)? })
+            Ok(Fence {
+                epoch: self.reply_number(&answer, at)?,
+                seq: self.reply_number(&answer, at + 1)?,
+            })
         };
         let word = |at: usize| answer.get(at).cloned().unwrap_or_default();
         match answer[0].as_str() {
             "leader" => {
                 let (holder, about) = (name.clone(), about.clone());
-                *self.term() = Term { holder, about, ttl_ms };
-                self.installation.keep();
-                fence(1).map(Acquired::Leader)
+                *self.lock_held_lease() = HeldLease { holder, holder_info: about, ttl_ms };
+                self.installation.save();
+                fence(1).map(AcquireOutcome::Leader)
             }
-            "behind" => fence(1).map(Acquired::Behind),
-            _ => Ok(Acquired::Held {
-                by: word(1),
-                about: word(3),
-                at: fence(4)?,
-                for_ms: self.number(&answer, 2)?,
+            "behind" => fence(1).map(AcquireOutcome::Behind),
+            _ => Ok(AcquireOutcome::Held {
+                holder: word(1),
+                holder_info: word(3),
+                fence: fence(4)?,
+                retry_after_ms: self.reply_number(&answer, 2)?,
             }),
         }
     }
 
     async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
-        let ttl_ms = millis(ttl);
+        let ttl_ms = lease_ms(ttl);
         let mut call = self.scripts.renew.key(&self.keys[0]);
-        call.arg(fence.epoch).arg(fence.seq).arg(&self.owner).arg(ttl_ms);
-        self.ask(&call, fence.seq).await?;
-        self.term().ttl_ms = ttl_ms;
+        call.arg(fence.epoch).arg(fence.seq).arg(&self.session_id).arg(ttl_ms);
+        self.run_script(&call, fence.seq).await?;
+        self.lock_held_lease().ttl_ms = ttl_ms;
         Ok(())
     }
 
     async fn release(&self, fence: Fence) -> Result<(), StoreError> {
         let mut call = self.scripts.release.key(&self.keys[0]);
-        call.arg(fence.epoch).arg(&self.owner);
-        self.ask(&call, fence.seq).await.map(drop)
+        call.arg(fence.epoch).arg(&self.session_id);
+        self.run_script(&call, fence.seq).await.map(drop)
     }
 
     async fn load(&self) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
-        self.link.run(redis::cmd("HGETALL").arg(&self.keys[1])).await
+        self.client.run_command(redis::cmd("HGETALL").arg(&self.keys[1])).await
     }
 
     async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
-        let staged = batch.len() > self.limits.keys || batch.bytes() > self.limits.bytes;
+        let staged = batch.len() > self.limits.keys || batch.byte_len() > self.limits.bytes;
         if staged {
-            self.stage(batch).await?;
+            self.stage_batch(batch).await?;
         }
-        let answer = self.ask(&self.commit_call(fence, batch, staged), fence.seq).await?;
-        Ok(Fence { seq: self.number(&answer, 1)?, ..fence })
+        let answer =
+            self.run_script(&self.commit_invocation(fence, batch, staged), fence.seq).await?;
+        Ok(Fence { seq: self.reply_number(&answer, 1)?, ..fence })
     }
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.link.run(redis::cmd("HGET").arg(&self.keys[2]).arg(key)).await
+        self.client.run_command(redis::cmd("HGET").arg(&self.keys[2]).arg(key)).await
     }
 
-    async fn shortage(&self) -> Result<Option<Shortage>, StoreError> {
+    async fn check_admission(&self) -> Result<Option<AdmissionBlock>, StoreError> {
         if self.settings_visible
-            && let Some(why) = check::changed_setting(&self.link, self.allow_volatile).await?
+            && let Some(why) =
+                server_check::find_unsafe_setting(&self.client, self.allow_volatile).await?
         {
-            return Ok(Some(Shortage::Unsafe(why)));
+            return Ok(Some(AdmissionBlock::Unsafe(why)));
         }
         // A blob that may not be read shows here: commits do without.
         let _: Option<Vec<u8>> = self.blob("").await?;
-        match self.link.script::<Vec<String>>(&self.scripts.probe.key(&self.keys[0])).await {
+        match self
+            .client
+            .run_script::<Vec<String>>(&self.scripts.check_memory.key(&self.keys[0]))
+            .await
+        {
             Ok(_) => Ok(None),
             Err(StoreError::Unavailable(why)) if why.contains("OOM") => {
-                let why = format!("Redis at {} has used up its `maxmemory`", self.link.address);
-                Ok(Some(Shortage::Full(why)))
+                let why = format!("Redis at {} has used up its `maxmemory`", self.client.address);
+                Ok(Some(AdmissionBlock::Full(why)))
             }
             Err(other) => Err(other),
         }
     }
 
     async fn blob_keys(&self) -> Result<BTreeSet<String>, StoreError> {
-        self.link.run(redis::cmd("HKEYS").arg(&self.keys[2])).await
+        self.client.run_command(redis::cmd("HKEYS").arg(&self.keys[2])).await
     }
 }

@@ -1,7 +1,7 @@
 //! The contract on a real server, and what only a server does: drop connections, restart, forget.
 
 use super::*;
-use crate::store::contract::{self, Bench, SECOND, lead, put};
+use crate::store::contract::{self, LONG_LEASE, StoreFixture, acquire_leadership, put_batch};
 use server::RedisServer;
 
 #[path = "../../../tests/support/redis.rs"]
@@ -9,25 +9,25 @@ mod server;
 mod staged;
 
 /// One server; every test its own namespace.
-struct Inline(RedisServer);
+struct InlineFixture(RedisServer);
 
-impl Bench for Inline {
+impl StoreFixture for InlineFixture {
     type S = RedisStore;
-    const SHARED: bool = true;
+    const HAS_LEASES: bool = true;
 
-    async fn fresh() -> Self {
-        Inline(RedisServer::start())
+    async fn create() -> Self {
+        InlineFixture(RedisServer::start())
     }
 
-    async fn handle(&self) -> RedisStore {
+    async fn open_store(&self) -> RedisStore {
         connect(&self.0).await
     }
 }
 
-contract::suite!(Inline);
+contract::suite!(InlineFixture);
 
 #[test]
-fn what_may_not_be_asked_is_recognised_by_the_words_of_the_server() {
+fn a_forbidden_command_is_recognized_by_the_server_error() {
     for (text, forbidden) in [
         ("NOPERM this user has no permissions to run the 'config|get' command", true),
         ("ERR unknown command 'CONFIG', with args beginning with: 'GET'", true),
@@ -35,12 +35,12 @@ fn what_may_not_be_asked_is_recognised_by_the_words_of_the_server() {
         ("NOAUTH Authentication required.", false),
         ("", false),
     ] {
-        assert_eq!(check::is_forbidden(text), forbidden, "{text}");
+        assert_eq!(server_check::is_forbidden(text), forbidden, "{text}");
     }
 }
 
 #[tokio::test]
-async fn an_error_of_the_server_says_what_to_change() {
+async fn a_server_error_names_the_fix() {
     use redis::{ErrorKind, RedisError, ServerErrorKind};
     let server = RedisServer::start();
     let store = connect(&server).await;
@@ -50,13 +50,13 @@ async fn an_error_of_the_server_says_what_to_change() {
         (ServerErrorKind::NoPerm, "docs/operations.md"),
     ] {
         let error = RedisError::from((ErrorKind::Server(kind), "refused"));
-        let text = store.link.error(&error).to_string();
-        assert!(text.contains(hint) && text.contains(&store.link.address), "{text}");
+        let text = store.client.store_error(&error).to_string();
+        assert!(text.contains(hint) && text.contains(&store.client.address), "{text}");
     }
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_is_asked_again_after_a_pause() {
+async fn reconnects_are_delayed_by_a_backoff() {
     let mut server = RedisServer::start();
     let store = connect(&server).await;
     server.kill();
@@ -71,7 +71,7 @@ async fn a_server_that_is_gone_is_asked_again_after_a_pause() {
 }
 
 /// With the user that the documentation describes, and with or without staging.
-mod documented {
+mod documented_permissions {
     use super::*;
 
     /// The words of the command in `docs/operations.md` that makes the user.
@@ -91,44 +91,44 @@ mod documented {
         format!("{}?user={}&pass={password}", server.url(), words[2])
     }
 
-    struct Documented<const STAGED: bool>(RedisServer);
+    struct DocumentedUserFixture<const STAGED: bool>(RedisServer);
 
-    impl<const STAGED: bool> Bench for Documented<STAGED> {
+    impl<const STAGED: bool> StoreFixture for DocumentedUserFixture<STAGED> {
         type S = RedisStore;
-        const SHARED: bool = true;
+        const HAS_LEASES: bool = true;
 
-        async fn fresh() -> Self {
+        async fn create() -> Self {
             let server = RedisServer::start();
             assert_eq!(server.command(&user()), "+OK\r\n");
             // Nobody else may do anything.
             assert_eq!(server.command(&["ACL", "SETUSER", "default", "off"]), "+OK\r\n");
-            Documented(server)
+            DocumentedUserFixture(server)
         }
 
-        async fn handle(&self) -> RedisStore {
+        async fn open_store(&self) -> RedisStore {
             let mut store = connect_to(&url(&self.0), "default", false).await.unwrap();
             assert!(store.settings_visible, "it may look at the settings");
             if STAGED {
-                store.limits = Limits { keys: 0, bytes: 0 };
+                store.limits = BatchLimits { keys: 0, bytes: 0 };
             }
-            store.shortage().await.unwrap();
+            store.check_admission().await.unwrap();
             store
         }
     }
 
     mod at_once {
-        contract::suite!(super::Documented<false>);
+        contract::suite!(super::DocumentedUserFixture<false>);
         use super::contract;
     }
 
     mod staged {
-        contract::suite!(super::Documented<true>);
+        contract::suite!(super::DocumentedUserFixture<true>);
         use super::contract;
     }
 }
 
 /// Every command that the scripts run.
-fn scripted() -> BTreeSet<String> {
+fn commands_in_scripts() -> BTreeSet<String> {
     let scripts = [
         include_str!("prelude.lua"),
         include_str!("acquire.lua"),
@@ -137,79 +137,81 @@ fn scripted() -> BTreeSet<String> {
         include_str!("stage.lua"),
         include_str!("commit.lua"),
     ];
-    scripts.iter().flat_map(|text| commands(text)).collect()
+    scripts.iter().flat_map(|text| commands_of(text)).collect()
 }
 
 /// The words in capitals that stand first in a call of `call` or `write`.
-fn commands(script: &str) -> BTreeSet<String> {
+fn commands_of(script: &str) -> BTreeSet<String> {
     let calls = script.split("call('").skip(1).chain(script.split("write('").skip(1));
     calls.filter_map(|rest| rest.split('\'').next()).map(str::to_lowercase).collect()
 }
 
 #[test]
-fn the_rehearsal_runs_every_command_of_the_scripts() {
-    assert_eq!(commands(include_str!("rehearse.lua")), scripted());
-    assert!(scripted().len() >= 9, "{:?}", scripted());
+fn the_permission_check_runs_every_command_of_the_scripts() {
+    assert_eq!(commands_of(include_str!("rehearse.lua")), commands_in_scripts());
+    assert!(commands_in_scripts().len() >= 9, "{:?}", commands_in_scripts());
     for script in [include_str!("commit.lua"), include_str!("stage.lua")] {
         assert!(!script.contains("redis.call"), "its errors do not name the command");
     }
 }
 
 #[tokio::test]
-async fn a_permission_that_is_missing_is_named_at_the_start_and_while_it_leads() {
+async fn a_missing_permission_is_reported_at_the_start_and_while_leading() {
     let server = RedisServer::start();
     let direct = ["hget", "hgetall", "hkeys", "evalsha", "script|load"].map(str::to_owned);
     let deny = |command: &str| {
         assert_eq!(server.command(&["ACL", "DELUSER", "longhaul"]), ":1\r\n");
-        assert_eq!(server.command(&documented::user()), "+OK\r\n");
+        assert_eq!(server.command(&documented_permissions::user()), "+OK\r\n");
         let denied = format!("-{command}");
         assert_eq!(server.command(&["ACL", "SETUSER", "longhaul", &denied]), "+OK\r\n");
     };
-    assert_eq!(server.command(&documented::user()), "+OK\r\n");
-    let url = documented::url(&server);
-    for command in scripted().into_iter().chain(direct) {
+    assert_eq!(server.command(&documented_permissions::user()), "+OK\r\n");
+    let url = documented_permissions::url(&server);
+    for command in commands_in_scripts().into_iter().chain(direct) {
         server.command(&["SCRIPT", "FLUSH"]);
         deny(&command);
-        let refused = unusable(connect_to(&url, "default", false).await);
+        let refused = unusable_reason(connect_to(&url, "default", false).await);
         assert!(refused.contains(&command), "{command}: {refused}");
         assert!(refused.contains("docs/operations.md"), "{command}: {refused}");
         assert_eq!(server.command(&["DBSIZE"]), ":0\r\n", "{command}: something was left behind");
     }
-    let whole = Batch { deletes: ["z".to_owned()].into(), ..put("a", "1") };
+    let whole = Batch { deletes: ["z".to_owned()].into(), ..put_batch("a", "1") };
     for command in ["time", "hdel", "hget"] {
         server.command(&["FLUSHALL"]);
-        assert_eq!(server.command(&documented::user()), "+OK\r\n");
+        assert_eq!(server.command(&documented_permissions::user()), "+OK\r\n");
         let store = connect_to(&url, "default", false).await.unwrap();
-        let fence = lead(&store, "m1").await;
+        let fence = acquire_leadership(&store, "m1").await;
         let fence = store.commit(fence, &whole).await.unwrap();
-        assert_eq!(store.shortage().await.unwrap(), None);
+        assert_eq!(store.check_admission().await.unwrap(), None);
         deny(command);
         let refused = match command {
             // Nothing that is committed needs it.
-            "hget" => unusable(store.shortage().await.map(drop)),
-            _ => unusable(store.commit(fence, &whole).await),
+            "hget" => unusable_reason(store.check_admission().await.map(drop)),
+            _ => unusable_reason(store.commit(fence, &whole).await),
         };
         assert!(refused.contains(command), "{command}: {refused}");
     }
 }
 
 #[tokio::test]
-async fn a_setting_that_is_changed_while_it_leads_is_noticed_until_it_is_changed_back() {
+async fn an_unsafe_setting_is_reported_while_leading_until_it_is_changed_back() {
     let server = RedisServer::start();
     let store = connect(&server).await;
     let allowed = connect_to(&server.url(), NAMESPACE, true).await.unwrap();
     for (setting, bad, good) in
         [("maxmemory-policy", "allkeys-lru", "noeviction"), ("appendonly", "no", "yes")]
     {
-        assert_eq!(store.shortage().await.unwrap(), None);
+        assert_eq!(store.check_admission().await.unwrap(), None);
         server.command(&["CONFIG", "SET", setting, bad]);
-        let Some(Shortage::Unsafe(why)) = store.shortage().await.unwrap() else { panic!() };
+        let Some(AdmissionBlock::Unsafe(why)) = store.check_admission().await.unwrap() else {
+            panic!()
+        };
         assert!(why.contains(setting) && why.contains(bad) && why.contains(good), "{why}");
-        let volatile = allowed.shortage().await.unwrap();
+        let volatile = allowed.check_admission().await.unwrap();
         assert_eq!(volatile.is_none(), setting == "appendonly", "{volatile:?}");
         server.command(&["CONFIG", "SET", setting, good]);
     }
-    assert_eq!(store.shortage().await.unwrap(), None);
+    assert_eq!(store.check_admission().await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -217,20 +219,20 @@ async fn a_master_of_another_installation_is_refused_with_the_fix() {
     let server = RedisServer::start();
     let of = |name: &str, former: &str| {
         let mut installation = Installation::named(name);
-        installation.former = former.to_owned();
+        installation.former_name = former.to_owned();
         let url = server.url();
         async move { connect_as(&url, NAMESPACE, false, installation).await.unwrap() }
     };
     let one = of("site-a", "").await;
-    let fence = lead(&one, "m1").await;
-    let fence = one.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = acquire_leadership(&one, "m1").await;
+    let fence = one.commit(fence, &put_batch("a", "1")).await.unwrap();
     // Another master of it follows.
-    let held = of("site-a", "").await.acquire(&"m2".into(), SECOND).await.unwrap();
-    assert!(matches!(held, Acquired::Held { .. }), "{held:?}");
+    let held = of("site-a", "").await.acquire(&"m2".into(), LONG_LEASE).await.unwrap();
+    assert!(matches!(held, AcquireOutcome::Held { .. }), "{held:?}");
     // One of another does not, whether or not somebody leads.
     let other = of("site-b", "site-c").await;
     for lives in [true, false] {
-        let refused = unusable(other.acquire(&"m3".into(), SECOND).await);
+        let refused = unusable_reason(other.acquire(&"m3".into(), LONG_LEASE).await);
         for part in ["`site-a`", "`site-b`", "m1", "redis.namespace", "`installation: site-a`"] {
             assert!(refused.contains(part), "{lives}: `{part}` in {refused}");
         }
@@ -238,23 +240,23 @@ async fn a_master_of_another_installation_is_refused_with_the_fix() {
             one.release(fence).await.unwrap();
         }
     }
-    assert_eq!(one.load().await.unwrap(), put("a", "1").puts);
+    assert_eq!(one.load().await.unwrap(), put_batch("a", "1").puts);
     // What was known by another name is renamed by a master that was a member.
     let renamed = of("site-z", "site-a").await;
-    let fence = lead(&renamed, "m4").await;
-    unusable(one.acquire(&"m1".into(), SECOND).await);
+    let fence = acquire_leadership(&renamed, "m4").await;
+    unusable_reason(one.acquire(&"m1".into(), LONG_LEASE).await);
     // An emptied server learns the name again from the living leader.
-    let fence = renamed.commit(fence, &put("b", "2")).await.unwrap();
+    let fence = renamed.commit(fence, &put_batch("b", "2")).await.unwrap();
     server.command(&["FLUSHALL"]);
-    let whole = Batch { replace: true, ..put("b", "2") };
+    let whole = Batch { replace: true, ..put_batch("b", "2") };
     renamed.commit(fence.after_loss(0), &whole).await.unwrap();
-    unusable(one.acquire(&"m1".into(), SECOND).await);
+    unusable_reason(one.acquire(&"m1".into(), LONG_LEASE).await);
 }
 
 const NAMESPACE: &str = "test";
 /// Longer than a test may take: how long a server needs for a large batch depends on what else the machine does.
-const PATIENCE: Patience =
-    Patience { connect: Duration::from_secs(600), answer: Duration::from_secs(600) };
+const TIMEOUTS: Timeouts =
+    Timeouts { connect: Duration::from_secs(600), response: Duration::from_secs(600) };
 
 async fn connect(server: &RedisServer) -> RedisStore {
     connect_to(&server.url(), NAMESPACE, false).await.unwrap()
@@ -271,11 +273,11 @@ async fn connect_as(
     installation: Installation,
 ) -> Result<RedisStore, StoreError> {
     let setup = RedisOptions::default();
-    let store = RedisStore::connect_with(url, &setup, namespace, volatile, PATIENCE).await?;
+    let store = RedisStore::connect_with(url, &setup, namespace, volatile, TIMEOUTS).await?;
     Ok(RedisStore { installation, ..store })
 }
 
-fn unusable<T>(result: Result<T, StoreError>) -> String {
+fn unusable_reason<T>(result: Result<T, StoreError>) -> String {
     match result {
         Err(StoreError::Unusable(text)) => text,
         Err(other) => panic!("{other}"),
@@ -284,59 +286,59 @@ fn unusable<T>(result: Result<T, StoreError>) -> String {
 }
 
 #[tokio::test]
-async fn namespaces_do_not_see_each_other() {
+async fn namespaces_are_isolated() {
     let server = RedisServer::start();
     let one = connect_to(&server.url(), "one", false).await.unwrap();
     let two = connect_to(&server.url(), "two", false).await.unwrap();
-    let fence = lead(&one, "m1").await;
-    lead(&two, "m2").await;
-    one.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = acquire_leadership(&one, "m1").await;
+    acquire_leadership(&two, "m2").await;
+    one.commit(fence, &put_batch("a", "1")).await.unwrap();
     assert!(two.load().await.unwrap().is_empty());
     let keys = server.command(&["KEYS", "{longhaul:one}:*"]);
     assert!(keys.starts_with("*2\r\n"), "{keys}");
 }
 
 #[tokio::test]
-async fn a_killed_connection_and_flushed_scripts_go_unnoticed() {
+async fn calls_succeed_after_a_killed_connection_or_flushed_scripts() {
     let server = RedisServer::start();
     let store = connect(&server).await;
-    let mut fence = lead(&store, "m1").await;
+    let mut fence = acquire_leadership(&store, "m1").await;
     for round in 0..20 {
         let (command, sign) = match round % 2 {
             0 => (&["CLIENT", "KILL", "TYPE", "normal"][..], ":1\r\n"),
             _ => (&["SCRIPT", "FLUSH"][..], "+OK\r\n"),
         };
         assert_eq!(server.command(command), sign);
-        fence = store.commit(fence, &put("a", &round.to_string())).await.unwrap();
+        fence = store.commit(fence, &put_batch("a", &round.to_string())).await.unwrap();
     }
-    assert_eq!((fence.seq, store.load().await.unwrap()), (20, put("a", "19").puts));
+    assert_eq!((fence.seq, store.load().await.unwrap()), (20, put_batch("a", "19").puts));
 }
 
 #[tokio::test]
 async fn a_server_that_is_down_is_unavailable_and_one_that_is_back_has_everything() {
     let mut server = RedisServer::start_with(&["--appendfsync", "always"]);
     let store = connect(&server).await;
-    let fence = lead(&store, "m1").await;
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = acquire_leadership(&store, "m1").await;
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     server.kill();
     for _ in 0..2 {
-        let refused = store.commit(fence, &put("b", "2")).await;
+        let refused = store.commit(fence, &put_batch("b", "2")).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     }
     let none = connect_to(&server.url(), NAMESPACE, false).await;
     assert!(matches!(none, Err(StoreError::Unavailable(_))), "{none:?}");
     server.restart();
-    let fence = store.commit(fence, &put("b", "2")).await.unwrap();
+    let fence = store.commit(fence, &put_batch("b", "2")).await.unwrap();
     assert_eq!(fence.seq, 2);
     server.restart();
     assert_eq!(store.load().await.unwrap().into_keys().collect::<String>(), "ab");
-    store.renew(fence, SECOND).await.unwrap();
+    store.renew(fence, LONG_LEASE).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_came_too_late_is_written_once() {
+async fn a_commit_with_a_timed_out_reply_is_written_once() {
     let server = RedisServer::start();
-    let patience = Patience { answer: Duration::from_millis(100), ..Patience::default() };
+    let patience = Timeouts { response: Duration::from_millis(100), ..Timeouts::default() };
     let store = RedisStore::connect_with(
         &server.url(),
         &RedisOptions::default(),
@@ -346,57 +348,57 @@ async fn a_commit_whose_answer_came_too_late_is_written_once() {
     )
     .await
     .unwrap();
-    let fence = lead(&store, "m1").await;
+    let fence = acquire_leadership(&store, "m1").await;
     server.signal("STOP");
-    let late = store.commit(fence, &put("a", "1")).await;
+    let late = store.commit(fence, &put_batch("a", "1")).await;
     assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
     server.signal("CONT");
     // The server still finds the first one in its socket and runs it before or after the repeat.
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     assert_eq!(fence.seq, 1);
-    let fence = store.commit(fence, &put("a", "2")).await.unwrap();
-    assert_eq!((fence.seq, store.load().await.unwrap()), (2, put("a", "2").puts));
+    let fence = store.commit(fence, &put_batch("a", "2")).await.unwrap();
+    assert_eq!((fence.seq, store.load().await.unwrap()), (2, put_batch("a", "2").puts));
 }
 
 #[tokio::test]
-async fn a_cut_log_loses_whole_commits_and_the_leader_writes_them_back() {
+async fn a_truncated_log_loses_whole_commits_and_the_leader_writes_them_back() {
     let mut server = RedisServer::start_with(&["--appendfsync", "always"]);
     let store = connect(&server).await;
-    let fence = lead(&store, "m1").await;
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
-    let second = Batch { blob_puts: put("b", "blob").puts, ..put("b", "2") };
+    let fence = acquire_leadership(&store, "m1").await;
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
+    let second = Batch { blob_puts: put_batch("b", "blob").puts, ..put_batch("b", "2") };
     let fence = store.commit(fence, &second).await.unwrap();
     server.kill();
     let log = std::fs::OpenOptions::new().write(true).open(server.last_aof_file()).unwrap();
     log.set_len(log.metadata().unwrap().len() - 5).unwrap();
     server.restart();
-    assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
+    assert_eq!(store.load().await.unwrap(), put_batch("a", "1").puts);
     assert!(store.blob_keys().await.unwrap().is_empty());
-    let lost = StoreError::Lost { expected: 2, found: 1 };
-    assert_eq!(store.renew(fence, SECOND).await, Err(lost.clone()));
-    assert_eq!(store.commit(fence, &put("c", "3")).await, Err(lost));
+    let lost = StoreError::DataLost { expected: 2, found: 1 };
+    assert_eq!(store.renew(fence, LONG_LEASE).await, Err(lost.clone()));
+    assert_eq!(store.commit(fence, &put_batch("c", "3")).await, Err(lost));
     let mut whole = Batch { replace: true, ..second };
-    whole.puts.extend(put("a", "1").puts);
+    whole.puts.extend(put_batch("a", "1").puts);
     let fence = store.commit(fence.after_loss(1), &whole).await.unwrap();
     assert_eq!((fence.seq, store.load().await.unwrap()), (3, whole.puts));
     assert_eq!(store.blob("b").await.unwrap(), Some(b"blob".to_vec()));
 }
 
 #[tokio::test]
-async fn an_emptied_server_is_filled_by_the_living_leader_and_its_lease_holds_again() {
+async fn the_leader_writes_an_emptied_server_back_and_its_lease_holds_again() {
     let server = RedisServer::start();
     let store = connect(&server).await;
-    let fence = lead(&store, "m1").await;
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = acquire_leadership(&store, "m1").await;
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     assert_eq!(server.command(&["FLUSHALL"]), "+OK\r\n");
-    let lost = StoreError::Lost { expected: 1, found: 0 };
-    assert_eq!(store.renew(fence, SECOND).await, Err(lost));
-    let whole = Batch { replace: true, ..put("a", "1") };
+    let lost = StoreError::DataLost { expected: 1, found: 0 };
+    assert_eq!(store.renew(fence, LONG_LEASE).await, Err(lost));
+    let whole = Batch { replace: true, ..put_batch("a", "1") };
     let fence = store.commit(fence.after_loss(0), &whole).await.unwrap();
     let other = connect(&server).await;
-    let held = other.acquire(&"m2".into(), SECOND).await.unwrap();
-    assert!(matches!(&held, Acquired::Held { by, .. } if by == "m1"), "{held:?}");
-    store.commit(fence, &put("b", "2")).await.unwrap();
+    let held = other.acquire(&"m2".into(), LONG_LEASE).await.unwrap();
+    assert!(matches!(&held, AcquireOutcome::Held { holder: by, .. } if by == "m1"), "{held:?}");
+    store.commit(fence, &put_batch("b", "2")).await.unwrap();
     assert_eq!(other.load().await.unwrap().len(), 2);
 }
 
@@ -409,22 +411,23 @@ fn server_millis(server: &RedisServer) -> u64 {
 }
 
 #[tokio::test]
-async fn whoever_acquires_after_the_server_was_emptied_deposes_the_old_leader() {
+async fn acquiring_after_the_server_was_emptied_deposes_the_old_leader() {
     let server = RedisServer::start();
     let (old, new) = (connect(&server).await, connect(&server).await);
-    let before = lead(&old, "m1").await;
-    let before = old.commit(before, &put("a", "1")).await.unwrap();
+    let before = acquire_leadership(&old, "m1").await;
+    let before = old.commit(before, &put_batch("a", "1")).await.unwrap();
     server.command(&["FLUSHALL"]);
     // Within one millisecond the clock would give the same epoch, and only the owner would tell the two apart.
     while server_millis(&server) <= before.epoch {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let after = lead(&new, "m2").await;
+    let after = acquire_leadership(&new, "m2").await;
     assert!(after.epoch > before.epoch && after.seq == 0, "{before:?} {after:?}");
-    let whole = Batch { replace: true, ..put("a", "1") };
-    for refused in [old.commit(before, &whole).await.map(drop), old.renew(before, SECOND).await] {
+    let whole = Batch { replace: true, ..put_batch("a", "1") };
+    for refused in [old.commit(before, &whole).await.map(drop), old.renew(before, LONG_LEASE).await]
+    {
         assert!(
-            matches!(&refused, Err(StoreError::Deposed { by, .. }) if by == "m2"),
+            matches!(&refused, Err(StoreError::Deposed { leader: by, .. }) if by == "m2"),
             "{refused:?}"
         );
     }
@@ -432,63 +435,63 @@ async fn whoever_acquires_after_the_server_was_emptied_deposes_the_old_leader() 
 }
 
 #[tokio::test]
-async fn a_clock_that_was_set_back_delays_a_takeover_by_one_lease_at_most() {
+async fn a_clock_set_back_delays_a_takeover_by_one_lease_at_most() {
     let server = RedisServer::start();
     let (one, two) = (connect(&server).await, connect(&server).await);
     one.acquire(&"m1".into(), Duration::from_millis(80)).await.unwrap();
     let far = "9000000000000";
     server.command(&["HSET", &one.keys[0], "until", far]);
-    match two.acquire(&"m2".into(), SECOND).await.unwrap() {
-        Acquired::Held { for_ms, .. } => assert!(for_ms <= 80, "{for_ms}"),
+    match two.acquire(&"m2".into(), LONG_LEASE).await.unwrap() {
+        AcquireOutcome::Held { retry_after_ms: for_ms, .. } => assert!(for_ms <= 80, "{for_ms}"),
         leader => panic!("{leader:?}"),
     }
     assert!(!server.command(&["HGET", &one.keys[0], "until"]).contains(far));
 }
 
 #[tokio::test]
-async fn a_key_of_another_kind_is_found_before_anything_is_written() {
+async fn a_key_of_another_type_is_refused_before_anything_is_written() {
     let server = RedisServer::start();
     let store = connect(&server).await;
-    let fence = lead(&store, "m1").await;
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
+    let fence = acquire_leadership(&store, "m1").await;
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     server.command(&["SET", &store.keys[2], "a string"]);
     let batch = Batch {
         deletes: ["a".to_owned()].into(),
-        blob_puts: put("x", "blob").puts,
-        ..put("b", "2")
+        blob_puts: put_batch("x", "blob").puts,
+        ..put_batch("b", "2")
     };
-    let refused = unusable(store.commit(fence, &batch).await);
+    let refused = unusable_reason(store.commit(fence, &batch).await);
     assert!(refused.contains(":blobs") && refused.contains("string"), "{refused}");
-    assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
+    assert_eq!(store.load().await.unwrap(), put_batch("a", "1").puts);
     server.command(&["DEL", &store.keys[2]]);
     assert_eq!(store.commit(fence, &batch).await.unwrap().seq, 2);
-    assert_eq!(store.load().await.unwrap(), put("b", "2").puts);
+    assert_eq!(store.load().await.unwrap(), put_batch("b", "2").puts);
 }
 
 #[tokio::test]
-async fn work_is_recorded_although_the_memory_is_full() {
+async fn commits_succeed_while_memory_is_full() {
     let server = RedisServer::start();
     let store = connect(&server).await;
-    let fence = lead(&store, "m1").await;
+    let fence = acquire_leadership(&store, "m1").await;
     server.command(&["CONFIG", "SET", "maxmemory", "1000"]);
     assert!(server.command(&["SET", "x", "y"]).starts_with("-OOM"));
-    let fence = store.commit(fence, &put("a", "1")).await.unwrap();
-    store.stage(&put("b", "2")).await.unwrap();
-    store.renew(fence, SECOND).await.unwrap();
+    let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
+    store.stage_batch(&put_batch("b", "2")).await.unwrap();
+    store.renew(fence, LONG_LEASE).await.unwrap();
     store.release(fence).await.unwrap();
-    lead(&store, "m1").await;
+    acquire_leadership(&store, "m1").await;
 }
 
 #[tokio::test]
 async fn a_server_that_may_drop_state_is_refused() {
     let server = RedisServer::start();
     server.command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
-    let refused = unusable(connect_to(&server.url(), NAMESPACE, true).await);
+    let refused = unusable_reason(connect_to(&server.url(), NAMESPACE, true).await);
     assert!(refused.contains("allkeys-lru") && refused.contains("noeviction"), "{refused}");
     server.command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     connect(&server).await;
     server.command(&["CONFIG", "SET", "appendonly", "no"]);
-    let refused = unusable(connect_to(&server.url(), NAMESPACE, false).await);
+    let refused = unusable_reason(connect_to(&server.url(), NAMESPACE, false).await);
     assert!(refused.contains("allow_volatile"), "{refused}");
     connect_to(&server.url(), NAMESPACE, true).await.unwrap();
 }
@@ -497,11 +500,11 @@ async fn a_server_that_may_drop_state_is_refused() {
 async fn a_newer_schema_is_refused_at_the_start_and_when_leading() {
     let server = RedisServer::start();
     let store = connect(&server).await;
-    lead(&store, "m1").await;
+    acquire_leadership(&store, "m1").await;
     server.command(&["HSET", &store.keys[0], "schema", "2"]);
     for refused in [
-        unusable(store.acquire(&"m1".into(), SECOND).await),
-        unusable(connect_to(&server.url(), NAMESPACE, false).await),
+        unusable_reason(store.acquire(&"m1".into(), LONG_LEASE).await),
+        unusable_reason(connect_to(&server.url(), NAMESPACE, false).await),
     ] {
         assert!(refused.contains("version 2") && refused.contains("upgrade"), "{refused}");
     }
@@ -511,32 +514,35 @@ async fn a_newer_schema_is_refused_at_the_start_and_when_leading() {
 async fn permissions_decide_and_passwords_stay_secret() {
     let server = RedisServer::start_with(&["--requirepass", "hunter2"]);
     let url = |user: &str, password: &str| format!("{}?user={user}&pass={password}", server.url());
-    let wrong = unusable(connect_to(&url("default", "hunter3"), NAMESPACE, false).await);
-    let none = unusable(connect_to(&server.url(), NAMESPACE, false).await);
+    let wrong = unusable_reason(connect_to(&url("default", "hunter3"), NAMESPACE, false).await);
+    let none = unusable_reason(connect_to(&server.url(), NAMESPACE, false).await);
     for refused in [&wrong, &none] {
         assert!(!refused.contains("hunter") && refused.contains("r.sock"), "{refused}");
     }
     let admin = connect_to(&url("default", "hunter2"), NAMESPACE, false).await.unwrap();
     // A user that may neither ask for settings nor for the version still works.
     let acl = ["ACL", "SETUSER", "small", "on", ">pw", "~{longhaul:*", "+@all", "-config", "-info"];
-    let () = admin.link.run(redis::cmd(acl[0]).arg(&acl[1..])).await.unwrap();
+    let () = admin.client.run_command(redis::cmd(acl[0]).arg(&acl[1..])).await.unwrap();
     let small = connect_to(&url("small", "pw"), NAMESPACE, false).await.unwrap();
-    let fence = lead(&small, "m1").await;
-    small.commit(fence, &put("a", "1")).await.unwrap();
-    let () =
-        admin.link.run(redis::cmd("ACL").arg(&["SETUSER", "small", "-evalsha"])).await.unwrap();
-    let refused = unusable(small.renew(fence, SECOND).await);
+    let fence = acquire_leadership(&small, "m1").await;
+    small.commit(fence, &put_batch("a", "1")).await.unwrap();
+    let () = admin
+        .client
+        .run_command(redis::cmd("ACL").arg(&["SETUSER", "small", "-evalsha"]))
+        .await
+        .unwrap();
+    let refused = unusable_reason(small.renew(fence, LONG_LEASE).await);
     assert!(refused.contains("evalsha"), "{refused}");
 }
 
 #[tokio::test]
 async fn a_url_or_namespace_that_cannot_work_is_refused() {
     for url in ["", "localhost", "http://localhost"] {
-        let refused = unusable(connect_to(url, NAMESPACE, false).await);
+        let refused = unusable_reason(connect_to(url, NAMESPACE, false).await);
         assert!(refused.contains("redis://") && !refused.contains("secret"), "{refused}");
     }
     for namespace in ["", "a b", "{x}", "a\n", &"x".repeat(65)] {
-        let refused = unusable(connect_to("redis://127.0.0.1", namespace, false).await);
+        let refused = unusable_reason(connect_to("redis://127.0.0.1", namespace, false).await);
         assert!(refused.contains("namespace"), "{refused}");
     }
 }

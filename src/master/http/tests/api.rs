@@ -11,22 +11,22 @@ use serde_json::json;
 const GOOD: &str = r#"{"source_path": "/a", "destination_path": "/b"}"#;
 
 #[tokio::test]
-async fn every_answer_is_named_and_not_cached() {
-    let served = served().await;
+async fn every_response_has_a_request_id_and_is_not_cached() {
+    let served = start_server().await;
     for target in ["/healthz", "/sync/gone", "/nothing", "/v1/version"] {
-        let got = served.ask("GET", target, &["X-Request-Id: my-1"], b"").await;
+        let got = served.send("GET", target, &["X-Request-Id: my-1"], b"").await;
         assert_eq!(got.header("x-request-id"), Some("my-1"), "{target}");
         assert_eq!(got.header("cache-control"), Some("no-store"), "{target}");
     }
     for bad in ["", "a b", &"x".repeat(129), "\u{e9}"] {
-        let got = served.ask("GET", "/healthz", &[&format!("X-Request-Id: {bad}")], b"").await;
+        let got = served.send("GET", "/healthz", &[&format!("X-Request-Id: {bad}")], b"").await;
         assert_eq!(got.header("x-request-id").unwrap().len(), 36, "{bad:?}");
     }
 }
 
 #[tokio::test]
-async fn all_routes_are_below_v1_as_well() {
-    let mut served = served().await;
+async fn every_route_exists_below_v1_too() {
+    let mut served = start_server().await;
     for root in ["", "/v1"] {
         assert_eq!(served.get(&format!("{root}/healthz")).await.json(), json!({"status": "ok"}));
         assert_eq!(served.get(&format!("{root}/readyz")).await.status, 200);
@@ -46,7 +46,7 @@ async fn all_routes_are_below_v1_as_well() {
 
 #[tokio::test]
 async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
-    let mut served = served().await;
+    let mut served = start_server().await;
     let drain = |by: Option<&str>, reason: Option<&str>| Event::Drain {
         worker: "w".parse().unwrap(),
         order: Some(DrainRequest { by: by.map(str::to_owned), reason: reason.map(str::to_owned) }),
@@ -62,10 +62,10 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     assert_eq!(got, stands);
     let undrain = Event::Drain { worker: "w".parse().unwrap(), order: None };
     assert_eq!(served.events.recv().await, Some(undrain));
-    let got = served.ask("DELETE", "/workers/w", &[], b"").await.json();
+    let got = served.send("DELETE", "/workers/w", &[], b"").await.json();
     assert_eq!(got, json!({"status": "forgotten", "worker_id": "w", "requeued": 1}));
     assert_eq!(served.events.recv().await, Some(Event::Forget("w".parse().unwrap())));
-    assert_eq!(served.ask("DELETE", "/workers/up", &[], b"").await.code(), "worker_alive");
+    assert_eq!(served.send("DELETE", "/workers/up", &[], b"").await.problem_code(), "worker_alive");
     let got = served.post("/sync/x/reassign", r#"{"worker_id": "w"}"#).await.json();
     assert_eq!(got, json!({"request_id": "x", "worker_id": "w", "tasks": 2}));
     for bad in ["{}", r#"{"worker_id": "/"}"#, r#"{"worker_id": "w", "to": "x"}"#] {
@@ -83,10 +83,10 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
 
 #[tokio::test]
 async fn unknown_paths_and_wrong_methods_are_problems() {
-    let mut served = served().await;
+    let mut served = start_server().await;
     for target in ["/", "/syncs", "/sync/a/b", "/v1", "/v1/nothing", "/v2/sync", "/workers/a/b/c"] {
         let got = served.get(target).await;
-        assert_eq!((got.status, got.code().as_str()), (404, "no_such_route"), "{target}");
+        assert_eq!((got.status, got.problem_code().as_str()), (404, "no_such_route"), "{target}");
     }
     for (method, target, allow) in [
         ("PUT", "/sync", "POST,GET,HEAD"),
@@ -95,8 +95,12 @@ async fn unknown_paths_and_wrong_methods_are_problems() {
         ("GET", "/v1/workers/a/assignment", "POST"),
         ("POST", "/version", "GET,HEAD"),
     ] {
-        let got = served.ask(method, target, &[], b"").await;
-        assert_eq!((got.status, got.code().as_str()), (405, "wrong_method"), "{method} {target}");
+        let got = served.send(method, target, &[], b"").await;
+        assert_eq!(
+            (got.status, got.problem_code().as_str()),
+            (405, "wrong_method"),
+            "{method} {target}"
+        );
         let sorted = |s: &str| {
             let mut all: Vec<String> = s.split(',').map(str::to_owned).collect();
             all.sort();
@@ -104,12 +108,12 @@ async fn unknown_paths_and_wrong_methods_are_problems() {
         };
         assert_eq!(sorted(got.header("allow").unwrap()), sorted(allow), "{method} {target}");
     }
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
 }
 
 #[tokio::test]
-async fn what_can_be_no_id_is_not_found_and_goes_no_further() {
-    let mut served = served().await;
+async fn an_invalid_id_is_not_found_and_does_not_reach_the_actor() {
+    let mut served = start_server().await;
     for id in
         ["%7Bx%7D", "a%0Ab", "a%2Fb", "..", "%2e%2e", "%ff", "a%00", "-x", &"x".repeat(5_000), "*"]
     {
@@ -121,17 +125,21 @@ async fn what_can_be_no_id_is_not_found_and_goes_no_further() {
             ("GET", format!("/workers/a/assignments/{id}/manifest")),
             ("POST", format!("/workers/{id}/assignments/{}/page", "0".repeat(32))),
         ] {
-            let got = served.ask(method, &target, &[], b"").await;
-            assert_eq!((got.status, got.code().as_str()), (404, "not_found"), "{method} {target}");
+            let got = served.send(method, &target, &[], b"").await;
+            assert_eq!(
+                (got.status, got.problem_code().as_str()),
+                (404, "not_found"),
+                "{method} {target}"
+            );
         }
     }
-    assert!(served.nothing_asked());
-    assert_eq!(served.get("/sync/gone").await.code(), "sync_not_found");
+    assert!(served.has_no_event());
+    assert_eq!(served.get("/sync/gone").await.problem_code(), "sync_not_found");
 }
 
 #[tokio::test]
-async fn a_limit_is_set_in_bytes_or_words_and_nonsense_is_named() {
-    let mut served = served().await;
+async fn a_rate_limit_is_accepted_as_number_or_text_and_refused_otherwise() {
+    let mut served = start_server().await;
     for (said, limit) in [
         ("104857600", Some(100 << 20)),
         ("\"100MiB/s\"", Some(100 << 20)),
@@ -140,7 +148,7 @@ async fn a_limit_is_set_in_bytes_or_words_and_nonsense_is_named() {
         ("\"none\"", None),
     ] {
         let body = format!("{{\"bwlimit\": {said}}}");
-        let got = served.ask("PATCH", "/sync/x", &[], body.as_bytes()).await;
+        let got = served.send("PATCH", "/sync/x", &[], body.as_bytes()).await;
         assert_eq!((got.status, got.json()["bwlimit"].as_u64()), (200, limit), "{said}");
         let change = SyncPatch { bwlimit: limit };
         let id = "x".parse().unwrap();
@@ -149,24 +157,24 @@ async fn a_limit_is_set_in_bytes_or_words_and_nonsense_is_named() {
     for bad in
         ["{\"bwlimit\": 5}", "{\"bwlimit\": \"fast\"}", "{\"bwlimit\": -1}", "{\"bwlimit\": []}"]
     {
-        let got = served.ask("PATCH", "/sync/x", &[], bad.as_bytes()).await;
+        let got = served.send("PATCH", "/sync/x", &[], bad.as_bytes()).await;
         assert_eq!(
             (got.status, got.json()["errors"][0]["pointer"].as_str()),
             (422, Some("/bwlimit"))
         );
     }
     for bad in ["{}", "{\"bwlimit\": 0, \"priority\": 1}"] {
-        assert_eq!(served.ask("PATCH", "/sync/x", &[], bad.as_bytes()).await.status, 422, "{bad}");
+        assert_eq!(served.send("PATCH", "/sync/x", &[], bad.as_bytes()).await.status, 422, "{bad}");
     }
-    assert!(served.nothing_asked());
-    let got = served.ask("PATCH", "/sync/gone", &[], b"{\"bwlimit\": null}").await;
-    assert_eq!((got.status, got.code().as_str()), (404, "sync_not_found"));
+    assert!(served.has_no_event());
+    let got = served.send("PATCH", "/sync/gone", &[], b"{\"bwlimit\": null}").await;
+    assert_eq!((got.status, got.problem_code().as_str()), (404, "sync_not_found"));
 }
 
 #[tokio::test]
 async fn a_list_is_a_bare_array_that_can_be_filtered() {
-    let served = served().await;
-    let ids = |got: Got| -> Vec<String> {
+    let served = start_server().await;
+    let ids = |got: TestResponse| -> Vec<String> {
         assert_eq!(got.status, 200, "{got:?}");
         let all = got.json();
         all.as_array().unwrap().iter().map(|s| s["request_id"].as_str().unwrap().into()).collect()
@@ -190,13 +198,13 @@ async fn a_list_is_a_bare_array_that_can_be_filtered() {
         "state=%ff",
     ] {
         let got = served.get(&format!("/sync?{bad}")).await;
-        assert_eq!((got.status, got.code().as_str()), (400, "bad_parameter"), "{bad}");
+        assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_parameter"), "{bad}");
     }
 }
 
 #[tokio::test]
-async fn a_list_can_be_had_in_pages_by_token_and_by_link() {
-    let served = served().await;
+async fn a_list_is_paged_by_token_and_by_link() {
+    let served = start_server().await;
     for (first, pages) in [
         ("/sync?limit=2", vec!["cb", "a"]),
         ("/sync?limit=1", vec!["c", "b", "a"]),
@@ -230,9 +238,9 @@ async fn a_list_can_be_had_in_pages_by_token_and_by_link() {
 }
 
 #[tokio::test]
-async fn workers_can_be_asked_for_by_status() {
-    let served = served().await;
-    let counts = |got: Got| {
+async fn workers_are_filtered_by_status() {
+    let served = start_server().await;
+    let counts = |got: TestResponse| {
         let list = got.json();
         (list["active"].as_array().unwrap().len(), list["inactive"].as_array().unwrap().len())
     };
@@ -243,12 +251,12 @@ async fn workers_can_be_asked_for_by_status() {
 }
 
 #[tokio::test]
-async fn a_submit_may_carry_a_list_and_a_key() {
-    let mut served = served().await;
+async fn a_submit_accepts_a_file_list_and_an_idempotency_key() {
+    let mut served = start_server().await;
     let body =
         json!({"source_path": "/a", "destination_path": "/b", "file_list": ["x", "/a/y", "x"]});
     let body = body.to_string();
-    let got = served.ask("POST", "/sync", &["Idempotency-Key: k-1"], body.as_bytes()).await;
+    let got = served.send("POST", "/sync", &["Idempotency-Key: k-1"], body.as_bytes()).await;
     assert_eq!((got.status, got.header("location")), (202, Some("sync/made")));
     let Some(Event::Submit { request, list: Some(parts), idempotency: Some(key) }) =
         served.events.recv().await
@@ -260,29 +268,29 @@ async fn a_submit_may_carry_a_list_and_a_key() {
 
     for key in ["", "a b", &"k".repeat(129)] {
         let got = served
-            .ask("POST", "/sync", &[&format!("Idempotency-Key: {key}")], GOOD.as_bytes())
+            .send("POST", "/sync", &[&format!("Idempotency-Key: {key}")], GOOD.as_bytes())
             .await;
-        assert_eq!((got.status, got.code().as_str()), (400, "bad_parameter"), "{key}");
+        assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_parameter"), "{key}");
     }
     let twice = ["Idempotency-Key: a", "Idempotency-Key: b"];
-    assert_eq!(served.ask("POST", "/sync", &twice, GOOD.as_bytes()).await.status, 400);
-    assert!(served.nothing_asked());
+    assert_eq!(served.send("POST", "/sync", &twice, GOOD.as_bytes()).await.status, 400);
+    assert!(served.has_no_event());
 
     let taken = r#"{"request_id": "taken", "source_path": "/a", "destination_path": "/b"}"#;
     let got = served.post("/sync", taken).await;
-    assert_eq!((got.status, got.code().as_str()), (409, "sync_exists"));
+    assert_eq!((got.status, got.problem_code().as_str()), (409, "sync_exists"));
 }
 
 #[tokio::test]
-async fn all_bad_fields_come_back_in_one_answer() {
-    let mut served = served().await;
+async fn all_invalid_fields_are_in_one_response() {
+    let mut served = start_server().await;
     let got = served
         .post(
             "/sync",
             r#"{"source_path": "a", "destination_path": 5, "chunk_size": 1, "chunk_size_mb": 0}"#,
         )
         .await;
-    assert_eq!((got.status, got.code().as_str()), (422, "invalid_fields"));
+    assert_eq!((got.status, got.problem_code().as_str()), (422, "invalid_fields"));
     assert_eq!(got.json()["errors"].as_array().unwrap().len(), 4);
     assert!(got.json()["detail"].is_string());
     assert_eq!(
@@ -293,18 +301,18 @@ async fn all_bad_fields_come_back_in_one_answer() {
         served.post("/workers/result", "{}").await.json()["errors"].as_array().unwrap().len(),
         3
     );
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
 }
 
 #[tokio::test]
 async fn an_agent_gets_its_manifest_and_posts_pages() {
-    let mut served = served().await;
+    let mut served = start_server().await;
     let id = "0".repeat(32);
     let got = served.get(&format!("/workers/a/assignments/{id}/manifest")).await;
     assert_eq!((got.status, got.body.as_slice()), (200, &b"\xff manifest"[..]));
     assert_eq!(got.header("content-type"), Some("application/octet-stream"));
     let got = served.get(&format!("/workers/b/assignments/{id}/manifest")).await;
-    assert_eq!((got.status, got.code().as_str()), (404, "assignment_not_held"));
+    assert_eq!((got.status, got.problem_code().as_str()), (404, "assignment_not_held"));
 
     let page = json!({"task_digest": "0".repeat(64), "page": 0, "spawn": ["d"], "next": null});
     let target = format!("/workers/a/assignments/{id}/page");
@@ -316,12 +324,12 @@ async fn an_agent_gets_its_manifest_and_posts_pages() {
         served.post(&target, r#"{"page": -1}"#).await.json()["errors"][0]["pointer"],
         "/page"
     );
-    assert_eq!(served.post(&target, "{").await.code(), "bad_json");
+    assert_eq!(served.post(&target, "{").await.problem_code(), "bad_json");
 }
 
 #[tokio::test]
-async fn a_poll_says_how_long_it_waits_up_to_a_bound() {
-    let mut served = served().await;
+async fn the_wait_of_a_poll_is_a_parameter_and_bounded() {
+    let mut served = start_server().await;
     for (query, wait) in [
         ("wait=20s&poll_id=p&incarnation=i", 20_000),
         ("wait=10h&poll_id=p&incarnation=i", 60_000),
@@ -341,12 +349,12 @@ async fn a_poll_says_how_long_it_waits_up_to_a_bound() {
             "{bad}"
         );
     }
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
 }
 
 #[tokio::test]
-async fn a_poll_is_withdrawn_when_its_client_goes_away() {
-    let mut served = served().await;
+async fn a_poll_is_withdrawn_when_its_client_disconnects() {
+    let mut served = start_server().await;
     for head in [
         "Content-Length: 0\r\n\r\n",
         "Content-Length: 2\r\n\r\n{}",
@@ -356,17 +364,17 @@ async fn a_poll_is_withdrawn_when_its_client_goes_away() {
             "POST /workers/a/assignment?wait=60s&poll_id=open HTTP/1.1\r\nHost: {}\r\n{head}",
             served.addr
         );
-        let stream = served.open(&request).await;
-        let mut poll = soon(served.open.recv()).await.unwrap();
+        let stream = served.connect_and_send(&request).await;
+        let mut poll = with_deadline(served.unanswered.recv()).await.unwrap();
         assert!(!poll.reply.is_closed());
         drop(stream);
-        soon(poll.reply.closed()).await;
+        with_deadline(poll.reply.closed()).await;
     }
 }
 
 #[tokio::test]
-async fn while_the_store_is_down_the_answer_is_503_with_a_time() {
-    let mut served = served().await;
+async fn while_the_store_is_unavailable_the_response_is_503_with_retry_after() {
+    let mut served = start_server().await;
     served.health.send(Err("the Redis at redis:6379 does not answer".into())).unwrap();
     let beat = r#"{"worker_id": "w", "status": "READY"}"#;
     for got in [
@@ -375,92 +383,93 @@ async fn while_the_store_is_down_the_answer_is_503_with_a_time() {
         served.get("/readyz").await,
         served.post("/workers/heartbeat", beat).await,
     ] {
-        assert_eq!((got.status, got.code().as_str()), (503, "store_unavailable"));
+        assert_eq!((got.status, got.problem_code().as_str()), (503, "store_unavailable"));
         assert!(got.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
         assert!(got.json()["detail"].as_str().unwrap().contains("redis:6379"));
     }
     assert_eq!(served.get("/healthz").await.status, 200);
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
     served.health.send(Ok(())).unwrap();
     assert_eq!(served.post("/sync", GOOD).await.status, 202);
 }
 
 #[tokio::test]
-async fn stopping_ends_polls_at_once_and_lets_requests_end() {
-    let mut served = served().await;
+async fn a_shutdown_ends_polls_at_once_and_waits_for_other_requests() {
+    let mut served = start_server().await;
     let poll = format!(
         "POST /workers/a/assignment?wait=60s&poll_id=open HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n",
         served.addr
     );
-    let mut polling = served.open(&poll).await;
-    let idle = served.open("").await;
+    let mut polling = served.connect_and_send(&poll).await;
+    let idle = served.connect_and_send("").await;
     // Held, as an owner that lives on would: a dropped one answers 503.
-    let _held = soon(served.open.recv()).await.unwrap();
+    let _held = with_deadline(served.unanswered.recv()).await.unwrap();
     served.shutdown.cancel();
     let mut answer = Vec::new();
-    soon(polling.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(Got::parse(&answer).body, b"null");
+    with_deadline(polling.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(TestResponse::parse(&answer).body, b"null");
     drop((polling, idle));
-    soon(served.server).await.unwrap();
+    with_deadline(served.server).await.unwrap();
     assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens any more");
 }
 
 #[tokio::test]
 async fn a_connection_serves_many_requests() {
-    let served = served().await;
+    let served = start_server().await;
     let one = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
     let last =
         format!("GET /version HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", served.addr);
-    let raw = soon(served.raw(format!("{one}{one}{last}").as_bytes())).await;
+    let raw = with_deadline(served.send_raw(format!("{one}{one}{last}").as_bytes())).await;
     let text = String::from_utf8(raw).unwrap();
     assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 3, "{text}");
 }
 
 #[tokio::test]
-async fn web_pages_of_other_sites_can_order_nothing() {
-    let mut served = served().await;
+async fn web_pages_of_other_sites_are_refused() {
+    let mut served = start_server().await;
     for (headers, status) in [("Origin: http://evil.example", 403), ("Origin: null", 403)] {
         let got = served
-            .ask("POST", "/sync", &[headers, "Content-Type: text/plain"], GOOD.as_bytes())
+            .send("POST", "/sync", &[headers, "Content-Type: text/plain"], GOOD.as_bytes())
             .await;
-        assert_eq!((got.status, got.code().as_str()), (status, "foreign_origin"));
+        assert_eq!((got.status, got.problem_code().as_str()), (status, "foreign_origin"));
     }
-    let raw =
-        served.raw(b"GET /sync HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").await;
-    assert_eq!(Got::parse(&raw).code(), "foreign_host");
-    assert!(served.nothing_asked());
+    let raw = served
+        .send_raw(b"GET /sync HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+        .await;
+    assert_eq!(TestResponse::parse(&raw).problem_code(), "foreign_host");
+    assert!(served.has_no_event());
 }
 
-fn file(path: &str, state: FileState) -> FileRecord {
+fn file_record(path: &str, state: FileState) -> FileRecord {
     let (path, digest) = (BytePath(path.as_bytes().to_vec()), Some(Digest([7; 32])));
     FileRecord { path, state, action: None, bytes: 1, digest, message: None }
 }
 
 #[tokio::test]
-async fn what_became_of_each_file_comes_line_by_line_and_by_state() {
-    let served = served().await;
-    let all = [file("a", FileState::Done), file("b", FileState::Failed)];
+async fn file_records_are_sent_as_lines_and_filtered_by_state() {
+    let served = start_server().await;
+    let all = [file_record("a", FileState::Done), file_record("b", FileState::Failed)];
     let lines = all.map(|record| serde_json::to_string(&record).unwrap() + "\n");
     let text = lines.concat();
     served.spool.write(1, 0, text.as_bytes()).unwrap();
     let root = format!("/sync/list-{}", text.len());
     let got = served.get(&format!("{root}/files")).await;
     assert_eq!((got.status, got.header("content-type")), (200, Some("application/x-ndjson")));
-    assert_eq!(got.unchunked(), text);
+    assert_eq!(got.dechunk(), text);
     let got = served.get(&format!("/v1{root}/files?state=failed,%20deleted")).await;
-    assert_eq!(got.unchunked(), lines[1]);
+    assert_eq!(got.dechunk(), lines[1]);
     let got = served.get(&format!("{root}/manifest")).await;
     assert_eq!((got.status, got.header("content-type")), (200, Some("text/plain")));
-    assert_eq!(got.unchunked(), format!("{}  a\n", Digest([7; 32])));
+    assert_eq!(got.dechunk(), format!("{}  a\n", Digest([7; 32])));
     for query in ["state=lost", "state=", "state=done,", "state=done&state=failed", "sate=done"] {
         let got = served.get(&format!("{root}/files?{query}")).await;
-        assert_eq!((got.status, got.code().as_str()), (400, "bad_parameter"), "{query}");
+        assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_parameter"), "{query}");
     }
 }
 
 #[tokio::test]
-async fn a_list_that_there_is_not_is_a_problem_with_a_hint() {
-    let served = served().await;
+async fn a_missing_list_is_a_problem_with_a_hint() {
+    let served = start_server().await;
     for (id, files, manifest) in [
         ("gone", (404, "sync_not_found"), (404, "sync_not_found")),
         ("plain", (409, "not_recorded"), (409, "not_recorded")),
@@ -472,7 +481,7 @@ async fn a_list_that_there_is_not_is_a_problem_with_a_hint() {
             let got = served.get(&format!("/sync/{id}/{what}")).await;
             assert_eq!(got.status, status, "{id} {what}");
             if status != 200 {
-                assert_eq!(got.code(), code, "{id} {what}");
+                assert_eq!(got.problem_code(), code, "{id} {what}");
             }
             assert!(status != 409 || got.json()["hint"].is_string());
         }
@@ -480,9 +489,9 @@ async fn a_list_that_there_is_not_is_a_problem_with_a_hint() {
 }
 
 #[tokio::test]
-async fn a_list_that_breaks_off_is_not_taken_for_whole() {
-    let served = served().await;
-    let good = serde_json::to_string(&file("a", FileState::Done)).unwrap() + "\n";
+async fn a_truncated_list_ends_the_connection_with_an_error() {
+    let served = start_server().await;
+    let good = serde_json::to_string(&file_record("a", FileState::Done)).unwrap() + "\n";
     let text = format!("{}broken\n", good.repeat(3_000));
     served.spool.write(1, 0, text.as_bytes()).unwrap();
     let urls = vec![format!("http://{}", served.addr)];
@@ -508,19 +517,19 @@ async fn a_list_that_breaks_off_is_not_taken_for_whole() {
 }
 
 #[tokio::test]
-async fn every_bad_option_of_a_submit_is_listed_with_its_place() {
-    let mut served = served().await;
+async fn every_invalid_option_of_a_submit_is_listed_with_its_pointer() {
+    let mut served = start_server().await;
     let body = json!({
         "source_path": "/a", "destination_path": "/b", "file_list": ["x"],
         "options": {"delete": {"max_percent": 20}, "filter": {"rules": ["a[z-a]"]}, "verify": "none",
             "manifest": true}
     });
     let got = served.post("/sync", body.to_string()).await;
-    assert_eq!((got.status, got.code().as_str()), (422, "invalid_fields"));
+    assert_eq!((got.status, got.problem_code().as_str()), (422, "invalid_fields"));
     let errors = got.json()["errors"].as_array().unwrap().clone();
     let pointers: Vec<&str> = errors.iter().map(|e| e["pointer"].as_str().unwrap()).collect();
     assert_eq!(pointers, ["/options/manifest", "/options/delete", "/options/filter/rules/0"]);
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
     let body = json!({
         "source_path": "/a", "destination_path": "/b", "options": {"delete": {"max_percent": 20}}
     });
@@ -530,12 +539,12 @@ async fn every_bad_option_of_a_submit_is_listed_with_its_place() {
 }
 
 #[tokio::test]
-async fn one_key_for_retries_of_two_syncs_is_for_two_requests() {
-    let mut served = served().await;
+async fn an_idempotency_key_is_bound_to_the_sync_that_is_retried() {
+    let mut served = start_server().await;
     let mut bodies = Vec::new();
     for (id, body) in [("x", ""), ("y", ""), ("x", "{}"), ("x", "")] {
         let target = format!("/sync/{id}/retry");
-        let got = served.ask("POST", &target, &["Idempotency-Key: k-1"], body.as_bytes()).await;
+        let got = served.send("POST", &target, &["Idempotency-Key: k-1"], body.as_bytes()).await;
         assert_eq!(got.status, 202);
         let Some(Event::Retry { idempotency: Some(key), .. }) = served.events.recv().await else {
             panic!("a retry with a key");
@@ -548,32 +557,32 @@ async fn one_key_for_retries_of_two_syncs_is_for_two_requests() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_being_decided_is_answered_although_the_server_stops() {
-    let mut served = served().await;
+async fn a_request_in_progress_gets_its_response_during_shutdown() {
+    let mut served = start_server().await;
     let raw = format!("GET /sync/held HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
-    let mut stream = served.open(&raw).await;
-    let held = soon(served.open.recv()).await.unwrap();
+    let mut stream = served.connect_and_send(&raw).await;
+    let held = with_deadline(served.unanswered.recv()).await.unwrap();
     served.shutdown.cancel();
     // Nobody new is let in; who is inside is waited for.
-    soon(async { while TcpStream::connect(served.addr).await.is_ok() {} }).await;
+    with_deadline(async { while TcpStream::connect(served.addr).await.is_ok() {} }).await;
     assert!(!served.server.is_finished());
     held.reply.send(Reply::Progress(Box::new(progress("held", SyncState::Progress)))).unwrap();
     let mut answer = Vec::new();
-    soon(stream.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(Got::parse(&answer).json()["request_id"], "held");
-    soon(served.server).await.unwrap();
+    with_deadline(stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(TestResponse::parse(&answer).json()["request_id"], "held");
+    with_deadline(served.server).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_request_that_nobody_decides_does_not_keep_the_server_from_stopping() {
-    let limits = HttpLimits { drain: Duration::from_millis(50), ..HttpLimits::default() };
-    let mut served = served_with(limits).await;
+async fn a_request_without_a_reply_does_not_block_the_shutdown() {
+    let limits = HttpLimits { drain_timeout: Duration::from_millis(50), ..HttpLimits::default() };
+    let mut served = start_server_with(limits).await;
     let raw = format!("GET /sync/held HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
-    let mut stream = served.open(&raw).await;
-    let _held = soon(served.open.recv()).await.unwrap();
+    let mut stream = served.connect_and_send(&raw).await;
+    let _held = with_deadline(served.unanswered.recv()).await.unwrap();
     served.shutdown.cancel();
-    soon(served.server).await.unwrap();
+    with_deadline(served.server).await.unwrap();
     let mut answer = Vec::new();
-    let _ = soon(stream.read_to_end(&mut answer)).await;
+    let _ = with_deadline(stream.read_to_end(&mut answer)).await;
     assert!(answer.is_empty(), "{answer:?}");
 }

@@ -3,13 +3,13 @@
 use super::*;
 use proptest::prelude::*;
 
-fn head(served: &Served, target: &str, rest: &str) -> String {
+fn request_head(served: &TestServer, target: &str, rest: &str) -> String {
     format!("POST {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{rest}\r\n", served.addr)
 }
 
 #[tokio::test]
 async fn a_body_over_its_limit_is_refused_before_it_is_read() {
-    let mut served = served().await;
+    let mut served = start_server().await;
     for (target, over) in [
         ("/sync", (64 << 20) + 1),
         ("/workers/heartbeat", (4 << 20) + 1),
@@ -19,29 +19,39 @@ async fn a_body_over_its_limit_is_refused_before_it_is_read() {
         // More than hyper itself takes for a length gets its bare 431.
         ("/sync", u64::MAX >> 1),
     ] {
-        let mut stream =
-            served.open(&head(&served, target, &format!("Content-Length: {over}\r\n"))).await;
+        let mut stream = served
+            .connect_and_send(&request_head(
+                &served,
+                target,
+                &format!("Content-Length: {over}\r\n"),
+            ))
+            .await;
         let mut answer = Vec::new();
-        soon(stream.read_to_end(&mut answer)).await.unwrap();
-        let got = Got::parse(&answer);
-        assert_eq!((got.status, got.code().as_str()), (413, "too_large"), "{target}");
+        with_deadline(stream.read_to_end(&mut answer)).await.unwrap();
+        let got = TestResponse::parse(&answer);
+        assert_eq!((got.status, got.problem_code().as_str()), (413, "too_large"), "{target}");
     }
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
 }
 
 #[tokio::test]
-async fn a_client_that_sends_all_before_it_reads_still_gets_its_413() {
-    let served = served().await;
+async fn a_client_that_reads_only_after_sending_everything_gets_its_413() {
+    let served = start_server().await;
     let body = vec![b' '; 33 << 20];
-    let got = soon(served.post("/workers/result", body)).await;
-    assert_eq!((got.status, got.code().as_str()), (413, "too_large"));
+    let got = with_deadline(served.post("/workers/result", body)).await;
+    assert_eq!((got.status, got.problem_code().as_str()), (413, "too_large"));
 }
 
 #[tokio::test]
 async fn an_endless_body_is_cut_at_the_limit() {
-    let served = served().await;
-    let mut stream =
-        served.open(&head(&served, "/workers/heartbeat", "Transfer-Encoding: chunked\r\n")).await;
+    let served = start_server().await;
+    let mut stream = served
+        .connect_and_send(&request_head(
+            &served,
+            "/workers/heartbeat",
+            "Transfer-Encoding: chunked\r\n",
+        ))
+        .await;
     let (mut from, mut to) = stream.split();
     let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
     let endless = async { while to.write_all(&chunk).await.is_ok() {} };
@@ -49,51 +59,61 @@ async fn an_endless_body_is_cut_at_the_limit() {
         let mut answer = vec![0; 4096];
         let n = from.read(&mut answer).await.unwrap();
         answer.truncate(n);
-        Got::parse(&answer)
+        TestResponse::parse(&answer)
     };
-    let (got, ()) = soon(async { tokio::join!(answer, endless) }).await;
+    let (got, ()) = with_deadline(async { tokio::join!(answer, endless) }).await;
     assert_eq!(got.status, 413);
     assert_eq!(got.header("connection"), Some("close"));
 }
 
 #[tokio::test]
 async fn encoded_and_multipart_bodies_are_refused() {
-    let served = served().await;
+    let served = start_server().await;
     for header in [
         "Content-Encoding: gzip",
         "Content-Encoding: identity, br",
         "Content-Type: multipart/form-data; boundary=x",
     ] {
-        let got = served.ask("POST", "/sync", &[header], b"{}").await;
-        assert_eq!((got.status, got.code().as_str()), (415, "unsupported_body"), "{header}");
+        let got = served.send("POST", "/sync", &[header], b"{}").await;
+        assert_eq!(
+            (got.status, got.problem_code().as_str()),
+            (415, "unsupported_body"),
+            "{header}"
+        );
     }
     // The second of two counts as well.
     for second in ["identity", "gzip"] {
         let headers = ["Content-Encoding: identity", &format!("Content-Encoding: {second}")];
-        let got = served.ask("POST", "/sync", &headers, b"{}").await;
+        let got = served.send("POST", "/sync", &headers, b"{}").await;
         assert_eq!(got.status, if second == "gzip" { 415 } else { 422 }, "{second}");
     }
-    let got = served.ask("POST", "/sync", &["Content-Encoding: identity"], b"{}").await;
+    let got = served.send("POST", "/sync", &["Content-Encoding: identity"], b"{}").await;
     assert_eq!(got.status, 422);
 }
 
 #[tokio::test]
 async fn very_many_and_very_long_headers_are_refused() {
-    let served = served().await;
+    let served = start_server().await;
     let many: String = (0..10_000).map(|i| format!("X-{i}: 1\r\n")).collect();
     let long = format!("X-Long: {}\r\n", "x".repeat(1 << 20));
     for headers in [many, long] {
         let raw = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", served.addr);
-        assert_eq!(Got::parse(&soon(served.raw(raw.as_bytes())).await).status, 431);
+        assert_eq!(
+            TestResponse::parse(&with_deadline(served.send_raw(raw.as_bytes())).await).status,
+            431
+        );
     }
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));
-    assert!(matches!(Got::parse(&soon(served.raw(long.as_bytes())).await).status, 414 | 431));
+    assert!(matches!(
+        TestResponse::parse(&with_deadline(served.send_raw(long.as_bytes())).await).status,
+        414 | 431
+    ));
     assert_eq!(served.get("/healthz").await.status, 200);
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_closed() {
-    let served = served().await;
+async fn a_connection_that_sends_no_http_is_closed() {
+    let served = start_server().await;
     let hello: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
     for raw in [
         hello,
@@ -106,8 +126,8 @@ async fn what_is_no_http_is_closed() {
         stream.write_all(raw).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        let _ = soon(stream.read_to_end(&mut answer)).await;
-        assert!(answer.is_empty() || Got::parse(&answer).status == 400, "{raw:?}");
+        let _ = with_deadline(stream.read_to_end(&mut answer)).await;
+        assert!(answer.is_empty() || TestResponse::parse(&answer).status == 400, "{raw:?}");
     }
     // Two lengths, or a length and chunks, are how one request is smuggled past a proxy in another.
     for rest in [
@@ -115,22 +135,30 @@ async fn what_is_no_http_is_closed() {
         "Content-Length: x\r\n",
         "Transfer-Encoding: gzip\r\n",
     ] {
-        let raw = head(&served, "/sync", rest) + "{}x";
-        assert_eq!(Got::parse(&soon(served.raw(raw.as_bytes())).await).status, 400, "{rest}");
+        let raw = request_head(&served, "/sync", rest) + "{}x";
+        assert_eq!(
+            TestResponse::parse(&with_deadline(served.send_raw(raw.as_bytes())).await).status,
+            400,
+            "{rest}"
+        );
     }
-    let raw = head(&served, "/sync", "Transfer-Encoding: chunked\r\n") + "zz\r\n{}\r\n0\r\n\r\n";
-    assert_eq!(Got::parse(&soon(served.raw(raw.as_bytes())).await).code(), "broken_body");
+    let raw =
+        request_head(&served, "/sync", "Transfer-Encoding: chunked\r\n") + "zz\r\n{}\r\n0\r\n\r\n";
+    assert_eq!(
+        TestResponse::parse(&with_deadline(served.send_raw(raw.as_bytes())).await).problem_code(),
+        "broken_body"
+    );
 }
 
 // The clock is paused: when all wait, it jumps to what is due next.
 #[tokio::test(start_paused = true)]
 async fn a_slow_head_or_an_idle_connection_is_closed_in_time() {
-    let served = served().await;
+    let served = start_server().await;
     for begin in
         ["GET /healthz HTTP/1.1\r\nHo", "", "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]
     {
         let start = tokio::time::Instant::now();
-        let mut stream = served.open(begin).await;
+        let mut stream = served.connect_and_send(begin).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
         assert!(start.elapsed() <= Duration::from_secs(13), "{begin:?}: {:?}", start.elapsed());
@@ -139,17 +167,20 @@ async fn a_slow_head_or_an_idle_connection_is_closed_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stops_or_drips_is_given_up() {
-    let mut served = served().await;
-    let mut stalled = served.open(&(head(&served, "/sync", "Content-Length: 100\r\n") + "{")).await;
+async fn a_body_that_stalls_or_trickles_times_out() {
+    let mut served = start_server().await;
+    let mut stalled = served
+        .connect_and_send(&(request_head(&served, "/sync", "Content-Length: 100\r\n") + "{"))
+        .await;
     let mut answer = Vec::new();
     let start = tokio::time::Instant::now();
     stalled.read_to_end(&mut answer).await.unwrap();
-    let got = Got::parse(&answer);
-    assert_eq!((got.status, got.code().as_str()), (408, "too_slow"));
+    let got = TestResponse::parse(&answer);
+    assert_eq!((got.status, got.problem_code().as_str()), (408, "too_slow"));
     assert!(start.elapsed() < Duration::from_secs(40));
 
-    let mut stream = served.open(&head(&served, "/sync", "Content-Length: 1000\r\n")).await;
+    let mut stream =
+        served.connect_and_send(&request_head(&served, "/sync", "Content-Length: 1000\r\n")).await;
     let (mut from, mut to) = stream.split();
     let start = tokio::time::Instant::now();
     let drip = async {
@@ -162,38 +193,39 @@ async fn a_body_that_stops_or_drips_is_given_up() {
         n = from.read(&mut answer) => n.unwrap(),
         () = drip => panic!("closed without an answer"),
     };
-    assert_eq!(Got::parse(&answer[..read]).status, 408);
+    assert_eq!(TestResponse::parse(&answer[..read]).status, 408);
     assert!(start.elapsed() < Duration::from_secs(320), "{:?}", start.elapsed());
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait_for_a_place() {
-    let served = served_with(HttpLimits { connections: 2, ..HttpLimits::default() }).await;
-    let first = served.open("").await;
-    let second = served.open("").await;
+async fn connections_over_the_limit_wait_to_be_accepted() {
+    let served =
+        start_server_with(HttpLimits { max_connections: 2, ..HttpLimits::default() }).await;
+    let first = served.connect_and_send("").await;
+    let second = served.connect_and_send("").await;
     let third = served.get("/healthz");
     tokio::pin!(third);
     let early = tokio::time::timeout(Duration::from_millis(50), &mut third).await;
     assert!(early.is_err(), "the third has no place yet");
     drop((first, second));
-    assert_eq!(soon(third).await.status, 200);
+    assert_eq!(with_deadline(third).await.status, 200);
 }
 
 #[tokio::test]
-async fn bodies_together_stay_within_their_budget() {
-    let limits = HttpLimits { all_bodies_bytes: 1 << 20, ..HttpLimits::default() };
-    let mut served = served_with(limits).await;
+async fn all_bodies_together_stay_within_their_budget() {
+    let limits = HttpLimits { max_total_body_bytes: 1 << 20, ..HttpLimits::default() };
+    let mut served = start_server_with(limits).await;
     let big =
         format!(r#"{{"source_path": "/a", "destination_path": "/b"{}}}"#, " ".repeat(800 << 10));
     let mut halfway = served
-        .open(
-            &(head(&served, "/sync", &format!("Content-Length: {}\r\n", big.len()))
+        .connect_and_send(
+            &(request_head(&served, "/sync", &format!("Content-Length: {}\r\n", big.len()))
                 + &big[..700 << 10]),
         )
         .await;
     // Until the first has its part of the budget, the second may get through.
-    let refused = soon(async {
+    let refused = with_deadline(async {
         loop {
             let got = served.post("/sync", &big).await;
             if got.status != 202 {
@@ -202,7 +234,7 @@ async fn bodies_together_stay_within_their_budget() {
         }
     })
     .await;
-    assert_eq!((refused.status, refused.code().as_str()), (503, "busy"));
+    assert_eq!((refused.status, refused.problem_code().as_str()), (503, "busy"));
     assert!(refused.header("retry-after").is_some());
     assert_eq!(
         served.post("/sync", r#"{"source_path": "/a", "destination_path": "/b"}"#).await.status,
@@ -210,10 +242,14 @@ async fn bodies_together_stay_within_their_budget() {
     );
     halfway.write_all(&big.as_bytes()[700 << 10..]).await.unwrap();
     let mut answer = Vec::new();
-    soon(halfway.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(Got::parse(&answer).status, 202);
-    assert!(!served.nothing_asked());
-    assert_eq!(soon(served.post("/sync", &big)).await.status, 202, "the budget is given back");
+    with_deadline(halfway.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(TestResponse::parse(&answer).status, 202);
+    assert!(!served.has_no_event());
+    assert_eq!(
+        with_deadline(served.post("/sync", &big)).await.status,
+        202,
+        "the budget is given back"
+    );
 }
 
 /// Documents that are broken, or nearly right.
@@ -274,9 +310,9 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn no_bytes_are_the_servers_fault() {
+fn no_request_bytes_cause_a_server_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let served = runtime.block_on(served());
+    let served = runtime.block_on(start_server());
     let targets = [
         "/sync",
         "/workers/heartbeat",
@@ -285,15 +321,15 @@ fn no_bytes_are_the_servers_fault() {
         "/workers/a/assignments/00000000000000000000000000000000/page",
     ];
     proptest!(ProptestConfig::with_cases(400), |(body in bodies(), target in prop::sample::select(targets.to_vec()))| {
-        let got = runtime.block_on(soon(served.post(target, body)));
+        let got = runtime.block_on(with_deadline(served.post(target, body)));
         prop_assert!(got.status < 500, "{got:?}");
         if got.status >= 400 {
-            got.code();
+            got.problem_code();
         }
     });
     proptest!(ProptestConfig::with_cases(200), |(raw in prop::collection::vec(any::<u8>(), 0..200), path in "[ -~]{0,40}")| {
         for raw in [raw, format!("GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").into_bytes()] {
-            let answer = runtime.block_on(soon(async {
+            let answer = runtime.block_on(with_deadline(async {
                 let mut stream = TcpStream::connect(served.addr).await.unwrap();
                 stream.write_all(&raw).await.unwrap();
                 stream.shutdown().await.unwrap();
@@ -301,32 +337,32 @@ fn no_bytes_are_the_servers_fault() {
                 let _ = stream.read_to_end(&mut answer).await;
                 answer
             }));
-            prop_assert!(answer.is_empty() || Got::parse(&answer).status < 500);
+            prop_assert!(answer.is_empty() || TestResponse::parse(&answer).status < 500);
         }
     });
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_match_its_check_changes_nothing_and_is_asked_for_again() {
-    let mut served = served().await;
+async fn a_body_with_a_wrong_checksum_changes_nothing_and_is_requested_again() {
+    let mut served = start_server().await;
     let body = br#"{"request_id": "demo-1", "worker_id": "a", "success": true}"#;
     let check = format!("longhaul-check: {}", crate::util::checksum::header_value(body));
     for bit in [0, 100, body.len() * 8 - 1] {
         let mut damaged = body.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        let got = served.ask("POST", "/workers/result", &[&check], &damaged).await;
-        assert_eq!((got.status, got.code().as_str()), (400, "damaged"), "bit {bit}");
+        let got = served.send("POST", "/workers/result", &[&check], &damaged).await;
+        assert_eq!((got.status, got.problem_code().as_str()), (400, "damaged"), "bit {bit}");
     }
-    let other = served.ask("POST", "/workers/result", &["longhaul-check: \u{fc}"], body).await;
-    assert_eq!((other.status, other.code().as_str()), (400, "damaged"));
-    assert!(served.nothing_asked());
-    let got = served.ask("POST", "/workers/result", &[&check], body).await;
+    let other = served.send("POST", "/workers/result", &["longhaul-check: \u{fc}"], body).await;
+    assert_eq!((other.status, other.problem_code().as_str()), (400, "damaged"));
+    assert!(served.has_no_event());
+    let got = served.send("POST", "/workers/result", &[&check], body).await;
     assert_eq!(got.status, 200);
 }
 
 #[tokio::test]
-async fn every_answer_carries_its_check() {
-    let served = served().await;
+async fn every_response_has_a_checksum() {
+    let served = start_server().await;
     let manifest = "/workers/a/assignments/00000000000000000000000000000000/manifest";
     for target in ["/workers", "/sync/demo-1", "/sync/gone", "/version", manifest, "/nowhere"] {
         let got = served.get(target).await;

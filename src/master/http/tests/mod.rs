@@ -1,13 +1,13 @@
 //! The routes over real sockets, with a scripted owner behind them.
 
+mod addressing;
 mod api;
-mod guide;
+mod documented_requests;
 mod hostile;
 mod parsers;
-mod places;
 
 use super::{HttpLimits, serve};
-use crate::master::handle::{BlobReader, Handle, Health, Request};
+use crate::master::handle::{ActorHealth, ActorRequest, BlobReader, MasterHandle};
 use crate::scheduler::{Event, Listing, Reply, Select, Selected};
 use crate::store::Spool;
 use crate::wire::problem::Problem;
@@ -30,32 +30,32 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// A server whose owner answers by a script and tells what it was asked.
-struct Served {
+struct TestServer {
     addr: SocketAddr,
     /// What reached the owner.
     events: mpsc::UnboundedReceiver<Event>,
     /// Requests that the script left unanswered.
-    open: mpsc::UnboundedReceiver<Request>,
-    health: watch::Sender<Health>,
+    unanswered: mpsc::UnboundedReceiver<ActorRequest>,
+    health: watch::Sender<ActorHealth>,
     /// Where the lists of files are.
     spool: Spool,
     shutdown: CancellationToken,
     server: JoinHandle<()>,
 }
 
-async fn served() -> Served {
-    served_with(HttpLimits::default()).await
+async fn start_server() -> TestServer {
+    start_server_with(HttpLimits::default()).await
 }
 
-async fn served_with(limits: HttpLimits) -> Served {
-    let (requests, mut queue) = mpsc::channel::<Request>(64);
+async fn start_server_with(limits: HttpLimits) -> TestServer {
+    let (requests, mut queue) = mpsc::channel::<ActorRequest>(64);
     let (health, seen) = watch::channel(Ok(()));
     let (tell, events) = mpsc::unbounded_channel();
     let (leave, open) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(request) = queue.recv().await {
             let _ = tell.send(request.event.clone());
-            match script(&request.event) {
+            match scripted_reply(&request.event) {
                 Some(reply) => drop(request.reply.send(reply)),
                 None => drop(leave.send(request)),
             }
@@ -64,16 +64,16 @@ async fn served_with(limits: HttpLimits) -> Served {
     let blobs: BlobReader = Arc::new(|key| {
         Box::pin(async move { Ok((key == "m/1").then(|| b"\xff manifest".to_vec())) })
     });
-    let spool = Spool::passing();
+    let spool = Spool::temporary();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let handle = Handle::of_owner(requests, seen, blobs, spool.clone());
+    let handle = MasterHandle::for_actor(requests, seen, blobs, spool.clone());
     let server = tokio::spawn(serve(listener, handle, limits, shutdown.clone()));
-    Served { addr, events, open, health, spool, shutdown, server }
+    TestServer { addr, events, unanswered: open, health, spool, shutdown, server }
 }
 
-fn script(event: &Event) -> Option<Reply> {
+fn scripted_reply(event: &Event) -> Option<Reply> {
     let refused = |status, code: &str| {
         Some(Reply::Refused(Box::new(Problem::new(status, "Refused", code, "no"))))
     };
@@ -301,14 +301,14 @@ fn worker(id: &str) -> WorkerView {
 
 /// An answer as it came.
 #[derive(Debug)]
-struct Got {
+struct TestResponse {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
 }
 
-impl Got {
-    fn parse(raw: &[u8]) -> Got {
+impl TestResponse {
+    fn parse(raw: &[u8]) -> TestResponse {
         let end = raw.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or_else(|| {
             panic!("no answer: {:?}", String::from_utf8_lossy(raw));
         });
@@ -319,7 +319,7 @@ impl Got {
             .map(|l| l.split_once(": ").unwrap())
             .map(|(k, v)| (k.to_ascii_lowercase(), v.to_owned()))
             .collect();
-        Got { status, headers, body: raw[end + 4..].to_vec() }
+        TestResponse { status, headers, body: raw[end + 4..].to_vec() }
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -331,7 +331,7 @@ impl Got {
     }
 
     /// The body of an answer that came in chunks.
-    fn unchunked(&self) -> String {
+    fn dechunk(&self) -> String {
         assert_eq!(self.header("transfer-encoding"), Some("chunked"));
         let (mut text, mut rest) = (Vec::new(), self.body.as_slice());
         loop {
@@ -347,7 +347,7 @@ impl Got {
     }
 
     /// Checks that this is a problem document as all are, and gives its code.
-    fn code(&self) -> String {
+    fn problem_code(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem: Problem = serde_json::from_slice(&self.body).unwrap();
         assert_eq!((problem.kind.as_str(), problem.status), ("about:blank", self.status));
@@ -356,9 +356,9 @@ impl Got {
     }
 }
 
-impl Served {
+impl TestServer {
     /// Sends `raw` and reads until the server closes.
-    async fn raw(&self, raw: &[u8]) -> Vec<u8> {
+    async fn send_raw(&self, raw: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         // The server may answer, and stop to read, before all is sent.
         let _ = stream.write_all(raw).await;
@@ -367,7 +367,13 @@ impl Served {
         answer
     }
 
-    async fn ask(&self, method: &str, target: &str, headers: &[&str], body: &[u8]) -> Got {
+    async fn send(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[&str],
+        body: &[u8],
+    ) -> TestResponse {
         let mut raw =
             format!("{method} {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.addr);
         for header in headers {
@@ -377,31 +383,31 @@ impl Served {
             raw.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         raw.push_str("\r\n");
-        Got::parse(&self.raw(&[raw.as_bytes(), body].concat()).await)
+        TestResponse::parse(&self.send_raw(&[raw.as_bytes(), body].concat()).await)
     }
 
-    async fn get(&self, target: &str) -> Got {
-        self.ask("GET", target, &[], b"").await
+    async fn get(&self, target: &str) -> TestResponse {
+        self.send("GET", target, &[], b"").await
     }
 
-    async fn post(&self, target: &str, body: impl AsRef<[u8]>) -> Got {
-        self.ask("POST", target, &["Content-Type: application/json"], body.as_ref()).await
+    async fn post(&self, target: &str, body: impl AsRef<[u8]>) -> TestResponse {
+        self.send("POST", target, &["Content-Type: application/json"], body.as_ref()).await
     }
 
     /// A connection on which `raw` has been sent.
-    async fn open(&self, raw: &str) -> TcpStream {
+    async fn connect_and_send(&self, raw: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         stream.write_all(raw.as_bytes()).await.unwrap();
         stream
     }
 
     /// What reached the owner so far, by kind.
-    fn nothing_asked(&mut self) -> bool {
+    fn has_no_event(&mut self) -> bool {
         self.events.try_recv().is_err()
     }
 }
 
 /// Fails a test that hangs, long before its runner does.
-async fn soon<F: Future>(future: F) -> F::Output {
+async fn with_deadline<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("in time")
 }

@@ -1,6 +1,6 @@
 //! Documents that are almost right, and JSON that nobody meant: each is read, or refused with a problem that says why.
 
-use super::super::{documents, json};
+use super::super::{json, request_documents};
 use crate::wire::fuzz::{any_edits, any_json, apply_edits, replace_values};
 use crate::wire::problem::Problem;
 use crate::wire::task::ScanPage;
@@ -10,7 +10,7 @@ use serde_json::{Value, json as object};
 type Reader = fn(&[u8]) -> Result<(), Problem>;
 
 /// Each document of the API, right and as long as it gets, with what reads it.
-fn documents_of_the_api() -> Vec<(Value, Reader)> {
+fn api_documents() -> Vec<(Value, Reader)> {
     let digest = "07".repeat(32);
     let error = object!({
         "path": "d/x", "operation": "open source", "errno": "EACCES", "message": "permission denied", "worker_id": "a",
@@ -27,22 +27,26 @@ fn documents_of_the_api() -> Vec<(Value, Reader)> {
                     "filter": {"rules": ["*.o", "!b.o"], "min_size": 1, "older_than": 5}
                 }
             }),
-            |bytes| documents::sync_request(bytes, 64).map(drop),
+            |bytes| request_documents::parse_sync_request(bytes, 64).map(drop),
         ),
         (
             object!({
                 "source_path": "/a", "destination_path": "/b",
                 "options": {"dry_run": true, "delete": {"max": 5, "allow_empty_source": true}}
             }),
-            |bytes| documents::sync_request(bytes, 64).map(drop),
+            |bytes| request_documents::parse_sync_request(bytes, 64).map(drop),
         ),
-        (object!({"bwlimit": 1048576}), |bytes| documents::sync_change(bytes).map(drop)),
-        (object!({"request_id": "r", "failed_only": true}), |b| {
-            documents::retry_request(b).map(drop)
+        (object!({"bwlimit": 1048576}), |bytes| {
+            request_documents::parse_sync_change(bytes).map(drop)
         }),
-        (object!({"worker_id": "worker-a"}), |bytes| documents::reassign(bytes).map(drop)),
+        (object!({"request_id": "r", "failed_only": true}), |b| {
+            request_documents::parse_retry_request(b).map(drop)
+        }),
+        (object!({"worker_id": "worker-a"}), |bytes| {
+            request_documents::parse_reassign(bytes).map(drop)
+        }),
         (object!({"by": "me", "reason": "a disk"}), |bytes| {
-            documents::drain_order(bytes).map(drop)
+            request_documents::parse_drain_order(bytes).map(drop)
         }),
         (
             object!({
@@ -55,7 +59,7 @@ fn documents_of_the_api() -> Vec<(Value, Reader)> {
                 "nics": [{"endpoint": "10.0.0.1:9000", "iface": "ib0", "sent": 1, "received": 2, "connections": 3,
                           "requests": 4, "goodput": 5, "aside": "down"}]
             }),
-            |bytes| documents::heartbeat(bytes).map(drop),
+            |bytes| request_documents::parse_heartbeat(bytes).map(drop),
         ),
         (
             object!({
@@ -66,20 +70,20 @@ fn documents_of_the_api() -> Vec<(Value, Reader)> {
                     "failures": [error], "retry": copy, "integrity_errors": 2
                 }
             }),
-            |bytes| documents::result(bytes).map(drop),
+            |bytes| request_documents::parse_result(bytes).map(drop),
         ),
         (
             object!({
                 "task_digest": digest, "page": 3, "work": [copy], "spawn": ["d"], "errors": [error],
                 "root": {"file_system": "x", "empty": false}, "next": {"kind": "list", "start": 5}
             }),
-            |bytes| json::typed::<ScanPage>(bytes).map(drop),
+            |bytes| json::parse_typed::<ScanPage>(bytes).map(drop),
         ),
     ]
 }
 
 /// Holds what a reader said of a document to be an answer that somebody can do something with.
-fn clear(read: Result<(), Problem>) -> Result<(), TestCaseError> {
+fn check_problem_text(read: Result<(), Problem>) -> Result<(), TestCaseError> {
     let Err(problem) = read else { return Ok(()) };
     prop_assert!([400, 413, 422].contains(&problem.status), "{problem:?}");
     prop_assert!(!problem.detail.is_empty() && !problem.code.is_empty());
@@ -92,8 +96,8 @@ fn clear(read: Result<(), Problem>) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn the_documents_that_are_changed_here_are_right() {
-    for (document, read) in documents_of_the_api() {
+fn the_unchanged_documents_are_valid() {
+    for (document, read) in api_documents() {
         read(document.to_string().as_bytes()).unwrap_or_else(|e| panic!("{document}: {e:?}"));
     }
 }
@@ -102,26 +106,26 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn almost_right_documents_are_read_or_refused_in_clear_words(
+    fn mutated_documents_are_accepted_or_refused_with_a_readable_problem(
         with in prop::collection::vec((any::<prop::sample::Index>(), any_json()), 1..4),
         edits in any_edits(),
     ) {
-        for (document, read) in documents_of_the_api() {
+        for (document, read) in api_documents() {
             let other = replace_values(&document, &with).to_string();
-            clear(read(other.as_bytes()))?;
-            clear(read(&apply_edits(document.to_string().as_bytes(), &edits)))?;
-            clear(read(&apply_edits(other.as_bytes(), &edits)))?;
+            check_problem_text(read(other.as_bytes()))?;
+            check_problem_text(read(&apply_edits(document.to_string().as_bytes(), &edits)))?;
+            check_problem_text(read(&apply_edits(other.as_bytes(), &edits)))?;
         }
     }
 
     #[test]
-    fn what_is_nothing_of_the_kind_is_refused_in_clear_words(
+    fn random_documents_are_refused_with_a_readable_problem(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
         value in any_json(),
     ) {
-        for (_, read) in documents_of_the_api() {
-            clear(read(&bytes))?;
-            clear(read(value.to_string().as_bytes()))?;
+        for (_, read) in api_documents() {
+            check_problem_text(read(&bytes))?;
+            check_problem_text(read(value.to_string().as_bytes()))?;
         }
     }
 }

@@ -2,60 +2,60 @@
 
 use super::*;
 
-struct Staged(RedisServer);
+struct StagedFixture(RedisServer);
 
-impl Bench for Staged {
+impl StoreFixture for StagedFixture {
     type S = RedisStore;
-    const SHARED: bool = true;
+    const HAS_LEASES: bool = true;
 
-    async fn fresh() -> Self {
-        Staged(RedisServer::start())
+    async fn create() -> Self {
+        StagedFixture(RedisServer::start())
     }
 
-    async fn handle(&self) -> RedisStore {
+    async fn open_store(&self) -> RedisStore {
         let mut store = connect(&self.0).await;
-        store.limits = Limits { keys: 0, bytes: 0 };
+        store.limits = BatchLimits { keys: 0, bytes: 0 };
         store
     }
 }
 
-contract::suite!(Staged);
+contract::suite!(StagedFixture);
 
 #[tokio::test]
-async fn nothing_staged_is_left_behind_and_a_part_that_was_lost_fails_the_commit() {
-    let bench = Staged::fresh().await;
-    let store = bench.handle().await;
-    let fence = lead(&store, "m1").await;
-    let batch = Batch { deletes: ["z".to_owned()].into(), ..put("a", "1") };
+async fn staging_leaves_nothing_behind_and_a_lost_part_fails_the_commit() {
+    let bench = StagedFixture::create().await;
+    let store = bench.open_store().await;
+    let fence = acquire_leadership(&store, "m1").await;
+    let batch = Batch { deletes: ["z".to_owned()].into(), ..put_batch("a", "1") };
     let fence = store.commit(fence, &batch).await.unwrap();
     assert_eq!(bench.0.command(&["KEYS", "*stage*"]), "*0\r\n");
     // The commit alone, as if its parts had been lost on a fail-over.
-    let call = store.commit_call(fence, &put("b", "2"), true);
-    let refused = store.ask(&call, fence.seq).await;
+    let call = store.commit_invocation(fence, &put_batch("b", "2"), true);
+    let refused = store.run_script(&call, fence.seq).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-    assert_eq!(store.load().await.unwrap(), put("a", "1").puts);
+    assert_eq!(store.load().await.unwrap(), put_batch("a", "1").puts);
     // What an attempt that broke off has left does not get into the next one.
-    store.stage(&put("stale", "x")).await.unwrap();
-    store.commit(fence, &put("b", "2")).await.unwrap();
+    store.stage_batch(&put_batch("stale", "x")).await.unwrap();
+    store.commit(fence, &put_batch("b", "2")).await.unwrap();
     assert_eq!(store.load().await.unwrap().into_keys().collect::<String>(), "ab");
-    store.stage(&put("stale", "x")).await.unwrap();
-    let ttl = bench.0.command(&["PTTL", &store.stages[0]]);
+    store.stage_batch(&put_batch("stale", "x")).await.unwrap();
+    let ttl = bench.0.command(&["PTTL", &store.stage_keys[0]]);
     assert!(ttl.starts_with(":5") || ttl.starts_with(":600000"), "{ttl}");
 }
 
 /// How often a script ran on the server.
-fn scripts_run(server: &RedisServer) -> u64 {
+fn count_scripts_run(server: &RedisServer) -> u64 {
     let stats = server.command(&["INFO", "commandstats"]);
     let calls = stats.split("cmdstat_evalsha:calls=").nth(1).expect("a script ran");
     calls.split(',').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn only_a_batch_that_is_over_a_limit_is_staged() {
+async fn only_a_batch_over_a_limit_is_staged() {
     let server = RedisServer::start();
     let mut store = connect(&server).await;
-    store.limits = Limits { keys: 2, bytes: 10 };
-    let mut fence = lead(&store, "m1").await;
+    store.limits = BatchLimits { keys: 2, bytes: 10 };
+    let mut fence = acquire_leadership(&store, "m1").await;
     let puts = |count: usize, bytes: usize| Batch {
         puts: (0..count).map(|at| (at.to_string(), vec![b'v'; bytes - 1])).collect(),
         ..Batch::default()
@@ -71,10 +71,10 @@ async fn only_a_batch_that_is_over_a_limit_is_staged() {
         (puts(1, 11), true),
         (puts(2, 6), true),
     ] {
-        let before = scripts_run(&server);
+        let before = count_scripts_run(&server);
         fence = store.commit(fence, &batch).await.unwrap();
-        let calls = scripts_run(&server) - before;
-        let shown = format!("{} keys, {} bytes: {calls} calls", batch.len(), batch.bytes());
+        let calls = count_scripts_run(&server) - before;
+        let shown = format!("{} keys, {} bytes: {calls} calls", batch.len(), batch.byte_len());
         assert_eq!(calls > 1, over, "{shown}");
         for (key, value) in &batch.puts {
             assert_eq!(store.load().await.unwrap().get(key), Some(value), "{shown}");

@@ -1,6 +1,6 @@
 //! Which servers there are, and how the one that leads is found.
 
-use super::link::Patience;
+use super::client::Timeouts;
 use crate::config::{RedisOptions, RedisTopology};
 use crate::store::StoreError;
 use redis::aio::MultiplexedConnection;
@@ -11,13 +11,13 @@ use redis::{
 };
 
 /// See the [module](self).
-pub(super) enum Servers {
-    One(Client),
+pub(super) enum RedisClients {
+    Single(Client),
     /// The client names everything but the address.
-    Watched {
+    Sentinel {
         sentinels: Vec<Client>,
         name: String,
-        any: Client,
+        template: Client,
     },
     Cluster(Box<ClusterClient>, String),
 }
@@ -25,13 +25,13 @@ pub(super) enum Servers {
 /// A connection to the server that leads.
 #[derive(Clone)]
 pub(super) enum Connection {
-    One(MultiplexedConnection),
+    Single(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
-impl std::fmt::Debug for Servers {
+impl std::fmt::Debug for RedisClients {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.shown())
+        f.write_str(&self.display_address())
     }
 }
 
@@ -41,13 +41,13 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-impl Servers {
+impl RedisClients {
     /// # Errors
     /// A URL or a file of certificates that can't be used.
     pub(super) fn new(
         url: &str,
         setup: &RedisOptions,
-        patience: Patience,
+        patience: Timeouts,
     ) -> Result<Self, StoreError> {
         let certs = match &setup.ca_file {
             None => None,
@@ -75,34 +75,38 @@ impl Servers {
             _ => Client::open(url).map_err(invalid),
         };
         match &setup.topology {
-            RedisTopology::Single => client(url).map(Servers::One),
+            RedisTopology::Single => client(url).map(RedisClients::Single),
             RedisTopology::Sentinel { master, nodes } => {
                 let sentinels = nodes.iter().map(|node| client(node.expose()));
                 let sentinels = sentinels.collect::<Result<_, _>>()?;
-                Ok(Servers::Watched { sentinels, name: master.clone(), any: client(url)? })
+                Ok(RedisClients::Sentinel {
+                    sentinels,
+                    name: master.clone(),
+                    template: client(url)?,
+                })
             }
             RedisTopology::Cluster(nodes) => {
                 let shown: Vec<String> = nodes.iter().map(ToString::to_string).collect();
                 let mut builder = ClusterClient::builder(nodes.iter().map(|node| node.expose()))
                     .connection_timeout(patience.connect)
-                    .response_timeout(patience.answer)
-                    .overall_response_timeout(Some(patience.answer * 2))
+                    .response_timeout(patience.response)
+                    .overall_response_timeout(Some(patience.response * 2))
                     .retries(3);
                 if let Some(certs) = certs {
                     builder = builder.certs(certs);
                 }
                 let cluster = Box::new(builder.build().map_err(invalid)?);
-                Ok(Servers::Cluster(cluster, format!("cluster {}", shown.join(","))))
+                Ok(RedisClients::Cluster(cluster, format!("cluster {}", shown.join(","))))
             }
         }
     }
 
     /// Where they are, without passwords.
-    pub(super) fn shown(&self) -> String {
+    pub(super) fn display_address(&self) -> String {
         match self {
-            Servers::One(client) => client.get_connection_info().addr().to_string(),
-            Servers::Watched { name, .. } => format!("sentinel {name}"),
-            Servers::Cluster(_, shown) => shown.clone(),
+            RedisClients::Single(client) => client.get_connection_info().addr().to_string(),
+            RedisClients::Sentinel { name, .. } => format!("sentinel {name}"),
+            RedisClients::Cluster(_, shown) => shown.clone(),
         }
     }
 
@@ -112,18 +116,18 @@ impl Servers {
         config: &AsyncConnectionConfig,
     ) -> Result<Connection, RedisError> {
         match self {
-            Servers::One(client) => client
+            RedisClients::Single(client) => client
                 .get_multiplexed_async_connection_with_config(config)
                 .await
-                .map(Connection::One),
-            Servers::Watched { sentinels, name, any } => {
-                let client = leading(sentinels, name, any, config).await?;
+                .map(Connection::Single),
+            RedisClients::Sentinel { sentinels, name, template: any } => {
+                let client = sentinel_master(sentinels, name, any, config).await?;
                 client
                     .get_multiplexed_async_connection_with_config(config)
                     .await
-                    .map(Connection::One)
+                    .map(Connection::Single)
             }
-            Servers::Cluster(client, _) => {
+            RedisClients::Cluster(client, _) => {
                 client.get_async_connection().await.map(Connection::Cluster)
             }
         }
@@ -132,7 +136,7 @@ impl Servers {
 
 /// The server that leads, as the first sentinel says that knows it. A server that they have deposed refuses
 /// writes (READONLY), and they are asked again.
-async fn leading(
+async fn sentinel_master(
     sentinels: &[Client],
     name: &str,
     any: &Client,

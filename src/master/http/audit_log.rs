@@ -6,23 +6,23 @@ use std::net::SocketAddr;
 
 /// A request by which an operator changes something.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Order<'a> {
+pub(super) struct OperatorAction<'a> {
     /// What was done, e.g. `sync cancelled`.
-    done: &'static str,
+    description: &'static str,
     /// Of which sync or worker; `None` where the answer names it, or where it is about all of them.
     sync: Option<&'a str>,
     worker: Option<&'a str>,
 }
 
-impl<'a> Order<'a> {
+impl<'a> OperatorAction<'a> {
     /// The order that `method` gives at `path`; `None` for what only reads, and for what agents send.
-    pub(super) fn of(method: &Method, path: &'a str) -> Option<Self> {
+    pub(super) fn classify(method: &Method, path: &'a str) -> Option<Self> {
         let path = path.strip_prefix("/v1").unwrap_or(path);
         let mut parts = path.trim_start_matches('/').split('/');
         let (room, id, verb) = (parts.next()?, parts.next(), parts.next());
-        let sync = |done| Some(Order { done, sync: id, worker: None });
-        let worker = |done| Some(Order { done, sync: None, worker: id });
-        let all = |done| Some(Order { done, sync: None, worker: None });
+        let sync = |done| Some(OperatorAction { description: done, sync: id, worker: None });
+        let worker = |done| Some(OperatorAction { description: done, sync: None, worker: id });
+        let all = |done| Some(OperatorAction { description: done, sync: None, worker: None });
         match (method.as_str(), room, id, verb, parts.next()) {
             ("POST", "sync", None, None, None) => sync("sync submitted"),
             ("PATCH", "sync", Some(_), None, None) => sync("sync changed"),
@@ -57,7 +57,7 @@ impl<'a> Order<'a> {
             None if self.worker.is_none() => (made, None),
             sync => (sync, made),
         };
-        let Order { done, worker, .. } = self;
+        let OperatorAction { description: done, worker, .. } = self;
         tracing::info!(sync, new_sync, worker, client, forwarded_for, user_agent, "{done}");
     }
 }
@@ -67,9 +67,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_request_that_changes_something_is_an_order_and_no_other_one() {
+    fn only_requests_that_change_something_are_logged_as_operator_actions() {
         let of = |method: &str, path| {
-            Order::of(&method.parse().unwrap(), path).map(|o| (o.done, o.sync.or(o.worker)))
+            OperatorAction::classify(&method.parse().unwrap(), path)
+                .map(|o| (o.description, o.sync.or(o.worker)))
         };
         let orders = [
             ("POST", "/sync", "sync submitted", None),

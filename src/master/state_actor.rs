@@ -3,12 +3,12 @@
 //! not durable, and throughput comes from the batch.
 //!
 //! While the store is down the same batch is tried again (its writes are absolute values, so a repeat
-//! is harmless) and callers get a 503 at once ([`Handle`](super::Handle)). A store that lost data gets
+//! is harmless) and callers get a 503 at once ([`MasterHandle`](super::Handle)). A store that lost data gets
 //! the whole state written back; a master that was deposed stops to decide. Lines of lists of files go to their
 //! spool before the commit that counts them; where they can't be written the sync says so and goes on.
 
-use super::handle::{Health, Request};
-use super::seat::store_down;
+use super::handle::{ActorHealth, ActorRequest};
+use super::leadership::store_unavailable;
 use crate::scheduler::{
     Caller, Effect, Event, Now, Reply, Settings, State, Stored, single_entries,
 };
@@ -25,21 +25,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// At most so many events go into one commit.
-const BATCH: usize = 512;
+const MAX_BATCH_EVENTS: usize = 512;
 /// … and about so many bytes of manifests and lists: a store takes no batch of any size.
-const BATCH_BYTES: usize = 16 << 20;
+const SOFT_MAX_BATCH_BYTES: usize = 16 << 20;
 /// Time is told to the state at least so often.
-const TICK: Duration = Duration::from_secs(1);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is looked whose caller went away. A task that goes to such a poll before comes back at
 /// once: its answer finds nobody.
-const LOOK: Duration = Duration::from_millis(250);
+const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// So often is leadership renewed within its lease, while there is no commit.
-const RENEWALS: u32 = 4;
+const RENEWALS_PER_LEASE: u32 = 4;
 /// Between two tries of a commit.
-const RETRY: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_secs(2) };
+const COMMIT_RETRY_BACKOFF: Backoff =
+    Backoff { first: Duration::from_millis(50), max: Duration::from_secs(2) };
 
 /// The time, from clocks that a test can't move: the state itself is tested without them.
-fn now() -> Now {
+fn current_time() -> Now {
     // Includes suspend, unlike the clock behind `Instant`: a lease runs out while the host sleeps.
     let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let mono_ms = boot.tv_sec.unsigned_abs() * 1000 + boot.tv_nsec.unsigned_abs() / 1_000_000;
@@ -48,71 +49,71 @@ fn now() -> Now {
 
 /// The time at which a state is loaded.
 pub(super) fn loading_time() -> Now {
-    now()
+    current_time()
 }
 
 /// A reign, as the master knows it that has it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tenure {
+pub(super) struct LeaderLease {
     pub(super) fence: Fence,
     /// How long leadership lasts without a commit or renewal.
-    pub(super) lease: Duration,
+    pub(super) duration: Duration,
     /// When it was asked for what was last granted, by [`AnchorLink::mono_ms`]: nobody else leads before the lease
     /// has passed since then. A clock that goes on while the host sleeps or this process is stopped.
-    pub(super) asked_ms: u64,
+    pub(super) requested_at_ms: u64,
 }
 
-impl Tenure {
+impl LeaderLease {
     /// How long this master leads for sure.
-    fn left(&self) -> Duration {
-        let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
-        let end = self.asked_ms.saturating_add(lease);
-        Duration::from_millis(end.saturating_sub(now().mono_ms))
+    fn remaining(&self) -> Duration {
+        let lease = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
+        let end = self.requested_at_ms.saturating_add(lease);
+        Duration::from_millis(end.saturating_sub(current_time().mono_ms))
     }
 
     /// The time between two renewals.
-    pub(super) fn renewal(&self) -> Duration {
-        self.lease / RENEWALS
+    pub(super) fn renew_interval(&self) -> Duration {
+        self.duration / RENEWALS_PER_LEASE
     }
 }
 
 /// See the [module](self).
-pub(super) struct Owner<S> {
+pub(super) struct StateActor<S> {
     store: Arc<S>,
     state: State,
-    tenure: Tenure,
-    requests: mpsc::Receiver<Request>,
-    health: watch::Sender<Health>,
+    lease: LeaderLease,
+    requests: mpsc::Receiver<ActorRequest>,
+    health: watch::Sender<ActorHealth>,
     spool: Spool,
     settings: watch::Receiver<Settings>,
-    waiting: BTreeMap<Caller, oneshot::Sender<Reply>>,
+    waiting_callers: BTreeMap<Caller, oneshot::Sender<Reply>>,
     last_caller: u64,
     /// Manifests that are to be read, each with its task.
-    reads: Vec<(TaskId, String)>,
+    manifest_reads: Vec<(TaskId, String)>,
 }
 
 /// What a batch of events wants written and answered.
 #[derive(Default)]
-struct Pending {
-    touched: BTreeSet<String>,
+struct PendingCommit {
+    dirty_keys: BTreeSet<String>,
     blob_puts: BTreeMap<String, Vec<u8>>,
     blob_deletes: BTreeSet<String>,
     replies: Vec<(Caller, Reply)>,
     /// Manifests to be read once this is written.
-    reads: Vec<(TaskId, String)>,
+    manifest_reads: Vec<(TaskId, String)>,
     /// Lines of lists, in their order, each with its place.
-    lines: Vec<(SyncNo, u64, Vec<u8>)>,
+    record_lines: Vec<(SyncNo, u64, Vec<u8>)>,
     /// Lists that are gone.
-    dropped: Vec<SyncNo>,
+    dropped_records: Vec<SyncNo>,
     /// The bytes of blobs and lines.
     bytes: usize,
 }
 
-impl Pending {
-    fn take(&mut self, effects: Vec<Effect>) {
+impl PendingCommit {
+    fn add_effects(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Put(key) | Effect::Delete(key) => drop(self.touched.insert(key)),
+                Effect::Put(key) | Effect::Delete(key) => drop(self.dirty_keys.insert(key)),
                 Effect::PutBlob(key, value) => {
                     self.blob_deletes.remove(&key);
                     self.bytes += value.len();
@@ -125,33 +126,33 @@ impl Pending {
                 }
                 Effect::Append { sync, at, bytes } => {
                     self.bytes += bytes.len();
-                    match self.lines.last_mut() {
+                    match self.record_lines.last_mut() {
                         Some((last, from, lines))
                             if *last == sync && *from + lines.len() as u64 == at =>
                         {
                             lines.extend_from_slice(&bytes);
                         }
-                        _ => self.lines.push((sync, at, bytes)),
+                        _ => self.record_lines.push((sync, at, bytes)),
                     }
                 }
                 Effect::DropListing(sync) => {
-                    self.lines.retain(|(of, ..)| *of != sync);
-                    self.dropped.push(sync);
+                    self.record_lines.retain(|(of, ..)| *of != sync);
+                    self.dropped_records.push(sync);
                 }
-                Effect::ReadEntries { task, key } => self.reads.push((task, key)),
+                Effect::ReadEntries { task, key } => self.manifest_reads.push((task, key)),
                 Effect::Reply(caller, reply) => self.replies.push((caller, reply)),
             }
         }
     }
 
     /// The writes, with the values that the records have now.
-    fn batch(&self, state: &State) -> Batch {
+    fn to_batch(&self, state: &State) -> Batch {
         let mut batch = Batch {
             blob_puts: self.blob_puts.clone(),
             blob_deletes: self.blob_deletes.clone(),
             ..Batch::default()
         };
-        for key in &self.touched {
+        for key in &self.dirty_keys {
             match state.record(key) {
                 Some(value) => drop(batch.puts.insert(key.clone(), value)),
                 None => drop(batch.deletes.insert(key.clone())),
@@ -161,29 +162,29 @@ impl Pending {
     }
 }
 
-impl<S: Store> Owner<S> {
+impl<S: Store> StateActor<S> {
     pub(super) fn new(
         store: Arc<S>,
         state: State,
-        tenure: Tenure,
-        requests: mpsc::Receiver<Request>,
-        health: watch::Sender<Health>,
+        tenure: LeaderLease,
+        requests: mpsc::Receiver<ActorRequest>,
+        health: watch::Sender<ActorHealth>,
         spool: Spool,
         settings: watch::Receiver<Settings>,
     ) -> Self {
         let waiting = BTreeMap::new();
         let (last_caller, reads) = (0, Vec::new());
-        Owner {
+        StateActor {
             store,
             state,
-            tenure,
+            lease: tenure,
             requests,
             health,
             spool,
             settings,
-            waiting,
+            waiting_callers: waiting,
             last_caller,
-            reads,
+            manifest_reads: reads,
         }
     }
 
@@ -192,9 +193,9 @@ impl<S: Store> Owner<S> {
     /// # Errors
     /// Another master leads, or the store can't be used any more.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Vec::with_capacity(MAX_BATCH_EVENTS);
         let mut next_tick = tokio::time::Instant::now();
-        let mut renew_at = next_tick + self.tenure.renewal();
+        let mut renew_at = next_tick + self.lease.renew_interval();
         let mut look_at = next_tick;
         // Looked at before anything else: what was decided last may not be stored.
         while !shutdown.is_cancelled() {
@@ -202,7 +203,7 @@ impl<S: Store> Owner<S> {
             // Cancel-safe: `recv_many` takes nothing until it returns, the others hold nothing.
             tokio::select! {
                 _ = shutdown.cancelled() => break,
-                got = self.requests.recv_many(&mut batch, BATCH) => {
+                got = self.requests.recv_many(&mut batch, MAX_BATCH_EVENTS) => {
                     if got == 0 {
                         break;
                     }
@@ -212,19 +213,19 @@ impl<S: Store> Owner<S> {
                 }
                 _ = tokio::time::sleep_until(next_tick) => {}
                 _ = tokio::time::sleep_until(renew_at) => {
-                    self.renew(&shutdown).await?;
-                    renew_at = tokio::time::Instant::now() + self.tenure.renewal();
+                    self.renew_lease(&shutdown).await?;
+                    renew_at = tokio::time::Instant::now() + self.lease.renew_interval();
                 }
             }
-            let time = now();
-            let mut pending = Pending::default();
+            let time = current_time();
+            let mut pending = PendingCommit::default();
             if let Some(settings) = configured {
-                pending.take(self.state.apply(Event::Configure(settings), None, time));
+                pending.add_effects(self.state.apply(Event::Configure(settings), None, time));
             }
             for request in batch.drain(..) {
-                self.take(request, &mut pending, time, &shutdown).await?;
-                if pending.bytes >= BATCH_BYTES {
-                    self.settle(std::mem::take(&mut pending), &shutdown).await?;
+                self.apply_request(request, &mut pending, time, &shutdown).await?;
+                if pending.bytes >= SOFT_MAX_BATCH_BYTES {
+                    self.commit_and_reply(std::mem::take(&mut pending), &shutdown).await?;
                     if shutdown.is_cancelled() {
                         break;
                     }
@@ -232,41 +233,41 @@ impl<S: Store> Owner<S> {
             }
             let woke = tokio::time::Instant::now();
             if woke >= look_at {
-                self.withdraw_gone(&mut pending, time);
-                look_at = woke + LOOK;
+                self.withdraw_disconnected_polls(&mut pending, time);
+                look_at = woke + DISCONNECT_CHECK_INTERVAL;
             }
             if woke >= next_tick {
-                pending.take(self.state.apply(Event::Tick, None, time));
-                next_tick = woke + TICK;
+                pending.add_effects(self.state.apply(Event::Tick, None, time));
+                next_tick = woke + TICK_INTERVAL;
             }
-            if self.settle(pending, &shutdown).await? {
-                renew_at = tokio::time::Instant::now() + self.tenure.renewal();
+            if self.commit_and_reply(pending, &shutdown).await? {
+                renew_at = tokio::time::Instant::now() + self.lease.renew_interval();
             }
-            self.read_entries(&shutdown).await?;
+            self.read_requested_manifests(&shutdown).await?;
             // Sooner where something runs out, never later: a busy master must not forget the time.
-            if let Some(nearest) = self.state.next_deadline_ms(now()) {
+            if let Some(nearest) = self.state.next_deadline_ms(current_time()) {
                 let due = tokio::time::Instant::now() + Duration::from_millis(nearest);
                 next_tick = next_tick.min(due);
             }
         }
-        self.store.release(self.tenure.fence).await
+        self.store.release(self.lease.fence).await
     }
 
     /// Applies what a caller says. Whoever wants the store compared with the state is given what it holds, after
     /// all that was decided before is written.
-    async fn take(
+    async fn apply_request(
         &mut self,
-        mut request: Request,
-        pending: &mut Pending,
+        mut request: ActorRequest,
+        pending: &mut PendingCommit,
         time: Now,
         shutdown: &CancellationToken,
     ) -> Result<(), StoreError> {
         if let Event::Reconcile(stored) = &mut request.event {
-            self.settle(std::mem::take(pending), shutdown).await?;
-            match self.stored().await {
+            self.commit_and_reply(std::mem::take(pending), shutdown).await?;
+            match self.read_stored_keys().await {
                 Ok(found) => *stored = found,
                 Err(StoreError::Unavailable(why)) => {
-                    let refused = Reply::Refused(Box::new(store_down(&why)));
+                    let refused = Reply::Refused(Box::new(store_unavailable(&why)));
                     // Nobody waits for it any more, perhaps.
                     let _ = request.reply.send(refused);
                     return Ok(());
@@ -276,59 +277,62 @@ impl<S: Store> Owner<S> {
         }
         self.last_caller += 1;
         let caller = Caller(self.last_caller);
-        self.waiting.insert(caller, request.reply);
-        pending.take(self.state.apply(request.event, Some(caller), time));
+        self.waiting_callers.insert(caller, request.reply);
+        pending.add_effects(self.state.apply(request.event, Some(caller), time));
         Ok(())
     }
 
     /// What the store holds now.
-    async fn stored(&self) -> Result<Stored, StoreError> {
+    async fn read_stored_keys(&self) -> Result<Stored, StoreError> {
         let records = self.store.load().await?.into_keys().collect();
         Ok(Stored { records, blobs: self.store.blob_keys().await? })
     }
 
     /// Commits, then answers. Assignments whose caller went away meanwhile are handed back, which is
     /// another commit. True: something was written.
-    async fn settle(
+    async fn commit_and_reply(
         &mut self,
-        mut pending: Pending,
+        mut pending: PendingCommit,
         shutdown: &CancellationToken,
     ) -> Result<bool, StoreError> {
         let mut wrote = false;
         loop {
-            self.write_lines(&mut pending).await;
-            let writes = pending.batch(&self.state);
+            self.write_record_lines(&mut pending).await;
+            let writes = pending.to_batch(&self.state);
             if !writes.is_empty() {
                 wrote = true;
                 if !self.commit(writes, &mut pending, shutdown).await? {
                     return Ok(wrote);
                 }
             } else if !pending.replies.is_empty()
-                && self.tenure.left().is_zero()
-                && !self.prove(&mut pending, shutdown).await?
+                && self.lease.remaining().is_zero()
+                && !self.confirm_leadership(&mut pending, shutdown).await?
             {
                 return Ok(wrote);
             }
-            self.reads.append(&mut pending.reads);
-            self.drop_lists(std::mem::take(&mut pending.dropped)).await;
-            let unwanted = self.answer(std::mem::take(&mut pending.replies));
+            self.manifest_reads.append(&mut pending.manifest_reads);
+            self.remove_record_files(std::mem::take(&mut pending.dropped_records)).await;
+            let unwanted = self.send_replies(std::mem::take(&mut pending.replies));
             if unwanted.is_empty() {
                 return Ok(wrote);
             }
-            pending = Pending::default();
+            pending = PendingCommit::default();
             for assignment in unwanted {
-                let back = Event::Result(handed_back(&assignment));
-                pending.take(self.state.apply(back, None, now()));
+                let back = Event::Result(returned_result(&assignment));
+                pending.add_effects(self.state.apply(back, None, current_time()));
             }
         }
     }
 
     /// Reads the manifests that the state asked for. While the store is away they stay to be read: it is tried again
     /// at the next tick.
-    async fn read_entries(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
-        while let Some((task, key)) = self.reads.last().cloned() {
+    async fn read_requested_manifests(
+        &mut self,
+        shutdown: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        while let Some((task, key)) = self.manifest_reads.last().cloned() {
             let store = Arc::clone(&self.store);
-            let manifest = match self.guarded(store.blob(&key)).await {
+            let manifest = match self.renewing_while(store.blob(&key)).await {
                 Ok(manifest) => manifest,
                 Err(StoreError::Unavailable(why)) => {
                     let what = "a manifest cannot be read now";
@@ -337,11 +341,15 @@ impl<S: Store> Owner<S> {
                 }
                 Err(fatal) => return Err(fatal),
             };
-            self.reads.pop();
+            self.manifest_reads.pop();
             let entries = manifest.map_or_else(Vec::new, |bytes| single_entries(&bytes));
-            let mut pending = Pending::default();
-            pending.take(self.state.apply(Event::Entries { task, entries }, None, now()));
-            self.settle(pending, shutdown).await?;
+            let mut pending = PendingCommit::default();
+            pending.add_effects(self.state.apply(
+                Event::Entries { task, entries },
+                None,
+                current_time(),
+            ));
+            self.commit_and_reply(pending, shutdown).await?;
             if shutdown.is_cancelled() {
                 break;
             }
@@ -350,8 +358,8 @@ impl<S: Store> Owner<S> {
     }
 
     /// Writes the lines of lists. One that can't be written is given up: copying matters more.
-    async fn write_lines(&mut self, pending: &mut Pending) {
-        let lines = std::mem::take(&mut pending.lines);
+    async fn write_record_lines(&mut self, pending: &mut PendingCommit) {
+        let lines = std::mem::take(&mut pending.record_lines);
         if lines.is_empty() {
             return;
         }
@@ -373,12 +381,16 @@ impl<S: Store> Owner<S> {
         });
         for (sync, why) in lost {
             tracing::error!(%sync, why, "the outcome of each file can't be recorded any more");
-            pending.take(self.state.apply(Event::ListingLost { sync, why }, None, now()));
+            pending.add_effects(self.state.apply(
+                Event::ListingLost { sync, why },
+                None,
+                current_time(),
+            ));
         }
     }
 
     /// Removes the lists of syncs that are gone.
-    async fn drop_lists(&self, dropped: Vec<SyncNo>) {
+    async fn remove_record_files(&self, dropped: Vec<SyncNo>) {
         if dropped.is_empty() {
             return;
         }
@@ -396,10 +408,10 @@ impl<S: Store> Owner<S> {
     }
 
     /// Gives replies; returns the assignments that nobody waits for any more.
-    fn answer(&mut self, replies: Vec<(Caller, Reply)>) -> Vec<Assignment> {
+    fn send_replies(&mut self, replies: Vec<(Caller, Reply)>) -> Vec<Assignment> {
         let mut unwanted = Vec::new();
         for (caller, reply) in replies {
-            let Some(waiting) = self.waiting.remove(&caller) else { continue };
+            let Some(waiting) = self.waiting_callers.remove(&caller) else { continue };
             if let Err(Reply::Assignment(Some(assignment))) = waiting.send(reply) {
                 unwanted.push(*assignment);
             }
@@ -408,17 +420,17 @@ impl<S: Store> Owner<S> {
     }
 
     /// Polls whose caller went away wait no longer.
-    fn withdraw_gone(&mut self, pending: &mut Pending, time: Now) {
+    fn withdraw_disconnected_polls(&mut self, pending: &mut PendingCommit, time: Now) {
         let answered: BTreeSet<Caller> = pending.replies.iter().map(|(c, _)| *c).collect();
         let gone: Vec<Caller> = self
-            .waiting
+            .waiting_callers
             .iter()
             .filter(|(caller, reply)| reply.is_closed() && !answered.contains(caller))
             .map(|(caller, _)| *caller)
             .collect();
         for caller in gone {
-            self.waiting.remove(&caller);
-            pending.take(self.state.apply(Event::Withdraw(caller), None, time));
+            self.waiting_callers.remove(&caller);
+            pending.add_effects(self.state.apply(Event::Withdraw(caller), None, time));
         }
     }
 
@@ -426,40 +438,40 @@ impl<S: Store> Owner<S> {
     async fn commit(
         &mut self,
         mut batch: Batch,
-        pending: &mut Pending,
+        pending: &mut PendingCommit,
         shutdown: &CancellationToken,
     ) -> Result<bool, StoreError> {
         let mut failures = 0;
         loop {
-            let (store, asked_ms) = (Arc::clone(&self.store), now().mono_ms);
-            match self.guarded(store.commit(self.tenure.fence, &batch)).await {
+            let (store, asked_ms) = (Arc::clone(&self.store), current_time().mono_ms);
+            match self.renewing_while(store.commit(self.lease.fence, &batch)).await {
                 Ok(fence) => {
-                    self.tenure = Tenure { fence, asked_ms, ..self.tenure };
+                    self.lease = LeaderLease { fence, requested_at_ms: asked_ms, ..self.lease };
                     if failures > 0 {
                         tracing::info!("the store is back");
                     }
-                    self.tell_health(Ok(()));
+                    self.set_health(Ok(()));
                     return Ok(true);
                 }
                 Err(StoreError::Unavailable(why)) => {
                     if failures == 0 {
                         tracing::error!(why, "the store is not available; trying again");
                     }
-                    if !self.rest(why, &mut failures, shutdown).await {
+                    if !self.back_off(why, &mut failures, shutdown).await {
                         return Ok(false);
                     }
                 }
-                Err(StoreError::Lost { expected, found }) => {
+                Err(StoreError::DataLost { expected, found }) => {
                     tracing::error!(
                         expected,
                         found,
                         "the store lost data: everything is written back, active syncs are restarted"
                     );
-                    let Some(all) = self.everything(pending, shutdown).await? else {
+                    let Some(all) = self.full_snapshot(pending, shutdown).await? else {
                         return Ok(false);
                     };
                     batch = all;
-                    self.tenure.fence = self.tenure.fence.after_loss(found);
+                    self.lease.fence = self.lease.fence.after_loss(found);
                 }
                 Err(fatal @ (StoreError::Deposed { .. } | StoreError::Unusable(_))) => {
                     return Err(fatal);
@@ -470,18 +482,18 @@ impl<S: Store> Owner<S> {
 
     /// The whole state as one batch, after the store lost data. Manifests were in the store only, so
     /// what needs them begins anew. `None`: the master was told to stop first.
-    async fn everything(
+    async fn full_snapshot(
         &mut self,
-        pending: &mut Pending,
+        pending: &mut PendingCommit,
         shutdown: &CancellationToken,
     ) -> Result<Option<Batch>, StoreError> {
-        let effects = self.state.apply(Event::StoreLost, None, now());
-        pending.take(effects);
+        let effects = self.state.apply(Event::StoreLost, None, current_time());
+        pending.add_effects(effects);
         let mut failures = 0;
         let stored = loop {
             match self.store.blob_keys().await {
                 Err(StoreError::Unavailable(why)) => {
-                    if !self.rest(why, &mut failures, shutdown).await {
+                    if !self.back_off(why, &mut failures, shutdown).await {
                         return Ok(None);
                     }
                 }
@@ -508,14 +520,14 @@ impl<S: Store> Owner<S> {
 
     /// Lets callers know at once whether anything can be decided.
     /// The store is away: says so, and waits before the next try. False: the master was told to stop.
-    async fn rest(
+    async fn back_off(
         &mut self,
         why: String,
         failures: &mut u32,
         shutdown: &CancellationToken,
     ) -> bool {
-        self.tell_health(Err(why));
-        let pause = RETRY.delay(*failures);
+        self.set_health(Err(why));
+        let pause = COMMIT_RETRY_BACKOFF.delay(*failures);
         *failures += 1;
         tokio::select! {
             () = tokio::time::sleep(pause) => true,
@@ -524,7 +536,7 @@ impl<S: Store> Owner<S> {
     }
 
     /// True: that was not known before.
-    fn tell_health(&self, now: Health) -> bool {
+    fn set_health(&self, now: ActorHealth) -> bool {
         self.health.send_if_modified(|known| {
             let news = *known != now;
             *known = now;
@@ -534,16 +546,16 @@ impl<S: Store> Owner<S> {
 
     /// Waits for the answer of the store. A commit that takes long is no reason to lose the lead: it is
     /// renewed meanwhile. When it runs out all the same, callers learn at once that nothing can be decided.
-    async fn guarded<T>(&mut self, call: impl Future<Output = T>) -> T {
+    async fn renewing_while<T>(&mut self, call: impl Future<Output = T>) -> T {
         tokio::pin!(call);
         let store = Arc::clone(&self.store);
         let mut told = false;
         loop {
-            let Tenure { fence, lease, .. } = self.tenure;
-            let (pause, left) = (self.tenure.renewal(), self.tenure.left());
+            let LeaderLease { fence, duration: lease, .. } = self.lease;
+            let (pause, left) = (self.lease.renew_interval(), self.lease.remaining());
             let renewal = async {
                 tokio::time::sleep(pause).await;
-                let asked_ms = now().mono_ms;
+                let asked_ms = current_time().mono_ms;
                 store.renew(fence, lease).await.map(|()| asked_ms)
             };
             tokio::select! {
@@ -552,7 +564,7 @@ impl<S: Store> Owner<S> {
                 renewed = renewal => {
                     // What is wrong shows in the answer to the call.
                     if let Ok(asked_ms) = renewed {
-                        self.tenure.asked_ms = asked_ms;
+                        self.lease.requested_at_ms = asked_ms;
                     }
                 }
                 () = tokio::time::sleep(left), if !told => {
@@ -562,7 +574,7 @@ impl<S: Store> Owner<S> {
                         continue;
                     }
                     let lease = units::format_duration(lease);
-                    self.tell_health(Err(format!("the store has given no answer for {lease}")));
+                    self.set_health(Err(format!("the store has given no answer for {lease}")));
                 }
             }
         }
@@ -571,29 +583,29 @@ impl<S: Store> Owner<S> {
     /// Makes sure that this master still leads, however long it takes: when its lease ran out (it was
     /// stopped, or the store was away), another one may lead, and what it remembers is old. False: it was
     /// told to stop first.
-    async fn prove(
+    async fn confirm_leadership(
         &mut self,
-        pending: &mut Pending,
+        pending: &mut PendingCommit,
         shutdown: &CancellationToken,
     ) -> Result<bool, StoreError> {
         let mut failures = 0;
         loop {
-            let (store, asked_ms) = (Arc::clone(&self.store), now().mono_ms);
-            match self.guarded(store.renew(self.tenure.fence, self.tenure.lease)).await {
+            let (store, asked_ms) = (Arc::clone(&self.store), current_time().mono_ms);
+            match self.renewing_while(store.renew(self.lease.fence, self.lease.duration)).await {
                 Ok(()) => {
-                    self.tenure.asked_ms = asked_ms;
-                    self.tell_health(Ok(()));
+                    self.lease.requested_at_ms = asked_ms;
+                    self.set_health(Ok(()));
                     return Ok(true);
                 }
                 Err(StoreError::Unavailable(why)) => {
-                    if !self.rest(why, &mut failures, shutdown).await {
+                    if !self.back_off(why, &mut failures, shutdown).await {
                         return Ok(false);
                     }
                 }
-                Err(StoreError::Lost { .. }) => {
+                Err(StoreError::DataLost { .. }) => {
                     // A commit finds the same, and knows what to do.
-                    pending.touched.extend(self.state.record_keys());
-                    let writes = pending.batch(&self.state);
+                    pending.dirty_keys.extend(self.state.record_keys());
+                    let writes = pending.to_batch(&self.state);
                     return self.commit(writes, pending, shutdown).await;
                 }
                 Err(fatal) => return Err(fatal),
@@ -602,25 +614,25 @@ impl<S: Store> Owner<S> {
     }
 
     /// Prolongs leadership while there is nothing to commit.
-    async fn renew(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
-        let (store, asked_ms) = (Arc::clone(&self.store), now().mono_ms);
-        match self.guarded(store.renew(self.tenure.fence, self.tenure.lease)).await {
+    async fn renew_lease(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
+        let (store, asked_ms) = (Arc::clone(&self.store), current_time().mono_ms);
+        match self.renewing_while(store.renew(self.lease.fence, self.lease.duration)).await {
             Ok(()) => {
-                self.tenure.asked_ms = asked_ms;
-                self.tell_health(Ok(()));
+                self.lease.requested_at_ms = asked_ms;
+                self.set_health(Ok(()));
                 Ok(())
             }
             Err(StoreError::Unavailable(why)) => {
-                if self.tell_health(Err(why.clone())) {
+                if self.set_health(Err(why.clone())) {
                     tracing::error!(why, "the store is not available");
                 }
                 Ok(())
             }
-            Err(StoreError::Lost { .. }) => {
+            Err(StoreError::DataLost { .. }) => {
                 // A commit finds the same, and knows what to do; polls that wait get its replies.
-                let mut pending = Pending::default();
-                pending.touched.extend(self.state.record_keys());
-                self.settle(pending, shutdown).await.map(drop)
+                let mut pending = PendingCommit::default();
+                pending.dirty_keys.extend(self.state.record_keys());
+                self.commit_and_reply(pending, shutdown).await.map(drop)
             }
             Err(fatal) => Err(fatal),
         }
@@ -628,7 +640,7 @@ impl<S: Store> Owner<S> {
 }
 
 /// What an agent would say that gives an assignment back untouched.
-fn handed_back(assignment: &Assignment) -> TaskResult {
+fn returned_result(assignment: &Assignment) -> TaskResult {
     TaskResult {
         request_id: assignment.request_id.clone(),
         worker_id: assignment.worker_id.clone(),

@@ -1,7 +1,7 @@
 //! `options` of `POST /sync`, read member by member.
 
-use super::document::{Document, list, truth, typed, whole};
-use crate::master::faults::Faults;
+use super::object_reader::{ObjectReader, array, boolean, deserialize, integer};
+use crate::master::validation_errors::ValidationErrors;
 use crate::wire::options::{
     Chown, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, FilterSpec, MAX_FILTER_BYTES, SyncOptions,
 };
@@ -11,31 +11,31 @@ use serde_json::Value;
 ///
 /// # Errors
 /// All that is wrong with them, below their own place.
-pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
-    let mut doc = Document::of(value)?;
-    let preserve = doc.optional("preserve", typed);
-    let chown = doc.optional("chown", chown);
-    let links = doc.optional("links", typed);
-    let punch_zeros = doc.optional("punch_zeros", truth);
-    let strict_metadata = doc.optional("strict_metadata", truth);
-    let compare = doc.optional("compare", typed);
-    let mtime_tolerance_ns = doc.optional("mtime_tolerance_ns", typed);
-    let update = doc.optional("update", truth);
-    let ignore_existing = doc.optional("ignore_existing", truth);
-    let existing = doc.optional("existing", truth);
-    let whole_file = doc.optional("whole_file", truth);
-    let clone = doc.optional("clone", truth);
-    let allow_overlap = doc.optional("allow_overlap", truth);
-    let no_queue = doc.optional("no_queue", truth);
-    let filter = doc.optional("filter", filter);
-    let recursive = doc.optional("recursive", truth);
-    let dry_run = doc.optional("dry_run", truth);
-    let record = doc.optional("record", truth);
-    let manifest = doc.optional("manifest", truth);
-    let verify = doc.optional("verify", typed);
-    let delete = doc.optional("delete", delete);
-    doc.end()?;
-    super::documents::whole_or_nothing(|| {
+pub(super) fn read_options(value: Value) -> Result<SyncOptions, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let preserve = doc.optional("preserve", deserialize);
+    let chown = doc.optional("chown", read_chown);
+    let links = doc.optional("links", deserialize);
+    let punch_zeros = doc.optional("punch_zeros", boolean);
+    let strict_metadata = doc.optional("strict_metadata", boolean);
+    let compare = doc.optional("compare", deserialize);
+    let mtime_tolerance_ns = doc.optional("mtime_tolerance_ns", deserialize);
+    let update = doc.optional("update", boolean);
+    let ignore_existing = doc.optional("ignore_existing", boolean);
+    let existing = doc.optional("existing", boolean);
+    let whole_file = doc.optional("whole_file", boolean);
+    let clone = doc.optional("clone", boolean);
+    let allow_overlap = doc.optional("allow_overlap", boolean);
+    let no_queue = doc.optional("no_queue", boolean);
+    let filter = doc.optional("filter", read_filter);
+    let recursive = doc.optional("recursive", boolean);
+    let dry_run = doc.optional("dry_run", boolean);
+    let record = doc.optional("record", boolean);
+    let manifest = doc.optional("manifest", boolean);
+    let verify = doc.optional("verify", deserialize);
+    let delete = doc.optional("delete", read_delete);
+    doc.finish()?;
+    super::request_documents::assemble(|| {
         Some(SyncOptions {
             preserve: preserve?.unwrap_or_default(),
             chown: chown?.unwrap_or_default(),
@@ -62,24 +62,24 @@ pub(super) fn options(value: Value) -> Result<SyncOptions, Faults> {
     })
 }
 
-fn chown(value: Value) -> Result<Chown, Faults> {
-    let mut doc = Document::of(value)?;
-    let uid = doc.optional("uid", whole(0..=u32::MAX - 1));
-    let gid = doc.optional("gid", whole(0..=u32::MAX - 1));
-    doc.end()?;
-    super::documents::whole_or_nothing(|| Some(Chown { uid: uid?, gid: gid? }))
+fn read_chown(value: Value) -> Result<Chown, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let uid = doc.optional("uid", integer(0..=u32::MAX - 1));
+    let gid = doc.optional("gid", integer(0..=u32::MAX - 1));
+    doc.finish()?;
+    super::request_documents::assemble(|| Some(Chown { uid: uid?, gid: gid? }))
 }
 
-fn filter(value: Value) -> Result<FilterSpec, Faults> {
-    let mut doc = Document::of(value)?;
+fn read_filter(value: Value) -> Result<FilterSpec, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
     // Each rule takes at least a byte.
-    let rules = doc.optional("rules", list(MAX_FILTER_BYTES, typed::<String>));
-    let min_size = doc.optional("min_size", typed);
-    let max_size = doc.optional("max_size", typed);
-    let newer_than = doc.optional("newer_than", typed);
-    let older_than = doc.optional("older_than", typed);
-    doc.end()?;
-    super::documents::whole_or_nothing(|| {
+    let rules = doc.optional("rules", array(MAX_FILTER_BYTES, deserialize::<String>));
+    let min_size = doc.optional("min_size", deserialize);
+    let max_size = doc.optional("max_size", deserialize);
+    let newer_than = doc.optional("newer_than", deserialize);
+    let older_than = doc.optional("older_than", deserialize);
+    doc.finish()?;
+    super::request_documents::assemble(|| {
         Some(FilterSpec {
             rules: rules?.unwrap_or_default(),
             min_size: min_size?,
@@ -90,16 +90,16 @@ fn filter(value: Value) -> Result<FilterSpec, Faults> {
     })
 }
 
-fn delete(value: Value) -> Result<DeleteOptions, Faults> {
-    let mut doc = Document::of(value)?;
-    let max = doc.optional("max", typed);
-    let max_percent = doc.optional("max_percent", percent);
-    let trash = doc.optional("trash", typed);
-    let delete_excluded = doc.optional("delete_excluded", truth);
-    let allow_empty_source = doc.optional("allow_empty_source", truth);
-    let allow_new_source_fs = doc.optional("allow_new_source_fs", truth);
-    doc.end()?;
-    super::documents::whole_or_nothing(|| {
+fn read_delete(value: Value) -> Result<DeleteOptions, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let max = doc.optional("max", deserialize);
+    let max_percent = doc.optional("max_percent", percentage);
+    let trash = doc.optional("trash", deserialize);
+    let delete_excluded = doc.optional("delete_excluded", boolean);
+    let allow_empty_source = doc.optional("allow_empty_source", boolean);
+    let allow_new_source_fs = doc.optional("allow_new_source_fs", boolean);
+    doc.finish()?;
+    super::request_documents::assemble(|| {
         Some(DeleteOptions {
             max: max?,
             max_percent: max_percent?.unwrap_or(DEFAULT_MAX_DELETE_PERCENT),
@@ -111,9 +111,10 @@ fn delete(value: Value) -> Result<DeleteOptions, Faults> {
     })
 }
 
-fn percent(value: Value) -> Result<u8, Faults> {
-    let percent = whole(0..=100)(value)?;
-    u8::try_from(percent).map_err(|_| Faults::one("must be a whole number from 0 to 100"))
+fn percentage(value: Value) -> Result<u8, ValidationErrors> {
+    let percent = integer(0..=100)(value)?;
+    u8::try_from(percent)
+        .map_err(|_| ValidationErrors::single("must be a whole number from 0 to 100"))
 }
 
 #[cfg(test)]
@@ -125,7 +126,7 @@ mod tests {
 
     // An option that is added must be added to its reader as well.
     #[test]
-    fn the_reader_knows_every_option() {
+    fn every_option_is_read_back_as_it_was_written() {
         let all = SyncOptions {
             preserve: Preserve::parse_names(["mode", "acls"]).unwrap(),
             chown: Chown { uid: Some(0), gid: Some(7) },
@@ -164,14 +165,17 @@ mod tests {
         };
         let written = serde_json::to_value(&all).unwrap();
         assert_eq!(written.as_object().unwrap().len(), 21, "an option is at its default");
-        assert_eq!(options(written).unwrap(), all);
-        assert_eq!(options(json!({})).unwrap(), SyncOptions::default());
-        assert_eq!(options(json!({"delete": {}})).unwrap().delete, Some(DeleteOptions::default()));
+        assert_eq!(read_options(written).unwrap(), all);
+        assert_eq!(read_options(json!({})).unwrap(), SyncOptions::default());
+        assert_eq!(
+            read_options(json!({"delete": {}})).unwrap().delete,
+            Some(DeleteOptions::default())
+        );
     }
 
     #[test]
-    fn every_bad_option_is_listed_at_its_place() {
-        let faults = options(json!({
+    fn every_invalid_option_is_listed_with_its_pointer() {
+        let faults = read_options(json!({
             "preserve": ["mode", "tims"], "chown": {"uid": -1, "user": "x"}, "compare": "chekcsum",
             "update": 1, "filter": {"rules": ["a", 5], "min_size": "1k"}, "verfy": "none",
             "delete": {"max": -3, "max_percent": 101, "trash": "../x", "allow_empty": true}

@@ -18,45 +18,45 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use tokio::sync::mpsc;
 
 /// Bytes that go out at a time.
-const PIECE: usize = 64 << 10;
+const CHUNK_BYTES: usize = 64 << 10;
 /// Pieces that wait for a slow reader.
-pub(super) const WAITING: usize = 4;
+pub(super) const MAX_QUEUED_CHUNKS: usize = 4;
 /// So many names with two records are recognized; of further ones both records are listed.
 pub(super) const MAX_REPEATED_NAMES: usize = 1 << 20;
 /// What the line of an entry that was repaired holds. A quote in a name has a backslash before it.
-const METADATA: &[u8] = br#""action":"metadata""#;
+const METADATA_ACTION_JSON: &[u8] = br#""action":"metadata""#;
 
 /// What is wanted of a list.
-pub(super) enum Wanted {
+pub(super) enum FileRecordQuery {
     /// The records themselves, as JSON, of these states (all, where none is named).
     Records(Vec<FileState>),
     /// A line for each file with a digest that is there.
-    Digests(Lines),
+    Digests(DigestLines),
 }
 
 /// Which lines of a list of digests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lines {
+pub(super) enum DigestLines {
     /// Those that `b3sum --check` reads.
-    Readable,
+    Checkable,
     /// The others, each behind a comment with the reason.
-    Others,
+    Uncheckable,
 }
 
 /// Pieces of a list; an error ends it.
-pub(super) type Pieces = mpsc::Receiver<io::Result<Bytes>>;
+pub(super) type ChunkReceiver = mpsc::Receiver<io::Result<Bytes>>;
 
 /// Starts to read a list.
 ///
 /// # Errors
 /// 409 where there is none, or none that is whole.
-pub(super) async fn read(
+pub(super) async fn stream_records(
     spool: Spool,
     listing: Listing,
-    wanted: Wanted,
-) -> Result<Pieces, Problem> {
-    refuse(&listing, &wanted)?;
-    let (pieces, receiver) = mpsc::channel(WAITING);
+    wanted: FileRecordQuery,
+) -> Result<ChunkReceiver, Problem> {
+    check_available(&listing, &wanted)?;
+    let (pieces, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
     if listing.length == 0 {
         return Ok(receiver);
     }
@@ -65,38 +65,38 @@ pub(super) async fn read(
     let opened = tokio::task::spawn_blocking(move || spool.open(number, length)).await;
     let file = match opened {
         Ok(Ok(file)) => file,
-        Ok(Err(e)) => return Err(lost(&e.to_string())),
-        Err(e) => return Err(lost(&e.to_string())),
+        Ok(Err(e)) => return Err(records_lost(&e.to_string())),
+        Err(e) => return Err(records_lost(&e.to_string())),
     };
     tokio::task::spawn_blocking(move || {
-        let mut out = Out { pieces, piece: Vec::new() };
-        match give(file, &listing, &wanted, &mut out) {
+        let mut out = ChunkWriter { sender: pieces, buffer: Vec::new() };
+        match write_records(file, &listing, &wanted, &mut out) {
             Ok(()) => drop(out.flush()),
-            Err(e) => drop(out.pieces.blocking_send(Err(e))),
+            Err(e) => drop(out.sender.blocking_send(Err(e))),
         }
     });
     Ok(receiver)
 }
 
-fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
+fn check_available(listing: &Listing, wanted: &FileRecordQuery) -> Result<(), Problem> {
     let conflict = |code: &str, detail: &str| Problem::new(409, "Conflict", code, detail);
     let id = &listing.id;
     if let Some(why) = &listing.lost {
-        return Err(lost(why));
+        return Err(records_lost(why));
     }
     match wanted {
-        Wanted::Records(_) if !listing.recorded => {
+        FileRecordQuery::Records(_) if !listing.recorded => {
             Err(conflict("not_recorded", "this sync did not record the outcome of each file")
                 .with_hint(format!(
                     "what failed is listed for every sync: ctl sync files {id} --state failed; for all paths submit it \
                      with --record (options.record)"
                 )))
         }
-        Wanted::Digests(_) if !listing.digests => {
+        FileRecordQuery::Digests(_) if !listing.digests => {
             Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
                 .with_hint("submit it with options.manifest (ctl: --manifest)"))
         }
-        Wanted::Digests(_) if !listing.ended => {
+        FileRecordQuery::Digests(_) if !listing.ended => {
             Err(conflict("not_ended", "the sync has not ended: its manifest is not complete yet")
                 .with_hint(format!("wait for its end: ctl sync wait {id}")))
         }
@@ -104,7 +104,7 @@ fn refuse(listing: &Listing, wanted: &Wanted) -> Result<(), Problem> {
     }
 }
 
-fn lost(why: &str) -> Problem {
+fn records_lost(why: &str) -> Problem {
     let detail = format!("the records of this sync are not complete: {why}");
     Problem::new(409, "Conflict", "records_lost", detail).with_hint(
         "records are kept in the data_dir of the master that led; submit the sync again to have them",
@@ -112,66 +112,67 @@ fn lost(why: &str) -> Problem {
 }
 
 /// Lines on their way out.
-struct Out {
-    pieces: mpsc::Sender<io::Result<Bytes>>,
-    piece: Vec<u8>,
+struct ChunkWriter {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    buffer: Vec<u8>,
 }
 
-impl Out {
+impl ChunkWriter {
     /// False: nobody reads any more.
     fn flush(&mut self) -> bool {
-        let piece = std::mem::take(&mut self.piece);
-        piece.is_empty() || self.pieces.blocking_send(Ok(piece.into())).is_ok()
+        let piece = std::mem::take(&mut self.buffer);
+        piece.is_empty() || self.sender.blocking_send(Ok(piece.into())).is_ok()
     }
 
-    fn filled(&mut self) -> bool {
-        self.piece.len() < PIECE || self.flush()
+    fn flush_if_full(&mut self) -> bool {
+        self.buffer.len() < CHUNK_BYTES || self.flush()
     }
 }
 
 /// Gives all that is wanted of a list.
-fn give(
+fn write_records(
     file: impl Read + Seek,
     listing: &Listing,
-    wanted: &Wanted,
-    out: &mut Out,
+    wanted: &FileRecordQuery,
+    out: &mut ChunkWriter,
 ) -> io::Result<()> {
-    let mut file = BufReader::with_capacity(PIECE, file);
+    let mut file = BufReader::with_capacity(CHUNK_BYTES, file);
     let second = listing.readback_from.unwrap_or(listing.length).min(listing.length);
     let mut again = HashSet::new();
     file.seek(SeekFrom::Start(second))?;
-    each(&mut file, listing.length - second, |line| {
-        let record = parse(line)?;
+    for_each_line(&mut file, listing.length - second, |line| {
+        let record = parse_record(line)?;
         if record.state != FileState::Deleted && again.len() < MAX_REPEATED_NAMES {
-            again.insert(name(&record));
+            again.insert(path_hash(&record));
         }
         Ok(true)
     })?;
     let made = match wanted {
-        Wanted::Records(_) => made_and_repaired(&mut file, listing.length)?,
-        Wanted::Digests(_) => HashSet::new(),
+        FileRecordQuery::Records(_) => created_and_repaired(&mut file, listing.length)?,
+        FileRecordQuery::Digests(_) => HashSet::new(),
     };
     file.seek(SeekFrom::Start(0))?;
     for (length, first) in [(second, true), (listing.length - second, false)] {
-        let whole = each(&mut file, length, |line| {
-            let record = parse(line)?;
-            let repeated = first && !again.is_empty() && again.contains(&name(&record))
-                || record.action == Some(EntryAction::Metadata) && made.contains(&name(&record));
+        let whole = for_each_line(&mut file, length, |line| {
+            let record = parse_record(line)?;
+            let repeated = first && !again.is_empty() && again.contains(&path_hash(&record))
+                || record.action == Some(EntryAction::Metadata)
+                    && made.contains(&path_hash(&record));
             if repeated {
                 return Ok(true);
             }
             match wanted {
-                Wanted::Records(states) => {
+                FileRecordQuery::Records(states) => {
                     if states.is_empty() || states.contains(&record.state) {
-                        out.piece.extend_from_slice(line);
-                        out.piece.push(b'\n');
+                        out.buffer.extend_from_slice(line);
+                        out.buffer.push(b'\n');
                     }
                 }
-                Wanted::Digests(lines) => {
-                    digest_line(&record, &listing.destination, *lines, &mut out.piece);
+                FileRecordQuery::Digests(lines) => {
+                    write_digest_line(&record, &listing.destination, *lines, &mut out.buffer);
                 }
             }
-            Ok(out.filled())
+            Ok(out.flush_if_full())
         })?;
         if !whole {
             break;
@@ -181,7 +182,7 @@ fn give(
 }
 
 /// A path, as short as a digest: so many of them fit in memory.
-pub(super) fn name(record: &FileRecord) -> [u8; 16] {
+pub(super) fn path_hash(record: &FileRecord) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&blake3::hash(&record.path.0).as_bytes()[..16]);
     short
@@ -189,16 +190,18 @@ pub(super) fn name(record: &FileRecord) -> [u8; 16] {
 
 /// The names in the first `length` bytes that are recorded both as made and as repaired, in whichever order: an
 /// agent can't know of a directory that it finds whether another one has just made it.
-fn made_and_repaired(
+fn created_and_repaired(
     file: &mut (impl BufRead + Seek),
     length: u64,
 ) -> io::Result<HashSet<[u8; 16]>> {
-    let is_repair = |line: &[u8]| line.windows(METADATA.len()).any(|part| part == METADATA);
+    let is_repair = |line: &[u8]| {
+        line.windows(METADATA_ACTION_JSON.len()).any(|part| part == METADATA_ACTION_JSON)
+    };
     let (mut repaired, mut both) = (HashSet::new(), HashSet::new());
     file.seek(SeekFrom::Start(0))?;
-    each(file, length, |line| {
+    for_each_line(file, length, |line| {
         if is_repair(line) && repaired.len() < MAX_REPEATED_NAMES {
-            repaired.insert(name(&parse(line)?));
+            repaired.insert(path_hash(&parse_record(line)?));
         }
         Ok(true)
     })?;
@@ -206,27 +209,27 @@ fn made_and_repaired(
         return Ok(both);
     }
     file.seek(SeekFrom::Start(0))?;
-    each(file, length, |line| {
+    for_each_line(file, length, |line| {
         if !is_repair(line) {
-            let record = parse(line)?;
+            let record = parse_record(line)?;
             let made = matches!(record.action, Some(EntryAction::Create | EntryAction::Update));
-            both.extend(Some(name(&record)).filter(|name| made && repaired.contains(name)));
+            both.extend(Some(path_hash(&record)).filter(|name| made && repaired.contains(name)));
         }
         Ok(true)
     })?;
     Ok(both)
 }
 
-fn broken(what: impl ToString) -> io::Error {
+fn invalid_data(what: impl ToString) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_string())
 }
 
-fn parse(line: &[u8]) -> io::Result<FileRecord> {
-    serde_json::from_slice(line).map_err(broken)
+fn parse_record(line: &[u8]) -> io::Result<FileRecord> {
+    serde_json::from_slice(line).map_err(invalid_data)
 }
 
 /// Calls `take` with each line of the next `length` bytes, without its end. False: `take` wanted no more.
-fn each(
+fn for_each_line(
     file: &mut impl BufRead,
     mut length: u64,
     mut take: impl FnMut(&[u8]) -> io::Result<bool>,
@@ -237,7 +240,7 @@ fn each(
         let most = length.min(MOST_LINE as u64);
         let read = file.by_ref().take(most).read_until(b'\n', &mut line)?;
         if line.pop() != Some(b'\n') {
-            return Err(broken("a record has no end"));
+            return Err(invalid_data("a record has no end"));
         }
         length -= read as u64;
         if !take(&line)? {
@@ -248,7 +251,7 @@ fn each(
 }
 
 /// Why `b3sum --check` (1.8) refuses a name; `None` where it reads it.
-fn unreadable(name: &[u8]) -> Option<&'static str> {
+fn uncheckable_reason(name: &[u8]) -> Option<&'static str> {
     match std::str::from_utf8(name) {
         Err(_) => Some("its name is not UTF-8"),
         Ok(text) if text.contains(char::REPLACEMENT_CHARACTER) => {
@@ -261,7 +264,12 @@ fn unreadable(name: &[u8]) -> Option<&'static str> {
 /// Writes the line of a file at the destination root, where it is one of `lines`. Names with a backslash or the end
 /// of a line are escaped as by `b3sum`: the line begins with a backslash. `\xHH` is ours, in names that `b3sum`
 /// refuses.
-fn digest_line(record: &FileRecord, destination: &AbsPath, lines: Lines, out: &mut Vec<u8>) {
+fn write_digest_line(
+    record: &FileRecord,
+    destination: &AbsPath,
+    lines: DigestLines,
+    out: &mut Vec<u8>,
+) {
     let there = matches!(record.state, FileState::Done | FileState::Skipped);
     let (Some(digest), true) = (record.digest, there) else { return };
     let mut name = record.path.0.as_slice();
@@ -269,8 +277,8 @@ fn digest_line(record: &FileRecord, destination: &AbsPath, lines: Lines, out: &m
         // The root is a file: it is named as seen from the directory that it lies in.
         name = destination.as_bytes().rsplit(|b| *b == b'/').next().unwrap_or_default();
     }
-    let why = unreadable(name);
-    if why.is_some() != (lines == Lines::Others) {
+    let why = uncheckable_reason(name);
+    if why.is_some() != (lines == DigestLines::Uncheckable) {
         return;
     }
     if let Some(why) = why {
@@ -315,7 +323,7 @@ mod tests {
         }
     }
 
-    fn lines(records: &[FileRecord]) -> Vec<u8> {
+    fn json_lines(records: &[FileRecord]) -> Vec<u8> {
         let each = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n");
         each.collect::<String>().into_bytes()
     }
@@ -335,8 +343,12 @@ mod tests {
         }
     }
 
-    async fn text(spool: &Spool, listing: Listing, wanted: Wanted) -> io::Result<Vec<u8>> {
-        let mut pieces = read(spool.clone(), listing, wanted).await.unwrap();
+    async fn read_all(
+        spool: &Spool,
+        listing: Listing,
+        wanted: FileRecordQuery,
+    ) -> io::Result<Vec<u8>> {
+        let mut pieces = stream_records(spool.clone(), listing, wanted).await.unwrap();
         let mut all = Vec::new();
         while let Some(piece) = pieces.recv().await {
             all.extend_from_slice(&piece?);
@@ -344,7 +356,7 @@ mod tests {
         Ok(all)
     }
 
-    fn paths(text: &[u8]) -> Vec<String> {
+    fn paths_and_states(text: &[u8]) -> Vec<String> {
         let each = text.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         each.map(|line| serde_json::from_slice::<FileRecord>(line).unwrap())
             .map(|r| format!("{} {:?}", r.path, r.state))
@@ -352,25 +364,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn records_are_given_by_state_and_what_was_brought_again_counts_as_that() {
+    async fn records_are_filtered_by_state_and_the_second_pass_replaces_the_first() {
         use FileState::*;
-        let spool = Spool::passing();
-        let first = lines(&[record(b"a", Done), record(b"b", Skipped), record(b"c", Done)]);
-        let second = lines(&[record(b"b", Done), record(b"x", Deleted), record(b"c", Failed)]);
+        let spool = Spool::temporary();
+        let first = json_lines(&[record(b"a", Done), record(b"b", Skipped), record(b"c", Done)]);
+        let second = json_lines(&[record(b"b", Done), record(b"x", Deleted), record(b"c", Failed)]);
         let length = first.len() + second.len();
         spool.write(3, 0, &[&first[..], &second, b"{\"never\": \"decided"].concat()).unwrap();
         let of = |from| listing(length, from);
-        let all = text(&spool, of(Some(first.len())), Wanted::Records(vec![])).await.unwrap();
-        assert_eq!(paths(&all), ["a Done", "b Done", "x Deleted", "c Failed"]);
-        let some = Wanted::Records(vec![Failed, Deleted]);
-        let some = text(&spool, of(Some(first.len())), some).await.unwrap();
-        assert_eq!(paths(&some), ["x Deleted", "c Failed"]);
-        let one_pass = text(&spool, of(None), Wanted::Records(vec![])).await.unwrap();
-        assert_eq!(paths(&one_pass).len(), 6);
+        let all = read_all(&spool, of(Some(first.len())), FileRecordQuery::Records(vec![]))
+            .await
+            .unwrap();
+        assert_eq!(paths_and_states(&all), ["a Done", "b Done", "x Deleted", "c Failed"]);
+        let some = FileRecordQuery::Records(vec![Failed, Deleted]);
+        let some = read_all(&spool, of(Some(first.len())), some).await.unwrap();
+        assert_eq!(paths_and_states(&some), ["x Deleted", "c Failed"]);
+        let one_pass = read_all(&spool, of(None), FileRecordQuery::Records(vec![])).await.unwrap();
+        assert_eq!(paths_and_states(&one_pass).len(), 6);
     }
 
     #[tokio::test]
-    async fn a_directory_that_one_agent_made_and_another_one_repaired_is_listed_once_as_created() {
+    async fn a_directory_created_by_one_agent_and_repaired_by_another_is_listed_once_as_created() {
         let of =
             |path: &[u8], state, action| FileRecord { action: Some(action), ..record(path, state) };
         let made = |path| of(path, FileState::Done, EntryAction::Create);
@@ -384,12 +398,14 @@ mod tests {
             of(b"old", FileState::Deleted, EntryAction::Delete),
             made(br#""action":"metadata""#),
         ];
-        let all = lines(&all);
-        let spool = Spool::passing();
+        let all = json_lines(&all);
+        let spool = Spool::temporary();
         spool.write(3, 0, &all).unwrap();
-        let text = text(&spool, listing(all.len(), None), Wanted::Records(vec![])).await.unwrap();
+        let text = read_all(&spool, listing(all.len(), None), FileRecordQuery::Records(vec![]))
+            .await
+            .unwrap();
         assert_eq!(
-            paths(&text),
+            paths_and_states(&text),
             [
                 "second Done",
                 "first Done",
@@ -401,11 +417,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_manifest_is_what_b3sum_checks_and_the_rest_stands_apart_with_its_reason() {
-        let spool = Spool::passing();
+    async fn a_manifest_lists_what_b3sum_can_check_and_separately_the_rest_with_reasons() {
+        let spool = Spool::temporary();
         let mut link = record(b"link", FileState::Done);
         link.digest = None;
-        let all = lines(&[
+        let all = json_lines(&[
             record(b"d/plain", FileState::Skipped),
             link,
             record(b"new\nline\\\r", FileState::Done),
@@ -417,8 +433,8 @@ mod tests {
         ]);
         spool.write(3, 0, &all).unwrap();
         let of = async |lines| {
-            let wanted = Wanted::Digests(lines);
-            String::from_utf8(text(&spool, listing(all.len(), None), wanted).await.unwrap())
+            let wanted = FileRecordQuery::Digests(lines);
+            String::from_utf8(read_all(&spool, listing(all.len(), None), wanted).await.unwrap())
                 .unwrap()
         };
         let hex = |n: u8| Digest([n; 32]).to_string();
@@ -429,8 +445,8 @@ mod tests {
             hex(1),
             hex(0)
         );
-        assert_eq!(of(Lines::Readable).await, readable);
-        let others = of(Lines::Others).await;
+        assert_eq!(of(DigestLines::Checkable).await, readable);
+        let others = of(DigestLines::Uncheckable).await;
         let lines: Vec<&str> = others.lines().collect();
         assert!(lines[0].starts_with("# ") && lines[0].ends_with("not UTF-8"), "{others}");
         assert_eq!(lines[1], format!("\\{}  \\xff", hex(1)));
@@ -440,39 +456,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_list_goes_out_in_pieces_and_only_as_far_as_somebody_reads() {
-        let spool = Spool::passing();
+    async fn a_long_list_is_sent_in_chunks_and_stops_when_the_reader_disconnects() {
+        let spool = Spool::temporary();
         let many: Vec<FileRecord> =
             (0..20_000).map(|i| record(format!("f{i}").as_bytes(), FileState::Done)).collect();
-        let all = lines(&many);
+        let all = json_lines(&many);
         spool.write(3, 0, &all).unwrap();
-        let wanted = || Wanted::Records(vec![FileState::Done]);
-        let mut pieces = read(spool.clone(), listing(all.len(), None), wanted()).await.unwrap();
+        let wanted = || FileRecordQuery::Records(vec![FileState::Done]);
+        let mut pieces =
+            stream_records(spool.clone(), listing(all.len(), None), wanted()).await.unwrap();
         let first = pieces.recv().await.unwrap().unwrap();
-        assert!(first.len() < 2 * PIECE, "{}", first.len());
+        assert!(first.len() < 2 * CHUNK_BYTES, "{}", first.len());
         drop(pieces);
-        assert_eq!(text(&spool, listing(all.len(), None), wanted()).await.unwrap(), all);
+        assert_eq!(read_all(&spool, listing(all.len(), None), wanted()).await.unwrap(), all);
     }
 
     #[tokio::test]
-    async fn a_list_that_is_not_whole_is_no_list() {
-        let spool = Spool::passing();
-        let all = lines(&[record(b"a", FileState::Done)]);
+    async fn an_incomplete_or_missing_list_is_refused_with_its_reason() {
+        let spool = Spool::temporary();
+        let all = json_lines(&[record(b"a", FileState::Done)]);
         spool.write(3, 0, &all).unwrap();
         let code = async |listing: Listing, wanted| {
-            read(spool.clone(), listing, wanted).await.unwrap_err().code
+            stream_records(spool.clone(), listing, wanted).await.unwrap_err().code
         };
-        let records = || Wanted::Records(vec![]);
+        let records = || FileRecordQuery::Records(vec![]);
         assert_eq!(code(listing(all.len() + 1, None), records()).await, "records_lost");
         let lost = Some("the disk is full".to_owned());
         assert_eq!(code(Listing { lost, ..listing(1, None) }, records()).await, "records_lost");
         let none = || Listing { recorded: false, digests: false, ..listing(0, None) };
         assert_eq!(code(none(), records()).await, "not_recorded");
-        assert_eq!(code(none(), Wanted::Digests(Lines::Readable)).await, "not_recorded");
+        assert_eq!(
+            code(none(), FileRecordQuery::Digests(DigestLines::Checkable)).await,
+            "not_recorded"
+        );
         let going_on = Listing { ended: false, ..listing(all.len(), None) };
-        assert_eq!(code(going_on, Wanted::Digests(Lines::Others)).await, "not_ended");
+        assert_eq!(
+            code(going_on, FileRecordQuery::Digests(DigestLines::Uncheckable)).await,
+            "not_ended"
+        );
         let cut = listing(all.len() - 3, None);
-        assert!(text(&spool, cut, records()).await.is_err());
-        assert_eq!(text(&spool, listing(0, None), records()).await.unwrap(), b"");
+        assert!(read_all(&spool, cut, records()).await.is_err());
+        assert_eq!(read_all(&spool, listing(0, None), records()).await.unwrap(), b"");
     }
 }

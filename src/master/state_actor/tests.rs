@@ -1,10 +1,10 @@
 //! The owner on a store that fails and forgets on demand.
 
-use super::super::handle::{BlobReader, Handle};
-use super::super::listing::Wanted;
+use super::super::file_records::FileRecordQuery;
+use super::super::handle::{BlobReader, MasterHandle};
 use super::*;
 use crate::scheduler::{Select, Settings};
-use crate::store::{Acquired, Candidate, MemoryStore};
+use crate::store::{AcquireOutcome, Candidate, MemoryStore};
 use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::worker::WorkerHeartbeat;
 use crate::wire::{RequestId, WorkerId};
@@ -12,35 +12,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const LEASE: Duration = Duration::from_secs(15);
 
-struct World {
+struct TestActor {
     store: MemoryStore,
-    handle: Handle,
-    owning: tokio::task::JoinHandle<Result<(), StoreError>>,
+    handle: MasterHandle,
+    task: tokio::task::JoinHandle<Result<(), StoreError>>,
     stop: CancellationToken,
 }
 
-async fn start() -> World {
-    start_with(Spool::passing()).await
+async fn start() -> TestActor {
+    start_with(Spool::temporary()).await
 }
 
-async fn start_with(spool: Spool) -> World {
+async fn start_with(spool: Spool) -> TestActor {
     let store = MemoryStore::new();
     let mine = store.another_handle();
-    let Ok(Acquired::Leader(fence)) = mine.acquire(&"m".into(), LEASE).await else {
+    let Ok(AcquireOutcome::Leader(fence)) = mine.acquire(&"m".into(), LEASE).await else {
         panic!("no lead")
     };
     let records = mine.load().await.unwrap();
-    let state = State::load(Settings::default(), [1; 32], &records, now()).unwrap();
-    let tenure = Tenure { fence, lease: LEASE, asked_ms: now().mono_ms };
+    let state = State::load(Settings::default(), [1; 32], &records, current_time()).unwrap();
+    let tenure = LeaderLease { fence, duration: LEASE, requested_at_ms: current_time().mono_ms };
     let (tx, requests) = mpsc::channel(16);
     let (health, seen) = watch::channel(Ok(()));
     let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
     let stop = CancellationToken::new();
     let settings = watch::channel(Settings::default()).1;
     let owner =
-        Owner::new(Arc::new(mine), state, tenure, requests, health, spool.clone(), settings);
+        StateActor::new(Arc::new(mine), state, tenure, requests, health, spool.clone(), settings);
     let owning = tokio::spawn(owner.run(stop.clone()));
-    World { store, handle: Handle::of_owner(tx, seen, blobs, spool), owning, stop }
+    TestActor { store, handle: MasterHandle::for_actor(tx, seen, blobs, spool), task: owning, stop }
 }
 
 fn request(id: &str) -> SyncRequest {
@@ -63,30 +63,30 @@ fn id(text: &str) -> RequestId {
 }
 
 #[tokio::test]
-async fn what_was_answered_is_in_the_store() {
+async fn a_reply_is_sent_after_its_decision_is_stored() {
     let world = start().await;
     world.handle.submit(request("demo"), None).await.unwrap();
     let records = world.store.load().await.unwrap();
-    let state = State::load(Settings::default(), [2; 32], &records, now()).unwrap();
+    let state = State::load(Settings::default(), [2; 32], &records, current_time()).unwrap();
     assert!(state.record("s/1").is_some());
     world.stop.cancel();
-    world.owning.await.unwrap().unwrap();
-    assert_eq!(world.store.complaints(), Vec::<String>::new());
+    world.task.await.unwrap().unwrap();
+    assert_eq!(world.store.violations(), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_for_a_moment_is_written_to_when_it_is_back() {
+async fn a_commit_is_retried_until_the_store_is_available() {
     let world = start().await;
     world.store.fail_next(StoreError::Unavailable("away".into()));
     world.handle.submit(request("demo"), None).await.unwrap();
     world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
     world.handle.submit(request("other"), None).await.unwrap();
     assert_eq!(world.handle.list(Select::default()).await.unwrap().syncs.len(), 2);
-    assert_eq!(world.store.complaints(), Vec::<String>::new());
+    assert_eq!(world.store.violations(), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn a_store_that_was_rolled_back_gets_everything_back() {
+async fn a_store_that_was_rolled_back_gets_the_whole_state_again() {
     let world = start().await;
     world.handle.submit(request("first"), None).await.unwrap();
     world.handle.submit(request("second"), None).await.unwrap();
@@ -100,18 +100,18 @@ async fn a_store_that_was_rolled_back_gets_everything_back() {
 }
 
 #[tokio::test]
-async fn a_deposed_master_stops_and_answers_nobody() {
+async fn a_deposed_master_stops_and_sends_no_reply() {
     let world = start().await;
     let other = world.store.another_handle();
-    assert!(matches!(other.acquire(&"m".into(), LEASE).await, Ok(Acquired::Leader(_))));
+    assert!(matches!(other.acquire(&"m".into(), LEASE).await, Ok(AcquireOutcome::Leader(_))));
     let problem = world.handle.submit(request("demo"), None).await.unwrap_err();
     assert_eq!(problem.status, 503);
-    let ended = world.owning.await.unwrap();
+    let ended = world.task.await.unwrap();
     assert!(matches!(ended, Err(StoreError::Deposed { .. })), "{ended:?}");
 }
 
 #[tokio::test]
-async fn an_assignment_whose_caller_went_away_is_not_lost() {
+async fn an_assignment_for_a_disconnected_poll_is_returned_to_the_queue() {
     let world = start().await;
     world.handle.heartbeat(heartbeat()).await.unwrap();
     let worker: WorkerId = "w".parse().unwrap();
@@ -124,7 +124,7 @@ async fn an_assignment_whose_caller_went_away_is_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poll_that_a_loss_found_by_a_renewal_gives_work_to_is_answered() {
+async fn a_poll_gets_its_reply_after_a_renewal_detects_data_loss() {
     let world = start().await;
     world.handle.heartbeat(heartbeat()).await.unwrap();
     world.handle.submit(request("demo"), None).await.unwrap();
@@ -139,24 +139,24 @@ async fn a_poll_that_a_loss_found_by_a_renewal_gives_work_to_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_master_can_be_stopped_while_a_store_that_lost_data_is_away() {
+async fn a_master_stops_while_the_store_that_lost_data_is_unavailable() {
     let world = start().await;
     world.handle.submit(request("demo"), None).await.unwrap();
-    world.store.fail_next(StoreError::Lost { expected: 1, found: 0 });
+    world.store.fail_next(StoreError::DataLost { expected: 1, found: 0 });
     for _ in 0..1_000 {
         world.store.fail_next(StoreError::Unavailable("away".into()));
     }
     assert_eq!(world.handle.submit(request("other"), None).await.unwrap_err().status, 503);
     world.stop.cancel();
-    let ended = tokio::time::timeout(Duration::from_secs(60), world.owning).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), world.task).await;
     assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
 }
 
 #[tokio::test]
-async fn a_list_that_cannot_be_written_is_told_of_and_the_sync_goes_on() {
+async fn a_write_error_of_the_file_records_is_reported_and_the_sync_continues() {
     let file = tempfile::NamedTempFile::new().unwrap();
     // A file stands where the directory would be made.
-    let world = start_with(Spool::at(file.path().join("records"))).await;
+    let world = start_with(Spool::in_dir(file.path().join("records"))).await;
     world.handle.heartbeat(heartbeat()).await.unwrap();
     let mut recorded = request("demo");
     recorded.options.record = true;
@@ -172,13 +172,13 @@ async fn a_list_that_cannot_be_written_is_told_of_and_the_sync_goes_on() {
     world.handle.page(worker, scan.assignment_id, page.unwrap()).await.unwrap();
     let end = world.handle.progress(id("demo")).await.unwrap();
     assert_eq!(end.files_failed, 1);
-    let wanted = Wanted::Records(vec![]);
-    let problem = world.handle.listing(id("demo"), wanted).await.unwrap_err();
+    let wanted = FileRecordQuery::Records(vec![]);
+    let problem = world.handle.stream_file_records(id("demo"), wanted).await.unwrap_err();
     assert_eq!(problem.code, "records_lost");
 }
 
 #[tokio::test]
-async fn large_lists_are_not_all_stored_in_one_commit() {
+async fn large_file_lists_are_split_over_several_commits() {
     let world = start().await;
     let submit = |n: u32| {
         let names = (0..9_000).map(|i| format!("{i:0>250}"));
@@ -193,26 +193,26 @@ async fn large_lists_are_not_all_stored_in_one_commit() {
 }
 
 /// A store whose answers come late. It notes when it was asked last, and counts its answers to renewals.
-struct Late {
+struct SlowStore {
     inner: MemoryStore,
-    asked_ms: AtomicU64,
+    requested_at_ms: AtomicU64,
     renewals: AtomicU64,
 }
 
-impl Late {
-    async fn late(&self) {
-        self.asked_ms.store(now().mono_ms, Ordering::SeqCst);
+impl SlowStore {
+    async fn delay(&self) {
+        self.requested_at_ms.store(current_time().mono_ms, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
 }
 
-impl Store for Late {
-    async fn acquire(&self, who: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
+impl Store for SlowStore {
+    async fn acquire(&self, who: &Candidate, ttl: Duration) -> Result<AcquireOutcome, StoreError> {
         self.inner.acquire(who, ttl).await
     }
 
     async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
-        self.late().await;
+        self.delay().await;
         self.renewals.fetch_add(1, Ordering::SeqCst);
         self.inner.renew(fence, ttl).await
     }
@@ -226,7 +226,7 @@ impl Store for Late {
     }
 
     async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
-        self.late().await;
+        self.delay().await;
         self.inner.commit(fence, batch).await
     }
 
@@ -240,35 +240,43 @@ impl Store for Late {
 }
 
 #[tokio::test]
-async fn leadership_lasts_from_when_the_store_was_asked_however_late_it_answers() {
+async fn the_lease_starts_when_the_renewal_is_sent_and_not_when_its_reply_arrives() {
     let inner = MemoryStore::new();
-    let Ok(Acquired::Leader(fence)) = inner.acquire(&"m".into(), LEASE).await else {
+    let Ok(AcquireOutcome::Leader(fence)) = inner.acquire(&"m".into(), LEASE).await else {
         panic!("no lead")
     };
     let (asked_ms, renewals) = (AtomicU64::new(0), AtomicU64::new(0));
-    let store = Arc::new(Late { inner, asked_ms, renewals });
-    let state = State::load(Settings::default(), [1; 32], &BTreeMap::new(), now()).unwrap();
+    let store = Arc::new(SlowStore { inner, requested_at_ms: asked_ms, renewals });
+    let state =
+        State::load(Settings::default(), [1; 32], &BTreeMap::new(), current_time()).unwrap();
     let lease = Duration::from_secs(15);
-    let tenure = Tenure { fence, lease, asked_ms: 0 };
+    let tenure = LeaderLease { fence, duration: lease, requested_at_ms: 0 };
     let (_tx, requests) = mpsc::channel(16);
     let (health, _seen) = watch::channel(Ok(()));
     let settings = watch::channel(Settings::default()).1;
-    let mut owner =
-        Owner::new(Arc::clone(&store), state, tenure, requests, health, Spool::passing(), settings);
+    let mut owner = StateActor::new(
+        Arc::clone(&store),
+        state,
+        tenure,
+        requests,
+        health,
+        Spool::temporary(),
+        settings,
+    );
     let stop = CancellationToken::new();
-    let asked = || store.asked_ms.load(Ordering::SeqCst);
+    let asked = || store.requested_at_ms.load(Ordering::SeqCst);
     for way in ["renew", "prove", "commit", "renewals beside a call"] {
-        owner.tenure.asked_ms = 0;
-        let mut pending = Pending::default();
+        owner.lease.requested_at_ms = 0;
+        let mut pending = PendingCommit::default();
         match way {
-            "renew" => owner.renew(&stop).await.unwrap(),
-            "prove" => assert!(owner.prove(&mut pending, &stop).await.unwrap()),
+            "renew" => owner.renew_lease(&stop).await.unwrap(),
+            "prove" => assert!(owner.confirm_leadership(&mut pending, &stop).await.unwrap()),
             "commit" => {
-                pending.touched.insert("meta".to_owned());
-                assert!(owner.settle(pending, &stop).await.unwrap());
+                pending.dirty_keys.insert("meta".to_owned());
+                assert!(owner.commit_and_reply(pending, &stop).await.unwrap());
             }
             _ => {
-                owner.tenure.lease = Duration::from_millis(40);
+                owner.lease.duration = Duration::from_millis(40);
                 let wanted = store.renewals.load(Ordering::SeqCst) + 2;
                 let store = Arc::clone(&store);
                 let call = async move {
@@ -276,16 +284,16 @@ async fn leadership_lasts_from_when_the_store_was_asked_however_late_it_answers(
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
                 };
-                owner.guarded(call).await;
+                owner.renewing_while(call).await;
             }
         }
-        let counted = owner.tenure.asked_ms;
+        let counted = owner.lease.requested_at_ms;
         assert!(counted > 0 && counted <= asked(), "{way}: {counted}, asked at {}", asked());
     }
 }
 
 #[tokio::test]
-async fn a_batch_that_was_lost_with_its_workers_is_read_from_the_store_and_split() {
+async fn a_batch_that_was_lost_with_its_workers_is_split_into_its_entries() {
     let world = start().await;
     let worker: WorkerId = "w".parse().unwrap();
     let beat = |incarnation: u32| {
@@ -320,12 +328,12 @@ async fn a_batch_that_was_lost_with_its_workers_is_read_from_the_store_and_split
         let one = poll(4).await.unwrap().expect("an entry");
         assert!(format!("{:?}", one.task).contains("files: 1"), "{:?}", one.task);
         let report = TaskReport { files_done: 1, bytes_done: 1, ..TaskReport::default() };
-        let result = TaskResult { success: true, report: Some(report), ..handed_back(&one) };
+        let result = TaskResult { success: true, report: Some(report), ..returned_result(&one) };
         world.handle.result(result).await.unwrap();
     }
     assert_eq!(world.handle.progress(id("demo")).await.unwrap().files_done, 2);
     world.stop.cancel();
-    world.owning.await.unwrap().unwrap();
+    world.task.await.unwrap().unwrap();
 }
 
 fn entry(name: &str) -> crate::wire::manifest::Entry {
@@ -336,7 +344,7 @@ fn entry(name: &str) -> crate::wire::manifest::Entry {
 }
 
 #[tokio::test]
-async fn a_store_that_was_rolled_back_keeps_the_failures_of_syncs_that_have_ended() {
+async fn a_rolled_back_store_keeps_the_failures_of_ended_syncs() {
     let world = start().await;
     world.handle.heartbeat(heartbeat()).await.unwrap();
     world.handle.submit(request("demo"), None).await.unwrap();

@@ -1,7 +1,7 @@
 //! What the API is reached by: the names of a master behind a proxy, and the names in its paths.
 
 use super::*;
-use crate::master::seat::{Identity, Seat};
+use crate::master::leadership::{LeadershipStatus, MasterIdentity};
 use crate::wire::ids::worker_routes;
 use crate::wire::leader::Leader;
 use serde_json::json;
@@ -10,9 +10,9 @@ use url::Url;
 const GOOD: &str = r#"{"source_path": "/a", "destination_path": "/b"}"#;
 
 #[tokio::test]
-async fn the_url_of_a_new_sync_keeps_the_path_below_which_the_api_is_served() {
-    let secret = HttpLimits { secret: Some("s3cret".into()), ..HttpLimits::default() };
-    let (plain, private) = (served().await, served_with(secret).await);
+async fn the_url_of_a_new_sync_keeps_the_base_path_of_the_api() {
+    let secret = HttpLimits { path_secret: Some("s3cret".into()), ..HttpLimits::default() };
+    let (plain, private) = (start_server().await, start_server_with(secret).await);
     for (served, root) in [(&plain, ""), (&plain, "/v1"), (&private, "/s3cret")] {
         for (path, body, id) in [
             ("/sync", GOOD, "made"),
@@ -35,10 +35,10 @@ async fn the_url_of_a_new_sync_keeps_the_path_below_which_the_api_is_served() {
 }
 
 #[tokio::test]
-async fn a_master_on_loopback_answers_to_the_name_that_it_advertises() {
+async fn a_master_on_loopback_accepts_its_advertised_host_name() {
     let advertise_url = Some("http://ctl.example/longhaul".to_owned());
-    let proxied = served_with(HttpLimits { advertise_url, ..HttpLimits::default() }).await;
-    let plain = served().await;
+    let proxied = start_server_with(HttpLimits { advertise_url, ..HttpLimits::default() }).await;
+    let plain = start_server().await;
     let raw =
         |host: &str| format!("GET /sync HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     for (served, host, status) in [
@@ -48,7 +48,7 @@ async fn a_master_on_loopback_answers_to_the_name_that_it_advertises() {
         (&proxied, "evil.example", 421),
         (&plain, "ctl.example", 421),
     ] {
-        let got = Got::parse(&served.raw(raw(host).as_bytes()).await);
+        let got = TestResponse::parse(&served.send_raw(raw(host).as_bytes()).await);
         assert_eq!(got.status, status, "{host}");
         if status == 421 {
             assert!(got.json()["hint"].as_str().unwrap().contains("advertise_url"));
@@ -57,8 +57,8 @@ async fn a_master_on_loopback_answers_to_the_name_that_it_advertises() {
 }
 
 #[tokio::test]
-async fn one_worker_and_what_it_works_on_can_be_asked_for() {
-    let mut served = served().await;
+async fn a_worker_and_the_syncs_of_its_tasks_can_be_read() {
+    let mut served = start_server().await;
     for root in ["", "/v1"] {
         let got = served.get(&format!("{root}/workers/up")).await;
         assert_eq!((got.status, &got.json()["worker_id"]), (200, &json!("up")));
@@ -69,22 +69,26 @@ async fn one_worker_and_what_it_works_on_can_be_asked_for() {
     }
     for target in ["/workers/gone", "/workers/gone/requests"] {
         let got = served.get(target).await;
-        assert_eq!((got.status, got.code().as_str()), (404, "worker_not_found"), "{target}");
+        assert_eq!(
+            (got.status, got.problem_code().as_str()),
+            (404, "worker_not_found"),
+            "{target}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_worker_is_not_named_like_a_path_of_the_api() {
-    let mut served = served().await;
+async fn a_worker_id_that_equals_a_route_is_refused() {
+    let mut served = start_server().await;
     for word in worker_routes::RESERVED_IDS {
         // It is one, and so nothing about a worker of that name could be asked for.
-        assert_eq!(served.get(&format!("/workers/{word}")).await.code(), "wrong_method");
+        assert_eq!(served.get(&format!("/workers/{word}")).await.problem_code(), "wrong_method");
         let beat = json!({"worker_id": word, "status": "READY"}).to_string();
         let got = served.post("/workers/heartbeat", beat).await;
         assert_eq!((got.status, &got.json()["errors"][0]["pointer"]), (422, &json!("/worker_id")));
         assert!(got.json()["detail"].as_str().unwrap().contains(&format!("/workers/{word}")));
     }
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
     // No other path of a fixed name begins so.
     let routes = include_str!("../routes.rs");
     let fixed: Vec<&str> = routes.split("\"/workers/").skip(1).collect();
@@ -96,8 +100,8 @@ async fn a_worker_is_not_named_like_a_path_of_the_api() {
 }
 
 #[tokio::test]
-async fn each_master_answers_by_itself_that_it_lives() {
-    let served = served().await;
+async fn every_master_answers_the_health_routes_itself() {
+    let served = start_server().await;
     served.health.send(Err("the store is away".into())).unwrap();
     for target in ["/livez", "/v1/livez", "/healthz"] {
         let got = served.get(target).await;
@@ -106,33 +110,37 @@ async fn each_master_answers_by_itself_that_it_lives() {
 }
 
 #[tokio::test]
-async fn without_the_secret_of_a_private_master_nothing_is_answered() {
-    let limits = HttpLimits { secret: Some("s3cret".into()), ..HttpLimits::default() };
-    let mut served = served_with(limits).await;
+async fn a_private_master_returns_404_without_its_secret() {
+    let limits = HttpLimits { path_secret: Some("s3cret".into()), ..HttpLimits::default() };
+    let mut served = start_server_with(limits).await;
     for root in ["", "/v1", "/s3cre", "/s3crets", "/S3CRET", "/s3cret/s3cret"] {
         for path in ["/sync", "/workers", "/healthz", "/livez", "/readyz", "/version"] {
             let got = served.get(&format!("{root}{path}")).await;
-            assert_eq!((got.status, got.code().as_str()), (404, "no_such_route"), "{root}{path}");
+            assert_eq!(
+                (got.status, got.problem_code().as_str()),
+                (404, "no_such_route"),
+                "{root}{path}"
+            );
         }
         assert_eq!(served.post(&format!("{root}/sync"), GOOD).await.status, 404, "{root}");
     }
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
     assert_eq!(served.get("/s3cret/v1/sync").await.status, 200);
 }
 
 /// A server of a master that follows one with this URL, and where it listens.
-async fn following(url: Option<&str>) -> (SocketAddr, CancellationToken) {
+async fn start_follower(url: Option<&str>) -> (SocketAddr, CancellationToken) {
     let leader = Leader { name: "lead".into(), url: url.map(str::to_owned), epoch: 7, since: None };
-    let seat = watch::Sender::new(Seat::Follows(leader)).subscribe();
+    let seat = watch::Sender::new(LeadershipStatus::Follower(leader)).subscribe();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let handle = Handle::new(seat, Identity::default(), Spool::passing());
+    let handle = MasterHandle::new(seat, MasterIdentity::default(), Spool::temporary());
     tokio::spawn(serve(listener, handle, HttpLimits::default(), shutdown.clone()));
     (addr, shutdown)
 }
 
-async fn ask(addr: SocketAddr, method: &str, target: &str) -> Got {
+async fn send_to(addr: SocketAddr, method: &str, target: &str) -> TestResponse {
     let raw = format!(
         "{method} {target} HTTP/1.1\r\nHost: {addr}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     );
@@ -140,12 +148,12 @@ async fn ask(addr: SocketAddr, method: &str, target: &str) -> Got {
     stream.write_all(raw.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
-    Got::parse(&answer)
+    TestResponse::parse(&answer)
 }
 
 #[tokio::test]
-async fn a_follower_sends_all_on_but_what_each_master_answers_by_itself() {
-    let (addr, _stop) = following(Some("http://lead:1/below")).await;
+async fn a_follower_redirects_everything_but_the_health_routes() {
+    let (addr, _stop) = start_follower(Some("http://lead:1/below")).await;
     for (method, target) in [
         ("GET", "/sync?state=FAILED&limit=2"),
         ("POST", "/sync"),
@@ -155,22 +163,31 @@ async fn a_follower_sends_all_on_but_what_each_master_answers_by_itself() {
         ("POST", "/admin/reconcile"),
         ("GET", "/versions"),
     ] {
-        let got = soon(ask(addr, method, target)).await;
-        assert_eq!((got.status, got.code().as_str()), (307, "not_leader"), "{target}");
+        let got = with_deadline(send_to(addr, method, target)).await;
+        assert_eq!((got.status, got.problem_code().as_str()), (307, "not_leader"), "{target}");
         let location = format!("http://lead:1/below{target}");
         assert_eq!(got.header("location"), Some(location.as_str()));
     }
-    let (unnamed, _stop) = following(None).await;
+    let (unnamed, _stop) = start_follower(None).await;
     for root in ["", "/v1"] {
         for path in ["/healthz", "/livez", "/version"] {
             for addr in [addr, unnamed] {
-                assert_eq!(soon(ask(addr, "GET", &format!("{root}{path}"))).await.status, 200);
+                assert_eq!(
+                    with_deadline(send_to(addr, "GET", &format!("{root}{path}"))).await.status,
+                    200
+                );
             }
         }
-        assert_eq!(soon(ask(addr, "GET", &format!("{root}/readyz"))).await.status, 200);
-        assert_eq!(soon(ask(unnamed, "GET", &format!("{root}/readyz"))).await.status, 503);
+        assert_eq!(
+            with_deadline(send_to(addr, "GET", &format!("{root}/readyz"))).await.status,
+            200
+        );
+        assert_eq!(
+            with_deadline(send_to(unnamed, "GET", &format!("{root}/readyz"))).await.status,
+            503
+        );
     }
-    let got = soon(ask(unnamed, "GET", "/sync")).await;
+    let got = with_deadline(send_to(unnamed, "GET", "/sync")).await;
     assert_eq!((got.status, got.header("location")), (503, None));
     assert!(got.header("retry-after").is_some());
 }

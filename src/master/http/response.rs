@@ -1,6 +1,6 @@
 //! Answers: JSON, or a problem document.
 
-use crate::master::listing::Pieces;
+use crate::master::file_records::ChunkReceiver;
 use crate::store::Backup;
 use crate::util::checksum;
 use crate::wire::problem::{self, Problem};
@@ -13,34 +13,34 @@ use std::io::{self, Read};
 use tokio::sync::mpsc;
 
 /// Seconds after which a request that was refused with 503 is worth another try.
-const RETRY_SECONDS: &str = "2";
+const RETRY_AFTER_SECONDS: &str = "2";
 
 /// Bytes of a file that are sent at a time.
-const PIECE_BYTES: usize = 256 << 10;
+const FILE_CHUNK_BYTES: usize = 256 << 10;
 /// Pieces that wait for a slow reader.
-const WAITING_PIECES: usize = 4;
+const MAX_QUEUED_CHUNKS: usize = 4;
 
 /// What a route gives.
-pub(super) type Answer = Result<Response, Fault>;
+pub(super) type RouteResult = Result<Response, ProblemResponse>;
 
 /// A problem that is sent.
-pub(super) struct Fault(pub(super) Problem);
+pub(super) struct ProblemResponse(pub(super) Problem);
 
-impl From<Problem> for Fault {
+impl From<Problem> for ProblemResponse {
     fn from(problem: Problem) -> Self {
-        Fault(problem)
+        ProblemResponse(problem)
     }
 }
 
-impl IntoResponse for Fault {
+impl IntoResponse for ProblemResponse {
     fn into_response(self) -> Response {
-        let Fault(problem) = self;
+        let ProblemResponse(problem) = self;
         let status =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = document(status, problem::PROBLEM_CONTENT_TYPE, &problem);
+        let mut response = serialize_response(status, problem::PROBLEM_CONTENT_TYPE, &problem);
         let headers = response.headers_mut();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
         // What remains of the body is not read.
         if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
@@ -51,24 +51,24 @@ impl IntoResponse for Fault {
 }
 
 /// `value` with status 200.
-pub(super) fn ok(value: &impl Serialize) -> Response {
-    json(StatusCode::OK, value)
+pub(super) fn ok_json(value: &impl Serialize) -> Response {
+    json_response(StatusCode::OK, value)
 }
 
 /// `value` with `status`.
-pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    document(status, "application/json", value)
+pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
+    serialize_response(status, "application/json", value)
 }
 
 /// Bytes that only an agent understands.
-pub(super) fn octets(bytes: Vec<u8>) -> Response {
-    sealed(StatusCode::OK, "application/octet-stream", bytes)
+pub(super) fn binary_response(bytes: Vec<u8>) -> Response {
+    checksummed_response(StatusCode::OK, "application/octet-stream", bytes)
 }
 
 /// Pieces as they come. One that can't be had breaks the connection off, so that nobody takes what
 /// arrived for all.
-pub(super) fn stream(kind: &'static str, pieces: Pieces) -> Response {
-    let next = |mut pieces: Pieces| async move {
+pub(super) fn stream_response(kind: &'static str, pieces: ChunkReceiver) -> Response {
+    let next = |mut pieces: ChunkReceiver| async move {
         let piece = pieces.recv().await?;
         if let Err(error) = &piece {
             tracing::error!(%error, "an answer can't be read to its end");
@@ -80,13 +80,13 @@ pub(super) fn stream(kind: &'static str, pieces: Pieces) -> Response {
 }
 
 /// The copy of a store, with its check.
-pub(super) fn file(backup: Backup) -> Response {
-    let Backup { mut file, bytes, check, permit } = backup;
-    let (pieces, receiver) = mpsc::channel(WAITING_PIECES);
+pub(super) fn backup_response(backup: Backup) -> Response {
+    let Backup { mut file, bytes, checksum: check, permit } = backup;
+    let (pieces, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
     tokio::task::spawn_blocking(move || {
         let _until_sent = permit;
         loop {
-            let mut piece = vec![0; PIECE_BYTES];
+            let mut piece = vec![0; FILE_CHUNK_BYTES];
             let read = match file.read(&mut piece) {
                 Ok(0) => return,
                 Ok(read) => read,
@@ -103,7 +103,7 @@ pub(super) fn file(backup: Backup) -> Response {
             }
         }
     });
-    let mut response = stream("application/vnd.sqlite3", receiver);
+    let mut response = stream_response("application/vnd.sqlite3", receiver);
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
     headers.extend(
@@ -114,9 +114,9 @@ pub(super) fn file(backup: Backup) -> Response {
     response
 }
 
-fn document(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Response {
+fn serialize_response(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(text) => sealed(status, kind, text),
+        Ok(text) => checksummed_response(status, kind, text),
         Err(e) => {
             tracing::error!(error = %e, "an answer can't be written as JSON");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
@@ -125,7 +125,7 @@ fn document(status: StatusCode, kind: &'static str, value: &impl Serialize) -> R
 }
 
 /// A body with its check.
-fn sealed(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response {
+fn checksummed_response(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response {
     let check = HeaderValue::from_str(&checksum::header_value(&body));
     let kind = [(CONTENT_TYPE, HeaderValue::from_static(kind))];
     let mut response = (status, kind, Body::from(body)).into_response();

@@ -1,8 +1,8 @@
 //! Masters on one store in memory, which fails and forgets on demand.
 
-use super::super::handle::Handle;
+use super::super::handle::MasterHandle;
+use super::super::leadership::MasterIdentity;
 use super::super::name_key::NameKeyFile;
-use super::super::seat::Identity;
 use super::*;
 use crate::scheduler::Select;
 use crate::store::MemoryStore;
@@ -12,37 +12,38 @@ use tokio::task::JoinHandle;
 
 const LEASE: Duration = Duration::from_secs(5);
 
-struct Master {
-    handle: Handle,
+struct TestMaster {
+    handle: MasterHandle,
     stop: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
-impl Master {
+impl TestMaster {
     /// One of this name, which has not been heard of yet.
-    fn start(name: &str, store: &MemoryStore) -> Master {
+    fn start(name: &str, store: &MemoryStore) -> TestMaster {
         let store = store.another_handle();
-        let (seat, seen) = watch::channel(Seat::Nobody(Why::Change("begins")));
-        let handle = Handle::new(seen, Identity::default(), Spool::passing());
+        let (seat, seen) =
+            watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition("begins")));
+        let handle = MasterHandle::new(seen, MasterIdentity::default(), Spool::temporary());
         let stop = CancellationToken::new();
-        let reigns = Reigns {
+        let reigns = LeaderElection {
             name: name.to_owned(),
             url: Some(format!("http://{name}")),
             lease: LEASE,
             settings: watch::channel(Settings::default()).1,
-            spool: Spool::passing(),
-            names: NameKeyFile::default(),
-            seat,
+            spool: Spool::temporary(),
+            name_key_file: NameKeyFile::default(),
+            status: seat,
             shutdown: stop.clone(),
             api_ended: stop.clone(),
         };
         let opened = Arc::new(store);
         let running = tokio::spawn(reigns.run(move || std::future::ready(Ok(Arc::clone(&opened)))));
-        Master { handle, stop, running }
+        TestMaster { handle, stop, running }
     }
 
-    async fn is(&self, status: ReadinessStatus) {
-        let seen = self.handle.told(|told| told.status == status);
+    async fn wait_for_status(&self, status: ReadinessStatus) {
+        let seen = self.handle.wait_for_readiness(|told| told.status == status);
         let waited = tokio::time::timeout(Duration::from_secs(60), seen).await;
         assert!(waited.is_ok(), "{status:?}: {:?}", self.handle.readiness());
     }
@@ -55,19 +56,19 @@ impl Master {
         self.handle.submit(request, None).await.unwrap();
     }
 
-    async fn syncs(&self) -> usize {
+    async fn count_syncs(&self) -> usize {
         self.handle.list(Select::default()).await.unwrap().syncs.len()
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_master_that_is_stopped_is_followed_at_once_by_one_that_knows_all() {
+async fn a_follower_takes_over_at_once_from_a_master_that_stops() {
     let store = MemoryStore::new();
-    let one = Master::start("one", &store);
-    one.is(ReadinessStatus::Ready).await;
+    let one = TestMaster::start("one", &store);
+    one.wait_for_status(ReadinessStatus::Ready).await;
     one.submit("demo").await;
-    let two = Master::start("two", &store);
-    two.is(ReadinessStatus::Following).await;
+    let two = TestMaster::start("two", &store);
+    two.wait_for_status(ReadinessStatus::Following).await;
     let seen = two.handle.readiness();
     let leader = seen.leader.expect("it knows who leads");
     assert_eq!((seen.role, leader.url.as_deref()), (MasterRole::Follower, Some("http://one")));
@@ -76,118 +77,122 @@ async fn a_master_that_is_stopped_is_followed_at_once_by_one_that_knows_all() {
     let begun = Instant::now();
     one.stop.cancel();
     one.running.await.unwrap().unwrap();
-    two.is(ReadinessStatus::Ready).await;
+    two.wait_for_status(ReadinessStatus::Ready).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert_eq!(two.syncs().await, 1);
+    assert_eq!(two.count_syncs().await, 1);
     assert!(two.handle.readiness().leader.unwrap().epoch > leader.epoch);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_leaves_a_living_leader_the_time_to_write_back_what_the_store_lost() {
+async fn a_follower_waits_while_the_leader_writes_back_what_the_store_lost() {
     let store = MemoryStore::new();
-    let one = Master::start("one", &store);
-    one.is(ReadinessStatus::Ready).await;
+    let one = TestMaster::start("one", &store);
+    one.wait_for_status(ReadinessStatus::Ready).await;
     one.submit("demo").await;
-    let two = Master::start("two", &store);
-    two.is(ReadinessStatus::Following).await;
+    let two = TestMaster::start("two", &store);
+    two.wait_for_status(ReadinessStatus::Following).await;
     for _ in 0..3 {
         store.roll_back_to(0);
         // Long enough for the follower to ask many times.
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(one.handle.readiness().status, ReadinessStatus::Ready);
-        assert_eq!((one.syncs().await, store.load().await.unwrap().contains_key("s/1")), (1, true));
+        assert_eq!(
+            (one.count_syncs().await, store.load().await.unwrap().contains_key("s/1")),
+            (1, true)
+        );
     }
     assert_eq!(two.handle.readiness().leader, one.handle.readiness().leader);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_master_that_dies_is_followed_when_its_lease_ends() {
+async fn a_follower_takes_over_when_the_lease_of_a_crashed_leader_expires() {
     let store = MemoryStore::new();
-    let one = Master::start("one", &store);
-    one.is(ReadinessStatus::Ready).await;
-    let two = Master::start("two", &store);
-    two.is(ReadinessStatus::Following).await;
+    let one = TestMaster::start("one", &store);
+    one.wait_for_status(ReadinessStatus::Ready).await;
+    let two = TestMaster::start("two", &store);
+    two.wait_for_status(ReadinessStatus::Following).await;
     let begun = Instant::now();
     one.running.abort();
-    two.is(ReadinessStatus::Ready).await;
-    assert!(begun.elapsed() <= LEASE + ASK, "{:?}", begun.elapsed());
+    two.wait_for_status(ReadinessStatus::Ready).await;
+    assert!(begun.elapsed() <= LEASE + ACQUIRE_INTERVAL, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_lost_data_with_its_leader_is_led_all_the_same_in_the_end() {
+async fn a_follower_leads_a_store_that_lost_data_once_the_leader_had_time_to_write_back() {
     let store = MemoryStore::new();
-    let one = Master::start("one", &store);
-    one.is(ReadinessStatus::Ready).await;
+    let one = TestMaster::start("one", &store);
+    one.wait_for_status(ReadinessStatus::Ready).await;
     one.submit("demo").await;
-    let two = Master::start("two", &store);
-    two.is(ReadinessStatus::Following).await;
+    let two = TestMaster::start("two", &store);
+    two.wait_for_status(ReadinessStatus::Following).await;
     one.running.abort();
     store.roll_back_to(0);
-    two.is(ReadinessStatus::Unavailable).await;
+    two.wait_for_status(ReadinessStatus::Unavailable).await;
     assert_eq!(two.handle.list(Select::default()).await.unwrap_err().code, "no_leader");
-    two.is(ReadinessStatus::Ready).await;
-    assert_eq!(two.syncs().await, 0);
+    two.wait_for_status(ReadinessStatus::Ready).await;
+    assert_eq!(two.count_syncs().await, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_masters_with_one_name_the_older_ends_and_says_what_to_do() {
+async fn of_two_masters_with_one_name_the_older_one_stops_with_a_hint() {
     let store = MemoryStore::new();
-    let one = Master::start("one", &store);
-    one.is(ReadinessStatus::Ready).await;
-    let other = Master::start("one", &store);
+    let one = TestMaster::start("one", &store);
+    one.wait_for_status(ReadinessStatus::Ready).await;
+    let other = TestMaster::start("one", &store);
     let refused = one.running.await.unwrap().unwrap_err();
     assert!(format!("{refused:#}").contains("advertise_url"), "{refused:#}");
-    other.is(ReadinessStatus::Ready).await;
+    other.wait_for_status(ReadinessStatus::Ready).await;
 }
 
 #[tokio::test]
-async fn a_lead_counts_from_when_it_was_asked_for_however_late_the_store_answers() {
+async fn the_lease_starts_when_leadership_is_requested_and_not_when_it_is_granted() {
     const LATE: Duration = Duration::from_millis(100);
     let late_ms = LATE.as_millis() as u64;
     let store = MemoryStore::new();
-    store.answer_after(LATE);
-    let (seat, _seen) = watch::channel(Seat::Nobody(Why::Change("begins")));
+    store.delay_replies(LATE);
+    let (seat, _seen) =
+        watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition("begins")));
     let stop = CancellationToken::new();
-    let reigns = Reigns {
+    let reigns = LeaderElection {
         name: "one".to_owned(),
         url: None,
         lease: Duration::from_millis(400),
         settings: watch::channel(Settings::default()).1,
-        spool: Spool::passing(),
-        names: NameKeyFile::default(),
-        seat,
+        spool: Spool::temporary(),
+        name_key_file: NameKeyFile::default(),
+        status: seat,
         shutdown: stop.clone(),
         api_ended: stop,
     };
-    let lead = reigns.follow(&store, &mut Fence::default()).await.unwrap().unwrap();
-    let now_ms = || owner::loading_time().mono_ms;
-    assert!(lead.tenure.asked_ms + late_ms <= now_ms(), "it counts from the answer");
+    let lead = reigns.wait_for_leadership(&store, &mut Fence::default()).await.unwrap().unwrap();
+    let now_ms = || state_actor::loading_time().mono_ms;
+    assert!(lead.lease.requested_at_ms + late_ms <= now_ms(), "it counts from the answer");
     // While the state is loaded it is renewed.
-    let keeper = Keeper::start(Arc::new(store), lead.tenure);
+    let keeper = LeaseKeepAlive::start(Arc::new(store), lead.lease);
     let renewed = async {
-        while keeper.asked_ms.load(Ordering::Relaxed) == lead.tenure.asked_ms {
+        while keeper.requested_at_ms.load(Ordering::Relaxed) == lead.lease.requested_at_ms {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), renewed).await.unwrap();
-    assert!(keeper.end() + late_ms <= now_ms(), "it counts from the answer");
+    assert!(keeper.stop() + late_ms <= now_ms(), "it counts from the answer");
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_store_is_away_a_follower_says_so() {
+async fn a_follower_reports_that_the_store_is_unavailable() {
     let store = MemoryStore::new();
-    let one = Master::start("one", &store);
-    one.is(ReadinessStatus::Ready).await;
+    let one = TestMaster::start("one", &store);
+    one.wait_for_status(ReadinessStatus::Ready).await;
     one.stop.cancel();
     one.running.await.unwrap().unwrap();
     for _ in 0..3 {
         store.fail_next(crate::store::StoreError::Unavailable("gone fishing".into()));
     }
-    let two = Master::start("two", &store);
-    two.is(ReadinessStatus::Unavailable).await;
-    two.handle.told(|told| !told.store.ok).await;
+    let two = TestMaster::start("two", &store);
+    two.wait_for_status(ReadinessStatus::Unavailable).await;
+    two.handle.wait_for_readiness(|told| !told.store.ok).await;
     let problem = two.handle.list(Select::default()).await.unwrap_err();
     assert_eq!(problem.code, "store_unavailable");
     assert!(problem.detail.contains("gone fishing"), "{}", problem.detail);
-    two.is(ReadinessStatus::Ready).await;
+    two.wait_for_status(ReadinessStatus::Ready).await;
 }

@@ -1,54 +1,60 @@
 //! What a master is at the moment, for those who answer requests: it leads, it follows, or nobody leads.
 
-use super::handle::Desk;
+use super::handle::ActorChannel;
 use crate::wire::leader::{Leader, MasterRole, Readiness, ReadinessStatus, StoreStatus};
 use crate::wire::problem::Problem;
 
 /// See the [module](self).
 #[derive(Clone)]
-pub(super) enum Seat {
+pub(super) enum LeadershipStatus {
     /// This master leads; requests go to the desk of its owner.
-    Leads(Leader, Desk),
+    Leader(Leader, ActorChannel),
     /// Another one leads.
-    Follows(Leader),
+    Follower(Leader),
     /// Nobody leads as far as is known, for a reason in a sentence.
-    Nobody(Why),
+    NoLeader(NoLeaderReason),
 }
 
 /// Why nobody leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum NoLeaderReason {
     /// The store is away: its words.
-    Store(String),
+    StoreUnavailable(String),
     /// A reign ends or begins: that is over soon.
-    Change(&'static str),
+    Transition(&'static str),
 }
 
 /// Which master this is, and where its store is.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Identity {
+pub(super) struct MasterIdentity {
     pub(super) name: String,
     /// Where the store is, without passwords.
-    pub(super) store: String,
+    pub(super) store_location: String,
 }
 
-impl Seat {
+impl LeadershipStatus {
     /// Who leads.
     pub(super) fn leader(&self) -> Option<&Leader> {
         match self {
-            Seat::Leads(leader, _) | Seat::Follows(leader) => Some(leader),
-            Seat::Nobody(_) => None,
+            LeadershipStatus::Leader(leader, _) | LeadershipStatus::Follower(leader) => {
+                Some(leader)
+            }
+            LeadershipStatus::NoLeader(_) => None,
         }
     }
 
     /// Why a request can't be answered here, or sent on, now.
     pub(super) fn refusal(&self) -> Option<Problem> {
         match self {
-            Seat::Leads(_, desk) => desk.health().err().map(|why| store_down(&why)),
-            Seat::Follows(Leader { url: Some(_), .. }) => None,
-            Seat::Follows(leader) => Some(elsewhere(leader)),
-            Seat::Nobody(Why::Store(why)) => Some(store_down(why)),
-            Seat::Nobody(Why::Change(why)) => Some(
+            LeadershipStatus::Leader(_, desk) => {
+                desk.health().err().map(|why| store_unavailable(&why))
+            }
+            LeadershipStatus::Follower(Leader { url: Some(_), .. }) => None,
+            LeadershipStatus::Follower(leader) => Some(not_leader(leader)),
+            LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(why)) => {
+                Some(store_unavailable(why))
+            }
+            LeadershipStatus::NoLeader(NoLeaderReason::Transition(why)) => Some(
                 Problem::new(503, "Service Unavailable", "no_leader", *why)
                     .with_hint("repeat the request after the time in Retry-After"),
             ),
@@ -56,18 +62,26 @@ impl Seat {
     }
 
     /// All that is known, for operators.
-    pub(super) fn readiness(&self, identity: &Identity) -> Readiness {
+    pub(super) fn readiness(&self, identity: &MasterIdentity) -> Readiness {
         let refusal = self.refusal();
         let (ok, problem) = match self {
-            Seat::Leads(_, desk) => match desk.health() {
-                Ok(()) => (true, desk.shortage.borrow().as_ref().map(|s| s.why().to_owned())),
+            LeadershipStatus::Leader(_, desk) => match desk.health() {
+                Ok(()) => {
+                    (true, desk.admission_block.borrow().as_ref().map(|s| s.reason().to_owned()))
+                }
                 Err(why) => (false, Some(why)),
             },
-            Seat::Nobody(Why::Store(why)) => (false, Some(why.clone())),
-            Seat::Follows(_) | Seat::Nobody(Why::Change(_)) => (true, None),
+            LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(why)) => {
+                (false, Some(why.clone()))
+            }
+            LeadershipStatus::Follower(_)
+            | LeadershipStatus::NoLeader(NoLeaderReason::Transition(_)) => (true, None),
         };
-        let role =
-            if matches!(self, Seat::Leads(..)) { MasterRole::Leader } else { MasterRole::Follower };
+        let role = if matches!(self, LeadershipStatus::Leader(..)) {
+            MasterRole::Leader
+        } else {
+            MasterRole::Follower
+        };
         Readiness {
             status: match (&refusal, role) {
                 (Some(_), _) => ReadinessStatus::Unavailable,
@@ -78,14 +92,14 @@ impl Seat {
             role,
             name: identity.name.clone(),
             leader: self.leader().cloned(),
-            store: StoreStatus { location: identity.store.clone(), ok, problem },
+            store: StoreStatus { location: identity.store_location.clone(), ok, problem },
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 }
 
 /// The answer of a follower: 307 where it can say where to go, else 503.
-pub(super) fn elsewhere(leader: &Leader) -> Problem {
+pub(super) fn not_leader(leader: &Leader) -> Problem {
     let name = &leader.name;
     let mut problem = match &leader.url {
         Some(url) => {
@@ -105,7 +119,7 @@ pub(super) fn elsewhere(leader: &Leader) -> Problem {
 }
 
 /// Nothing can be decided: the store is not there.
-pub(super) fn store_down(why: &str) -> Problem {
+pub(super) fn store_unavailable(why: &str) -> Problem {
     let detail = format!("the master can't decide anything now: {why}");
     Problem::new(503, "Service Unavailable", "store_unavailable", detail)
         .with_hint("transfers in flight continue; repeat the request after the time in Retry-After")
@@ -115,8 +129,8 @@ pub(super) fn store_down(why: &str) -> Problem {
 mod tests {
     use super::*;
 
-    fn follows(url: Option<&str>) -> Seat {
-        Seat::Follows(Leader {
+    fn follower_of(url: Option<&str>) -> LeadershipStatus {
+        LeadershipStatus::Follower(Leader {
             name: "host-a http://10.0.0.1:8888".into(),
             url: url.map(str::to_owned),
             epoch: 7,
@@ -125,14 +139,14 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_is_ready_only_where_it_can_say_where_to_go() {
-        let told = |seat: &Seat| {
-            let seen = seat.readiness(&Identity::default());
+    fn a_follower_is_ready_only_if_it_knows_the_url_of_the_leader() {
+        let told = |seat: &LeadershipStatus| {
+            let seen = seat.readiness(&MasterIdentity::default());
             (seen.status, seen.role, seen.store.ok, seen.leader.map(|l| l.epoch))
         };
-        let known = follows(Some("http://10.0.0.1:8888"));
+        let known = follower_of(Some("http://10.0.0.1:8888"));
         assert_eq!(told(&known), (ReadinessStatus::Following, MasterRole::Follower, true, Some(7)));
-        let unknown = follows(None);
+        let unknown = follower_of(None);
         assert_eq!(
             told(&unknown),
             (ReadinessStatus::Unavailable, MasterRole::Follower, true, Some(7))
@@ -140,10 +154,10 @@ mod tests {
         let problem = unknown.refusal().unwrap();
         assert!(problem.detail.contains("host-a"), "{problem:?}");
         assert!(problem.hint.unwrap().contains("advertise_url"));
-        let down = Seat::Nobody(Why::Store("refused".into()));
+        let down = LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable("refused".into()));
         assert_eq!(told(&down), (ReadinessStatus::Unavailable, MasterRole::Follower, false, None));
         assert_eq!(down.refusal().unwrap().code, "store_unavailable");
-        let change = Seat::Nobody(Why::Change("nobody leads yet"));
+        let change = LeadershipStatus::NoLeader(NoLeaderReason::Transition("nobody leads yet"));
         assert_eq!(told(&change), (ReadinessStatus::Unavailable, MasterRole::Follower, true, None));
         assert_eq!(change.refusal().unwrap().code, "no_leader");
     }

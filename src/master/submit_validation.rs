@@ -1,6 +1,6 @@
 //! What a sync request must satisfy beyond its shape, and the cutting of its file list into parts.
 
-use super::faults::Faults;
+use super::validation_errors::ValidationErrors;
 use crate::fs::{Filter, FilterError, find_absolute_patterns};
 use crate::wire::manifest::FileListPart;
 use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
@@ -11,17 +11,19 @@ use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
 
 /// A part of a file list has at most this many names, so that a part is a task of some seconds.
-pub(super) const PART_NAMES: usize = 10_000;
+pub(super) const MAX_PART_NAMES: usize = 10_000;
 /// … and at most this many bytes of names: a part travels and is stored in one piece.
-pub(super) const PART_BYTES: usize = 4 << 20;
+pub(super) const MAX_PART_BYTES: usize = 4 << 20;
 
 /// Checks `request` and moves its file list out of it, in parts.
 ///
 /// # Errors
 /// A 422 problem that lists every field at fault.
-pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<FileListPart>>, Problem> {
-    let mut faults = Faults::default();
-    if let Err(detail) = path_rule(&request.source_path, &request.destination_path) {
+pub(super) fn validate_submit(
+    request: &mut SyncRequest,
+) -> Result<Option<Vec<FileListPart>>, Problem> {
+    let mut faults = ValidationErrors::default();
+    if let Err(detail) = validate_paths(&request.source_path, &request.destination_path) {
         faults.push("/destination_path", detail);
     }
     if !CHUNK_MIB_RANGE.contains(&request.chunk_size_mb) {
@@ -31,20 +33,23 @@ pub(super) fn checked(request: &mut SyncRequest) -> Result<Option<Vec<FileListPa
         );
     }
     let roots = [&request.source_path, &request.destination_path];
-    faults.absorb("/options", options_rule(&request.options, request.file_list.is_some(), &roots));
-    let list = match request.file_list.take().map(|l| name_lists(&request.source_path, l)) {
+    faults.merge_at(
+        "/options",
+        validate_options(&request.options, request.file_list.is_some(), &roots),
+    );
+    let list = match request.file_list.take().map(|l| file_list_parts(&request.source_path, l)) {
         None => None,
         Some(Ok(parts)) => Some(parts),
         Some(Err(more)) => {
-            faults.absorb("/file_list", more);
+            faults.merge_at("/file_list", more);
             None
         }
     };
-    faults.or(list).map_err(Faults::into_problem)
+    faults.into_result(list).map_err(ValidationErrors::into_problem)
 }
 
 /// Why the entries that failed in a sync can't be tried again by themselves.
-pub(super) fn not_retried(id: &RequestId, detail: String) -> Problem {
+pub(super) fn failures_unknown(id: &RequestId, detail: String) -> Problem {
     Problem::new(409, "Conflict", "failures_unknown", detail).with_hint(format!(
         "retry all of it: ctl sync retry {id} (files already copied are skipped)"
     ))
@@ -54,7 +59,7 @@ pub(super) fn not_retried(id: &RequestId, detail: String) -> Problem {
 ///
 /// # Errors
 /// 409: there are none, or the sync is not one that can be of some names only.
-pub(super) fn retried(
+pub(super) fn retry_name_lists(
     id: &RequestId,
     sync: &SyncProgress,
     mut names: Vec<BytePath>,
@@ -67,24 +72,24 @@ pub(super) fn retried(
             let problem = Problem::new(409, "Conflict", "sync_completed", none);
             return Err(problem.with_hint("to run it once more, submit it again"));
         }
-        return Err(not_retried(id, none));
+        return Err(failures_unknown(id, none));
     }
     if names.iter().any(|name| name.0.is_empty()) {
         let detail = format!("sync `{id}` failed in more than single entries");
-        return Err(not_retried(id, detail));
+        return Err(failures_unknown(id, detail));
     }
     if sync.options.delete.is_some() {
         let detail = format!("sync `{id}` is a mirror: what its list leaves out would be deleted");
-        return Err(not_retried(id, detail));
+        return Err(failures_unknown(id, detail));
     }
-    name_lists(&sync.source_path, names).map_err(Faults::into_problem)
+    file_list_parts(&sync.source_path, names).map_err(ValidationErrors::into_problem)
 }
 
 /// A tree can't be copied onto or into itself, nor over one that holds it.
 ///
 /// # Errors
 /// What is wrong with `destination`.
-pub(super) fn path_rule(source: &AbsPath, destination: &AbsPath) -> Result<(), String> {
+pub(super) fn validate_paths(source: &AbsPath, destination: &AbsPath) -> Result<(), String> {
     if source == destination {
         Err("must not be the same as source_path".to_owned())
     } else if source.contains(destination) {
@@ -98,8 +103,12 @@ pub(super) fn path_rule(source: &AbsPath, destination: &AbsPath) -> Result<(), S
 
 /// What is wrong with options, or does not go together; `listed`: a file list was given; `roots`: the source and
 /// the destination, as far as they can be read.
-pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPath]) -> Faults {
-    let mut faults = Faults::default();
+pub(super) fn validate_options(
+    options: &SyncOptions,
+    listed: bool,
+    roots: &[&AbsPath],
+) -> ValidationErrors {
+    let mut faults = ValidationErrors::default();
     let mut refuse = |wrong: bool, pointer: &str, detail: &str| {
         if wrong {
             faults.push(pointer, detail.to_owned());
@@ -160,15 +169,15 @@ pub(super) fn options_rule(options: &SyncOptions, listed: bool, roots: &[&AbsPat
             "must name a directory below the destination, not the destination itself",
         );
     }
-    faults.absorb("/filter", filter_rule(&options.filter));
+    faults.merge_at("/filter", validate_filter(&options.filter));
     for (index, detail) in find_absolute_patterns(&options.filter.rules, roots) {
         faults.push(&format!("/filter/rules/{index}"), detail);
     }
     faults
 }
 
-fn filter_rule(filter: &FilterSpec) -> Faults {
-    let mut faults = Faults::default();
+fn validate_filter(filter: &FilterSpec) -> ValidationErrors {
+    let mut faults = ValidationErrors::default();
     if let (Some(min), Some(max)) = (filter.min_size, filter.max_size)
         && min > max
     {
@@ -196,25 +205,27 @@ fn filter_rule(filter: &FilterSpec) -> Faults {
 ///
 /// # Errors
 /// Every name at fault, by its index.
-pub(super) fn name_lists(
+pub(super) fn file_list_parts(
     source: &AbsPath,
     list: Vec<BytePath>,
-) -> Result<Vec<FileListPart>, Faults> {
+) -> Result<Vec<FileListPart>, ValidationErrors> {
     if list.is_empty() {
-        return Err(Faults::one("the file list is empty; leave it out to copy everything"));
+        return Err(ValidationErrors::single(
+            "the file list is empty; leave it out to copy everything",
+        ));
     }
-    let mut faults = Faults::default();
+    let mut faults = ValidationErrors::default();
     let mut names = Vec::with_capacity(list.len());
     for (index, entry) in list.into_iter().enumerate() {
-        match below(source, &entry.0) {
+        match relative_to_source(source, &entry.0) {
             Ok(name) => names.push(name),
             Err(detail) => faults.push(&format!("/{index}"), detail),
         }
     }
-    faults.or(names).map(|names| parts(without_duplicates(names)))
+    faults.into_result(names).map(|names| split_into_parts(dedup_names(names)))
 }
 
-fn below(source: &AbsPath, name: &[u8]) -> Result<RelPath, String> {
+fn relative_to_source(source: &AbsPath, name: &[u8]) -> Result<RelPath, String> {
     match name.first() {
         None => Err(PathError::Empty.to_string()),
         Some(b'/') => {
@@ -225,7 +236,7 @@ fn below(source: &AbsPath, name: &[u8]) -> Result<RelPath, String> {
     }
 }
 
-fn without_duplicates(mut names: Vec<RelPath>) -> Vec<RelPath> {
+fn dedup_names(mut names: Vec<RelPath>) -> Vec<RelPath> {
     let mut seen = HashSet::with_capacity(names.len());
     let keep: Vec<bool> = names.iter().map(|n| seen.insert(n.as_bytes())).collect();
     let mut keep = keep.into_iter();
@@ -233,12 +244,12 @@ fn without_duplicates(mut names: Vec<RelPath>) -> Vec<RelPath> {
     names
 }
 
-fn parts(names: Vec<RelPath>) -> Vec<FileListPart> {
+fn split_into_parts(names: Vec<RelPath>) -> Vec<FileListPart> {
     let mut out = Vec::new();
     let (mut part, mut bytes) = (Vec::new(), 0);
     for name in names {
         let len = name.as_bytes().len();
-        if part.len() >= PART_NAMES || (bytes + len > PART_BYTES && !part.is_empty()) {
+        if part.len() >= MAX_PART_NAMES || (bytes + len > MAX_PART_BYTES && !part.is_empty()) {
             out.push(FileListPart { paths: std::mem::take(&mut part) });
             bytes = 0;
         }
@@ -276,22 +287,22 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_not_copied_onto_itself_in_any_of_the_ways() {
+    fn source_and_destination_must_not_contain_each_other() {
         for (src, dst) in
             [("/a", "/a"), ("/a", "/a/"), ("/a", "/a/b"), ("/a/b", "/a"), ("/", "/a"), ("/a", "/")]
         {
-            let problem = checked(&mut request(src, dst)).unwrap_err();
+            let problem = validate_submit(&mut request(src, dst)).unwrap_err();
             assert_eq!(problem.errors[0].pointer, "/destination_path", "{src} {dst}");
         }
-        assert_eq!(checked(&mut request("/a", "/ab")), Ok(None));
+        assert_eq!(validate_submit(&mut request("/a", "/ab")), Ok(None));
     }
 
     #[test]
-    fn every_fault_is_listed_at_once() {
+    fn every_validation_error_is_listed_at_once() {
         let mut bad = request("/a", "/a/b");
         bad.chunk_size_mb = 0;
         bad.file_list = Some(list(&["ok", "../x", "", "/b/c", "a\0b"]));
-        let problem = checked(&mut bad).unwrap_err();
+        let problem = validate_submit(&mut bad).unwrap_err();
         let pointers: Vec<&str> = problem.errors.iter().map(|e| e.pointer.as_str()).collect();
         assert_eq!(
             pointers,
@@ -308,12 +319,14 @@ mod tests {
     }
 
     #[test]
-    fn options_that_do_not_go_together_are_refused_with_their_place() {
+    fn incompatible_options_are_refused_with_their_pointer() {
         use crate::wire::options::{Compare, DeleteOptions};
         let of = |change: &dyn Fn(&mut SyncOptions), listed: bool| -> Vec<String> {
             let mut options = SyncOptions::default();
             change(&mut options);
-            let Err(faults) = options_rule(&options, listed, &[&abs("/data/src")]).or(()) else {
+            let Err(faults) =
+                validate_options(&options, listed, &[&abs("/data/src")]).into_result(())
+            else {
                 return Vec::new();
             };
             faults.into_problem().errors.into_iter().map(|e| e.pointer).collect()
@@ -375,30 +388,30 @@ mod tests {
     }
 
     #[test]
-    fn names_become_relative_and_unique_in_their_order() {
+    fn file_list_names_become_relative_and_unique_and_keep_their_order() {
         let names = list(&["z", "/src/a/b", "a//b", "./z/", "/src", ".", "-rf"]);
-        let parts = name_lists(&abs("/src"), names).unwrap();
+        let parts = file_list_parts(&abs("/src"), names).unwrap();
         let shown: Vec<String> = parts[0].paths.iter().map(ToString::to_string).collect();
         assert_eq!(
             (parts.len(), shown),
             (1, vec!["z".into(), "a/b".into(), String::new(), "-rf".into()])
         );
-        assert!(name_lists(&abs("/src"), list(&["/srcfoo/x"])).is_err(), "by component");
-        assert!(name_lists(&abs("/src"), vec![]).is_err());
+        assert!(file_list_parts(&abs("/src"), list(&["/srcfoo/x"])).is_err(), "by component");
+        assert!(file_list_parts(&abs("/src"), vec![]).is_err());
     }
 
     #[test]
-    fn long_lists_are_cut_by_names_and_by_bytes() {
+    fn long_file_lists_are_split_by_count_and_by_bytes() {
         let many: Vec<BytePath> =
             (0..25_000).map(|i| BytePath(format!("{i}").into_bytes())).collect();
         let sizes: Vec<usize> =
-            name_lists(&abs("/s"), many).unwrap().iter().map(|p| p.paths.len()).collect();
+            file_list_parts(&abs("/s"), many).unwrap().iter().map(|p| p.paths.len()).collect();
         assert_eq!(sizes, [10_000, 10_000, 5_000]);
         let deep = vec!["x".repeat(250); 4_000].join("/");
         let long: Vec<BytePath> =
             (0..9).map(|i| BytePath(format!("{i}/{deep}").into_bytes())).collect();
-        let parts = name_lists(&abs("/s"), long).unwrap();
-        assert!(parts.len() > 1 && parts.iter().all(|p| p.encode().len() <= PART_BYTES + 1024));
+        let parts = file_list_parts(&abs("/s"), long).unwrap();
+        assert!(parts.len() > 1 && parts.iter().all(|p| p.encode().len() <= MAX_PART_BYTES + 1024));
         assert_eq!(parts.iter().map(|p| p.paths.len()).sum::<usize>(), 9);
     }
 }

@@ -1,21 +1,27 @@
 //! What a Redis server must be like before state is trusted to it.
 
-use super::link::Link;
+use super::client::RedisClient;
 use crate::store::StoreError;
 use std::collections::HashMap;
 
 /// The first version that knows the script flags which let work drain when memory is full.
-const OLDEST: (u32, u32) = (7, 0);
+const MIN_VERSION: (u32, u32) = (7, 0);
 
 /// Refuses a server that is too old, may drop keys, or forgets everything when it stops. Where a
 /// managed service hides its settings there is only a warning. Returns whether the settings are visible.
-pub(super) async fn check_server(link: &Link, allow_volatile: bool) -> Result<bool, StoreError> {
-    let info: Option<String> =
-        hidden(link, "its version", link.run(redis::cmd("INFO").arg("server")).await)?;
+pub(super) async fn check_server(
+    link: &RedisClient,
+    allow_volatile: bool,
+) -> Result<bool, StoreError> {
+    let info: Option<String> = warn_if_hidden(
+        link,
+        "its version",
+        link.run_command(redis::cmd("INFO").arg("server")).await,
+    )?;
     if let Some(info) = info {
         check_version(&info)?;
     }
-    let settings: Option<HashMap<String, String>> = hidden(
+    let settings: Option<HashMap<String, String>> = warn_if_hidden(
         link,
         "its settings (maxmemory-policy must be noeviction, appendonly yes)",
         read_settings(link).await,
@@ -33,8 +39,8 @@ pub(super) async fn check_server(link: &Link, allow_volatile: bool) -> Result<bo
 
 /// What is wrong with the settings that the server has now: they may be changed while it runs, and after a fail-over
 /// it is another server.
-pub(super) async fn changed_setting(
-    link: &Link,
+pub(super) async fn find_unsafe_setting(
+    link: &RedisClient,
     allow_volatile: bool,
 ) -> Result<Option<String>, StoreError> {
     match read_settings(link).await {
@@ -45,13 +51,14 @@ pub(super) async fn changed_setting(
     }
 }
 
-async fn read_settings(link: &Link) -> Result<HashMap<String, String>, StoreError> {
-    link.run(redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").arg("appendonly")).await
+async fn read_settings(link: &RedisClient) -> Result<HashMap<String, String>, StoreError> {
+    link.run_command(redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").arg("appendonly"))
+        .await
 }
 
 /// `None`, with a warning, where the server does not let us ask.
-fn hidden<T>(
-    link: &Link,
+fn warn_if_hidden<T>(
+    link: &RedisClient,
     what: &str,
     answer: Result<T, StoreError>,
 ) -> Result<Option<T>, StoreError> {
@@ -77,12 +84,12 @@ fn check_version(info: &str) -> Result<(), StoreError> {
         // A server of another make: its scripts will tell.
         return Ok(());
     };
-    if (major, minor) >= OLDEST {
+    if (major, minor) >= MIN_VERSION {
         return Ok(());
     }
     Err(StoreError::Unusable(format!(
         "Redis {major}.{minor} is too old, {}.{} or newer (or Valkey) is needed",
-        OLDEST.0, OLDEST.1
+        MIN_VERSION.0, MIN_VERSION.1
     )))
 }
 
@@ -114,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_versions_are_refused_by_name() {
+    fn a_redis_version_that_is_too_old_is_refused() {
         for good in ["7.0.15", "7.2.4", "8.0.0", "255.255.255", "unknown"] {
             let info = format!("# Server\r\nredis_version:{good}\r\nredis_mode:standalone\r\n");
             assert_eq!(check_version(&info), Ok(()), "{good}");

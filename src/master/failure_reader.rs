@@ -1,10 +1,12 @@
 //! The failures of a sync, read from the store page by page, to be listed or retried; and the list of what became of each
 //! file, which a sync has where that was asked for.
 
-use super::handle::{BlobReader, Handle, REPLY_TIME, misplaced};
-use super::listing::{self, MAX_REPEATED_NAMES, Pieces, WAITING, Wanted, name};
-use super::seat::store_down;
-use super::submission::{not_retried, retried};
+use super::file_records::{
+    self, ChunkReceiver, FileRecordQuery, MAX_QUEUED_CHUNKS, MAX_REPEATED_NAMES, path_hash,
+};
+use super::handle::{BlobReader, MasterHandle, REPLY_TIMEOUT, unexpected_reply};
+use super::leadership::store_unavailable;
+use super::submit_validation::{failures_unknown, retry_name_lists};
 use crate::scheduler::{
     Event, FailedBatch, FailedLine, IdempotencyKey, Listing, Reply, failures_of,
 };
@@ -20,63 +22,74 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// Reads the failures of a sync: never more than a page and a batch are in memory, and of a sync that was read back the names.
-struct Failures {
+struct FailureReader {
     id: RequestId,
     blobs: BlobReader,
     keys: std::vec::IntoIter<String>,
     /// What is left of the page that was read last.
-    page: VecDeque<FailedLine>,
-    left: u64,
+    page_lines: VecDeque<FailedLine>,
+    remaining: u64,
     /// The names so far, where an entry may be listed twice: it failed again when it was read back.
-    names: Option<HashSet<[u8; 16]>>,
+    seen_names: Option<HashSet<[u8; 16]>>,
 }
 
-impl Failures {
-    fn of(listing: Listing, blobs: BlobReader) -> Self {
+impl FailureReader {
+    fn new(listing: Listing, blobs: BlobReader) -> Self {
         let names = listing.readback_from.map(|_| HashSet::new());
         let (keys, left) = (listing.failed.keys.into_iter(), listing.failed.listed);
-        Failures { id: listing.id, blobs, keys, page: VecDeque::new(), left, names }
+        FailureReader {
+            id: listing.id,
+            blobs,
+            keys,
+            page_lines: VecDeque::new(),
+            remaining: left,
+            seen_names: names,
+        }
     }
 
     /// The next failures: those of a page up to the next batch, or those of a batch. `None` after the last ones.
-    async fn next(&mut self) -> Result<Option<Vec<FileRecord>>, Problem> {
-        if self.page.is_empty() {
-            let Some(key) = self.keys.next().filter(|_| self.left > 0) else {
-                return if self.left == 0 {
+    async fn next_entries(&mut self) -> Result<Option<Vec<FileRecord>>, Problem> {
+        if self.page_lines.is_empty() {
+            let Some(key) = self.keys.next().filter(|_| self.remaining > 0) else {
+                return if self.remaining == 0 {
                     Ok(None)
                 } else {
-                    Err(self.incomplete("pages end early"))
+                    Err(self.failures_incomplete("pages end early"))
                 };
             };
-            let page = self.blob(key).await?;
-            self.page = failures_of(&page).map_err(|why| self.incomplete(&why))?.into();
+            let page = self.read_blob(key).await?;
+            self.page_lines =
+                failures_of(&page).map_err(|why| self.failures_incomplete(&why))?.into();
         }
-        let single = self.page.iter().take_while(|failure| failure.batch.is_none()).count();
+        let single = self.page_lines.iter().take_while(|failure| failure.batch.is_none()).count();
         let mut entries: Vec<FileRecord> =
-            self.page.drain(..single).map(|failure| failure.entry).collect();
+            self.page_lines.drain(..single).map(|failure| failure.entry).collect();
         if single == 0
-            && let Some(FailedLine { entry, batch: Some(batch) }) = self.page.pop_front()
+            && let Some(FailedLine { entry, batch: Some(batch) }) = self.page_lines.pop_front()
         {
-            entries = self.entries_of(entry, batch).await?;
+            entries = self.batch_entries(entry, batch).await?;
         }
-        entries.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.left -= entries.len() as u64;
-        if let Some(names) = &mut self.names {
-            entries.retain(|entry| names.len() >= MAX_REPEATED_NAMES || names.insert(name(entry)));
+        entries.truncate(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        self.remaining -= entries.len() as u64;
+        if let Some(names) = &mut self.seen_names {
+            entries.retain(|entry| {
+                names.len() >= MAX_REPEATED_NAMES || names.insert(path_hash(entry))
+            });
         }
         Ok(Some(entries))
     }
 
     /// The entries of a batch, each with what they have in common.
-    async fn entries_of(
+    async fn batch_entries(
         &self,
         common: FileRecord,
         batch: FailedBatch,
     ) -> Result<Vec<FileRecord>, Problem> {
-        let manifest = self.blob(batch.manifest).await?;
-        let manifest = Manifest::decode(&manifest).map_err(|e| self.incomplete(&e.to_string()))?;
+        let manifest = self.read_blob(batch.manifest).await?;
+        let manifest =
+            Manifest::decode(&manifest).map_err(|e| self.failures_incomplete(&e.to_string()))?;
         if manifest.entries.len() as u64 != batch.entries {
-            return Err(self.incomplete("a manifest has other entries than were counted"));
+            return Err(self.failures_incomplete("a manifest has other entries than were counted"));
         }
         let entry = |entry: crate::wire::manifest::Entry| {
             let path = BytePath(entry.path.as_bytes().to_vec());
@@ -85,17 +98,17 @@ impl Failures {
         Ok(manifest.entries.into_iter().map(entry).collect())
     }
 
-    async fn blob(&self, key: String) -> Result<Vec<u8>, Problem> {
-        match timeout(REPLY_TIME, (self.blobs)(key)).await {
+    async fn read_blob(&self, key: String) -> Result<Vec<u8>, Problem> {
+        match timeout(REPLY_TIMEOUT, (self.blobs)(key)).await {
             Ok(Ok(Some(blob))) => Ok(blob),
-            Ok(Ok(None)) => Err(self.incomplete("a part is missing")),
-            Ok(Err(why)) => Err(store_down(&why)),
-            Err(_) => Err(store_down("it gives no answer")),
+            Ok(Ok(None)) => Err(self.failures_incomplete("a part is missing")),
+            Ok(Err(why)) => Err(store_unavailable(&why)),
+            Err(_) => Err(store_unavailable("it gives no answer")),
         }
     }
 
     /// The store does not hold what was written to it.
-    fn incomplete(&self, why: &str) -> Problem {
+    fn failures_incomplete(&self, why: &str) -> Problem {
         let id = &self.id;
         let detail = format!("the stored failures of sync `{id}` are not complete: {why}");
         Problem::new(409, "Conflict", "failures_lost", detail).with_hint(format!(
@@ -104,19 +117,19 @@ impl Failures {
     }
 
     /// Starts to send them, a JSON document a line.
-    async fn send(mut self) -> Result<Pieces, Problem> {
-        let (pieces, receiver) = mpsc::channel(WAITING);
+    async fn stream(mut self) -> Result<ChunkReceiver, Problem> {
+        let (pieces, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
         // Read before the reply begins: what is missing as a whole is refused with its reason.
-        let mut page = self.next().await?;
+        let mut page = self.next_entries().await?;
         tokio::spawn(async move {
             while let Some(entries) = page {
-                let piece = lines(&entries);
+                let piece = to_json_lines(&entries);
                 let reads = piece.as_ref().is_ok_and(Vec::is_empty)
                     || pieces.send(piece.map(Into::into)).await.is_ok();
                 if !reads {
                     return;
                 }
-                page = match self.next().await {
+                page = match self.next_entries().await {
                     Ok(page) => page,
                     Err(e) => return drop(pieces.send(Err(io::Error::other(e.detail))).await),
                 };
@@ -126,7 +139,7 @@ impl Failures {
     }
 }
 
-fn lines(entries: &[FileRecord]) -> io::Result<Vec<u8>> {
+fn to_json_lines(entries: &[FileRecord]) -> io::Result<Vec<u8>> {
     let mut lines = Vec::new();
     for entry in entries {
         serde_json::to_writer(&mut lines, entry)?;
@@ -136,30 +149,36 @@ fn lines(entries: &[FileRecord]) -> io::Result<Vec<u8>> {
 }
 
 /// Whether just failures are wanted, which every sync lists.
-fn just_failures(wanted: &Wanted) -> bool {
+fn wants_only_failures(wanted: &FileRecordQuery) -> bool {
     let failed = |states: &[FileState]| states.iter().all(|state| *state == FileState::Failed);
-    matches!(wanted, Wanted::Records(states) if !states.is_empty() && failed(states))
+    matches!(wanted, FileRecordQuery::Records(states) if !states.is_empty() && failed(states))
 }
 
-impl Handle {
+impl MasterHandle {
     /// What became of each file of a sync, in pieces.
     ///
     /// # Errors
     /// 404; 409 where it was not recorded, or not all of it is there; 503.
-    pub(super) async fn listing(&self, id: RequestId, wanted: Wanted) -> Result<Pieces, Problem> {
+    pub(super) async fn stream_file_records(
+        &self,
+        id: RequestId,
+        wanted: FileRecordQuery,
+    ) -> Result<ChunkReceiver, Problem> {
         let found = self.find_listing(id).await?;
-        let failures = just_failures(&wanted).then(|| found.clone());
-        match (listing::read(self.spool.clone(), found, wanted).await, failures) {
+        let failures = wants_only_failures(&wanted).then(|| found.clone());
+        match (file_records::stream_records(self.spool.clone(), found, wanted).await, failures) {
             // It was not recorded, or by another master.
-            (Err(_), Some(found)) => Failures::of(found, self.desk()?.blobs).send().await,
+            (Err(_), Some(found)) => {
+                FailureReader::new(found, self.channel()?.blobs).stream().await
+            }
             (read, _) => read,
         }
     }
 
     async fn find_listing(&self, id: RequestId) -> Result<Listing, Problem> {
-        match self.ask(Event::Listing(id)).await? {
+        match self.request(Event::Listing(id)).await? {
             Reply::Listing(found) => Ok(*found),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
@@ -174,15 +193,15 @@ impl Handle {
         (new, failed_only): (Option<RequestId>, bool),
         idempotency: Option<IdempotencyKey>,
     ) -> Result<SubmitReply, Problem> {
-        let only = if failed_only { Some(self.failed_names(&id).await?) } else { None };
-        match self.ask(Event::Retry { id, new, only, idempotency }).await? {
+        let only = if failed_only { Some(self.read_failed_names(&id).await?) } else { None };
+        match self.request(Event::Retry { id, new, only, idempotency }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
-            other => Err(misplaced(other)),
+            other => Err(unexpected_reply(other)),
         }
     }
 
     /// The names of all that failed in a sync.
-    async fn failed_names(&self, id: &RequestId) -> Result<Vec<FileListPart>, Problem> {
+    async fn read_failed_names(&self, id: &RequestId) -> Result<Vec<FileListPart>, Problem> {
         let sync = self.progress(id.clone()).await?;
         if sync.failures_unlisted > 0 {
             let (all, unlisted) = (sync.failure_count(), sync.failures_unlisted);
@@ -191,15 +210,15 @@ impl Handle {
                 "of the {} of sync `{id}` only {listed} are known by name",
                 units::pluralize(all, "failure", "failures")
             );
-            return Err(not_retried(id, detail));
+            return Err(failures_unknown(id, detail));
         }
         let found = self.find_listing(id.clone()).await?;
-        let mut failures = Failures::of(found, self.desk()?.blobs);
+        let mut failures = FailureReader::new(found, self.channel()?.blobs);
         let mut names: Vec<BytePath> = Vec::new();
-        while let Some(entries) = failures.next().await? {
+        while let Some(entries) = failures.next_entries().await? {
             names.extend(entries.into_iter().map(|entry| entry.path));
         }
-        retried(id, &sync, names)
+        retry_name_lists(id, &sync, names)
     }
 }
 
@@ -221,7 +240,7 @@ mod tests {
         Manifest { dirs: vec![], entries: names.iter().map(file).collect() }.encode()
     }
 
-    async fn read(
+    async fn read_failures(
         blobs: &[(&str, Vec<u8>)],
         listed: u64,
         read_back: bool,
@@ -243,9 +262,9 @@ mod tests {
             destination: AbsPath::new("/d").unwrap(),
             failed: FailedPages { keys, listed },
         };
-        let mut failures = Failures::of(listing, reader);
+        let mut failures = FailureReader::new(listing, reader);
         let mut lines = Vec::new();
-        while let Some(entries) = failures.next().await.map_err(|e| e.code)? {
+        while let Some(entries) = failures.next_entries().await.map_err(|e| e.code)? {
             let line = |e: FileRecord| format!("{}: {}", e.path, e.message.unwrap_or_default());
             lines.extend(entries.into_iter().map(line));
         }
@@ -253,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_and_batches_are_read_in_order_as_far_as_they_were_counted() {
+    async fn pages_and_batches_are_read_in_order_up_to_the_committed_count() {
         let first = br#"{"path":"a","message":"no"}
 {"path":"b"}
 {"path":"","message":"gone","batch":{"manifest":"m/1/9","entries":2}}
@@ -266,14 +285,18 @@ mod tests {
             ("m/1/9", manifest(&["x", "y"])),
         ];
         let all = ["a: no", "b: no", "x: gone", "y: gone", "c: gone", "a: late"];
-        assert_eq!(read(&blobs, 6, false).await.unwrap(), all);
-        assert_eq!(read(&blobs, 6, true).await.unwrap(), all[..5], "a name is listed once");
-        assert_eq!(read(&blobs, 3, false).await.unwrap(), all[..3]);
-        assert_eq!(read(&blobs, 9, false).await, Err("failures_lost".to_owned()));
-        assert_eq!(read(&blobs[..2], 6, false).await, Err("failures_lost".to_owned()));
-        assert_eq!(read(&blobs[1..], 6, false).await, Err("failures_lost".to_owned()));
+        assert_eq!(read_failures(&blobs, 6, false).await.unwrap(), all);
+        assert_eq!(
+            read_failures(&blobs, 6, true).await.unwrap(),
+            all[..5],
+            "a name is listed once"
+        );
+        assert_eq!(read_failures(&blobs, 3, false).await.unwrap(), all[..3]);
+        assert_eq!(read_failures(&blobs, 9, false).await, Err("failures_lost".to_owned()));
+        assert_eq!(read_failures(&blobs[..2], 6, false).await, Err("failures_lost".to_owned()));
+        assert_eq!(read_failures(&blobs[1..], 6, false).await, Err("failures_lost".to_owned()));
         let mut other = blobs;
         other[2].1 = manifest(&["x"]);
-        assert_eq!(read(&other, 6, false).await, Err("failures_lost".to_owned()));
+        assert_eq!(read_failures(&other, 6, false).await, Err("failures_lost".to_owned()));
     }
 }

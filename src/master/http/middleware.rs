@@ -1,8 +1,8 @@
 //! What holds for every request: it is named and logged, its answer is not cached, and it does not
 //! come from somebody else's web page.
 
-use super::answer::Fault;
-use super::orders::Order;
+use super::audit_log::OperatorAction;
+use super::response::ProblemResponse;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::problem::Problem;
 use axum::extract::{Request, State};
@@ -19,7 +19,7 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The two ends of the connection of a request.
 #[derive(Clone, Copy)]
-pub(super) struct Ends {
+pub(super) struct ConnectionAddresses {
     /// The address on which it was accepted.
     pub(super) local: Option<SocketAddr>,
     /// The address from which it came.
@@ -28,46 +28,50 @@ pub(super) struct Ends {
 
 /// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `RemotePath`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Advertised {
+pub(super) struct AdvertisedHost {
     host: String,
     port: u16,
 }
 
-impl Advertised {
+impl AdvertisedHost {
     /// The authority of `url`; `None` where it has none.
-    pub(super) fn of(url: &str) -> Option<Self> {
+    pub(super) fn from_url(url: &str) -> Option<Self> {
         let url = Url::parse(url).ok()?;
-        Some(Advertised { host: url.host_str()?.to_owned(), port: url.port_or_known_default()? })
+        Some(AdvertisedHost {
+            host: url.host_str()?.to_owned(),
+            port: url.port_or_known_default()?,
+        })
     }
 
     /// Whether a `RemotePath` has this name, with any port: the proxy may listen on another one.
     fn is_host(&self, host: &str) -> bool {
-        without_port(host).eq_ignore_ascii_case(&self.host)
+        strip_port(host).eq_ignore_ascii_case(&self.host)
     }
 
     /// Whether an `ObjectOrigin` is exactly this one: on other ports are other sites.
     fn is_origin(&self, origin: &str) -> bool {
-        Self::of(origin).as_ref() == Some(self)
+        Self::from_url(origin).as_ref() == Some(self)
     }
 }
 
 /// See the module.
-pub(super) async fn every(
-    State(advertised): State<Option<Advertised>>,
+pub(super) async fn guard_request(
+    State(advertised): State<Option<AdvertisedHost>>,
     request: Request,
     next: Next,
 ) -> Response {
     let begin = Instant::now();
-    let (id, id_header) = name(request.headers());
+    let (id, id_header) = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let ends = request.extensions().get::<Ends>().copied();
+    let ends = request.extensions().get::<ConnectionAddresses>().copied();
     let local = ends.and_then(|ends| ends.local);
-    let order = Order::of(&method, &path).map(|order| (order, request.headers().clone()));
+    let order =
+        OperatorAction::classify(&method, &path).map(|order| (order, request.headers().clone()));
     let span = tracing::info_span!("http", id);
 
-    let mut response = match local_only(request.headers(), local, advertised.as_ref()) {
+    let mut response = match check_host_and_origin(request.headers(), local, advertised.as_ref()) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
-        Err(problem) => Fault(problem).into_response(),
+        Err(problem) => ProblemResponse(problem).into_response(),
     };
     response.headers_mut().insert(X_REQUEST_ID.clone(), id_header);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -89,7 +93,7 @@ pub(super) async fn every(
 }
 
 /// The client's name of the request if it can be logged and sent as it is, or a new one.
-fn name(headers: &HeaderMap) -> (String, HeaderValue) {
+fn request_id(headers: &HeaderMap) -> (String, HeaderValue) {
     let given = headers.get(&X_REQUEST_ID).and_then(|value| Some((value.to_str().ok()?, value)));
     if let Some((text, value)) = given
         && is_token(text)
@@ -110,10 +114,10 @@ pub(super) fn is_token(text: &str) -> bool {
 /// internet could order syncs from a master that listens on loopback only. Browsers say where a
 /// request comes from (`ObjectOrigin`); and a page whose *name* was made to point to loopback betrays
 /// itself by that name in `RemotePath`. The name that this master advertises is no such name.
-fn local_only(
+fn check_host_and_origin(
     headers: &HeaderMap,
     local: Option<SocketAddr>,
-    advertised: Option<&Advertised>,
+    advertised: Option<&AdvertisedHost>,
 ) -> Result<(), Problem> {
     let host = headers.get(HOST).map(|v| v.to_str().unwrap_or_default());
     if let Some(origin) = headers.get(ORIGIN) {
@@ -132,7 +136,7 @@ fn local_only(
     match (host, local) {
         (Some(host), Some(local))
             if local.ip().to_canonical().is_loopback()
-                && !is_local(host)
+                && !is_local_host(host)
                 && !advertised.is_some_and(|own| own.is_host(host)) =>
         {
             Err(Problem::new(
@@ -151,15 +155,15 @@ fn local_only(
 }
 
 /// Whether a `RemotePath` is an IP address or `localhost`, with or without a port.
-fn is_local(host: &str) -> bool {
-    let port_less = without_port(host);
+fn is_local_host(host: &str) -> bool {
+    let port_less = strip_port(host);
     let bare = port_less.trim_start_matches('[').trim_end_matches(']');
     let name = port_less.to_ascii_lowercase();
     bare.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
 /// The name in a `RemotePath`.
-fn without_port(host: &str) -> &str {
+fn strip_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
@@ -171,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_master_on_loopback_answers_to_local_names_only() {
+    fn a_master_on_loopback_accepts_only_local_host_names() {
         for host in [
             "127.0.0.1:8888",
             "localhost",
@@ -181,7 +185,7 @@ mod tests {
             "10.0.0.1",
             "a.localhost:80",
         ] {
-            assert!(is_local(host), "{host}");
+            assert!(is_local_host(host), "{host}");
         }
         for host in [
             "evil.example",
@@ -191,12 +195,12 @@ mod tests {
             "",
             ":80",
         ] {
-            assert!(!is_local(host), "{host}");
+            assert!(!is_local_host(host), "{host}");
         }
     }
 
     #[test]
-    fn pages_of_other_sites_are_refused_on_every_address() {
+    fn requests_from_other_origins_are_refused_on_every_address() {
         let headers = |host: &str, origin: Option<&str>| {
             let mut map = HeaderMap::new();
             map.insert(HOST, host.parse().unwrap());
@@ -205,7 +209,7 @@ mod tests {
         };
         let loopback = Some("127.0.0.1:8888".parse().unwrap());
         let public = Some("10.0.0.1:8888".parse().unwrap());
-        let status = |h: HeaderMap, l| local_only(&h, l, None).err().map(|p| p.status);
+        let status = |h: HeaderMap, l| check_host_and_origin(&h, l, None).err().map(|p| p.status);
         assert_eq!(status(headers("master.lan:8888", None), public), None);
         assert_eq!(status(headers("evil.example", None), loopback), Some(421));
         assert_eq!(
@@ -227,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_may_send_the_name_that_the_master_advertises() {
-        let own = Advertised::of("http://Data.Example:8080/longhaul").unwrap();
+    fn a_proxy_may_send_the_advertised_host_name() {
+        let own = AdvertisedHost::from_url("http://Data.Example:8080/longhaul").unwrap();
         let loopback = Some("127.0.0.1:8888".parse().unwrap());
         let status = |host: &str, origin: Option<&str>| {
             let mut map = HeaderMap::new();
             map.insert(HOST, host.parse().unwrap());
             origin.map(|o| map.insert(ORIGIN, o.parse().unwrap()));
-            local_only(&map, loopback, Some(&own)).err().map(|p| p.status)
+            check_host_and_origin(&map, loopback, Some(&own)).err().map(|p| p.status)
         };
         for host in ["data.example", "data.example:8080", "DATA.example:443", "127.0.0.1:8888"] {
             assert_eq!(status(host, None), None, "{host}");
@@ -254,6 +258,6 @@ mod tests {
                 assert_eq!(status(host, Some(origin)), answer, "{host} {origin}");
             }
         }
-        assert_eq!(Advertised::of("http://m").unwrap().port, 80);
+        assert_eq!(AdvertisedHost::from_url("http://m").unwrap().port, 80);
     }
 }

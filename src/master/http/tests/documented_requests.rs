@@ -7,7 +7,7 @@ mod requests;
 use requests::{DELETE, HEARTBEAT, LIST, POLL, PROGRESS, RESULT, SUBMIT, shell_words};
 
 /// The bytes that curl sends for a command line (and `Connection: close`).
-fn as_curl_sends(command: &str) -> Vec<u8> {
+fn curl_body(command: &str) -> Vec<u8> {
     let mut words = shell_words(command).into_iter().skip(1);
     let (mut method, mut url, mut headers, mut body) =
         ("GET".to_owned(), String::new(), String::new(), None);
@@ -33,20 +33,20 @@ fn as_curl_sends(command: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-async fn curl(served: &Served, command: &str) -> Got {
-    Got::parse(&soon(served.raw(&as_curl_sends(command))).await)
+async fn curl(served: &TestServer, command: &str) -> TestResponse {
+    TestResponse::parse(&with_deadline(served.send_raw(&curl_body(command))).await)
 }
 
 #[tokio::test]
-async fn the_first_request_of_the_guide_is_told_of_its_trailing_comma() {
-    let mut served = served().await;
+async fn the_first_documented_request_is_refused_for_its_trailing_comma() {
+    let mut served = start_server().await;
     let got = curl(&served, SUBMIT).await;
-    assert_eq!((got.status, got.code().as_str()), (400, "bad_json"));
+    assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_json"));
     assert_eq!(
         got.json()["detail"],
         "the body is not valid JSON: line 5, column 28: a trailing comma is not allowed in JSON; remove it"
     );
-    assert!(served.nothing_asked());
+    assert!(served.has_no_event());
 
     for content_type in ["Content-Type: application/json", "X-Other: 1"] {
         let mended =
@@ -68,8 +68,8 @@ async fn the_first_request_of_the_guide_is_told_of_its_trailing_comma() {
 }
 
 #[tokio::test]
-async fn the_other_requests_of_the_guide_work_as_they_stand() {
-    let mut served = served().await;
+async fn the_other_documented_requests_succeed_unchanged() {
+    let mut served = start_server().await;
     let got = curl(&served, PROGRESS).await;
     assert_eq!((got.status, &got.json()["state"]), (200, &"PROGRESS".into()));
     assert_eq!(served.events.recv().await, Some(Event::Progress("demo-1".parse().unwrap())));

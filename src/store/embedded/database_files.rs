@@ -34,24 +34,24 @@ pub(super) const USAGE_TABLE: &str = "usage";
 
 /// Whether a master has the database open, and the id of the last clean stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Usage {
+pub(super) struct UsageMark {
     in_use: bool,
     id: String,
 }
 
-impl Usage {
+impl UsageMark {
     /// Not in use, with a new id.
-    pub(super) fn stopped() -> Usage {
-        Usage { in_use: false, id: uuid::Uuid::new_v4().simple().to_string() }
+    pub(super) fn stopped() -> UsageMark {
+        UsageMark { in_use: false, id: uuid::Uuid::new_v4().simple().to_string() }
     }
 
     /// In use, with the same id.
-    pub(super) fn begun(self) -> Usage {
-        Usage { in_use: true, ..self }
+    pub(super) fn into_in_use(self) -> UsageMark {
+        UsageMark { in_use: true, ..self }
     }
 
     /// As it is stored: always 36 bytes.
-    fn value(&self) -> String {
+    fn encode(&self) -> String {
         format!("{:<3} {}", if self.in_use { "yes" } else { "no" }, self.id)
     }
 
@@ -61,37 +61,37 @@ impl Usage {
             "CREATE TABLE {USAGE_TABLE} (one INTEGER PRIMARY KEY, in_use TEXT NOT NULL)"
         ))?;
         let insert = format!("INSERT INTO {USAGE_TABLE} VALUES (1, ?1)");
-        connection.execute(&insert, [self.value()]).map(drop)
+        connection.execute(&insert, [self.encode()]).map(drop)
     }
 
     pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
         let update = format!("UPDATE {USAGE_TABLE} SET in_use = ?1");
-        connection.execute(&update, [self.value()]).map(drop)
+        connection.execute(&update, [self.encode()]).map(drop)
     }
 
-    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Usage> {
+    pub(super) fn read(connection: &Connection) -> rusqlite::Result<UsageMark> {
         let select = format!("SELECT in_use FROM {USAGE_TABLE}");
         let value: String = connection.query_row(&select, [], |row| row.get(0))?;
         let (in_use, id) = value.split_once(' ').unwrap_or((&value, ""));
-        Ok(Usage { in_use: in_use == "yes", id: id.trim().to_owned() })
+        Ok(UsageMark { in_use: in_use == "yes", id: id.trim().to_owned() })
     }
 }
 
 /// The write-ahead log of a database file.
-pub(super) fn wal_of(file: &Path) -> PathBuf {
-    beside(file, "-wal")
+pub(super) fn wal_path(file: &Path) -> PathBuf {
+    with_suffix(file, "-wal")
 }
 
 /// The name of `file` with `suffix` behind it.
-pub(super) fn beside(file: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(file);
     name.push(suffix);
     name.into()
 }
 
-/// What [`inspect`] found.
+/// What [`inspect_files`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum InspectionResult {
     /// Nothing is missing.
     Complete,
     /// The newest commits are missing.
@@ -105,10 +105,10 @@ pub(super) enum Found {
 ///
 /// # Errors
 /// The foreign `-wal` cannot be renamed.
-pub(super) fn inspect(file: &Path) -> Result<Found, StoreError> {
-    let wal = wal_of(file);
+pub(super) fn inspect_files(file: &Path) -> Result<InspectionResult, StoreError> {
+    let wal = wal_path(file);
     let wal_bytes = std::fs::metadata(&wal).ok().map(|meta| meta.len());
-    let Some((usage, page)) = usage_of(file) else { return Ok(Found::Complete) };
+    let Some((usage, page)) = read_usage(file) else { return Ok(InspectionResult::Complete) };
     match (usage.in_use, wal_bytes) {
         (true, None) => {
             tracing::error!(
@@ -119,10 +119,10 @@ pub(super) fn inspect(file: &Path) -> Result<Found, StoreError> {
                 file.display(),
                 wal.display()
             );
-            Ok(Found::WalMissing)
+            Ok(InspectionResult::WalMissing)
         }
         (false, Some(1..)) if !begins_with_mark(&wal, page, &usage.id) => {
-            let aside = beside(&wal, &format!(".foreign-{}", uuid::Uuid::new_v4().simple()));
+            let aside = with_suffix(&wal, &format!(".foreign-{}", uuid::Uuid::new_v4().simple()));
             std::fs::rename(&wal, &aside).map_err(|e| {
                 StoreError::Unusable(format!(
                     "{} belongs to another database than {} and cannot be renamed: {e}; move it away and start again",
@@ -137,15 +137,15 @@ pub(super) fn inspect(file: &Path) -> Result<Found, StoreError> {
                 wal.display(),
                 aside.display()
             );
-            Ok(Found::WalForeign)
+            Ok(InspectionResult::WalForeign)
         }
-        _ => Ok(Found::Complete),
+        _ => Ok(InspectionResult::Complete),
     }
 }
 
 /// What the database file by itself, without its `-wal`, records, and the number of the page that has it. `None`:
 /// nothing, or it cannot be read; opening it then shows what is wrong.
-fn usage_of(file: &Path) -> Option<(Usage, u32)> {
+fn read_usage(file: &Path) -> Option<(UsageMark, u32)> {
     // `immutable` keeps SQLite from applying the log.
     let mut uri = String::from("file:");
     for byte in file.as_os_str().as_bytes() {
@@ -166,7 +166,7 @@ fn usage_of(file: &Path) -> Option<(Usage, u32)> {
             row.get(0)
         })
         .ok()?;
-    Some((Usage::read(&connection).ok()?, page))
+    Some((UsageMark::read(&connection).ok()?, page))
 }
 
 /// Whether the first transaction of `wal` writes a mark with `id` to `page`. False for what cannot be read.
@@ -178,7 +178,7 @@ fn begins_with_mark(wal: &Path, page: u32, id: &str) -> bool {
         let mut file = File::open(wal)?;
         let mut header = [0; 32];
         file.read_exact(&mut header)?;
-        let page_bytes = number_at(&header, 8);
+        let page_bytes = read_be_u32(&header, 8);
         if id.is_empty() || page_bytes > MAX_PAGE_BYTES {
             return Ok(false);
         }
@@ -189,10 +189,10 @@ fn begins_with_mark(wal: &Path, page: u32, id: &str) -> bool {
             if frame[8..16] != header[16..24] {
                 return Ok(false);
             }
-            if number_at(&frame, 0) == page {
+            if read_be_u32(&frame, 0) == page {
                 return Ok(frame[24..].windows(id.len()).any(|bytes| bytes == id.as_bytes()));
             }
-            let ends_transaction = number_at(&frame, 4) != 0;
+            let ends_transaction = read_be_u32(&frame, 4) != 0;
             if ends_transaction {
                 return Ok(false);
             }
@@ -202,25 +202,25 @@ fn begins_with_mark(wal: &Path, page: u32, id: &str) -> bool {
     search().unwrap_or(false)
 }
 
-fn number_at(bytes: &[u8], at: usize) -> u32 {
+fn read_be_u32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
 /// Which files SQLite has open: each as device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Opened {
+pub(super) struct OpenFiles {
     database: Option<(u64, u64)>,
     wal: Option<(u64, u64)>,
 }
 
-impl Opened {
+impl OpenFiles {
     /// The files that are at their paths now.
-    pub(super) fn at(file: &Path) -> Opened {
+    pub(super) fn stat(file: &Path) -> OpenFiles {
         let inode = |path: &Path| {
             let meta = std::fs::metadata(path).ok()?;
             Some((meta.dev(), meta.ino()))
         };
-        Opened { database: inode(file), wal: inode(&wal_of(file)) }
+        OpenFiles { database: inode(file), wal: inode(&wal_path(file)) }
     }
 
     /// Checks that the same files are still at their paths. What is committed to a file without a name is lost when
@@ -229,11 +229,11 @@ impl Opened {
     /// # Errors
     /// [`Unavailable`](StoreError::Unavailable): a file was deleted, moved or replaced. Works again once it is back.
     pub(super) fn check(self, file: &Path) -> Result<(), StoreError> {
-        let now = Opened::at(file);
+        let now = OpenFiles::stat(file);
         if now == self {
             return Ok(());
         }
-        let path = if now.database == self.database { wal_of(file) } else { file.to_owned() };
+        let path = if now.database == self.database { wal_path(file) } else { file.to_owned() };
         Err(StoreError::Unavailable(format!(
             "{} was deleted, moved or replaced while this master runs; move it back, or save what the master has: \
              `ctl admin backup FILE`, stop the master, copy FILE to {}, start the master",
@@ -260,7 +260,7 @@ mod tests {
     }
 
     /// Whether a log of these frames begins with the mark [`SYNC_ID`] in page 300.
-    fn begins(page_bytes: usize, frames: &[Vec<u8>]) -> bool {
+    fn log_begins_with_mark(page_bytes: usize, frames: &[Vec<u8>]) -> bool {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut header = vec![0; 32];
         header[8..12].copy_from_slice(&u32::try_from(page_bytes).unwrap().to_be_bytes());
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_looked_for_in_the_first_transaction_of_a_log() {
+    fn a_mark_is_searched_in_the_first_transaction_of_a_log() {
         let mark = frame(300, 7, SALT, &format!("no  {ID}"));
         let inner = frame(2, 0, SALT, "");
         let last = frame(2, 7, SALT, "");
@@ -291,11 +291,14 @@ mod tests {
             ([vec![inner.clone(); 63], vec![mark.clone()]].concat(), true),
             ([vec![inner; 64], vec![mark.clone()]].concat(), false),
         ] {
-            assert_eq!(begins(PAGE_BYTES, &frames), found, "{} frames", frames.len());
+            assert_eq!(log_begins_with_mark(PAGE_BYTES, &frames), found, "{} frames", frames.len());
         }
         // Cut off in the page of the mark.
-        assert!(!begins(PAGE_BYTES, &[mark[..24 + 100].to_vec()]));
+        assert!(!log_begins_with_mark(PAGE_BYTES, &[mark[..24 + 100].to_vec()]));
         // No page is that large.
-        assert!(!begins((64 << 10) + 1, &[mark[..24].to_vec(), vec![b'.'; 65 << 10]]));
+        assert!(!log_begins_with_mark(
+            (64 << 10) + 1,
+            &[mark[..24].to_vec(), vec![b'.'; 65 << 10]]
+        ));
     }
 }

@@ -1,9 +1,11 @@
 //! The documents of the public API, each read so that all its faults are found at once.
 
-use super::document::{Document, limit, list, text, truth, typed, whole};
 use super::json;
-use crate::master::faults::Faults;
-use crate::master::submission;
+use super::object_reader::{
+    ObjectReader, array, boolean, deserialize, integer, rate_limit, string,
+};
+use crate::master::submit_validation;
+use crate::master::validation_errors::ValidationErrors;
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{CHUNK_MIB_RANGE, ReassignRequest, RetryRequest, SyncPatch, SyncRequest};
@@ -19,88 +21,89 @@ use std::net::IpAddr;
 /// A worker that has more storage paths than this is one by mistake.
 const MAX_STORAGE_PATHS: usize = 1_024;
 const MAX_ENDPOINTS: usize = 256;
-const MAX_IN_HAND: usize = 65_536;
+const MAX_HELD_ASSIGNMENTS: usize = 65_536;
 const MAX_SLOTS: u32 = 4_096;
 /// Names and versions that are only shown or compared.
-const MAX_WORD: usize = 256;
+const MAX_LABEL_BYTES: usize = 256;
 /// The longest reason of an operator, in bytes.
-const MAX_REASON: usize = 1_024;
+const MAX_REASON_BYTES: usize = 1_024;
 /// The longest text about an endpoint, in bytes.
-const MAX_NIC_TEXT: usize = 1_024;
+const MAX_NIC_TEXT_BYTES: usize = 1_024;
 /// What an agent says about a result; longer ones are no sentence.
-const MAX_MESSAGE: usize = 64 << 10;
+const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 /// Reads `POST /sync`; the file list comes out checked, in parts.
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn sync_request(
+pub(super) fn parse_sync_request(
     body: &[u8],
     default_chunk_mb: u32,
 ) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Problem> {
-    read_sync_request(json::parse(body)?, default_chunk_mb).map_err(Faults::into_problem)
+    read_sync_request(json::parse_json(body)?, default_chunk_mb)
+        .map_err(ValidationErrors::into_problem)
 }
 
 /// Reads `PATCH /sync/{id}`.
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn sync_change(body: &[u8]) -> Result<SyncPatch, Problem> {
-    read_sync_change(json::parse(body)?).map_err(Faults::into_problem)
+pub(super) fn parse_sync_change(body: &[u8]) -> Result<SyncPatch, Problem> {
+    read_sync_change(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
 /// Reads `POST /sync/{id}/retry`; an empty body asks for all of it.
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn retry_request(body: &[u8]) -> Result<RetryRequest, Problem> {
+pub(super) fn parse_retry_request(body: &[u8]) -> Result<RetryRequest, Problem> {
     if body.is_empty() {
         return Ok(RetryRequest::default());
     }
-    read_retry_request(json::parse(body)?).map_err(Faults::into_problem)
+    read_retry_request(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
 /// Reads `POST /sync/{id}/reassign`.
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn reassign(body: &[u8]) -> Result<ReassignRequest, Problem> {
-    read_reassign(json::parse(body)?).map_err(Faults::into_problem)
+pub(super) fn parse_reassign(body: &[u8]) -> Result<ReassignRequest, Problem> {
+    read_reassign(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
 /// Reads `POST /workers/{id}/drain`; an empty body says nothing.
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn drain_order(body: &[u8]) -> Result<DrainRequest, Problem> {
+pub(super) fn parse_drain_order(body: &[u8]) -> Result<DrainRequest, Problem> {
     if body.is_empty() {
         return Ok(DrainRequest::default());
     }
-    read_drain_order(json::parse(body)?).map_err(Faults::into_problem)
+    read_drain_order(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
 /// Reads `POST /workers/heartbeat`.
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn heartbeat(body: &[u8]) -> Result<WorkerHeartbeat, Problem> {
-    read_heartbeat(json::parse(body)?).map_err(Faults::into_problem)
+pub(super) fn parse_heartbeat(body: &[u8]) -> Result<WorkerHeartbeat, Problem> {
+    read_heartbeat(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
 /// Reads `POST /workers/result`.
 ///
 /// # Errors
 /// 400 for no JSON, 422 for wrong fields.
-pub(super) fn result(body: &[u8]) -> Result<TaskResult, Problem> {
-    read_result(json::parse(body)?).map_err(Faults::into_problem)
+pub(super) fn parse_result(body: &[u8]) -> Result<TaskResult, Problem> {
+    read_result(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
-fn read_retry_request(value: Value) -> Result<RetryRequest, Faults> {
-    let mut doc = Document::of(value)?;
-    let request_id = doc.optional("request_id", typed);
-    let failed_only = doc.optional("failed_only", truth);
-    doc.end()?;
-    whole_or_nothing(|| {
+fn read_retry_request(value: Value) -> Result<RetryRequest, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let request_id = doc.optional("request_id", deserialize);
+    let failed_only = doc.optional("failed_only", boolean);
+    doc.finish()?;
+    assemble(|| {
         Some(RetryRequest { request_id: request_id?, failed_only: failed_only?.unwrap_or(false) })
     })
 }
@@ -108,35 +111,35 @@ fn read_retry_request(value: Value) -> Result<RetryRequest, Faults> {
 fn read_sync_request(
     value: Value,
     default_chunk_mb: u32,
-) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Faults> {
-    let mut doc = Document::of(value)?;
-    let request_id = doc.optional("request_id", typed);
-    let source: Option<AbsPath> = doc.required("source_path", typed);
-    let destination: Option<AbsPath> = doc.required("destination_path", typed);
-    let chunk = doc.optional("chunk_size_mb", whole(CHUNK_MIB_RANGE));
-    let options = doc.optional("options", super::options::options);
-    let names = doc.optional("file_list", list(usize::MAX, typed::<BytePath>));
-    let bwlimit = doc.optional("bwlimit", limit);
+) -> Result<(SyncRequest, Option<Vec<FileListPart>>), ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let request_id = doc.optional("request_id", deserialize);
+    let source: Option<AbsPath> = doc.required("source_path", deserialize);
+    let destination: Option<AbsPath> = doc.required("destination_path", deserialize);
+    let chunk = doc.optional("chunk_size_mb", integer(CHUNK_MIB_RANGE));
+    let options = doc.optional("options", super::sync_options::read_options);
+    let names = doc.optional("file_list", array(usize::MAX, deserialize::<BytePath>));
+    let bwlimit = doc.optional("bwlimit", rate_limit);
     let listed = !matches!(names, Some(None));
 
     if let (Some(source), Some(destination)) = (&source, &destination)
-        && let Err(detail) = submission::path_rule(source, destination)
+        && let Err(detail) = submit_validation::validate_paths(source, destination)
     {
-        doc.refuse("destination_path", Faults::one(detail));
+        doc.add_errors("destination_path", ValidationErrors::single(detail));
     }
     let mut parts = None;
     if let (Some(source), Some(Some(names))) = (&source, names) {
-        match submission::name_lists(source, names) {
+        match submit_validation::file_list_parts(source, names) {
             Ok(list) => parts = Some(list),
-            Err(faults) => doc.refuse("file_list", faults),
+            Err(faults) => doc.add_errors("file_list", faults),
         }
     }
     if let Some(Some(options)) = &options {
         let roots: Vec<&AbsPath> = [&source, &destination].into_iter().flatten().collect();
-        doc.refuse("options", submission::options_rule(options, listed, &roots));
+        doc.add_errors("options", submit_validation::validate_options(options, listed, &roots));
     }
-    doc.end()?;
-    let request = whole_or_nothing(|| {
+    doc.finish()?;
+    let request = assemble(|| {
         Some(SyncRequest {
             request_id: request_id?,
             source_path: source?,
@@ -150,54 +153,54 @@ fn read_sync_request(
     Ok((request, parts))
 }
 
-fn read_sync_change(value: Value) -> Result<SyncPatch, Faults> {
-    let mut doc = Document::of(value)?;
-    let bwlimit = doc.required("bwlimit", limit);
-    doc.end()?;
-    whole_or_nothing(|| Some(SyncPatch { bwlimit: bwlimit? }))
+fn read_sync_change(value: Value) -> Result<SyncPatch, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let bwlimit = doc.required("bwlimit", rate_limit);
+    doc.finish()?;
+    assemble(|| Some(SyncPatch { bwlimit: bwlimit? }))
 }
 
-fn read_reassign(value: Value) -> Result<ReassignRequest, Faults> {
-    let mut doc = Document::of(value)?;
-    let worker_id = doc.required("worker_id", typed);
-    doc.end()?;
-    whole_or_nothing(|| Some(ReassignRequest { worker_id: worker_id? }))
+fn read_reassign(value: Value) -> Result<ReassignRequest, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let worker_id = doc.required("worker_id", deserialize);
+    doc.finish()?;
+    assemble(|| Some(ReassignRequest { worker_id: worker_id? }))
 }
 
-fn read_drain_order(value: Value) -> Result<DrainRequest, Faults> {
-    let mut doc = Document::of(value)?;
-    let by = doc.optional("by", text(MAX_WORD));
-    let reason = doc.optional("reason", text(MAX_REASON));
-    doc.end()?;
-    whole_or_nothing(|| Some(DrainRequest { by: by?, reason: reason? }))
+fn read_drain_order(value: Value) -> Result<DrainRequest, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let by = doc.optional("by", string(MAX_LABEL_BYTES));
+    let reason = doc.optional("reason", string(MAX_REASON_BYTES));
+    doc.finish()?;
+    assemble(|| Some(DrainRequest { by: by?, reason: reason? }))
 }
 
-fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
-    let mut doc = Document::of(value)?;
-    let worker_id = doc.required("worker_id", typed);
-    let status = doc.required("status", typed);
-    let storage_paths = doc.optional("storage_paths", list(MAX_STORAGE_PATHS, typed));
-    let data_plane_endpoints = doc.optional("data_plane_endpoints", list(MAX_ENDPOINTS, endpoint));
-    let timestamp = doc.optional("timestamp", moment);
-    let control_plane_address = doc.optional("control_plane_address", text(1_024));
-    let incarnation = doc.optional("incarnation", text(MAX_WORD));
-    let boot_id = doc.optional("boot_id", text(MAX_WORD));
-    let free_bytes = doc.optional("free_bytes", typed);
-    let in_hand = doc.optional("in_hand", list(MAX_IN_HAND, typed));
-    let moved_bytes = doc.optional("moved_bytes", typed);
-    let receiving = doc.optional("receiving", whole(0..=u32::MAX));
-    let slots = doc.optional("slots", whole(0..=MAX_SLOTS));
-    let agent_version = doc.optional("agent_version", text(MAX_WORD));
-    let protocol = doc.optional("protocol", whole(0..=u32::MAX));
-    let usage = doc.optional("usage", typed);
-    let nics = doc.optional("nics", list(MAX_ENDPOINTS, nic));
+fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let worker_id = doc.required("worker_id", deserialize);
+    let status = doc.required("status", deserialize);
+    let storage_paths = doc.optional("storage_paths", array(MAX_STORAGE_PATHS, deserialize));
+    let data_plane_endpoints = doc.optional("data_plane_endpoints", array(MAX_ENDPOINTS, endpoint));
+    let timestamp = doc.optional("timestamp", timestamp);
+    let control_plane_address = doc.optional("control_plane_address", string(1_024));
+    let incarnation = doc.optional("incarnation", string(MAX_LABEL_BYTES));
+    let boot_id = doc.optional("boot_id", string(MAX_LABEL_BYTES));
+    let free_bytes = doc.optional("free_bytes", deserialize);
+    let in_hand = doc.optional("in_hand", array(MAX_HELD_ASSIGNMENTS, deserialize));
+    let moved_bytes = doc.optional("moved_bytes", deserialize);
+    let receiving = doc.optional("receiving", integer(0..=u32::MAX));
+    let slots = doc.optional("slots", integer(0..=MAX_SLOTS));
+    let agent_version = doc.optional("agent_version", string(MAX_LABEL_BYTES));
+    let protocol = doc.optional("protocol", integer(0..=u32::MAX));
+    let usage = doc.optional("usage", deserialize);
+    let nics = doc.optional("nics", array(MAX_ENDPOINTS, nic_report));
     let unavailable_paths =
-        doc.optional("unavailable_paths", list(MAX_STORAGE_PATHS, unavailable_path));
+        doc.optional("unavailable_paths", array(MAX_STORAGE_PATHS, unavailable_path));
     let unavailable_endpoints =
-        doc.optional("unavailable_endpoints", list(MAX_ENDPOINTS, unavailable_endpoint));
+        doc.optional("unavailable_endpoints", array(MAX_ENDPOINTS, unavailable_endpoint));
     let root_ids = doc.optional("root_ids", root_ids);
-    doc.end()?;
-    whole_or_nothing(|| {
+    doc.finish()?;
+    assemble(|| {
         Some(WorkerHeartbeat {
             worker_id: worker_id?,
             status: status?,
@@ -223,18 +226,18 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, Faults> {
     })
 }
 
-fn read_result(value: Value) -> Result<TaskResult, Faults> {
-    let mut doc = Document::of(value)?;
-    let request_id = doc.required("request_id", typed);
-    let worker_id = doc.required("worker_id", typed);
-    let success = doc.required("success", truth);
-    let message = doc.optional("message", text(MAX_MESSAGE));
-    let assignment_id = doc.optional("assignment_id", typed);
-    let attempt = doc.optional("attempt", whole(0..=u32::MAX));
-    let task_digest = doc.optional("task_digest", typed);
-    let report = doc.optional("report", typed);
-    doc.end()?;
-    whole_or_nothing(|| {
+fn read_result(value: Value) -> Result<TaskResult, ValidationErrors> {
+    let mut doc = ObjectReader::new(value)?;
+    let request_id = doc.required("request_id", deserialize);
+    let worker_id = doc.required("worker_id", deserialize);
+    let success = doc.required("success", boolean);
+    let message = doc.optional("message", string(MAX_MESSAGE_BYTES));
+    let assignment_id = doc.optional("assignment_id", deserialize);
+    let attempt = doc.optional("attempt", integer(0..=u32::MAX));
+    let task_digest = doc.optional("task_digest", deserialize);
+    let report = doc.optional("report", deserialize);
+    doc.finish()?;
+    assemble(|| {
         Some(TaskResult {
             request_id: request_id?,
             worker_id: worker_id?,
@@ -249,47 +252,51 @@ fn read_result(value: Value) -> Result<TaskResult, Faults> {
 }
 
 /// Puts a document together whose reading noted no fault, so no member can be missing.
-pub(super) fn whole_or_nothing<T>(build: impl FnOnce() -> Option<T>) -> Result<T, Faults> {
-    build().ok_or_else(|| Faults::one("can't be read"))
+pub(super) fn assemble<T>(build: impl FnOnce() -> Option<T>) -> Result<T, ValidationErrors> {
+    build().ok_or_else(|| ValidationErrors::single("can't be read"))
 }
 
 /// An endpoint that another agent can connect to. Loopback is one: all on one host is a set-up.
 /// How an endpoint does; its texts are shown to people.
-fn nic(value: Value) -> Result<NicReport, Faults> {
-    let nic: NicReport = typed(value)?;
+fn nic_report(value: Value) -> Result<NicReport, ValidationErrors> {
+    let nic: NicReport = deserialize(value)?;
     let texts = [Some(&nic.endpoint), nic.iface.as_ref(), nic.disabled_reason.as_ref()];
-    if texts.into_iter().flatten().any(|text| text.len() > MAX_NIC_TEXT) {
-        return Err(Faults::one(format!("a text of more than {MAX_NIC_TEXT} bytes")));
+    if texts.into_iter().flatten().any(|text| text.len() > MAX_NIC_TEXT_BYTES) {
+        return Err(ValidationErrors::single(format!(
+            "a text of more than {MAX_NIC_TEXT_BYTES} bytes"
+        )));
     }
     Ok(nic)
 }
 
-fn unavailable_path(value: Value) -> Result<UnavailablePath, Faults> {
-    let mut one: UnavailablePath = typed(value)?;
-    one.reason = one.reason.chars().take(MAX_REASON).collect();
+fn unavailable_path(value: Value) -> Result<UnavailablePath, ValidationErrors> {
+    let mut one: UnavailablePath = deserialize(value)?;
+    one.reason = one.reason.chars().take(MAX_REASON_BYTES).collect();
     Ok(one)
 }
 
-fn unavailable_endpoint(value: Value) -> Result<UnavailableEndpoint, Faults> {
-    let mut one: UnavailableEndpoint = typed(value)?;
-    if one.endpoint.len() > MAX_NIC_TEXT {
-        return Err(Faults::one(format!("a text of more than {MAX_NIC_TEXT} bytes")));
+fn unavailable_endpoint(value: Value) -> Result<UnavailableEndpoint, ValidationErrors> {
+    let mut one: UnavailableEndpoint = deserialize(value)?;
+    if one.endpoint.len() > MAX_NIC_TEXT_BYTES {
+        return Err(ValidationErrors::single(format!(
+            "a text of more than {MAX_NIC_TEXT_BYTES} bytes"
+        )));
     }
-    one.reason = one.reason.chars().take(MAX_REASON).collect();
+    one.reason = one.reason.chars().take(MAX_REASON_BYTES).collect();
     Ok(one)
 }
 
-fn root_ids(value: Value) -> Result<BTreeMap<String, String>, Faults> {
-    let ids: BTreeMap<String, String> = typed(value)?;
-    if ids.len() > MAX_STORAGE_PATHS || ids.values().any(|id| id.len() > MAX_WORD) {
-        let limits = format!("{MAX_STORAGE_PATHS} ids of {MAX_WORD} bytes");
-        return Err(Faults::one(format!("more than {limits}")));
+fn root_ids(value: Value) -> Result<BTreeMap<String, String>, ValidationErrors> {
+    let ids: BTreeMap<String, String> = deserialize(value)?;
+    if ids.len() > MAX_STORAGE_PATHS || ids.values().any(|id| id.len() > MAX_LABEL_BYTES) {
+        let limits = format!("{MAX_STORAGE_PATHS} ids of {MAX_LABEL_BYTES} bytes");
+        return Err(ValidationErrors::single(format!("more than {limits}")));
     }
     Ok(ids)
 }
 
-fn endpoint(value: Value) -> Result<Endpoint, Faults> {
-    let endpoint: Endpoint = typed(value)?;
+fn endpoint(value: Value) -> Result<Endpoint, ValidationErrors> {
+    let endpoint: Endpoint = deserialize(value)?;
     let Ok(address) = endpoint.address.parse::<IpAddr>() else { return Ok(endpoint) };
     let useless = match address.to_canonical() {
         // 169.254.169.254 is where clouds serve machine credentials: no agent shall be sent there.
@@ -302,16 +309,18 @@ fn endpoint(value: Value) -> Result<Endpoint, Faults> {
         IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast(),
     };
     if useless {
-        return Err(Faults::one(format!("another agent cannot connect to the address {address}")));
+        return Err(ValidationErrors::single(format!(
+            "another agent cannot connect to the address {address}"
+        )));
     }
     Ok(endpoint)
 }
 
 /// A time in whatever form the predecessor's agents send it; it is only shown.
-fn moment(value: Value) -> Result<Value, Faults> {
+fn timestamp(value: Value) -> Result<Value, ValidationErrors> {
     match value {
         Value::Number(_) => Ok(value),
-        other => text(MAX_WORD)(other).map(Value::String),
+        other => string(MAX_LABEL_BYTES)(other).map(Value::String),
     }
 }
 
@@ -324,24 +333,24 @@ mod tests {
     use crate::wire::{AssignmentId, Digest};
     use serde_json::json;
 
-    fn pointers(problem: Problem) -> Vec<String> {
+    fn error_pointers(problem: Problem) -> Vec<String> {
         assert_eq!((problem.status, problem.code.as_str()), (422, "invalid_fields"));
         problem.errors.into_iter().map(|e| e.pointer).collect()
     }
 
-    fn read(value: Value) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Problem> {
-        sync_request(value.to_string().as_bytes(), DEFAULT_CHUNK_MIB)
+    fn parse_request(value: Value) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Problem> {
+        parse_sync_request(value.to_string().as_bytes(), DEFAULT_CHUNK_MIB)
     }
 
     #[test]
-    fn every_bad_field_of_a_request_is_listed() {
-        let problem = read(json!({
+    fn every_invalid_field_of_a_request_is_listed() {
+        let problem = parse_request(json!({
             "request_id": "no spaces", "source_path": "data/../x", "chunk_size_mb": 0,
             "file_list": ["a", 5], "chunk_size": 64
         }))
         .unwrap_err();
         assert_eq!(
-            pointers(problem),
+            error_pointers(problem),
             [
                 "/request_id",
                 "/source_path",
@@ -354,22 +363,22 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_field_is_answered_with_the_right_one() {
+    fn an_unknown_field_gets_a_suggestion() {
         let problem =
-            read(json!({"source_path": "/a", "destination_path": "/b", "chunk_size": 64}))
+            parse_request(json!({"source_path": "/a", "destination_path": "/b", "chunk_size": 64}))
                 .unwrap_err();
         assert_eq!(problem.errors[0].detail, "is not known; did you mean `chunk_size_mb`?");
         assert_eq!(problem.detail, "/chunk_size: is not known; did you mean `chunk_size_mb`?");
     }
 
     #[test]
-    fn paths_and_lists_are_judged_together_with_the_rest() {
-        let problem = read(json!({
+    fn paths_and_file_lists_are_validated_together_with_other_fields() {
+        let problem = parse_request(json!({
             "source_path": "/a", "destination_path": "/a/b", "file_list": ["../x", "/c", "ok"], "chunk_size_mb": "64"
         }))
         .unwrap_err();
         assert_eq!(
-            pointers(problem),
+            error_pointers(problem),
             ["/chunk_size_mb", "/destination_path", "/file_list/0", "/file_list/1"]
         );
         for (field, value) in [
@@ -392,18 +401,18 @@ mod tests {
         ] {
             let mut doc = json!({"source_path": "/a", "destination_path": "/b"});
             doc[field] = value;
-            let problem = read(doc).unwrap_err();
+            let problem = parse_request(doc).unwrap_err();
             assert!(problem.detail.len() < 300, "{}", problem.detail.len());
-            assert!(pointers(problem)[0].starts_with(&format!("/{field}")));
+            assert!(error_pointers(problem)[0].starts_with(&format!("/{field}")));
         }
     }
 
     #[test]
-    fn names_that_are_not_utf8_come_in_base64() {
+    fn names_that_are_not_utf8_are_read_from_base64() {
         let doc = json!({
             "source_path": {"path_b64": "L2Ev/w=="}, "destination_path": "/b", "file_list": [{"path_b64": "/3g="}]
         });
-        let (request, list) = read(doc).unwrap();
+        let (request, list) = parse_request(doc).unwrap();
         assert_eq!(request.source_path.as_bytes(), b"/a/\xff");
         assert_eq!(list.unwrap()[0].paths[0].as_bytes(), b"\xffx");
     }
@@ -421,7 +430,7 @@ mod tests {
             bwlimit: Some(1 << 20),
         };
         let (read, list) =
-            sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MIB).unwrap();
+            parse_sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MIB).unwrap();
         assert_eq!(list.unwrap()[0].paths.len(), 1);
         assert_eq!(SyncRequest { file_list: None, ..request }, read);
 
@@ -464,7 +473,7 @@ mod tests {
                 disabled_reason: Some("down".into()),
             }],
         };
-        assert_eq!(heartbeat(&serde_json::to_vec(&beat).unwrap()).unwrap(), beat);
+        assert_eq!(parse_heartbeat(&serde_json::to_vec(&beat).unwrap()).unwrap(), beat);
 
         let outcome = TaskResult {
             request_id: "demo-1".parse().unwrap(),
@@ -484,15 +493,15 @@ mod tests {
                 ..TaskReport::default()
             }),
         };
-        assert_eq!(result(&serde_json::to_vec(&outcome).unwrap()).unwrap(), outcome);
+        assert_eq!(parse_result(&serde_json::to_vec(&outcome).unwrap()).unwrap(), outcome);
     }
 
     #[test]
-    fn a_heartbeat_is_bounded_and_its_endpoints_can_be_reached() {
+    fn a_heartbeat_is_bounded_and_unreachable_endpoints_are_refused() {
         let beat = |field: &str, value: Value| {
             let mut doc = json!({"worker_id": "w", "status": "READY"});
             doc[field] = value;
-            heartbeat(doc.to_string().as_bytes())
+            parse_heartbeat(doc.to_string().as_bytes())
         };
         for address in ["127.0.0.1", "192.168.100.10", "fe80::1", "storage-1.lan", "10.0.0.1:9000"]
         {
@@ -512,20 +521,23 @@ mod tests {
             "",
         ] {
             let problem = beat("data_plane_endpoints", json!(["10.0.0.1", address])).unwrap_err();
-            assert_eq!(pointers(problem), ["/data_plane_endpoints/1"], "{address}");
+            assert_eq!(error_pointers(problem), ["/data_plane_endpoints/1"], "{address}");
         }
         assert!(beat("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS])).is_ok());
         for (field, value) in [
             ("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS + 1])),
             ("data_plane_endpoints", json!(vec!["10.0.0.1"; MAX_ENDPOINTS + 1])),
-            ("in_hand", json!(vec!["0".repeat(32); MAX_IN_HAND + 1])),
+            ("in_hand", json!(vec!["0".repeat(32); MAX_HELD_ASSIGNMENTS + 1])),
             ("incarnation", json!("x".repeat(300))),
             ("slots", json!(1_000_000)),
             ("timestamp", json!([])),
             ("free_bytes", json!({"/a": -1})),
             ("status", json!("ready?")),
         ] {
-            assert!(pointers(beat(field, value).unwrap_err())[0].starts_with(&format!("/{field}")));
+            assert!(
+                error_pointers(beat(field, value).unwrap_err())[0]
+                    .starts_with(&format!("/{field}"))
+            );
         }
     }
 
@@ -533,8 +545,8 @@ mod tests {
     fn negative_and_overflowing_counters_are_refused() {
         for n in [json!(-1), json!(1.5), json!(18_446_744_073_709_551_616.0), json!("5")] {
             let doc = json!({"request_id": "r", "worker_id": "w", "success": true, "report": {"bytes_done": n}});
-            let problem = result(doc.to_string().as_bytes()).unwrap_err();
-            assert_eq!(pointers(problem), ["/report/bytes_done"], "{n}");
+            let problem = parse_result(doc.to_string().as_bytes()).unwrap_err();
+            assert_eq!(error_pointers(problem), ["/report/bytes_done"], "{n}");
         }
     }
 }
