@@ -41,7 +41,7 @@ for ((job = 0; job < jobs; job++)); do
   ((count > 0)) || continue
   LONGHAUL_SIM_FROM=$first LONGHAUL_SIM_SEEDS=$count LONGHAUL_SIM_STEPS=$steps RUST_BACKTRACE=0 \
     "$built" --nocapture --exact \
-    scheduler::tests::sim::whatever_happens_the_invariants_hold_and_every_sync_ends_as_it_should >"$work/$job" 2>&1 &
+    scheduler::tests::sim::the_invariants_hold_and_every_sync_ends_correctly_on_fixed_seeds >"$work/$job" 2>&1 &
   pids+=($!)
 done
 bad=0

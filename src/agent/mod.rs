@@ -7,7 +7,7 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`next_heartbeat`] (with [`storage_tree`]), [`slots`]: the loops; `reload`: what changes meanwhile
+//! - [`hand`]: what is in hand, and until when; [`bandwidth_limits`]: how fast it may be sent; [`next_heartbeat`] (with [`storage_tree`]), [`agent_slots`]: the loops; `reload`: what changes meanwhile
 //! - [`execute`]: what executors share; [`scan`] (with [`to_batch`]), [`copy_batch`] (with [`fates`]), [`transfer_range`],
 //!   [`publish`], [`prune_request`]
 //!

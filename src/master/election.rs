@@ -226,7 +226,7 @@ impl LeaderElection {
         };
         let state = tokio::task::spawn_blocking(loading).await.context("load the state")??;
         // Only now: before it led, another master on this host may have used them.
-        if let Err(e) = self.spool.remove_unless(|number| state.knows(number)) {
+        if let Err(e) = self.spool.remove_unless(|number| state.has_sync(number)) {
             tracing::warn!(error = %e, "old lists of files could not be removed");
         }
         tenure.requested_at_ms = keeper.stop();

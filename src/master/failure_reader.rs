@@ -8,7 +8,7 @@ use super::handle::{BlobReader, MasterHandle, REPLY_TIMEOUT, unexpected_reply};
 use super::leadership::store_unavailable;
 use super::submit_validation::{failures_unknown, retry_name_lists};
 use crate::scheduler::{
-    Event, FailedBatch, FailedLine, IdempotencyKey, Listing, Reply, failures_of,
+    Event, FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, Reply, decode_failures,
 };
 use crate::util::units;
 use crate::wire::manifest::{FileListPart, Manifest};
@@ -27,16 +27,16 @@ struct FailureReader {
     blobs: BlobReader,
     keys: std::vec::IntoIter<String>,
     /// What is left of the page that was read last.
-    page_lines: VecDeque<FailedLine>,
+    page_lines: VecDeque<FailureLine>,
     remaining: u64,
     /// The names so far, where an entry may be listed twice: it failed again when it was read back.
     seen_names: Option<HashSet<[u8; 16]>>,
 }
 
 impl FailureReader {
-    fn new(listing: Listing, blobs: BlobReader) -> Self {
+    fn new(listing: RecordLogInfo, blobs: BlobReader) -> Self {
         let names = listing.readback_from.map(|_| HashSet::new());
-        let (keys, left) = (listing.failed.keys.into_iter(), listing.failed.listed);
+        let (keys, left) = (listing.failures.keys.into_iter(), listing.failures.listed);
         FailureReader {
             id: listing.id,
             blobs,
@@ -59,13 +59,13 @@ impl FailureReader {
             };
             let page = self.read_blob(key).await?;
             self.page_lines =
-                failures_of(&page).map_err(|why| self.failures_incomplete(&why))?.into();
+                decode_failures(&page).map_err(|why| self.failures_incomplete(&why))?.into();
         }
         let single = self.page_lines.iter().take_while(|failure| failure.batch.is_none()).count();
         let mut entries: Vec<FileRecord> =
             self.page_lines.drain(..single).map(|failure| failure.entry).collect();
         if single == 0
-            && let Some(FailedLine { entry, batch: Some(batch) }) = self.page_lines.pop_front()
+            && let Some(FailureLine { entry, batch: Some(batch) }) = self.page_lines.pop_front()
         {
             entries = self.batch_entries(entry, batch).await?;
         }
@@ -175,9 +175,9 @@ impl MasterHandle {
         }
     }
 
-    async fn find_listing(&self, id: RequestId) -> Result<Listing, Problem> {
-        match self.request(Event::Listing(id)).await? {
-            Reply::Listing(found) => Ok(*found),
+    async fn find_listing(&self, id: RequestId) -> Result<RecordLogInfo, Problem> {
+        match self.request(Event::GetFileRecords(id)).await? {
+            Reply::FileRecords(found) => Ok(*found),
             other => Err(unexpected_reply(other)),
         }
     }
@@ -194,7 +194,7 @@ impl MasterHandle {
         idempotency: Option<IdempotencyKey>,
     ) -> Result<SubmitReply, Problem> {
         let only = if failed_only { Some(self.read_failed_names(&id).await?) } else { None };
-        match self.request(Event::Retry { id, new, only, idempotency }).await? {
+        match self.request(Event::RetrySync { id, new, only, idempotency }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
             other => Err(unexpected_reply(other)),
         }
@@ -225,7 +225,7 @@ impl MasterHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::FailedPages;
+    use crate::scheduler::FailurePages;
     use crate::wire::manifest::{Entry, EntryKind, FileVersion, Meta};
     use crate::wire::{AbsPath, RelPath, SyncNo};
     use std::collections::BTreeMap;
@@ -250,17 +250,17 @@ mod tests {
         let keys = vec!["e/1/0".to_owned(), "e/1/1".to_owned()];
         let reader: BlobReader =
             Arc::new(move |key| Box::pin(std::future::ready(Ok(blobs.get(&key).cloned()))));
-        let listing = Listing {
+        let listing = RecordLogInfo {
             sync: SyncNo(1),
             id: "demo".parse().unwrap(),
             length: 0,
             readback_from: read_back.then_some(0),
-            lost: None,
-            recorded: false,
-            digests: false,
-            ended: true,
+            error: None,
+            is_recorded: false,
+            has_digests: false,
+            has_ended: true,
             destination: AbsPath::new("/d").unwrap(),
-            failed: FailedPages { keys, listed },
+            failures: FailurePages { keys, listed },
         };
         let mut failures = FailureReader::new(listing, reader);
         let mut lines = Vec::new();

@@ -7,7 +7,7 @@
 //! something in it, and another one gave the rest of its metadata, is listed once, as created. A batch that was
 //! given up as a whole stands there as one failed entry.
 
-use crate::scheduler::{Listing, MOST_LINE};
+use crate::scheduler::{MAX_LINE_BYTES, RecordLogInfo};
 use crate::store::Spool;
 use crate::wire::AbsPath;
 use crate::wire::options::{EntryAction, FileRecord, FileState};
@@ -52,7 +52,7 @@ pub(super) type ChunkReceiver = mpsc::Receiver<io::Result<Bytes>>;
 /// 409 where there is none, or none that is whole.
 pub(super) async fn stream_records(
     spool: Spool,
-    listing: Listing,
+    listing: RecordLogInfo,
     wanted: FileRecordQuery,
 ) -> Result<ChunkReceiver, Problem> {
     check_available(&listing, &wanted)?;
@@ -78,25 +78,25 @@ pub(super) async fn stream_records(
     Ok(receiver)
 }
 
-fn check_available(listing: &Listing, wanted: &FileRecordQuery) -> Result<(), Problem> {
+fn check_available(listing: &RecordLogInfo, wanted: &FileRecordQuery) -> Result<(), Problem> {
     let conflict = |code: &str, detail: &str| Problem::new(409, "Conflict", code, detail);
     let id = &listing.id;
-    if let Some(why) = &listing.lost {
+    if let Some(why) = &listing.error {
         return Err(records_lost(why));
     }
     match wanted {
-        FileRecordQuery::Records(_) if !listing.recorded => {
+        FileRecordQuery::Records(_) if !listing.is_recorded => {
             Err(conflict("not_recorded", "this sync did not record the outcome of each file")
                 .with_hint(format!(
                     "what failed is listed for every sync: ctl sync files {id} --state failed; for all paths submit it \
                      with --record (options.record)"
                 )))
         }
-        FileRecordQuery::Digests(_) if !listing.digests => {
+        FileRecordQuery::Digests(_) if !listing.has_digests => {
             Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
                 .with_hint("submit it with options.manifest (ctl: --manifest)"))
         }
-        FileRecordQuery::Digests(_) if !listing.ended => {
+        FileRecordQuery::Digests(_) if !listing.has_ended => {
             Err(conflict("not_ended", "the sync has not ended: its manifest is not complete yet")
                 .with_hint(format!("wait for its end: ctl sync wait {id}")))
         }
@@ -132,7 +132,7 @@ impl ChunkWriter {
 /// Gives all that is wanted of a list.
 fn write_records(
     file: impl Read + Seek,
-    listing: &Listing,
+    listing: &RecordLogInfo,
     wanted: &FileRecordQuery,
     out: &mut ChunkWriter,
 ) -> io::Result<()> {
@@ -237,7 +237,7 @@ fn for_each_line(
     let mut line = Vec::new();
     while length > 0 {
         line.clear();
-        let most = length.min(MOST_LINE as u64);
+        let most = length.min(MAX_LINE_BYTES as u64);
         let read = file.by_ref().take(most).read_until(b'\n', &mut line)?;
         if line.pop() != Some(b'\n') {
             return Err(invalid_data("a record has no end"));
@@ -328,24 +328,24 @@ mod tests {
         each.collect::<String>().into_bytes()
     }
 
-    fn listing(length: usize, readback_from: Option<usize>) -> Listing {
-        Listing {
+    fn listing(length: usize, readback_from: Option<usize>) -> RecordLogInfo {
+        RecordLogInfo {
             sync: SyncNo(3),
             id: "demo".parse().unwrap(),
             length: length as u64,
             readback_from: readback_from.map(|n| n as u64),
-            lost: None,
-            recorded: true,
-            digests: true,
-            ended: true,
+            error: None,
+            is_recorded: true,
+            has_digests: true,
+            has_ended: true,
             destination: AbsPath::new("/data/to").unwrap(),
-            failed: Default::default(),
+            failures: Default::default(),
         }
     }
 
     async fn read_all(
         spool: &Spool,
-        listing: Listing,
+        listing: RecordLogInfo,
         wanted: FileRecordQuery,
     ) -> io::Result<Vec<u8>> {
         let mut pieces = stream_records(spool.clone(), listing, wanted).await.unwrap();
@@ -476,20 +476,23 @@ mod tests {
         let spool = Spool::temporary();
         let all = json_lines(&[record(b"a", FileState::Done)]);
         spool.write(3, 0, &all).unwrap();
-        let code = async |listing: Listing, wanted| {
+        let code = async |listing: RecordLogInfo, wanted| {
             stream_records(spool.clone(), listing, wanted).await.unwrap_err().code
         };
         let records = || FileRecordQuery::Records(vec![]);
         assert_eq!(code(listing(all.len() + 1, None), records()).await, "records_lost");
         let lost = Some("the disk is full".to_owned());
-        assert_eq!(code(Listing { lost, ..listing(1, None) }, records()).await, "records_lost");
-        let none = || Listing { recorded: false, digests: false, ..listing(0, None) };
+        assert_eq!(
+            code(RecordLogInfo { error: lost, ..listing(1, None) }, records()).await,
+            "records_lost"
+        );
+        let none = || RecordLogInfo { is_recorded: false, has_digests: false, ..listing(0, None) };
         assert_eq!(code(none(), records()).await, "not_recorded");
         assert_eq!(
             code(none(), FileRecordQuery::Digests(DigestLines::Checkable)).await,
             "not_recorded"
         );
-        let going_on = Listing { ended: false, ..listing(all.len(), None) };
+        let going_on = RecordLogInfo { has_ended: false, ..listing(all.len(), None) };
         assert_eq!(
             code(going_on, FileRecordQuery::Digests(DigestLines::Uncheckable)).await,
             "not_ended"

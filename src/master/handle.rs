@@ -6,7 +6,7 @@
 
 use super::leadership::{LeadershipStatus, MasterIdentity, not_leader, store_unavailable};
 use super::submit_validation;
-use crate::scheduler::{Event, IdempotencyKey, Reply, Select, Selected, Stored};
+use crate::scheduler::{Event, IdempotencyKey, Reply, StoredKeys, SyncPage, SyncQuery};
 use crate::store::{AdmissionBlock, Backup, Spool};
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::leader::Readiness;
@@ -220,7 +220,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 503.
     pub async fn progress(&self, id: RequestId) -> Result<SyncProgress, Problem> {
-        match self.request(Event::Progress(id)).await? {
+        match self.request(Event::GetProgress(id)).await? {
             Reply::Progress(progress) => Ok(*progress),
             other => Err(unexpected_reply(other)),
         }
@@ -230,9 +230,9 @@ impl MasterHandle {
     ///
     /// # Errors
     /// 503.
-    pub async fn list(&self, select: Select) -> Result<Selected, Problem> {
-        match self.request(Event::List(select)).await? {
-            Reply::List(selected) => Ok(selected),
+    pub async fn list(&self, select: SyncQuery) -> Result<SyncPage, Problem> {
+        match self.request(Event::ListSyncs(select)).await? {
+            Reply::Syncs(selected) => Ok(selected),
             other => Err(unexpected_reply(other)),
         }
     }
@@ -242,7 +242,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 409 where it has ended, 503.
     pub async fn change(&self, id: RequestId, change: SyncPatch) -> Result<SyncProgress, Problem> {
-        match self.request(Event::Change { id, change }).await? {
+        match self.request(Event::ChangeSync { id, change }).await? {
             Reply::Progress(progress) => Ok(*progress),
             other => Err(unexpected_reply(other)),
         }
@@ -253,7 +253,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 409 where it has ended, 503.
     pub async fn pause(&self, id: RequestId, on: bool) -> Result<SyncProgress, Problem> {
-        let event = if on { Event::Pause(id) } else { Event::Resume(id) };
+        let event = if on { Event::PauseSync(id) } else { Event::ResumeSync(id) };
         match self.request(event).await? {
             Reply::Progress(progress) => Ok(*progress),
             other => Err(unexpected_reply(other)),
@@ -269,7 +269,7 @@ impl MasterHandle {
         id: RequestId,
         worker: WorkerId,
     ) -> Result<ReassignReply, Problem> {
-        match self.request(Event::Reassign { id, worker }).await? {
+        match self.request(Event::ReassignTasks { id, worker }).await? {
             Reply::Reassigned(reassigned) => Ok(reassigned),
             other => Err(unexpected_reply(other)),
         }
@@ -280,7 +280,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 409 where it has ended, 503.
     pub async fn cancel(&self, id: RequestId) -> Result<SyncProgress, Problem> {
-        match self.request(Event::Cancel(id)).await? {
+        match self.request(Event::CancelSync(id)).await? {
             Reply::Progress(progress) => Ok(*progress),
             other => Err(unexpected_reply(other)),
         }
@@ -291,7 +291,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 503.
     pub async fn delete(&self, id: RequestId) -> Result<bool, Problem> {
-        match self.request(Event::Delete(id)).await? {
+        match self.request(Event::DeleteSync(id)).await? {
             Reply::Deleted { cancelled } => Ok(cancelled),
             other => Err(unexpected_reply(other)),
         }
@@ -313,7 +313,7 @@ impl MasterHandle {
     /// # Errors
     /// 503.
     pub async fn workers(&self) -> Result<WorkerList, Problem> {
-        match self.request(Event::Workers).await? {
+        match self.request(Event::ListWorkers).await? {
             Reply::Workers(list) => Ok(list),
             other => Err(unexpected_reply(other)),
         }
@@ -324,7 +324,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 503.
     pub async fn worker(&self, id: WorkerId) -> Result<WorkerView, Problem> {
-        match self.request(Event::Worker(id)).await? {
+        match self.request(Event::GetWorker(id)).await? {
             Reply::Worker(view) => Ok(*view),
             other => Err(unexpected_reply(other)),
         }
@@ -335,7 +335,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 503.
     pub async fn worker_requests(&self, id: WorkerId) -> Result<Vec<RequestId>, Problem> {
-        match self.request(Event::WorkerRequests(id)).await? {
+        match self.request(Event::ListWorkerRequests(id)).await? {
             Reply::RequestIds(ids) => Ok(ids),
             other => Err(unexpected_reply(other)),
         }
@@ -350,8 +350,8 @@ impl MasterHandle {
         worker: WorkerId,
         order: Option<DrainRequest>,
     ) -> Result<DrainReply, Problem> {
-        match self.request(Event::Drain { worker, order }).await? {
-            Reply::Ordered(order) => Ok(*order),
+        match self.request(Event::DrainWorker { worker, order }).await? {
+            Reply::DrainUpdated(order) => Ok(*order),
             other => Err(unexpected_reply(other)),
         }
     }
@@ -361,7 +361,7 @@ impl MasterHandle {
     /// # Errors
     /// 404, 409 where it is alive, 503.
     pub async fn forget(&self, worker: WorkerId) -> Result<ForgetWorkerReply, Problem> {
-        match self.request(Event::Forget(worker)).await? {
+        match self.request(Event::ForgetWorker(worker)).await? {
             Reply::Forgotten(forgotten) => Ok(forgotten),
             other => Err(unexpected_reply(other)),
         }
@@ -403,8 +403,8 @@ impl MasterHandle {
         assignment: AssignmentId,
     ) -> Result<Vec<u8>, Problem> {
         let deadline = Instant::now() + REPLY_TIMEOUT;
-        let key = match self.request(Event::Manifest { worker, assignment }).await? {
-            Reply::Blob(key) => key,
+        let key = match self.request(Event::GetManifest { worker, assignment }).await? {
+            Reply::ManifestKey(key) => key,
             other => return Err(unexpected_reply(other)),
         };
         let blobs = self.channel()?.blobs;
@@ -454,7 +454,7 @@ impl MasterHandle {
     /// # Errors
     /// 503.
     pub async fn reconcile(&self) -> Result<ReconcileReply, Problem> {
-        match self.request(Event::Reconcile(Stored::default())).await? {
+        match self.request(Event::Reconcile(StoredKeys::default())).await? {
             Reply::Reconciled(done) => Ok(*done),
             other => Err(unexpected_reply(other)),
         }

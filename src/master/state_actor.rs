@@ -10,7 +10,7 @@
 use super::handle::{ActorHealth, ActorRequest};
 use super::leadership::store_unavailable;
 use crate::scheduler::{
-    Caller, Effect, Event, Now, Reply, Settings, State, Stored, single_entries,
+    Caller, Effect, Event, Now, Reply, Settings, State, StoredKeys, single_entries,
 };
 use crate::store::{Batch, Fence, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
@@ -113,7 +113,9 @@ impl PendingCommit {
     fn add_effects(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Put(key) | Effect::Delete(key) => drop(self.dirty_keys.insert(key)),
+                Effect::PutRecord(key) | Effect::DeleteRecord(key) => {
+                    drop(self.dirty_keys.insert(key))
+                }
                 Effect::PutBlob(key, value) => {
                     self.blob_deletes.remove(&key);
                     self.bytes += value.len();
@@ -124,7 +126,7 @@ impl PendingCommit {
                     self.blob_puts.remove(&key);
                     self.blob_deletes.insert(key);
                 }
-                Effect::Append { sync, at, bytes } => {
+                Effect::AppendFileRecords { sync, at, bytes } => {
                     self.bytes += bytes.len();
                     match self.record_lines.last_mut() {
                         Some((last, from, lines))
@@ -135,7 +137,7 @@ impl PendingCommit {
                         _ => self.record_lines.push((sync, at, bytes)),
                     }
                 }
-                Effect::DropListing(sync) => {
+                Effect::DeleteFileRecords(sync) => {
                     self.record_lines.retain(|(of, ..)| *of != sync);
                     self.dropped_records.push(sync);
                 }
@@ -283,9 +285,9 @@ impl<S: Store> StateActor<S> {
     }
 
     /// What the store holds now.
-    async fn read_stored_keys(&self) -> Result<Stored, StoreError> {
+    async fn read_stored_keys(&self) -> Result<StoredKeys, StoreError> {
         let records = self.store.load().await?.into_keys().collect();
-        Ok(Stored { records, blobs: self.store.blob_keys().await? })
+        Ok(StoredKeys { records, blobs: self.store.blob_keys().await? })
     }
 
     /// Commits, then answers. Assignments whose caller went away meanwhile are handed back, which is
@@ -345,7 +347,7 @@ impl<S: Store> StateActor<S> {
             let entries = manifest.map_or_else(Vec::new, |bytes| single_entries(&bytes));
             let mut pending = PendingCommit::default();
             pending.add_effects(self.state.apply(
-                Event::Entries { task, entries },
+                Event::ManifestEntries { task, entries },
                 None,
                 current_time(),
             ));
@@ -382,7 +384,7 @@ impl<S: Store> StateActor<S> {
         for (sync, why) in lost {
             tracing::error!(%sync, why, "the outcome of each file can't be recorded any more");
             pending.add_effects(self.state.apply(
-                Event::ListingLost { sync, why },
+                Event::FileRecordsLost { sync, reason: why },
                 None,
                 current_time(),
             ));
@@ -430,7 +432,7 @@ impl<S: Store> StateActor<S> {
             .collect();
         for caller in gone {
             self.waiting_callers.remove(&caller);
-            pending.add_effects(self.state.apply(Event::Withdraw(caller), None, time));
+            pending.add_effects(self.state.apply(Event::CancelPoll(caller), None, time));
         }
     }
 

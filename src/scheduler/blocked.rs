@@ -6,8 +6,8 @@
 //!                       └── nothing is deleted (an error, a guard, a filter) ─▶ failed with EISDIR
 //! ```
 
-use super::stage::Stage;
-use super::sync::{Failed, Sync};
+use super::phase::PhaseState;
+use super::sync_job::{FailureCount, SyncJob};
 use super::{Now, State};
 use crate::wire::SyncNo;
 use crate::wire::options::{EntryAction, FileRecord, FileState, Tally};
@@ -16,93 +16,93 @@ use crate::wire::task::TaskReport;
 use serde::{Deserialize, Serialize};
 
 /// Errors that are kept in full.
-const MAX_ERRORS: usize = 100;
+const MAX_BLOCKED_ERRORS: usize = 100;
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Blocked {
+pub(super) struct BlockedEntries {
     /// How many entries.
     files: u64,
     /// Why they could not be brought; the first ones.
     errors: Vec<FileError>,
     /// How many entries that have no error here were found in the same state when all was read back.
     #[serde(default)]
-    read_back: u64,
+    readback_count: u64,
 }
 
-impl Blocked {
+impl BlockedEntries {
     /// Whether there is nothing to remember.
     pub(super) fn is_empty(&self) -> bool {
         self.files == 0
     }
 
     /// How many of `errors` are about entries without an error here.
-    fn count_unnoted(&self, errors: &[FileError]) -> u64 {
+    fn count_unrecorded(&self, errors: &[FileError]) -> u64 {
         let noted = |error: &&FileError| self.errors.iter().any(|known| known.path == error.path);
         errors.iter().filter(|error| !noted(error)).count() as u64
     }
 
     /// Whether the entries that failed with `errors` when all was read back can be those that were set aside when
     /// they were copied. Beyond the errors that are kept only the number of entries decides.
-    fn can_be(&self, errors: &[FileError]) -> bool {
+    fn may_include(&self, errors: &[FileError]) -> bool {
         let without_error = self.files.saturating_sub(self.errors.len() as u64);
-        self.read_back.saturating_add(self.count_unnoted(errors)) <= without_error
+        self.readback_count.saturating_add(self.count_unrecorded(errors)) <= without_error
     }
 
     /// All is read back anew.
-    pub(super) fn begin_readback(&mut self) {
-        self.read_back = 0;
+    pub(super) fn reset_readback(&mut self) {
+        self.readback_count = 0;
     }
 }
 
 /// Whether a directory that is not empty stands in the place of the entry.
-fn is_occupied(error: &FileError) -> bool {
+fn is_blocked_by_directory(error: &FileError) -> bool {
     error.errno.as_deref() == Some("EISDIR") && error.operation.ends_with("destination")
 }
 
-impl Sync {
+impl SyncJob {
     /// Whether entries that failed with `errors` wait for the deletion of the directories in their place.
     /// When all is read back, only those that waited before: another one was copied and is missing now.
-    pub(super) fn can_set_aside(&self, errors: &[FileError]) -> bool {
-        let stage_fits = match self.stage {
-            Stage::Copy => true,
-            Stage::Readback => self.blocked.can_be(errors),
+    pub(super) fn can_defer_blocked(&self, errors: &[FileError]) -> bool {
+        let stage_fits = match self.phase {
+            PhaseState::Copy => true,
+            PhaseState::Readback => self.blocked.may_include(errors),
             _ => false,
         };
         self.request.options.delete.is_some()
             && stage_fits
             && !errors.is_empty()
-            && errors.iter().all(is_occupied)
+            && errors.iter().all(is_blocked_by_directory)
     }
 
-    fn set_aside(&mut self, files: u64, errors: Vec<FileError>) {
-        if self.stage != Stage::Copy {
+    fn defer_blocked(&mut self, files: u64, errors: Vec<FileError>) {
+        if self.phase != PhaseState::Copy {
             // They were set aside when they were copied.
-            self.blocked.read_back += self.blocked.count_unnoted(&errors);
+            self.blocked.readback_count += self.blocked.count_unrecorded(&errors);
             return;
         }
-        if self.dry_run() {
+        if self.is_dry_run() {
             self.counters.files_done += files;
             let tally = Tally { count: files, bytes: 0 };
             self.counters.actions.entry(EntryAction::Create).or_default().merge(tally);
             return;
         }
         self.blocked.files += files;
-        let room = MAX_ERRORS.saturating_sub(self.blocked.errors.len());
+        let room = MAX_BLOCKED_ERRORS.saturating_sub(self.blocked.errors.len());
         self.blocked.errors.extend(errors.into_iter().take(room));
     }
 
     /// Takes up to `files` entries out of those that were set aside, and returns how many there were: only
     /// these are counted when the source is walked again.
-    pub(super) fn take_back(&mut self, files: u64) -> u64 {
+    pub(super) fn take_deferred(&mut self, files: u64) -> u64 {
         let taken = files.min(self.blocked.files);
         self.blocked.files -= taken;
         taken
     }
 
     /// Counts what a batch of the second walk brought of what was set aside.
-    pub(super) fn count_replaced(&mut self, report: &TaskReport) {
-        let files = self.take_back(report.files_done);
+    pub(super) fn count_copied_blocked(&mut self, report: &TaskReport) {
+        let files = self.take_deferred(report.files_done);
         self.counters.files_done += files;
         if files > 0 {
             self.counters.bytes_done = self.counters.bytes_done.saturating_add(report.bytes_done);
@@ -114,17 +114,17 @@ impl Sync {
 
     /// Whether the source is to be walked again for what was set aside: the directories were deleted. After an error
     /// extra entries may have been counted, and nothing was deleted.
-    pub(super) fn wants_replacing(&self) -> bool {
-        !self.blocked.is_empty() && self.stage == Stage::Prune
+    pub(super) fn needs_blocked_copy(&self) -> bool {
+        !self.blocked.is_empty() && self.phase == PhaseState::DeleteExtraneous
     }
 }
 
 impl State {
     /// Sets `files` entries aside that could not be brought because of `errors`. A dry run counts and records them
     /// as created, as the sync does after the directories in their place were deleted.
-    pub(super) fn set_aside(&mut self, no: SyncNo, files: u64, errors: Vec<FileError>) {
+    pub(super) fn defer_blocked_entries(&mut self, no: SyncNo, files: u64, errors: Vec<FileError>) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        if sync.dry_run() {
+        if sync.is_dry_run() {
             let created = errors.iter().map(|error| FileRecord {
                 path: error.path.clone(),
                 state: FileState::Done,
@@ -134,32 +134,32 @@ impl State {
                 message: None,
             });
             let created = created.collect();
-            sync.set_aside(files, errors);
+            sync.defer_blocked(files, errors);
             return self.record_files(no, created);
         }
-        sync.set_aside(files, errors);
+        sync.defer_blocked(files, errors);
     }
 
     /// Ends with what was set aside, before the sync goes on to `next`: nothing is going to delete the
     /// directories in their place, or the second walk did not find the entries any more.
-    pub(super) fn settle_blocked(&mut self, no: SyncNo, next: Option<Stage>, now: Now) {
+    pub(super) fn resolve_blocked(&mut self, no: SyncNo, next: Option<PhaseState>, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        if sync.blocked.is_empty() || next.is_some_and(|next| next <= Stage::Replace) {
+        if sync.blocked.is_empty() || next.is_some_and(|next| next <= PhaseState::CopyBlocked) {
             return;
         }
-        let Blocked { files, errors, .. } = std::mem::take(&mut sync.blocked);
-        if sync.stage == Stage::Replace {
+        let BlockedEntries { files, errors, .. } = std::mem::take(&mut sync.blocked);
+        if sync.phase == PhaseState::CopyBlocked {
             sync.counters.files_skipped += files;
             return;
         }
-        sync.count_failed(Failed::Entries { files, dirs: 0 });
+        sync.count_failure(FailureCount::Entries { files, dirs: 0 });
         let mut left = files;
         let last = errors.len().saturating_sub(1);
         for (at, error) in errors.into_iter().enumerate() {
             let count = if at == last { left.max(1) } else { 1 };
             left = left.saturating_sub(count);
-            self.note_given_up(no, error, count);
+            self.record_failure(no, error, count);
         }
-        self.changed(no, now);
+        self.mark_changed(no, now);
     }
 }

@@ -1,9 +1,9 @@
 //! Deletion goes through one agent of the destination, which counts what it deletes. Several would each
 //! delete as much as the limits of the sync allow.
 
-use super::sync::Sync;
+use super::sync_job::SyncJob;
 use super::task::Task;
-use super::worker::Worker;
+use super::worker_registry::Worker;
 use super::{Now, State};
 use crate::wire::task::TaskSpec;
 use crate::wire::ticket::{DeleteGrant, PrunePermit};
@@ -17,19 +17,19 @@ pub(super) struct Deleter {
     /// What tickets allow it.
     deletion: DeleteGrant,
     /// A task failed since it was chosen: another agent is tried next.
-    pub(super) failed: bool,
+    pub(super) has_failed: bool,
 }
 
 impl Deleter {
     /// Whether `worker` is still the process that was chosen, and can be reached.
-    fn is_at(&self, worker: &Worker) -> bool {
-        worker.active
+    fn is_same_process(&self, worker: &Worker) -> bool {
+        worker.is_active
             && worker.drained.is_none()
-            && worker.said.incarnation.as_ref() == Some(&self.deletion.incarnation)
+            && worker.last_heartbeat.incarnation.as_ref() == Some(&self.deletion.incarnation)
     }
 }
 
-impl Sync {
+impl SyncJob {
     /// What the ticket of a task lets be pruned.
     pub(super) fn prune_permit(&self, spec: &TaskSpec) -> Option<PrunePermit> {
         let TaskSpec::Prune { apply, .. } = spec else { return None };
@@ -41,29 +41,30 @@ impl Sync {
 impl State {
     /// Through whom a task deletes that `leased` is given, where that is no longer the agent chosen before: `leased`
     /// itself where it holds the destination, else another one.
-    fn next_deleter<'a>(&'a self, sync: &'a Sync, leased: &WorkerId) -> Option<&'a Worker> {
+    fn next_deleter<'a>(&'a self, sync: &'a SyncJob, leased: &WorkerId) -> Option<&'a Worker> {
         let destination = &sync.request.destination_path;
         let before = sync.deleter.as_ref();
         let stays = before.is_some_and(|deleter| {
-            let worker = self.workers.get(&deleter.worker).filter(|w| w.holds(destination));
-            !deleter.failed && worker.is_some_and(|worker| deleter.is_at(worker))
+            let worker = self.workers.get(&deleter.worker).filter(|w| w.serves(destination));
+            !deleter.has_failed && worker.is_some_and(|worker| deleter.is_same_process(worker))
         });
         if stays {
             return None;
         }
-        let itself = self.workers.get(leased).filter(|w| w.takes_work() && w.holds(destination));
-        let reachable = itself.into_iter().chain(self.writers_for(sync, leased, 1));
-        let reachable: Vec<&Worker> = reachable.filter(|w| w.said.incarnation.is_some()).collect();
+        let itself = self.workers.get(leased).filter(|w| w.accepts_work() && w.serves(destination));
+        let reachable = itself.into_iter().chain(self.reachable_writers(sync, leased, 1));
+        let reachable: Vec<&Worker> =
+            reachable.filter(|w| w.last_heartbeat.incarnation.is_some()).collect();
         // Another one first, where there is one.
-        let is_other = |w: &&&Worker| before.is_none_or(|b| b.worker != w.said.worker_id);
+        let is_other = |w: &&&Worker| before.is_none_or(|b| b.worker != w.last_heartbeat.worker_id);
         reachable.iter().find(is_other).or(reachable.first()).copied()
     }
 
     /// Whether a task that deletes is not to be given to `leased` yet: it would get a new grant while others still
     /// delete under the one before, and what they are going to delete is not known.
-    pub(super) fn waits_for_deletions(&self, sync: &Sync, leased: &WorkerId) -> bool {
+    pub(super) fn must_wait_for_deletions(&self, sync: &SyncJob, leased: &WorkerId) -> bool {
         let Some(deleter) = &sync.deleter else { return false };
-        let is_new = |next: &Worker| !deleter.is_at(next);
+        let is_new = |next: &Worker| !deleter.is_same_process(next);
         let deletes = |task: &Task| {
             matches!(task.spec, TaskSpec::Prune { apply: true, .. }) && task.lease().is_some()
         };
@@ -76,15 +77,15 @@ impl State {
     pub(super) fn choose_deleter(&mut self, no: SyncNo, leased: &WorkerId, now: Now) {
         let Some(sync) = self.syncs.get(&no) else { return };
         let Some(chosen) = self.next_deleter(sync, leased) else { return };
-        let Some(receiver) = chosen.said.incarnation.clone() else { return };
-        let worker = chosen.said.worker_id.clone();
-        let same = sync.deleter.as_ref().is_some_and(|deleter| deleter.is_at(chosen));
-        let allowance = sync.most_deleted().saturating_sub(sync.deleted());
-        let drawn = self.draw();
+        let Some(receiver) = chosen.last_heartbeat.incarnation.clone() else { return };
+        let worker = chosen.last_heartbeat.worker_id.clone();
+        let same = sync.deleter.as_ref().is_some_and(|deleter| deleter.is_same_process(chosen));
+        let allowance = sync.max_deletions().saturating_sub(sync.deleted_entries());
+        let drawn = self.draw_random();
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         if let (true, Some(deleter)) = (same, &mut sync.deleter) {
             // The only one that there is: its count goes on.
-            deleter.failed = false;
+            deleter.has_failed = false;
         } else {
             let mut grant = [0; 8];
             grant.copy_from_slice(&drawn[..8]);
@@ -93,8 +94,8 @@ impl State {
                 max_entries: allowance,
                 incarnation: receiver,
             };
-            sync.deleter = Some(Deleter { worker, deletion, failed: false });
+            sync.deleter = Some(Deleter { worker, deletion, has_failed: false });
         }
-        self.changed(no, now);
+        self.mark_changed(no, now);
     }
 }

@@ -2,8 +2,8 @@
 //! done ([`Effect`]).
 
 use super::Settings;
-pub use super::listing::Listing;
-use super::losses::SingleEntry;
+pub use super::file_records::RecordLogInfo;
+use super::worker_losses::SingleEntry;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
@@ -42,7 +42,7 @@ pub struct IdempotencyKey {
 
 /// Which syncs are wanted, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Select {
+pub struct SyncQuery {
     /// Those in one of these states; none named: all.
     pub states: Vec<SyncState>,
     /// Those before this one.
@@ -55,16 +55,16 @@ pub struct Select {
 
 /// … and what is given of them.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Selected {
+pub struct SyncPage {
     /// Newest first.
     pub syncs: Vec<SyncProgress>,
-    /// The [`Select::completed`] with which it goes on, where there are more.
+    /// The [`SyncQuery::completed`] with which it goes on, where there are more.
     pub next: Option<SyncNo>,
 }
 
 /// The keys that a store holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stored {
+pub struct StoredKeys {
     /// Of records.
     pub records: BTreeSet<String>,
     /// Of blobs.
@@ -84,27 +84,27 @@ pub enum Event {
         idempotency: Option<IdempotencyKey>,
     },
     /// How does a sync stand?
-    Progress(RequestId),
+    GetProgress(RequestId),
     /// Where is the list of what became of each file?
-    Listing(RequestId),
+    GetFileRecords(RequestId),
     /// The list of a sync can't be written.
-    ListingLost {
+    FileRecordsLost {
         /// Whose.
         sync: SyncNo,
         /// A sentence.
-        why: String,
+        reason: String,
     },
     /// How do all stand?
-    List(Select),
+    ListSyncs(SyncQuery),
     /// Change a sync while it runs.
-    Change {
+    ChangeSync {
         /// Which.
         id: RequestId,
         /// What.
         change: SyncPatch,
     },
     /// Submit what an ended sync asked for again.
-    Retry {
+    RetrySync {
         /// Which.
         id: RequestId,
         /// The name of the new sync.
@@ -115,37 +115,37 @@ pub enum Event {
         idempotency: Option<IdempotencyKey>,
     },
     /// Hand out nothing more of a sync.
-    Pause(RequestId),
+    PauseSync(RequestId),
     /// Let a sync go on.
-    Resume(RequestId),
+    ResumeSync(RequestId),
     /// Take the tasks of a sync away from a worker and leave them to others.
-    Reassign {
+    ReassignTasks {
         /// Which.
         id: RequestId,
         /// From whom.
         worker: WorkerId,
     },
     /// Stop a sync, keep its record.
-    Cancel(RequestId),
+    CancelSync(RequestId),
     /// Stop a sync and forget it.
-    Delete(RequestId),
+    DeleteSync(RequestId),
     /// A worker is alive.
     Heartbeat(WorkerHeartbeat),
     /// Which workers are there?
-    Workers,
+    ListWorkers,
     /// Return the view of one worker.
-    Worker(WorkerId),
+    GetWorker(WorkerId),
     /// Return the ids of the syncs of which a worker holds tasks.
-    WorkerRequests(WorkerId),
+    ListWorkerRequests(WorkerId),
     /// Give a worker nothing new (`order`), or let it work again.
-    Drain {
+    DrainWorker {
         /// Whom.
         worker: WorkerId,
         /// By whom and why; `None`: no longer.
         order: Option<DrainRequest>,
     },
     /// Forget a worker that has fallen silent.
-    Forget(WorkerId),
+    ForgetWorker(WorkerId),
     /// A worker asks for work.
     Poll {
         /// Who.
@@ -158,9 +158,9 @@ pub enum Event {
         wait_ms: u64,
     },
     /// The caller of a poll went away.
-    Withdraw(Caller),
+    CancelPoll(Caller),
     /// A worker asks for the manifest of an assignment.
-    Manifest {
+    GetManifest {
         /// Who.
         worker: WorkerId,
         /// Which.
@@ -179,9 +179,9 @@ pub enum Event {
     Result(TaskResult),
     /// Compare the leases with who is there, and what is stored (looked up by who owns the state, after all
     /// that was decided before is written) with what is known.
-    Reconcile(Stored),
+    Reconcile(StoredKeys),
     /// The entries of a manifest, as [`Effect::ReadEntries`] asked for them.
-    Entries {
+    ManifestEntries {
         /// The task whose manifest it is.
         task: TaskId,
         /// Each entry as a batch of its own; none where the manifest cannot be read.
@@ -200,14 +200,14 @@ pub enum Event {
 /// An answer to an event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
-    /// To `Submit` and `Retry`.
+    /// To `Submit` and `RetrySync`.
     Submitted(SubmitReply),
-    /// To `Progress`, `Transition`, `Pause`, `PruneResume` and `Cancel`.
+    /// To `GetProgress`, `Transition`, `PauseSync`, `PruneResume` and `CancelSync`.
     Progress(Box<SyncProgress>),
     /// To `List`.
-    List(Selected),
+    Syncs(SyncPage),
     /// To `Listing`.
-    Listing(Box<Listing>),
+    FileRecords(Box<RecordLogInfo>),
     /// To `Delete`.
     Deleted {
         /// It had not ended, and was cancelled.
@@ -219,11 +219,11 @@ pub enum Reply {
     Workers(WorkerList),
     /// To `Database`.
     Worker(Box<WorkerView>),
-    /// To `WorkerRequests`, in the order of their submission.
+    /// To `ListWorkerRequests`, in the order of their submission.
     RequestIds(Vec<RequestId>),
-    /// To `Drain`.
-    Ordered(Box<DrainReply>),
-    /// To `Forget`.
+    /// To `DrainWorker`.
+    DrainUpdated(Box<DrainReply>),
+    /// To `ForgetWorker`.
     Forgotten(ForgetWorkerReply),
     /// To `ReassignRequest`.
     Reassigned(ReassignReply),
@@ -233,14 +233,14 @@ pub enum Reply {
     ClockConfirmed(ConfirmClockReply),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
-    /// To `Manifest`: the key of the blob in the store.
-    Blob(String),
-    /// To `Page`.
+    /// To `GetManifest`: the key of the blob in the store.
+    ManifestKey(String),
+    /// To `OpenPage`.
     Page(PageReply),
     /// To `Result`.
     Result(ResultReply),
-    /// To `Entries`, `StoreLost`, `ListingLost` and `Tick`.
-    Nothing,
+    /// To `ManifestEntries`, `StoreLost`, `FileRecordsLost` and `Tick`.
+    Done,
     /// To any: no, and why. Nothing was changed.
     Refused(Box<Problem>),
 }
@@ -250,14 +250,14 @@ pub enum Reply {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// The record of this key changed.
-    Put(String),
+    PutRecord(String),
     /// The record of this key is gone.
-    Delete(String),
+    DeleteRecord(String),
     /// Store a blob.
     PutBlob(String, Vec<u8>),
     /// Drop a blob.
     DeleteBlob(String),
-    /// Read a manifest once all writes are durable, and return its entries with [`ProgressEvent::Entries`].
+    /// Read a manifest once all writes are durable, and return its entries with [`ProgressEvent::ManifestEntries`].
     ReadEntries {
         /// The task whose manifest it is.
         task: TaskId,
@@ -265,7 +265,7 @@ pub enum Effect {
         key: String,
     },
     /// Write lines of a sync's list of files, before anything that was decided with them.
-    Append {
+    AppendFileRecords {
         /// Whose list.
         sync: SyncNo,
         /// At which byte of it.
@@ -274,7 +274,7 @@ pub enum Effect {
         bytes: Vec<u8>,
     },
     /// A sync is gone, and its list with it.
-    DropListing(SyncNo),
+    DeleteFileRecords(SyncNo),
     /// Answer a caller, once all writes are durable.
     Reply(Caller, Reply),
 }

@@ -1,11 +1,11 @@
 //! Who gets which task, and for how long.
 
-use super::choice::Open;
-use super::losses::Turn;
-use super::sync::Sync;
+use super::placement::RunnableSync;
+use super::sync_job::SyncJob;
 use super::task::{Lease, Task, TaskState};
-use super::worker::{Worker, unavailable};
-use super::{Caller, Effect, Now, Parked, Reply, State};
+use super::worker_losses::IsolationDecision;
+use super::worker_registry::{Worker, unavailable_path};
+use super::{Caller, Effect, Now, Reply, State, WaitingPoll};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
@@ -22,59 +22,59 @@ const MAX_ATTEMPTS: u32 = 20;
 /// So many workers are known at most.
 const MAX_WORKERS: usize = 16_384;
 /// An assignment lists so many workers at most …
-const MOST_MEMBERS: usize = 64;
+const MAX_POOL_MEMBERS: usize = 64;
 /// … and of the source's side fewer: agents talk to the destination's.
-const MOST_SOURCES: usize = 8;
+const MAX_SOURCE_MEMBERS: usize = 8;
 /// Leases, workers and syncs are looked through no more often than this.
-const LOOK_MS: u64 = 250;
+const FULL_TICK_INTERVAL_MS: u64 = 250;
 /// A worker that was not heard of for so long is forgotten.
-const FORGET_MS: u64 = 24 * 3600 * 1000;
+const WORKER_RETENTION_MS: u64 = 24 * 3600 * 1000;
 
 /// The leases that there are, by assignment and by worker.
 #[derive(Debug, Default)]
-pub(super) struct Leases {
-    tasks: HashMap<AssignmentId, TaskId>,
-    of_worker: HashMap<WorkerId, BTreeMap<AssignmentId, TaskId>>,
+pub(super) struct LeaseIndex {
+    by_assignment: HashMap<AssignmentId, TaskId>,
+    by_worker: HashMap<WorkerId, BTreeMap<AssignmentId, TaskId>>,
 }
 
-impl Leases {
+impl LeaseIndex {
     pub(super) fn insert(&mut self, lease: &Lease, task: TaskId) {
-        self.tasks.insert(lease.assignment, task);
-        self.of_worker.entry(lease.worker.clone()).or_default().insert(lease.assignment, task);
+        self.by_assignment.insert(lease.assignment, task);
+        self.by_worker.entry(lease.worker.clone()).or_default().insert(lease.assignment, task);
     }
 
     pub(super) fn remove(&mut self, lease: &Lease) {
-        self.tasks.remove(&lease.assignment);
-        if let Some(held) = self.of_worker.get_mut(&lease.worker) {
+        self.by_assignment.remove(&lease.assignment);
+        if let Some(held) = self.by_worker.get_mut(&lease.worker) {
             held.remove(&lease.assignment);
             if held.is_empty() {
-                self.of_worker.remove(&lease.worker);
+                self.by_worker.remove(&lease.worker);
             }
         }
     }
 
     pub(super) fn get(&self, assignment: &AssignmentId) -> Option<&TaskId> {
-        self.tasks.get(assignment)
+        self.by_assignment.get(assignment)
     }
 
     /// The tasks that a worker holds.
-    pub(super) fn of(&self, worker: &WorkerId) -> impl Iterator<Item = TaskId> + use<'_> {
-        self.of_worker.get(worker).into_iter().flat_map(|held| held.values().copied())
+    pub(super) fn held_by(&self, worker: &WorkerId) -> impl Iterator<Item = TaskId> + use<'_> {
+        self.by_worker.get(worker).into_iter().flat_map(|held| held.values().copied())
     }
 
     /// How many workers hold tasks.
-    pub(super) fn workers(&self) -> usize {
-        self.of_worker.len()
+    pub(super) fn worker_count(&self) -> usize {
+        self.by_worker.len()
     }
 
     /// The tasks that anybody holds.
-    pub(super) fn all(&self) -> impl Iterator<Item = TaskId> {
-        self.tasks.values().copied()
+    pub(super) fn leased_tasks(&self) -> impl Iterator<Item = TaskId> {
+        self.by_assignment.values().copied()
     }
 }
 
 impl State {
-    pub(super) fn heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
+    pub(super) fn handle_heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
         let id = said.worker_id.clone();
         if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
             let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
@@ -82,21 +82,22 @@ impl State {
                 .with_hint("workers without heartbeats are removed after a day");
             return Reply::Refused(Box::new(problem));
         }
-        if let Some(problem) = self.refuse_second(&said, now) {
+        if let Some(problem) = self.refuse_duplicate(&said, now) {
             return Reply::Refused(Box::new(problem));
         }
         let restarted = self.workers.get(&id).is_some_and(|known| {
-            known.said.incarnation.is_some() && known.said.incarnation != said.incarnation
+            known.last_heartbeat.incarnation.is_some()
+                && known.last_heartbeat.incarnation != said.incarnation
         });
         // What is not served is nothing that it holds.
         let lost: BTreeSet<&AbsPath> = said.unavailable_paths.iter().map(|one| &one.path).collect();
         said.storage_paths.retain(|path| !lost.contains(path));
-        self.note_alive(&id, said.incarnation.as_ref(), restarted, now);
-        let valid = self.renew(&said, now);
+        self.retract_losses(&id, said.incarnation.as_ref(), restarted, now);
+        let valid = self.renew_leases(&said, now);
         if restarted {
-            self.outcomes.forget(&id);
+            self.worker_health.forget(&id);
         }
-        let (before, refused) = self.incarnations(&id, restarted, &said, now);
+        let (before, refused) = self.resolve_incarnations(&id, restarted, &said, now);
         let mut reply = HeartbeatReply {
             status: "ok".to_owned(),
             ticket_key: None,
@@ -116,37 +117,37 @@ impl State {
         let in_hand =
             said.incarnation.as_ref().map(|_| said.assignments.clone()).unwrap_or_default();
         let news = self.workers.get(&id).is_none_or(|known| {
-            !known.active
-                || known.said.status.can_accept_work() != said.status.can_accept_work()
-                || known.said.storage_paths != said.storage_paths
-                || known.said.unavailable_paths != said.unavailable_paths
-                || known.said.root_ids != said.root_ids
-                || known.said.incarnation != said.incarnation
+            !known.is_active
+                || known.last_heartbeat.status.can_accept_work() != said.status.can_accept_work()
+                || known.last_heartbeat.storage_paths != said.storage_paths
+                || known.last_heartbeat.unavailable_paths != said.unavailable_paths
+                || known.last_heartbeat.root_ids != said.root_ids
+                || known.last_heartbeat.incarnation != said.incarnation
         });
-        self.wake |= news;
+        self.needs_dispatch |= news;
         let usage = std::mem::take(&mut said.usage);
         let moved = std::mem::take(&mut said.moved_bytes);
         let active = said.status != WorkerStatus::Stopped;
         let worker = Worker {
-            said,
-            heard_ms: now.mono_ms,
-            heard_wall_ms: now.wall_ms,
-            active,
-            before,
-            refused,
+            last_heartbeat: said,
+            last_seen_ms: now.mono_ms,
+            last_seen_wall_ms: now.wall_ms,
+            is_active: active,
+            previous_incarnation: before,
+            refused_incarnations: refused,
             drained: None,
         };
-        self.waiting.refile(&id, &worker.said.storage_paths);
+        self.poll_queue.update_paths(&id, &worker.last_heartbeat.storage_paths);
         self.workers.insert(worker);
         if news {
-            self.look_at_storage(&id, now);
+            self.handle_storage_change(&id, now);
         }
         // Only now: a sync that restarts, or stops, takes back what it had given.
-        let goes_on = |a: &AssignmentId| valid.contains(a) && self.leases.get(a).is_some();
+        let goes_on = |a: &AssignmentId| valid.contains(a) && self.lease_index.get(a).is_some();
         reply.revoked_assignments = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
         let moved = moved.into_iter().filter(|(a, _)| goes_on(a)).collect();
-        self.note_moved(&moved, now);
-        self.tell_limits(&id, usage, &mut reply, now);
+        self.record_moved_bytes(&moved, now);
+        self.update_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
     }
 
@@ -155,21 +156,23 @@ impl State {
         if self.workers.silent().next().is_none() {
             return Vec::new();
         }
-        let held =
-            self.leases.of(worker).filter_map(|id| self.syncs.get(&self.tasks.get(&id)?.sync));
+        let held = self
+            .lease_index
+            .held_by(worker)
+            .filter_map(|id| self.syncs.get(&self.tasks.get(&id)?.sync));
         let destinations: BTreeSet<&AbsPath> = held.map(|s| &s.request.destination_path).collect();
-        let silent = self.workers.silent().filter(|w| destinations.iter().any(|to| w.holds(to)));
-        silent.map(|w| w.said.worker_id.clone()).take(MOST_MEMBERS).collect()
+        let silent = self.workers.silent().filter(|w| destinations.iter().any(|to| w.serves(to)));
+        silent.map(|w| w.last_heartbeat.worker_id.clone()).take(MAX_POOL_MEMBERS).collect()
     }
 
     /// Prolongs the leases that a heartbeat lists, and takes back those of another process of the worker and
     /// those that need a storage path that is not served. What it may go on with.
-    fn renew(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
+    fn renew_leases(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
         let (mut lost, mut died): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
         let mut valid: HashSet<AssignmentId> = HashSet::new();
         let listed: HashSet<AssignmentId> = said.assignments.iter().copied().collect();
-        let held: Vec<TaskId> = self.leases.of(&said.worker_id).collect();
-        let hangs = self.hanging(&held, said);
+        let held: Vec<TaskId> = self.lease_index.held_by(&said.worker_id).collect();
+        let hangs = self.tasks_on_unavailable_paths(&held, said);
         for task in held {
             let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
             let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
@@ -184,58 +187,71 @@ impl State {
         }
         for task in died {
             // Where the process before is back, the one between was a second one and is alive.
-            let back = self
-                .workers
-                .get(&said.worker_id)
-                .is_some_and(|known| known.before.is_some() && known.before == said.incarnation);
-            match self.dies_with(&said.worker_id, task, now) && !back {
-                true => self.lost_with_worker(task, now),
-                false => self.lost(task, now),
+            let back = self.workers.get(&said.worker_id).is_some_and(|known| {
+                known.previous_incarnation.is_some()
+                    && known.previous_incarnation == said.incarnation
+            });
+            match self.counts_as_loss(&said.worker_id, task, now) && !back {
+                true => self.handle_worker_loss(task, now),
+                false => self.requeue_lost(task, now),
             }
         }
         for task in lost {
-            self.lost(task, now);
+            self.requeue_lost(task, now);
         }
         valid
     }
 
     /// Those of a worker's tasks that need a storage path of it that is not served.
-    fn hanging(&self, held: &[TaskId], said: &WorkerHeartbeat) -> BTreeSet<TaskId> {
+    fn tasks_on_unavailable_paths(
+        &self,
+        held: &[TaskId],
+        said: &WorkerHeartbeat,
+    ) -> BTreeSet<TaskId> {
         if said.unavailable_paths.is_empty() {
             return BTreeSet::new();
         }
         let hangs = |task: &Task| {
             let Some(sync) = self.syncs.get(&task.sync) else { return false };
             let request = &sync.request;
-            let source = task.at_source() && unavailable(said, &request.source_path).is_some();
-            source || unavailable(said, &request.destination_path).is_some()
+            let source =
+                task.runs_at_source() && unavailable_path(said, &request.source_path).is_some();
+            source || unavailable_path(said, &request.destination_path).is_some()
         };
         let tasks = held.iter().filter_map(|id| self.tasks.get(id));
         tasks.filter(|task| hangs(task)).map(|task| task.id).collect()
     }
 
     /// Answers a poll at once, or parks it and returns `None`.
-    pub(super) fn poll(&mut self, poll: Parked, caller: Option<Caller>, now: Now) -> Option<Reply> {
+    pub(super) fn handle_poll(
+        &mut self,
+        poll: WaitingPoll,
+        caller: Option<Caller>,
+        now: Now,
+    ) -> Option<Reply> {
         // A second agent under the same id is no sign that the first is alive.
         let known = self.workers.get(&poll.worker);
-        if known.is_some_and(|known| known.said.incarnation == poll.incarnation) {
-            self.note_alive(&poll.worker, poll.incarnation.as_ref(), false, now);
-            self.wake |= self.workers.heard(&poll.worker, now);
+        if known.is_some_and(|known| known.last_heartbeat.incarnation == poll.incarnation) {
+            self.retract_losses(&poll.worker, poll.incarnation.as_ref(), false, now);
+            self.needs_dispatch |= self.workers.mark_seen(&poll.worker, now);
         }
-        if let Some(id) = self.same_poll(&poll) {
+        if let Some(id) = self.find_repeated_poll(&poll) {
             // Workers may have come since.
-            self.note_reach(id, now);
-            let again = self.tasks.get(&id).and_then(|task| self.assignment(task, now));
+            self.record_possible_writers(id, now);
+            let again = self.tasks.get(&id).and_then(|task| self.build_assignment(task, now));
             return Some(Reply::Assignment(again.map(Box::new)));
         }
-        let open = self.open_syncs(now);
-        if let Some(assignment) = self.place(&poll, &open, now) {
+        let open = self.runnable_syncs(now);
+        if let Some(assignment) = self.assign_task(&poll, &open, now) {
             return Some(Reply::Assignment(Some(Box::new(assignment))));
         }
         match caller {
             Some(caller) if poll.until_ms > now.mono_ms => {
-                let held = self.workers.get(&poll.worker).map(|w| w.said.storage_paths.as_slice());
-                self.waiting.insert(caller, poll, held.unwrap_or_default());
+                let held = self
+                    .workers
+                    .get(&poll.worker)
+                    .map(|w| w.last_heartbeat.storage_paths.as_slice());
+                self.poll_queue.insert(caller, poll, held.unwrap_or_default());
                 None
             }
             _ => Some(Reply::Assignment(None)),
@@ -243,9 +259,9 @@ impl State {
     }
 
     /// The task that this very poll got before (its reply was lost).
-    fn same_poll(&self, poll: &Parked) -> Option<TaskId> {
+    fn find_repeated_poll(&self, poll: &WaitingPoll) -> Option<TaskId> {
         let wanted = poll.poll_id.as_ref()?;
-        let mut held = self.leases.of(&poll.worker).filter_map(|id| self.tasks.get(&id));
+        let mut held = self.lease_index.held_by(&poll.worker).filter_map(|id| self.tasks.get(&id));
         let task = held.find(|task| {
             task.lease().is_some_and(|lease| {
                 lease.incarnation == poll.incarnation && lease.poll_id.as_ref() == Some(wanted)
@@ -255,44 +271,51 @@ impl State {
     }
 
     /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
-    pub(super) fn place(&mut self, poll: &Parked, open: &[Open], now: Now) -> Option<Assignment> {
+    pub(super) fn assign_task(
+        &mut self,
+        poll: &WaitingPoll,
+        open: &[RunnableSync],
+        now: Now,
+    ) -> Option<Assignment> {
         let worker = self.workers.get(&poll.worker)?;
-        if !worker.can_work() || worker.said.incarnation != poll.incarnation {
+        if !worker.is_ready() || worker.last_heartbeat.incarnation != poll.incarnation {
             return None;
         }
-        match self.turn_of(&poll.worker, open, now) {
-            Turn::Ordinary => {}
-            Turn::Alone(id) => return self.lease(id, poll, now),
-            Turn::Wait => return None,
+        match self.decide_isolation(&poll.worker, open, now) {
+            IsolationDecision::Ordinary => {}
+            IsolationDecision::RunAlone(id) => return self.grant_lease(id, poll, now),
+            IsolationDecision::Wait => return None,
         }
         let worker = self.workers.get(&poll.worker)?;
         let mut turn: Vec<(u64, SyncNo)> =
-            open.iter().filter_map(|o| Some((self.syncs.get(&o.no)?.served, o.no))).collect();
+            open.iter().filter_map(|o| Some((self.syncs.get(&o.no)?.last_served, o.no))).collect();
         turn.sort_unstable();
-        let id = turn.into_iter().find_map(|(_, no)| self.choose(no, worker, now))?;
-        self.lease(id, poll, now)
+        let id = turn.into_iter().find_map(|(_, no)| self.choose_task(no, worker, now))?;
+        self.grant_lease(id, poll, now)
     }
 
     /// Active workers that hold `path` and know what a sync asks for.
-    pub(super) fn able<'a>(
+    pub(super) fn capable_workers<'a>(
         &'a self,
-        sync: &'a Sync,
+        sync: &'a SyncJob,
         path: &'a AbsPath,
     ) -> impl Iterator<Item = &'a Worker> {
-        self.workers.pool(path).filter(|w| w.knows_options() || !sync.has_options())
+        self.workers
+            .accepting(path)
+            .filter(|w| w.supports_options() || !sync.has_nondefault_options())
     }
 
     /// The other workers that could do a sync's tasks at the source (`true`) or destination.
-    pub(super) fn others<'a>(
+    pub(super) fn other_capable_workers<'a>(
         &'a self,
-        sync: &'a Sync,
+        sync: &'a SyncJob,
         worker: &Worker,
     ) -> impl Fn(bool) -> Box<dyn Iterator<Item = &'a WorkerId> + 'a> + use<'a> {
-        let me = worker.said.worker_id.clone();
+        let me = worker.last_heartbeat.worker_id.clone();
         move |at_source| {
             let request = &sync.request;
             let path = if at_source { &request.source_path } else { &request.destination_path };
-            let ids = self.able(sync, path).map(|w| &w.said.worker_id);
+            let ids = self.capable_workers(sync, path).map(|w| &w.last_heartbeat.worker_id);
             let me = me.clone();
             Box::new(ids.filter(move |id| **id != me))
         }
@@ -300,16 +323,21 @@ impl State {
 
     /// A flush is done by the worker that wrote, or by one under the same kernel that has the same root open: they
     /// share a cache. After a reboot nobody can flush what was only in the cache.
-    pub(super) fn may_flush(&self, sync: &super::sync::Sync, task: &Task, worker: &Worker) -> bool {
-        let Some(bound) = &task.bound else { return true };
-        let wrote = sync.writers.get(bound).and_then(Option::as_ref);
-        let same_place = worker.place_of_writes(&sync.request.destination_path).as_ref() == wrote;
-        same_place && (worker.said.worker_id == *bound || wrote.is_some())
+    pub(super) fn can_flush(
+        &self,
+        sync: &super::sync_job::SyncJob,
+        task: &Task,
+        worker: &Worker,
+    ) -> bool {
+        let Some(bound) = &task.pinned_to else { return true };
+        let wrote = sync.unflushed_writers.get(bound).and_then(Option::as_ref);
+        let same_place = worker.boot_and_root(&sync.request.destination_path).as_ref() == wrote;
+        same_place && (worker.last_heartbeat.worker_id == *bound || wrote.is_some())
     }
 
-    fn lease(&mut self, id: TaskId, poll: &Parked, now: Now) -> Option<Assignment> {
+    fn grant_lease(&mut self, id: TaskId, poll: &WaitingPoll, now: Now) -> Option<Assignment> {
         let mut drawn = [0; 16];
-        drawn.copy_from_slice(&self.draw()[..16]);
+        drawn.copy_from_slice(&self.draw_random()[..16]);
         let assignment = AssignmentId(drawn);
         let task = self.tasks.get_mut(&id)?;
         task.attempt += 1;
@@ -319,31 +347,31 @@ impl State {
             incarnation: poll.incarnation.clone(),
             poll_id: poll.poll_id.clone(),
             deadline_ms: now.mono_ms + self.settings.lease_ms,
-            since_ms: now.mono_ms,
-            page: 0,
+            granted_ms: now.mono_ms,
+            next_page: 0,
             moved_bytes: 0,
         };
-        let (key, no, again) = (task.key(), task.sync, task.attempt > 1);
+        let (key, no, again) = (task.record_key(), task.sync, task.attempt > 1);
         let sends = task.spec.sends_content();
         let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
-        self.leases.insert(&lease, id);
-        self.set_state(id, TaskState::Leased(lease));
-        self.isolated.note_leased(id);
-        self.put(key);
+        self.lease_index.insert(&lease, id);
+        self.set_task_state(id, TaskState::Leased(lease));
+        self.isolation.mark_leased(id);
+        self.put_record(key);
         if deletes {
             self.choose_deleter(no, &poll.worker, now);
         }
-        self.note_reach(id, now);
-        self.note_source_root(id, &poll.worker, now);
-        self.probes(no, now);
-        self.outcomes.begun(&poll.worker, now);
+        self.record_possible_writers(id, now);
+        self.record_source_reader(id, &poll.worker, now);
+        self.postpone_probe(no, now);
+        self.worker_health.postpone_probe(&poll.worker, now);
         if sends {
-            self.share_in(no, &poll.worker, now);
+            self.ensure_share(no, &poll.worker, now);
         }
-        self.served += 1;
-        let served = self.served;
+        self.leases_granted += 1;
+        let served = self.leases_granted;
         if let Some(sync) = self.syncs.get_mut(&no) {
-            sync.served = served;
+            sync.last_served = served;
             let first = sync.state == SyncState::Queued;
             if first {
                 sync.state = SyncState::Progress;
@@ -353,21 +381,23 @@ impl State {
                 sync.counters.retries += 1;
             }
             if first || again {
-                self.changed(no, now);
+                self.mark_changed(no, now);
             }
         }
-        self.assignment(self.tasks.get(&id)?, now)
+        self.build_assignment(self.tasks.get(&id)?, now)
     }
 
     /// The document for a leased task.
-    fn assignment(&self, task: &Task, now: Now) -> Option<Assignment> {
+    fn build_assignment(&self, task: &Task, now: Now) -> Option<Assignment> {
         let sync = self.syncs.get(&task.sync)?;
         let lease = task.lease()?;
         let request = &sync.request;
-        let sources = self.workers.near(&request.source_path, &lease.worker, task.attempt);
+        let sources = self.workers.reachable(&request.source_path, &lease.worker, task.attempt);
         let sources = sources
-            .filter(|w| w.takes_work() && (w.knows_options() || !sync.has_options()))
-            .take(MOST_SOURCES);
+            .filter(|w| {
+                w.accepts_work() && (w.supports_options() || !sync.has_nondefault_options())
+            })
+            .take(MAX_SOURCE_MEMBERS);
         let mut claims = Claims::new(
             sync.no,
             &sync.id,
@@ -379,15 +409,15 @@ impl State {
             WriteRules {
                 part_name_key: self.name_key,
                 chunk_bytes: u64::from(request.chunk_size_mb) << 20,
-                ..sync.rules(&task.spec)
+                ..sync.write_rules(&task.spec)
             },
             sync.prune_permit(&task.spec),
         );
-        let large = task.large.and_then(|file| sync.larges.get(&file));
+        let large = task.large_file.and_then(|file| sync.large_files.get(&file));
         let (chunk_offset, chunk_size) = task.spec.content_extent(large.map(|file| file.size));
-        let source_workers = members(sources);
-        let destination_workers = self.destinations(sync, task, &lease.worker);
-        self.expect_roots(&mut claims, sync, task, &destination_workers);
+        let source_workers = pool_members(sources);
+        let destination_workers = self.destination_members(sync, task, &lease.worker);
+        self.add_expected_roots(&mut claims, sync, task, &destination_workers);
         Some(Assignment {
             assignment_id: lease.assignment,
             request_id: sync.id.clone(),
@@ -402,45 +432,51 @@ impl State {
             chunk_offset,
             chunk_size,
             task: task.spec.clone(),
-            options: sync.options(&task.spec),
-            source_worker_pool: ids(&source_workers),
-            destination_worker_pool: ids(&destination_workers),
+            options: sync.task_options(&task.spec),
+            source_worker_pool: worker_ids(&source_workers),
+            destination_worker_pool: worker_ids(&destination_workers),
             source_workers,
             destination_workers,
             ticket: self.signer.sign(&claims),
-            source_root: self.source_root(sync, &lease.worker).map(str::to_owned),
+            source_root: self.expected_source_root(sync, &lease.worker).map(str::to_owned),
             bwlimit: task
                 .spec
                 .sends_content()
-                .then(|| self.shares.told_to(sync.no, &lease.worker))
+                .then(|| self.bandwidth.granted_to(sync.no, &lease.worker))
                 .flatten(),
         })
     }
 
     /// The workers of the destination that an assignment lists. What deletes goes through one.
-    fn destinations(&self, sync: &Sync, task: &Task, worker: &WorkerId) -> Vec<PoolMember> {
+    fn destination_members(
+        &self,
+        sync: &SyncJob,
+        task: &Task,
+        worker: &WorkerId,
+    ) -> Vec<PoolMember> {
         if !matches!(task.spec, TaskSpec::Prune { apply: true, .. }) {
-            return members(self.writers_for(sync, worker, task.attempt));
+            return pool_members(self.reachable_writers(sync, worker, task.attempt));
         }
         let deleter = sync.deleter.as_ref().and_then(|d| self.workers.get(&d.worker));
-        members(deleter.into_iter())
+        pool_members(deleter.into_iter())
     }
 
     /// The workers through which a worker may write at an attempt.
-    pub(super) fn writers_for<'a>(
+    pub(super) fn reachable_writers<'a>(
         &'a self,
-        sync: &'a Sync,
+        sync: &'a SyncJob,
         worker: &WorkerId,
         attempt: u32,
     ) -> impl Iterator<Item = &'a Worker> {
-        let near = self.workers.near(&sync.request.destination_path, worker, attempt);
-        near.filter(|w| w.knows_options() || !sync.has_options()).take(MOST_MEMBERS)
+        let near = self.workers.reachable(&sync.request.destination_path, worker, attempt);
+        near.filter(|w| w.supports_options() || !sync.has_nondefault_options())
+            .take(MAX_POOL_MEMBERS)
     }
 
-    pub(super) fn manifest(&self, worker: &WorkerId, assignment: AssignmentId) -> Reply {
-        let task = self.held(worker, assignment);
-        match task.and_then(|t| t.blob.clone()) {
-            Some(key) => Reply::Blob(key),
+    pub(super) fn get_manifest(&self, worker: &WorkerId, assignment: AssignmentId) -> Reply {
+        let task = self.leased_task(worker, assignment);
+        match task.and_then(|t| t.manifest_key.clone()) {
+            Some(key) => Reply::ManifestKey(key),
             None => Reply::Refused(Box::new(Problem::new(
                 404,
                 "Not Found",
@@ -451,47 +487,47 @@ impl State {
     }
 
     /// The task that a worker holds under an assignment.
-    pub(super) fn held(&self, worker: &WorkerId, assignment: AssignmentId) -> Option<&Task> {
-        let task = self.tasks.get(self.leases.get(&assignment)?)?;
+    pub(super) fn leased_task(&self, worker: &WorkerId, assignment: AssignmentId) -> Option<&Task> {
+        let task = self.tasks.get(self.lease_index.get(&assignment)?)?;
         task.lease().filter(|lease| lease.worker == *worker).map(|_| task)
     }
 
     /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
     /// could reach flushes in the end.
-    pub(super) fn lost(&mut self, id: TaskId, now: Now) {
-        self.suspect_reach(id, now);
-        self.requeue(id, now);
+    pub(super) fn requeue_lost(&mut self, id: TaskId, now: Now) {
+        self.mark_possible_writes(id, now);
+        self.requeue_task(id, now);
     }
 
     /// A worker that held a task that writes may have written through any worker within its reach.
-    pub(super) fn suspect_reach(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|t| t.writes()) else { return };
+    pub(super) fn mark_possible_writes(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|t| t.writes_destination()) else { return };
         let no = task.sync;
-        self.note_revoked(id, now);
+        self.record_revoked_lease(id, now);
         if let Some(sync) = self.syncs.get_mut(&no) {
-            sync.suspect_all();
+            sync.mark_all_unflushed();
         }
-        self.changed(no, now);
+        self.mark_changed(no, now);
     }
 
     /// Takes a task back: it goes to the queue and will be leased with a higher attempt.
-    pub(super) fn requeue(&mut self, id: TaskId, now: Now) {
+    pub(super) fn requeue_task(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let worker = task.lease().map(|l| l.worker.clone());
         if let Some(lease) = task.lease() {
-            self.leases.remove(lease);
+            self.lease_index.remove(lease);
         }
-        if task.attempt.saturating_sub(task.short) >= MAX_ATTEMPTS {
+        if task.attempt.saturating_sub(task.resource_retries) >= MAX_ATTEMPTS {
             let who = worker.map_or_else(String::new, |w| format!(", last on worker {w}"));
             let why = format!("its lease expired or was returned {MAX_ATTEMPTS} times{who}");
-            self.give_up(id, &why, None, now);
+            self.fail_task(id, &why, None, now);
             return;
         }
-        let (key, no) = (task.key(), task.sync);
-        self.set_state(id, TaskState::Ready);
-        self.put(key);
-        self.touched.insert(no);
-        self.wake = true;
+        let (key, no) = (task.record_key(), task.sync);
+        self.set_task_state(id, TaskState::Ready);
+        self.put_record(key);
+        self.dirty_syncs.insert(no);
+        self.needs_dispatch = true;
     }
 
     /// Time passed: polls run out, delayed tasks come back. With thousands of polls one ends every few
@@ -500,22 +536,22 @@ impl State {
         let due = self.delayed.range(..=(now.mono_ms, TaskId(u64::MAX)));
         let due: Vec<TaskId> = due.map(|(_, id)| *id).collect();
         for id in due {
-            self.set_state(id, TaskState::Ready);
-            let key = self.tasks.get(&id).map(Task::key);
-            key.into_iter().for_each(|key| self.put(key));
-            self.wake = true;
+            self.set_task_state(id, TaskState::Ready);
+            let key = self.tasks.get(&id).map(Task::record_key);
+            key.into_iter().for_each(|key| self.put_record(key));
+            self.needs_dispatch = true;
         }
-        let gap = self.ticked_ms.map(|at| now.mono_ms.saturating_sub(at));
-        if gap.is_none_or(|gap| gap >= LOOK_MS) {
-            self.ticked_ms = Some(now.mono_ms);
-            self.look_at_all(gap.unwrap_or(0), now);
+        let gap = self.last_tick_ms.map(|at| now.mono_ms.saturating_sub(at));
+        if gap.is_none_or(|gap| gap >= FULL_TICK_INTERVAL_MS) {
+            self.last_tick_ms = Some(now.mono_ms);
+            self.tick_all(gap.unwrap_or(0), now);
         }
         self.answer_expired_polls(now);
     }
 
     /// Leases run out, workers fall silent, old syncs are dropped; `gap` milliseconds went by since it was
     /// looked at last.
-    fn look_at_all(&mut self, gap: u64, now: Now) {
+    fn tick_all(&mut self, gap: u64, now: Now) {
         let slept = gap > self.settings.lease_ms / 2;
         let mut ran_out = Vec::new();
         for task in self.tasks.values_mut() {
@@ -535,61 +571,61 @@ impl State {
         for (id, worker) in ran_out {
             let what = "a lease expired: the task is queued again";
             warn_ratelimited!(format_args!("worker {worker}: {what}"), task = %id, %worker, "{what}");
-            self.note_outcome(id, &worker, true, now);
-            match self.is_silent(id, now) {
-                true => self.lost_with_worker(id, now),
-                false => self.lost(id, now),
+            self.judge_worker(id, &worker, true, now);
+            match self.is_holder_silent(id, now) {
+                true => self.handle_worker_loss(id, now),
+                false => self.requeue_lost(id, now),
             }
         }
         let timeout = self.settings.heartbeat_timeout_ms;
         let slept_ms = if slept { gap } else { 0 };
-        self.workers.fall_silent(now, slept_ms, timeout, FORGET_MS);
-        self.tend_limits(now);
-        self.flushes_in_vain(now);
-        self.tend_holds(now);
-        self.look_at_speeds(now);
-        self.look_for_stalls(slept_ms, now);
-        self.tend_outcomes(now);
-        self.release_ended(now);
-        self.tick_age(now);
+        self.workers.mark_silent(now, slept_ms, timeout, WORKER_RETENTION_MS);
+        self.tick_limits(now);
+        self.check_pending_flushes(now);
+        self.tick_pauses(now);
+        self.tick_speeds(now);
+        self.tick_stalls(slept_ms, now);
+        self.tick_worker_health(now);
+        self.release_ended_syncs(now);
+        self.tick_retention(now);
         // A worker may be kept free in vain.
-        self.wake |= !self.isolated.is_empty();
+        self.needs_dispatch |= !self.isolation.is_empty();
     }
 
     fn answer_expired_polls(&mut self, now: Now) {
-        for caller in self.waiting.ended(now.mono_ms) {
+        for caller in self.poll_queue.take_expired(now.mono_ms) {
             self.effects.push(Effect::Reply(caller, Reply::Assignment(None)));
         }
     }
 
     /// How full the window of a sync is: scanning stops at 1 and goes on below a half. Scans that
     /// wait do not count: only they can empty a window that they fill.
-    pub(super) fn outstanding(&self, sync: &Sync) -> f64 {
-        let tasks = sync.tasks.len() - sync.scans + sync.larges.len();
+    pub(super) fn window_fill(&self, sync: &SyncJob) -> f64 {
+        let tasks = sync.tasks.len() - sync.scan_count + sync.large_files.len();
         let by_tasks = tasks as f64 / sync.window.max(1) as f64;
-        let by_bytes = sync.blob_bytes as f64 / self.settings.window_bytes as f64;
+        let by_bytes = sync.manifest_bytes as f64 / self.settings.window_bytes as f64;
         by_tasks.max(by_bytes)
     }
 
     /// Reckons the windows of the syncs that are worked on, where other workers are there than before.
-    pub(super) fn renew_windows(&mut self) {
+    pub(super) fn update_windows(&mut self) {
         let version = self.workers.version();
-        if std::mem::replace(&mut self.windows_of, version) == version {
+        if std::mem::replace(&mut self.windows_version, version) == version {
             return;
         }
-        for no in self.working.clone() {
-            self.renew_window(no);
+        for no in self.syncs_with_tasks.clone() {
+            self.update_window(no);
         }
     }
 
     /// How many tasks of a sync may be outstanding: enough for each slot to have its next ones waiting;
     /// more would only be more to keep.
-    pub(super) fn renew_window(&mut self, no: SyncNo) {
+    pub(super) fn update_window(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let most = self.settings.window_tasks;
         let mut window = 0;
-        for worker in self.workers.pool(&sync.request.source_path) {
-            window += 4 * worker.said.slots.unwrap_or(1) as usize;
+        for worker in self.workers.accepting(&sync.request.source_path) {
+            window += 4 * worker.last_heartbeat.slots.unwrap_or(1) as usize;
             if window >= most {
                 break;
             }
@@ -598,30 +634,30 @@ impl State {
     }
 
     /// The polls of workers that hold a sync's source and wait for work.
-    pub(super) fn idle_polls<'a>(&'a self, sync: &'a Sync) -> impl Iterator<Item = Caller> {
-        let polls = self.waiting.at(&sync.request.source_path);
-        let able = |worker: &WorkerId| self.workers.get(worker).is_some_and(Worker::takes_work);
+    pub(super) fn idle_polls<'a>(&'a self, sync: &'a SyncJob) -> impl Iterator<Item = Caller> {
+        let polls = self.poll_queue.polls_at(&sync.request.source_path);
+        let able = |worker: &WorkerId| self.workers.get(worker).is_some_and(Worker::accepts_work);
         polls.filter(move |(_, poll)| able(&poll.worker)).map(|(caller, _)| caller)
     }
 }
 
 /// Workers as an assignment lists them, in order of their ids.
-fn members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
-    let mut members: Vec<PoolMember> = workers.map(Worker::member).collect();
+fn pool_members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
+    let mut members: Vec<PoolMember> = workers.map(Worker::pool_member).collect();
     members.sort_unstable_by(|a, b| a.worker_id.cmp(&b.worker_id));
     members
 }
 
-fn ids(members: &[PoolMember]) -> Vec<WorkerId> {
+fn worker_ids(members: &[PoolMember]) -> Vec<WorkerId> {
     members.iter().map(|member| member.worker_id.clone()).collect()
 }
 
 /// Whether a task of a sync is for workers only that know options. A flush is the same with any.
-pub(super) fn wants_options(sync: &Sync, spec: &TaskSpec) -> bool {
+pub(super) fn needs_options(sync: &SyncJob, spec: &TaskSpec) -> bool {
     match spec {
         TaskSpec::Flush => false,
         TaskSpec::CleanUp => true,
-        _ => sync.has_options(),
+        _ => sync.has_nondefault_options(),
     }
 }
 

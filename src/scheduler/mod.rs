@@ -23,56 +23,57 @@
 //! - `reconcile`: what does not fit together is put right
 //! - `records`: the state in the store and back
 
-mod age;
+mod bandwidth;
+mod bandwidth_limits;
 mod blocked;
-mod boots;
-mod checks;
-mod choice;
+mod boot_ids;
 mod deleter;
+mod duplicate_agents;
 pub mod event;
-mod failed;
-mod hold;
+mod failure_list;
+mod failures;
+mod file_records;
 mod large;
 mod leases;
-mod limits;
-mod listing;
-mod losses;
-mod moving;
-mod orders;
-mod outcomes;
 mod overlap;
 mod pages;
-mod pairs;
-mod phases;
-mod queue;
+mod pause;
+mod phase;
+mod placement;
+mod poll_queue;
+mod ready_queue;
 mod recheck;
 mod reconcile;
 mod records;
-mod requests;
 mod results;
-mod retry;
-mod seconds;
-mod shares;
+mod retention;
+mod retry_sync;
+mod source_history;
 mod speed;
-mod stage;
 mod stalled;
-mod storage;
-mod sync;
+mod storage_paths;
+mod sync_admin;
+mod sync_job;
 mod task;
-mod waiting;
-mod worker;
+mod transfer_progress;
+mod validate;
+mod worker_admin;
+mod worker_health;
+mod worker_losses;
+mod worker_registry;
 
 #[cfg(test)]
 mod tests;
 
 pub use event::{
-    Caller, Effect, Event, IdempotencyKey, Listing, Now, Reply, Select, Selected, Stored,
+    Caller, Effect, Event, IdempotencyKey, Now, RecordLogInfo, Reply, StoredKeys, SyncPage,
+    SyncQuery,
 };
-pub use failed::{FailedBatch, FailedLine, FailedPages, failures_of};
-pub use listing::MOST_LINE;
-pub use losses::{SingleEntry, single_entries};
-pub use pairs::pair_record;
-pub use records::{LoadError, META as SECRET_RECORD, without_secret};
+pub use failure_list::{FailedBatch, FailureLine, FailurePages, decode_failures};
+pub use file_records::MAX_LINE_BYTES;
+pub use records::{LoadError, META_KEY as SECRET_RECORD, without_secret};
+pub use source_history::source_history_record;
+pub use worker_losses::{SingleEntry, single_entries};
 
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
@@ -80,11 +81,11 @@ use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
 use crate::wire::{BytePath, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use jiff::tz::TimeZone;
+use poll_queue::PollQueue;
 use std::collections::{BTreeMap, BTreeSet};
-use sync::Sync;
-use task::{Large, Task, TaskState};
-use waiting::Waiting;
-use worker::Workers;
+use sync_job::SyncJob;
+use task::{LargeFile, Task, TaskState};
+use worker_registry::WorkerRegistry;
 
 /// What can be set.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,7 +130,7 @@ impl Default for Settings {
             max_retries: 5,
             max_worker_losses: 3,
             no_space_ms: 24 * 3600 * 1000,
-            max_failed_entries: failed::MAX_FAILED_ENTRIES,
+            max_failed_entries: failure_list::MAX_FAILED_ENTRIES,
             retention_ms: 60 * 24 * 3600 * 1000,
             max_active_syncs: 64,
             bwlimit: Timetable::default(),
@@ -141,7 +142,7 @@ impl Default for Settings {
 
 /// A poll that waits for work.
 #[derive(Debug, Clone)]
-struct Parked {
+struct WaitingPoll {
     worker: WorkerId,
     incarnation: Option<String>,
     poll_id: Option<String>,
@@ -157,39 +158,39 @@ pub struct State {
     name_key: PartNameKey,
     /// Assignment ids are drawn from this and `draws`.
     seed: [u8; 32],
-    draws: u64,
+    draw_count: u64,
     next_sync: u64,
     next_task: u64,
-    syncs: BTreeMap<SyncNo, Sync>,
+    syncs: BTreeMap<SyncNo, SyncJob>,
     by_id: BTreeMap<RequestId, SyncNo>,
     tasks: BTreeMap<TaskId, Task>,
-    leases: leases::Leases,
-    workers: Workers,
-    pairs: pairs::Pairs,
-    shares: shares::Shares,
-    outcomes: outcomes::Outcomes,
-    overlaps: overlap::Overlaps,
-    isolated: losses::Isolated,
-    clock: age::Clock,
+    lease_index: leases::LeaseIndex,
+    workers: WorkerRegistry,
+    source_history: source_history::SourceHistory,
+    bandwidth: bandwidth::BandwidthAllocator,
+    worker_health: worker_health::WorkerHealth,
+    path_reservations: overlap::PathReservations,
+    isolation: worker_losses::Isolation,
+    retention_clock: retention::RetentionClock,
     /// The syncs that have tasks.
-    working: BTreeSet<SyncNo>,
+    syncs_with_tasks: BTreeSet<SyncNo>,
     /// The tasks that wait before they are tried again, by when.
     delayed: BTreeSet<(u64, TaskId)>,
-    waiting: Waiting,
+    poll_queue: PollQueue,
     /// Of which [version](Workers::version) the windows of syncs are.
-    windows_of: u64,
-    /// Leases given so far; stamps [`Sync::server`].
-    served: u64,
+    windows_version: u64,
+    /// Leases given so far; stamps [`SyncJob::server`].
+    leases_granted: u64,
     /// When this master began to be told of workers.
-    began_ms: u64,
+    leading_since_ms: u64,
     /// When time passed last.
-    ticked_ms: Option<u64>,
+    last_tick_ms: Option<u64>,
     /// Syncs that may have reached their next phase.
-    touched: BTreeSet<SyncNo>,
+    dirty_syncs: BTreeSet<SyncNo>,
     /// Syncs whose list of failures was added to, or that have ended.
-    failing: BTreeSet<SyncNo>,
+    dirty_failure_lists: BTreeSet<SyncNo>,
     /// Something may be there for a parked poll.
-    wake: bool,
+    needs_dispatch: bool,
     effects: Vec<Effect>,
 }
 
@@ -201,79 +202,81 @@ impl State {
             Event::Submit { request, list, idempotency } => {
                 Some(self.submit(request, list, idempotency, now))
             }
-            Event::Progress(id) => {
-                self.note_watched(&id, now);
-                Some(self.progress(&id))
+            Event::GetProgress(id) => {
+                self.mark_watched(&id, now);
+                Some(self.progress_reply(&id))
             }
-            Event::List(select) => Some(self.list(&select)),
-            Event::Listing(id) => Some(match self.listing(&id) {
-                Some(listing) => Reply::Listing(Box::new(listing)),
-                None => requests::unknown(&id),
+            Event::ListSyncs(select) => Some(self.list_syncs(&select)),
+            Event::GetFileRecords(id) => Some(match self.record_log_info(&id) {
+                Some(listing) => Reply::FileRecords(Box::new(listing)),
+                None => sync_admin::unknown_sync(&id),
             }),
-            Event::ListingLost { sync, why } => {
-                self.listing_lost(sync, why, now);
-                Some(Reply::Nothing)
+            Event::FileRecordsLost { sync, reason: why } => {
+                self.fail_record_log(sync, why, now);
+                Some(Reply::Done)
             }
-            Event::Change { id, change } => Some(self.change(&id, change, now)),
-            Event::Retry { id, new, only, idempotency } => {
-                Some(self.retry(&id, new, only, idempotency, now))
+            Event::ChangeSync { id, change } => Some(self.change_sync(&id, change, now)),
+            Event::RetrySync { id, new, only, idempotency } => {
+                Some(self.retry_sync(&id, new, only, idempotency, now))
             }
-            Event::Pause(id) => Some(self.pause(&id, now)),
-            Event::Resume(id) => Some(self.resume(&id, now)),
-            Event::Reassign { id, worker } => Some(self.reassign(&id, &worker, now)),
-            Event::Cancel(id) => Some(self.cancel(&id, now)),
-            Event::Delete(id) => Some(self.delete(&id, now)),
-            Event::Heartbeat(heartbeat) => Some(self.heartbeat(heartbeat, now)),
-            Event::Workers => Some(self.worker_list(now)),
-            Event::Worker(worker) => Some(self.show_worker(&worker, now)),
-            Event::WorkerRequests(worker) => Some(self.list_worker_requests(&worker)),
-            Event::Drain { worker, order } => Some(self.drain(&worker, order, now)),
-            Event::Forget(worker) => Some(self.forget(&worker, now)),
+            Event::PauseSync(id) => Some(self.pause_sync(&id, now)),
+            Event::ResumeSync(id) => Some(self.resume_sync(&id, now)),
+            Event::ReassignTasks { id, worker } => Some(self.reassign_tasks(&id, &worker, now)),
+            Event::CancelSync(id) => Some(self.cancel_sync(&id, now)),
+            Event::DeleteSync(id) => Some(self.delete_sync(&id, now)),
+            Event::Heartbeat(heartbeat) => Some(self.handle_heartbeat(heartbeat, now)),
+            Event::ListWorkers => Some(self.list_workers(now)),
+            Event::GetWorker(worker) => Some(self.show_worker(&worker, now)),
+            Event::ListWorkerRequests(worker) => Some(self.list_worker_requests(&worker)),
+            Event::DrainWorker { worker, order } => Some(self.drain_worker(&worker, order, now)),
+            Event::ForgetWorker(worker) => Some(self.forget_worker(&worker, now)),
             Event::Poll { worker, incarnation, poll_id, wait_ms } => {
                 let until_ms = now.mono_ms.saturating_add(wait_ms);
-                let poll = Parked { worker, incarnation, poll_id, until_ms };
-                self.poll(poll, caller, now)
+                let poll = WaitingPoll { worker, incarnation, poll_id, until_ms };
+                self.handle_poll(poll, caller, now)
             }
-            Event::Withdraw(gone) => {
-                self.waiting.remove(gone);
-                Some(Reply::Nothing)
+            Event::CancelPoll(gone) => {
+                self.poll_queue.remove(gone);
+                Some(Reply::Done)
             }
-            Event::Manifest { worker, assignment } => Some(self.manifest(&worker, assignment)),
+            Event::GetManifest { worker, assignment } => {
+                Some(self.get_manifest(&worker, assignment))
+            }
             Event::Page { worker, assignment, page } => {
-                Some(self.page(&worker, assignment, page, now))
+                Some(self.handle_page(&worker, assignment, page, now))
             }
-            Event::Result(result) => Some(self.result(result, now)),
-            Event::Entries { task, entries } => {
-                self.entries_read(task, entries, now);
-                Some(Reply::Nothing)
+            Event::Result(result) => Some(self.handle_result(result, now)),
+            Event::ManifestEntries { task, entries } => {
+                self.split_isolated_task(task, entries, now);
+                Some(Reply::Done)
             }
             Event::ConfirmClock => Some(self.confirm_clock(now)),
             Event::Reconcile(stored) => Some(self.reconcile(&stored, now)),
             Event::StoreLost => {
-                self.start_anew(now);
-                Some(Reply::Nothing)
+                self.restart_all_syncs(now);
+                Some(Reply::Done)
             }
             Event::Configure(settings) => {
                 self.settings = *settings;
-                for no in self.working.clone() {
-                    self.renew_window(no);
+                for no in self.syncs_with_tasks.clone() {
+                    self.update_window(no);
                 }
                 // More may be worked on at once.
-                self.wake = true;
+                self.needs_dispatch = true;
                 self.tick(now);
-                Some(Reply::Nothing)
+                Some(Reply::Done)
             }
             Event::Tick => {
                 self.tick(now);
-                Some(Reply::Nothing)
+                Some(Reply::Done)
             }
         };
         if let (Some(caller), Some(reply)) = (caller, reply) {
             self.effects.push(Effect::Reply(caller, reply));
         }
-        self.renew_windows();
-        self.settle(now);
-        self.store_failed();
+        self.update_windows();
+        self.advance_and_dispatch(now);
+        self.store_failure_pages();
         std::mem::take(&mut self.effects)
     }
 
@@ -288,7 +291,7 @@ impl State {
     }
 
     /// Whether there is a sync of this number.
-    pub fn knows(&self, number: u64) -> bool {
+    pub fn has_sync(&self, number: u64) -> bool {
         self.syncs.contains_key(&SyncNo(number))
     }
 
@@ -296,13 +299,13 @@ impl State {
     /// time at which something runs out.
     pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
         let delayed = self.delayed.first().map(|(at, _)| *at);
-        let ends = self.waiting.next_end_ms().into_iter().chain(delayed);
+        let ends = self.poll_queue.next_deadline_ms().into_iter().chain(delayed);
         let nearest = ends.chain(self.next_probe_ms(now)).min();
         nearest.map(|at| at.saturating_sub(now.mono_ms))
     }
 
     /// Changes the state of a task: all that is filed by it follows.
-    fn set_state(&mut self, id: TaskId, state: TaskState) {
+    fn set_task_state(&mut self, id: TaskId, state: TaskState) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         if let TaskState::Delayed { until_ms } = &task.state {
             self.delayed.remove(&(*until_ms, id));
@@ -311,57 +314,58 @@ impl State {
             self.delayed.insert((*until_ms, id));
         }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
-        sync.queue.leave(task);
+        sync.queue.remove(task);
         task.state = state;
-        let boot = task.bound.as_ref().and_then(|bound| sync.writers.get(bound)?.as_ref());
-        sync.queue.enter(task, boot);
+        let boot =
+            task.pinned_to.as_ref().and_then(|bound| sync.unflushed_writers.get(bound)?.as_ref());
+        sync.queue.insert(task, boot);
     }
 
     /// Files a task that is new, or was stored.
-    fn take_in(&mut self, mut task: Task) {
+    fn insert_task(&mut self, mut task: Task) {
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         sync.tasks.insert(task.id);
-        sync.scans += usize::from(task.is_scan());
+        sync.scan_count += usize::from(task.is_scan());
         // A damaged record may hold any length.
-        sync.blob_bytes = sync.blob_bytes.saturating_add(task.blob_bytes);
+        sync.manifest_bytes = sync.manifest_bytes.saturating_add(task.manifest_bytes);
         let no = task.sync;
-        if self.working.insert(no) {
-            self.renew_window(no);
+        if self.syncs_with_tasks.insert(no) {
+            self.update_window(no);
         }
         let (id, until) = (task.id, TaskState::Delayed { until_ms: u64::MAX });
         let state = std::mem::replace(&mut task.state, until);
         self.tasks.insert(id, task);
-        self.set_state(id, state);
-        self.file_losses(id);
+        self.set_task_state(id, state);
+        self.isolate_if_lost(id);
     }
 
     /// Bytes that nobody can guess and that are never drawn twice.
-    fn draw(&mut self) -> [u8; 32] {
-        self.draws += 1;
-        *blake3::keyed_hash(&self.seed, &self.draws.to_le_bytes()).as_bytes()
+    fn draw_random(&mut self) -> [u8; 32] {
+        self.draw_count += 1;
+        *blake3::keyed_hash(&self.seed, &self.draw_count.to_le_bytes()).as_bytes()
     }
 
-    fn put(&mut self, key: String) {
-        self.effects.push(Effect::Put(key));
+    fn put_record(&mut self, key: String) {
+        self.effects.push(Effect::PutRecord(key));
     }
 
-    fn take_number(&mut self) -> TaskId {
+    fn allocate_task_id(&mut self) -> TaskId {
         let id = TaskId(self.next_task);
         self.next_task += 1;
-        self.put(records::META.to_owned());
+        self.put_record(records::META_KEY.to_owned());
         id
     }
 
     /// Adds a task and stores its manifest, where it brings one of its own.
     fn add_task(&mut self, new: NewTask, manifest: Option<Vec<u8>>) -> TaskId {
-        let id = self.take_number();
+        let id = self.allocate_task_id();
         let digest = match (&manifest, &new.manifest_digest) {
             (Some(bytes), _) => task::task_digest(new.sync, id, &new.spec, bytes),
             (None, Some(of)) => task::task_digest(new.sync, id, &new.spec, &of.0),
             (None, None) => task::task_digest(new.sync, id, &new.spec, &[]),
         };
-        let mut blob = new.blob;
-        let mut blob_bytes = new.blob_bytes;
+        let mut blob = new.manifest_key;
+        let mut blob_bytes = new.manifest_bytes;
         if let Some(bytes) = manifest {
             let key = format!("m/{}/{id}", new.sync);
             blob_bytes = bytes.len() as u64;
@@ -372,68 +376,68 @@ impl State {
             id,
             sync: new.sync,
             spec: new.spec,
-            blob,
-            blob_bytes,
+            manifest_key: blob,
+            manifest_bytes: blob_bytes,
             digest,
             attempt: 0,
             failures: new.failures,
-            short: new.short,
-            tried: new.tried,
+            resource_retries: new.resource_retries,
+            failed_on: new.failed_on,
             losses: new.losses,
             entry: new.entry,
-            unsplit: false,
-            large: new.large,
-            bound: new.bound,
+            is_unsplittable: false,
+            large_file: new.large_file,
+            pinned_to: new.pinned_to,
             last_error: new.last_error,
-            since_ms: self.ticked_ms.unwrap_or(0),
-            spared_until_ms: 0,
+            waiting_since_ms: self.last_tick_ms.unwrap_or(0),
+            deprioritised_until_ms: 0,
             state: new.state,
         };
-        self.put(task.key());
-        self.take_in(task);
-        self.wake = true;
+        self.put_record(task.record_key());
+        self.insert_task(task);
+        self.needs_dispatch = true;
         id
     }
 
     /// Removes a task, its lease and its own manifest. A large file's manifest stays.
-    fn drop_task(&mut self, id: TaskId) -> Option<Task> {
+    fn remove_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
-        self.isolated.remove(id);
+        self.isolation.remove(id);
         if let TaskState::Delayed { until_ms } = &task.state {
             self.delayed.remove(&(*until_ms, id));
         }
-        self.effects.push(Effect::Delete(task.key()));
+        self.effects.push(Effect::DeleteRecord(task.record_key()));
         if let Some(lease) = task.lease() {
-            self.leases.remove(lease);
+            self.lease_index.remove(lease);
         }
         // A large file's manifest goes with the file, a name list with the sync.
-        let shared = task.large.is_some() || matches!(task.spec, TaskSpec::List { .. });
-        if let (Some(blob), false) = (&task.blob, shared) {
+        let shared = task.large_file.is_some() || matches!(task.spec, TaskSpec::List { .. });
+        if let (Some(blob), false) = (&task.manifest_key, shared) {
             self.effects.push(Effect::DeleteBlob(blob.clone()));
         }
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            sync.queue.leave(&task);
+            sync.queue.remove(&task);
             sync.tasks.remove(&id);
-            sync.scans -= usize::from(task.is_scan());
-            sync.blob_bytes = sync.blob_bytes.saturating_sub(task.blob_bytes);
+            sync.scan_count -= usize::from(task.is_scan());
+            sync.manifest_bytes = sync.manifest_bytes.saturating_sub(task.manifest_bytes);
             if sync.tasks.is_empty() {
-                self.working.remove(&task.sync);
+                self.syncs_with_tasks.remove(&task.sync);
             }
         }
-        self.touched.insert(task.sync);
+        self.dirty_syncs.insert(task.sync);
         // A scan may have been waiting for the room that this gives.
-        self.wake = true;
+        self.needs_dispatch = true;
         Some(task)
     }
 
     /// Notes that a sync's record changed.
-    fn changed(&mut self, no: SyncNo, now: Now) {
+    fn mark_changed(&mut self, no: SyncNo, now: Now) {
         if let Some(sync) = self.syncs.get_mut(&no) {
             // What is tidied up behind one that has ended changes nothing of it.
             sync.updated_ms = sync.ended_ms.unwrap_or(now.wall_ms);
-            self.effects.push(Effect::Put(sync.key()));
-            self.effects.extend(sync.unwritten().map(Effect::Put));
-            self.touched.insert(no);
+            self.effects.push(Effect::PutRecord(sync.record_key()));
+            self.effects.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
+            self.dirty_syncs.insert(no);
         }
     }
 }
@@ -443,17 +447,17 @@ struct NewTask {
     sync: SyncNo,
     spec: TaskSpec,
     /// A manifest that is stored already …
-    blob: Option<String>,
+    manifest_key: Option<String>,
     /// … its bytes, where they go with the task, and its digest.
-    blob_bytes: u64,
+    manifest_bytes: u64,
     manifest_digest: Option<Digest>,
     /// The file that it is part of.
-    large: Option<TaskId>,
-    bound: Option<WorkerId>,
+    large_file: Option<TaskId>,
+    pinned_to: Option<WorkerId>,
     failures: u32,
-    short: u32,
-    tried: BTreeSet<WorkerId>,
-    losses: Vec<losses::Loss>,
+    resource_retries: u32,
+    failed_on: BTreeSet<WorkerId>,
+    losses: Vec<worker_losses::WorkerLoss>,
     entry: Option<BytePath>,
     last_error: Option<String>,
     state: TaskState,
@@ -464,14 +468,14 @@ impl NewTask {
         NewTask {
             sync,
             spec,
-            blob: None,
-            blob_bytes: 0,
+            manifest_key: None,
+            manifest_bytes: 0,
             manifest_digest: None,
-            large: None,
-            bound: None,
+            large_file: None,
+            pinned_to: None,
             failures: 0,
-            short: 0,
-            tried: BTreeSet::new(),
+            resource_retries: 0,
+            failed_on: BTreeSet::new(),
             losses: Vec::new(),
             entry: None,
             last_error: None,
@@ -479,11 +483,11 @@ impl NewTask {
         }
     }
 
-    fn of_large(large: &Large, spec: TaskSpec) -> Self {
+    fn for_large_file(large: &LargeFile, spec: TaskSpec) -> Self {
         NewTask {
-            blob: Some(large.blob.clone()),
+            manifest_key: Some(large.manifest_key.clone()),
             manifest_digest: Some(large.manifest_digest),
-            large: Some(large.id),
+            large_file: Some(large.id),
             ..NewTask::ready(large.sync, spec)
         }
     }

@@ -1,11 +1,11 @@
 //! Pages: what a walk found since its last one. A page's work is taken over and the walk's place moved
 //! together, so that it counts once whoever goes on.
 
-use super::checks::plausible;
-use super::losses::Loss;
-use super::stage::Stage;
-use super::sync::Failed;
+use super::phase::PhaseState;
+use super::sync_job::FailureCount;
 use super::task::TaskState;
+use super::validate::validate_page;
+use super::worker_losses::WorkerLoss;
 use super::{NewTask, Now, Reply, State};
 use crate::wire::options::{EntryAction, Tally};
 use crate::wire::problem::Problem;
@@ -15,96 +15,97 @@ use crate::wire::{AssignmentId, BytePath, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
 /// Subtrees that a walk is asked to give away at a time.
-const MAX_SPAWN: u32 = 16;
+const MAX_REQUESTED_SUBTREES: u32 = 16;
 
 /// What is known of work that was tried, and is counted already.
 #[derive(Debug, Default)]
-pub(super) struct Again {
+pub(super) struct RetryHistory {
     /// How often it failed.
     pub(super) failures: u32,
     /// How often for want of descriptors or memory.
-    pub(super) short: u32,
+    pub(super) resource_retries: u32,
     /// Whose fault that may have been.
-    pub(super) tried: BTreeSet<WorkerId>,
+    pub(super) failed_on: BTreeSet<WorkerId>,
     /// Why it failed last.
-    pub(super) error: Option<String>,
+    pub(super) last_error: Option<String>,
     /// With which processes it was lost.
-    pub(super) losses: Vec<Loss>,
+    pub(super) losses: Vec<WorkerLoss>,
     /// The name of its only entry, where that is known.
     pub(super) entry: Option<BytePath>,
 }
 
-fn stop() -> Reply {
+fn stop_reply() -> Reply {
     Reply::Page(PageReply { action: PageAction::Stop, max_subtrees: 0 })
 }
 
 impl State {
-    pub(super) fn page(
+    pub(super) fn handle_page(
         &mut self,
         worker: &WorkerId,
         assignment: AssignmentId,
         page: ScanPage,
         now: Now,
     ) -> Reply {
-        let Some(task) = self.held(worker, assignment) else { return stop() };
-        let Some(lease) = task.lease() else { return stop() };
+        let Some(task) = self.leased_task(worker, assignment) else { return stop_reply() };
+        let Some(lease) = task.lease() else { return stop_reply() };
         if task.digest != page.task_digest || !task.is_scan() {
-            return stop();
+            return stop_reply();
         }
         let (id, no, attempt, spec) = (task.id, task.sync, task.attempt, task.spec.clone());
         let is_proven = page.root_identity.is_some() && lease.incarnation.is_some();
-        if page.page.checked_add(1) == Some(lease.page) {
+        if page.page.checked_add(1) == Some(lease.next_page) {
             // The reply to this page was lost: what it said counts already.
-            return self.after_page(id);
+            return self.continue_walk(id);
         }
-        if page.page != lease.page {
-            return stop();
+        if page.page != lease.next_page {
+            return stop_reply();
         }
-        if let Err(why) = plausible(&page, &spec) {
+        if let Err(why) = validate_page(&page, &spec) {
             let detail = format!("an invalid page of worker {worker}: {why}");
             let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
             return Reply::Refused(Box::new(problem));
         }
-        if let Some(stop_now) = self.note_root(no, &page) {
-            self.halt(no, stop_now, now);
-            return stop();
+        if let Some(stop_now) = self.check_source_root(no, &page) {
+            self.stop_mirror(no, stop_now, now);
+            return stop_reply();
         }
-        self.moved(no, now);
-        self.note_damage(no, page.integrity_errors);
+        self.mark_progress(no, now);
+        self.count_integrity_errors(no, page.integrity_errors);
         // Later pages continue a walk that is counted already.
         if page.page == 0 && !is_proven {
-            self.note_unverified(no);
+            self.count_unverified(no);
         }
         let (next, used_up) = (page.next.clone(), page.allowance_used_up);
-        self.take_page(no, &spec, page, |error| {
+        self.apply_page(no, &spec, page, |error| {
             error.worker_id.get_or_insert_with(|| worker.clone());
             error.attempt = error.attempt.max(attempt);
         });
-        self.changed(no, now);
-        if let Some(stop_now) = self.syncs.get(&no).and_then(|sync| sync.deleted_too_much(used_up))
+        self.mark_changed(no, now);
+        if let Some(stop_now) =
+            self.syncs.get(&no).and_then(|sync| sync.guard_excess_deletions(used_up))
         {
-            self.halt(no, stop_now, now);
-            return stop();
+            self.stop_mirror(no, stop_now, now);
+            return stop_reply();
         }
         let Some(next) = next else {
-            self.drop_task(id);
+            self.remove_task(id);
             return Reply::Page(PageReply { action: PageAction::Done, max_subtrees: 0 });
         };
         let lease_ms = self.settings.lease_ms;
         if let Some(task) = self.tasks.get_mut(&id) {
             task.spec = next;
             if let TaskState::Leased(lease) = &mut task.state {
-                lease.page += 1;
+                lease.next_page += 1;
                 lease.deadline_ms = now.mono_ms + lease_ms;
             }
-            let key = task.key();
-            self.put(key);
+            let key = task.record_key();
+            self.put_record(key);
         }
-        self.after_page(id)
+        self.continue_walk(id)
     }
 
     /// Takes over what a page of the walk `spec` brings.
-    fn take_page(
+    fn apply_page(
         &mut self,
         no: SyncNo,
         spec: &TaskSpec,
@@ -112,40 +113,40 @@ impl State {
         sign: impl Fn(&mut FileError),
     ) {
         for item in page.work {
-            self.add_work(no, item, None);
+            self.add_work_item(no, item, None);
         }
         for dir in page.subtrees {
-            self.add_task(NewTask::ready(no, subtree(spec, dir)), None);
+            self.add_task(NewTask::ready(no, subtree_spec(spec, dir)), None);
         }
         if let Some(pruned) = page.pruned {
-            self.pruned(no, pruned);
+            self.count_extraneous(no, pruned);
         }
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let (all, unlisted) = (page.errors.len() as u64, page.unlisted_dirs);
-        match sync.stage {
-            Stage::Copy => {
+        match sync.phase {
+            PhaseState::Copy => {
                 let files = all.saturating_sub(unlisted);
                 sync.counters.files_total = sync.counters.files_total.saturating_add(files);
-                sync.count_failed(Failed::Entries { files, dirs: 0 });
-                sync.count_failed(Failed::Step(FailedStep::List, unlisted));
+                sync.count_failure(FailureCount::Entries { files, dirs: 0 });
+                sync.count_failure(FailureCount::Step(FailedStep::List, unlisted));
             }
-            Stage::Readback | Stage::Replace => {
-                sync.count_failed(Failed::Step(FailedStep::ReadBack, all));
+            PhaseState::Readback | PhaseState::CopyBlocked => {
+                sync.count_failure(FailureCount::Step(FailedStep::ReadBack, all));
             }
-            _ => sync.count_failed(Failed::Step(FailedStep::Delete, all)),
+            _ => sync.count_failure(FailureCount::Step(FailedStep::Delete, all)),
         }
         // What is read back was noted when it was copied, and what is only counted is deleted later.
-        let (noted, told) = match sync.stage {
-            Stage::Readback | Stage::Replace => (false, false),
-            Stage::Count => (true, sync.dry_run()),
+        let (noted, told) = match sync.phase {
+            PhaseState::Readback | PhaseState::CopyBlocked => (false, false),
+            PhaseState::CountExtraneous => (true, sync.is_dry_run()),
             _ => (true, true),
         };
         if noted {
-            sync.add_notes(page.warnings);
+            sync.add_metadata_warnings(page.warnings);
         }
         for mut error in page.errors {
             sign(&mut error);
-            self.note_given_up(no, error, 1);
+            self.record_failure(no, error, 1);
         }
         if told {
             self.record_files(no, page.records);
@@ -153,59 +154,59 @@ impl State {
     }
 
     /// Counts what the source does not have, or what was deleted of it.
-    fn pruned(&mut self, no: SyncNo, pruned: PruneReport) {
+    fn count_extraneous(&mut self, no: SyncNo, pruned: PruneReport) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let tally = Tally { count: pruned.extraneous, bytes: pruned.bytes };
-        let counted = sync.stage == Stage::Count;
+        let counted = sync.phase == PhaseState::CountExtraneous;
         if counted {
-            let sum = &mut sync.counters.pruned;
+            let sum = &mut sync.counters.extraneous;
             sum.checked = sum.checked.saturating_add(pruned.checked);
             sum.extraneous = sum.extraneous.saturating_add(pruned.extraneous);
             sum.bytes = sum.bytes.saturating_add(pruned.bytes);
         }
-        if tally.count > 0 && (!counted || sync.dry_run()) {
+        if tally.count > 0 && (!counted || sync.is_dry_run()) {
             sync.counters.actions.entry(EntryAction::Delete).or_default().merge(tally);
         }
         if tally.count > 0 && !counted {
             // It was deleted through any of the workers within reach.
-            sync.suspect_all();
+            sync.mark_all_unflushed();
         }
     }
 
     /// Whether a walk shall go on.
-    fn after_page(&mut self, id: TaskId) -> Reply {
+    fn continue_walk(&mut self, id: TaskId) -> Reply {
         let Some(sync) = self.tasks.get(&id).and_then(|t| self.syncs.get(&t.sync)) else {
-            return stop();
+            return stop_reply();
         };
-        if self.outstanding(sync) < 1.0 {
+        if self.window_fill(sync) < 1.0 {
             let ready = sync.queue.at_source.len() + sync.queue.scans.len();
-            let most = MAX_SPAWN as usize + ready;
+            let most = MAX_REQUESTED_SUBTREES as usize + ready;
             let idle = self.idle_polls(sync).take(most).count().saturating_sub(ready);
-            let spawn = u32::try_from(idle).unwrap_or(MAX_SPAWN);
+            let spawn = u32::try_from(idle).unwrap_or(MAX_REQUESTED_SUBTREES);
             return Reply::Page(PageReply { action: PageAction::Continue, max_subtrees: spawn });
         }
         if let Some(task) = self.tasks.get_mut(&id) {
             if let Some(lease) = task.lease() {
-                self.leases.remove(lease);
+                self.lease_index.remove(lease);
             }
             // Going on later is not another try.
             task.attempt = task.attempt.saturating_sub(1);
-            let key = task.key();
-            self.set_state(id, TaskState::Ready);
-            self.put(key);
+            let key = task.record_key();
+            self.set_task_state(id, TaskState::Ready);
+            self.put_record(key);
         }
         Reply::Page(PageReply { action: PageAction::Pause, max_subtrees: 0 })
     }
 
     /// Adds what a walk found, or what is to be tried `again`.
-    pub(super) fn add_work(
+    pub(super) fn add_work_item(
         &mut self,
         no: SyncNo,
         item: WorkItem,
-        again: Option<Again>,
+        again: Option<RetryHistory>,
     ) -> Option<TaskId> {
         let sync = self.syncs.get_mut(&no)?;
-        let first = again.is_none() && sync.counts();
+        let first = again.is_none() && sync.counts_entries();
         match item {
             WorkItem::Copy { manifest, files, dirs, bytes } => {
                 if first {
@@ -215,11 +216,18 @@ impl State {
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
                 let again = again.unwrap_or_default();
-                let Again { failures, short, tried, error, losses, entry } = again;
+                let RetryHistory {
+                    failures,
+                    resource_retries: short,
+                    failed_on: tried,
+                    last_error: error,
+                    losses,
+                    entry,
+                } = again;
                 let new = NewTask {
                     failures,
-                    short,
-                    tried,
+                    resource_retries: short,
+                    failed_on: tried,
                     losses,
                     entry,
                     last_error: error,
@@ -232,7 +240,7 @@ impl State {
                     sync.counters.files_total += 1;
                     sync.counters.add_bytes_total(size);
                 }
-                self.add_large(no, manifest.0, (size, range_length), 0, group);
+                self.add_large_file(no, manifest.0, (size, range_length), 0, group);
                 None
             }
         }
@@ -240,7 +248,7 @@ impl State {
 }
 
 /// The task for a subtree that the walk `spec` gives away.
-fn subtree(spec: &TaskSpec, dir: RelPath) -> TaskSpec {
+fn subtree_spec(spec: &TaskSpec, dir: RelPath) -> TaskSpec {
     match spec {
         TaskSpec::Prune { apply, .. } => TaskSpec::Prune { dir, cursor: None, apply: *apply },
         _ => TaskSpec::Scan { dir, cursor: None },

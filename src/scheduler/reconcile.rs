@@ -1,29 +1,29 @@
 //! What an operator has put right who does not trust what he sees: leases that nobody holds, and what
 //! stands in the store and belongs to nothing. In a healthy installation it finds nothing.
 
-use super::event::Stored;
-use super::sync::Sync;
+use super::event::StoredKeys;
+use super::sync_job::SyncJob;
 use super::{Effect, Now, Reply, State, records};
 use crate::wire::admin::{ReconcileReply, RequeuedTask};
 use crate::wire::{SyncNo, TaskId};
 use std::collections::BTreeSet;
 
 /// So many tasks are told one by one.
-const TOLD: usize = 100;
+const MAX_LISTED_TASKS: usize = 100;
 
 impl State {
     /// See the module. `stored` is what the store holds after everything that was decided before.
-    pub(super) fn reconcile(&mut self, stored: &Stored, now: Now) -> Reply {
+    pub(super) fn reconcile(&mut self, stored: &StoredKeys, now: Now) -> Reply {
         let mut done = ReconcileReply::default();
         self.free_lost_leases(&mut done, now);
-        self.begin_anew_without_blobs(&stored.blobs, &mut done, now);
+        self.restart_syncs_without_manifests(&stored.blobs, &mut done, now);
         let known: BTreeSet<String> = self.record_keys().into_iter().collect();
         for key in stored.records.difference(&known) {
-            self.effects.push(Effect::Delete(key.clone()));
+            self.effects.push(Effect::DeleteRecord(key.clone()));
             done.dropped_records += 1;
         }
         for key in known.difference(&stored.records) {
-            self.effects.push(Effect::Put(key.clone()));
+            self.effects.push(Effect::PutRecord(key.clone()));
             done.restored_records += 1;
         }
         let wanted = self.blob_keys();
@@ -41,21 +41,21 @@ impl State {
     /// knows nobody yet: it waits as long as for a heartbeat.
     fn free_lost_leases(&mut self, done: &mut ReconcileReply, now: Now) {
         let settled =
-            now.mono_ms.saturating_sub(self.began_ms) > self.settings.heartbeat_timeout_ms;
+            now.mono_ms.saturating_sub(self.leading_since_ms) > self.settings.heartbeat_timeout_ms;
         let why = |id: &TaskId| {
             let lease = self.tasks.get(id)?.lease()?;
             match self.workers.get(&lease.worker) {
                 None if settled => Some((*id, "no such worker is known".to_owned())),
-                Some(known) if known.said.incarnation != lease.incarnation => {
+                Some(known) if known.last_heartbeat.incarnation != lease.incarnation => {
                     Some((*id, "its agent was restarted since".to_owned()))
                 }
                 _ => None,
             }
         };
-        let all: Vec<TaskId> = self.leases.all().collect();
+        let all: Vec<TaskId> = self.lease_index.leased_tasks().collect();
         for (id, why) in all.iter().filter_map(why).collect::<Vec<_>>() {
             done.requeued_tasks += 1;
-            let task = self.tasks.get(&id).filter(|_| done.requeued.len() < TOLD);
+            let task = self.tasks.get(&id).filter(|_| done.requeued.len() < MAX_LISTED_TASKS);
             let told = task.and_then(|task| {
                 Some(RequeuedTask {
                     request_id: self.syncs.get(&task.sync)?.id.clone(),
@@ -66,42 +66,43 @@ impl State {
                 })
             });
             done.requeued.extend(told);
-            self.lost(id, now);
+            self.requeue_lost(id, now);
         }
     }
 
     /// What needs a manifest that the store does not hold can never be done: its sync begins anew.
-    fn begin_anew_without_blobs(
+    fn restart_syncs_without_manifests(
         &mut self,
         stored: &BTreeSet<String>,
         done: &mut ReconcileReply,
         now: Now,
     ) {
-        let missing = |no: &&SyncNo| self.blobs_of(**no).any(|key| !stored.contains(key));
+        let missing = |no: &&SyncNo| self.manifest_keys(**no).any(|key| !stored.contains(key));
         let broken: Vec<SyncNo> = self.syncs.keys().filter(missing).copied().collect();
         for no in broken {
-            self.sync_anew(no, now);
+            self.restart_sync(no, now);
             done.restarted_syncs.extend(self.syncs.get(&no).map(|sync| sync.id.clone()));
         }
     }
 
     /// The manifests that tasks and files of a sync need.
-    fn blobs_of(&self, no: SyncNo) -> impl Iterator<Item = &String> {
+    fn manifest_keys(&self, no: SyncNo) -> impl Iterator<Item = &String> {
         let sync = self.syncs.get(&no).into_iter();
         sync.flat_map(|sync| {
-            let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id)?.blob.as_ref());
-            tasks.chain(sync.larges.values().map(|large| &large.blob))
+            let tasks =
+                sync.tasks.iter().filter_map(|id| self.tasks.get(id)?.manifest_key.as_ref());
+            tasks.chain(sync.large_files.values().map(|large| &large.manifest_key))
         })
     }
 
     /// The keys of all blobs that are needed.
     pub fn blob_keys(&self) -> BTreeSet<String> {
-        let of_tasks = self.syncs.keys().flat_map(|no| self.blobs_of(*no).cloned());
+        let of_tasks = self.syncs.keys().flat_map(|no| self.manifest_keys(*no).cloned());
         let lists = self.syncs.values().flat_map(|sync| {
-            let parts = 0..sync.list_parts.unwrap_or(0);
-            parts.map(|part| records::list_key(sync.list_owner(), part))
+            let parts = 0..sync.name_list_parts.unwrap_or(0);
+            parts.map(|part| records::name_list_key(sync.name_list_owner(), part))
         });
-        let failed = self.syncs.values().flat_map(Sync::failed_keys);
+        let failed = self.syncs.values().flat_map(SyncJob::failure_blob_keys);
         of_tasks.chain(lists).chain(failed).collect()
     }
 }

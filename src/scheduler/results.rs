@@ -1,26 +1,26 @@
 //! Results. Each is believed only if it names a lease that is current, its worker and the task's digest;
 //! it counts once, because the task is gone with it.
 
-use super::checks::{actions_fit, failed_of, item_fits};
-use super::hold::{is_full, is_storage_gone};
-use super::outcomes::is_fault;
-use super::pages::Again;
-use super::phases::Failure;
-use super::stage::Stage;
+use super::failures::TaskFailure;
+use super::pages::RetryHistory;
+use super::pause::{is_no_space, is_storage_gone};
+use super::phase::PhaseState;
 use super::task::Task;
+use super::validate::{are_actions_possible, count_failed_entries, validate_item};
+use super::worker_health::is_worker_fault;
 use super::{Now, Reply, State};
 use crate::wire::problem::Problem;
 use crate::wire::task::{ResultOutcome, ResultReply, TaskReport, TaskResult, TaskSpec, WorkItem};
 use crate::wire::{SyncNo, TaskId, WorkerId};
 
 impl State {
-    pub(super) fn result(&mut self, result: TaskResult, now: Now) -> Reply {
+    pub(super) fn handle_result(&mut self, result: TaskResult, now: Now) -> Reply {
         let named = result.assignment_id.is_some();
         let ack = |outcome: ResultOutcome| {
             let outcome = named.then_some(outcome);
             Reply::Result(ResultReply { status: "ack".to_owned(), outcome })
         };
-        let task = match self.task_of(&result) {
+        let task = match self.find_result_task(&result) {
             Ok(Some(task)) => task,
             Ok(None) => return ack(ResultOutcome::Stale),
             Err(problem) => return Reply::Refused(problem),
@@ -35,19 +35,19 @@ impl State {
         let verified = process && result.task_digest.is_some() && result.report.is_some();
         let report = match result.report {
             Some(report) => report,
-            None if result.success => self.assumed(id),
+            None if result.success => self.assumed_report(id),
             None => TaskReport::default(),
         };
-        self.note_work(id, &report, now);
+        self.record_work(id, &report, now);
         if !report.returned {
-            self.moved(no, now);
+            self.mark_progress(no, now);
             // Storage that is gone is not the worker's fault.
             let gone = report.failures.iter().any(is_storage_gone);
-            let failed = !result.success && !gone || report.failures.iter().any(is_fault);
+            let failed = !result.success && !gone || report.failures.iter().any(is_worker_fault);
             if !gone {
-                self.found_storage(id, &result.worker_id, &report.writers, now);
+                self.resume_if_storage_works(id, &result.worker_id, &report.writers, now);
             }
-            self.note_outcome(id, &result.worker_id, failed, now);
+            self.judge_worker(id, &result.worker_id, failed, now);
         }
         if report.returned {
             // Who wrote of it may have left something: the next try must know that it is not the first.
@@ -55,30 +55,31 @@ impl State {
             if let Some(task) = self.tasks.get_mut(&id).filter(|_| unbegun) {
                 task.attempt = task.attempt.saturating_sub(1);
             }
-            self.requeue(id, now);
+            self.requeue_task(id, now);
         } else if result.success {
-            self.succeeded(id, result.worker_id, report, verified, now);
+            self.complete_task(id, result.worker_id, report, verified, now);
         } else {
             let why = result.message.unwrap_or_else(|| "the agent gave no reason".to_owned());
-            let failure = Failure { worker: result.worker_id, why, errors: report.failures };
-            self.failed(id, failure, now);
+            let failure =
+                TaskFailure { worker: result.worker_id, reason: why, errors: report.failures };
+            self.retry_or_fail_task(id, failure, now);
         }
         ack(ResultOutcome::Applied)
     }
 
     /// The leased task that a result is about.
-    fn task_of(&self, result: &TaskResult) -> Result<Option<&Task>, Box<Problem>> {
+    fn find_result_task(&self, result: &TaskResult) -> Result<Option<&Task>, Box<Problem>> {
         if let Some(assignment) = result.assignment_id {
             // Not by the name: a sync that was deleted has none any more, and is still cleaned up.
             let named = |t: &&Task| {
                 self.syncs.get(&t.sync).is_some_and(|sync| sync.id == result.request_id)
             };
-            return Ok(self.held(&result.worker_id, assignment).filter(named));
+            return Ok(self.leased_task(&result.worker_id, assignment).filter(named));
         }
         let Some(no) = self.by_id.get(&result.request_id) else { return Ok(None) };
         let held: Vec<&Task> = self
-            .leases
-            .of(&result.worker_id)
+            .lease_index
+            .held_by(&result.worker_id)
             .filter_map(|id| self.tasks.get(&id))
             .filter(|t| t.sync == *no)
             // A process that names itself names its assignments; this result is from another program.
@@ -105,7 +106,7 @@ impl State {
     }
 
     /// What a bare success means: all of the task was done.
-    fn assumed(&self, id: TaskId) -> TaskReport {
+    fn assumed_report(&self, id: TaskId) -> TaskReport {
         match self.tasks.get(&id).map(|t| &t.spec) {
             Some(TaskSpec::Copy { files, dirs, bytes }) => TaskReport {
                 files_done: *files,
@@ -122,36 +123,37 @@ impl State {
 
     /// What a report says of the destination whatever else became of the task: who wrote (each of
     /// them flushes in the end), whether something is to be swept, what went over the wire.
-    fn note_work(&mut self, id: TaskId, report: &TaskReport, now: Now) {
+    fn record_work(&mut self, id: TaskId, report: &TaskReport, now: Now) {
         let Some(no) = self.tasks.get(&id).map(|t| t.sync) else { return };
-        self.note_damage(no, report.integrity_errors);
-        let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active() && !s.dry_run()) else {
+        self.count_integrity_errors(no, report.integrity_errors);
+        let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active() && !s.is_dry_run())
+        else {
             return;
         };
         for worker in &report.writers {
             let destination = &sync.request.destination_path;
-            let heard = || self.workers.get(worker).map(|k| k.place_of_writes(destination));
+            let heard = || self.workers.get(worker).map(|k| k.boot_and_root(destination));
             // The first boot is kept: what was written under it is lost if there was another since.
-            if let Some(boot) = sync.reach.get(worker).cloned().or_else(heard) {
-                sync.writers.add(worker, boot.as_ref());
+            if let Some(boot) = sync.possible_writers.get(worker).cloned().or_else(heard) {
+                sync.unflushed_writers.add(worker, boot.as_ref());
             }
         }
-        sync.to_sweep |= report.needs_clean_up && sync.stage < Stage::Sweep;
+        sync.needs_clean_up |= report.needs_clean_up && sync.phase < PhaseState::CleanUp;
         let counters = &mut sync.counters;
         counters.sent_bytes = counters.sent_bytes.saturating_add(report.bytes_sent);
         counters.cloned_bytes = counters.cloned_bytes.saturating_add(report.bytes_cloned);
-        self.changed(no, now);
+        self.mark_changed(no, now);
     }
 
     /// Counts a task that was reported done without evidence.
-    pub(super) fn note_unverified(&mut self, no: SyncNo) {
+    pub(super) fn count_unverified(&mut self, no: SyncNo) {
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.counters.unverified = sync.counters.unverified.saturating_add(1);
         }
     }
 
     /// What an agent found damaged on the way.
-    pub(super) fn note_damage(&mut self, no: SyncNo, found: u64) {
+    pub(super) fn count_integrity_errors(&mut self, no: SyncNo, found: u64) {
         if found > 0
             && let Some(sync) = self.syncs.get_mut(&no)
         {
@@ -160,7 +162,7 @@ impl State {
         }
     }
 
-    fn succeeded(
+    fn complete_task(
         &mut self,
         id: TaskId,
         worker: WorkerId,
@@ -169,7 +171,7 @@ impl State {
         now: Now,
     ) {
         let Some(task) = self.tasks.get(&id).cloned() else { return };
-        let readback = self.syncs.get(&task.sync).is_some_and(|s| s.stage == Stage::Readback);
+        let readback = self.syncs.get(&task.sync).is_some_and(|s| s.phase == PhaseState::Readback);
         let fits = match &task.spec {
             // An agent that does not know what a digest is has read nothing back.
             TaskSpec::Copy { .. } | TaskSpec::Scan { .. } | TaskSpec::List { .. }
@@ -178,64 +180,73 @@ impl State {
                 false
             }
             TaskSpec::Copy { files, dirs, .. } => {
-                failed_of(*files, *dirs, &report).is_some()
-                    && actions_fit(&report, files.saturating_add(*dirs))
+                count_failed_entries(*files, *dirs, &report).is_some()
+                    && are_actions_possible(&report, files.saturating_add(*dirs))
             }
             // It ends with its last page. A bare success is all that an agent of the guide can say.
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => !verified,
             // Such an agent has deleted nothing.
             TaskSpec::Prune { .. } => false,
             _ => {
-                report.replacement.as_ref().is_none_or(|item| item_fits(item).is_ok())
-                    && actions_fit(&report, 1)
+                report.replacement.as_ref().is_none_or(|item| validate_item(item).is_ok())
+                    && are_actions_possible(&report, 1)
             }
         };
         if !fits {
             let why = "the agent's report does not match the task".to_owned();
-            return self.failed(id, Failure { worker, why, errors: Vec::new() }, now);
+            return self.retry_or_fail_task(
+                id,
+                TaskFailure { worker, reason: why, errors: Vec::new() },
+                now,
+            );
         }
         if !verified {
-            self.note_unverified(task.sync);
+            self.count_unverified(task.sync);
         }
         match &task.spec {
-            TaskSpec::Copy { .. } => self.copied(&task, worker, report, now),
+            TaskSpec::Copy { .. } => self.complete_batch(&task, worker, report, now),
             TaskSpec::Range { offset, length, .. } => {
-                self.range_done(&task, (*offset, *length), worker, report, now);
+                self.complete_range(&task, (*offset, *length), worker, report, now);
             }
-            TaskSpec::Commit { .. } => self.committed(&task, worker, report, now),
+            TaskSpec::Commit { .. } => self.complete_commit(&task, worker, report, now),
             TaskSpec::Flush | TaskSpec::CleanUp if !report.failures.is_empty() => {
                 let why = format!("the {} failed", task.spec.kind());
-                return self.failed(id, Failure { worker, why, errors: report.failures }, now);
+                return self.retry_or_fail_task(
+                    id,
+                    TaskFailure { worker, reason: why, errors: report.failures },
+                    now,
+                );
             }
             TaskSpec::Scan { .. }
             | TaskSpec::List { .. }
             | TaskSpec::Prune { .. }
             | TaskSpec::CleanUp
             | TaskSpec::Discard => {
-                self.drop_task(id);
+                self.remove_task(id);
             }
             TaskSpec::Flush => {
-                self.drop_task(id);
-                if let (Some(bound), Some(sync)) = (&task.bound, self.syncs.get_mut(&task.sync)) {
-                    sync.writers.remove(bound);
+                self.remove_task(id);
+                if let (Some(bound), Some(sync)) = (&task.pinned_to, self.syncs.get_mut(&task.sync))
+                {
+                    sync.unflushed_writers.remove(bound);
                 }
             }
         }
-        self.changed(task.sync, now);
+        self.mark_changed(task.sync, now);
     }
 
-    fn copied(&mut self, task: &Task, worker: WorkerId, mut report: TaskReport, now: Now) {
-        self.drop_task(task.id);
-        if report.bytes_done > 0 && report.failures.iter().all(|e| !is_full(e)) {
-            self.found_room(task.sync, now);
+    fn complete_batch(&mut self, task: &Task, worker: WorkerId, mut report: TaskReport, now: Now) {
+        self.remove_task(task.id);
+        if report.bytes_done > 0 && report.failures.iter().all(|e| !is_no_space(e)) {
+            self.resume_after_write(task.sync, now);
         }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         let counters = &mut sync.counters;
-        if sync.stage == Stage::Readback {
+        if sync.phase == PhaseState::Readback {
             counters.verified_files = counters.verified_files.saturating_add(report.files_skipped);
             counters.repaired_files = counters.repaired_files.saturating_add(report.files_done);
-        } else if sync.stage == Stage::Replace {
-            sync.count_replaced(&report);
+        } else if sync.phase == PhaseState::CopyBlocked {
+            sync.count_copied_blocked(&report);
         } else {
             let kept = report.bytes_kept.min(report.bytes_done);
             counters.files_done += report.files_done;
@@ -245,26 +256,34 @@ impl State {
             counters.bytes_skipped = counters.bytes_skipped.saturating_add(report.bytes_skipped);
             counters.kept_bytes = counters.kept_bytes.saturating_add(kept);
             counters.add_actions(&report.actions);
-            sync.add_notes(std::mem::take(&mut report.warnings));
+            sync.add_metadata_warnings(std::mem::take(&mut report.warnings));
         }
         self.record_files(task.sync, std::mem::take(&mut report.records));
         if !report.failures.is_empty() {
-            self.entries_failed(task, worker, report, now);
+            self.retry_or_fail_entries(task, worker, report, now);
         }
     }
 
     /// Some entries of a batch failed: they are tried again as a batch of their own, or given up.
-    fn entries_failed(&mut self, task: &Task, worker: WorkerId, report: TaskReport, now: Now) {
+    fn retry_or_fail_entries(
+        &mut self,
+        task: &Task,
+        worker: WorkerId,
+        report: TaskReport,
+        now: Now,
+    ) {
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return };
-        let Some((failed_files, failed_dirs)) = failed_of(files, dirs, &report) else { return };
+        let Some((failed_files, failed_dirs)) = count_failed_entries(files, dirs, &report) else {
+            return;
+        };
         if let Some(sync) = self.syncs.get(&task.sync)
-            && sync.can_set_aside(&report.failures)
+            && sync.can_defer_blocked(&report.failures)
         {
             let mut errors = report.failures;
             for error in &mut errors {
                 error.worker_id.get_or_insert_with(|| worker.clone());
             }
-            return self.set_aside(task.sync, failed_files, errors);
+            return self.defer_blocked_entries(task.sync, failed_files, errors);
         }
         let retry = match report.retry {
             Some(WorkItem::Copy { manifest, files, dirs, bytes })
@@ -274,25 +293,32 @@ impl State {
             }
             _ => None,
         };
-        let mut tried = task.tried.clone();
+        let mut tried = task.failed_on.clone();
         tried.insert(worker.clone());
-        let waits = self.waits_for_storage(task, &report.failures, now);
-        let met_shortage = !waits && task.met_shortage(&report.failures);
+        let waits = self.pause_on_storage_errors(task, &report.failures, now);
+        let met_shortage = !waits && task.hit_resource_shortage(&report.failures);
         let spared = waits || met_shortage;
-        let again = spared || self.worth_another_try(task, &tried, &report.failures);
+        let again = spared || self.is_retry_useful(task, &tried, &report.failures);
         // A full disk is no fault of the task, nor is a host that can open nothing more.
         let failures = task.failures + u32::from(!spared);
-        let short = task.short + u32::from(met_shortage);
+        let short = task.resource_retries + u32::from(met_shortage);
         if let (Some(item), true) = (retry, again) {
             let error = report.failures.first().map(|e| match e.path.0.is_empty() {
                 true => e.to_string(),
                 false => format!("{}: {e}", e.path),
             });
             let (losses, entry) = (task.losses.clone(), task.entry.clone());
-            let again = Again { failures, short, tried, error, losses, entry };
-            let added = self.add_work(task.sync, item, Some(again));
+            let again = RetryHistory {
+                failures,
+                resource_retries: short,
+                failed_on: tried,
+                last_error: error,
+                losses,
+                entry,
+            };
+            let added = self.add_work_item(task.sync, item, Some(again));
             if let Some(id) = added {
-                self.delay(id, now);
+                self.requeue_after_backoff(id, now);
             }
             return;
         }
@@ -302,7 +328,7 @@ impl State {
         for mut error in report.failures {
             error.worker_id.get_or_insert_with(|| worker.clone());
             error.attempt = error.attempt.max(task.failures + 1);
-            self.note_given_up(task.sync, error, 1);
+            self.record_failure(task.sync, error, 1);
         }
     }
 }

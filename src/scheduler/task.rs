@@ -1,6 +1,6 @@
 //! Tasks and large files: what the master remembers of work that is not done yet.
 
-use super::losses::Loss;
+use super::worker_losses::WorkerLoss;
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskSpec;
 use crate::wire::{AssignmentId, BytePath, Digest, SyncNo, TaskId, WorkerId};
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// So many tries that met a shortage do not count; they are half a minute apart.
-const SHORT_TRIES: u32 = 120;
+const MAX_RESOURCE_RETRIES: u32 = 120;
 
 /// A task that was lost with a worker, or taken away from it, is left to others for so long, in milliseconds.
-pub(super) const SPARED_MS: u64 = 5 * 60 * 1000;
+pub(super) const DEPRIORITISED_MS: u64 = 5 * 60 * 1000;
 
 /// A unit of work.
 ///
@@ -33,9 +33,9 @@ pub(super) struct Task {
     /// What to do.
     pub(super) spec: TaskSpec,
     /// Where its manifest is kept.
-    pub(super) blob: Option<String>,
+    pub(super) manifest_key: Option<String>,
     /// The manifest's size in the store; counted against the window.
-    pub(super) blob_bytes: u64,
+    pub(super) manifest_bytes: u64,
     /// What a result must carry to be believed.
     pub(super) digest: Digest,
     /// How often it was leased.
@@ -44,31 +44,31 @@ pub(super) struct Task {
     pub(super) failures: u32,
     /// How often it failed because a host was short of descriptors or memory: that costs no try.
     #[serde(default)]
-    pub(super) short: u32,
+    pub(super) resource_retries: u32,
     /// The workers that failed it: others come first.
-    pub(super) tried: BTreeSet<WorkerId>,
+    pub(super) failed_on: BTreeSet<WorkerId>,
     /// The processes with which it was lost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) losses: Vec<Loss>,
+    pub(super) losses: Vec<WorkerLoss>,
     /// The name of its only entry, once that is known because it was lost too often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) entry: Option<BytePath>,
     /// Its manifest could not be split: its entries stay one task.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) unsplit: bool,
+    pub(super) is_unsplittable: bool,
     /// For a range or commit: the file that it is part of.
-    pub(super) large: Option<TaskId>,
+    pub(super) large_file: Option<TaskId>,
     /// For a flush: the worker whose writes it is about.
-    pub(super) bound: Option<WorkerId>,
+    pub(super) pinned_to: Option<WorkerId>,
     /// Why it failed last.
     pub(super) last_error: Option<String>,
     /// For a flush: since when nobody can do it; on the scheduler's clock, as the next.
     #[serde(skip)]
-    pub(super) since_ms: u64,
+    pub(super) waiting_since_ms: u64,
     /// Until then it is left to workers that have not failed it. Not for ever: they may be there and
     /// never ask.
     #[serde(skip)]
-    pub(super) spared_until_ms: u64,
+    pub(super) deprioritised_until_ms: u64,
     /// Where it stands.
     pub(super) state: TaskState,
 }
@@ -105,9 +105,9 @@ pub(super) struct Lease {
     pub(super) deadline_ms: u64,
     /// When it was given, on the scheduler's clock; for a restarted master, when that began.
     #[serde(skip)]
-    pub(super) since_ms: u64,
+    pub(super) granted_ms: u64,
     /// The number of the next scan page.
-    pub(super) page: u64,
+    pub(super) next_page: u64,
     /// Content bytes that it has moved until now, as its agent reported.
     #[serde(skip)]
     pub(super) moved_bytes: u64,
@@ -124,20 +124,21 @@ impl Task {
 
     /// Whether errors of a try say that a host was short of descriptors or memory, so that the try does
     /// not count: for an hour or so, after which it does.
-    pub(super) fn met_shortage(&self, errors: &[FileError]) -> bool {
+    pub(super) fn hit_resource_shortage(&self, errors: &[FileError]) -> bool {
         // A flush may lose what it was told with its memory; what could not be opened was not asked.
         let asked =
             |e: &FileError| self.spec == TaskSpec::Flush && e.errno.as_deref() == Some("ENOMEM");
-        self.short < SHORT_TRIES && errors.iter().any(|e| e.is_resource_exhaustion() && !asked(e))
+        self.resource_retries < MAX_RESOURCE_RETRIES
+            && errors.iter().any(|e| e.is_resource_exhaustion() && !asked(e))
     }
 
     /// Whether workers that hold the source do it (else: those that hold the destination).
-    pub(super) fn at_source(&self) -> bool {
+    pub(super) fn runs_at_source(&self) -> bool {
         !matches!(self.spec, TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::Flush)
     }
 
     /// Whether it writes to the destination.
-    pub(super) fn writes(&self) -> bool {
+    pub(super) fn writes_destination(&self) -> bool {
         use TaskSpec::{CleanUp, Commit, Copy, Discard, Flush, List, Prune, Range, Scan};
         match self.spec {
             // One that only compares makes the directories above its file all the same, or a link.
@@ -154,12 +155,12 @@ impl Task {
     }
 
     /// Whether it leaves something behind at the destination for the names of one file.
-    pub(super) fn links(&self) -> bool {
+    pub(super) fn may_leave_link_anchors(&self) -> bool {
         matches!(self.spec, TaskSpec::Copy { .. } | TaskSpec::Commit { .. })
     }
 
     /// The key of its record.
-    pub(super) fn key(&self) -> String {
+    pub(super) fn record_key(&self) -> String {
         format!("t/{}/{}", self.sync, self.id)
     }
 }
@@ -178,7 +179,7 @@ impl Task {
 ///                                                                       └──one wrote──▶ discarded
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Large {
+pub(super) struct LargeFile {
     /// Its number, out of the same count as tasks.
     pub(super) id: TaskId,
     /// Its sync.
@@ -191,40 +192,40 @@ pub(super) struct Large {
     /// The length of all ranges but the last.
     pub(super) range_length: u64,
     /// Where its manifest is kept.
-    pub(super) blob: String,
+    pub(super) manifest_key: String,
     /// The manifest's size in the store.
-    pub(super) blob_bytes: u64,
+    pub(super) manifest_bytes: u64,
     /// The manifest's digest; part of the digests of its tasks.
     pub(super) manifest_digest: Digest,
     /// Ranges below this have a task or are done.
-    pub(super) next: u64,
+    pub(super) next_range: u64,
     /// How often the source changed and it began anew.
     pub(super) restarts: u32,
     /// What is done with its ranges.
     #[serde(default)]
-    pub(super) course: Course,
+    pub(super) state: LargeFileState,
     /// The same for all names of one file; none where it has one name.
     #[serde(default)]
-    pub(super) group: Option<Digest>,
+    pub(super) hardlink_group: Option<Digest>,
     /// Bytes of done ranges, already in the sync's counters …
-    pub(super) sent: u64,
+    pub(super) sent_bytes: u64,
     /// … and how many of them the destination had.
     #[serde(default)]
-    pub(super) kept: u64,
+    pub(super) kept_bytes: u64,
     /// Whether a range was done without a chaining value: then the file has no digest.
-    pub(super) unhashed: bool,
+    pub(super) has_unhashed_range: bool,
     /// The chaining value of each done range. Each is a record of its own.
     #[serde(skip)]
-    pub(super) done: Vec<Option<Digest>>,
+    pub(super) range_digests: Vec<Option<Digest>>,
     /// How many of them are done.
     #[serde(skip)]
-    pub(super) done_count: u64,
+    pub(super) ranges_done: u64,
 }
 
 /// See the drawing at [`LargeFile`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Course {
+pub(super) enum LargeFileState {
     /// They are brought over.
     #[default]
     Sending,
@@ -234,12 +235,12 @@ pub(super) enum Course {
     Waiting,
     /// Nothing any more: the destination has the file, and it is counted. It stays until everybody who is out
     /// with a range of it has told whether it found the same, or wrote before the file was there.
-    Found,
+    AlreadyPresent,
 }
 
-impl Large {
+impl LargeFile {
     /// How many ranges it has.
-    pub(super) fn ranges(&self) -> u64 {
+    pub(super) fn range_count(&self) -> u64 {
         self.size.div_ceil(self.range_length)
     }
 
@@ -250,12 +251,12 @@ impl Large {
     }
 
     /// The key of its record.
-    pub(super) fn key(&self) -> String {
+    pub(super) fn record_key(&self) -> String {
         format!("l/{}/{}", self.sync, self.id)
     }
 
     /// The key of the record of a done range.
-    pub(super) fn value_key(&self, index: u64) -> String {
+    pub(super) fn range_record_key(&self, index: u64) -> String {
         format!("v/{}/{}/{index}", self.sync, self.id)
     }
 }

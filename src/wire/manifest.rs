@@ -234,7 +234,7 @@ impl Manifest {
         out
     }
 
-    /// Reads what [`Manifest::percent_encode`] wrote.
+    /// Reads what [`GetManifest::percent_encode`] wrote.
     ///
     /// # Errors
     /// Bytes over the limits or of another shape.

@@ -235,7 +235,7 @@ pub struct Assignment {
 pub enum WorkItem {
     /// A batch of entries.
     Copy {
-        /// An encoded [`Manifest`](super::manifest::Manifest).
+        /// An encoded [`GetManifest`](super::manifest::Manifest).
         manifest: Base64Bytes,
         /// Files, links and special files in it.
         files: u64,
@@ -246,7 +246,7 @@ pub enum WorkItem {
     },
     /// One file of more than one range.
     Large {
-        /// An encoded [`Manifest`](super::manifest::Manifest) of one entry.
+        /// An encoded [`GetManifest`](super::manifest::Manifest) of one entry.
         manifest: Base64Bytes,
         /// The file's length.
         size: u64,

@@ -1,5 +1,5 @@
 //! Storage that fails: reads, writes and flushes that give errors, come short, take long or never end. Real
-//! processes on a file system that does so on demand ([`failing`]).
+//! processes on a file system that does so on demand ([`dirty_failure_lists`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod case_folding;

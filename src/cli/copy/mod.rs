@@ -23,7 +23,7 @@ use crate::client::{ClientOptions, MasterClient};
 use crate::config::agent::{DEFAULT_BUFFER_MEMORY_BYTES, default_slots};
 use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
-use crate::scheduler::pair_record;
+use crate::scheduler::source_history_record;
 use crate::store::{AcquireOutcome, Batch, Candidate, EmbeddedStore, Location, Store};
 use crate::wire::RequestId;
 use crate::wire::options::SyncOptions;
@@ -308,7 +308,7 @@ async fn seed_pair_record(
     paths: &CopyPaths,
     known: &str,
 ) -> anyhow::Result<()> {
-    let (key, value) = pair_record(&paths.source, &paths.destination, known)?;
+    let (key, value) = source_history_record(&paths.source, &paths.destination, known)?;
     if let AcquireOutcome::Leader(fence) =
         store.acquire(&Candidate::from(WORKER_ID), STOP_TIMEOUT).await?
     {

@@ -32,7 +32,7 @@ async fn the_caller_gets_the_problem_of_the_actor_unchanged() {
     let (handle, mut owner) = handle_and_actor(4);
     let answer = async {
         let request = owner.requests.recv().await.unwrap();
-        assert_eq!(request.event, Event::Progress(id("demo-1")));
+        assert_eq!(request.event, Event::GetProgress(id("demo-1")));
         let problem = Problem::new(404, "Not Found", "sync_not_found", "no");
         request.reply.send(Reply::Refused(Box::new(problem))).unwrap();
     };
@@ -57,13 +57,13 @@ async fn waiting_for_a_reply_or_for_the_queue_times_out() {
     let (handle, mut owner) = handle_and_actor(1);
     let first = tokio::spawn({
         let handle = handle.clone();
-        async move { handle.list(Select::default()).await }
+        async move { handle.list(SyncQuery::default()).await }
     });
     let held = owner.requests.recv().await.unwrap();
     let second = handle.workers();
     let third = async {
         tokio::task::yield_now().await;
-        handle.list(Select::default()).await
+        handle.list(SyncQuery::default()).await
     };
     let (second, third) = tokio::join!(second, third);
     assert_eq!(first.await.unwrap().unwrap_err().code, "late");
@@ -98,7 +98,7 @@ async fn a_manifest_is_read_from_the_blobs() {
     let answers = tokio::spawn(async move {
         for key in ["there", "gone", "broken"] {
             let request = owner.requests.recv().await.unwrap();
-            request.reply.send(Reply::Blob(key.into())).unwrap();
+            request.reply.send(Reply::ManifestKey(key.into())).unwrap();
         }
     });
     let ask = || handle.manifest(WorkerId::from_str("w").unwrap(), AssignmentId([0; 16]));

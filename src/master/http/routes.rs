@@ -9,7 +9,7 @@ use super::response::{
 use super::{HttpLimits, middleware, request_documents};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::handle::MasterHandle;
-use crate::scheduler::{IdempotencyKey, Select};
+use crate::scheduler::{IdempotencyKey, SyncQuery};
 use crate::util::checksum;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
@@ -181,7 +181,7 @@ async fn list_syncs(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     let id_prefix = params.get("id_prefix").map(str::parse::<RequestId>).transpose();
     let id_prefix =
         id_prefix.map_err(|rule| params::invalid_parameter(format!("id_prefix {rule}")))?;
-    let select = Select { states, before, id_prefix, limit };
+    let select = SyncQuery { states, before, id_prefix, limit };
     let selected = app.handle.list(select.clone()).await?;
     let mut response = ok_json(&selected.syncs);
     if let Some(next) = selected.next {
@@ -191,7 +191,7 @@ async fn list_syncs(State(app): State<ApiState>, uri: Uri) -> RouteResult {
 }
 
 /// Says where a list goes on: as a token, and as a URL for those who follow links (RFC 8288).
-fn add_next_page_headers(headers: &mut HeaderMap, select: &Select, next: SyncNo) {
+fn add_next_page_headers(headers: &mut HeaderMap, select: &SyncQuery, next: SyncNo) {
     let mut query = format!("page_token={next}");
     if let Some(limit) = select.limit {
         query.push_str(&format!("&limit={limit}"));

@@ -3,7 +3,7 @@
 use super::super::file_records::FileRecordQuery;
 use super::super::handle::{BlobReader, MasterHandle};
 use super::*;
-use crate::scheduler::{Select, Settings};
+use crate::scheduler::{Settings, SyncQuery};
 use crate::store::{AcquireOutcome, Candidate, MemoryStore};
 use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::worker::WorkerHeartbeat;
@@ -81,7 +81,7 @@ async fn a_commit_is_retried_until_the_store_is_available() {
     world.handle.submit(request("demo"), None).await.unwrap();
     world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
     world.handle.submit(request("other"), None).await.unwrap();
-    assert_eq!(world.handle.list(Select::default()).await.unwrap().syncs.len(), 2);
+    assert_eq!(world.handle.list(SyncQuery::default()).await.unwrap().syncs.len(), 2);
     assert_eq!(world.store.violations(), Vec::<String>::new());
 }
 

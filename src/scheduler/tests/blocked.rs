@@ -4,7 +4,7 @@ use super::*;
 use crate::wire::options::{EntryAction, Tally};
 
 /// A directory that is not empty stands in the place of a file.
-fn occupied() -> TaskReport {
+fn blocked_report() -> TaskReport {
     let failure = FileError {
         operation: "replace destination".into(),
         errno: Some("EISDIR".into()),
@@ -14,7 +14,7 @@ fn occupied() -> TaskReport {
 }
 
 #[test]
-fn what_a_directory_stands_in_the_way_of_is_brought_when_that_is_deleted() {
+fn an_entry_blocked_by_a_directory_is_copied_after_its_deletion() {
     let replaced = TaskReport {
         files_done: 1,
         files_skipped: 1,
@@ -29,27 +29,27 @@ fn what_a_directory_stands_in_the_way_of_is_brought_when_that_is_deleted() {
     for (second, counts) in [
         (replaced, (1, 1, 0)),
         (TaskReport { files_skipped: 2, ..TaskReport::default() }, (0, 2, 0)),
-        (occupied(), (0, 1, 1)),
+        (blocked_report(), (0, 1, 1)),
     ] {
         let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
-        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
-        let copy = next(&mut world, "s", "copy");
-        world.finish(result(&copy, true, occupied()));
+        world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(2, 0)]));
+        let copy = poll_kind(&mut world, "s", "copy");
+        world.post_result(result(&copy, true, blocked_report()));
         assert_eq!(world.progress("demo").files_failed, 0, "it is not given up");
         // A restart does not forget it.
         world.restart();
-        world.beat("s", "1", &["/src"], &[]);
-        world.beat("d", "1", &["/dst"], &[]);
-        let count = next(&mut world, "s", "prune");
-        world.post(&count, pruned(&count, 9, 3));
-        let apply = next(&mut world, "s", "prune");
-        world.post(&apply, pruned(&apply, 9, 3));
-        let scan = next(&mut world, "s", "scan");
-        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
-        let copy = next(&mut world, "s", "copy");
-        world.finish(result(&copy, true, second));
+        world.heartbeat("s", "1", &["/src"], &[]);
+        world.heartbeat("d", "1", &["/dst"], &[]);
+        let count = poll_kind(&mut world, "s", "prune");
+        world.post_page(&count, prune_page(&count, 9, 3));
+        let apply = poll_kind(&mut world, "s", "prune");
+        world.post_page(&apply, prune_page(&apply, 9, 3));
+        let scan = poll_kind(&mut world, "s", "scan");
+        world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(2, 0)]));
+        let copy = poll_kind(&mut world, "s", "copy");
+        world.post_result(result(&copy, true, second));
         while let Some(flush) = world.poll("d", "1") {
-            world.finish(result(&flush, true, TaskReport::default()));
+            world.post_result(result(&flush, true, TaskReport::default()));
         }
         let end = world.progress("demo");
         assert_eq!((end.files_done, end.files_skipped, end.files_failed), counts, "{end:#?}");
@@ -64,21 +64,21 @@ fn what_a_directory_stands_in_the_way_of_is_brought_when_that_is_deleted() {
 }
 
 #[test]
-fn what_a_directory_stands_in_the_way_of_has_failed_where_nothing_is_deleted() {
+fn an_entry_blocked_by_a_directory_fails_where_nothing_is_deleted() {
     let at_most = |max| DeleteOptions { max, ..DeleteOptions::default() };
     let failed = || vec![error(ErrorClass::Permanent)];
     for (max, extra, errors) in
         [(Some(2), 3, vec![]), (None, 0, vec![]), (None, 3, failed()), (Some(2), 3, failed())]
     {
         let (mut world, scan) = scanning_with(mirror(at_most(max)));
-        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 0)]));
-        let copy = next(&mut world, "s", "copy");
-        world.finish(result(&copy, true, occupied()));
-        let count = next(&mut world, "s", "prune");
-        world.post(&count, ScanPage { errors, ..pruned(&count, 9, extra) });
+        world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(2, 0)]));
+        let copy = poll_kind(&mut world, "s", "copy");
+        world.post_result(result(&copy, true, blocked_report()));
+        let count = poll_kind(&mut world, "s", "prune");
+        world.post_page(&count, ScanPage { errors, ..prune_page(&count, 9, extra) });
         assert_eq!(world.poll("s", "1"), None, "nothing is walked again in vain");
         while let Some(flush) = world.poll("d", "1") {
-            world.finish(result(&flush, true, TaskReport::default()));
+            world.post_result(result(&flush, true, TaskReport::default()));
         }
         let end = world.progress("demo");
         assert_eq!((end.files_skipped, end.files_failed), (1, 1), "{end:#?}");
@@ -88,9 +88,9 @@ fn what_a_directory_stands_in_the_way_of_has_failed_where_nothing_is_deleted() {
 }
 
 #[test]
-fn a_copied_file_over_which_a_directory_stands_at_the_read_back_has_failed() {
+fn a_copied_file_replaced_by_a_directory_before_the_read_back_fails() {
     let occupied = |path: String| {
-        let failure = occupied().failures.remove(0);
+        let failure = blocked_report().failures.remove(0);
         FileError { path: BytePath(path.into_bytes()), ..failure }
     };
     // How many entries are set aside at the copy, the names found so at the read-back, and whether one was copied.
@@ -107,21 +107,21 @@ fn a_copied_file_over_which_a_directory_stands_at_the_read_back_has_failed() {
             ..mirror(DeleteOptions::default())
         };
         let (mut world, scan) = scanning_with(options);
-        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(200, 0)]));
+        world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(200, 0)]));
         let report = |failed: Vec<u64>, done: bool| {
             let rest = 200 - failed.len() as u64;
             let (files_done, files_skipped) = if done { (rest, 0) } else { (0, rest) };
             let failures = failed.into_iter().map(|n| occupied(format!("f{n}"))).collect();
             TaskReport { files_done, files_skipped, failures, ..TaskReport::default() }
         };
-        let copy = next(&mut world, "s", "copy");
-        world.finish(result(&copy, true, report((0..set_aside).collect(), true)));
-        let scan = next(&mut world, "s", "scan");
-        world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(200, 0)]));
-        let copy = next(&mut world, "s", "copy");
+        let copy = poll_kind(&mut world, "s", "copy");
+        world.post_result(result(&copy, true, report((0..set_aside).collect(), true)));
+        let scan = poll_kind(&mut world, "s", "scan");
+        world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(200, 0)]));
+        let copy = poll_kind(&mut world, "s", "copy");
         let case = format!("{set_aside} set aside, {} at the read-back", again.len());
         let found = again.len() as u64;
-        world.finish(result(&copy, true, report(again, false)));
+        world.post_result(result(&copy, true, report(again, false)));
         let now = world.progress("demo");
         let failed = now.failed_steps.get(&FailedStep::ReadBack).copied().unwrap_or(0);
         assert_eq!(failed, if was_copied { found } else { 0 }, "{case}: {now:?}");

@@ -14,17 +14,17 @@ fn deletion(world: &World, a: &Assignment) -> (DeleteGrant, Vec<String>) {
 /// `d` and `d2` hold the destination.
 fn deleting(delete: DeleteOptions, seen: u64, extra: u64) -> (World, Assignment) {
     let (mut world, scan) = scanning_with(mirror(delete));
-    world.beat("d2", "2", &["/dst"], &[]);
+    world.heartbeat("d2", "2", &["/dst"], &[]);
     assert_eq!(claims(&world, &scan).prune, None);
-    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 1)]));
-    let copy = done(&mut world, "s", "copy");
+    world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(1, 1)]));
+    let copy = complete_kind(&mut world, "s", "copy");
     assert_eq!(claims(&world, &copy).prune, None);
-    let count = next(&mut world, "s", "prune");
+    let count = poll_kind(&mut world, "s", "prune");
     assert_eq!(claims(&world, &count).prune, Some(PrunePermit::Count));
     assert_eq!(count.destination_workers.len(), 2);
-    world.post(&count, pruned(&count, seen, extra));
-    done(&mut world, "d", "flush");
-    let apply = next(&mut world, "s", "prune");
+    world.post_page(&count, prune_page(&count, seen, extra));
+    complete_kind(&mut world, "d", "flush");
+    let apply = poll_kind(&mut world, "s", "prune");
     (world, apply)
 }
 
@@ -54,8 +54,11 @@ fn tasks_that_delete_at_once_share_one_grant_and_one_agent_and_so_does_a_retry()
     assert_eq!(first.incarnation, process);
     let spawn = vec![RelPath::new("d").unwrap(), RelPath::new("e").unwrap()];
     let next_dir = Some(apply.task.clone());
-    world.post(&apply, ScanPage { subtrees: spawn, next: next_dir, ..pruned(&apply, 50, 2) });
-    let part = next(&mut world, "s", "prune");
+    world.post_page(
+        &apply,
+        ScanPage { subtrees: spawn, next: next_dir, ..prune_page(&apply, 50, 2) },
+    );
+    let part = poll_kind(&mut world, "s", "prune");
     assert_eq!(
         deletion(&world, &part),
         (first.clone(), listed.clone()),
@@ -65,14 +68,14 @@ fn tasks_that_delete_at_once_share_one_grant_and_one_agent_and_so_does_a_retry()
     world.restart();
     for (worker, incarnation, path) in [("s", "1", "/src"), ("d", "1", "/dst"), ("d2", "2", "/dst")]
     {
-        world.beat(worker, incarnation, &[path], &[apply.assignment_id, part.assignment_id]);
+        world.heartbeat(worker, incarnation, &[path], &[apply.assignment_id, part.assignment_id]);
     }
-    let other = next(&mut world, "s", "prune");
+    let other = poll_kind(&mut world, "s", "prune");
     assert_eq!(deletion(&world, &other), (first.clone(), listed));
     // Handed back, it begins again under the same grant.
     let report = TaskReport { returned: true, ..TaskReport::default() };
-    world.finish(result(&other, true, report));
-    let again = next(&mut world, "s", "prune");
+    world.post_result(result(&other, true, report));
+    let again = poll_kind(&mut world, "s", "prune");
     assert_eq!((again.task_id, deletion(&world, &again).0), (other.task_id, first));
 }
 
@@ -83,31 +86,31 @@ fn an_agent_that_fails_or_is_gone_is_replaced_and_the_next_is_allowed_what_is_le
         let (mut world, apply) = deleting(delete.clone(), 100, 4);
         let (first, listed) = deletion(&world, &apply);
         let next_dir = Some(apply.task.clone());
-        world.post(&apply, ScanPage { next: next_dir, ..pruned(&apply, 50, 2) });
+        world.post_page(&apply, ScanPage { next: next_dir, ..prune_page(&apply, 50, 2) });
         let beat = |world: &mut World, worker: &str| match worker {
-            "d" => world.beat("d", "1", &["/dst"], &[]),
-            _ => world.beat("d2", "2", &["/dst"], &[]),
+            "d" => world.heartbeat("d", "1", &["/dst"], &[]),
+            _ => world.heartbeat("d2", "2", &["/dst"], &[]),
         };
         let other = if listed[0] == "d" { "d2" } else { "d" };
         match case {
             "failed" => {
-                world.finish(result(&apply, false, TaskReport::default()));
-                world.pass(3_000);
+                world.post_result(result(&apply, false, TaskReport::default()));
+                world.advance(3_000);
             }
             "silent" => {
                 for _ in 0..12 {
-                    world.pass(5_000);
+                    world.advance(5_000);
                     beat(&mut world, other);
-                    world.beat("s", "1", &["/src"], &[]);
+                    world.heartbeat("s", "1", &["/src"], &[]);
                 }
             }
             _ => {
-                world.beat(&listed[0], "later", &["/dst"], &[]);
+                world.heartbeat(&listed[0], "later", &["/dst"], &[]);
                 let report = TaskReport { returned: true, ..TaskReport::default() };
-                world.finish(result(&apply, true, report));
+                world.post_result(result(&apply, true, report));
             }
         }
-        let again = next(&mut world, "s", "prune");
+        let again = poll_kind(&mut world, "s", "prune");
         let (second, through) = deletion(&world, &again);
         assert_ne!(second.grant_id, first.grant_id, "{case}");
         assert_eq!((second.max_entries, through.len()), (3, 1), "{case}");
@@ -116,28 +119,31 @@ fn an_agent_that_fails_or_is_gone_is_replaced_and_the_next_is_allowed_what_is_le
 }
 
 #[test]
-fn a_new_grant_waits_until_no_task_deletes_under_the_one_before() {
+fn a_new_grant_waits_until_no_task_deletes_under_the_previous_one() {
     let delete = DeleteOptions { max: Some(5), max_percent: 100, ..DeleteOptions::default() };
     for case in ["failed", "drained"] {
         let (mut world, apply) = deleting(delete.clone(), 100, 4);
         let (first, listed) = deletion(&world, &apply);
         let spawn = vec![RelPath::new("d").unwrap()];
         let next_dir = Some(apply.task.clone());
-        world.post(&apply, ScanPage { subtrees: spawn, next: next_dir, ..pruned(&apply, 50, 0) });
-        let part = next(&mut world, "s", "prune");
+        world.post_page(
+            &apply,
+            ScanPage { subtrees: spawn, next: next_dir, ..prune_page(&apply, 50, 0) },
+        );
+        let part = poll_kind(&mut world, "s", "prune");
         match case {
-            "failed" => drop(world.finish(result(&part, false, TaskReport::default()))),
+            "failed" => drop(world.post_result(result(&part, false, TaskReport::default()))),
             _ => {
                 let worker = listed[0].parse().unwrap();
-                world.play(Event::Drain { worker, order: Some(Default::default()) });
+                world.apply(Event::DrainWorker { worker, order: Some(Default::default()) });
                 let report = TaskReport { returned: true, ..TaskReport::default() };
-                world.finish(result(&part, true, report));
+                world.post_result(result(&part, true, report));
             }
         }
-        world.pass(3_000);
+        world.advance(3_000);
         assert_eq!(world.poll("s", "1"), None, "{case}: the first one may delete 5 entries");
-        world.post(&apply, ScanPage { page: 1, ..pruned(&apply, 50, 2) });
-        let again = next(&mut world, "s", "prune");
+        world.post_page(&apply, ScanPage { page: 1, ..prune_page(&apply, 50, 2) });
+        let again = poll_kind(&mut world, "s", "prune");
         assert_eq!(again.task_id, part.task_id, "{case}");
         let (second, _) = deletion(&world, &again);
         assert_ne!(second.grant_id, first.grant_id, "{case}");
@@ -150,10 +156,13 @@ fn a_task_that_fails_on_the_only_agent_keeps_its_count() {
     let (mut world, apply) = deleting(DeleteOptions::default(), 100, 4);
     let (first, listed) = deletion(&world, &apply);
     let other = if listed[0] == "d" { "d2" } else { "d" };
-    world.play(Event::Drain { worker: other.parse().unwrap(), order: Some(Default::default()) });
-    world.finish(result(&apply, false, TaskReport::default()));
-    world.pass(3_000);
-    let again = next(&mut world, "s", "prune");
+    world.apply(Event::DrainWorker {
+        worker: other.parse().unwrap(),
+        order: Some(Default::default()),
+    });
+    world.post_result(result(&apply, false, TaskReport::default()));
+    world.advance(3_000);
+    let again = poll_kind(&mut world, "s", "prune");
     assert_eq!(deletion(&world, &again), (first, listed));
 }
 
@@ -162,12 +171,12 @@ fn a_page_that_reports_the_end_of_the_allowance_halts_the_mirror() {
     let (mut world, apply) = deleting(DeleteOptions::default(), 4, 2);
     assert_eq!(deletion(&world, &apply).0.max_entries, 2);
     let next_dir = Some(apply.task.clone());
-    let page = ScanPage { allowance_used_up: true, next: next_dir, ..pruned(&apply, 9, 2) };
-    assert_eq!(world.post(&apply, page), PageAction::Stop);
+    let page = ScanPage { allowance_used_up: true, next: next_dir, ..prune_page(&apply, 9, 2) };
+    assert_eq!(world.post_page(&apply, page), PageAction::Stop);
     assert_eq!(world.poll("s", "1"), None, "no more is deleted");
     for (worker, incarnation) in [("d", "1"), ("d2", "2")] {
         if let Some(flush) = world.poll(worker, incarnation) {
-            world.finish(result(&flush, true, TaskReport::default()));
+            world.post_result(result(&flush, true, TaskReport::default()));
         }
     }
     let end = world.progress("demo");

@@ -4,7 +4,7 @@ use super::*;
 use crate::wire::options::{DeleteOptions, EntryAction, SyncOptions, Tally};
 use crate::wire::task::RootState;
 
-fn trying(delete: DeleteOptions) -> SyncOptions {
+fn dry_run_options(delete: DeleteOptions) -> SyncOptions {
     SyncOptions { dry_run: true, record: true, ..mirror(delete) }
 }
 
@@ -13,8 +13,8 @@ fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
     let options = SyncOptions { dry_run: true, ..mirror(DeleteOptions::default()) };
     let (mut world, scan) = scanning_with(options);
     assert!(claims(&world, &scan).rules.dry_run);
-    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(2, 1), large(3)]));
-    let copy = next(&mut world, "s", "copy");
+    world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(2, 1), large_item(3)]));
+    let copy = poll_kind(&mut world, "s", "copy");
     let would = TaskReport {
         actions: [
             (EntryAction::Create, Tally { count: 2, bytes: 20 }),
@@ -24,11 +24,11 @@ fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
         needs_clean_up: true,
         ..all_done(&copy, "d")
     };
-    world.finish(result(&copy, true, would));
-    let whole = done(&mut world, "s", "copy");
+    world.post_result(result(&copy, true, would));
+    let whole = complete_kind(&mut world, "s", "copy");
     assert!(matches!(whole.task, TaskSpec::Copy { files: 1, .. }), "it is not cut apart");
-    let count = next(&mut world, "s", "prune");
-    world.post(&count, pruned(&count, 10, 9));
+    let count = poll_kind(&mut world, "s", "prune");
+    world.post_page(&count, prune_page(&count, 10, 9));
     let end = world.progress("demo");
     assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
     assert_eq!(end.actions[&EntryAction::Create], Tally { count: 2, bytes: 20 });
@@ -39,12 +39,12 @@ fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
 
 #[test]
 fn a_dry_run_names_the_guard_that_stops_the_sync_first() {
-    let (mut world, scan) = scanning_with(trying(DeleteOptions::default()));
-    world.post(&scan, rooted(&scan, "fs-1", true, vec![batch(0, 1)]));
-    done(&mut world, "s", "copy");
-    let count = next(&mut world, "s", "prune");
+    let (mut world, scan) = scanning_with(dry_run_options(DeleteOptions::default()));
+    world.post_page(&scan, first_page(&scan, "fs-1", true, vec![copy_item(0, 1)]));
+    complete_kind(&mut world, "s", "copy");
+    let count = poll_kind(&mut world, "s", "prune");
     let root = Some(RootState { file_system: "fs-1".into(), empty: true });
-    world.post(&count, ScanPage { root, ..pruned(&count, 10, 9) });
+    world.post_page(&count, ScanPage { root, ..prune_page(&count, 10, 9) });
     let end = world.progress("demo");
     assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
     let reason = end.reason.unwrap();
@@ -56,21 +56,21 @@ fn a_dry_run_names_the_guard_that_stops_the_sync_first() {
 
 #[test]
 fn a_dry_run_counts_what_takes_the_place_of_a_full_directory_as_created() {
-    let (mut world, scan) = scanning_with(trying(DeleteOptions::default()));
-    world.post(&scan, rooted(&scan, "fs-1", false, vec![batch(1, 0)]));
-    let copy = next(&mut world, "s", "copy");
+    let (mut world, scan) = scanning_with(dry_run_options(DeleteOptions::default()));
+    world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(1, 0)]));
+    let copy = poll_kind(&mut world, "s", "copy");
     let failure = FileError {
         path: BytePath(b"k".to_vec()),
         operation: "replace destination".into(),
         errno: Some("EISDIR".into()),
         ..error(ErrorClass::Permanent)
     };
-    let before = world.state.syncs[&SyncNo(1)].listing.length;
+    let before = world.state.syncs[&SyncNo(1)].record_log.length;
     let report = TaskReport { failures: vec![failure], ..TaskReport::default() };
-    world.finish(result(&copy, true, report));
-    assert!(world.state.syncs[&SyncNo(1)].listing.length > before, "it is recorded");
-    let count = next(&mut world, "s", "prune");
-    world.post(&count, pruned(&count, 9, 2));
+    world.post_result(result(&copy, true, report));
+    assert!(world.state.syncs[&SyncNo(1)].record_log.length > before, "it is recorded");
+    let count = poll_kind(&mut world, "s", "prune");
+    world.post_page(&count, prune_page(&count, 9, 2));
     let end = world.progress("demo");
     assert_eq!((end.outcome, end.files_done), (Some(SyncOutcome::Full), 1), "{end:#?}");
     assert_eq!(end.actions[&EntryAction::Create].count, 1, "{end:#?}");

@@ -12,18 +12,18 @@ fn refused(reply: Option<Reply>) -> u16 {
 
 fn post_anything(world: &mut World, a: &Assignment, page: ScanPage) -> Option<Reply> {
     let (worker, assignment) = (a.worker_id.clone(), a.assignment_id);
-    world.play(Event::Page { worker, assignment, page })
+    world.apply(Event::Page { worker, assignment, page })
 }
 
 #[test]
-fn a_writer_that_a_restarted_master_has_not_heard_of_yet_is_flushed() {
+fn a_writer_unknown_to_a_restarted_master_is_flushed() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
     let copy = world.poll("s", "1").unwrap();
     world.restart();
-    world.finish(result(&copy, true, all_done(&copy, "d")));
+    world.post_result(result(&copy, true, all_done(&copy, "d")));
     assert_eq!(world.progress("demo").state, SyncState::Progress);
-    world.beat("d", "1", &["/dst"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
     assert_eq!(world.poll("d", "1").expect("the flush").task, TaskSpec::Flush);
 }
 
@@ -32,14 +32,14 @@ fn a_reboot_between_a_write_and_its_result_is_noticed() {
     let (mut world, scan) = scanning();
     let mut source = heartbeat("s", Some("1"), &["/src"], &[scan.assignment_id]);
     source.boot_id = Some("of another host".into());
-    world.play(Event::Heartbeat(source));
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.apply(Event::Heartbeat(source));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
     let copy = world.poll("s", "1").unwrap();
     let mut rebooted = heartbeat("d", Some("2"), &["/dst"], &[]);
     rebooted.boot_id = Some("a later boot".into());
-    world.play(Event::Heartbeat(rebooted));
-    world.finish(result(&copy, true, all_done(&copy, "d")));
-    world.pass(1_000);
+    world.apply(Event::Heartbeat(rebooted));
+    world.post_result(result(&copy, true, all_done(&copy, "d")));
+    world.advance(1_000);
     // What the host lost is not known: all is compared by content, and what differs is brought again.
     let scan = world.poll("s", "1").expect("the scan, again");
     assert!(matches!(scan.task, TaskSpec::Scan { .. }));
@@ -47,60 +47,60 @@ fn a_reboot_between_a_write_and_its_result_is_noticed() {
     world.restart();
     let mut source = heartbeat("s", Some("1"), &["/src"], &[scan.assignment_id]);
     source.boot_id = Some("of another host".into());
-    world.play(Event::Heartbeat(source));
+    world.apply(Event::Heartbeat(source));
     let mut rebooted = heartbeat("d", Some("2"), &["/dst"], &[]);
     rebooted.boot_id = Some("a later boot".into());
-    world.play(Event::Heartbeat(rebooted));
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.apply(Event::Heartbeat(rebooted));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
     let copy = world.poll("s", "1").expect("the copy, again");
-    world.finish(result(&copy, true, all_done(&copy, "d")));
+    world.post_result(result(&copy, true, all_done(&copy, "d")));
     let flush = world.poll("d", "2").expect("the flush under the later boot");
     assert_eq!(flush.task, TaskSpec::Flush);
-    world.finish(result(&flush, true, TaskReport::default()));
+    world.post_result(result(&flush, true, TaskReport::default()));
     let end = world.progress("demo");
     assert_eq!(end.state, SyncState::Completed, "{end:?}");
     assert_eq!((end.files_total, end.files_done, end.repaired_files), (1, 1, 1), "{end:?}");
 }
 
 #[test]
-fn what_a_rebooted_worker_wrote_under_its_present_boot_is_flushed_though_all_is_found_equal() {
+fn writes_of_a_rebooted_worker_under_its_present_boot_are_flushed_though_all_is_equal() {
     let (mut world, scan) = scanning();
     let mut source = heartbeat("s", Some("1"), &["/src"], &[scan.assignment_id]);
     source.boot_id = Some("of another host".into());
-    world.play(Event::Heartbeat(source));
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0)], None));
+    world.apply(Event::Heartbeat(source));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0), copy_item(1, 0)], None));
     let before = world.poll("s", "1").unwrap();
-    world.finish(result(&before, true, all_done(&before, "d")));
+    world.post_result(result(&before, true, all_done(&before, "d")));
     let mut rebooted = heartbeat("d", Some("2"), &["/dst"], &[]);
     rebooted.boot_id = Some("a later boot".into());
-    world.play(Event::Heartbeat(rebooted));
+    world.apply(Event::Heartbeat(rebooted));
     let after = world.poll("s", "1").unwrap();
-    world.finish(result(&after, true, all_done(&after, "d")));
-    world.pass(1_000);
+    world.post_result(result(&after, true, all_done(&after, "d")));
+    world.advance(1_000);
     let scan = world.poll("s", "1").expect("the scan, again");
-    world.post(&scan, page(&scan, 0, vec![batch(2, 0)], None));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 0)], None));
     let compared = world.poll("s", "1").expect("the copy, again");
     let equal = TaskReport { files_skipped: 2, ..TaskReport::default() };
-    world.finish(result(&compared, true, equal));
+    world.post_result(result(&compared, true, equal));
     assert_eq!(world.progress("demo").state, SyncState::Progress);
     assert_eq!(world.poll("d", "2").expect("the flush under the later boot").task, TaskSpec::Flush);
 }
 
 #[test]
-fn a_host_that_reboots_again_and_again_fails_the_sync() {
+fn a_host_that_reboots_repeatedly_fails_the_sync() {
     let (mut world, mut scan) = scanning();
     for boot in 0..4 {
-        world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+        world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
         let copy = world.poll("s", "1").unwrap();
-        world.finish(result(&copy, true, all_done(&copy, "d")));
+        world.post_result(result(&copy, true, all_done(&copy, "d")));
         let mut rebooted = heartbeat("d", Some(&format!("{boot}")), &["/dst"], &[]);
         rebooted.boot_id = Some(format!("boot {boot}"));
-        world.play(Event::Heartbeat(rebooted));
-        world.beat("s", "1", &["/src"], &[]);
+        world.apply(Event::Heartbeat(rebooted));
+        world.heartbeat("s", "1", &["/src"], &[]);
         let mut elsewhere = heartbeat("s", Some("1"), &["/src"], &[]);
         elsewhere.boot_id = Some("of another host".into());
-        world.play(Event::Heartbeat(elsewhere));
-        world.pass(1_000);
+        world.apply(Event::Heartbeat(elsewhere));
+        world.advance(1_000);
         match world.poll("s", "1") {
             Some(again) => scan = again,
             None => assert_eq!(boot, 3, "it is compared again three times"),
@@ -122,17 +122,17 @@ fn tasks_that_failed_together_come_back_one_after_the_other() {
     };
     let failed_twice = || {
         let (mut world, scan) = scanning();
-        world.post(&scan, page(&scan, 0, (0..20).map(|_| batch(1, 0)).collect(), None));
+        world.post_page(&scan, page(&scan, 0, (0..20).map(|_| copy_item(1, 0)).collect(), None));
         for _ in 0..2 {
             let copies: Vec<Assignment> = std::iter::from_fn(|| world.poll("s", "1")).collect();
             assert_eq!(copies.len(), 20);
-            world.pass(1);
+            world.advance(1);
             for copy in copies {
-                world.finish(result(&copy, false, TaskReport::default()));
+                world.post_result(result(&copy, false, TaskReport::default()));
             }
             if again(&world).iter().all(|at| *at <= world.now.mono_ms) {
                 // The first time they come back at once.
-                world.pass(1);
+                world.advance(1);
             }
         }
         let until = again(&world);
@@ -147,36 +147,36 @@ fn tasks_that_failed_together_come_back_one_after_the_other() {
 }
 
 #[test]
-fn whom_work_that_was_lost_may_have_written_to_is_flushed_though_silent_by_then() {
+fn possible_writers_of_lost_work_are_flushed_though_silent_by_then() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
     let copy = world.poll("s", "1").unwrap();
     for _ in 0..11 {
-        world.pass(5_000);
-        world.beat("s", "1", &["/src"], &[copy.assignment_id]);
+        world.advance(5_000);
+        world.heartbeat("s", "1", &["/src"], &[copy.assignment_id]);
     }
     assert_eq!(world.poll("x", "1"), None);
-    world.beat("s", "2", &["/src"], &[]);
+    world.heartbeat("s", "2", &["/src"], &[]);
     assert!(
-        world.state.syncs.values().all(|s| s.writers.iter().count() == 1),
+        world.state.syncs.values().all(|s| s.unflushed_writers.iter().count() == 1),
         "`d` may hold what `s` wrote"
     );
 }
 
 #[test]
-fn what_was_out_when_the_store_was_lost_is_flushed() {
+fn tasks_leased_when_the_store_was_lost_are_flushed() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
     world.poll("s", "1").unwrap();
     world.blobs.clear();
-    world.play(Event::StoreLost);
+    world.apply(Event::StoreLost);
     let scan = world.poll("s", "1").unwrap();
-    world.post(&scan, page(&scan, 0, vec![], None));
+    world.post_page(&scan, page(&scan, 0, vec![], None));
     assert_eq!(world.poll("d", "1").expect("the flush").task, TaskSpec::Flush);
 }
 
 #[test]
-fn pages_that_cannot_be_are_refused_and_change_nothing() {
+fn impossible_pages_are_refused_and_change_nothing() {
     let (mut world, scan) = scanning();
     let copy = |files, dirs| WorkItem::Copy {
         manifest: Base64Bytes(vec![1]),
@@ -193,54 +193,54 @@ fn pages_that_cannot_be_are_refused_and_change_nothing() {
     let before = world.records.clone();
     let many = ScanPage {
         subtrees: vec![RelPath::new("x").unwrap(); 2_000],
-        ..page(&scan, 0, vec![], at("m"))
+        ..page(&scan, 0, vec![], scan_at("m"))
     };
     for bad in [
-        page(&scan, 0, vec![copy(u64::MAX, 1)], at("m")),
-        page(&scan, 0, vec![copy(1, u64::MAX)], at("m")),
-        page(&scan, 0, vec![large(u64::MAX)], at("m")),
+        page(&scan, 0, vec![copy(u64::MAX, 1)], scan_at("m")),
+        page(&scan, 0, vec![copy(1, u64::MAX)], scan_at("m")),
+        page(&scan, 0, vec![large(u64::MAX)], scan_at("m")),
         page(&scan, 0, vec![], Some(TaskSpec::Flush)),
         page(&scan, 0, vec![], Some(TaskSpec::List { start: 1 })),
         many,
     ] {
         assert_eq!(refused(post_anything(&mut world, &scan, bad)), 422);
     }
-    assert_eq!(world.post(&scan, page(&scan, u64::MAX, vec![], None)), PageAction::Stop);
+    assert_eq!(world.post_page(&scan, page(&scan, u64::MAX, vec![], None)), PageAction::Stop);
     assert_eq!(world.records, before);
     let work = vec![copy(1, 1), copy(1, 1), large(i64::MAX as u64), large(0)];
-    assert_eq!(world.post(&scan, page(&scan, 0, work, None)), PageAction::Done);
+    assert_eq!(world.post_page(&scan, page(&scan, 0, work, None)), PageAction::Done);
     assert_eq!(world.progress("demo").total_bytes, u64::MAX, "for people, and no reason to stop");
 }
 
 #[test]
-fn reports_that_cannot_be_are_not_believed() {
+fn impossible_reports_are_rejected() {
     let (mut world, scan) = scanning();
-    let work = vec![batch(3, 2), batch(1, 0), batch(1, 0), large(2)];
-    world.post(&scan, page(&scan, 0, work, None));
+    let work = vec![copy_item(3, 2), copy_item(1, 0), copy_item(1, 0), large_item(2)];
+    world.post_page(&scan, page(&scan, 0, work, None));
     let copy = world.poll("s", "1").unwrap();
     // Five of five, but of the wrong kinds.
     let mixed = TaskReport { files_done: 5, ..TaskReport::default() };
-    world.finish(result(&copy, true, mixed));
+    world.post_result(result(&copy, true, mixed));
     let many = || TaskReport { files_done: 1, bytes_done: u64::MAX, ..TaskReport::default() };
     let copy = world.poll("s", "1").unwrap();
-    world.finish(result(&copy, true, many()));
+    world.post_result(result(&copy, true, many()));
     let copy = world.poll("s", "1").unwrap();
-    world.finish(result(&copy, true, many()));
+    world.post_result(result(&copy, true, many()));
     let range = world.poll("s", "1").unwrap();
     let huge =
         WorkItem::Copy { manifest: Base64Bytes(vec![]), files: u64::MAX, dirs: u64::MAX, bytes: 0 };
     let report = TaskReport { replacement: Some(huge), ..TaskReport::default() };
-    world.finish(result(&range, true, report));
+    world.post_result(result(&range, true, report));
     let range = world.poll("s", "1").unwrap();
-    world.finish(result(&range, true, all_done(&range, "d")));
+    world.post_result(result(&range, true, all_done(&range, "d")));
     let progress = world.progress("demo");
     assert_eq!((progress.files_total, progress.files_done), (6, 2));
 }
 
 #[test]
-fn entries_that_fail_without_a_batch_to_try_again_are_counted_as_what_they_are() {
+fn entries_that_fail_without_a_retry_batch_are_counted_by_kind() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![batch(2, 1)], None));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 1)], None));
     let copy = world.poll("s", "1").unwrap();
     let failures = vec![error(ErrorClass::Transient), error(ErrorClass::Transient)];
     // Of another kind than what failed, and too large to add up.
@@ -248,7 +248,7 @@ fn entries_that_fail_without_a_batch_to_try_again_are_counted_as_what_they_are()
         WorkItem::Copy { manifest: Base64Bytes(vec![]), files: u64::MAX, dirs: 3, bytes: 0 };
     let report =
         TaskReport { files_done: 1, failures, retry: Some(retry), ..TaskReport::default() };
-    world.finish(result(&copy, true, report));
+    world.post_result(result(&copy, true, report));
     let end = world.progress("demo");
     assert_eq!(
         (end.files_failed, end.dirs_failed, end.outcome),
@@ -258,27 +258,27 @@ fn entries_that_fail_without_a_batch_to_try_again_are_counted_as_what_they_are()
 }
 
 #[test]
-fn a_scan_is_not_done_because_somebody_says_so() {
+fn a_bare_success_does_not_end_a_scan() {
     let (mut world, scan) = scanning();
-    world.finish(result(&scan, true, TaskReport::default()));
+    world.post_result(result(&scan, true, TaskReport::default()));
     assert_eq!(world.progress("demo").state, SyncState::Progress);
-    world.pass(5_000);
+    world.advance(5_000);
     assert_eq!(world.poll("s", "1").expect("again").task_id, scan.task_id);
 }
 
 #[test]
-fn a_flush_that_nobody_can_do_ends_the_sync_though_its_kernel_lives() {
+fn a_flush_without_a_capable_worker_fails_though_its_kernel_runs() {
     // `s` runs under the same kernel, but does not hold the destination; `d` does not any more.
     for after in [None, Some("/elsewhere")] {
         let (mut world, scan) = scanning();
-        world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+        world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
         let copy = world.poll("s", "1").unwrap();
-        world.finish(result(&copy, true, all_done(&copy, "d")));
+        world.post_result(result(&copy, true, all_done(&copy, "d")));
         for round in 0..140 {
-            world.pass(5_000);
-            world.beat("s", "1", &["/src"], &[]);
+            world.advance(5_000);
+            world.heartbeat("s", "1", &["/src"], &[]);
             if let Some(path) = after {
-                world.beat("d", "1", &[path], &[]);
+                world.heartbeat("d", "1", &[path], &[]);
             }
             let state = world.progress("demo").state;
             assert!(round > 110 || state == SyncState::Progress, "patience");
@@ -288,27 +288,27 @@ fn a_flush_that_nobody_can_do_ends_the_sync_though_its_kernel_lives() {
 }
 
 #[test]
-fn a_worker_that_never_asks_keeps_nobody_from_trying_again() {
+fn a_worker_that_never_polls_does_not_delay_retries() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
-    world.beat("idle", "1", &["/src"], &[]);
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
+    world.heartbeat("idle", "1", &["/src"], &[]);
     let copy = world.poll("s", "1").unwrap();
-    world.finish(result(&copy, false, TaskReport::default()));
+    world.post_result(result(&copy, false, TaskReport::default()));
     assert_eq!(world.poll("s", "1"), None, "the other comes first");
     for _ in 0..7 {
-        world.pass(5_000);
+        world.advance(5_000);
         for (worker, path) in [("s", "/src"), ("idle", "/src"), ("d", "/dst")] {
-            world.beat(worker, "1", &[path], &[]);
+            world.heartbeat(worker, "1", &[path], &[]);
         }
     }
     assert_eq!(world.poll("s", "1").expect("not for ever").task_id, copy.task_id);
 }
 
 #[test]
-fn syncs_that_wait_for_a_worker_keep_no_other_from_its_turn() {
+fn syncs_that_wait_for_a_worker_do_not_block_others() {
     let mut world = World::new();
-    world.beat("s", "1", &["/src"], &[]);
-    world.beat("d", "1", &["/dst"], &[]);
+    world.heartbeat("s", "1", &["/src"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
     for n in 0..Settings::default().max_active_syncs {
         world.submit(&format!("waits-{n}"), "/nowhere", &format!("/dst/{n}"));
     }
@@ -317,53 +317,60 @@ fn syncs_that_wait_for_a_worker_keep_no_other_from_its_turn() {
 }
 
 #[test]
-fn so_many_syncs_are_worked_on_at_once_as_is_set() {
+fn the_number_of_active_syncs_is_bounded_by_the_setting() {
     let mut world = World::new();
-    world.beat("s", "1", &["/src"], &[]);
-    world.beat("d", "1", &["/dst"], &[]);
+    world.heartbeat("s", "1", &["/src"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
     let most = Settings::default().max_active_syncs;
     for n in 0..=most {
         world.submit(&format!("sync-{n}"), "/src", &format!("/dst/{n}"));
     }
     let scans: Vec<Assignment> = std::iter::from_fn(|| world.poll("s", "1")).collect();
     assert_eq!(scans.len(), most);
-    world.post(&scans[0], page(&scans[0], 0, vec![], None));
+    world.post_page(&scans[0], page(&scans[0], 0, vec![], None));
     assert_eq!(world.poll("s", "1").unwrap().request_id.to_string(), format!("sync-{most}"));
 }
 
 #[test]
-fn a_part_file_is_removed_only_when_nobody_can_be_writing_it() {
+fn a_part_file_is_removed_only_after_all_leases_ended() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![large(3)], None));
+    world.post_page(&scan, page(&scan, 0, vec![large_item(3)], None));
     let one = world.poll("s", "1").unwrap();
     let two = world.poll("s", "1").unwrap();
     let report =
         TaskReport { failures: vec![error(ErrorClass::Vanished)], ..TaskReport::default() };
-    world.finish(result(&one, true, report));
-    assert_eq!(world.finish(result(&two, true, all_done(&two, "d"))), Some(ResultOutcome::Stale));
+    world.post_result(result(&one, true, report));
+    assert_eq!(
+        world.post_result(result(&two, true, all_done(&two, "d"))),
+        Some(ResultOutcome::Stale)
+    );
     assert_eq!(world.poll("d", "1"), None, "`s` may be at the second range still");
     world.restart();
-    world.beat("d", "1", &["/dst"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
     assert_eq!(world.poll("d", "1"), None, "nor does a restart make it sure");
     for _ in 0..7 {
-        world.pass(5_000);
-        world.beat("d", "1", &["/dst"], &[]);
+        world.advance(5_000);
+        world.heartbeat("d", "1", &["/dst"], &[]);
     }
     assert_eq!(world.poll("d", "1").expect("now").task, TaskSpec::Discard);
 }
 
 #[test]
-fn what_was_sent_of_a_file_that_somebody_else_brought_is_removed() {
+fn a_part_file_is_removed_where_the_file_is_found_present() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![large(2)], None));
+    world.post_page(&scan, page(&scan, 0, vec![large_item(2)], None));
     let range = world.poll("s", "1").unwrap();
-    world.finish(result(&range, true, all_done(&range, "d")));
+    world.post_result(result(&range, true, all_done(&range, "d")));
     let range = world.poll("s", "1").unwrap();
-    world.finish(result(&range, true, TaskReport { unchanged: true, ..TaskReport::default() }));
+    world.post_result(result(
+        &range,
+        true,
+        TaskReport { unchanged: true, ..TaskReport::default() },
+    ));
     for kind in ["discard", "flush"] {
         let task = world.poll("d", "1").expect(kind);
         assert_eq!(task.task.kind(), kind);
-        world.finish(result(&task, true, TaskReport::default()));
+        world.post_result(result(&task, true, TaskReport::default()));
     }
     let end = world.progress("demo");
     assert_eq!((end.state, end.files_skipped), (SyncState::Completed, 1));
@@ -371,9 +378,9 @@ fn what_was_sent_of_a_file_that_somebody_else_brought_is_removed() {
 }
 
 #[test]
-fn a_worker_that_joins_before_a_poll_is_repeated_is_flushed_when_the_agent_dies() {
+fn a_worker_added_before_a_repeated_poll_is_flushed_when_the_agent_dies() {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
     let poll = || Event::Poll {
         worker: "s".parse().unwrap(),
         incarnation: Some("1".into()),
@@ -386,26 +393,26 @@ fn a_worker_that_joins_before_a_poll_is_repeated_is_flushed_when_the_agent_dies(
         }
         other => panic!("{other:?}"),
     };
-    assert_eq!(members(world.play(poll())), ["d"]);
+    assert_eq!(members(world.apply(poll())), ["d"]);
     // The answer is lost. The repeat names a worker more, through which the agent may write.
-    world.beat("e", "1", &["/dst"], &[]);
-    assert_eq!(members(world.play(poll())), ["d", "e"]);
-    world.beat("s", "2", &["/src"], &[]);
+    world.heartbeat("e", "1", &["/dst"], &[]);
+    assert_eq!(members(world.apply(poll())), ["d", "e"]);
+    world.heartbeat("s", "2", &["/src"], &[]);
     let again = world.poll("s", "2").unwrap();
     let skipped = TaskReport { files_skipped: 1, bytes_skipped: 10, ..TaskReport::default() };
-    world.finish(result(&again, true, skipped));
+    world.post_result(result(&again, true, skipped));
     let flushes = world.state.tasks.values().filter(|task| task.spec == TaskSpec::Flush);
-    let of: Vec<String> = flushes.filter_map(|t| Some(t.bound.as_ref()?.to_string())).collect();
+    let of: Vec<String> = flushes.filter_map(|t| Some(t.pinned_to.as_ref()?.to_string())).collect();
     assert_eq!(of, ["d", "e"]);
 }
 
 #[test]
-fn of_a_batch_with_a_passing_and_a_lasting_error_the_passing_one_is_tried_again() {
+fn a_batch_with_a_transient_and_a_permanent_error_is_retried() {
     let transient = FileError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
     let partly = |done, failures: Vec<FileError>| TaskReport {
         files_done: done,
         bytes_done: done * 10,
-        retry: Some(batch(failures.len() as u64, 0)),
+        retry: Some(copy_item(failures.len() as u64, 0)),
         failures,
         writers: vec!["d".parse().unwrap()],
         ..TaskReport::default()
@@ -415,17 +422,17 @@ fn of_a_batch_with_a_passing_and_a_lasting_error_the_passing_one_is_tried_again(
         vec![error(ErrorClass::Permanent), transient],
     ] {
         let (mut world, scan) = scanning();
-        world.post(&scan, page(&scan, 0, vec![batch(3, 0)], None));
+        world.post_page(&scan, page(&scan, 0, vec![copy_item(3, 0)], None));
         let copy = world.poll("s", "1").unwrap();
-        world.finish(result(&copy, true, partly(1, failures)));
+        world.post_result(result(&copy, true, partly(1, failures)));
         assert_eq!(world.progress("demo").files_failed, 0);
-        world.pass(5_000);
+        world.advance(5_000);
         // No other worker could do better with the lasting one; both are tried again for the sake of the other.
         let again = world.poll("s", "1").expect("it is tried again");
         assert!(matches!(again.task, TaskSpec::Copy { files: 2, .. }));
-        world.finish(result(&again, true, partly(1, vec![error(ErrorClass::Permanent)])));
+        world.post_result(result(&again, true, partly(1, vec![error(ErrorClass::Permanent)])));
         let flush = world.poll("d", "1").expect("the rest is given up");
-        world.finish(result(&flush, true, TaskReport::default()));
+        world.post_result(result(&flush, true, TaskReport::default()));
         let end = world.progress("demo");
         assert_eq!((end.state, end.files_done, end.files_failed), (SyncState::Failed, 2, 1));
         assert_eq!(end.error_counts.keys().collect::<Vec<_>>(), ["EACCES (open source)"]);
@@ -438,26 +445,26 @@ fn a_lease_lasts_from_when_its_renewal_arrived_and_no_longer() {
     let lease_ms = world.state.settings.lease_ms;
     let deadline = |world: &World| world.state.tasks[&scan.task_id].lease().map(|l| l.deadline_ms);
     for _ in 0..3 {
-        world.pass(5_000);
-        world.beat("s", "1", &["/src"], &[scan.assignment_id]);
+        world.advance(5_000);
+        world.heartbeat("s", "1", &["/src"], &[scan.assignment_id]);
         assert_eq!(deadline(&world), Some(world.now.mono_ms + lease_ms));
         // A heartbeat that does not list it, a poll, and time passing renew nothing.
         let before = deadline(&world);
-        world.pass(5_000);
-        world.beat("s", "1", &["/src"], &[]);
+        world.advance(5_000);
+        world.heartbeat("s", "1", &["/src"], &[]);
         assert_eq!(world.poll("s", "1"), None);
         assert_eq!(deadline(&world), before);
     }
     let left = deadline(&world).unwrap() - world.now.mono_ms;
-    world.pass(left - 1_000);
+    world.advance(left - 1_000);
     assert!(deadline(&world).is_some());
-    world.pass(1_000);
+    world.advance(1_000);
     assert_eq!(deadline(&world), None);
 }
 
 #[test]
-fn a_page_at_each_limit_is_taken_and_one_beyond_it_is_refused() {
-    use crate::scheduler::checks::plausible;
+fn a_page_at_each_limit_is_accepted_and_one_beyond_it_is_refused() {
+    use crate::scheduler::validate::validate_page;
     let (_, scan) = scanning();
     let copy =
         |files, dirs| WorkItem::Copy { manifest: Base64Bytes(vec![1]), files, dirs, bytes: 0 };
@@ -465,7 +472,7 @@ fn a_page_at_each_limit_is_taken_and_one_beyond_it_is_refused() {
     let with = |change: &dyn Fn(&mut ScanPage)| {
         let mut page = page(&scan, 0, vec![], None);
         change(&mut page);
-        plausible(&page, &scan.task).is_ok()
+        validate_page(&page, &scan.task).is_ok()
     };
     for beyond in [0, 1] {
         let fits = beyond == 0;

@@ -115,12 +115,12 @@ impl Play {
             damaged: 0,
         };
         let request = SyncRequest { options, ..request(Some("demo"), "/src/a", "/dst/b") };
-        play.world.play(Event::Submit { request, list: None, idempotency: None });
-        play.beat_all();
+        play.world.apply(Event::Submit { request, list: None, idempotency: None });
+        play.heartbeat_all();
         play
     }
 
-    fn beat_all(&mut self) {
+    fn heartbeat_all(&mut self) {
         for (index, name) in NAMES.iter().enumerate() {
             let path = if index < 2 { "/src" } else { "/dst" };
             let in_hand: Vec<AssignmentId> = self
@@ -129,7 +129,7 @@ impl Play {
                 .filter(|(i, _, _)| *i == index)
                 .map(|(_, a, _)| a.assignment_id)
                 .collect();
-            self.world.beat(name, &self.incarnations[index].to_string(), &[path], &in_hand);
+            self.world.heartbeat(name, &self.incarnations[index].to_string(), &[path], &in_hand);
         }
     }
 
@@ -147,8 +147,8 @@ impl Play {
     /// What page `n` of the source holds: the same at each look.
     fn content(n: u64) -> Vec<WorkItem> {
         match n % 3 {
-            0 => vec![batch(n + 1, n % 2), batch(1, 1)],
-            1 => vec![large(1 + n % 40), batch(2, 0), linked(n), linked(n + 3), linked(n)],
+            0 => vec![copy_item(n + 1, n % 2), copy_item(1, 1)],
+            1 => vec![large_item(1 + n % 40), copy_item(2, 0), linked(n), linked(n + 3), linked(n)],
             _ => vec![],
         }
     }
@@ -177,7 +177,7 @@ impl Play {
                 pruned: prune.map(|_| PruneReport { checked: 10, extraneous: 1, bytes: 10 }),
                 ..page(&assignment, number, work, next)
             };
-            let reply = self.world.post(&assignment, page);
+            let reply = self.world.post_page(&assignment, page);
             self.dirty |= prune == Some(true) && reply != PageAction::Stop;
             if reply == PageAction::Continue {
                 self.held.push((index, assignment, number + 1));
@@ -203,7 +203,7 @@ impl Play {
         report.integrity_errors = at as u64 % 3;
         let done = result(&assignment, true, report);
         self.sent.push(done.clone());
-        if self.world.finish(done) == Some(ResultOutcome::Applied) {
+        if self.world.post_result(done) == Some(ResultOutcome::Applied) {
             self.damaged += at as u64 % 3;
             self.dirty = (self.dirty || writes(&assignment)) && assignment.task.kind() != "flush";
             if assignment.task.kind() == "copy" && assignment.options.record {
@@ -213,8 +213,8 @@ impl Play {
     }
 
     /// Those who hold these write, and will never be heard of.
-    fn write_unheard(&mut self, who: impl Fn(usize) -> bool) {
-        let leases = &self.world.state.leases;
+    fn write_unreported(&mut self, who: impl Fn(usize) -> bool) {
+        let leases = &self.world.state.lease_index;
         self.dirty |= self
             .held
             .iter()
@@ -226,7 +226,7 @@ impl Play {
         let report = TaskReport { returned: true, ..TaskReport::default() };
         let back = result(&assignment, false, report);
         self.sent.push(back.clone());
-        self.world.finish(back);
+        self.world.post_result(back);
     }
 
     fn full(&mut self, at: usize) {
@@ -248,12 +248,12 @@ impl Play {
         self.held.remove(at);
         let full = result(&assignment, success, report);
         self.sent.push(full.clone());
-        self.world.finish(full);
+        self.world.post_result(full);
     }
 
     /// Nothing is handed out of a sync that is paused.
     fn pause(&mut self) {
-        let reply = self.world.play(Event::Pause("demo".parse().unwrap()));
+        let reply = self.world.apply(Event::PauseSync("demo".parse().unwrap()));
         if matches!(reply, Some(Reply::Progress(p)) if p.state == SyncState::Paused) {
             assert!((0..4).all(|index| !self.poll(index)), "paused, and handed out");
         }
@@ -262,14 +262,15 @@ impl Play {
     /// Who is drained is handed out nothing but flushes.
     fn drain(&mut self, index: usize, on: bool) {
         let order = on.then(Default::default);
-        let reply = self.world.play(Event::Drain { worker: NAMES[index].parse().unwrap(), order });
-        if on && matches!(reply, Some(Reply::Ordered(_))) && self.poll(index) {
+        let reply =
+            self.world.apply(Event::DrainWorker { worker: NAMES[index].parse().unwrap(), order });
+        if on && matches!(reply, Some(Reply::DrainUpdated(_))) && self.poll(index) {
             let (_, assignment, _) = self.held.last().unwrap();
             assert_eq!(assignment.task.kind(), "flush", "drained, and handed out");
         }
     }
 
-    fn odd(&mut self, at: usize) {
+    fn odd_request(&mut self, at: usize) {
         let at = at % self.held.len();
         let assignment = self.held[at].1.clone();
         let fault = |class| vec![error(class)];
@@ -301,11 +302,11 @@ impl Play {
         self.held.remove(at);
         let odd = result(&assignment, true, report);
         self.sent.push(odd.clone());
-        self.world.finish(odd);
+        self.world.post_result(odd);
     }
 
     /// Numbers that cannot be: refused, or as if the task had failed.
-    fn nonsense(&mut self, at: usize) {
+    fn invalid_request(&mut self, at: usize) {
         let at = at % self.held.len();
         let (_, assignment, number) = self.held[at].clone();
         let huge = || WorkItem::Copy {
@@ -319,7 +320,7 @@ impl Play {
             let page = page(&assignment, number, vec![huge()], None);
             let event = Event::Page { worker, assignment: assignment.assignment_id, page };
             let before = self.world.records.clone();
-            self.world.play(event);
+            self.world.apply(event);
             assert_eq!(self.world.records, before);
             return;
         }
@@ -335,81 +336,81 @@ impl Play {
             retry: Some(huge()),
             ..TaskReport::default()
         };
-        self.world.finish(result(&assignment, true, report));
+        self.world.post_result(result(&assignment, true, report));
     }
 
-    fn step(&mut self, step: Step) {
+    fn run_step(&mut self, step: Step) {
         match step {
             Step::HandBack(at) if !self.held.is_empty() => self.hand_back(at),
-            Step::Odd(at) if !self.held.is_empty() => self.odd(at),
-            Step::Nonsense(at) if !self.held.is_empty() => self.nonsense(at),
+            Step::Odd(at) if !self.held.is_empty() => self.odd_request(at),
+            Step::Nonsense(at) if !self.held.is_empty() => self.invalid_request(at),
             Step::Full(at) if !self.held.is_empty() => self.full(at),
             Step::Pause => self.pause(),
             Step::Drain(index, on) => self.drain(index, on),
             Step::Forget(index) => {
-                self.write_unheard(|i| i == index);
-                self.world.play(Event::Forget(NAMES[index].parse().unwrap()));
+                self.write_unreported(|i| i == index);
+                self.world.apply(Event::ForgetWorker(NAMES[index].parse().unwrap()));
             }
             Step::Reassign(index) => {
-                self.write_unheard(|i| i == index);
+                self.write_unreported(|i| i == index);
                 let worker = NAMES[index].parse().unwrap();
-                self.world.play(Event::Reassign { id: "demo".parse().unwrap(), worker });
+                self.world.apply(Event::ReassignTasks { id: "demo".parse().unwrap(), worker });
             }
             Step::Second(index) => {
-                self.write_unheard(|i| i == index);
-                let second = format!("second {}", self.world.callers);
-                self.world.beat(NAMES[index], &second, &["/src"], &[]);
+                self.write_unreported(|i| i == index);
+                let second = format!("second {}", self.world.caller_count);
+                self.world.heartbeat(NAMES[index], &second, &["/src"], &[]);
             }
             Step::Stuck(index) => {
-                self.write_unheard(|i| i == index);
+                self.write_unreported(|i| i == index);
                 let path = if index < 2 { "/src" } else { "/dst" };
                 let incarnation = self.incarnations[index].to_string();
                 let beat = heartbeat(NAMES[index], Some(&incarnation), &[path], &[]);
-                let unavailable_paths = vec![unavailable(path)];
-                self.world.play(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat }));
+                let unavailable_paths = vec![unavailable_path(path)];
+                self.world.apply(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat }));
             }
             Step::Reconcile => {
-                self.write_unheard(|_| true);
+                self.write_unreported(|_| true);
                 let records = self.world.records.keys().cloned().collect();
                 let blobs = self.world.blobs.keys().cloned().collect();
-                let reply = self.world.play(Event::Reconcile(Stored { records, blobs }));
+                let reply = self.world.apply(Event::Reconcile(StoredKeys { records, blobs }));
                 let Some(Reply::Reconciled(done)) = reply else { panic!("{reply:?}") };
                 let stray = done.dropped_records + done.dropped_blobs + done.restored_records;
                 assert_eq!((stray, done.restarted_syncs.len()), (0, 0), "{done:?}");
             }
-            Step::Resume => drop(self.world.play(Event::Resume("demo".parse().unwrap()))),
+            Step::Resume => drop(self.world.apply(Event::ResumeSync("demo".parse().unwrap()))),
             Step::StoreLost => {
-                self.write_unheard(|_| true);
+                self.write_unreported(|_| true);
                 self.world.blobs.clear();
                 // What has ended does not begin anew.
                 if self.world.state.syncs.values().any(|sync| sync.is_active()) {
                     self.recorded.clear();
                 }
-                self.world.play(Event::StoreLost);
+                self.world.apply(Event::StoreLost);
             }
             Step::Poll(index) => drop(self.poll(index)),
             Step::Work(at) => self.work(at),
             Step::Fail(at) if !self.held.is_empty() => {
                 let (_, assignment, _) = self.held.remove(at % self.held.len());
-                self.world.finish(result(&assignment, false, TaskReport::default()));
+                self.world.post_result(result(&assignment, false, TaskReport::default()));
             }
             Step::Replay(at) if !self.sent.is_empty() => {
                 let before = self.world.records.clone();
                 let old = self.sent[at % self.sent.len()].clone();
-                assert_eq!(self.world.finish(old), Some(ResultOutcome::Stale));
+                assert_eq!(self.world.post_result(old), Some(ResultOutcome::Stale));
                 assert_eq!(self.world.records, before, "an old result changed something");
             }
             Step::Crash(index) => {
-                self.write_unheard(|i| i == index);
+                self.write_unreported(|i| i == index);
                 self.held.retain(|(i, _, _)| *i != index);
                 self.incarnations[index] += 1;
-                self.beat_all();
+                self.heartbeat_all();
             }
-            Step::Pass(ms) => self.world.pass(ms),
+            Step::Pass(ms) => self.world.advance(ms),
             Step::Restart => {
                 // Written, and never decided.
                 self.world.lists.values_mut().for_each(|list| list.extend(b"{\"path"));
-                self.world.audit_records(1);
+                self.world.check_records(1);
                 self.world.restart();
             }
             _ => {}
@@ -417,9 +418,9 @@ impl Play {
     }
 
     /// Everybody behaves from now on: the sync must end.
-    fn play_on(&mut self) -> SyncProgress {
+    fn run_to_end(&mut self) -> SyncProgress {
         if self.world.progress("demo").state == SyncState::Paused {
-            self.step(Step::Resume);
+            self.run_step(Step::Resume);
         }
         self.work_until(20_000, |play| play.world.progress("demo").state.is_final());
         self.world.progress("demo")
@@ -428,7 +429,7 @@ impl Play {
     /// All agents do what they are given, for `rounds` rounds at most; a round ends when no agent holds a task.
     fn work_until(&mut self, rounds: usize, is_end: impl Fn(&mut Play) -> bool) {
         (0..4).for_each(|index| self.drain(index, false));
-        self.beat_all();
+        self.heartbeat_all();
         for _ in 0..rounds {
             if is_end(self) {
                 return;
@@ -438,8 +439,8 @@ impl Play {
             }
             if self.held.is_empty() {
                 // Time passes only here, so no heartbeat is due in between.
-                self.world.pass(5_000);
-                self.beat_all();
+                self.world.advance(5_000);
+                self.heartbeat_all();
             }
             while !self.held.is_empty() {
                 self.work(0);
@@ -481,18 +482,18 @@ fn linked(n: u64) -> WorkItem {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
     #[test]
-    fn whatever_dies_every_entry_is_counted_once(
+    fn every_entry_is_counted_once_in_random_histories(
         pages in 1u64..12,
         options in options(),
         steps in prop::collection::vec(step(), 0..250),
     ) {
         let mut play = Play::begin(pages, options.clone());
         for step in steps {
-            play.step(step);
+            play.run_step(step);
         }
-        play.world.audit_records(1);
-        let end = play.play_on();
-        play.world.audit_records(1);
+        play.world.check_records(1);
+        let end = play.run_to_end();
+        play.world.check_records(1);
         let (mut files, mut dirs, mut bytes) = (0, 0, 0);
         for item in (0..pages).flat_map(Play::content) {
             match item {
@@ -523,9 +524,9 @@ proptest! {
             prop_assert!(end.error_counts.values().sum::<u64>() > 0, "{:?}", end);
         }
         let sync = play.world.state.syncs.values().next().unwrap();
-        prop_assert!(!options.dry_run || (sync.reach.is_empty() && sync.writers.is_empty()));
+        prop_assert!(!options.dry_run || (sync.possible_writers.is_empty() && sync.unflushed_writers.is_empty()));
         let list = play.world.lists.get(&sync.no).map_or(&[][..], Vec::as_slice);
-        let lines = list[..sync.listing.length as usize].split(|b| *b == b'\n');
+        let lines = list[..sync.record_log.length as usize].split(|b| *b == b'\n');
         let done: Vec<String> = lines
             .filter(|line| !line.is_empty())
             .map(|line| serde_json::from_slice::<FileRecord>(line).unwrap())
@@ -539,7 +540,7 @@ proptest! {
     }
 
     #[test]
-    fn whenever_a_sync_is_cancelled_or_deleted_nothing_of_it_stays(
+    fn a_cancelled_or_deleted_sync_leaves_nothing_in_random_histories(
         pages in 1u64..12,
         options in options(),
         delete in any::<bool>(),
@@ -547,19 +548,19 @@ proptest! {
         after in prop::collection::vec(step(), 0..60),
     ) {
         let mut play = Play::begin(pages, options);
-        before.into_iter().for_each(|step| play.step(step));
+        before.into_iter().for_each(|step| play.run_step(step));
         let id = || "demo".parse().unwrap();
-        play.world.play(if delete { Event::Delete(id()) } else { Event::Cancel(id()) });
-        after.into_iter().for_each(|step| play.step(step));
-        play.world.audit_records(1);
+        play.world.apply(if delete { Event::DeleteSync(id()) } else { Event::CancelSync(id()) });
+        after.into_iter().for_each(|step| play.run_step(step));
+        play.world.check_records(1);
         // One that was deleted is kept until no worker from which a task was taken may write any more.
         let is_over = |state: &State| {
-            state.tasks.is_empty() && state.syncs.values().all(|sync| sync.lingering.is_none())
+            state.tasks.is_empty() && state.syncs.values().all(|sync| sync.revoked_leases.is_none())
         };
         play.work_until(2_000, |play| is_over(&play.world.state));
         let state = &play.world.state;
         prop_assert!(state.tasks.is_empty() && play.world.blobs.is_empty());
-        prop_assert!(state.syncs.values().all(|s| s.larges.is_empty() && s.state.is_final()));
+        prop_assert!(state.syncs.values().all(|s| s.large_files.is_empty() && s.state.is_final()));
         let pairs = play.world.records.keys().filter(|key| key.starts_with("p/")).count();
         prop_assert_eq!(play.world.records.len() - pairs, 2 - usize::from(delete));
         prop_assert!(!delete || play.world.lists.is_empty());

@@ -1,36 +1,36 @@
 //! The scheduler played against a world of simulated agents, a store that is a map, and a clock that
 //! only moves when told.
 
-mod age;
+mod bandwidth_limits;
+mod basic_cases;
 mod blocked;
-mod cases;
-mod chosen;
 mod counts;
-mod damaged;
+mod damaged_records;
 mod deleter;
 mod dry_run;
-mod failed;
+mod duplicate_agents;
+mod failure_list;
 mod faults;
 mod fidelity;
+mod guide_agents;
 mod histories;
-mod holds;
-mod left;
-mod limits;
-mod listed;
-mod losses;
+mod leftover_files;
+mod listings;
 mod mirror;
-mod moving;
-mod older;
-mod orders;
 mod overlap;
+mod pause;
+mod placement;
 mod reconcile;
-mod retry;
-mod seconds;
-mod short;
+mod resource_shortage;
+mod retention;
+mod retry_sync;
 mod sim;
-mod storage;
+mod stalls_and_quarantine;
+mod storage_paths;
+mod transfer_progress;
 mod unverified;
-mod watched;
+mod worker_admin;
+mod worker_losses;
 
 use super::*;
 use crate::wire::manifest::FileListPart;
@@ -53,12 +53,12 @@ struct World {
     blobs: BTreeMap<String, Vec<u8>>,
     /// The files of the lists, as a spool writes them.
     lists: BTreeMap<SyncNo, Vec<u8>>,
-    answers: BTreeMap<Caller, Reply>,
+    replies: BTreeMap<Caller, Reply>,
     now: Now,
-    callers: u64,
-    seeds: u8,
+    caller_count: u64,
+    seed_count: u8,
     /// The state in which each sync was after the event before.
-    seen: BTreeMap<SyncNo, SyncState>,
+    states_before: BTreeMap<SyncNo, SyncState>,
 }
 
 const START: Now = Now { mono_ms: 1_000, wall_ms: 1_800_000_000_000 };
@@ -72,48 +72,49 @@ impl World {
             records,
             blobs: BTreeMap::new(),
             lists: BTreeMap::new(),
-            answers: BTreeMap::new(),
+            replies: BTreeMap::new(),
             now: START,
-            callers: 0,
-            seeds: 0,
-            seen: BTreeMap::new(),
+            caller_count: 0,
+            seed_count: 0,
+            states_before: BTreeMap::new(),
         }
     }
 
     /// Plays an event; its reply, unless it waits.
-    fn play(&mut self, event: Event) -> Option<Reply> {
-        self.callers += 1;
-        let caller = Caller(self.callers);
+    fn apply(&mut self, event: Event) -> Option<Reply> {
+        self.caller_count += 1;
+        let caller = Caller(self.caller_count);
         let effects = self.state.apply(event, Some(caller), self.now);
         let mut reads = vec![];
         for effect in effects {
             match effect {
                 Effect::ReadEntries { task, key } => reads.push((task, key)),
-                Effect::Put(key) | Effect::Delete(key) => match self.state.record(&key) {
+                Effect::PutRecord(key) | Effect::DeleteRecord(key) => match self.state.record(&key)
+                {
                     Some(value) => drop(self.records.insert(key, value)),
                     None => drop(self.records.remove(&key)),
                 },
                 Effect::PutBlob(key, value) => drop(self.blobs.insert(key, value)),
                 Effect::DeleteBlob(key) => drop(self.blobs.remove(&key)),
-                Effect::Append { sync, at, bytes } => {
+                Effect::AppendFileRecords { sync, at, bytes } => {
                     let list = self.lists.entry(sync).or_default();
                     assert!(at as usize <= list.len(), "a gap in a list");
                     list.truncate(at as usize);
                     list.extend(bytes);
                 }
-                Effect::DropListing(sync) => drop(self.lists.remove(&sync)),
+                Effect::DeleteFileRecords(sync) => drop(self.lists.remove(&sync)),
                 Effect::Reply(to, reply) => {
-                    assert!(self.answers.insert(to, reply).is_none(), "answered twice");
+                    assert!(self.replies.insert(to, reply).is_none(), "answered twice");
                 }
             }
         }
-        self.audit();
-        self.audit_edges();
+        self.check_invariants();
+        self.check_state_edges();
         for (task, key) in reads {
             let entries = self.entries(task, &key);
-            self.play(Event::Entries { task, entries });
+            self.apply(Event::ManifestEntries { task, entries });
         }
-        self.answers.remove(&caller)
+        self.replies.remove(&caller)
     }
 
     /// What the owner reads of a manifest; of one that is none as many entries as its task has.
@@ -140,15 +141,15 @@ impl World {
         (0..files + dirs).map(single).collect()
     }
 
-    /// Each sync is where it was, or went along an edge of the picture at [`sync_no::Sync`].
-    fn audit_edges(&mut self) {
+    /// Each sync is where it was, or went along an edge of the picture at [`sync_no::SyncJob`].
+    fn check_state_edges(&mut self) {
         use SyncState::{Cancelled, Completed, Failed, Progress, Queued};
-        let before = std::mem::take(&mut self.seen);
+        let before = std::mem::take(&mut self.states_before);
         for sync in self.state.syncs.values() {
             let is_edge = match (before.get(&sync.no), sync.state) {
                 (Some(before), now) if *before == now => true,
                 // A poll may wait for it. A world may begin with records.
-                (None, now) => matches!(now, Queued | Progress) || self.callers == 1,
+                (None, now) => matches!(now, Queued | Progress) || self.caller_count == 1,
                 (Some(Queued), now) => matches!(now, Progress | Cancelled),
                 (Some(Progress), now) => matches!(now, Completed | Failed | Cancelled),
                 (Some(_), _) => false,
@@ -156,34 +157,37 @@ impl World {
             assert!(is_edge, "{:?} became {:?}", before.get(&sync.no), sync.state);
             assert_eq!(sync.is_active(), !sync.state.is_final(), "{sync:?}");
             assert_eq!(sync.state.is_final(), sync.ended_ms.is_some(), "{sync:?}");
-            self.seen.insert(sync.no, sync.state);
+            self.states_before.insert(sync.no, sync.state);
         }
     }
 
     /// What must hold after every event.
-    fn audit(&self) {
-        self.audit_files();
+    fn check_invariants(&self) {
+        self.check_indexes();
         let keys: BTreeSet<String> = self.state.record_keys().into_iter().collect();
         let stored: BTreeSet<String> = self.records.keys().cloned().collect();
         if !stored.is_empty() {
             assert_eq!(keys, stored, "the store holds just the records that there are");
         }
-        self.audit_records(1 + self.records.len() / 8);
+        self.check_records(1 + self.records.len() / 8);
         for task in self.state.tasks.values() {
             let sync = &self.state.syncs[&task.sync];
             assert!(sync.tasks.contains(&task.id));
-            assert!(task.blob.iter().all(|b| self.blobs.contains_key(b)), "{task:?} has no blob");
+            assert!(
+                task.manifest_key.iter().all(|b| self.blobs.contains_key(b)),
+                "{task:?} has no blob"
+            );
             if let Some(lease) = task.lease() {
-                assert_eq!(self.state.leases.get(&lease.assignment), Some(&task.id));
+                assert_eq!(self.state.lease_index.get(&lease.assignment), Some(&task.id));
             }
         }
         let leased = self.state.tasks.values().filter(|t| t.lease().is_some()).count();
-        assert_eq!(leased, self.state.leases.all().count());
+        assert_eq!(leased, self.state.lease_index.leased_tasks().count());
         let workers = self.state.tasks.values().filter_map(|t| Some((t.lease()?, t.id)));
         for (lease, id) in workers {
-            assert!(self.state.leases.of(&lease.worker).any(|held| held == id));
+            assert!(self.state.lease_index.held_by(&lease.worker).any(|held| held == id));
         }
-        self.audit_overlaps();
+        self.check_overlaps();
         for sync in self.state.syncs.values() {
             let c = &sync.counters;
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
@@ -191,74 +195,82 @@ impl World {
             let steps: u64 = c.failed_steps.values().sum();
             let errors: u64 = sync.error_counts.values().sum();
             assert_eq!(errors, c.files_failed + c.dirs_failed + steps, "each failure counts once");
-            let pages = sync.failed_pages();
+            let pages = sync.failure_pages();
             let stored =
                 pages.keys.iter().map(|key| self.blobs.get(key).expect("a page of failures"));
-            let lines = stored.flat_map(|page| failures_of(page).unwrap());
+            let lines = stored.flat_map(|page| decode_failures(page).unwrap());
             let entries: u64 = lines.map(|line| line.batch.map_or(1, |batch| batch.entries)).sum();
             assert!(
-                sync.failed_keys().all(|key| self.blobs.contains_key(&key)),
+                sync.failure_blob_keys().all(|key| self.blobs.contains_key(&key)),
                 "all of it is kept"
             );
             assert_eq!(entries, pages.listed, "the stored pages list what is counted as listed");
             assert_eq!(
-                pages.listed + sync.failed.unlisted,
+                pages.listed + sync.failure_list.unlisted_count,
                 errors,
                 "each failure is listed, or counted"
             );
-            assert!(sync.larges.values().all(|l| self.blobs.contains_key(&l.blob)));
-            assert!(sync.is_active() || sync.groups.is_empty(), "nobody asks for groups any more");
+            assert!(sync.large_files.values().all(|l| self.blobs.contains_key(&l.manifest_key)));
+            assert!(
+                sync.is_active() || sync.hardlink_groups.is_empty(),
+                "nobody asks for groups any more"
+            );
             let written = self.lists.get(&sync.no).map_or(0, Vec::len) as u64;
-            assert!(sync.listing.length <= written, "lines are counted that were not written");
+            assert!(sync.record_log.length <= written, "lines are counted that were not written");
         }
     }
 
     /// Each record is stored as it is: one in `every` of them, others after each event. To write all of them after
     /// each event takes most of the time of a long history.
-    fn audit_records(&self, every: usize) {
-        let first = self.callers as usize % every;
+    fn check_records(&self, every: usize) {
+        let first = self.caller_count as usize % every;
         for (key, value) in self.records.iter().skip(first).step_by(every) {
             assert_eq!(self.state.record(key).as_ref(), Some(value), "{key} is stored as it is");
         }
     }
 
     /// Of two syncs that conflict only one has begun; one that waits, waits for an earlier one.
-    fn audit_overlaps(&self) {
+    fn check_overlaps(&self) {
         let begun = || self.state.syncs.values().filter(|s| s.state == SyncState::Progress);
         for later in begun() {
-            assert!(!self.state.waits_for_overlap(later.no), "{} has begun and waits", later.id);
+            assert!(
+                !self.state.is_waiting_for_overlap(later.no),
+                "{} has begun and waits",
+                later.id
+            );
             for earlier in begun().filter(|earlier| earlier.no < later.no) {
-                let conflict = super::overlap::conflict(earlier, later);
+                let conflict = super::overlap::find_conflict(earlier, later);
                 assert_eq!(conflict, None, "{} and {} run at once", earlier.id, later.id);
             }
         }
     }
 
     fn restart(&mut self) {
-        self.seeds += 1;
+        self.seed_count += 1;
         self.state =
-            State::load(Settings::default(), [self.seeds; 32], &self.records, self.now).unwrap();
-        self.answers.clear();
-        self.play(Event::Tick);
+            State::load(Settings::default(), [self.seed_count; 32], &self.records, self.now)
+                .unwrap();
+        self.replies.clear();
+        self.apply(Event::Tick);
     }
 
-    fn pass(&mut self, ms: u64) {
+    fn advance(&mut self, ms: u64) {
         // In steps, as the owner does: one great leap would mean that the master slept.
         for step in std::iter::repeat_n(5_000, (ms / 5_000) as usize).chain([ms % 5_000]) {
             self.now.mono_ms += step;
             self.now.wall_ms += step as i64;
-            self.play(Event::Tick);
+            self.apply(Event::Tick);
         }
     }
 
     /// So many days pass at once.
-    fn leap(&mut self, days: u64) {
+    fn skip_days(&mut self, days: u64) {
         self.now.mono_ms += days * 24 * 3_600_000;
         self.now.wall_ms += days as i64 * 24 * 3_600_000;
     }
 
     fn submit(&mut self, id: &str, source: &str, destination: &str) {
-        let reply = self.play(Event::Submit {
+        let reply = self.apply(Event::Submit {
             request: request(Some(id), source, destination),
             list: None,
             idempotency: None,
@@ -266,13 +278,19 @@ impl World {
         assert!(matches!(reply, Some(Reply::Submitted(_))), "{reply:?}");
     }
 
-    fn beat(&mut self, worker: &str, incarnation: &str, paths: &[&str], in_hand: &[AssignmentId]) {
+    fn heartbeat(
+        &mut self,
+        worker: &str,
+        incarnation: &str,
+        paths: &[&str],
+        in_hand: &[AssignmentId],
+    ) {
         let beat = heartbeat(worker, Some(incarnation), paths, in_hand);
-        assert!(matches!(self.play(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
+        assert!(matches!(self.apply(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
     }
 
     fn poll(&mut self, worker: &str, incarnation: &str) -> Option<Assignment> {
-        let reply = self.play(Event::Poll {
+        let reply = self.apply(Event::Poll {
             worker: worker.parse().unwrap(),
             incarnation: Some(incarnation.to_owned()),
             poll_id: None,
@@ -284,23 +302,23 @@ impl World {
         }
     }
 
-    fn post(&mut self, a: &Assignment, page: ScanPage) -> PageAction {
+    fn post_page(&mut self, a: &Assignment, page: ScanPage) -> PageAction {
         let event = Event::Page { worker: a.worker_id.clone(), assignment: a.assignment_id, page };
-        match self.play(event) {
+        match self.apply(event) {
             Some(Reply::Page(reply)) => reply.action,
             other => panic!("{other:?}"),
         }
     }
 
-    fn finish(&mut self, result: TaskResult) -> Option<ResultOutcome> {
-        match self.play(Event::Result(result)) {
+    fn post_result(&mut self, result: TaskResult) -> Option<ResultOutcome> {
+        match self.apply(Event::Result(result)) {
             Some(Reply::Result(reply)) => reply.outcome,
             other => panic!("{other:?}"),
         }
     }
 
     fn progress(&mut self, id: &str) -> SyncProgress {
-        match self.play(Event::Progress(id.parse().unwrap())) {
+        match self.apply(Event::GetProgress(id.parse().unwrap())) {
             Some(Reply::Progress(progress)) => *progress,
             other => panic!("{other:?}"),
         }
@@ -350,7 +368,7 @@ fn heartbeat(
 }
 
 /// A storage path that is reported as not served.
-fn unavailable(path: &str) -> UnavailablePath {
+fn unavailable_path(path: &str) -> UnavailablePath {
     UnavailablePath { path: AbsPath::new(path).unwrap(), reason: "it does not answer".to_owned() }
 }
 
@@ -386,11 +404,11 @@ fn all_done(a: &Assignment, writer: &str) -> TaskReport {
     }
 }
 
-fn batch(files: u64, dirs: u64) -> WorkItem {
+fn copy_item(files: u64, dirs: u64) -> WorkItem {
     WorkItem::Copy { manifest: Base64Bytes(vec![1; 10]), files, dirs, bytes: files * 10 }
 }
 
-fn large(ranges: u64) -> WorkItem {
+fn large_item(ranges: u64) -> WorkItem {
     let size = (ranges << 20) - 5;
     WorkItem::Large {
         manifest: Base64Bytes(vec![2; 10]),
@@ -401,7 +419,7 @@ fn large(ranges: u64) -> WorkItem {
 }
 
 /// A large file with a real manifest.
-fn real_large(path: &str) -> WorkItem {
+fn large_with_manifest(path: &str) -> WorkItem {
     use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
     let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
     let path = RelPath::new(path).unwrap();
@@ -435,7 +453,7 @@ fn page(a: &Assignment, number: u64, work: Vec<WorkItem>, next: Option<TaskSpec>
     }
 }
 
-fn at(place: &str) -> Option<TaskSpec> {
+fn scan_at(place: &str) -> Option<TaskSpec> {
     let cursor = Cursor { after: RelPath::new(place).unwrap(), skip_contents: false };
     Some(TaskSpec::Scan { dir: RelPath::root(), cursor: Some(cursor) })
 }
@@ -456,8 +474,8 @@ fn error(class: ErrorClass) -> FileError {
 /// A world with a source worker `s`, a destination worker `d` and the sync `demo` whose scan `s` holds.
 fn scanning() -> (World, Assignment) {
     let mut world = World::new();
-    world.beat("s", "1", &["/src"], &[]);
-    world.beat("d", "1", &["/dst"], &[]);
+    world.heartbeat("s", "1", &["/src"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
     world.submit("demo", "/src/a", "/dst/b");
     let scan = world.poll("s", "1").expect("the scan");
     assert!(matches!(scan.task, TaskSpec::Scan { .. }));
@@ -467,13 +485,13 @@ fn scanning() -> (World, Assignment) {
 fn submit_with(world: &mut World, id: &str, options: SyncOptions) {
     let request = SyncRequest { options, ..request(Some(id), "/src/a", "/dst/b") };
     let event = Event::Submit { request, list: None, idempotency: None };
-    assert!(matches!(world.play(event), Some(Reply::Submitted(_))));
+    assert!(matches!(world.apply(event), Some(Reply::Submitted(_))));
 }
 
 fn scanning_with(options: SyncOptions) -> (World, Assignment) {
     let mut world = World::new();
-    world.beat("s", "1", &["/src"], &[]);
-    world.beat("d", "1", &["/dst"], &[]);
+    world.heartbeat("s", "1", &["/src"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
     submit_with(&mut world, "demo", options);
     let scan = world.poll("s", "1").expect("the scan");
     (world, scan)
@@ -483,7 +501,7 @@ fn mirror(delete: DeleteOptions) -> SyncOptions {
     SyncOptions { delete: Some(delete), ..SyncOptions::default() }
 }
 
-fn next(world: &mut World, worker: &str, kind: &str) -> Assignment {
+fn poll_kind(world: &mut World, worker: &str, kind: &str) -> Assignment {
     let task = world.poll(worker, "1").unwrap_or_else(|| {
         panic!("no {kind}: {:?}", world.progress("demo"));
     });
@@ -491,22 +509,22 @@ fn next(world: &mut World, worker: &str, kind: &str) -> Assignment {
     task
 }
 
-fn done(world: &mut World, worker: &str, kind: &str) -> Assignment {
-    let task = next(world, worker, kind);
-    world.finish(result(&task, true, all_done(&task, "d")));
+fn complete_kind(world: &mut World, worker: &str, kind: &str) -> Assignment {
+    let task = poll_kind(world, worker, kind);
+    world.post_result(result(&task, true, all_done(&task, "d")));
     task
 }
 
 /// A poll that waits; who is to get its answer.
-fn wait(world: &mut World, worker: &str, wait_ms: u64) -> Caller {
-    let answer = world.play(Event::Poll {
+fn start_poll(world: &mut World, worker: &str, wait_ms: u64) -> Caller {
+    let answer = world.apply(Event::Poll {
         worker: worker.parse().unwrap(),
         incarnation: Some("1".to_owned()),
         poll_id: None,
         wait_ms,
     });
     assert_eq!(answer, None);
-    Caller(world.callers)
+    Caller(world.caller_count)
 }
 
 /// The sync `demo` has ended as it should.
@@ -520,18 +538,18 @@ fn claims(world: &World, a: &Assignment) -> Claims {
     verifier.verify(&a.ticket, world.now.wall_ms / 1000).unwrap()
 }
 
-fn rooted(a: &Assignment, file_system: &str, empty: bool, work: Vec<WorkItem>) -> ScanPage {
+fn first_page(a: &Assignment, file_system: &str, empty: bool, work: Vec<WorkItem>) -> ScanPage {
     let root = RootState { file_system: file_system.into(), empty };
     ScanPage { root: Some(root), ..page(a, 0, work, None) }
 }
 
-fn pruned(a: &Assignment, seen: u64, extra: u64) -> ScanPage {
+fn prune_page(a: &Assignment, seen: u64, extra: u64) -> ScanPage {
     let pruned = PruneReport { checked: seen, extraneous: extra, bytes: extra.saturating_mul(10) };
     ScanPage { pruned: Some(pruned), ..page(a, 0, vec![], None) }
 }
 
-fn named(ranges: u64, name: u8) -> WorkItem {
-    let WorkItem::Large { manifest, size, range_length, .. } = large(ranges) else { panic!() };
+fn large_in_group(ranges: u64, name: u8) -> WorkItem {
+    let WorkItem::Large { manifest, size, range_length, .. } = large_item(ranges) else { panic!() };
     WorkItem::Large { manifest, size, range_length, hardlink_group: Some(Digest([name; 32])) }
 }
 
@@ -542,7 +560,7 @@ fn record(path: &str, state: FileState) -> FileRecord {
 
 fn listed(world: &mut World) -> Vec<String> {
     let sync = world.state.syncs.values().next().unwrap();
-    let text = world.lists.get(&sync.no).map(|l| &l[..sync.listing.length as usize]);
+    let text = world.lists.get(&sync.no).map(|l| &l[..sync.record_log.length as usize]);
     let lines = text.unwrap_or_default().split(|b| *b == b'\n').filter(|l| !l.is_empty());
     lines
         .map(|l| serde_json::from_slice::<FileRecord>(l).unwrap())

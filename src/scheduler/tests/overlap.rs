@@ -5,54 +5,54 @@ use crate::wire::sync::SubmitReply;
 
 fn world() -> World {
     let mut world = World::new();
-    beat(&mut world);
+    send_heartbeat(&mut world);
     world
 }
 
-fn beat(world: &mut World) {
-    world.beat("s", "1", &["/"], &[]);
+fn send_heartbeat(world: &mut World) {
+    world.heartbeat("s", "1", &["/"], &[]);
 }
 
 fn submit(world: &mut World, id: &str, paths: (&str, &str), options: SyncOptions) -> SubmitReply {
     let request = SyncRequest { options, ..request(Some(id), paths.0, paths.1) };
-    match world.play(Event::Submit { request, list: None, idempotency: None }) {
+    match world.apply(Event::Submit { request, list: None, idempotency: None }) {
         Some(Reply::Submitted(submitted)) => submitted,
         other => panic!("{other:?}"),
     }
 }
 
-fn plain(world: &mut World, id: &str, paths: (&str, &str)) -> SubmitReply {
+fn submit_plain(world: &mut World, id: &str, paths: (&str, &str)) -> SubmitReply {
     submit(world, id, paths, SyncOptions::default())
 }
 
-fn beside() -> SyncOptions {
+fn overlap_allowed() -> SyncOptions {
     SyncOptions { allow_overlap: true, ..SyncOptions::default() }
 }
 
 /// The next assignment of `s`, which must be of the sync `id`.
-fn take(world: &mut World, id: &str) -> Assignment {
+fn poll_sync(world: &mut World, id: &str) -> Assignment {
     let task = world.poll("s", "1").unwrap_or_else(|| panic!("{:?}", world.progress(id)));
     assert_eq!(task.request_id.as_str(), id);
     task
 }
 
 /// Why `id` has not begun.
-fn waits(world: &mut World, id: &str) -> String {
+fn overlap_reason(world: &mut World, id: &str) -> String {
     let progress = world.progress(id);
     assert_eq!(progress.state, SyncState::Queued, "{progress:?}");
     progress.reason.unwrap()
 }
 
 fn change(world: &mut World, event: fn(crate::wire::RequestId) -> Event, id: &str) {
-    let reply = world.play(event(id.parse().unwrap()));
+    let reply = world.apply(event(id.parse().unwrap()));
     assert!(matches!(reply, Some(Reply::Progress(_) | Reply::Deleted { .. })), "{reply:?}");
 }
 
 /// Time passes, and `s` is there with what it holds.
-fn pass(world: &mut World, ms: u64, in_hand: &[AssignmentId]) {
+fn advance(world: &mut World, ms: u64, in_hand: &[AssignmentId]) {
     for _ in 0..ms / 5_000 {
-        world.pass(5_000);
-        world.beat("s", "1", &["/"], in_hand);
+        world.advance(5_000);
+        world.heartbeat("s", "1", &["/"], in_hand);
     }
 }
 
@@ -76,25 +76,25 @@ fn a_sync_waits_for_each_way_in_which_paths_conflict_and_for_no_other() {
         (("/s/b", "/s/aa"), ""),
     ] {
         let mut world = world();
-        plain(&mut world, "a", a);
-        let scan = take(&mut world, "a");
-        let submitted = plain(&mut world, "b", b);
+        submit_plain(&mut world, "a", a);
+        let scan = poll_sync(&mut world, "a");
+        let submitted = submit_plain(&mut world, "b", b);
         if expected.is_empty() {
             assert_eq!(submitted.note, None, "{b:?}");
-            take(&mut world, "b");
+            poll_sync(&mut world, "b");
             continue;
         }
         let reason = format!("waits for sync a, which {expected}");
         assert_eq!(submitted.note.as_deref(), Some(reason.as_str()), "{b:?}");
         assert_eq!(world.poll("s", "1"), None, "{b:?}");
-        assert_eq!(waits(&mut world, "b"), reason);
+        assert_eq!(overlap_reason(&mut world, "b"), reason);
         // It waits also under a master that starts anew, and begins when the first one has ended.
         world.restart();
-        beat(&mut world);
-        assert_eq!(waits(&mut world, "b"), reason);
-        world.post(&scan, page(&scan, 0, vec![], None));
+        send_heartbeat(&mut world);
+        assert_eq!(overlap_reason(&mut world, "b"), reason);
+        world.post_page(&scan, page(&scan, 0, vec![], None));
         assert_eq!(world.progress("a").state, SyncState::Completed);
-        take(&mut world, "b");
+        poll_sync(&mut world, "b");
     }
 }
 
@@ -102,83 +102,86 @@ fn a_sync_waits_for_each_way_in_which_paths_conflict_and_for_no_other() {
 fn syncs_that_conflict_run_in_the_order_in_which_they_were_submitted() {
     let mut world = world();
     world.state.settings.max_active_syncs = 1;
-    plain(&mut world, "a", ("/raw", "/staging"));
-    plain(&mut world, "b", ("/staging", "/archive"));
-    plain(&mut world, "c", ("/archive", "/raw"));
-    plain(&mut world, "other", ("/p", "/q"));
-    assert_eq!(waits(&mut world, "c"), "waits for sync a, which reads /raw and is QUEUED");
+    submit_plain(&mut world, "a", ("/raw", "/staging"));
+    submit_plain(&mut world, "b", ("/staging", "/archive"));
+    submit_plain(&mut world, "c", ("/archive", "/raw"));
+    submit_plain(&mut world, "other", ("/p", "/q"));
+    assert_eq!(overlap_reason(&mut world, "c"), "waits for sync a, which reads /raw and is QUEUED");
     for id in ["a", "b", "c"] {
-        let scan = take(&mut world, id);
+        let scan = poll_sync(&mut world, id);
         // Those that wait take no turn of others.
         world.state.settings.max_active_syncs = 2;
         if id == "a" {
-            let other = take(&mut world, "other");
-            world.post(&other, page(&other, 0, vec![], None));
+            let other = poll_sync(&mut world, "other");
+            world.post_page(&other, page(&other, 0, vec![], None));
         }
         assert_eq!(world.poll("s", "1"), None);
-        world.post(&scan, page(&scan, 0, vec![], None));
+        world.post_page(&scan, page(&scan, 0, vec![], None));
     }
     assert_eq!(world.progress("c").state, SyncState::Completed);
 }
 
 #[test]
-fn a_poll_that_waits_gets_the_next_sync_when_the_first_one_ends() {
+fn a_waiting_poll_gets_the_next_sync_when_the_first_ends() {
     let mut world = world();
-    plain(&mut world, "a", ("/a", "/d"));
-    plain(&mut world, "b", ("/b", "/d"));
-    let scan = take(&mut world, "a");
-    let poll = wait(&mut world, "s", 60_000);
-    world.post(&scan, page(&scan, 0, vec![], None));
-    let answer = world.answers.remove(&poll);
+    submit_plain(&mut world, "a", ("/a", "/d"));
+    submit_plain(&mut world, "b", ("/b", "/d"));
+    let scan = poll_sync(&mut world, "a");
+    let poll = start_poll(&mut world, "s", 60_000);
+    world.post_page(&scan, page(&scan, 0, vec![], None));
+    let answer = world.replies.remove(&poll);
     let Some(Reply::Assignment(Some(next))) = answer else { panic!("{answer:?}") };
     assert_eq!(next.request_id.as_str(), "b");
 }
 
 #[test]
-fn a_paused_sync_holds_its_paths_and_says_so() {
+fn a_paused_sync_keeps_its_paths_and_reports_it() {
     let mut world = world();
-    plain(&mut world, "a", ("/a", "/d"));
-    let scan = take(&mut world, "a");
-    plain(&mut world, "b", ("/b", "/d"));
-    change(&mut world, Event::Pause, "a");
-    assert_eq!(waits(&mut world, "b"), "waits for sync a, which writes to /d and is PAUSED");
+    submit_plain(&mut world, "a", ("/a", "/d"));
+    let scan = poll_sync(&mut world, "a");
+    submit_plain(&mut world, "b", ("/b", "/d"));
+    change(&mut world, Event::PauseSync, "a");
+    assert_eq!(
+        overlap_reason(&mut world, "b"),
+        "waits for sync a, which writes to /d and is PAUSED"
+    );
     assert_eq!(world.poll("s", "1"), None);
-    change(&mut world, Event::Resume, "a");
-    world.post(&scan, page(&scan, 0, vec![], None));
-    take(&mut world, "b");
+    change(&mut world, Event::ResumeSync, "a");
+    world.post_page(&scan, page(&scan, 0, vec![], None));
+    poll_sync(&mut world, "b");
 }
 
 #[test]
-fn a_sync_that_is_stopped_holds_its_destination_until_its_workers_have_stopped_too() {
+fn a_cancelled_sync_keeps_its_destination_until_its_leases_end() {
     for (event, restart) in [
-        (Event::Cancel as fn(_) -> _, false),
-        (Event::Cancel, true),
-        (Event::Delete, false),
-        (Event::Delete, true),
+        (Event::CancelSync as fn(_) -> _, false),
+        (Event::CancelSync, true),
+        (Event::DeleteSync, false),
+        (Event::DeleteSync, true),
     ] {
         let mut world = world();
-        plain(&mut world, "a", ("/a", "/d"));
-        let scan = take(&mut world, "a");
-        world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
-        let copy = take(&mut world, "a");
-        plain(&mut world, "b", ("/b", "/d"));
-        plain(&mut world, "c", ("/b", "/a"));
-        pass(&mut world, 10_000, &[copy.assignment_id]);
+        submit_plain(&mut world, "a", ("/a", "/d"));
+        let scan = poll_sync(&mut world, "a");
+        world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
+        let copy = poll_sync(&mut world, "a");
+        submit_plain(&mut world, "b", ("/b", "/d"));
+        submit_plain(&mut world, "c", ("/b", "/a"));
+        advance(&mut world, 10_000, &[copy.assignment_id]);
         change(&mut world, event, "a");
         // The worker was not informed: its lease has 30 s from the last heartbeat. What was only read is free.
-        let scan = take(&mut world, "c");
-        world.post(&scan, page(&scan, 0, vec![], None));
-        let reason = waits(&mut world, "b");
+        let scan = poll_sync(&mut world, "c");
+        world.post_page(&scan, page(&scan, 0, vec![], None));
+        let reason = overlap_reason(&mut world, "b");
         assert!(reason.starts_with("waits for sync a, which writes to /d until"), "{reason}");
-        world.pass(25_000);
+        world.advance(25_000);
         if restart {
             world.restart();
-            world.pass(25_000);
+            world.advance(25_000);
         }
-        beat(&mut world);
+        send_heartbeat(&mut world);
         assert_eq!(world.poll("s", "1"), None, "a worker may still write for `a`");
-        world.pass(6_000);
-        beat(&mut world);
+        world.advance(6_000);
+        send_heartbeat(&mut world);
         let tasks = [world.poll("s", "1"), world.poll("s", "1")];
         let of = |id: &str| tasks.iter().flatten().any(|task| task.request_id.as_str() == id);
         assert!(of("b"), "{tasks:?}");
@@ -186,48 +189,48 @@ fn a_sync_that_is_stopped_holds_its_destination_until_its_workers_have_stopped_t
 }
 
 #[test]
-fn a_task_that_was_taken_away_keeps_others_out_also_when_its_sync_ends_first() {
+fn a_revoked_task_blocks_others_also_when_its_sync_ends_first() {
     let mut world = world();
-    world.beat("t", "1", &["/"], &[]);
-    plain(&mut world, "a", ("/a", "/d"));
-    let scan = take(&mut world, "a");
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0)], None));
-    take(&mut world, "a");
-    plain(&mut world, "b", ("/b", "/d"));
+    world.heartbeat("t", "1", &["/"], &[]);
+    submit_plain(&mut world, "a", ("/a", "/d"));
+    let scan = poll_sync(&mut world, "a");
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
+    poll_sync(&mut world, "a");
+    submit_plain(&mut world, "b", ("/b", "/d"));
     let worker = "s".parse().unwrap();
-    world.play(Event::Reassign { id: "a".parse().unwrap(), worker });
+    world.apply(Event::ReassignTasks { id: "a".parse().unwrap(), worker });
     for kind in ["copy", "flush"] {
         let task = world.poll("t", "1").unwrap();
         assert_eq!(task.task.kind(), kind);
-        world.finish(result(&task, true, all_done(&task, "t")));
+        world.post_result(result(&task, true, all_done(&task, "t")));
     }
     for _ in 0..3 {
         if let Some(flush) = world.poll("s", "1") {
-            world.finish(result(&flush, true, all_done(&flush, "s")));
+            world.post_result(result(&flush, true, all_done(&flush, "s")));
         }
     }
     assert_eq!(world.progress("a").state, SyncState::Completed);
     assert_eq!(world.poll("t", "1"), None, "`s` may still write");
-    pass(&mut world, 35_000, &[]);
-    take(&mut world, "b");
+    advance(&mut world, 35_000, &[]);
+    poll_sync(&mut world, "b");
 }
 
 #[test]
 fn two_syncs_run_at_once_where_that_is_allowed_and_neither_is_a_mirror() {
     let deletes = || mirror(DeleteOptions::default());
     for (first, second, at_once) in [
-        (SyncOptions::default(), beside(), true),
-        (beside(), beside(), true),
-        (beside(), SyncOptions::default(), false),
-        (deletes(), beside(), false),
+        (SyncOptions::default(), overlap_allowed(), true),
+        (overlap_allowed(), overlap_allowed(), true),
+        (overlap_allowed(), SyncOptions::default(), false),
+        (deletes(), overlap_allowed(), false),
         (SyncOptions::default(), SyncOptions { allow_overlap: true, ..deletes() }, false),
         (SyncOptions { dry_run: true, ..deletes() }, SyncOptions::default(), true),
         (deletes(), SyncOptions { dry_run: true, ..deletes() }, false),
-        (SyncOptions::default(), SyncOptions { dry_run: true, ..beside() }, true),
+        (SyncOptions::default(), SyncOptions { dry_run: true, ..overlap_allowed() }, true),
     ] {
         let mut world = world();
         submit(&mut world, "a", ("/a", "/d"), first);
-        take(&mut world, "a");
+        poll_sync(&mut world, "a");
         submit(&mut world, "b", ("/b", "/d"), second.clone());
         let next = world.poll("s", "1");
         assert_eq!(next.is_some(), at_once, "{second:?}");
@@ -236,30 +239,30 @@ fn two_syncs_run_at_once_where_that_is_allowed_and_neither_is_a_mirror() {
         assert!(!told, "the scheduler alone decides by it");
     }
     let mut world = World::new();
-    world.play(Event::Heartbeat(heartbeat("s", None, &["/"], &[])));
-    submit(&mut world, "a", ("/a", "/d"), beside());
+    world.apply(Event::Heartbeat(heartbeat("s", None, &["/"], &[])));
+    submit(&mut world, "a", ("/a", "/d"), overlap_allowed());
     let poll =
         Event::Poll { worker: "s".parse().unwrap(), incarnation: None, poll_id: None, wait_ms: 0 };
-    assert!(matches!(world.play(poll), Some(Reply::Assignment(Some(_)))));
+    assert!(matches!(world.apply(poll), Some(Reply::Assignment(Some(_)))));
 }
 
 #[test]
 fn the_same_request_again_waits_and_the_answer_names_the_first_one() {
     let names = |name: &str| vec![FileListPart { paths: vec![RelPath::new(name).unwrap()] }];
     let mut world = world();
-    assert_eq!(plain(&mut world, "a", ("/a", "/d")).note, None);
-    take(&mut world, "a");
-    let again = plain(&mut world, "again", ("/a", "/d"));
+    assert_eq!(submit_plain(&mut world, "a", ("/a", "/d")).note, None);
+    poll_sync(&mut world, "a");
+    let again = submit_plain(&mut world, "again", ("/a", "/d"));
     assert_eq!(again.note.unwrap(), "same as sync a, which is PROGRESS");
-    assert_eq!(waits(&mut world, "again"), "waits for sync a, which writes to /d");
-    change(&mut world, Event::Pause, "a");
+    assert_eq!(overlap_reason(&mut world, "again"), "waits for sync a, which writes to /d");
+    change(&mut world, Event::PauseSync, "a");
     let other = submit(&mut world, "other", ("/a", "/d"), mirror(DeleteOptions::default()));
     assert!(other.note.unwrap().starts_with("waits for sync a, which writes to /d"));
     let mut notes = Vec::new();
     for (id, name) in [("l1", "x"), ("l2", "y"), ("l3", "x")] {
         let request = request(Some(id), "/l", "/m");
         let list = Some(names(name));
-        match world.play(Event::Submit { request, list, idempotency: None }) {
+        match world.apply(Event::Submit { request, list, idempotency: None }) {
             Some(Reply::Submitted(submitted)) => notes.push(submitted.note.unwrap_or_default()),
             other => panic!("{other:?}"),
         }

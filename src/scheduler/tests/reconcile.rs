@@ -5,8 +5,8 @@ use crate::wire::admin::ReconcileReply;
 
 fn reconcile(world: &mut World) -> ReconcileReply {
     let records = world.records.keys().cloned().collect();
-    let stored = Stored { records, blobs: world.blobs.keys().cloned().collect() };
-    match world.play(Event::Reconcile(stored)) {
+    let stored = StoredKeys { records, blobs: world.blobs.keys().cloned().collect() };
+    match world.apply(Event::Reconcile(stored)) {
         Some(Reply::Reconciled(done)) => *done,
         other => panic!("{other:?}"),
     }
@@ -15,23 +15,26 @@ fn reconcile(world: &mut World) -> ReconcileReply {
 /// The sync `demo` of two batches and a large file.
 fn copying() -> World {
     let (mut world, scan) = scanning();
-    world.post(&scan, page(&scan, 0, vec![batch(1, 0), batch(1, 0), large(3)], None));
+    world.post_page(
+        &scan,
+        page(&scan, 0, vec![copy_item(1, 0), copy_item(1, 0), large_item(3)], None),
+    );
     world
 }
 
 #[test]
-fn what_fits_together_is_left_as_it_is() {
+fn a_consistent_state_is_left_unchanged() {
     let mut world = copying();
-    let held = next(&mut world, "s", "copy");
+    let held = poll_kind(&mut world, "s", "copy");
     let before = (world.records.clone(), world.blobs.clone());
     assert_eq!(reconcile(&mut world), ReconcileReply::default());
     assert_eq!((world.records.clone(), world.blobs.clone()), before);
     let late = result(&held, true, all_done(&held, "d"));
-    assert_eq!(world.finish(late), Some(ResultOutcome::Applied));
+    assert_eq!(world.post_result(late), Some(ResultOutcome::Applied));
 }
 
 #[test]
-fn what_belongs_to_nothing_is_dropped_and_what_is_missing_is_written_again() {
+fn orphaned_keys_are_dropped_and_missing_records_are_written_again() {
     let mut world = copying();
     // Put there behind the back of the master, which a look at everything would notice.
     let stray = |kind: &str| format!("{kind}/99/7");
@@ -41,12 +44,12 @@ fn what_belongs_to_nothing_is_dropped_and_what_is_missing_is_written_again() {
     records.extend([stray("t"), stray("l")]);
     let mut blobs: BTreeSet<String> = world.blobs.keys().cloned().collect();
     blobs.insert(stray("m"));
-    let event = Event::Reconcile(Stored { records, blobs });
+    let event = Event::Reconcile(StoredKeys { records, blobs });
     let effects = world.state.apply(event, Some(Caller(999)), world.now);
     let mut wanted = vec![
-        Effect::Delete(stray("l")),
-        Effect::Delete(stray("t")),
-        Effect::Put(gone),
+        Effect::DeleteRecord(stray("l")),
+        Effect::DeleteRecord(stray("t")),
+        Effect::PutRecord(gone),
         Effect::DeleteBlob(stray("m")),
     ];
     let last = effects.last().cloned().unwrap();
@@ -57,51 +60,51 @@ fn what_belongs_to_nothing_is_dropped_and_what_is_missing_is_written_again() {
 }
 
 #[test]
-fn failures_and_a_list_that_went_over_to_another_sync_are_left_as_they_are() {
+fn failures_and_a_transferred_name_list_are_left_unchanged() {
     let mut world = World::new();
-    world.beat("s", "1", &["/src"], &[]);
-    world.beat("d", "1", &["/dst"], &[]);
+    world.heartbeat("s", "1", &["/src"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
     let list = Some(vec![FileListPart { paths: vec![RelPath::new("x").unwrap()] }]);
     let request = request(Some("demo"), "/src/a", "/dst/b");
-    world.play(Event::Submit { request, list, idempotency: None });
-    let list = next(&mut world, "s", "list");
+    world.apply(Event::Submit { request, list, idempotency: None });
+    let list = poll_kind(&mut world, "s", "list");
     let errors = vec![error(ErrorClass::Permanent)];
-    world.post(&list, ScanPage { errors, ..page(&list, 0, vec![], None) });
+    world.post_page(&list, ScanPage { errors, ..page(&list, 0, vec![], None) });
     assert_eq!(world.progress("demo").state, SyncState::Failed);
     let id = "demo".parse().unwrap();
-    world.play(Event::Retry { id, new: None, only: None, idempotency: None });
+    world.apply(Event::RetrySync { id, new: None, only: None, idempotency: None });
     assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);
     assert_eq!(reconcile(&mut world), ReconcileReply::default());
     assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);
 }
 
 #[test]
-fn a_sync_whose_manifests_are_gone_begins_anew() {
+fn a_sync_whose_manifests_are_missing_restarts() {
     let mut world = copying();
     let lost = world.blobs.keys().next().cloned().unwrap();
     let records = world.records.keys().cloned().collect();
     let blobs = world.blobs.keys().filter(|key| **key != lost).cloned().collect();
-    let reply = world.play(Event::Reconcile(Stored { records, blobs }));
+    let reply = world.apply(Event::Reconcile(StoredKeys { records, blobs }));
     let Some(Reply::Reconciled(done)) = reply else { panic!("{reply:?}") };
     assert_eq!(done.restarted_syncs, ["demo".parse().unwrap()]);
     assert!(world.blobs.is_empty());
     assert_eq!(world.progress("demo").files_total, 0);
-    next(&mut world, "s", "scan");
+    poll_kind(&mut world, "s", "scan");
 }
 
 #[test]
-fn leases_of_workers_that_nobody_knows_are_freed_but_not_before_they_could_report() {
+fn leases_of_unknown_workers_are_freed_after_a_heartbeat_timeout() {
     let mut world = copying();
-    let held = next(&mut world, "s", "copy");
+    let held = poll_kind(&mut world, "s", "copy");
     world.restart();
-    world.beat("d", "1", &["/dst"], &[]);
-    world.beat("s2", "1", &["/src"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
+    world.heartbeat("s2", "1", &["/src"], &[]);
     assert_eq!(reconcile(&mut world), ReconcileReply::default(), "its heartbeat may be under way");
     world.state.settings.heartbeat_timeout_ms = 10_000;
     for _ in 0..3 {
-        world.beat("d", "1", &["/dst"], &[]);
-        world.beat("s2", "1", &["/src"], &[]);
-        world.pass(5_000);
+        world.heartbeat("d", "1", &["/dst"], &[]);
+        world.heartbeat("s2", "1", &["/src"], &[]);
+        world.advance(5_000);
     }
     let done = reconcile(&mut world);
     assert_eq!(done.requeued_tasks, 1);
@@ -109,5 +112,5 @@ fn leases_of_workers_that_nobody_knows_are_freed_but_not_before_they_could_repor
         (&done.requeued[0].task_id, done.requeued[0].kind.as_str()),
         (&held.task_id, "copy")
     );
-    assert_eq!(next(&mut world, "s2", "copy").task_id, held.task_id);
+    assert_eq!(poll_kind(&mut world, "s2", "copy").task_id, held.task_id);
 }

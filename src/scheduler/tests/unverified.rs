@@ -6,12 +6,12 @@ use super::*;
 fn with_guide_worker(id: &str) -> (World, Assignment) {
     let mut world = World::new();
     let beat = WorkerHeartbeat { protocol: None, ..heartbeat("s", None, &["/src"], &[]) };
-    world.play(Event::Heartbeat(beat));
-    world.beat("d", "1", &["/dst"], &[]);
+    world.apply(Event::Heartbeat(beat));
+    world.heartbeat("d", "1", &["/dst"], &[]);
     world.submit(id, "/src/a", "/dst/b");
     let poll =
         Event::Poll { worker: "s".parse().unwrap(), incarnation: None, poll_id: None, wait_ms: 0 };
-    match world.play(poll) {
+    match world.apply(poll) {
         Some(Reply::Assignment(Some(scan))) => (world, *scan),
         other => panic!("{other:?}"),
     }
@@ -41,9 +41,9 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
             "an empty tree that a real agent walked",
             || {
                 let (mut world, scan) = scanning();
-                world.post(&scan, page(&scan, 0, vec![batch(0, 1)], None));
-                done(&mut world, "s", "copy");
-                done(&mut world, "d", "flush");
+                world.post_page(&scan, page(&scan, 0, vec![copy_item(0, 1)], None));
+                complete_kind(&mut world, "s", "copy");
+                complete_kind(&mut world, "d", "flush");
                 world
             },
             0,
@@ -52,7 +52,7 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
             "one empty last page without the source root",
             || {
                 let (mut world, scan) = scanning();
-                world.post(&scan, without_start(&scan, vec![]));
+                world.post_page(&scan, without_start(&scan, vec![]));
                 world
             },
             1,
@@ -61,7 +61,7 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
             "a bare success for a whole scan",
             || {
                 let (mut world, scan) = with_guide_worker("demo");
-                world.finish(bare(&scan));
+                world.post_result(bare(&scan));
                 world
             },
             1,
@@ -70,7 +70,7 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
             "an invented page of a worker without an incarnation",
             || {
                 let (mut world, scan) = with_guide_worker("demo");
-                world.post(&scan, page(&scan, 0, vec![], None));
+                world.post_page(&scan, page(&scan, 0, vec![], None));
                 world
             },
             1,
@@ -79,9 +79,9 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
             "a copy reported with its digest and no report",
             || {
                 let (mut world, scan) = scanning();
-                world.post(&scan, page(&scan, 0, vec![batch(2, 1)], None));
-                let copy = next(&mut world, "s", "copy");
-                world.finish(TaskResult {
+                world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 1)], None));
+                let copy = poll_kind(&mut world, "s", "copy");
+                world.post_result(TaskResult {
                     report: None,
                     ..result(&copy, true, TaskReport::default())
                 });
@@ -93,11 +93,11 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
             "a copy with a report and no digest",
             || {
                 let (mut world, scan) = scanning();
-                world.post(&scan, page(&scan, 0, vec![batch(2, 1)], None));
-                let copy = next(&mut world, "s", "copy");
+                world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 1)], None));
+                let copy = poll_kind(&mut world, "s", "copy");
                 let report = all_done(&copy, "d");
-                world.finish(TaskResult { task_digest: None, ..result(&copy, true, report) });
-                done(&mut world, "d", "flush");
+                world.post_result(TaskResult { task_digest: None, ..result(&copy, true, report) });
+                complete_kind(&mut world, "d", "flush");
                 world
             },
             1,
@@ -106,14 +106,14 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
             "a walk that continues on another worker, there without the source root",
             || {
                 let (mut world, scan) = scanning();
-                world.post(&scan, page(&scan, 0, vec![batch(1, 1)], at("m")));
-                world.pass(31_000);
-                world.beat("t", "1", &["/src"], &[]);
-                world.beat("d", "1", &["/dst"], &[]);
-                let rest = next(&mut world, "t", "scan");
-                world.post(&rest, without_start(&rest, vec![]));
-                done(&mut world, "t", "copy");
-                done(&mut world, "d", "flush");
+                world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 1)], scan_at("m")));
+                world.advance(31_000);
+                world.heartbeat("t", "1", &["/src"], &[]);
+                world.heartbeat("d", "1", &["/dst"], &[]);
+                let rest = poll_kind(&mut world, "t", "scan");
+                world.post_page(&rest, without_start(&rest, vec![]));
+                complete_kind(&mut world, "t", "copy");
+                complete_kind(&mut world, "d", "flush");
                 world
             },
             1,
@@ -133,15 +133,15 @@ fn a_sync_to_which_a_task_without_evidence_contributed_is_never_full() {
 fn a_mirror_deletes_nothing_where_a_task_has_no_evidence() {
     for counted in [false, true] {
         let (mut world, scan) = scanning_with(mirror(DeleteOptions::default()));
-        let first = rooted(&scan, "fs-1", false, vec![batch(1, 1)]);
+        let first = first_page(&scan, "fs-1", false, vec![copy_item(1, 1)]);
         let first = if counted { first } else { ScanPage { root_identity: None, ..first } };
-        world.post(&scan, first);
-        done(&mut world, "s", "copy");
+        world.post_page(&scan, first);
+        complete_kind(&mut world, "s", "copy");
         if counted {
-            let count = next(&mut world, "s", "prune");
-            world.post(&count, ScanPage { root_identity: None, ..pruned(&count, 10, 1) });
+            let count = poll_kind(&mut world, "s", "prune");
+            world.post_page(&count, ScanPage { root_identity: None, ..prune_page(&count, 10, 1) });
         }
-        done(&mut world, "d", "flush");
+        complete_kind(&mut world, "d", "flush");
         let end = world.progress("demo");
         assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Unverified)));
         assert!(end.reason.unwrap().contains("nothing was deleted"));
@@ -157,31 +157,31 @@ fn an_id_claimed_without_an_incarnation_is_refused_while_a_process_is_alive_unde
         Some(Reply::Refused(problem)) => problem.code,
         other => panic!("{other:?}"),
     };
-    assert_eq!(code(world.play(claim())), "worker_id_taken");
-    let Some(Reply::Workers(list)) = world.play(Event::Workers) else { panic!("a list") };
+    assert_eq!(code(world.apply(claim())), "worker_id_taken");
+    let Some(Reply::Workers(list)) = world.apply(Event::ListWorkers) else { panic!("a list") };
     let reason = list.active.iter().find(|w| w.worker_id.as_str() == "s").unwrap();
     assert!(reason.reason.as_ref().unwrap().contains("two agents"), "{reason:?}");
     // A result that names no assignment is not about what the process holds.
-    world.finish(bare(&scan));
+    world.post_result(bare(&scan));
     assert_eq!(world.progress("demo").state, SyncState::Progress);
     assert_eq!(world.progress("demo").unverified, 0);
-    world.post(&scan, page(&scan, 0, vec![batch(1, 1)], None));
-    done(&mut world, "s", "copy");
-    done(&mut world, "d", "flush");
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 1)], None));
+    complete_kind(&mut world, "s", "copy");
+    complete_kind(&mut world, "d", "flush");
     assert_eq!(world.progress("demo").outcome, Some(SyncOutcome::Full));
     // Nothing keeps the id from a program of the guide once the process is gone.
-    world.pass(60_000);
-    assert!(matches!(world.play(claim()), Some(Reply::Heartbeat(_))));
+    world.advance(60_000);
+    assert!(matches!(world.apply(claim()), Some(Reply::Heartbeat(_))));
 }
 
 /// Its next heartbeat may come from a process that was started since: it is no sign that the one that held the task
 /// lives.
 #[test]
-fn a_task_that_was_lost_with_a_worker_without_incarnation_stays_counted_when_it_reports_again() {
+fn a_loss_with_a_worker_without_incarnation_stays_counted_when_it_reports_again() {
     let (mut world, scan) = with_guide_worker("demo");
     let losses = |world: &World| world.state.tasks[&scan.task_id].losses.len();
-    world.pass(40_000);
+    world.advance(40_000);
     assert_eq!(losses(&world), 1);
-    world.play(Event::Heartbeat(heartbeat("s", None, &["/src"], &[])));
+    world.apply(Event::Heartbeat(heartbeat("s", None, &["/src"], &[])));
     assert_eq!(losses(&world), 1);
 }

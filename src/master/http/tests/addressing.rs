@@ -62,10 +62,13 @@ async fn a_worker_and_the_syncs_of_its_tasks_can_be_read() {
     for root in ["", "/v1"] {
         let got = served.get(&format!("{root}/workers/up")).await;
         assert_eq!((got.status, &got.json()["worker_id"]), (200, &json!("up")));
-        assert_eq!(served.events.recv().await, Some(Event::Worker("up".parse().unwrap())));
+        assert_eq!(served.events.recv().await, Some(Event::GetWorker("up".parse().unwrap())));
         let got = served.get(&format!("{root}/workers/up/requests")).await;
         assert_eq!((got.status, got.json()), (200, json!(["demo-1", "demo-2"])));
-        assert_eq!(served.events.recv().await, Some(Event::WorkerRequests("up".parse().unwrap())));
+        assert_eq!(
+            served.events.recv().await,
+            Some(Event::ListWorkerRequests("up".parse().unwrap()))
+        );
     }
     for target in ["/workers/gone", "/workers/gone/requests"] {
         let got = served.get(target).await;

@@ -33,21 +33,21 @@ async fn every_route_exists_below_v1_too() {
         let version = served.get(&format!("{root}/version")).await.json();
         assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
         assert_eq!(served.get(&format!("{root}/sync/x")).await.status, 200);
-        assert_eq!(served.events.recv().await, Some(Event::Progress("x".parse().unwrap())));
+        assert_eq!(served.events.recv().await, Some(Event::GetProgress("x".parse().unwrap())));
         assert_eq!(served.post(&format!("{root}/sync/x/cancel"), "").await.status, 200);
-        assert_eq!(served.events.recv().await, Some(Event::Cancel("x".parse().unwrap())));
+        assert_eq!(served.events.recv().await, Some(Event::CancelSync("x".parse().unwrap())));
         let paused = served.post(&format!("{root}/sync/x/pause"), "").await.json();
         assert_eq!(paused["state"], "PAUSED");
-        assert_eq!(served.events.recv().await, Some(Event::Pause("x".parse().unwrap())));
+        assert_eq!(served.events.recv().await, Some(Event::PauseSync("x".parse().unwrap())));
         assert_eq!(served.post(&format!("{root}/sync/x/resume"), "").await.status, 200);
-        assert_eq!(served.events.recv().await, Some(Event::Resume("x".parse().unwrap())));
+        assert_eq!(served.events.recv().await, Some(Event::ResumeSync("x".parse().unwrap())));
     }
 }
 
 #[tokio::test]
 async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     let mut served = start_server().await;
-    let drain = |by: Option<&str>, reason: Option<&str>| Event::Drain {
+    let drain = |by: Option<&str>, reason: Option<&str>| Event::DrainWorker {
         worker: "w".parse().unwrap(),
         order: Some(DrainRequest { by: by.map(str::to_owned), reason: reason.map(str::to_owned) }),
     };
@@ -60,11 +60,11 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     let got = served.post("/workers/w/undrain", "").await.json();
     let stands = json!({"worker_id": "w", "drained": null, "state": "DRAINED", "in_flight": 0, "receiving": 0});
     assert_eq!(got, stands);
-    let undrain = Event::Drain { worker: "w".parse().unwrap(), order: None };
+    let undrain = Event::DrainWorker { worker: "w".parse().unwrap(), order: None };
     assert_eq!(served.events.recv().await, Some(undrain));
     let got = served.send("DELETE", "/workers/w", &[], b"").await.json();
     assert_eq!(got, json!({"status": "forgotten", "worker_id": "w", "requeued": 1}));
-    assert_eq!(served.events.recv().await, Some(Event::Forget("w".parse().unwrap())));
+    assert_eq!(served.events.recv().await, Some(Event::ForgetWorker("w".parse().unwrap())));
     assert_eq!(served.send("DELETE", "/workers/up", &[], b"").await.problem_code(), "worker_alive");
     let got = served.post("/sync/x/reassign", r#"{"worker_id": "w"}"#).await.json();
     assert_eq!(got, json!({"request_id": "x", "worker_id": "w", "tasks": 2}));
@@ -152,7 +152,7 @@ async fn a_rate_limit_is_accepted_as_number_or_text_and_refused_otherwise() {
         assert_eq!((got.status, got.json()["bwlimit"].as_u64()), (200, limit), "{said}");
         let change = SyncPatch { bwlimit: limit };
         let id = "x".parse().unwrap();
-        assert_eq!(served.events.recv().await, Some(Event::Change { id, change }));
+        assert_eq!(served.events.recv().await, Some(Event::ChangeSync { id, change }));
     }
     for bad in
         ["{\"bwlimit\": 5}", "{\"bwlimit\": \"fast\"}", "{\"bwlimit\": -1}", "{\"bwlimit\": []}"]
@@ -546,7 +546,8 @@ async fn an_idempotency_key_is_bound_to_the_sync_that_is_retried() {
         let target = format!("/sync/{id}/retry");
         let got = served.send("POST", &target, &["Idempotency-Key: k-1"], body.as_bytes()).await;
         assert_eq!(got.status, 202);
-        let Some(Event::Retry { idempotency: Some(key), .. }) = served.events.recv().await else {
+        let Some(Event::RetrySync { idempotency: Some(key), .. }) = served.events.recv().await
+        else {
             panic!("a retry with a key");
         };
         assert_eq!(key.key, "k-1");

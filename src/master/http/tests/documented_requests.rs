@@ -72,15 +72,15 @@ async fn the_other_documented_requests_succeed_unchanged() {
     let mut served = start_server().await;
     let got = curl(&served, PROGRESS).await;
     assert_eq!((got.status, &got.json()["state"]), (200, &"PROGRESS".into()));
-    assert_eq!(served.events.recv().await, Some(Event::Progress("demo-1".parse().unwrap())));
+    assert_eq!(served.events.recv().await, Some(Event::GetProgress("demo-1".parse().unwrap())));
 
     let got = curl(&served, LIST).await;
     assert_eq!((got.status, got.json().as_array().unwrap().len()), (200, 3));
-    assert_eq!(served.events.recv().await, Some(Event::List(Select::default())));
+    assert_eq!(served.events.recv().await, Some(Event::ListSyncs(SyncQuery::default())));
 
     let got = curl(&served, DELETE).await;
     assert_eq!((got.status, got.body.as_slice()), (200, &br#"{"status":"deleted"}"#[..]));
-    assert_eq!(served.events.recv().await, Some(Event::Delete("demo-1".parse().unwrap())));
+    assert_eq!(served.events.recv().await, Some(Event::DeleteSync("demo-1".parse().unwrap())));
 
     let got = curl(&served, HEARTBEAT).await;
     assert_eq!((got.status, got.body.as_slice()), (200, &br#"{"status":"ok"}"#[..]));

@@ -8,7 +8,7 @@ mod parsers;
 
 use super::{HttpLimits, serve};
 use crate::master::handle::{ActorHealth, ActorRequest, BlobReader, MasterHandle};
-use crate::scheduler::{Event, Listing, Reply, Select, Selected};
+use crate::scheduler::{Event, RecordLogInfo, Reply, SyncPage, SyncQuery};
 use crate::store::Spool;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncPhase, SyncProgress, SyncState};
@@ -93,49 +93,49 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
                 })
             }
         },
-        Event::Progress(id)
-        | Event::Cancel(id)
-        | Event::Delete(id)
-        | Event::Pause(id)
-        | Event::Resume(id)
-        | Event::Change { id, .. }
+        Event::GetProgress(id)
+        | Event::CancelSync(id)
+        | Event::DeleteSync(id)
+        | Event::PauseSync(id)
+        | Event::ResumeSync(id)
+        | Event::ChangeSync { id, .. }
             if gone(id) =>
         {
             return refused(404, "sync_not_found");
         }
-        Event::Progress(id) if id.as_str() == "held" => return None,
-        Event::Change { id, change } => Reply::Progress(Box::new(SyncProgress {
+        Event::GetProgress(id) if id.as_str() == "held" => return None,
+        Event::ChangeSync { id, change } => Reply::Progress(Box::new(SyncProgress {
             bwlimit: change.bwlimit,
             ..progress(id.as_str(), SyncState::Progress)
         })),
-        Event::Retry { id, .. } if gone(id) => return refused(404, "sync_not_found"),
-        Event::Retry { .. } => Reply::Submitted(SubmitReply {
+        Event::RetrySync { id, .. } if gone(id) => return refused(404, "sync_not_found"),
+        Event::RetrySync { .. } => Reply::Submitted(SubmitReply {
             status: "queued".into(),
             request_id: "again".parse().unwrap(),
             status_url: "sync/again".into(),
             note: None,
             warnings: Vec::new(),
         }),
-        Event::Pause(id) => Reply::Progress(Box::new(progress(id.as_str(), SyncState::Paused))),
-        Event::Progress(id) | Event::Cancel(id) | Event::Resume(id) => {
+        Event::PauseSync(id) => Reply::Progress(Box::new(progress(id.as_str(), SyncState::Paused))),
+        Event::GetProgress(id) | Event::CancelSync(id) | Event::ResumeSync(id) => {
             Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))
         }
-        Event::List(select) => Reply::List(selected(select)),
-        Event::Listing(id) if gone(id) => return refused(404, "sync_not_found"),
-        Event::Listing(id) => Reply::Listing(Box::new(Listing {
+        Event::ListSyncs(select) => Reply::Syncs(selected(select)),
+        Event::GetFileRecords(id) if gone(id) => return refused(404, "sync_not_found"),
+        Event::GetFileRecords(id) => Reply::FileRecords(Box::new(RecordLogInfo {
             sync: SyncNo(1),
             id: id.clone(),
             // The name says how much of the list was decided.
             length: id.as_str().trim_start_matches("list-").parse().unwrap_or(0),
             readback_from: None,
-            lost: None,
-            recorded: id.as_str() != "plain",
-            digests: id.as_str() != "plain",
-            ended: id.as_str() != "running",
+            error: None,
+            is_recorded: id.as_str() != "plain",
+            has_digests: id.as_str() != "plain",
+            has_ended: id.as_str() != "running",
             destination: AbsPath::new("/data/dest").unwrap(),
-            failed: Default::default(),
+            failures: Default::default(),
         })),
-        Event::Delete(_) => Reply::Deleted { cancelled: false },
+        Event::DeleteSync(_) => Reply::Deleted { cancelled: false },
         Event::Heartbeat(_) => Reply::Heartbeat(HeartbeatReply {
             status: "ok".into(),
             ticket_key: None,
@@ -146,20 +146,22 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             next_heartbeat_ms: None,
             protocol: None,
         }),
-        Event::Workers => Reply::Workers(WorkerList {
+        Event::ListWorkers => Reply::Workers(WorkerList {
             active: vec![worker("up")],
             inactive: vec![worker("down")],
         }),
-        Event::Drain { worker: id, .. } | Event::Worker(id) | Event::WorkerRequests(id)
+        Event::DrainWorker { worker: id, .. }
+        | Event::GetWorker(id)
+        | Event::ListWorkerRequests(id)
             if id.as_str() == "gone" =>
         {
             return refused(404, "worker_not_found");
         }
-        Event::Worker(id) => Reply::Worker(Box::new(worker(id.as_str()))),
-        Event::WorkerRequests(_) => {
+        Event::GetWorker(id) => Reply::Worker(Box::new(worker(id.as_str()))),
+        Event::ListWorkerRequests(_) => {
             Reply::RequestIds(vec!["demo-1".parse().unwrap(), "demo-2".parse().unwrap()])
         }
-        Event::Drain { worker, order } => Reply::Ordered(Box::new(DrainReply {
+        Event::DrainWorker { worker, order } => Reply::DrainUpdated(Box::new(DrainReply {
             worker_id: worker.clone(),
             drained: order.clone().map(|order| crate::wire::worker::DrainInfo {
                 by: order.by,
@@ -170,7 +172,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             in_flight: 0,
             receiving: 0,
         })),
-        Event::Reassign { id, worker } => Reply::Reassigned(ReassignReply {
+        Event::ReassignTasks { id, worker } => Reply::Reassigned(ReassignReply {
             request_id: id.clone(),
             worker_id: worker.clone(),
             tasks: 2,
@@ -180,16 +182,20 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             time: Timestamp::UNIX_EPOCH,
             ahead_seconds: -7,
         }),
-        Event::Forget(worker) if worker.as_str() == "up" => return refused(409, "worker_alive"),
-        Event::Forget(worker) => Reply::Forgotten(ForgetWorkerReply {
+        Event::ForgetWorker(worker) if worker.as_str() == "up" => {
+            return refused(409, "worker_alive");
+        }
+        Event::ForgetWorker(worker) => Reply::Forgotten(ForgetWorkerReply {
             status: "forgotten".into(),
             worker_id: worker.clone(),
             requeued: 1,
         }),
         Event::Poll { poll_id: Some(id), .. } if id == "open" => return None,
         Event::Poll { .. } => Reply::Assignment(None),
-        Event::Manifest { worker, .. } if worker.as_str() == "a" => Reply::Blob("m/1".into()),
-        Event::Manifest { .. } => Reply::Blob("m/2".into()),
+        Event::GetManifest { worker, .. } if worker.as_str() == "a" => {
+            Reply::ManifestKey("m/1".into())
+        }
+        Event::GetManifest { .. } => Reply::ManifestKey("m/2".into()),
         Event::Page { .. } => {
             Reply::Page(PageReply { action: PageAction::Continue, max_subtrees: 2 })
         }
@@ -197,17 +203,17 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             status: "ack".into(),
             outcome: result.assignment_id.map(|_| ResultOutcome::Applied),
         }),
-        Event::Withdraw(_)
-        | Event::Entries { .. }
+        Event::CancelPoll(_)
+        | Event::ManifestEntries { .. }
         | Event::StoreLost
-        | Event::ListingLost { .. }
+        | Event::FileRecordsLost { .. }
         | Event::Configure(_)
-        | Event::Tick => Reply::Nothing,
+        | Event::Tick => Reply::Done,
     })
 }
 
 /// Three syncs, of which the last has the number 1.
-fn selected(select: &Select) -> Selected {
+fn selected(select: &SyncQuery) -> SyncPage {
     let all = [("c", SyncState::Queued), ("b", SyncState::Failed), ("a", SyncState::Queued)];
     let before = select.before.unwrap_or(SyncNo(u64::MAX));
     let wanted: Vec<_> = (1..=3)
@@ -220,7 +226,7 @@ fn selected(select: &Select) -> Selected {
         .collect();
     let count = select.limit.unwrap_or(usize::MAX).min(wanted.len());
     let given = &wanted[..count];
-    Selected {
+    SyncPage {
         syncs: given.iter().map(|(_, (id, state))| progress(id, *state)).collect(),
         next: given.last().map(|(no, _)| *no).filter(|_| count < wanted.len()),
     }

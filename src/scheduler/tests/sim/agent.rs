@@ -12,7 +12,7 @@ pub(super) const POLL_MS: u64 = 10_000;
 
 /// What a slot is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doing {
+pub(super) enum Activity {
     /// Nothing: it asks soon.
     Rest,
     Poll,
@@ -43,7 +43,7 @@ pub(super) struct Work {
 /// A slot of an agent.
 #[derive(Debug)]
 pub(super) struct Slot {
-    pub(super) doing: Doing,
+    pub(super) doing: Activity,
     pub(super) work: Option<Work>,
     /// What was asked and is to be repeated; answers to anything else are not heard.
     pub(super) request: Option<(u64, Event)>,
@@ -74,14 +74,14 @@ pub(super) struct Agent {
 
 impl Work {
     /// Whether it may still be worked on.
-    pub(super) fn may_go_on(&self, now: u64) -> bool {
+    pub(super) fn holds_valid_lease(&self, now: u64) -> bool {
         now + MARGIN_MS < self.deadline
     }
 }
 
 impl Agent {
     pub(super) fn new(number: usize, host: usize, paths: &[&str], slots: u64) -> Agent {
-        let slot = || Slot { doing: Doing::Rest, work: None, request: None, since: 0, timer: 0 };
+        let slot = || Slot { doing: Activity::Rest, work: None, request: None, since: 0, timer: 0 };
         Agent {
             name: format!("w{number}").parse().unwrap(),
             host,
@@ -109,7 +109,7 @@ impl Agent {
         self.frozen_until = 0;
         self.beats.clear();
         for slot in &mut self.slots {
-            (slot.doing, slot.work, slot.request) = (Doing::Rest, None, None);
+            (slot.doing, slot.work, slot.request) = (Activity::Rest, None, None);
         }
     }
 
@@ -118,7 +118,7 @@ impl Agent {
         held.map(|work| work.a.assignment_id).collect()
     }
 
-    pub(super) fn says(&self, boot: u64) -> WorkerHeartbeat {
+    pub(super) fn heartbeat(&self, boot: u64) -> WorkerHeartbeat {
         let status = match (self.draining, self.slots.iter().any(|s| s.work.is_some())) {
             (true, _) => WorkerStatus::Draining,
             (false, true) => WorkerStatus::Transferring,
@@ -149,12 +149,17 @@ impl Agent {
     }
 
     /// A heartbeat was answered.
-    pub(super) fn heard(&mut self, request: u64, reply: &HeartbeatReply, lease_ms: u64) {
+    pub(super) fn handle_heartbeat_reply(
+        &mut self,
+        request: u64,
+        reply: &HeartbeatReply,
+        lease_ms: u64,
+    ) {
         let Some((sent, listed)) = self.beats.remove(&request) else { return };
         for slot in &mut self.slots {
             let Some(work) = &mut slot.work else { continue };
             if reply.revoked_assignments.contains(&work.a.assignment_id) {
-                slot.rest();
+                slot.stop_work();
             } else if listed.contains(&work.a.assignment_id) {
                 work.deadline = work.deadline.max(sent + lease_ms);
             }
@@ -164,8 +169,8 @@ impl Agent {
 
 impl Slot {
     /// It has nothing to do any more.
-    pub(super) fn rest(&mut self) {
-        (self.doing, self.work, self.request) = (Doing::Rest, None, None);
+    pub(super) fn stop_work(&mut self) {
+        (self.doing, self.work, self.request) = (Activity::Rest, None, None);
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 
 /// Who waits for a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Who {
+pub(super) enum Requester {
     /// A process of an agent: its number, its incarnation, and the request.
     Agent(usize, u64, u64),
     /// An operator: the request.
@@ -33,7 +33,7 @@ pub(super) struct Master {
     /// It gives no more replies from then on: it learns that it was deposed.
     pub(super) until: u64,
     pub(super) asleep_until: u64,
-    pub(super) waiting: BTreeMap<Caller, Who>,
+    pub(super) waiting: BTreeMap<Caller, Requester>,
     pub(super) pending: Pending,
     /// A commit that the store did not answer; and whether it took effect.
     pub(super) stuck: Option<(Writes, bool)>,
@@ -43,9 +43,9 @@ pub(super) struct Master {
 }
 
 /// How a commit ended.
-pub(super) enum Ended {
+pub(super) enum CommitEnd {
     /// These replies may be given.
-    Done(Vec<(Who, Reply)>),
+    Done(Vec<(Requester, Reply)>),
     /// Another one rules.
     Deposed,
     /// The store is behind: nothing was written.
@@ -68,7 +68,7 @@ impl Master {
         }
     }
 
-    pub(super) fn caller(&mut self, who: Who) -> Caller {
+    pub(super) fn caller(&mut self, who: Requester) -> Caller {
         self.callers += 1;
         let caller = Caller(self.callers);
         self.waiting.insert(caller, who);
@@ -76,15 +76,19 @@ impl Master {
     }
 
     /// Takes in what an event brought.
-    pub(super) fn take(&mut self, effects: Vec<Effect>) {
+    pub(super) fn queue_effects(&mut self, effects: Vec<Effect>) {
         let pending = &mut self.pending;
         for effect in effects {
             match effect {
-                Effect::Put(key) | Effect::Delete(key) => drop(pending.touched.insert(key)),
+                Effect::PutRecord(key) | Effect::DeleteRecord(key) => {
+                    drop(pending.touched.insert(key))
+                }
                 Effect::PutBlob(key, value) => drop(pending.blobs.insert(key, Some(value))),
                 Effect::DeleteBlob(key) => drop(pending.blobs.insert(key, None)),
-                Effect::Append { sync, at, bytes } => pending.lines.push((sync, at, bytes)),
-                Effect::DropListing(sync) => {
+                Effect::AppendFileRecords { sync, at, bytes } => {
+                    pending.lines.push((sync, at, bytes))
+                }
+                Effect::DeleteFileRecords(sync) => {
                     pending.lines.retain(|(of, ..)| *of != sync);
                     pending.dropped.push(sync);
                 }
@@ -122,19 +126,22 @@ impl Master {
         writes: &Writes,
         store: &mut Store,
         lists: &mut BTreeMap<SyncNo, Vec<u8>>,
-    ) -> Ended {
+    ) -> CommitEnd {
         if !writes.is_empty() {
             match store.commit(self.epoch, self.seq, writes) {
                 Ok(seq) => self.seq = seq,
-                Err(Refusal::Deposed) => return Ended::Deposed,
-                Err(Refusal::Lost) => return Ended::Lost,
+                Err(Refusal::Deposed) => return CommitEnd::Deposed,
+                Err(Refusal::Lost) => return CommitEnd::Lost,
             }
         }
-        Ended::Done(self.replies(lists))
+        CommitEnd::Done(self.replies(lists))
     }
 
     /// What was decided is durable: who may be told.
-    pub(super) fn replies(&mut self, lists: &mut BTreeMap<SyncNo, Vec<u8>>) -> Vec<(Who, Reply)> {
+    pub(super) fn replies(
+        &mut self,
+        lists: &mut BTreeMap<SyncNo, Vec<u8>>,
+    ) -> Vec<(Requester, Reply)> {
         let pending = std::mem::take(&mut self.pending);
         self.reads.extend(pending.reads);
         pending.dropped.iter().for_each(|sync| drop(lists.remove(sync)));
@@ -147,7 +154,7 @@ impl Master {
         &mut self,
         store: &mut Store,
         lists: &mut BTreeMap<SyncNo, Vec<u8>>,
-    ) -> Ended {
+    ) -> CommitEnd {
         let keys = self.state.record_keys().into_iter();
         let records = keys.filter_map(|key| Some((key.clone(), Some(self.state.record(&key)?))));
         let mut writes =

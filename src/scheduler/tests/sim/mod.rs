@@ -15,15 +15,15 @@
 //! | `LONGHAUL_SIM_TRACE` | so many lines of what happened before a failure, instead of 40 |
 
 mod agent;
-mod chance;
-mod judge;
+mod agent_slots;
+mod agent_work;
+mod election;
 mod master;
 mod operator;
-mod reign;
-mod site;
-mod slots;
+mod oracle;
+mod rng;
+mod storage_model;
 mod store;
-mod work;
 mod world;
 
 use super::*;
@@ -39,19 +39,19 @@ const SEEDS: u64 = 150;
 /// … with so many steps each.
 const STEPS: usize = 300;
 /// The calm may last so long, in virtual milliseconds.
-const PATIENCE_MS: u64 = 8 * 3600 * 1000;
+const MAX_END_MS: u64 = 8 * 3600 * 1000;
 
 /// What playing a seed gave.
-struct Played {
+struct PlayResult {
     events: u64,
     digest: u64,
 }
 
 /// Plays a seed; fails by panic.
-fn play(sim: &mut Sim, steps: usize) -> Played {
+fn run_steps(sim: &mut Sim, steps: usize) -> PlayResult {
     for step in 0..steps {
         sim.step = step;
-        sim.chaos();
+        sim.random_fault_event();
     }
     sim.step = steps;
     sim.calm_down();
@@ -59,48 +59,49 @@ fn play(sim: &mut Sim, steps: usize) -> Played {
     sim.poison.clear();
     // All is well again: one more sync has nothing in its way.
     let last = sim.wishes.len() as u32;
-    sim.wish();
+    sim.plan_sync();
     wait_for_the_end(sim);
     let state = &sim.master.as_ref().expect("somebody rules").state;
     let last = &state.syncs[&state.by_id[&operator::name(last)]];
     assert_eq!(last.state, SyncState::Completed, "I8: {:?}", last.reason);
-    sim.pass(60_000);
+    sim.advance(60_000);
     let begun = sim.unfinished();
     assert!(begun.is_none(), "I8: all had ended, and now {begun:?}");
-    sim.judge_end();
-    Played { events: sim.judge.events, digest: sim.digest }
+    sim.check_end();
+    PlayResult { events: sim.judge.events, digest: sim.digest }
 }
 
 fn wait_for_the_end(sim: &mut Sim) {
-    let end = sim.time + PATIENCE_MS;
+    let end = sim.time + MAX_END_MS;
     while let Some(why) = sim.unfinished() {
         assert!(sim.time < end, "I8: it does not end: {why}");
-        sim.go_on();
-        sim.pass(5_000);
+        sim.heal();
+        sim.advance(5_000);
     }
 }
 
-fn words(panic: Box<dyn std::any::Any + Send>) -> String {
+fn panic_message(panic: Box<dyn std::any::Any + Send>) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
 }
 
 /// Plays a seed with so many steps of chance.
-fn try_seed(seed: u64, steps: usize) -> Result<Played, (usize, String)> {
-    let mut sim = Sim::begin(seed, false);
-    catch_unwind(AssertUnwindSafe(|| play(&mut sim, steps))).map_err(|e| (sim.step, words(e)))
+fn try_seed(seed: u64, steps: usize) -> Result<PlayResult, (usize, String)> {
+    let mut sim = Sim::start(seed, false);
+    catch_unwind(AssertUnwindSafe(|| run_steps(&mut sim, steps)))
+        .map_err(|e| (sim.step, panic_message(e)))
 }
 
 /// Finds few steps with which a seed still fails, and tells how.
-fn explain(seed: u64, steps: usize) -> String {
+fn trace_failure(seed: u64, steps: usize) -> String {
     let (mut low, mut high) = (0, steps);
     while low < high {
         let middle = (low + high) / 2;
         if try_seed(seed, middle).is_err() { high = middle } else { low = middle + 1 }
     }
-    let mut sim = Sim::begin(seed, true);
-    let end = catch_unwind(AssertUnwindSafe(|| play(&mut sim, high)));
-    let why = end.err().map_or_else(|| "nothing, the second time".to_owned(), words);
+    let mut sim = Sim::start(seed, true);
+    let end = catch_unwind(AssertUnwindSafe(|| run_steps(&mut sim, high)));
+    let why = end.err().map_or_else(|| "nothing, the second time".to_owned(), panic_message);
     let trace = sim.trace.unwrap_or_default();
     let trace: Vec<String> = trace.into_iter().collect();
     format!(
@@ -115,7 +116,7 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Plays each seed with its number of steps until one fails; gives the events of all.
-fn play_all(seeds: impl Iterator<Item = (u64, usize)>) -> u64 {
+fn run_seeds(seeds: impl Iterator<Item = (u64, usize)>) -> u64 {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut events = 0;
@@ -124,7 +125,7 @@ fn play_all(seeds: impl Iterator<Item = (u64, usize)>) -> u64 {
         match try_seed(seed, steps) {
             Ok(played) => events += played.events,
             Err(_) => {
-                failed = Some((at + 1, explain(seed, steps)));
+                failed = Some((at + 1, trace_failure(seed, steps)));
                 break;
             }
         }
@@ -137,13 +138,13 @@ fn play_all(seeds: impl Iterator<Item = (u64, usize)>) -> u64 {
 }
 
 #[test]
-fn whatever_happens_the_invariants_hold_and_every_sync_ends_as_it_should() {
+fn the_invariants_hold_and_every_sync_ends_correctly_on_fixed_seeds() {
     let steps = number("LONGHAUL_SIM_STEPS").map_or(STEPS, |n| n as usize);
     let one = number("LONGHAUL_SIM_SEED");
     let from = one.or_else(|| number("LONGHAUL_SIM_FROM")).unwrap_or(0);
     let count = if one.is_some() { 1 } else { number("LONGHAUL_SIM_SEEDS").unwrap_or(SEEDS / 2) };
     let begun = std::time::Instant::now();
-    let events = play_all((from..from + count).map(|seed| (seed, steps)));
+    let events = run_seeds((from..from + count).map(|seed| (seed, steps)));
     let seconds = begun.elapsed().as_secs_f64();
     println!(
         "{count} seeds of {steps} steps, {events} events, {:.1} seeds/s",
@@ -154,22 +155,22 @@ fn whatever_happens_the_invariants_hold_and_every_sync_ends_as_it_should() {
 // Tests of their own, so that they run side by side.
 
 #[test]
-fn whatever_else_happens_the_invariants_hold_and_every_sync_ends_as_it_should() {
-    play_all((SEEDS / 2..SEEDS).map(|seed| (seed, STEPS)));
+fn the_invariants_hold_and_every_sync_ends_correctly_on_new_seeds() {
+    run_seeds((SEEDS / 2..SEEDS).map(|seed| (seed, STEPS)));
 }
 
 #[test]
 fn seeds_that_found_a_fault_once_find_none() {
-    play_all(PINNED.into_iter());
+    run_seeds(PINNED.into_iter());
 }
 
 #[test]
 fn the_same_seed_decides_the_same_whatever_the_wall_clock_says() {
     for seed in 0..12 {
         let mut sims = [false, false, true].map(|steady| {
-            let mut sim = Sim::begin(seed, false);
+            let mut sim = Sim::start(seed, false);
             sim.steady = steady;
-            play(&mut sim, 150).digest
+            run_steps(&mut sim, 150).digest
         });
         sims.sort_unstable();
         // I23

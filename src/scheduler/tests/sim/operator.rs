@@ -1,16 +1,16 @@
 //! What operators want, and what goes wrong.
 
-use super::master::Who;
-use super::site::Id;
-use super::work::names;
-use super::world::{Happening, Sim};
+use super::agent_work::names;
+use super::master::Requester;
+use super::storage_model::Id;
+use super::world::{Sim, SimEvent};
 use super::*;
-use crate::scheduler::hold::Hold;
+use crate::scheduler::pause::Pause;
 use crate::wire::options::{Compare, Preserve, Verify};
 
 /// A sync that an operator wants.
 #[derive(Debug, Clone)]
-pub(super) struct Wish {
+pub(super) struct PlannedSync {
     pub(super) tree: usize,
     pub(super) options: SyncOptions,
     /// The pages of a list.
@@ -24,7 +24,7 @@ pub(super) struct Wish {
     pub(super) of: Option<u32>,
 }
 
-impl Wish {
+impl PlannedSync {
     /// All entries that it is about, each as often as it is found.
     pub(super) fn entries(&self, sim: &Sim) -> Vec<Id> {
         let tree = &sim.trees[self.tree];
@@ -50,7 +50,7 @@ impl Sim {
     }
 
     /// Somebody wants a sync.
-    pub(super) fn wish(&mut self) {
+    pub(super) fn plan_sync(&mut self) {
         let tree = self.chance.below(self.trees.len() as u64) as usize;
         let list = self.chance.permille(200).then(|| {
             let pages = self.trees[tree].pages.len() as u64;
@@ -72,7 +72,7 @@ impl Sim {
             ..SyncOptions::default()
         };
         options.allow_overlap = beside && options.delete.is_none();
-        let wish = Wish {
+        let wish = PlannedSync {
             tree,
             options,
             list,
@@ -95,7 +95,7 @@ impl Sim {
         let idempotency = Some(IdempotencyKey { key: format!("k{number}"), body: Digest(body) });
         let event = match wish.of {
             Some(of) => {
-                Event::Retry { id: name(of), new: Some(name(number)), only: None, idempotency }
+                Event::RetrySync { id: name(of), new: Some(name(number)), only: None, idempotency }
             }
             None => {
                 let id = name(number).as_str().to_owned();
@@ -109,11 +109,11 @@ impl Sim {
                 Event::Submit { request, list, idempotency }
             }
         };
-        self.send(Who::Operator(request), event);
+        self.send(Requester::Operator(request), event);
     }
 
     /// An operator is answered.
-    pub(super) fn told(&mut self, request: u64, reply: Reply) {
+    pub(super) fn handle_operator_reply(&mut self, request: u64, reply: Reply) {
         let Some(wish) = self.wishes.iter_mut().find(|wish| wish.request == request) else {
             return;
         };
@@ -133,53 +133,54 @@ impl Sim {
         }
     }
 
-    fn someone(&mut self) -> Option<u32> {
+    fn pick_sync(&mut self) -> Option<u32> {
         let count = self.wishes.len() as u64;
         (count > 0).then(|| self.chance.below(count) as u32)
     }
 
     /// An operator does something.
-    fn operate(&mut self) {
+    fn random_operation(&mut self) {
         if self.wishes.len() < 6 && self.chance.permille(300) {
-            return self.wish();
+            return self.plan_sync();
         }
-        let Some(number) = self.someone() else { return };
+        let Some(number) = self.pick_sync() else { return };
         let id = name(number);
         let event = match self.chance.below(100) {
             0..25 => return self.submit(number),
-            25..45 => Event::Pause(id),
-            45..65 => Event::Resume(id),
-            65..72 => Event::Cancel(id),
-            72..77 => Event::Delete(id),
-            77..85 => return self.try_again(number),
-            85..90 => Event::Listing(id),
-            90..95 => Event::List(Select::default()),
-            _ => Event::Workers,
+            25..45 => Event::PauseSync(id),
+            45..65 => Event::ResumeSync(id),
+            65..72 => Event::CancelSync(id),
+            72..77 => Event::DeleteSync(id),
+            77..85 => return self.retry_failed(number),
+            85..90 => Event::GetFileRecords(id),
+            90..95 => Event::ListSyncs(SyncQuery::default()),
+            _ => Event::ListWorkers,
         };
-        if matches!(event, Event::Cancel(_) | Event::Delete(_)) {
+        if matches!(event, Event::CancelSync(_) | Event::DeleteSync(_)) {
             self.wishes[number as usize].unwanted = true;
         }
         let request = self.request();
-        self.send(Who::Operator(request), event);
+        self.send(Requester::Operator(request), event);
     }
 
-    fn try_again(&mut self, number: u32) {
+    fn retry_failed(&mut self, number: u32) {
         if self.wishes.len() >= 10 {
             return;
         }
         let old = &self.wishes[number as usize];
-        let new = Wish { of: Some(number), acknowledged: false, unwanted: false, ..old.clone() };
+        let new =
+            PlannedSync { of: Some(number), acknowledged: false, unwanted: false, ..old.clone() };
         self.wishes.push(new);
         self.submit(self.wishes.len() as u32 - 1);
     }
 
     /// Something happens to an agent.
-    fn hurt(&mut self) {
+    fn hurt_agent(&mut self) {
         let agent = self.chance.below(self.agents.len() as u64) as usize;
         let ms = self.chance.within(100, 90_000);
         let until = self.time + ms;
         let what = self.chance.below(100);
-        self.tell(|sim| format!("{} is hurt ({what}) for {ms} ms", sim.agents[agent].name));
+        self.trace(|sim| format!("{} is hurt ({what}) for {ms} ms", sim.agents[agent].name));
         match what {
             0..25 => self.kill(agent, ms / 3),
             25..50 => self.agents[agent].frozen_until = until,
@@ -190,7 +191,7 @@ impl Sim {
                 let host = self.agents[agent].host;
                 self.boots[host] += 1;
                 for site in &mut self.sites {
-                    site.lose(host, &mut self.chance);
+                    site.lose_unflushed(host, &mut self.chance);
                 }
                 for other in 0..self.agents.len() {
                     if self.agents[other].host == host {
@@ -204,33 +205,33 @@ impl Sim {
     pub(super) fn kill(&mut self, agent: usize, ms: u64) {
         if !std::mem::replace(&mut self.agents[agent].down, true) {
             self.agents[agent].restart();
-            self.at(ms, Happening::Up(agent));
+            self.schedule(ms, SimEvent::Up(agent));
         }
     }
 
     /// Something happens to the master or the store.
-    fn shake(&mut self) {
+    fn disturb_store(&mut self) {
         match self.chance.below(100) {
             0..20 => self.crash("by chance"),
             20..40 if self.deposed.is_none() && !self.store_down => {
                 let Some(mut old) = self.master.take() else { return };
-                self.tell(|_| "another master takes over".to_owned());
+                self.trace(|_| "another master takes over".to_owned());
                 old.until = self.time + self.chance.within(0, 4_000);
                 old.stuck = None;
                 self.deposed = Some(old);
-                self.reign();
+                self.elect_master();
             }
             40..60 => {
                 let ms = self.chance.within(1_000, 100_000);
                 let until = self.time + ms;
-                self.tell(|_| format!("the master sleeps for {ms} ms"));
+                self.trace(|_| format!("the master sleeps for {ms} ms"));
                 self.master.iter_mut().for_each(|master| master.asleep_until = until);
             }
             60..75 => {
                 self.store_down = true;
                 let ms = self.chance.within(10, 20_000);
-                self.tell(|_| format!("the store is away for {ms} ms"));
-                self.at(ms, Happening::StoreUp);
+                self.trace(|_| format!("the store is away for {ms} ms"));
+                self.schedule(ms, SimEvent::StoreUp);
             }
             75..90 => {
                 let count = self.chance.within(1, 40);
@@ -238,33 +239,33 @@ impl Sim {
                     self.crash("and the store goes back");
                 }
                 self.store.roll_back(count);
-                self.forgot();
+                self.roll_back_store();
             }
             90..94 => {
                 if self.chance.permille(500) {
                     self.crash("and the store is empty");
                 }
                 self.store.lose();
-                self.forgot();
+                self.roll_back_store();
             }
             _ => self.skew_ms = self.chance.within(0, 2 * 86_400_000) as i64 - 86_400_000,
         }
     }
 
     /// The store does not hold any more what it held.
-    fn forgot(&mut self) {
+    fn roll_back_store(&mut self) {
         let seq = self.store.seq;
-        self.tell(|_| format!("the store goes back to commit {seq}"));
-        self.judge.forgot(seq);
+        self.trace(|_| format!("the store goes back to commit {seq}"));
+        self.judge.store_rolled_back(seq);
     }
 
     /// A step of chance.
-    pub(super) fn chaos(&mut self) {
+    pub(super) fn random_fault_event(&mut self) {
         match self.chance.below(100) {
-            0..12 => self.operate(),
-            12..17 => self.hurt(),
-            17..19 => self.shake(),
-            19..21 => self.judge_old_result(),
+            0..12 => self.random_operation(),
+            12..17 => self.hurt_agent(),
+            17..19 => self.disturb_store(),
+            19..21 => self.check_old_result(),
             _ => {}
         }
         let ms = match self.chance.below(100) {
@@ -272,14 +273,14 @@ impl Sim {
             70..96 => self.chance.below(2_500),
             _ => self.chance.below(30_000),
         };
-        self.pass(ms);
+        self.advance(ms);
     }
 
     /// Everybody behaves from now on.
     pub(super) fn calm_down(&mut self) {
-        self.tell(|_| "everybody behaves from now on".to_owned());
+        self.trace(|_| "everybody behaves from now on".to_owned());
         self.calm = true;
-        self.store_up();
+        self.restore_store();
         for agent in &mut self.agents {
             agent.frozen_until = agent.frozen_until.min(self.time);
             agent.cut_until = 0;
@@ -288,25 +289,25 @@ impl Sim {
         self.master.iter_mut().for_each(|master| master.asleep_until = 0);
         // What was sent to a master that slept comes late: a sync that is deleted by now may begin again, and
         // a heartbeat of a process that is gone keeps out its successor until that is noticed.
-        self.pass(self.under_way_ms() + self.settings.heartbeat_timeout_ms + 10_000);
+        self.advance(self.in_flight_ms() + self.settings.heartbeat_timeout_ms + 10_000);
         if self.master.is_none() {
-            self.reign();
+            self.elect_master();
         }
         if self.wishes.is_empty() {
-            self.wish();
+            self.plan_sync();
         }
     }
 
     /// Everybody still wants what he wanted.
-    pub(super) fn go_on(&mut self) {
+    pub(super) fn heal(&mut self) {
         let Some(master) = &self.master else { return };
         let state = &master.state;
         let mut events: Vec<Event> = vec![];
         let mut missing: Vec<u32> = vec![];
         for number in 0..self.wishes.len() as u32 {
             match state.by_id.get(&name(number)).map(|no| &state.syncs[no]) {
-                Some(sync) if sync.hold == Some(Hold::Operator) && sync.is_active() => {
-                    events.push(Event::Resume(name(number)));
+                Some(sync) if sync.pause == Some(Pause::Operator) && sync.is_active() => {
+                    events.push(Event::ResumeSync(name(number)));
                 }
                 None if !self.wishes[number as usize].unwanted => missing.push(number),
                 _ => {}
@@ -315,7 +316,7 @@ impl Sim {
         missing.into_iter().for_each(|number| self.submit(number));
         for event in events {
             let request = self.request();
-            self.send(Who::Operator(request), event);
+            self.send(Requester::Operator(request), event);
         }
     }
 }

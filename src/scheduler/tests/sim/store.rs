@@ -5,7 +5,7 @@ use super::*;
 use std::collections::VecDeque;
 
 /// It can go back so many commits.
-const MEMORY: usize = 60;
+const MAX_UNDO_COMMITS: usize = 60;
 
 /// What a commit writes.
 #[derive(Debug, Clone, Default)]
@@ -74,7 +74,7 @@ impl Store {
             undo.blobs.insert(key.clone(), write(&mut self.blobs, key, value.clone()));
         }
         self.undo.push_back(undo);
-        if self.undo.len() > MEMORY {
+        if self.undo.len() > MAX_UNDO_COMMITS {
             self.undo.pop_front();
         }
         self.seq += 1;

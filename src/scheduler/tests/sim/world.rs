@@ -1,27 +1,27 @@
 //! The simulated world: virtual time, a network that loses, repeats and delays, and who talks over it.
 
-use super::agent::{Agent, Doing, POLL_MS, REPEAT_MS, Work};
-use super::chance::Chance;
-use super::judge::Judge;
-use super::master::{Master, Who};
-use super::operator::Wish;
-use super::site::{Site, Tree};
+use super::agent::{Activity, Agent, POLL_MS, REPEAT_MS, Work};
+use super::master::{Master, Requester};
+use super::operator::PlannedSync;
+use super::oracle::Oracle;
+use super::rng::SimRng;
+use super::storage_model::{StorageModel, Tree};
 use super::store::Store;
 use super::*;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 /// The lines of the trace that a failure shows.
-const TRACE: usize = 40;
+const MAX_TRACE_LINES: usize = 40;
 /// Where the clock begins.
-const BEGIN: u64 = 1_000;
+const START_MS: u64 = 1_000;
 
 /// What happens at a time.
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "only a few are under way at a time")]
-pub(super) enum Happening {
-    Request(Who, Event),
-    Answer(Who, Reply),
+pub(super) enum SimEvent {
+    Request(Requester, Event),
+    Answer(Requester, Reply),
     Beat(usize, u64),
     Timer(usize, u64, usize, u64),
     Tick,
@@ -35,17 +35,17 @@ pub(super) enum Happening {
 
 /// See the module.
 pub(super) struct Sim {
-    pub(super) chance: Chance,
+    pub(super) chance: SimRng,
     pub(super) time: u64,
     /// By how much the master's wall clock is off.
     pub(super) skew_ms: i64,
     /// It is right all the same.
     pub(super) steady: bool,
     happenings: BinaryHeap<Reverse<(u64, u64)>>,
-    what: HashMap<u64, Happening>,
+    what: HashMap<u64, SimEvent>,
     count: u64,
     pub(super) trees: Vec<Tree>,
-    pub(super) sites: Vec<Site>,
+    pub(super) sites: Vec<StorageModel>,
     /// How often each host booted.
     pub(super) boots: Vec<u64>,
     pub(super) agents: Vec<Agent>,
@@ -55,8 +55,8 @@ pub(super) struct Sim {
     /// Who rules, and who ruled and does not know that he does not.
     pub(super) master: Option<Master>,
     pub(super) deposed: Option<Master>,
-    pub(super) wishes: Vec<Wish>,
-    pub(super) judge: Judge,
+    pub(super) wishes: Vec<PlannedSync>,
+    pub(super) judge: Oracle,
     /// Nothing goes wrong any more.
     pub(super) calm: bool,
     /// Requests and answers lost, of a thousand; and faults of entries.
@@ -79,7 +79,7 @@ impl Sim {
         Now { mono_ms: self.time, wall_ms }
     }
 
-    pub(super) fn tell(&mut self, line: impl FnOnce(&Sim) -> String) {
+    pub(super) fn trace(&mut self, line: impl FnOnce(&Sim) -> String) {
         if self.trace.is_none() {
             return;
         }
@@ -92,16 +92,17 @@ impl Sim {
         );
         if let Some(trace) = &mut self.trace {
             trace.push_back(line);
-            if trace.len() > number("LONGHAUL_SIM_TRACE").map_or(TRACE, |n| n as usize) {
+            if trace.len() > number("LONGHAUL_SIM_TRACE").map_or(MAX_TRACE_LINES, |n| n as usize) {
                 trace.pop_front();
             }
         }
     }
 
-    pub(super) fn begin(seed: u64, traced: bool) -> Sim {
-        let mut chance = Chance::new(seed);
-        let trees: Vec<Tree> = (0..chance.within(1, 3)).map(|_| Tree::grow(&mut chance)).collect();
-        let sites = trees.iter().map(|_| Site::grow(&mut chance)).collect();
+    pub(super) fn start(seed: u64, traced: bool) -> Sim {
+        let mut chance = SimRng::new(seed);
+        let trees: Vec<Tree> =
+            (0..chance.within(1, 3)).map(|_| Tree::generate(&mut chance)).collect();
+        let sites = trees.iter().map(|_| StorageModel::generate(&mut chance)).collect();
         let settings = Settings {
             window_tasks: chance.within(4, 24) as usize,
             max_active_syncs: chance.within(1, 6) as usize,
@@ -111,7 +112,7 @@ impl Sim {
         let loss = [0, 10, 50, 200][chance.below(4) as usize];
         let faults = [0, 5, 50, 200][chance.below(4) as usize];
         let mut sim = Sim {
-            time: BEGIN,
+            time: START_MS,
             skew_ms: 0,
             steady: false,
             happenings: BinaryHeap::new(),
@@ -127,7 +128,7 @@ impl Sim {
             master: None,
             deposed: None,
             wishes: vec![],
-            judge: Judge::default(),
+            judge: Oracle::default(),
             calm: false,
             loss,
             faults,
@@ -140,9 +141,9 @@ impl Sim {
             chance,
         };
         sim.spread_poison(seed);
-        sim.people();
-        sim.reign();
-        sim.at(100, Happening::Tick);
+        sim.schedule_operators();
+        sim.elect_master();
+        sim.schedule(100, SimEvent::Tick);
         sim
     }
 
@@ -158,7 +159,7 @@ impl Sim {
         }
     }
 
-    fn people(&mut self) {
+    fn schedule_operators(&mut self) {
         let agents = self.chance.within(2, 6) as usize;
         let hosts = self.chance.within(1, agents as u64);
         self.boots = vec![0; hosts as usize];
@@ -176,24 +177,24 @@ impl Sim {
     }
 
     /// Something happens `after` so many milliseconds.
-    pub(super) fn at(&mut self, after: u64, what: Happening) {
+    pub(super) fn schedule(&mut self, after: u64, what: SimEvent) {
         self.count += 1;
         self.happenings.push(Reverse((self.time + after, self.count)));
         self.what.insert(self.count, what);
     }
 
     /// How long until all that is under way has arrived, as far as it can.
-    pub(super) fn under_way_ms(&self) -> u64 {
+    pub(super) fn in_flight_ms(&self) -> u64 {
         let messages = self.happenings.iter().filter(|Reverse((_, number))| {
             let what = self.what.get(number);
-            matches!(what, Some(Happening::Request(..) | Happening::Answer(..)))
+            matches!(what, Some(SimEvent::Request(..) | SimEvent::Answer(..)))
         });
         let last = messages.map(|Reverse((at, _))| *at).max();
         last.map_or(0, |at| at.saturating_sub(self.time))
     }
 
     /// Lets time pass, with all that happens in it.
-    pub(super) fn pass(&mut self, ms: u64) {
+    pub(super) fn advance(&mut self, ms: u64) {
         let end = self.time + ms;
         while let Some(Reverse((at, number))) = self.happenings.peek().copied() {
             if at > end {
@@ -202,31 +203,31 @@ impl Sim {
             self.happenings.pop();
             self.time = self.time.max(at);
             if let Some(what) = self.what.remove(&number) {
-                self.happen(what);
+                self.run_event(what);
             }
         }
         self.time = end;
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn run_event(&mut self, what: SimEvent) {
         match what {
-            Happening::Request(who, event) => self.arrive(who, event),
-            Happening::Answer(who, reply) => self.answered(who, reply),
-            Happening::Beat(agent, incarnation) => self.beat(agent, incarnation),
-            Happening::Timer(agent, incarnation, slot, timer) => {
+            SimEvent::Request(who, event) => self.deliver(who, event),
+            SimEvent::Answer(who, reply) => self.deliver_reply(who, reply),
+            SimEvent::Beat(agent, incarnation) => self.send_heartbeat(agent, incarnation),
+            SimEvent::Timer(agent, incarnation, slot, timer) => {
                 self.timer(agent, incarnation, slot, timer);
             }
-            Happening::Tick => self.tick(),
-            Happening::Read(epoch) => self.read(epoch),
-            Happening::StoreUp => self.store_up(),
-            Happening::Reign => {
+            SimEvent::Tick => self.tick(),
+            SimEvent::Read(epoch) => self.answer_entry_reads(epoch),
+            SimEvent::StoreUp => self.restore_store(),
+            SimEvent::Reign => {
                 if self.store_down {
-                    self.at(1_000, Happening::Reign);
+                    self.schedule(1_000, SimEvent::Reign);
                 } else if self.master.is_none() {
-                    self.reign();
+                    self.elect_master();
                 }
             }
-            Happening::Up(agent) => {
+            SimEvent::Up(agent) => {
                 self.agents[agent].down = false;
                 self.wake(agent);
             }
@@ -237,8 +238,8 @@ impl Sim {
     pub(super) fn wake(&mut self, agent: usize) {
         self.agents[agent].restart();
         let incarnation = self.agents[agent].incarnation;
-        self.tell(|sim| format!("{} begins, incarnation {incarnation}", sim.agents[agent].name));
-        self.at(1, Happening::Beat(agent, incarnation));
+        self.trace(|sim| format!("{} begins, incarnation {incarnation}", sim.agents[agent].name));
+        self.schedule(1, SimEvent::Beat(agent, incarnation));
         for slot in 0..self.agents[agent].slots.len() {
             self.timer_in(agent, slot, 500);
         }
@@ -265,39 +266,39 @@ impl Sim {
     }
 
     /// Whether nothing gets through between an agent and the master.
-    fn is_cut(&self, who: &Who) -> bool {
-        matches!(who, Who::Agent(agent, ..) if self.agents[*agent].cut_until > self.time)
+    fn is_cut(&self, who: &Requester) -> bool {
+        matches!(who, Requester::Agent(agent, ..) if self.agents[*agent].cut_until > self.time)
     }
 
-    pub(super) fn send(&mut self, who: Who, event: Event) {
+    pub(super) fn send(&mut self, who: Requester, event: Event) {
         let copies = 1 + u64::from(!self.calm && self.chance.permille(self.loss));
         for _ in 0..copies {
             if let Some(ms) = self.delay().filter(|_| !self.is_cut(&who)) {
-                self.at(ms, Happening::Request(who.clone(), event.clone()));
+                self.schedule(ms, SimEvent::Request(who.clone(), event.clone()));
             }
         }
     }
 
-    pub(super) fn reply(&mut self, who: Who, reply: Reply) {
+    pub(super) fn reply(&mut self, who: Requester, reply: Reply) {
         let copies = 1 + u64::from(!self.calm && self.chance.permille(self.loss));
         for _ in 0..copies {
             if let Some(ms) = self.delay().filter(|_| !self.is_cut(&who)) {
-                self.at(ms, Happening::Answer(who.clone(), reply.clone()));
+                self.schedule(ms, SimEvent::Answer(who.clone(), reply.clone()));
             }
         }
     }
 
-    fn beat(&mut self, agent: usize, incarnation: u64) {
+    fn send_heartbeat(&mut self, agent: usize, incarnation: u64) {
         let a = &self.agents[agent];
         if a.down || a.incarnation != incarnation {
             return;
         }
         if a.frozen_until > self.time {
             let after = a.frozen_until - self.time;
-            return self.at(after, Happening::Beat(agent, incarnation));
+            return self.schedule(after, SimEvent::Beat(agent, incarnation));
         }
         let request = self.request();
-        let says = self.agents[agent].says(self.boots[self.agents[agent].host]);
+        let says = self.agents[agent].heartbeat(self.boots[self.agents[agent].host]);
         let time = self.time;
         let a = &mut self.agents[agent];
         a.beat += 1;
@@ -305,9 +306,9 @@ impl Sim {
         if a.beats.len() > 20 {
             a.beats.pop_first();
         }
-        self.send(Who::Agent(agent, incarnation, request), Event::Heartbeat(says));
+        self.send(Requester::Agent(agent, incarnation, request), Event::Heartbeat(says));
         let ms = self.chance.within(3_000, 6_000);
-        self.at(ms, Happening::Beat(agent, incarnation));
+        self.schedule(ms, SimEvent::Beat(agent, incarnation));
     }
 
     /// The timer of a slot; the one before does not count any more.
@@ -315,7 +316,7 @@ impl Sim {
         let a = &mut self.agents[agent];
         a.slots[slot].timer += 1;
         let (incarnation, timer) = (a.incarnation, a.slots[slot].timer);
-        self.at(ms, Happening::Timer(agent, incarnation, slot, timer));
+        self.schedule(ms, SimEvent::Timer(agent, incarnation, slot, timer));
     }
 
     fn timer(&mut self, agent: usize, incarnation: u64, slot: usize, timer: u64) {
@@ -325,58 +326,64 @@ impl Sim {
         }
         if a.frozen_until > self.time {
             let after = a.frozen_until - self.time;
-            return self.at(after, Happening::Timer(agent, incarnation, slot, timer));
+            return self.schedule(after, SimEvent::Timer(agent, incarnation, slot, timer));
         }
-        self.slot(agent, slot);
+        self.run_slot(agent, slot);
     }
 
-    fn answered(&mut self, who: Who, reply: Reply) {
+    fn deliver_reply(&mut self, who: Requester, reply: Reply) {
         match who {
-            Who::Operator(request) => self.told(request, reply),
-            Who::Agent(agent, incarnation, request) => {
+            Requester::Operator(request) => self.handle_operator_reply(request, reply),
+            Requester::Agent(agent, incarnation, request) => {
                 let a = &self.agents[agent];
                 if a.down || a.incarnation != incarnation {
                     return;
                 }
                 if a.frozen_until > self.time {
                     let after = a.frozen_until - self.time;
-                    return self.at(after, Happening::Answer(who, reply));
+                    return self.schedule(after, SimEvent::Answer(who, reply));
                 }
-                self.heard(agent, request, reply);
+                self.handle_reply(agent, request, reply);
             }
         }
     }
 
-    fn heard(&mut self, agent: usize, request: u64, reply: Reply) {
+    fn handle_reply(&mut self, agent: usize, request: u64, reply: Reply) {
         if let Reply::Heartbeat(reply) = &reply {
             let lease_ms = self.settings.lease_ms;
-            return self.agents[agent].heard(request, reply, lease_ms);
+            return self.agents[agent].handle_heartbeat_reply(request, reply, lease_ms);
         }
         let slots = &mut self.agents[agent].slots;
         let asked =
             |s: &super::agent::Slot| s.request.as_ref().is_some_and(|(id, _)| *id == request);
         let Some(slot) = slots.iter().position(asked) else { return };
         slots[slot].request = None;
-        self.slot_heard(agent, slot, reply);
+        self.handle_slot_reply(agent, slot, reply);
     }
 
     /// Asks, and asks again until there is an answer.
-    pub(super) fn ask(&mut self, agent: usize, slot: usize, doing: Doing, event: Event) {
+    pub(super) fn send_request(
+        &mut self,
+        agent: usize,
+        slot: usize,
+        doing: Activity,
+        event: Event,
+    ) {
         let request = self.request();
         let incarnation = self.agents[agent].incarnation;
         let s = &mut self.agents[agent].slots[slot];
         s.doing = doing;
         s.request = Some((request, event.clone()));
         s.since = self.time;
-        self.send(Who::Agent(agent, incarnation, request), event);
-        self.timer_in(agent, slot, if doing == Doing::Poll { POLL_MS } else { 0 } + REPEAT_MS);
+        self.send(Requester::Agent(agent, incarnation, request), event);
+        self.timer_in(agent, slot, if doing == Activity::Poll { POLL_MS } else { 0 } + REPEAT_MS);
     }
 
-    pub(super) fn take_work(&mut self, agent: usize, slot: usize, a: Box<Assignment>) {
+    pub(super) fn start_work(&mut self, agent: usize, slot: usize, a: Box<Assignment>) {
         let held = self.agents[agent].in_hand().contains(&a.assignment_id);
         let s = &mut self.agents[agent].slots[slot];
         if held {
-            s.doing = Doing::Rest;
+            s.doing = Activity::Rest;
             return self.timer_in(agent, slot, 100);
         }
         let deadline = s.since + self.settings.lease_ms;
@@ -391,7 +398,7 @@ impl Sim {
             through: None,
         };
         s.work = Some(work);
-        s.doing = Doing::Begun;
+        s.doing = Activity::Begun;
         self.prepare(agent, slot);
     }
 }

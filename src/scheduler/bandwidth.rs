@@ -1,0 +1,295 @@
+//! How limits on bytes per second are shared out. [`split_parent`] is the rule; [`BandwidthAllocator`] knows who may send
+//! how much, and what he made of it. Nothing of it is stored: a restarted master learns it with the next
+//! heartbeats.
+//!
+//! ```text
+//! the installation's limit ─split─▶ syncs, each within its own limit ─split─▶ workers
+//! ```
+//!
+//! A worker hears of its share when it speaks to us. So one that gets less gets it at once, and one that
+//! gets more gets what others have given back by then: together they never have more than the limit, but
+//! for the little that one who comes late begins with.
+
+use crate::wire::worker::BandwidthUsage;
+use crate::wire::{SyncNo, WorkerId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Targets are found anew at most so often.
+const TARGET_REFRESH_MS: u64 = 100;
+/// Usage is judged over at least so long.
+const MIN_SAMPLE_MS: u64 = 400;
+/// A worker without a task of a sync keeps its share for so long: the next task may be on its way.
+const SHARE_RETENTION_MS: u64 = 3_000;
+/// Who begins while others have all begins with this part of what will be his.
+const INITIAL_SHARE_DIVISOR: u64 = 16;
+/// Who needs less than his share keeps this part more than he needs, …
+const HEADROOM_DIVISOR: u64 = 32;
+/// … and this part of an equal share.
+const MIN_DEMAND_DIVISOR: u64 = 128;
+
+/// What somebody asks of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Demand {
+    /// What he would use; `u64::MAX`: whatever he gets.
+    pub(super) desired: u64,
+    /// What he may have.
+    pub(super) cap: u64,
+}
+
+/// Splits `total` so that who wants little gets what he wants, and the others get equal parts of the rest
+/// (max-min fairness; D. Bertsekas, R. Gallager, Data Networks, 1992, section 6.5.2). What nobody wants is
+/// handed out too, in the same way: who wants more in the next moment need not wait.
+pub(super) fn split_fairly(total: u64, claims: &[Demand]) -> Vec<u64> {
+    let wanted: Vec<u64> = claims.iter().map(|claim| claim.desired.min(claim.cap)).collect();
+    let mut shares = fill_equally(total, &wanted);
+    let left = total - shares.iter().sum::<u64>();
+    let more: Vec<u64> = claims.iter().zip(&shares).map(|(c, share)| c.cap - share).collect();
+    for (share, more) in shares.iter_mut().zip(fill_equally(left, &more)) {
+        *share += more;
+    }
+    shares
+}
+
+/// Fills vessels of these sizes to the same level, as far as `total` goes.
+fn fill_equally(total: u64, sizes: &[u64]) -> Vec<u64> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|i| sizes[*i]);
+    let mut left = total;
+    let mut filled = vec![0; sizes.len()];
+    for (done, i) in order.into_iter().enumerate() {
+        let level = left / (sizes.len() - done) as u64;
+        filled[i] = sizes[i].min(level);
+        left -= filled[i];
+    }
+    filled
+}
+
+/// Who may send how much.
+#[derive(Debug, Default)]
+pub(super) struct BandwidthAllocator {
+    /// The limit of the whole installation.
+    total_limit: Option<u64>,
+    pools: BTreeMap<SyncNo, SyncPool>,
+    /// When the targets were found; `None`: something changed since.
+    targets_computed_ms: Option<u64>,
+}
+
+/// The workers that send for a sync.
+#[derive(Debug, Default)]
+struct SyncPool {
+    /// The sync's own limit.
+    own_limit: Option<u64>,
+    /// What they may have together.
+    limit: u64,
+    members: BTreeMap<WorkerId, WorkerShare>,
+}
+
+#[derive(Debug)]
+struct WorkerShare {
+    /// The share that it heard of.
+    granted: u64,
+    /// The share that it is to have.
+    target: u64,
+    /// What it said last of its usage, and when.
+    last_usage: Option<(BandwidthUsage, u64)>,
+    /// What it wants by that; `u64::MAX`: its share holds it back, or nothing is known yet.
+    demand: u64,
+    /// When it got its first share.
+    registered_ms: u64,
+    /// When it last had a task.
+    last_busy_ms: u64,
+}
+
+impl SyncPool {
+    fn granted(&self) -> u64 {
+        self.members.values().fold(0, |sum, member| sum.saturating_add(member.granted))
+    }
+
+    fn demands(&self) -> Vec<Demand> {
+        let floor = self.limit / MIN_DEMAND_DIVISOR / (self.members.len() as u64).max(1);
+        let wants = |uses: u64| uses.saturating_add(uses / HEADROOM_DIVISOR).saturating_add(floor);
+        let members = self.members.values();
+        members.map(|member| Demand { desired: wants(member.demand), cap: u64::MAX }).collect()
+    }
+}
+
+impl BandwidthAllocator {
+    /// The limit of the whole installation is this from now on.
+    pub(super) fn set_total_limit(&mut self, limit: Option<u64>) {
+        if self.total_limit != limit {
+            (self.total_limit, self.targets_computed_ms) = (limit, None);
+        }
+    }
+
+    /// A sync's own limit is this from now on. True: it is limited, by that or with all others.
+    pub(super) fn set_own_limit(&mut self, no: SyncNo, own: Option<u64>) -> bool {
+        if own.is_none() && self.total_limit.is_none() {
+            self.pools.remove(&no);
+            return false;
+        }
+        if let Some(pool) = self.pools.get_mut(&no).filter(|pool| pool.own_limit != own) {
+            pool.own_limit = own;
+            self.targets_computed_ms = None;
+        }
+        true
+    }
+
+    /// A worker has a task of a limited sync, as one of so many that may get some. It gets a first share,
+    /// unless it has one.
+    pub(super) fn register(
+        &mut self,
+        no: SyncNo,
+        own: Option<u64>,
+        worker: &WorkerId,
+        peers: u64,
+        now_ms: u64,
+    ) {
+        if let Some(member) = self.pools.get_mut(&no).and_then(|p| p.members.get_mut(worker)) {
+            member.last_busy_ms = now_ms;
+            return;
+        }
+        self.update_targets(now_ms);
+        let pools = self.pools.len() as u64;
+        let equal = self.total_limit.map_or(u64::MAX, |whole| whole / (pools + 1));
+        let limit = self.pools.get(&no).map_or(own.unwrap_or(u64::MAX).min(equal), |p| p.limit);
+        let fair = limit / peers.max(1);
+        let pool = self.pools.entry(no).or_insert(SyncPool {
+            own_limit: own,
+            limit,
+            ..SyncPool::default()
+        });
+        let spare = limit.saturating_sub(pool.granted());
+        let spare = self
+            .total_limit
+            .map_or(spare, |whole| spare.min(whole.saturating_sub(self.total_granted())));
+        let told = spare.max(fair / INITIAL_SHARE_DIVISOR).min(fair).max(1);
+        let (since_ms, seen_ms) = (now_ms, now_ms);
+        let member = WorkerShare {
+            granted: told,
+            target: told,
+            last_usage: None,
+            demand: u64::MAX,
+            registered_ms: since_ms,
+            last_busy_ms: seen_ms,
+        };
+        if let Some(pool) = self.pools.get_mut(&no) {
+            pool.members.insert(worker.clone(), member);
+        }
+        self.targets_computed_ms = None;
+    }
+
+    /// A worker said what it sent.
+    pub(super) fn report_usage(
+        &mut self,
+        no: SyncNo,
+        worker: &WorkerId,
+        usage: BandwidthUsage,
+        now_ms: u64,
+    ) -> bool {
+        let Some(member) = self.pools.get_mut(&no).and_then(|p| p.members.get_mut(worker)) else {
+            return false;
+        };
+        let Some((before, at_ms)) = member.last_usage else {
+            member.last_usage = Some((usage, now_ms));
+            return usage.sent_bytes > 0;
+        };
+        let passed = now_ms.saturating_sub(at_ms);
+        if passed < MIN_SAMPLE_MS {
+            return false;
+        }
+        // Less than before: it had forgotten the sync, and counts anew.
+        let moved = usage.sent_bytes.checked_sub(before.sent_bytes).unwrap_or(usage.sent_bytes);
+        let held =
+            usage.throttled_ms.checked_sub(before.throttled_ms).unwrap_or(usage.throttled_ms);
+        member.last_usage = Some((usage, now_ms));
+        member.demand = match held.saturating_mul(2) >= passed {
+            true => u64::MAX,
+            false => moved.saturating_mul(1000) / passed,
+        };
+        moved > 0
+    }
+
+    /// What a worker may send from now on, when it is told now; `None` where it has no share.
+    pub(super) fn grant(&mut self, no: SyncNo, worker: &WorkerId, now_ms: u64) -> Option<u64> {
+        self.update_targets(now_ms);
+        let pool = self.pools.get(&no)?;
+        let spare = pool.limit.saturating_sub(pool.granted());
+        let spare = self
+            .total_limit
+            .map_or(spare, |whole| spare.min(whole.saturating_sub(self.total_granted())));
+        let member = self.pools.get_mut(&no)?.members.get_mut(worker)?;
+        // Those who begin together with it are still to come.
+        let spare =
+            if now_ms.saturating_sub(member.registered_ms) < MIN_SAMPLE_MS { 0 } else { spare };
+        member.granted = member.target.min(member.granted.saturating_add(spare)).max(1);
+        Some(member.granted)
+    }
+
+    /// What a worker was told last.
+    pub(super) fn granted_to(&self, no: SyncNo, worker: &WorkerId) -> Option<u64> {
+        Some(self.pools.get(&no)?.members.get(worker)?.granted)
+    }
+
+    /// The syncs for which a worker has a share.
+    pub(super) fn syncs_of(&self, worker: &WorkerId) -> Vec<SyncNo> {
+        let with = self.pools.iter().filter(|(_, pool)| pool.members.contains_key(worker));
+        with.map(|(no, _)| *no).collect()
+    }
+
+    /// How many shares there are.
+    pub(super) fn share_count(&self) -> usize {
+        self.pools.values().map(|pool| pool.members.len()).sum()
+    }
+
+    /// These have tasks now; who had none for a while gives his share back.
+    pub(super) fn expire_idle_shares(&mut self, busy: &BTreeSet<(SyncNo, WorkerId)>, now_ms: u64) {
+        let before = self.share_count();
+        for (no, pool) in &mut self.pools {
+            pool.members.retain(|worker, member| {
+                if busy.contains(&(*no, worker.clone())) {
+                    member.last_busy_ms = now_ms;
+                }
+                now_ms.saturating_sub(member.last_busy_ms) <= SHARE_RETENTION_MS
+            });
+        }
+        self.pools.retain(|_, pool| !pool.members.is_empty());
+        if self.share_count() < before {
+            self.targets_computed_ms = None;
+        }
+    }
+
+    /// All that anybody was told.
+    fn total_granted(&self) -> u64 {
+        self.pools.values().fold(0, |sum, pool| sum.saturating_add(pool.granted()))
+    }
+
+    /// Finds the targets, where they may have changed.
+    fn update_targets(&mut self, now_ms: u64) {
+        if self.targets_computed_ms.is_some_and(|at| now_ms.saturating_sub(at) < TARGET_REFRESH_MS)
+        {
+            return;
+        }
+        self.targets_computed_ms = Some(now_ms);
+        let syncs: Vec<Demand> = self.pools.values().map(sync_demand).collect();
+        let limits = match self.total_limit {
+            Some(whole) => split_fairly(whole, &syncs),
+            None => syncs.iter().map(|claim| claim.cap).collect(),
+        };
+        for (pool, limit) in self.pools.values_mut().zip(limits) {
+            pool.limit = limit;
+            let targets = split_fairly(limit, &pool.demands());
+            for (member, target) in pool.members.values_mut().zip(targets) {
+                member.target = target;
+            }
+        }
+    }
+}
+
+/// What a sync asks of the limit of all.
+fn sync_demand(pool: &SyncPool) -> Demand {
+    let wants = pool.demands().iter().fold(0, |sum: u64, claim| sum.saturating_add(claim.desired));
+    Demand { desired: wants, cap: pool.own_limit.unwrap_or(u64::MAX) }
+}
+
+#[cfg(test)]
+mod tests;

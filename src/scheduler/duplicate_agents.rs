@@ -1,0 +1,94 @@
+//! Two agents under one id: both would do the same tasks, and each heartbeat would take away what the other
+//! has. The second is refused as long as the first is alive.
+//!
+//! An agent that was killed and started again is another incarnation as well, and must not wait. So a new
+//! incarnation is believed at first, and when the one before comes back all the same, which one that was
+//! killed never does, that one goes on and the new one is refused.
+
+use super::{Now, State};
+use crate::wire::WorkerId;
+use crate::wire::problem::Problem;
+use crate::wire::worker::WorkerHeartbeat;
+use std::collections::BTreeMap;
+
+/// So many refused incarnations are remembered.
+const MAX_REFUSED_INCARNATIONS: usize = 16;
+
+/// The refusal of a heartbeat that comes from a second agent.
+fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
+    let detail = format!(
+        "another agent runs as worker `{}` and is alive: this one gets no work until that one is stopped",
+        said.worker_id
+    );
+    let problem = Problem::new(409, "Conflict", "worker_id_taken", detail);
+    problem.with_hint("give one of the two another worker_id, or stop it")
+}
+
+impl State {
+    /// Why a heartbeat is not taken: it comes from a second agent.
+    pub(super) fn refuse_duplicate(&mut self, said: &WorkerHeartbeat, now: Now) -> Option<Problem> {
+        let timeout = self.settings.heartbeat_timeout_ms;
+        let known = self.workers.get_mut(&said.worker_id)?;
+        known.refused_incarnations.retain(|_, at| now.mono_ms.saturating_sub(*at) < timeout);
+        let current = known.last_heartbeat.incarnation.as_ref()?;
+        if said.incarnation.as_ref() == Some(current) || known.has_left() {
+            return None;
+        }
+        let Some(incoming) = said.incarnation.as_ref() else {
+            // It cannot be the process that is alive: that one names itself.
+            if known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS {
+                known.refused_incarnations.insert(String::new(), now.mono_ms);
+            }
+            return Some(worker_id_taken(said));
+        };
+        // The one before may still be ending what it had, beside one that was started for it.
+        let leaves =
+            known.previous_incarnation.as_ref() == Some(incoming) && !said.status.can_accept_work();
+        let room = known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS;
+        let waits = known.refused_incarnations.contains_key(incoming);
+        if !waits && (!leaves || !room) {
+            return None;
+        }
+        known.refused_incarnations.insert(incoming.clone(), now.mono_ms);
+        Some(worker_id_taken(said))
+    }
+
+    /// The incarnation before and the refused ones, after a heartbeat that is taken.
+    pub(super) fn resolve_incarnations(
+        &self,
+        id: &WorkerId,
+        restarted: bool,
+        said: &WorkerHeartbeat,
+        now: Now,
+    ) -> (Option<String>, BTreeMap<String, u64>) {
+        let Some(known) = self.workers.get(id) else { return (None, BTreeMap::new()) };
+        let mut refused = known.refused_incarnations.clone();
+        if !restarted {
+            return (known.previous_incarnation.clone(), refused);
+        }
+        let (current, incoming) =
+            (known.last_heartbeat.incarnation.clone(), said.incarnation.as_ref());
+        if let Some(incoming) = incoming {
+            refused.remove(incoming);
+        }
+        let back = known.previous_incarnation.is_some()
+            && known.previous_incarnation.as_ref() == incoming
+            && !known.has_left();
+        match current {
+            Some(second) if back => {
+                tracing::warn!(
+                    worker = %id,
+                    "two agents run under this id: the one that came last is refused; stop one of them"
+                );
+                if refused.len() < MAX_REFUSED_INCARNATIONS {
+                    refused.insert(second, now.mono_ms);
+                }
+                (None, refused)
+            }
+            current => {
+                tracing::info!(worker = %id, "the agent was restarted");
+                (current, refused)
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The failures of a sync by name: which entries failed, and why. Every sync lists them, up to
+//! [`MAX_FAILED_ENTRIES`], so that they can be shown and retried.
+//!
+//! The list may be long and is never in memory as a whole: it is stored in pages, blobs `e/SYNC/DIRECT_ALIGN_BYTES` of lines of JSON.
+//! Only the page that is being filled is kept here, and written again with each event that adds to it; after a restart the
+//! next failure begins another page. Pages are written in the same commit as the counters, so a list and its counters agree
+//! whichever master leads. A batch that failed as a whole is one line, which names its manifest: that is kept with the pages.
+
+use super::sync_job::SyncJob;
+use super::{Effect, State};
+use crate::wire::options::{FileRecord, FileState};
+use crate::wire::sync::FileError;
+use crate::wire::{BytePath, SyncNo};
+use serde::{Deserialize, Serialize};
+
+/// A sync lists at most so many failures …
+pub(super) const MAX_FAILED_ENTRIES: u64 = 1_000_000;
+/// … of at most so many bytes of lines: names may be long.
+const MAX_FAILED_BYTES: u64 = 256 << 20;
+/// The manifests of so many batches are kept; the record of the sync holds their keys.
+const MAX_BATCHES: usize = 1_024;
+/// A page of so many bytes is complete. It is written as a whole with each event that adds to it.
+const MAX_PAGE_BYTES: usize = 32 << 10;
+/// A reason of more characters is cut.
+const MAX_MESSAGE_CHARS: usize = 1_000;
+
+/// What a sync remembers of the list of its failures.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct FailureList {
+    /// How many pages are stored.
+    page_count: u64,
+    /// How many failures are listed in them.
+    listed_count: u64,
+    /// Bytes of all lines.
+    bytes: u64,
+    /// How many failures are not listed by name.
+    pub(super) unlisted_count: u64,
+    /// The keys of the manifests of batches that failed as a whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    batches: Vec<String>,
+    /// The last page, as far as it is filled since this master began to lead.
+    #[serde(skip)]
+    open_page: OpenPage,
+}
+
+/// A page that is being filled.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct OpenPage {
+    lines: Vec<u8>,
+    /// The reason in the last line.
+    message: String,
+    /// It holds more than what is stored of it.
+    is_unsaved: bool,
+}
+
+/// A line: without a reason it has that of the line before. Most failures of a sync share theirs.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredLine {
+    path: BytePath,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    /// It stands for all entries of a batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    batch: Option<FailedBatch>,
+}
+
+/// A batch that failed as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedBatch {
+    /// The key of its manifest.
+    pub manifest: String,
+    /// How many entries it has.
+    pub entries: u64,
+}
+
+/// A line of a page.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FailureLine {
+    /// The entry; of a batch what its entries have in common.
+    pub entry: FileRecord,
+    /// The batch, where it is one.
+    pub batch: Option<FailedBatch>,
+}
+
+/// What there is to know of the list of failures of a sync, to read it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FailurePages {
+    /// The keys of its blobs, in order.
+    pub keys: Vec<String>,
+    /// How many failures they list; pages may hold more that were listed since.
+    pub listed: u64,
+}
+
+/// The failures of a page.
+///
+/// # Errors
+/// A sentence, where it is not what this program writes.
+pub fn decode_failures(page: &[u8]) -> Result<Vec<FailureLine>, String> {
+    let mut message = None;
+    let lines = page.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    let entry = |line: &[u8]| {
+        let line: StoredLine = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+        message = line.message.or(message.take());
+        Ok(FailureLine { entry: failed_file_record(line.path, message.clone()), batch: line.batch })
+    };
+    lines.map(entry).collect()
+}
+
+/// What is recorded of an entry that is given up because of `error`.
+pub(super) fn failure_record(error: &FileError) -> FileRecord {
+    let message = format!("{}: {error}", error.operation);
+    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
+    failed_file_record(error.path.clone(), Some(message))
+}
+
+fn failed_file_record(path: BytePath, message: Option<String>) -> FileRecord {
+    FileRecord { path, state: FileState::Failed, action: None, bytes: 0, digest: None, message }
+}
+
+fn failure_page_key(no: SyncNo, page: u64) -> String {
+    format!("e/{no}/{page}")
+}
+
+impl FailureList {
+    /// Whether there is nothing to remember.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == FailureList::default()
+    }
+
+    /// Whether so many more entries are listed.
+    fn has_room(&self, entries: u64, max_entries: u64) -> bool {
+        self.listed_count.saturating_add(entries) <= max_entries
+    }
+
+    /// Adds an entry, or a batch. False: there is no room for it.
+    fn add(&mut self, failed: FileRecord, batch: Option<FailedBatch>, max_entries: u64) -> bool {
+        let message = failed.message.filter(|message| *message != self.open_page.message);
+        let entries = batch.as_ref().map_or(1, |batch| batch.entries);
+        let line = StoredLine { path: failed.path, message, batch };
+        let Ok(text) = serde_json::to_vec(&line) else { return false };
+        let bytes = self.bytes.saturating_add(text.len() as u64 + 1);
+        if !self.has_room(entries, max_entries) || bytes > MAX_FAILED_BYTES {
+            return false;
+        }
+        if self.open_page.lines.is_empty() {
+            self.page_count += 1;
+        }
+        self.open_page.lines.extend_from_slice(&text);
+        self.open_page.lines.push(b'\n');
+        self.open_page.is_unsaved = true;
+        if let Some(message) = line.message {
+            self.open_page.message = message;
+        }
+        self.batches.extend(line.batch.map(|batch| batch.manifest));
+        (self.listed_count, self.bytes) = (self.listed_count + entries, bytes);
+        true
+    }
+
+    /// Ends the page that is being filled.
+    fn take_page(&mut self) -> (u64, Vec<u8>) {
+        (self.page_count.saturating_sub(1), std::mem::take(&mut self.open_page).lines)
+    }
+}
+
+impl SyncJob {
+    fn failure_page_keys(&self) -> impl Iterator<Item = String> + use<> {
+        let no = self.no;
+        (0..self.failure_list.page_count).map(move |page| failure_page_key(no, page))
+    }
+
+    /// The keys of the blobs that list its failures.
+    pub(super) fn failure_blob_keys(&self) -> impl Iterator<Item = String> {
+        self.failure_page_keys().chain(self.failure_list.batches.iter().cloned())
+    }
+
+    /// The list of its failures, to read it.
+    pub(super) fn failure_pages(&self) -> FailurePages {
+        FailurePages {
+            keys: self.failure_page_keys().collect(),
+            listed: self.failure_list.listed_count,
+        }
+    }
+}
+
+impl State {
+    /// Whether the manifest of a batch that failed as a whole is kept to list its entries.
+    pub(super) fn can_list_batch(&self, no: SyncNo, entries: u64) -> bool {
+        let has_room = |failed: &FailureList| {
+            failed.batches.len() < MAX_BATCHES
+                && failed.has_room(entries, self.settings.max_failed_entries)
+        };
+        entries > 0
+            && self.syncs.get(&no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
+    }
+
+    /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest` of their batch. The
+    /// caller stores the sync's record.
+    pub(super) fn list_failure(
+        &mut self,
+        no: SyncNo,
+        error: &FileError,
+        count: u64,
+        manifest: Option<String>,
+    ) {
+        let max_entries = self.settings.max_failed_entries;
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let failed = &mut sync.failure_list;
+        let batch = manifest.clone().map(|manifest| FailedBatch { manifest, entries: count });
+        let entries = if batch.is_some() { count } else { 1 };
+        let is_listed = failed.add(failure_record(error), batch, max_entries);
+        let listed = if is_listed { entries } else { 0 };
+        if !is_listed {
+            self.effects.extend(manifest.map(Effect::DeleteBlob));
+        }
+        failed.unlisted_count = failed.unlisted_count.saturating_add(count.saturating_sub(listed));
+        if failed.open_page.lines.len() >= MAX_PAGE_BYTES {
+            let (page, lines) = failed.take_page();
+            self.effects.push(Effect::PutBlob(failure_page_key(no, page), lines));
+        }
+        self.dirty_failure_lists.insert(no);
+    }
+
+    /// Stores the pages that were added to by this event, and forgets those of syncs that have ended.
+    pub(super) fn store_failure_pages(&mut self) {
+        for no in std::mem::take(&mut self.dirty_failure_lists) {
+            let Some(sync) = self.syncs.get_mut(&no) else { continue };
+            let (active, failed) = (sync.is_active(), &mut sync.failure_list);
+            let is_new = std::mem::take(&mut failed.open_page.is_unsaved);
+            if is_new {
+                let key = failure_page_key(no, failed.page_count.saturating_sub(1));
+                self.effects.push(Effect::PutBlob(key, failed.open_page.lines.clone()));
+            }
+            if !active {
+                failed.open_page = OpenPage::default();
+            }
+        }
+    }
+
+    /// Drops the list of the failures of a sync.
+    pub(super) fn delete_failure_list(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        self.effects.extend(sync.failure_blob_keys().map(Effect::DeleteBlob));
+        sync.failure_list = FailureList::default();
+    }
+}

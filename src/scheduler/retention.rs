@@ -1,0 +1,221 @@
+//! How old ended syncs are: by the time that masters have lived through, not by the wall clock, which may be wrong by
+//! years after a restart or on another host.
+//!
+//! The time during which no master ran does not count, so a record is kept for the retention at least. A wall clock that
+//! differs much from what is expected is a sign that something is wrong: nothing is dropped until it is plausible
+//! again, or an operator confirms it. The number of syncs that are dropped in an hour is bounded.
+
+use super::{Now, Reply, State, records};
+use crate::wire::SyncNo;
+use crate::wire::admin::ConfirmClockReply;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The wall clock may be ahead by this much, in milliseconds: as long may no master have run.
+const MAX_AHEAD_MS: i64 = 14 * 24 * 3600 * 1000;
+/// It may be behind by this much, in milliseconds.
+const MAX_BEHIND_MS: i64 = 3600 * 1000;
+/// The time lived through is stored this often, in milliseconds: a master that dies loses no more of it.
+const STORE_INTERVAL_MS: u64 = 10 * 60 * 1000;
+/// In an hour so many ended syncs may be dropped, or this part of them where that is more.
+const MAX_DROPS_PER_HOUR: usize = 100;
+const MAX_DROPPED_FRACTION: usize = 20;
+/// So many names of dropped syncs go into one line of the log.
+const MAX_LOGGED_NAMES: usize = 20;
+const HOUR_MS: u64 = 3600 * 1000;
+
+/// What of it is stored.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct StoredClock {
+    /// Milliseconds that masters have lived through.
+    uptime_ms: u64,
+    /// The wall clock that was right then, in milliseconds since 1970.
+    wall_ms: i64,
+    /// The hour, of those lived through, in which syncs were dropped last, and how many.
+    hour: u64,
+    dropped: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct RetentionClock {
+    stored: StoredClock,
+    /// When that was so, on the scheduler's clock.
+    stored_at_ms: u64,
+    /// A wall clock that was plausible, and when it was so.
+    anchor: (i64, u64),
+    /// Whether the wall clock was not plausible at the last look.
+    is_implausible: bool,
+}
+
+impl RetentionClock {
+    /// The clock of a master that begins; `stored` by the one before, where there was one.
+    pub(super) fn start(stored: Option<StoredClock>, now: Now) -> RetentionClock {
+        let stored =
+            stored.unwrap_or(StoredClock { wall_ms: now.wall_ms, ..StoredClock::default() });
+        let anchor = (stored.wall_ms, now.mono_ms);
+        RetentionClock { stored, stored_at_ms: now.mono_ms, anchor, is_implausible: false }
+    }
+
+    /// What is to be stored.
+    pub(super) fn stored(&self) -> &StoredClock {
+        &self.stored
+    }
+
+    /// Milliseconds that masters have lived through.
+    pub(super) fn uptime_ms(&self, now: Now) -> u64 {
+        self.stored.uptime_ms.saturating_add(now.mono_ms.saturating_sub(self.stored_at_ms))
+    }
+
+    fn expected_wall_ms(&self, now: Now) -> i64 {
+        let since = now.mono_ms.saturating_sub(self.anchor.1);
+        self.anchor.0.saturating_add(i64::try_from(since).unwrap_or(i64::MAX))
+    }
+
+    /// By how much the wall clock is ahead of what is expected, in milliseconds.
+    fn ahead_ms(&self, now: Now) -> i64 {
+        now.wall_ms.saturating_sub(self.expected_wall_ms(now))
+    }
+
+    /// Takes what the wall clock shows for right where that is plausible.
+    fn check_wall_clock(&mut self, now: Now) {
+        let ahead = self.ahead_ms(now);
+        let plausible = (-MAX_BEHIND_MS..=MAX_AHEAD_MS).contains(&ahead);
+        if plausible {
+            self.anchor = (now.wall_ms, now.mono_ms);
+        }
+        if std::mem::replace(&mut self.is_implausible, !plausible) != plausible {
+            return;
+        }
+        match plausible {
+            true => tracing::info!("the wall clock is plausible again"),
+            false => tracing::warn!(
+                "the wall clock is {}: no ended sync is dropped until it is right, or until it is confirmed: \
+                 ctl admin confirm-clock",
+                describe_offset(ahead)
+            ),
+        }
+    }
+
+    fn checkpoint(&mut self, now: Now) {
+        let (lived_ms, wall_ms) = (self.uptime_ms(now), self.expected_wall_ms(now));
+        self.stored = StoredClock { uptime_ms: lived_ms, wall_ms, ..self.stored };
+        self.stored_at_ms = now.mono_ms;
+    }
+
+    /// How many of `ended` syncs may still be dropped in this hour.
+    fn drop_allowance(&self, ended: usize, now: Now) -> usize {
+        let hour = self.uptime_ms(now) / HOUR_MS;
+        let dropped = if self.stored.hour == hour { self.stored.dropped } else { 0 };
+        let most = MAX_DROPS_PER_HOUR.max(ended / MAX_DROPPED_FRACTION);
+        most.saturating_sub(usize::try_from(dropped).unwrap_or(usize::MAX))
+    }
+
+    fn count_dropped(&mut self, count: u64, now: Now) {
+        let hour = self.uptime_ms(now) / HOUR_MS;
+        if std::mem::replace(&mut self.stored.hour, hour) != hour {
+            self.stored.dropped = 0;
+        }
+        self.stored.dropped = self.stored.dropped.saturating_add(count);
+    }
+}
+
+fn describe_offset(ahead_ms: i64) -> String {
+    let by =
+        crate::util::units::format_duration(Duration::from_secs(ahead_ms.unsigned_abs() / 1000));
+    format!("{by} {} of what is expected", if ahead_ms < 0 { "behind" } else { "ahead" })
+}
+
+impl State {
+    /// Time passed: what was lived through is stored now and then, old syncs are dropped.
+    pub(super) fn tick_retention(&mut self, now: Now) {
+        self.retention_clock.check_wall_clock(now);
+        if now.mono_ms.saturating_sub(self.retention_clock.stored_at_ms) >= STORE_INTERVAL_MS {
+            self.retention_clock.checkpoint(now);
+            self.put_record(records::META_KEY.to_owned());
+        }
+        self.drop_expired_syncs(now);
+    }
+
+    /// Takes the wall clock as it is for right.
+    pub(super) fn confirm_clock(&mut self, now: Now) -> Reply {
+        let ahead_ms = self.retention_clock.ahead_ms(now);
+        self.retention_clock.anchor = (now.wall_ms, now.mono_ms);
+        self.retention_clock.check_wall_clock(now);
+        self.retention_clock.checkpoint(now);
+        self.put_record(records::META_KEY.to_owned());
+        tracing::warn!(
+            "an operator confirms the wall clock, which is {}",
+            describe_offset(ahead_ms)
+        );
+        Reply::ClockConfirmed(ConfirmClockReply {
+            time: Timestamp::from_millisecond(now.wall_ms).unwrap_or_default(),
+            ahead_seconds: ahead_ms / 1000,
+        })
+    }
+
+    /// Drops ended syncs that were kept long enough, the oldest first.
+    fn drop_expired_syncs(&mut self, now: Now) {
+        if self.retention_clock.is_implausible {
+            return;
+        }
+        let lived = self.retention_clock.uptime_ms(now);
+        let age = |ended: Option<u64>| ended.map(|at| lived.saturating_sub(at));
+        let mut old: Vec<(u64, SyncNo)> = Vec::new();
+        let mut ended = 0;
+        for sync in self.syncs.values() {
+            let Some(age) = age(sync.ended_uptime_ms) else { continue };
+            ended += 1;
+            if age > self.settings.retention_ms && sync.revoked_leases.is_none() {
+                old.push((sync.ended_uptime_ms.unwrap_or(0), sync.no));
+            }
+        }
+        if old.is_empty() {
+            return;
+        }
+        old.sort_unstable();
+        old.truncate(self.retention_clock.drop_allowance(ended, now));
+        if old.is_empty() {
+            return;
+        }
+        let names: Vec<String> = old
+            .iter()
+            .take(MAX_LOGGED_NAMES)
+            .filter_map(|(_, no)| Some(self.syncs.get(no)?.id.to_string()))
+            .collect();
+        let kept =
+            crate::util::units::format_duration(Duration::from_millis(self.settings.retention_ms));
+        tracing::info!(
+            count = old.len(),
+            syncs = names.join(", "),
+            "ended syncs are dropped: they were kept for {kept}"
+        );
+        self.retention_clock.count_dropped(old.len() as u64, now);
+        self.put_record(records::META_KEY.to_owned());
+        for (_, no) in old {
+            let tasks = self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect());
+            let tasks: Vec<_> = tasks.unwrap_or_default();
+            tasks.into_iter().for_each(|id| drop(self.remove_task(id)));
+            self.remove_sync(no, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_a_twentieth_of_many_ended_syncs_is_dropped_in_an_hour() {
+        let at = |mono_ms: u64| Now { mono_ms, wall_ms: mono_ms as i64 };
+        let mut clock = RetentionClock::start(None, at(0));
+        for (ended, most) in [(1, 100), (1_999, 100), (2_019, 100), (2_020, 101), (4_000, 200)] {
+            assert_eq!(clock.drop_allowance(ended, at(0)), most, "of {ended}");
+        }
+        clock.count_dropped(150, at(0));
+        assert_eq!(clock.drop_allowance(4_000, at(HOUR_MS - 1)), 50);
+        assert_eq!(clock.drop_allowance(1, at(HOUR_MS - 1)), 0);
+        assert_eq!(clock.drop_allowance(4_000, at(HOUR_MS)), 200);
+    }
+}

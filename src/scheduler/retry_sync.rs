@@ -1,0 +1,74 @@
+//! Trying an ended sync again: as a new sync, because what has ended stays as it ended.
+
+use super::sync_admin::{refuse, unknown_sync};
+use super::{IdempotencyKey, Now, Reply, State};
+use crate::wire::manifest::FileListPart;
+use crate::wire::problem::Problem;
+use crate::wire::sync::{SyncOutcome, SyncRequest, SyncState};
+use crate::wire::{RequestId, SyncNo};
+
+impl State {
+    /// Submits what an ended sync asked for again, under another id; where `only` is given, just these
+    /// names of it. Its list of names goes over to the new sync.
+    pub(super) fn retry_sync(
+        &mut self,
+        id: &RequestId,
+        new: Option<RequestId>,
+        only: Option<Vec<FileListPart>>,
+        idempotency: Option<IdempotencyKey>,
+        now: Now,
+    ) -> Reply {
+        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
+            return unknown_sync(id);
+        };
+        let mut request = SyncRequest { request_id: new, ..sync.as_submitted() };
+        // A directory that could not be listed failed with all that is in it. Of a sync with a list of names just
+        // these were asked for.
+        request.options.recursive |= only.is_some() && sync.has_name_list == Some(false);
+        if let Some(again) = self.find_repeated_submit(&request, idempotency.as_ref()) {
+            return again;
+        }
+        let conflict = |code: &str, detail: String| Problem::new(409, "Conflict", code, detail);
+        match sync.state {
+            SyncState::Failed | SyncState::Cancelled => {}
+            // What was reported without evidence may not have been done.
+            SyncState::Completed if sync.outcome == Some(SyncOutcome::Unverified) => {}
+            SyncState::Completed => {
+                let detail = format!("sync `{id}` is completed: there is nothing to try again");
+                let problem = conflict("sync_completed", detail);
+                return refuse(problem.with_hint("to run it once more, submit it again"));
+            }
+            _ => {
+                let detail = format!("sync `{id}` has not ended; what fails in it is tried again");
+                let problem = conflict("sync_active", detail);
+                return refuse(problem.with_hint(format!("end it first: ctl sync cancel {id}")));
+            }
+        }
+        let from = match (&only, sync.has_name_list, sync.name_list_parts) {
+            (Some(_), _, _) | (None, Some(false), _) => None,
+            (None, Some(true), Some(parts)) => Some((sync.name_list_owner(), parts)),
+            (None, listed, _) => {
+                let why = match listed {
+                    Some(_) => "its list of names now belongs to the sync that retried it",
+                    None => "an earlier version did not keep whether it had a list of names",
+                };
+                let detail = format!("sync `{id}` cannot be tried again: {why}");
+                return refuse(conflict("list_gone", detail).with_hint("submit it again"));
+            }
+        };
+        let old = sync.no;
+        let reply = self.create_sync(request, only, from, idempotency, now);
+        if let (Reply::Submitted(_), Some(_)) = (&reply, from) {
+            self.detach_name_list(old, now);
+        }
+        reply
+    }
+
+    /// The list of a sync belongs to another one now.
+    fn detach_name_list(&mut self, no: SyncNo, now: Now) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.name_list_parts = None;
+        }
+        self.mark_changed(no, now);
+    }
+}

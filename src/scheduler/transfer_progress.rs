@@ -1,0 +1,125 @@
+//! How far the tasks are that are under way. Agents report it with their heartbeats; it stands beside the
+//! lease and goes with it, so that what a failed attempt had moved is taken back, and a result counts once.
+
+use super::phase::PhaseState;
+use super::sync_job::SyncJob;
+use super::task::{Task, TaskState};
+use super::{Now, State};
+use crate::util::units;
+use crate::wire::sync::SyncState;
+use crate::wire::task::TaskSpec;
+use crate::wire::{AssignmentId, RequestId, SyncNo, TaskId};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A sync of which nothing has moved for so long stands still, in milliseconds.
+const NO_PROGRESS_MS: u64 = 10_000;
+/// A sync whose progress was asked for within this time is watched, in milliseconds.
+const WATCH_TIMEOUT_MS: u64 = 5_000;
+
+impl State {
+    /// Takes in how many content bytes of its assignments a worker has moved.
+    pub(super) fn record_moved_bytes(&mut self, moved: &BTreeMap<AssignmentId, u64>, now: Now) {
+        let mut grew: Vec<SyncNo> = Vec::new();
+        for (assignment, bytes) in moved {
+            let task =
+                self.lease_index.get(assignment).copied().and_then(|id| self.tasks.get_mut(&id));
+            let Some(task) = task else { continue };
+            let most = max_content_bytes(&task.spec);
+            if let TaskState::Leased(lease) = &mut task.state {
+                let bytes = (*bytes).min(most);
+                if bytes > lease.moved_bytes {
+                    grew.push(task.sync);
+                }
+                lease.moved_bytes = bytes;
+            }
+        }
+        grew.dedup();
+        for no in grew {
+            self.mark_progress(no, now);
+        }
+    }
+
+    /// Content bytes that tasks under way have moved and that no result has counted.
+    pub(super) fn bytes_in_flight(&self, sync: &SyncJob) -> u64 {
+        // What a second pass reads was counted before.
+        if sync.phase != PhaseState::Copy && sync.phase != PhaseState::CopyBlocked {
+            return 0;
+        }
+        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let moved = tasks.filter_map(Task::lease).map(|lease| lease.moved_bytes);
+        let moved = moved.fold(0, u64::saturating_add);
+        // Content may have grown since it was listed.
+        let counters = &sync.counters;
+        let counted = counters.bytes_done.saturating_add(counters.bytes_skipped);
+        moved.min(counters.bytes_total.saturating_sub(counted))
+    }
+
+    /// Looks how fast each sync goes.
+    pub(super) fn tick_speeds(&mut self, now: Now) {
+        for no in self.syncs_with_tasks.clone() {
+            let Some(sync) = self.syncs.get(&no) else { continue };
+            let runs = sync.state == SyncState::Progress && !sync.is_paused();
+            let bytes = sync.counters.bytes_done.saturating_add(self.bytes_in_flight(sync));
+            if let Some(sync) = self.syncs.get_mut(&no) {
+                match runs {
+                    true => sync.speed.sample(bytes, now.mono_ms),
+                    false => sync.speed.reset(),
+                }
+            }
+        }
+    }
+
+    /// How long the rest of a sync takes, where it moves and all is listed.
+    pub(super) fn estimate_time_left(&self, sync: &SyncJob, left: u64) -> Option<Duration> {
+        let runs = sync.displayed_state() == SyncState::Progress;
+        sync.speed.estimate_time(left).filter(|_| runs && !self.has_no_progress(sync))
+    }
+
+    /// Whether nothing of a sync has moved for a while.
+    fn has_no_progress(&self, sync: &SyncJob) -> bool {
+        let since = |at_ms: u64| self.last_tick_ms.unwrap_or(0).saturating_sub(at_ms);
+        sync.last_progress_ms.is_some_and(|at_ms| since(at_ms) >= NO_PROGRESS_MS)
+    }
+
+    /// Which workers a sync waits for that stands still, if they are silent.
+    pub(super) fn silence_reason(&self, sync: &SyncJob) -> Option<String> {
+        if !self.has_no_progress(sync) {
+            return None;
+        }
+        let request = &sync.request;
+        let silent = self.workers.silent().find(|worker| {
+            worker.serves(&request.source_path) || worker.serves(&request.destination_path)
+        })?;
+        let since_ms = self.last_tick_ms.unwrap_or(0).saturating_sub(silent.last_seen_ms);
+        let since = units::format_duration(Duration::from_secs(since_ms / 1000));
+        Some(format!(
+            "no byte moves; worker {} has sent no heartbeat for {since}",
+            silent.last_heartbeat.worker_id
+        ))
+    }
+
+    /// Somebody asked for the progress of a sync.
+    pub(super) fn mark_watched(&mut self, id: &RequestId, now: Now) {
+        if let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) {
+            sync.last_watched_ms = Some(now.mono_ms);
+        }
+    }
+
+    /// Whether somebody watches a sync of one of these tasks.
+    pub(super) fn is_watched(&self, tasks: &[TaskId], now: Now) -> bool {
+        let syncs = tasks.iter().filter_map(|id| self.syncs.get(&self.tasks.get(id)?.sync));
+        syncs
+            .filter_map(|sync| sync.last_watched_ms)
+            .any(|at_ms| now.mono_ms.saturating_sub(at_ms) < WATCH_TIMEOUT_MS)
+    }
+}
+
+/// The most content bytes that a task can count.
+fn max_content_bytes(spec: &TaskSpec) -> u64 {
+    match spec {
+        TaskSpec::Copy { bytes, .. } => *bytes,
+        TaskSpec::Range { length, .. } => *length,
+        _ => 0,
+    }
+}

@@ -1,0 +1,182 @@
+//! What operators want of workers: to be shown, to take nothing new, to work again, to leave tasks to
+//! others, to be forgotten.
+
+use super::records::drain_key;
+use super::sync_admin::{self, refuse};
+use super::task::{DEPRIORITISED_MS, Lease, Task};
+use super::worker_registry::Worker;
+use super::{Now, Reply, State};
+use crate::wire::problem::Problem;
+use crate::wire::sync::ReassignReply;
+use crate::wire::task::TaskSpec;
+use crate::wire::worker::{
+    DrainInfo, DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerView,
+};
+use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+
+/// There is no such worker.
+fn unknown_worker(worker: &WorkerId) -> Reply {
+    let detail = format!("no worker `{worker}` is known");
+    let problem = Problem::new(404, "Not Found", "worker_not_found", detail);
+    refuse(problem.with_hint("list the workers with: ctl workers list"))
+}
+
+impl State {
+    pub(super) fn list_workers(&self, now: Now) -> Reply {
+        let views = self.workers.all().map(|worker| self.worker_view(worker, now));
+        let (active, inactive) = views.partition(|view| view.active);
+        Reply::Workers(WorkerList { active, inactive })
+    }
+
+    pub(super) fn show_worker(&self, id: &WorkerId, now: Now) -> Reply {
+        match self.workers.get(id) {
+            Some(worker) => Reply::Worker(Box::new(self.worker_view(worker, now))),
+            None => unknown_worker(id),
+        }
+    }
+
+    /// The syncs of which a worker holds tasks, those left out that an operator deleted.
+    pub(super) fn list_worker_requests(&self, id: &WorkerId) -> Reply {
+        if self.workers.get(id).is_none() {
+            return unknown_worker(id);
+        }
+        let syncs = self.syncs_of_worker(id).into_iter().filter_map(|no| self.syncs.get(&no));
+        Reply::RequestIds(syncs.filter(|s| !s.is_deleted).map(|s| s.id.clone()).collect())
+    }
+
+    fn syncs_of_worker(&self, id: &WorkerId) -> BTreeSet<SyncNo> {
+        let held = self.lease_index.held_by(id).filter_map(|task| self.tasks.get(&task));
+        held.map(|task| task.sync).collect()
+    }
+
+    fn worker_view(&self, worker: &Worker, now: Now) -> WorkerView {
+        let id = &worker.last_heartbeat.worker_id;
+        let in_flight = self.lease_index.held_by(id).count() as u64;
+        let silent_ms = now.mono_ms.saturating_sub(worker.last_seen_ms);
+        let work = (in_flight, self.may_receive_writes(worker, now));
+        let mut view = worker.view(work, self.syncs_of_worker(id).len() as u64, silent_ms);
+        view.reason = view.reason.or_else(|| self.worker_health.quarantine_reason(id));
+        view
+    }
+
+    /// Whether others write through a worker, or have a task that lists it, as they got that before it was drained.
+    fn may_receive_writes(&self, worker: &Worker, now: Now) -> bool {
+        if worker.last_heartbeat.incoming_requests > 0 {
+            return true;
+        }
+        let Some(drained) = &worker.drained else { return false };
+        let drained_for_ms = now.wall_ms.saturating_sub(drained.since.as_millisecond());
+        let drained_for_ms = u64::try_from(drained_for_ms).unwrap_or(0);
+        let lists = |task: &Task| {
+            let before =
+                |lease: &Lease| now.mono_ms.saturating_sub(lease.granted_ms) >= drained_for_ms;
+            let destination = || Some(&self.syncs.get(&task.sync)?.request.destination_path);
+            task.writes_destination()
+                && task.lease().is_some_and(before)
+                && destination().is_some_and(|path| worker.serves(path))
+        };
+        self.lease_index.leased_tasks().filter_map(|id| self.tasks.get(&id)).any(lists)
+    }
+
+    /// Keeps a worker from new work, or lets it work again. It may be one that has not been heard of
+    /// since this master began, as long as it is drained.
+    pub(super) fn drain_worker(
+        &mut self,
+        worker: &WorkerId,
+        order: Option<DrainRequest>,
+        now: Now,
+    ) -> Reply {
+        let known = self.workers.drain_order(worker).cloned();
+        if known.is_none() && self.workers.get(worker).is_none() {
+            return unknown_worker(worker);
+        }
+        let wanted = order.map(|DrainRequest { by, reason }| {
+            let now = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
+            DrainInfo { by, reason, since: known.as_ref().map_or(now, |known| known.since) }
+        });
+        if wanted != known {
+            match &wanted {
+                Some(drained) => tracing::info!(%worker, "{}", drained.describe()),
+                None => tracing::info!(%worker, "undrained"),
+            }
+            self.workers.set_drained(worker, wanted.clone());
+            self.put_record(drain_key(worker));
+            self.needs_dispatch = true;
+        }
+        let view = self.workers.get(worker).map(|known| self.worker_view(known, now));
+        let (state, in_flight, receiving) = match view {
+            Some(view) => (view.state, view.in_flight, view.receiving),
+            None => (WorkerState::Inactive, self.lease_index.held_by(worker).count() as u64, 0),
+        };
+        let worker_id = worker.clone();
+        let order = DrainReply { worker_id, drained: wanted, state, in_flight, receiving };
+        Reply::DrainUpdated(Box::new(order))
+    }
+
+    /// Takes the tasks of a sync that a worker has away from it. Its results come too late, and for a while
+    /// others come first. A flush stays: nobody else can put on stable storage what the worker wrote.
+    pub(super) fn reassign_tasks(&mut self, id: &RequestId, worker: &WorkerId, now: Now) -> Reply {
+        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
+            return sync_admin::unknown_sync(id);
+        };
+        if !sync.is_active() {
+            let state = sync.state.as_str();
+            let detail = format!("sync `{id}` has ended, in state {state}: nothing is to be done");
+            return refuse(Problem::new(409, "Conflict", "sync_ended", detail));
+        }
+        let no = sync.no;
+        let leased = self.lease_index.held_by(worker).filter_map(|id| self.tasks.get(&id));
+        let held: Vec<TaskId> = leased
+            .filter(|task| task.sync == no && task.spec != TaskSpec::Flush)
+            .map(|task| task.id)
+            .collect();
+        if held.is_empty() && self.workers.get(worker).is_none() {
+            return unknown_worker(worker);
+        }
+        if !held.is_empty() {
+            tracing::info!(sync = %id, %worker, tasks = held.len(), "tasks are taken away");
+        }
+        let tasks = held.len() as u64;
+        for id in held {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.failed_on.insert(worker.clone());
+                task.deprioritised_until_ms = now.mono_ms.saturating_add(DEPRIORITISED_MS);
+            }
+            self.requeue_lost(id, now);
+        }
+        let (request_id, worker_id) = (id.clone(), worker.clone());
+        Reply::Reassigned(ReassignReply { request_id, worker_id, tasks })
+    }
+
+    /// Forgets a worker that has stopped or fallen silent, and what was ordered of it; what it had is free for
+    /// others at once.
+    pub(super) fn forget_worker(&mut self, worker: &WorkerId, now: Now) -> Reply {
+        let known = self.workers.get(worker);
+        if known.is_some_and(|known| known.is_active) {
+            let detail = format!("worker `{worker}` is alive: it sends heartbeats");
+            let problem = Problem::new(409, "Conflict", "worker_alive", detail);
+            return refuse(problem.with_hint(format!(
+                "stop its agent first, or keep it from new work with: ctl workers drain {worker}"
+            )));
+        }
+        let held: Vec<TaskId> = self.lease_index.held_by(worker).collect();
+        let drained = self.workers.drain_order(worker).is_some();
+        if known.is_none() && held.is_empty() && !drained {
+            return unknown_worker(worker);
+        }
+        tracing::info!(%worker, tasks = held.len(), "is forgotten");
+        let requeued = held.len() as u64;
+        for task in held {
+            self.requeue_lost(task, now);
+        }
+        if drained {
+            self.workers.set_drained(worker, None);
+            self.put_record(drain_key(worker));
+        }
+        self.workers.remove(worker);
+        let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
+        Reply::Forgotten(ForgetWorkerReply { status, worker_id, requeued })
+    }
+}

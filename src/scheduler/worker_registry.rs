@@ -1,0 +1,454 @@
+//! Workers as their heartbeats describe them. Of this only what operators ordered is stored: a restarted
+//! master learns the rest again within a heartbeat.
+
+use super::Now;
+use super::boot_ids::ROOT_SEPARATOR;
+use crate::wire::task::PoolMember;
+use crate::wire::worker::{
+    DrainInfo, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus, WorkerView,
+};
+use crate::wire::{AbsPath, WorkerId};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// A worker.
+#[derive(Debug, Clone)]
+pub(super) struct Worker {
+    /// What it said last.
+    pub(super) last_heartbeat: WorkerHeartbeat,
+    /// When, on the scheduler's clock.
+    pub(super) last_seen_ms: u64,
+    /// When, for people.
+    pub(super) last_seen_wall_ms: i64,
+    /// Whether it was active at the last look.
+    pub(super) is_active: bool,
+    /// The incarnation that it had before this one.
+    pub(super) previous_incarnation: Option<String>,
+    /// Incarnations that want to run beside this one, under its id, and when each said so last, on the
+    /// scheduler's clock. Each would take the other's work away, so they are refused while this one lives.
+    pub(super) refused_incarnations: BTreeMap<String, u64>,
+    /// An operator keeps it from new work.
+    pub(super) drained: Option<DrainInfo>,
+}
+
+/// All workers.
+#[derive(Debug, Default)]
+pub(super) struct WorkerRegistry {
+    by_id: BTreeMap<WorkerId, Worker>,
+    /// By a storage path, each list sorted: an order of chance that stays the same.
+    by_path: HashMap<Vec<u8>, Vec<(u64, WorkerId)>>,
+    /// By the boot of their kernel.
+    by_boot: HashMap<String, BTreeSet<WorkerId>>,
+    /// Who is kept from new work by an operator; also those that have not been heard of yet.
+    drained: BTreeMap<WorkerId, DrainInfo>,
+    /// Workers that are known and were not heard of for longer than the time-out.
+    silent: BTreeSet<WorkerId>,
+    /// Counts what changes who may be given work.
+    version: u64,
+}
+
+/// The place of a worker among others: of chance, and always the same.
+fn rank(id: &WorkerId, salt: u32) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(id.as_str().as_bytes()).update(&salt.to_le_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+/// How long the longest of `paths` is that holds `path`.
+fn longest_prefix(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
+    paths.iter().filter(|p| p.contains(path)).map(|p| p.as_bytes().len()).max()
+}
+
+/// The storage path of a worker that holds `path` and that it does not serve now, with the reason. A path below
+/// one that is served may lie in another one that is not.
+pub(super) fn unavailable_path<'a>(
+    said: &'a WorkerHeartbeat,
+    path: &AbsPath,
+) -> Option<&'a UnavailablePath> {
+    let length = |one: &&UnavailablePath| one.path.as_bytes().len();
+    let deepest_lost =
+        said.unavailable_paths.iter().filter(|one| one.path.contains(path)).max_by_key(length)?;
+    (longest_prefix(&said.storage_paths, path) < Some(length(&deepest_lost)))
+        .then_some(deepest_lost)
+}
+
+impl Worker {
+    /// Whether one of its storage paths holds `path`.
+    pub(super) fn serves(&self, path: &AbsPath) -> bool {
+        self.last_heartbeat.storage_paths.iter().any(|s| s.contains(path))
+            && (self.last_heartbeat.unavailable_paths.is_empty()
+                || unavailable_path(&self.last_heartbeat, path).is_none())
+    }
+
+    /// Where what it writes below `path` is until it is flushed: the kernel that has it in its cache, and the
+    /// storage root that the worker has open ([`BootIds`](super::boots::Boots)).
+    pub(super) fn boot_and_root(&self, path: &AbsPath) -> Option<String> {
+        let boot = self.last_heartbeat.boot_id.as_ref()?;
+        match self.root_id(path) {
+            Some(root) => Some(format!("{boot}{ROOT_SEPARATOR}{root}")),
+            None => Some(boot.clone()),
+        }
+    }
+
+    /// The id of the storage root that it has open for `path`.
+    pub(super) fn root_id(&self, path: &AbsPath) -> Option<&String> {
+        let paths = self.last_heartbeat.storage_paths.iter().filter(|p| p.contains(path));
+        let storage = paths.max_by_key(|p| p.as_bytes().len())?;
+        self.last_heartbeat.root_ids.get(&storage.to_string())
+    }
+
+    /// Whether it knows what stands in the options of an assignment and a ticket. Who does not would do
+    /// without: write in a dry run, keep what is to be left out.
+    pub(super) fn supports_options(&self) -> bool {
+        self.last_heartbeat.protocol.is_some_and(|protocol| protocol >= 2)
+    }
+
+    /// Whether it keeps to limits on what it sends.
+    pub(super) fn supports_limits(&self) -> bool {
+        self.last_heartbeat.protocol.is_some_and(|protocol| protocol >= 3)
+    }
+
+    /// Whether it may be given work.
+    pub(super) fn accepts_work(&self) -> bool {
+        self.is_ready() && self.drained.is_none()
+    }
+
+    /// Whether it could be given work. One that is drained still flushes what was written.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_active && self.last_heartbeat.status.can_accept_work()
+    }
+
+    /// Whether its process has ended as it should.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.last_heartbeat.status == WorkerStatus::Stopped
+    }
+
+    /// Whether it is gone, or goes and has ended all that it had.
+    pub(super) fn has_left(&self) -> bool {
+        let said = &self.last_heartbeat;
+        let idle = said.assignments.is_empty() && said.incoming_requests == 0;
+        !self.is_active || (said.status == WorkerStatus::Draining && idle)
+    }
+
+    /// Whether an operator, or its own end, keeps it from new work.
+    fn is_draining(&self) -> bool {
+        self.drained.is_some() || self.last_heartbeat.status == WorkerStatus::Draining
+    }
+
+    /// How it stands, where it has `in_flight` tasks and others may (`written`) write through it.
+    pub(super) fn state(&self, in_flight: u64, written: bool) -> WorkerState {
+        match self.is_active {
+            _ if self.has_stopped() => WorkerState::Stopped,
+            false => WorkerState::Inactive,
+            true if !self.is_draining() => WorkerState::Active,
+            true if in_flight > 0 || written => WorkerState::Draining,
+            true => WorkerState::Drained,
+        }
+    }
+
+    /// What stands in its way, or its state, for people who want it to work at `path`.
+    fn availability(&self, path: &AbsPath) -> String {
+        if let Some(UnavailablePath { path, reason }) = unavailable_path(&self.last_heartbeat, path)
+        {
+            return format!("{path} is unavailable: {reason}");
+        }
+        match &self.drained {
+            Some(drained) => drained.describe(),
+            None => self.last_heartbeat.status.as_str().to_owned(),
+        }
+    }
+
+    /// How assignments list it.
+    pub(super) fn pool_member(&self) -> PoolMember {
+        PoolMember {
+            worker_id: self.last_heartbeat.worker_id.clone(),
+            status: self.last_heartbeat.status,
+            storage_paths: self.last_heartbeat.storage_paths.clone(),
+            data_plane_endpoints: self.last_heartbeat.data_plane_endpoints.clone(),
+        }
+    }
+
+    /// How operators see it.
+    pub(super) fn view(
+        &self,
+        (in_flight, written): (u64, bool),
+        syncs: u64,
+        silent_ms: u64,
+    ) -> WorkerView {
+        let said = &self.last_heartbeat;
+        let reason = if self.has_stopped() {
+            Some("its agent was stopped".to_owned())
+        } else if !self.is_active {
+            Some(format!("no heartbeat for {} s", silent_ms / 1000))
+        } else if let Some(drained) = &self.drained {
+            Some(drained.describe())
+        } else if !said.unavailable_paths.is_empty() || !said.unavailable_endpoints.is_empty() {
+            let paths = said.unavailable_paths.iter();
+            let paths = paths.map(|one| format!("{} is unavailable: {}", one.path, one.reason));
+            let endpoints = said.unavailable_endpoints.iter();
+            let endpoints =
+                endpoints.map(|one| format!("{} is unavailable: {}", one.endpoint, one.reason));
+            Some(paths.chain(endpoints).collect::<Vec<_>>().join("; "))
+        } else if !said.status.can_accept_work() {
+            Some(format!("its status is {}", said.status.as_str()))
+        } else if !self.refused_incarnations.is_empty() {
+            Some("two agents run under this id, and one is refused: stop one of them".to_owned())
+        } else if said.storage_paths.is_empty() {
+            Some("it has no storage paths".to_owned())
+        } else {
+            None
+        };
+        WorkerView {
+            worker_id: said.worker_id.clone(),
+            status: if self.drained.is_some() { WorkerStatus::Draining } else { said.status },
+            state: self.state(in_flight, written),
+            active: self.is_active,
+            last_heartbeat: Timestamp::from_millisecond(self.last_seen_wall_ms).unwrap_or_default(),
+            storage_paths: {
+                let lost = said.unavailable_paths.iter().map(|one| &one.path);
+                said.storage_paths.iter().chain(lost).cloned().collect()
+            },
+            data_plane_endpoints: said.data_plane_endpoints.clone(),
+            control_plane_address: said.control_plane_address.clone(),
+            free_bytes: said.free_bytes.clone(),
+            in_flight,
+            receiving: if self.is_active { said.incoming_requests } else { 0 },
+            syncs,
+            slots: said.slots,
+            agent_version: said.agent_version.clone(),
+            reason,
+            nics: said.nics.clone(),
+            unavailable_paths: said.unavailable_paths.clone(),
+            unavailable_endpoints: said.unavailable_endpoints.clone(),
+            drained: self.drained.clone(),
+        }
+    }
+}
+
+impl WorkerRegistry {
+    /// A worker.
+    pub(super) fn get(&self, id: &WorkerId) -> Option<&Worker> {
+        self.by_id.get(id)
+    }
+
+    /// All, in order of their ids.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
+        self.by_id.values()
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Another value says that others may be given work than before.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Why an operator keeps a worker from new work.
+    pub(super) fn drain_order(&self, id: &WorkerId) -> Option<&DrainInfo> {
+        self.drained.get(id)
+    }
+
+    /// All that are.
+    pub(super) fn drained_ids(&self) -> impl Iterator<Item = &WorkerId> {
+        self.drained.keys()
+    }
+
+    /// Keeps a worker from new work, or no longer.
+    pub(super) fn set_drained(&mut self, id: &WorkerId, drained: Option<DrainInfo>) {
+        match &drained {
+            Some(drained) => drop(self.drained.insert(id.clone(), drained.clone())),
+            None => drop(self.drained.remove(id)),
+        }
+        if let Some(worker) = self.by_id.get_mut(id) {
+            worker.drained = drained;
+            self.version += 1;
+        }
+    }
+
+    /// Takes over what a worker said.
+    pub(super) fn insert(&mut self, mut worker: Worker) {
+        let id = worker.last_heartbeat.worker_id.clone();
+        match worker.is_active {
+            true => self.silent.remove(&id),
+            false => self.silent.insert(id.clone()),
+        };
+        worker.drained = self.drained.get(&id).cloned();
+        let same = self.by_id.get(&id).is_some_and(|known| {
+            let (old, new) = (&known.last_heartbeat, &worker.last_heartbeat);
+            old.storage_paths == new.storage_paths && old.boot_id == new.boot_id
+        });
+        let able = |w: &Worker| {
+            (w.accepts_work(), w.is_active, w.last_heartbeat.slots, w.last_heartbeat.protocol)
+        };
+        let as_able = self.by_id.get(&id).is_some_and(|known| able(known) == able(&worker));
+        self.version += u64::from(!(same && as_able));
+        if same {
+            self.by_id.insert(id, worker);
+            return;
+        }
+        self.remove_from_index(&id);
+        let filed = (rank(&id, 0), id.clone());
+        for path in &worker.last_heartbeat.storage_paths {
+            let list = self.by_path.entry(path.as_bytes().to_vec()).or_default();
+            if let Err(at) = list.binary_search(&filed) {
+                list.insert(at, filed.clone());
+            }
+        }
+        if let Some(boot) = &worker.last_heartbeat.boot_id {
+            self.by_boot.entry(boot.clone()).or_default().insert(id.clone());
+        }
+        self.by_id.insert(id, worker);
+    }
+
+    /// A worker, to be changed in nothing by which it is filed.
+    pub(super) fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
+        self.by_id.get_mut(id)
+    }
+
+    /// Forgets a worker, but not what an operator ordered.
+    pub(super) fn remove(&mut self, id: &WorkerId) {
+        self.silent.remove(id);
+        self.remove_from_index(id);
+    }
+
+    /// Takes a worker out of all that it is filed by.
+    fn remove_from_index(&mut self, id: &WorkerId) {
+        let Some(worker) = self.by_id.remove(id) else { return };
+        let filed = (rank(id, 0), id.clone());
+        for path in &worker.last_heartbeat.storage_paths {
+            let Some(list) = self.by_path.get_mut(path.as_bytes()) else { continue };
+            if let Ok(at) = list.binary_search(&filed) {
+                list.remove(at);
+            }
+            if list.is_empty() {
+                self.by_path.remove(path.as_bytes());
+            }
+        }
+        let boot = worker.last_heartbeat.boot_id.as_ref();
+        if let Some((boot, of)) = boot.and_then(|boot| Some((boot, self.by_boot.get_mut(boot)?))) {
+            of.remove(id);
+            if of.is_empty() {
+                self.by_boot.remove(boot);
+            }
+        }
+    }
+
+    /// A worker was heard of. True: it had been silent.
+    pub(super) fn mark_seen(&mut self, id: &WorkerId, now: Now) -> bool {
+        let Some(worker) = self.by_id.get_mut(id).filter(|worker| !worker.has_stopped()) else {
+            return false;
+        };
+        worker.last_seen_ms = now.mono_ms;
+        worker.last_seen_wall_ms = now.wall_ms;
+        let back = !std::mem::replace(&mut worker.is_active, true);
+        self.silent.remove(id);
+        self.version += u64::from(back);
+        back
+    }
+
+    /// Time passed, of which we slept `slept_ms`: who was not heard of for `timeout_ms` is inactive,
+    /// for `forget_ms` forgotten.
+    pub(super) fn mark_silent(&mut self, now: Now, slept_ms: u64, timeout_ms: u64, forget_ms: u64) {
+        let silent = |w: &Worker| now.mono_ms.saturating_sub(w.last_seen_ms);
+        let gone = self.by_id.iter().filter(|(_, w)| silent(w) >= forget_ms);
+        let gone: Vec<WorkerId> = gone.map(|(id, _)| id.clone()).collect();
+        self.version += gone.len() as u64;
+        gone.iter().for_each(|id| self.remove(id));
+        for (id, worker) in &mut self.by_id {
+            worker.last_seen_ms = worker.last_seen_ms.saturating_add(slept_ms).min(now.mono_ms);
+            let silent = silent(worker);
+            if worker.is_active && silent > timeout_ms {
+                tracing::warn!(worker = %id, "no heartbeat for {} s", silent / 1000);
+                worker.is_active = false;
+                self.silent.insert(id.clone());
+                self.version += 1;
+            }
+        }
+    }
+
+    /// Those that are known and were not heard of for longer than the time-out.
+    pub(super) fn silent(&self) -> impl Iterator<Item = &Worker> {
+        self.silent.iter().filter_map(|id| self.by_id.get(id))
+    }
+
+    /// Workers that hold `path`, in an order of chance that stays the same, round from a place in it.
+    fn serving<'a>(&'a self, path: &'a AbsPath, from: u64) -> impl Iterator<Item = &'a Worker> {
+        let lists = move || path.ancestors_from_root().filter_map(|p| self.by_path.get(p));
+        lists().enumerate().flat_map(move |(nth, list)| {
+            let (before, behind) = list.split_at(list.partition_point(|(at, _)| *at < from));
+            // Mostly there is one list; a worker that is in several comes with the first.
+            let listed = move |filed| lists().take(nth).any(|l| l.binary_search(filed).is_ok());
+            let new = behind.iter().chain(before).filter(move |filed| !listed(filed));
+            let known = new.filter_map(|(_, id)| self.by_id.get(id));
+            known.filter(|w| w.last_heartbeat.unavailable_paths.is_empty() || w.serves(path))
+        })
+    }
+
+    /// Active workers that hold `path`.
+    pub(super) fn accepting<'a>(&'a self, path: &'a AbsPath) -> impl Iterator<Item = &'a Worker> {
+        self.serving(path, 0).filter(|w| w.accepts_work())
+    }
+
+    /// Active workers that hold `path` and can still be talked to (one that stops still receives,
+    /// unlike one that an operator drains),
+    /// beginning with those that fall to the worker `of` at this attempt. Each worker has its own ones,
+    /// and the same each time: so a few of them are enough for it, and all are used by all.
+    pub(super) fn reachable<'a>(
+        &'a self,
+        path: &'a AbsPath,
+        of: &WorkerId,
+        attempt: u32,
+    ) -> impl Iterator<Item = &'a Worker> {
+        self.serving(path, rank(of, attempt)).filter(|w| w.is_active && w.drained.is_none())
+    }
+
+    /// Workers under a kernel of this boot.
+    pub(super) fn with_boot(&self, boot: &str) -> impl Iterator<Item = &Worker> {
+        let ids = self.by_boot.get(boot).into_iter().flatten();
+        ids.filter_map(|id| self.by_id.get(id))
+    }
+
+    /// Why nobody can serve `path`, with the storage paths that come nearest.
+    pub(super) fn explain_unserved(&self, path: &AbsPath, role: &str) -> String {
+        let idle: Vec<String> = self
+            .by_id
+            .values()
+            .filter(|w| {
+                w.is_active
+                    && (w.serves(path) || unavailable_path(&w.last_heartbeat, path).is_some())
+            })
+            .map(|w| format!("{} ({})", w.last_heartbeat.worker_id, w.availability(path)))
+            .collect();
+        if !idle.is_empty() {
+            return format!(
+                "no worker that serves the {role} path {path} takes work: {}",
+                idle.join(", ")
+            );
+        }
+        let mut near: Vec<(usize, bool, String, String)> = Vec::new();
+        for worker in self.by_id.values() {
+            for storage in &worker.last_heartbeat.storage_paths {
+                let shared = storage.shared_components(path);
+                let note = if worker.is_active { "" } else { ", inactive" };
+                let who = format!("{}{note}", worker.last_heartbeat.worker_id);
+                near.push((shared, worker.is_active, storage.to_string(), who));
+            }
+        }
+        near.sort_by(|a, b| (b.0, b.1, &a.2, &a.3).cmp(&(a.0, a.1, &b.2, &b.3)));
+        let listed: Vec<String> =
+            near.iter().take(5).map(|(_, _, path, who)| format!("{path} ({who})")).collect();
+        if listed.is_empty() {
+            format!("no active worker serves the {role} path {path}: no worker has reported yet")
+        } else {
+            format!(
+                "no active worker serves the {role} path {path}; nearest storage paths: {}",
+                listed.join(", ")
+            )
+        }
+    }
+}
