@@ -79,7 +79,7 @@ impl BatchBuilder {
         BatchBuilder { without_ranges: true, ..BatchBuilder::new(chunk) }
     }
 
-    /// The same; files with holes are cut by their data ([`Entry::stored_bytes`]), where that is to be: holes cost
+    /// The same; files with holes are cut by their data ([`Entry::stored`]), where that is to be: holes cost
     /// nothing unless they are hashed. A file of little data stands in a batch, the ranges of others are
     /// longer.
     pub fn ranges_by_data(self, by_data: bool) -> Self {

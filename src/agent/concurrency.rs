@@ -195,7 +195,7 @@ impl ConcurrencyController {
         state.busy_tasks = change(state.busy_tasks);
     }
 
-    /// To be called about every [`REPEAT_WINDOW`] with all that was ever moved (bytes, or any measure of work
+    /// To be called about every [`WINDOW`] with all that was ever moved (bytes, or any measure of work
     /// done).
     pub fn end_window(&self, moved: u64, now: Instant) {
         let mut state = self.lock_state();

@@ -7,9 +7,9 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`bandwidth_limits`]: how fast it may be sent; [`next_heartbeat`] (with [`storage_tree`]), [`agent_slots`]: the loops; `reload`: what changes meanwhile
-//! - [`execute`]: what executors share; [`scan`] (with [`to_batch`]), [`copy_batch`] (with [`fates`]), [`transfer_range`],
-//!   [`publish`], [`prune_request`]
+//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`next_heartbeat`] (with [`storage_tree`]), [`slots`]: the loops; `reload`: what changes meanwhile
+//! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy_batch`] (with [`fates`]), [`transfer_range`],
+//!   [`publish`], [`prune`]
 //!
 //! A stop is in this order: take no more work and say so, hand scans back, end what is in hand or hand
 //! it back when the time is up, then close the data server.

@@ -231,7 +231,7 @@ impl DigestList {
         self.0.binary_search_by(|listed| (*listed.path).cmp(path)).ok()
     }
 
-    /// The digest at a place that [`DigestList::update_targets`] gave.
+    /// The digest at a place that [`DigestList::find`] gave.
     pub(super) fn digest_at(&self, at: usize) -> Digest {
         self.0[at].digest
     }

@@ -12,7 +12,7 @@ const MAX_REPORTED_NAMES: usize = 10;
 /// Reads the list at `from` (`-`: standard input), `nul` separated or one name a line.
 ///
 /// # Errors
-/// A list that can't be read, standard input that is a terminal, or what [`parse_record`] refuses.
+/// A list that can't be read, standard input that is a terminal, or what [`parse`] refuses.
 pub(super) fn read_list(
     from: &Path,
     nul: bool,

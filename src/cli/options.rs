@@ -137,7 +137,7 @@ pub(super) struct RecordArgs {
     /// deleted, or that failed
     #[arg(short, long)]
     pub(super) itemize: bool,
-    /// Keep what becomes of each path, for `ctl sync files SYNC_ID`
+    /// Keep what becomes of each path, for `ctl sync files ID`
     #[arg(long)]
     pub(super) record: bool,
 }
@@ -177,7 +177,7 @@ pub(super) struct VerificationArgs {
     /// trusts the network
     #[arg(long, value_name = "HOW", default_value = "transfer", value_parser = choice_parser(VERIFY_CHOICES))]
     verify: Verify,
-    /// Keep the BLAKE3 digest of each file, for `ctl sync manifest SYNC_ID` and `ctl sync verify SYNC_ID`
+    /// Keep the BLAKE3 digest of each file, for `ctl sync manifest ID` and `ctl sync verify ID`
     #[arg(long, conflicts_with = "dry_run")]
     digests: bool,
     /// The same, and at the end write them to PATH on this machine, for `b3sum --check`

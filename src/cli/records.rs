@@ -105,7 +105,7 @@ fn to_cli_error(e: ClientError) -> CliError {
 /// The digests of a sync's files.
 ///
 /// # Errors
-/// As [`full_manifest`]; a list that can't be read.
+/// As [`manifest`]; a list that can't be read.
 pub(super) async fn fetch_digests(ctx: &Context, id: &RequestId) -> Result<DigestList, CliError> {
     let client = ctx.new_client()?;
     let mut reader = DigestListReader::default();

@@ -13,7 +13,7 @@ pub(super) fn quote_for_shell(word: &[u8]) -> String {
 
 /// Whether a terminal does not show a character as itself.
 fn needs_escape(c: char) -> bool {
-    // What [`escape_bytes`](crate::wire::path::show) escapes, but for the backslash.
+    // What [`show`](crate::wire::path::show) escapes, but for the backslash.
     c != '\\'
         && crate::wire::path::escape_bytes(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\')
 }

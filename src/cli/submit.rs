@@ -210,7 +210,7 @@ fn submitted_text(
 /// names that it has.
 ///
 /// # Errors
-/// What [`collect_paths::decode_reply`] refuses; a pattern that is an absolute path below a source or the destination.
+/// What [`names::read`] refuses; a pattern that is an absolute path below a source or the destination.
 pub(super) fn new_submission(
     sources: &[AbsPath],
     destination_path: AbsPath,

@@ -76,7 +76,7 @@ fn sync_row(sync: &SyncProgress, id: &str, brief: bool, now: Timestamp) -> Vec<S
     let least = if sync.scan_done { "" } else { "≥" };
     let begun = sync.state != SyncState::Queued;
     let reason = sync.reason.as_deref().map(sanitize).unwrap_or_default();
-    // What follows are particulars, e.g. the storage paths that there are: `status SYNC_ID` shows them.
+    // What follows are particulars, e.g. the storage paths that there are: `status ID` shows them.
     let clause = reason.split("; ").next().filter(|_| brief).map(str::to_owned);
     vec![
         sanitize(id),
@@ -201,7 +201,7 @@ fn worker_row(w: &WorkerView, now: Timestamp) -> Vec<String> {
     ]
 }
 
-/// Everything about one worker, as `RouteKey: value` lines and a table of its endpoints.
+/// Everything about one worker, as `Key: value` lines and a table of its endpoints.
 pub(super) fn worker_details(w: &WorkerView, now: Timestamp) -> String {
     let storage = w.storage_paths.iter().map(|path| {
         let free = w.free_bytes.get(&path.to_string()).map(|n| units::format_bytes(*n));
@@ -275,7 +275,7 @@ fn nic_row(nic: &NicReport) -> Vec<String> {
     ]
 }
 
-/// Everything about one sync, as `RouteKey: value` lines; failures are told by the caller.
+/// Everything about one sync, as `Key: value` lines; failures are told by the caller.
 pub(super) fn sync_details(sync: &SyncProgress, now: Timestamp) -> String {
     let mut rows: Vec<(&str, String)> = Vec::new();
     let mut add = |key: &'static str, value: String| rows.push((key, value));

@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
-    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,longhaul::write_unless_failed=debug`.
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,longhaul::store=debug`.
     pub level: String,
     /// Lines for people or for machines.
     pub format: LogFormat,

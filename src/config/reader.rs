@@ -263,7 +263,7 @@ impl<'a> Item<'a> {
     }
 }
 
-/// The keys of a map. Call [`Fields::close_batch`] after asking for all that may be there.
+/// The keys of a map. Call [`Fields::finish`] after asking for all that may be there.
 pub(super) struct Fields<'a> {
     /// The map itself.
     pub(super) item: Item<'a>,

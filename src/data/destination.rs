@@ -145,7 +145,7 @@ impl Destination {
 
     /// Compares `(offset, length)` of `entry`, the only file of `manifest`, with the file that the
     /// destination has; nothing is written. The range must fit, its offset must be a multiple of
-    /// [`BLOCK_BYTES`].
+    /// [`BLOCK`].
     ///
     /// # Errors
     /// See [`SendError`].

@@ -7,7 +7,7 @@
 //! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
 //! ```
 //!
-//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`checksum`]). Header and
+//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`seal`]). Header and
 //! bulk are apart: a header is read whole (its length is checked before anything is
 //! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
 //! came, or read to where it is wanted, without a copy. Every frame moves on by at least one byte of content or one entry, so there
@@ -27,11 +27,11 @@ use std::time::Duration;
 /// Bytes before a payload.
 pub const FRAME_HEADER_BYTES: usize = 5;
 
-/// What is asked of a stream ([`FuseRequest`]).
+/// What is asked of a stream ([`Ask`]).
 pub const REQUEST: u8 = b'Q';
 /// A reply's document.
 pub const REPLY: u8 = b'Y';
-/// A [`ConfigProblem`](crate::wire::problem::Problem) in JSON.
+/// A [`Problem`](crate::wire::problem::Problem) in JSON.
 pub const REFUSAL: u8 = b'X';
 /// Content of this length is fetched, where it has not come with the frame's head, instead of being
 /// handed on in the pieces in which it comes.

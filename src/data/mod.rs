@@ -13,9 +13,9 @@
 //! - [`verifier`]: tickets and what they allow; [`full_or_read_only`]: the storage roots that a ticket must lie under
 //! - [`server`], [`verbs`], [`receive`], [`control_handlers`]: the receiving end; [`write_unless_failed`]: how both it and a
 //!   copy on one host write
-//! - [`peers`], [`peer`], [`stream_response`]: the sending end; [`routes`] (with [`routing_state`],
-//!   [`route_ranking`], [`checkout`], [`new_monitor`], [`try_connect`]): over which
-//!   NICs; [`nic_reports`], [`meter`]: our own; [`decode_reply`]: how both it and a copy on one host read
+//! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`routing_state`],
+//!   [`route_ranking`], [`checkout`], [`monitor`], [`try_connect`]): over which
+//!   NICs; [`nics`], [`meter`]: our own; [`decode_reply`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
 //!   ranges that are compared first; [`stripe`]: ranges over several NICs
 //! - [`outcome`]: what became of entries; [`until`]: when work ends; [`read_worker`], [`buffer_pool`]: plumbing

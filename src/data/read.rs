@@ -21,7 +21,7 @@ pub trait Sink {
     /// Why no more is taken.
     type Stop;
     /// Where content of up to `want` bytes (at most [`READ_BYTES`]) is read to; on a page
-    /// ([`DIRECT_ALIGN_BYTES`]) where it shall be `aligned`.
+    /// ([`PAGE`]) where it shall be `aligned`.
     ///
     /// # Errors
     /// No more is taken.
@@ -91,7 +91,7 @@ pub struct Window {
     pub is_hole: bool,
 }
 
-/// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`REPEAT_WINDOW`] bytes, and holes of any
+/// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`WINDOW`] bytes, and holes of any
 /// length.
 ///
 /// # Errors

@@ -32,7 +32,7 @@ impl StorageRoot {
     /// The root, or why it could not be opened.
     ///
     /// # Errors
-    /// See [`RootDir::open_file`].
+    /// See [`Root::open`].
     pub fn open(&self) -> Result<Arc<RootDir>, FsError> {
         self.open.read().clone()
     }

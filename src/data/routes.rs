@@ -30,7 +30,7 @@ use tokio::time::Instant;
 /// A peer that does not accept within this is not there, as long as there are other routes …
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// … or within this where there are none. That is tried again as often as there is time for: a network that was lost for a
-/// moment must not cost a task. Together with the three probes of [`new_monitor`](super::watch) it keeps below 25 s.
+/// moment must not cost a task. Together with the three probes of [`monitor`](super::watch) it keeps below 25 s.
 const LAST_ROUTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before another try.
 const CONNECT_RETRY_PAUSE: Duration = Duration::from_millis(250);

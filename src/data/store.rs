@@ -92,10 +92,10 @@ pub fn keep_span<E>(
     Ok(Ok(()))
 }
 
-/// [`mark_for_restart`] for blocks of these values, which are read back and checked one by one where that is asked for.
+/// [`keep`] for blocks of these values, which are read back and checked one by one where that is asked for.
 ///
 /// # Errors
-/// Like [`mark_for_restart`].
+/// Like [`keep`].
 pub fn keep_blocks<E>(
     part: &PartFile,
     from: ReuseSource,

@@ -55,7 +55,7 @@ const MAX_REQUEST_BYTES: usize = MAX_TICKET_BYTES + 64;
 /// What a stream is asked to take next.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ContentRequest {
-    /// [`PACK`](super::protocol::PACK) or [`RANGE_BYTES`](super::protocol::RANGE).
+    /// [`PACK`](super::protocol::PACK) or [`RANGE`](super::protocol::RANGE).
     #[n(0)]
     pub verb: String,
     /// The ticket that allows it.

@@ -68,7 +68,7 @@ impl RouteMonitor {
 
     /// Resolves, with why, when the route has ceased to work, or crawls while there is another one to
     /// `remote`. Silence alone is no reason: a receiver may be busy for long.
-    /// `is_holder_silent`: whether the master has not heard from the peer for its heartbeat time-out.
+    /// `is_silent`: whether the master has not heard from the peer for its heartbeat time-out.
     pub async fn wait_for_failure(
         self,
         remote: &[Endpoint],

@@ -28,7 +28,7 @@ const MAX_BLOCKS: u64 = 1 << 20;
 const MAX_ZERO_SCAN_BYTES: u64 = 64 << 20;
 
 /// What the destination has in the place of one block: the values of the bytes there
-/// ([`HashMode::hash_block`]).
+/// ([`Hashing::block`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlockHashes {
     /// In the part file of this version; `None` where nothing was written yet.
@@ -52,7 +52,7 @@ impl Target {
     /// of two values or more.
     ///
     /// Blocks may be longer than `scratch` where content is hashed without its zeros: the value of such a block is
-    /// [`ZERO_DIGEST`] where it is all zeros and that is found out at once, and none otherwise.
+    /// [`ZERO`] where it is all zeros and that is found out at once, and none otherwise.
     ///
     /// # Errors
     /// `block` is no power of two (of 1 KiB at least) or too long, `offset` is not at the start of a block, the range
@@ -126,7 +126,7 @@ impl Target {
     }
 
     /// Gives the file at `entry`'s name, whose content was compared and is equal, `entry`'s metadata;
-    /// tells [`EntryAction::Skip`] where it had them, [`EntryAction::Metadata`] otherwise.
+    /// tells [`Action::Skip`] where it had them, [`Action::Metadata`] otherwise.
     ///
     /// # Errors
     /// It is not there, is no regular file or has another length by now; its metadata can't be set.

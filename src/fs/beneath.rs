@@ -71,7 +71,7 @@ fn open_long_path(from: BorrowedFd<'_>, mut path: &[u8], flags: OFlags) -> SysRe
 
 fn open_segment(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> SysResult<OwnedFd> {
     let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `OPEN_NOFOLLOW` would say ENOTDIR.
+    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `NOFOLLOW` would say ENOTDIR.
     let plain = flags.difference(OFlags::NOFOLLOW);
     for _ in 0..16 {
         match rustix::fs::openat2(from, path, plain, Mode::empty(), rules) {

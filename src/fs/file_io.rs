@@ -59,7 +59,7 @@ pub(super) fn write_all_at(fd: &OwnedFd, mut content: &[u8], mut offset: u64) ->
     Ok(())
 }
 
-/// The runs of `content` that are all zeros, of at least [`MIN_HOLE_BYTES`] bytes each, and what is between them;
+/// The runs of `content` that are all zeros, of at least [`HOLE`] bytes each, and what is between them;
 /// all of it as one run that is not, unless they are to be `found`.
 pub(super) fn split_zero_runs(
     content: &[u8],

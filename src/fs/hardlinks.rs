@@ -2,7 +2,7 @@
 //! what the others do. The destination itself is their meeting place: the first name of a file that is
 //! complete there gets a second one, its *anchor*, in a directory of the sync at the destination root;
 //! whoever brings another name of that file finds the anchor and links to it. `linkat` makes a name or
-//! says `EEXIST`, so that of two that come at once one is the first. In the end [`NamedResource::clean_up`]
+//! says `EEXIST`, so that of two that come at once one is the first. In the end [`Target::sweep`]
 //! removes the directory.
 //!
 //! ```text

@@ -93,7 +93,7 @@ pub(super) struct MetadataPolicy {
     pub(super) euid: u32,
     /// The groups that this process may give its files to.
     own_groups: Vec<u32>,
-    /// [`PRECISION_UNKNOWN`], [`PRECISION_NANOSECONDS`] or [`PRECISION_COARSE`].
+    /// [`PRECISION_UNKNOWN`], [`FINE`] or [`PRECISION_COARSE`].
     mtime_precision: AtomicU8,
     umask: OnceLock<u32>,
     pub(super) warnings: MetadataWarnings,

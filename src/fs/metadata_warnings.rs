@@ -70,7 +70,7 @@ impl fmt::Display for MetadataWarning {
     }
 }
 
-/// Gathers the shortfalls of one [`NamedResource`](super::Target).
+/// Gathers the shortfalls of one [`Target`](super::Target).
 #[derive(Debug)]
 pub(super) struct MetadataWarnings {
     strict: bool,

@@ -18,7 +18,7 @@
 //! - **Metadata are set on descriptors** of objects that this process made or has looked at, not on
 //!   names: owner, attributes and access control lists, mode, time, in this order, as each changes the
 //!   ones behind it. Set-uid and set-gid are given only together with the owner. What the destination
-//!   can't hold is counted by cause ([`NamedResource::warning_count`]).
+//!   can't hold is counted by cause ([`Target::notes`]).
 //! - **What other users of the host put there is not used.** A part file is one of ours that nobody else
 //!   could open; an object of a foreign owner is neither taken for equal nor given owner or mode, but
 //!   replaced (`trust.rs`). Names of unfinished files can't be computed without the installation's key.

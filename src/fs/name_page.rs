@@ -7,7 +7,7 @@ use crate::wire::RelPath;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-/// Some names of a directory of a source; see [`TreeBuilder::list_names`].
+/// Some names of a directory of a source; see [`Tree::list_names`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NamePage {
     /// Sorted by bytes, each with whether it is a directory.

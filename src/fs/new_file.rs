@@ -264,7 +264,7 @@ impl NewFile {
     }
 
     /// Takes all content of `source` by sharing its blocks, or has a server copy it: before each piece of so many bytes
-    /// of that `check_active` is asked. `false` where that cannot be, or the file is so short
+    /// of that `go_on` is asked. `false` where that cannot be, or the file is so short
     /// that it costs more than writing: then nothing of it is there, and it can be written. Whether the source
     /// [changed](SourceFile::unchanged_since_open) is to be asked afterwards.
     ///

@@ -38,7 +38,7 @@ const MAX_OPEN_LEVELS: usize = 12;
 /// Unfinished files of ours are somebody's leftovers from this age on.
 const STALE_FILE_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// An interval of the names in one directory, to be pruned; see [`NamedResource::prune_request`].
+/// An interval of the names in one directory, to be pruned; see [`Target::prune`].
 #[derive(Debug, Clone)]
 pub struct PrunePage {
     /// The directory, below both roots.

@@ -29,9 +29,9 @@ pub enum Verdict {
     Done(EntryAction),
     /// Its content is needed.
     ContentNeeded {
-        /// [`EntryAction::Create`] or [`EntryAction::Update`].
+        /// [`Action::Create`] or [`Action::Update`].
         action: EntryAction,
-        /// There is something to compare blocks with ([`NamedResource::block_count`]): a regular file of this name,
+        /// There is something to compare blocks with ([`Target::blocks`]): a regular file of this name,
         /// or a part file of this version.
         has_basis: bool,
     },
@@ -48,7 +48,7 @@ pub struct ReconcileResult {
     /// One for each entry, in order.
     pub verdicts: Vec<Verdict>,
     /// Likewise: the digests of the regular files that are at the destination, where they are asked for
-    /// and the verdict is [`CommitDecision::TaskOutcome`].
+    /// and the verdict is [`Verdict::Done`].
     pub digests: Vec<Option<Digest>>,
     /// The directories of the batch, by their place in it, that are new at the destination and that no
     /// entry of the batch is about. None in a dry run.

@@ -22,7 +22,7 @@ pub(super) fn can_reflink(from: u64, to: u64) -> bool {
 }
 
 /// Makes `to`, which is new, a clone of `from`, which lies on the device `dev`; `false` where that cannot be, and
-/// `to` is empty. Where a server may copy instead, `dense` is the length of a source without holes, and `check_active` is asked
+/// `to` is empty. Where a server may copy instead, `dense` is the length of a source without holes, and `go_on` is asked
 /// before each piece of so many bytes.
 pub(super) fn reflink_or_copy(
     (from, dev): (&OwnedFd, u64),
@@ -56,7 +56,7 @@ fn is_server_copy_fs(file: &OwnedFd) -> bool {
 }
 
 /// Has `length` bytes of `from` copied to `to`, which is empty, without reading them here: by the server, or where it
-/// does not, by the kernel. `false` where that cannot be, `from` is shorter or `check_active` is: then `to` is empty.
+/// does not, by the kernel. `false` where that cannot be, `from` is shorter or `go_on` is: then `to` is empty.
 fn copy_in_kernel(
     from: &OwnedFd,
     to: &OwnedFd,

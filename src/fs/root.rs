@@ -55,7 +55,7 @@ pub struct Tree {
     dir_cache: Arc<DirCache>,
     /// Which of its directories tell names apart.
     case_folding: Arc<CaseFoldingCache>,
-    /// The device number of its root, once it was needed; see [`TreeBuilder::entry_of`].
+    /// The device number of its root, once it was needed; see [`Tree::entry_of`].
     root_device: Arc<OnceLock<u64>>,
 }
 
@@ -113,7 +113,7 @@ impl RootDir {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
-    /// What [`RootDir::end_window`] found last.
+    /// What [`RootDir::look`] found last.
     pub fn unavailable(&self) -> Option<RootUnavailable> {
         *self.unavailable.lock()
     }
@@ -178,7 +178,7 @@ impl Tree {
     }
 
     /// The same tree for work that was assigned for its storage root if `assigned`. Else the root was opened since:
-    /// the master would count the work for the root before it, so [`TreeBuilder::check_root`] fails.
+    /// the master would count the work for the root before it, so [`Tree::check_root`] fails.
     #[must_use]
     pub fn for_assigned_root(self, assigned: bool) -> Tree {
         Tree { reopened: !assigned, ..self }

@@ -32,7 +32,7 @@ pub struct SourceFile {
 
 impl Tree {
     /// Opens the regular file at `entry`'s path. It may be another version by now: what it is stands
-    /// in [`SourceFile::to_item`]. Never follows a link, never blocks on a FIFO.
+    /// in [`SourceFile::entry`]. Never follows a link, never blocks on a FIFO.
     ///
     /// # Errors
     /// It is not there, out of reach, or no regular file (any more).
@@ -102,7 +102,7 @@ impl Tree {
 const MAX_MEASURED_RUNS: usize = 4096;
 
 impl Tree {
-    /// Replaces what a file with holes takes on its disk ([`Entry::stored_bytes`]), which compression lessens as well, by
+    /// Replaces what a file with holes takes on its disk ([`Entry::stored`]), which compression lessens as well, by
     /// the length of its data, where it is longer than `least` bytes.
     pub fn measure_stored_bytes(&self, entry: &mut Entry, least: u64) {
         if entry.stored_bytes.is_some() && entry.size() > least {
@@ -143,10 +143,10 @@ impl SourceFile {
         self.direct.read(&self.fd, buffer, offset).map_err(|e| self.error("read", e.into()))
     }
 
-    /// Whether it is read past the page cache, as far as offset and memory begin on a [`DIRECT_ALIGN_BYTES`] and whole
+    /// Whether it is read past the page cache, as far as offset and memory begin on a [`PAGE`] and whole
     /// pages are asked for.
     ///
-    /// [`DIRECT_ALIGN_BYTES`]: super::PAGE
+    /// [`PAGE`]: super::PAGE
     pub fn is_direct(&self) -> bool {
         self.direct.is_enabled()
     }
@@ -156,7 +156,7 @@ impl SourceFile {
         stored_bytes_of(&self.opened_stat).unwrap_or(size_of(&self.opened_stat))
     }
 
-    /// Makes the new file `to` a clone of it; see [`clone_to_temporary`].
+    /// Makes the new file `to` a clone of it; see [`clone`].
     pub(super) fn reflink_to(
         &self,
         to: &OwnedFd,

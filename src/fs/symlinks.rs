@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
-/// What is known of a directory above an entry beside its [`ManifestDir`].
+/// What is known of a directory above an entry beside its [`DirRef`].
 #[derive(Debug, Clone, Default)]
 pub(super) struct ResolvedDir {
     /// Device and inode, where links are followed (else zeros).
@@ -37,7 +37,7 @@ pub(super) struct ResolvedPath {
 }
 
 impl Tree {
-    /// The tree of the whole storage root: [`Entry::content_path`] is a path in it.
+    /// The tree of the whole storage root: [`Entry::real`] is a path in it.
     pub fn storage_tree(&self) -> Tree {
         self.with_base(RelPath::root())
     }

@@ -70,7 +70,7 @@ pub(super) struct TargetState {
     original_modes: Mutex<HashMap<(u64, u64), u32>>,
     /// A server keeps what is written: its errors show only when a file is closed or synced.
     is_remote: OnceLock<bool>,
-    /// New files are made under a temporary name: see [`NamedResource::name_first`].
+    /// New files are made under a temporary name: see [`Target::name_first`].
     use_temp_names: AtomicBool,
     pub(super) create_defaults: CreateDefaultsCache,
     pub(super) anchor_dir: Mutex<Option<DirHandle>>,
@@ -222,17 +222,17 @@ impl Target {
         FsError::new(self.tree.side, op, path.as_bytes(), cause)
     }
 
-    /// See [`collect_paths::bytes_in`].
+    /// See [`names::part`].
     pub(super) fn part_file_name(&self, entry: &Entry) -> Vec<u8> {
         temp_names::part_file_name(&self.rules.part_name_key, &entry.path, entry.part_generation())
     }
 
-    /// See [`collect_paths::temp`].
+    /// See [`names::temp`].
     pub(super) fn temp_file_name(&self, path: &RelPath, attempt: u32, slot: u32) -> Vec<u8> {
         temp_names::temp_file_name(&self.rules.part_name_key, self.sync_no, path, attempt, slot)
     }
 
-    /// See [`collect_paths::anchors`].
+    /// See [`names::anchors`].
     pub(super) fn anchor_dir_name(&self) -> Vec<u8> {
         temp_names::anchor_dir_name(&self.rules.part_name_key, self.sync_no)
     }

@@ -2,7 +2,7 @@
 //!
 //! Order is [`RelPath`]'s, so a cursor is just the path returned last: going on means "everything
 //! greater", whatever was added or removed meanwhile. Memory is bounded: of each directory on the way
-//! down at most [`MAX_NAMES_IN_MEMORY`] names are held (then it is read again for the next ones), and of the way
+//! down at most [`NAMES`] names are held (then it is read again for the next ones), and of the way
 //! itself at most [`MAX_PARENT_PATH_BYTES`] bytes. So are descriptors: upper levels are closed and opened again.
 
 use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
@@ -50,7 +50,7 @@ pub struct WalkOptions {
     pub destination: Option<(u64, u64)>,
 }
 
-/// A walk in progress; see [`TreeBuilder::collect_pointers`]. Its items are entries, and errors in place of those that
+/// A walk in progress; see [`Tree::walk`]. Its items are entries, and errors in place of those that
 /// can't be read (then the walk goes on behind them).
 #[derive(Debug)]
 pub struct Walk {
@@ -121,12 +121,12 @@ impl Tree {
     /// The same with a choice of what is walked. A directory that can't be read gives its entry and then
     /// an error for its contents.
     ///
-    /// With [`Links::Copy`] a link gives an entry of the type of what it leads to, with [`Entry::content_path`];
+    /// With [`Links::Copy`] a link gives an entry of the type of what it leads to, with [`Entry::real`];
     /// so has everything below a directory that was reached through a link. A link that leads nowhere,
     /// out of the storage root or round in a circle is an error in its place.
     ///
     /// # Errors
-    /// As [`TreeBuilder::collect_pointers`].
+    /// As [`Tree::walk`].
     pub fn walk_with(
         &self,
         dir: &RelPath,

@@ -107,10 +107,10 @@ impl Master {
         }
     }
 
-    /// As [`FakeMaster::root_identity`], for this process only, on a store that nobody else has: it leads when this
-    /// returns, keeps no file beyond its end, and [`FakeMaster::url`] has a random component, without which
+    /// As [`Master::start`], for this process only, on a store that nobody else has: it leads when this
+    /// returns, keeps no file beyond its end, and [`Master::url`] has a random component, without which
     /// nothing is served. Other users of the host can reach its port, and could else have files copied
-    /// with the rights of this process. The names of unfinished files are computed with `part_name_key`, as the
+    /// with the rights of this process. The names of unfinished files are computed with `name_key`, as the
     /// store ends with this process.
     ///
     /// # Errors
@@ -257,7 +257,7 @@ fn advertised_url(address: SocketAddr) -> Option<String> {
 /// Serves until `shutdown`.
 ///
 /// # Errors
-/// As [`FakeMaster::root_identity`] and [`FakeMaster::cancelled_error`].
+/// As [`Master::start`] and [`Master::stopped`].
 pub async fn run(
     config: watch::Receiver<MasterConfig>,
     shutdown: CancellationToken,

@@ -58,7 +58,7 @@ pub(super) struct LeaderLease {
     pub(super) fence: Fence,
     /// How long leadership lasts without a commit or renewal.
     pub(super) duration: Duration,
-    /// When it was asked for what was last granted, by [`AnchorLink::mono_ms`]: nobody else leads before the lease
+    /// When it was asked for what was last granted, by [`Now::mono_ms`]: nobody else leads before the lease
     /// has passed since then. A clock that goes on while the host sleeps or this process is stopped.
     pub(super) requested_at_ms: u64,
 }

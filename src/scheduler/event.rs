@@ -18,7 +18,7 @@ use crate::wire::worker::{
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
-/// Names the caller that waits for a [`FuseReply`]; given out by the owner of the state.
+/// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
 
@@ -217,7 +217,7 @@ pub enum Reply {
     Heartbeat(HeartbeatReply),
     /// To `Workers`.
     Workers(WorkerList),
-    /// To `Database`.
+    /// To `Worker`.
     Worker(Box<WorkerView>),
     /// To `ListWorkerRequests`, in the order of their submission.
     RequestIds(Vec<RequestId>),
@@ -225,7 +225,7 @@ pub enum Reply {
     DrainUpdated(Box<DrainReply>),
     /// To `ForgetWorker`.
     Forgotten(ForgetWorkerReply),
-    /// To `ReassignRequest`.
+    /// To `Reassign`.
     Reassigned(ReassignReply),
     /// To `Reconcile`.
     Reconciled(Box<ReconcileReply>),

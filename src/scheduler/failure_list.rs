@@ -1,7 +1,7 @@
 //! The failures of a sync by name: which entries failed, and why. Every sync lists them, up to
 //! [`MAX_FAILED_ENTRIES`], so that they can be shown and retried.
 //!
-//! The list may be long and is never in memory as a whole: it is stored in pages, blobs `e/SYNC/DIRECT_ALIGN_BYTES` of lines of JSON.
+//! The list may be long and is never in memory as a whole: it is stored in pages, blobs `e/SYNC/PAGE` of lines of JSON.
 //! Only the page that is being filled is kept here, and written again with each event that adds to it; after a restart the
 //! next failure begins another page. Pages are written in the same commit as the counters, so a list and its counters agree
 //! whichever master leads. A batch that failed as a whole is one line, which names its manifest: that is kept with the pages.

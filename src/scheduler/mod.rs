@@ -2,7 +2,7 @@
 //! returns what is to be written and answered. No I/O, no clock, no lock, no randomness but a seed:
 //! the same events give the same effects, so a test can play any history.
 //!
-//! - [`handle_event`]: events, replies, effects
+//! - [`event`]: events, replies, effects
 //! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
 //! - `requests`: what operators ask
 //! - `orders`: what they want of workers; `outcomes`: workers that fail; `seconds`: two
@@ -295,7 +295,7 @@ impl State {
         self.syncs.contains_key(&SyncNo(number))
     }
 
-    /// When [`ProgressEvent::Tick`] should come next at the latest, in milliseconds from `now`: the nearest
+    /// When [`Event::Tick`] should come next at the latest, in milliseconds from `now`: the nearest
     /// time at which something runs out.
     pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
         let delayed = self.delayed.first().map(|(at, _)| *at);

@@ -1,5 +1,5 @@
 //! Syncs that are kept from going on: by an operator, because the destination is full, or because a storage path does
-//! not lead to what its worker opened ([`storage_tree`](super::storage)).
+//! not lead to what its worker opened ([`storage`](super::storage)).
 //!
 //! ```text
 //! QUEUED, PROGRESS ──pause──▶ PAUSED ──resume──▶ where it was

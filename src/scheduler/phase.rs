@@ -290,7 +290,7 @@ impl SyncJob {
     }
 
     /// The guard against a source that has lost so much since the extra entries were counted that the
-    /// limits would not have let it pass. `budget_exhausted`: an agent met the end of its allowance.
+    /// limits would not have let it pass. `used_up`: an agent met the end of its allowance.
     pub(super) fn guard_excess_deletions(&self, used_up: bool) -> Option<MirrorStop> {
         let over = used_up || self.deleted_entries() > self.max_deletions();
         (self.phase == PhaseState::DeleteExtraneous && over).then(|| {
@@ -555,7 +555,7 @@ fn copied_nothing(sync: &SyncJob) -> bool {
     none && (files > 0 || counters.dirs_done == 0 && dirs > 0)
 }
 
-/// The reason for the outcome [`SyncOutcome::Unverified`], where `tasks` were done without evidence.
+/// The reason for the outcome [`Outcome::Unverified`], where `tasks` were done without evidence.
 fn unverified_reason(tasks: u64) -> Option<String> {
     (tasks > 0).then(|| {
         format!(

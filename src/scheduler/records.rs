@@ -5,17 +5,17 @@
 //! | `meta` | the next numbers, the key that signs tickets, the time that masters have lived through |
 //! | `s/SYNC` | a sync with its counters and first errors |
 //! | `x/SYNC` | what of its source is left out |
-//! | `r/SYNC/WORKER_ID` | the place (boot, storage root) that a worker could first write to |
-//! | `w/SYNC/WORKER_ID` | … that one wrote to that has not flushed yet |
-//! | `o/SYNC/WORKER_ID` | … that one first read the source from |
+//! | `r/SYNC/WORKER` | the place (boot, storage root) that a worker could first write to |
+//! | `w/SYNC/WORKER` | … that one wrote to that has not flushed yet |
+//! | `o/SYNC/WORKER` | … that one first read the source from |
 //! | `t/SYNC/TASK` | a task with its lease |
-//! | `l/SYNC/LOG_FILE` | a large file that is not published yet |
-//! | `v/SYNC/LOG_FILE/RANGE_BYTES` | the chaining value of a done range, 32 bytes |
-//! | `g/SYNC/BLOCK_DIGESTS` | a large file with several names of which one has been brought |
-//! | `d/WORKER_ID` | that an operator keeps a worker from new work |
+//! | `l/SYNC/FILE` | a large file that is not published yet |
+//! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
+//! | `g/SYNC/DIGEST` | a large file with several names of which one has been brought |
+//! | `d/WORKER` | that an operator keeps a worker from new work |
 //! | `p/PAIR` | the file system on which the source of a pair lay |
 //!
-//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/DIRECT_ALIGN_BYTES` (failures). Records
+//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE` (failures). Records
 //! are JSON: an operator can read them.
 
 use super::boot_ids::BootIds;
@@ -79,7 +79,7 @@ pub enum LoadError {
     Signer(#[from] TicketError),
 }
 
-/// The record [`META_KEY`] without the key that signs tickets: a load then draws a new one. `None`: it cannot be read.
+/// The record [`META`] without the key that signs tickets: a load then draws a new one. `None`: it cannot be read.
 pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     let meta: Meta = serde_json::from_slice(meta).ok()?;
     // Each agent is sent this key with its tasks; the signer's key cannot be computed from it.

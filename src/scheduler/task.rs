@@ -222,7 +222,7 @@ pub(super) struct LargeFile {
     pub(super) ranges_done: u64,
 }
 
-/// See the drawing at [`LargeFile`].
+/// See the drawing at [`Large`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum LargeFileState {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Records that are not put here are dropped: this is the whole state. Blobs are not touched by
-    /// it: who replaces names those to remove ([`ContentWriter::blob_keys`](super::Store::blob_keys)).
+    /// it: who replaces names those to remove ([`Store::blob_keys`](super::Store::blob_keys)).
     pub replace: bool,
     /// Records to write.
     pub puts: BTreeMap<String, Vec<u8>>,

@@ -1,7 +1,7 @@
 //! The store of a single master: one SQLite file in its data directory, or nothing but memory.
 //!
 //! One thread owns the connection; calls are handed to it and run one after the other. A commit is
-//! one transaction, on stable storage (`synchronous=NO_SPACE_ERRNOS`) when its call returns. Whoever holds the lock on
+//! one transaction, on stable storage (`synchronous=FULL`) when its call returns. Whoever holds the lock on
 //! `master.lock` leads, so leases do not run out here and no clock matters; the kernel drops the lock with the process.
 //!
 //! After a clean stop `longhaul.db` alone holds everything. `files` finds out whether a file is missing, `backup`

@@ -13,7 +13,7 @@ pub struct Fence {
 
 impl Fence {
     /// The fence with which a leader writes everything back after
-    /// [`StoreError::PartDataLost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
+    /// [`StoreError::Lost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
     /// state of the leader, including what the refused batch would have written.
     #[must_use]
     pub fn after_loss(self, found: u64) -> Fence {
@@ -47,7 +47,7 @@ impl From<&str> for Candidate {
     }
 }
 
-/// The answer to [`ContentWriter::acquire`](super::Store::acquire).
+/// The answer to [`Store::acquire`](super::Store::acquire).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AcquireOutcome {
     /// The caller leads now; load, then commit with this fence.
@@ -107,7 +107,7 @@ impl LeaderRecord {
         Ok(())
     }
 
-    /// The rule for [`rebind_if_replaced`](super::Store::renew).
+    /// The rule for [`renew`](super::Store::renew).
     pub(super) fn check_renewal(&self, fence: Fence, owner: &str) -> Result<(), StoreError> {
         self.check_epoch(fence.epoch, owner)?;
         if self.epoch != fence.epoch || self.seq < fence.seq {
@@ -116,7 +116,7 @@ impl LeaderRecord {
         Ok(())
     }
 
-    /// The rule for [`commit_file`](super::Store::commit) of a batch with this digest.
+    /// The rule for [`commit`](super::Store::commit) of a batch with this digest.
     pub(super) fn check_commit(
         &self,
         fence: Fence,

@@ -25,7 +25,7 @@ impl Backoff {
         self.first.saturating_mul(factor).min(self.max)
     }
 
-    /// [`requeue_after_backoff`](Self::delay) shortened by up to a quarter, so that many who failed together do not
+    /// [`delay`](Self::delay) shortened by up to a quarter, so that many who failed together do not
     /// come back together. The same `seed` and count give the same delay; a caller passes a number
     /// of its own (a random one, or a hash of its name).
     pub fn jittered_delay(&self, failures: u32, seed: u64) -> Duration {

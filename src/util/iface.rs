@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 /// One thing (`speed`, `operstate`, `ifindex` …) about an interface, as
-/// `/sys/class/net/IFACE/DESCRIPTION` says it. `None` where there is no such interface, or nothing said.
+/// `/sys/class/net/IFACE/WHAT` says it. `None` where there is no such interface, or nothing said.
 pub fn read_attribute(iface: &str, what: &str) -> Option<String> {
     let path = Path::new("/sys/class/net").join(iface).join(what);
     Some(std::fs::read_to_string(path).ok()?.trim().to_owned())

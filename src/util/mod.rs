@@ -2,11 +2,11 @@
 //!
 //! - [`units`]: sizes, rates, counts and durations as people write and read them
 //! - [`backoff`]: how long to wait before trying again
-//! - [`boot_id`]: which boot of the kernel this is
+//! - [`boot`]: which boot of the kernel this is
 //! - [`corruption`]: what was found damaged, until the master knows
-//! - [`bandwidth_limits`]: what the kernel lets this process use
+//! - [`limits`]: what the kernel lets this process use
 //! - [`private_files`]: files that only this user may read
-//! - [`bytes_per_second`]: limits on bytes per second
+//! - [`rate`]: limits on bytes per second
 //! - [`checksum`]: a check on documents that travel
 //! - [`shutdown`]: one token tells every task to stop
 //! - [`timetable`]: limits by the time of the week

@@ -176,11 +176,11 @@ impl Limiters {
         Some((least / CHUNKS_PER_SECOND).max(MIN_CHUNK_BYTES))
     }
 
-    /// Takes `bytes` from all the limits, and blocks until the slowest of them lets go on. Asks `check_active`
+    /// Takes `bytes` from all the limits, and blocks until the slowest of them lets go on. Asks `go_on`
     /// while it waits.
     ///
     /// # Errors
-    /// What `check_active` says; the bytes count as taken.
+    /// What `go_on` says; the bytes count as taken.
     pub fn acquire<E>(&self, bytes: u64, go_on: impl Fn() -> Result<(), E>) -> Result<(), E> {
         let begun = Instant::now();
         let limited = self.0.iter().map(|rate| (rate, rate.reserve(bytes, begun)));

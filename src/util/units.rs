@@ -5,12 +5,12 @@ use std::time::Duration;
 
 const PREFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
 
-/// A number of bytes in three or four digits: `0 RETRY_BACKOFF`, `1023 RETRY_BACKOFF`, `6.1 TiB`.
+/// A number of bytes in three or four digits: `0 B`, `1023 B`, `6.1 TiB`.
 pub fn format_bytes(n: u64) -> String {
     if n < 1024 { format!("{n} B") } else { format_scaled(n as f64, "iB") }
 }
 
-/// Bytes per second: `11.8 GiB/s`, `0 RETRY_BACKOFF/s` (also for what is no positive number).
+/// Bytes per second: `11.8 GiB/s`, `0 B/s` (also for what is no positive number).
 pub fn format_rate(bytes_per_second: f64) -> String {
     if !bytes_per_second.is_finite() || bytes_per_second < 0.5 {
         "0 B/s".to_owned()

@@ -234,7 +234,7 @@ impl Manifest {
         out
     }
 
-    /// Reads what [`GetManifest::percent_encode`] wrote.
+    /// Reads what [`Manifest::encode`] wrote.
     ///
     /// # Errors
     /// Bytes over the limits or of another shape.
@@ -336,7 +336,7 @@ impl FileListPart {
         minicbor::to_vec(self).unwrap_or_default()
     }
 
-    /// Reads what [`FileListPart::percent_encode`] wrote.
+    /// Reads what [`FileListPart::encode`] wrote.
     ///
     /// # Errors
     /// Bytes of another shape.
@@ -387,7 +387,7 @@ pub fn merge_ranges(values: &[Digest]) -> Option<Digest> {
 
 /// Merges the chaining values of equal, power-of-two blocks (the last one may be shorter) into the
 /// chaining value of the range that they make up; the same of values without zeros
-/// ([`content_left`](super::content)). Blocks are in order; `None` where there is none.
+/// ([`content`](super::content)). Blocks are in order; `None` where there is none.
 pub fn merge_blocks(values: &[Digest]) -> Option<Digest> {
     if let [] | [_] = values {
         return values.first().copied();

@@ -134,10 +134,10 @@ impl SyncOptions {
 /// ask another one for more (a deletion, say) than the operator did.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct WriteRules {
-    /// See [`SyncOptions::to_preserve`].
+    /// See [`SyncOptions::preserve`].
     #[n(0)]
     pub preserve: Preserve,
-    /// See [`SyncOptions::parse_chown`].
+    /// See [`SyncOptions::chown`].
     #[n(1)]
     pub chown: Chown,
     /// See [`SyncOptions::punch_zeros`].
@@ -146,7 +146,7 @@ pub struct WriteRules {
     /// See [`SyncOptions::strict_metadata`].
     #[n(3)]
     pub strict_metadata: bool,
-    /// See [`SyncOptions::compare_range`].
+    /// See [`SyncOptions::compare`].
     #[n(4)]
     pub compare: Compare,
     /// See [`SyncOptions::mtime_tolerance_ns`].
@@ -283,7 +283,7 @@ impl Preserve {
         Attribute::ALL.iter().fold(Preserve::NONE, |set, (one, _)| set.with(*one))
     }
 
-    /// Whether it is [`Preserve::lock_state`].
+    /// Whether it is [`Preserve::all`].
     pub fn is_all(&self) -> bool {
         *self == Preserve::all()
     }
@@ -368,7 +368,7 @@ impl<'de> Deserialize<'de> for Preserve {
     }
 }
 
-/// See [`SyncOptions::parse_chown`].
+/// See [`SyncOptions::chown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(default, deny_unknown_fields)]
 pub struct Chown {
@@ -389,7 +389,7 @@ impl Chown {
     }
 }
 
-/// See [`SyncOptions::hardlinks`].
+/// See [`SyncOptions::links`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Links {
@@ -402,7 +402,7 @@ pub enum Links {
     Skip,
 }
 
-/// See [`SyncOptions::compare_range`].
+/// See [`SyncOptions::compare`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
 pub enum Compare {

@@ -40,7 +40,7 @@ pub struct SyncRequest {
 /// `PATCH /sync/{id}`: what is to be different from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SyncPatch {
-    /// See [`SyncRequest::parse_bwlimit`].
+    /// See [`SyncRequest::bwlimit`].
     pub bwlimit: Option<u64>,
 }
 
@@ -62,7 +62,7 @@ fn default_chunk_mib() -> u32 {
     DEFAULT_CHUNK_MIB
 }
 
-/// The state of a sync, as operators see it. `Completed`, `FailureCount` and `Cancelled` are final.
+/// The state of a sync, as operators see it. `Completed`, `Failed` and `Cancelled` are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum SyncState {

@@ -95,7 +95,7 @@ pub enum TaskSpec {
     /// Remove the part file of one large file that will not be published.
     Discard,
     /// Find what a subtree of the destination has and the source does not, and post pages
-    /// ([`ScanPage::run_prune`]).
+    /// ([`ScanPage::pruned`]).
     Prune {
         /// The subtree, below both roots.
         dir: RelPath,
@@ -235,7 +235,7 @@ pub struct Assignment {
 pub enum WorkItem {
     /// A batch of entries.
     Copy {
-        /// An encoded [`GetManifest`](super::manifest::Manifest).
+        /// An encoded [`Manifest`](super::manifest::Manifest).
         manifest: Base64Bytes,
         /// Files, links and special files in it.
         files: u64,
@@ -246,7 +246,7 @@ pub enum WorkItem {
     },
     /// One file of more than one range.
     Large {
-        /// An encoded [`GetManifest`](super::manifest::Manifest) of one entry.
+        /// An encoded [`Manifest`](super::manifest::Manifest) of one entry.
         manifest: Base64Bytes,
         /// The file's length.
         size: u64,

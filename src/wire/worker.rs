@@ -13,10 +13,10 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// What our agents understand ([`WorkerHeartbeat::protocol`]), and our masters
 /// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
 /// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
-/// ([`WorkerHeartbeat::nic_reports`]). 4: storage paths that are not
+/// ([`WorkerHeartbeat::nics`]). 4: storage paths that are not
 /// there ([`WorkerHeartbeat::unavailable_paths`]). 5: how far what is in hand is
 /// ([`WorkerHeartbeat::moved_bytes`]), what others write through an agent ([`WorkerHeartbeat::incoming_requests`]),
-/// and [`WorkerStatus::StopReason`].
+/// and [`WorkerStatus::Stopped`].
 pub const PROTOCOL_VERSION: u32 = 5;
 
 /// What a worker is doing.

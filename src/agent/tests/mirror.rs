@@ -178,7 +178,7 @@ async fn tree_with_many_extra_entries() -> (AgentFleet, ExecutorContext) {
     (fleet, cx)
 }
 
-/// What is extra of [`tree_with_many_extra_entries`]: 27 directories with 4 files each, 3 directories with 10 files each.
+/// What is extra of [`many`]: 27 directories with 4 files each, 3 directories with 10 files each.
 const MANY_EXTRA: u64 = 27 * 4 + 3 * 11;
 
 #[tokio::test]

@@ -32,7 +32,7 @@ pub(super) fn parse_json(body: &[u8]) -> Result<Value, Problem> {
 /// only the first fault is named.
 ///
 /// # Errors
-/// 400 as [`parse_record`], 422 for a field that is not as it must be.
+/// 400 as [`parse`], 422 for a field that is not as it must be.
 pub(super) fn parse_typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let text = check_utf8(body)?;
     let mut json = serde_json::Deserializer::from_str(text);

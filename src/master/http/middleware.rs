@@ -26,7 +26,7 @@ pub(super) struct ConnectionAddresses {
     pub(super) client: Option<SocketAddr>,
 }
 
-/// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `RemotePath`.
+/// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `Host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AdvertisedHost {
     host: String,
@@ -43,12 +43,12 @@ impl AdvertisedHost {
         })
     }
 
-    /// Whether a `RemotePath` has this name, with any port: the proxy may listen on another one.
+    /// Whether a `Host` has this name, with any port: the proxy may listen on another one.
     fn is_host(&self, host: &str) -> bool {
         strip_port(host).eq_ignore_ascii_case(&self.host)
     }
 
-    /// Whether an `ObjectOrigin` is exactly this one: on other ports are other sites.
+    /// Whether an `Origin` is exactly this one: on other ports are other sites.
     fn is_origin(&self, origin: &str) -> bool {
         Self::from_url(origin).as_ref() == Some(self)
     }
@@ -112,8 +112,8 @@ pub(super) fn is_token(text: &str) -> bool {
 
 /// A browser sends a page's requests to any address that the browser can reach, so a page on the
 /// internet could order syncs from a master that listens on loopback only. Browsers say where a
-/// request comes from (`ObjectOrigin`); and a page whose *name* was made to point to loopback betrays
-/// itself by that name in `RemotePath`. The name that this master advertises is no such name.
+/// request comes from (`Origin`); and a page whose *name* was made to point to loopback betrays
+/// itself by that name in `Host`. The name that this master advertises is no such name.
 fn check_host_and_origin(
     headers: &HeaderMap,
     local: Option<SocketAddr>,
@@ -154,7 +154,7 @@ fn check_host_and_origin(
     }
 }
 
-/// Whether a `RemotePath` is an IP address or `localhost`, with or without a port.
+/// Whether a `Host` is an IP address or `localhost`, with or without a port.
 fn is_local_host(host: &str) -> bool {
     let port_less = strip_port(host);
     let bare = port_less.trim_start_matches('[').trim_end_matches(']');
@@ -162,7 +162,7 @@ fn is_local_host(host: &str) -> bool {
     bare.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
-/// The name in a `RemotePath`.
+/// The name in a `Host`.
 fn strip_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,

@@ -60,7 +60,7 @@ pub struct HttpLimits {
     /// A secret first component of every path: only who knows it gets anything but 404. For a master
     /// on a host where other users may connect, which has no other way to know who asks.
     pub path_secret: Option<String>,
-    /// The URL at which clients reach this master, where it is configured: its host is accepted as `RemotePath`.
+    /// The URL at which clients reach this master, where it is configured: its host is accepted as `Host`.
     pub advertise_url: Option<String>,
     /// How long requests in progress may take when the server stops.
     pub drain_timeout: Duration,

@@ -1,5 +1,5 @@
 //! What a failure is counted as. That each error stands for one failure is held after every event of
-//! every test ([`TestBed::check_invariants`]).
+//! every test ([`World::audit`]).
 
 use super::*;
 use crate::wire::options::Verify;

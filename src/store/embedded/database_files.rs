@@ -1,7 +1,7 @@
 //! The files of the database: whether all of them are there.
 //!
 //! SQLite keeps the newest commits in `longhaul.db-wal` until a checkpoint moves them into `longhaul.db`. The
-//! database file therefore records in itself ([`BandwidthUsage`]) whether a master has it open, and a random id of the last
+//! database file therefore records in itself ([`Usage`]) whether a master has it open, and a random id of the last
 //! clean stop. So a database file alone shows whether it is complete:
 //!
 //! | in use | `-wal` | |
@@ -28,7 +28,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The table with the one row of [`BandwidthUsage`]. It has a page of its own, and each value has the same length and overwrites
+/// The table with the one row of [`Usage`]. It has a page of its own, and each value has the same length and overwrites
 /// the one before it: no bytes of an earlier value remain in that page.
 pub(super) const USAGE_TABLE: &str = "usage";
 
@@ -259,7 +259,7 @@ mod tests {
         frame
     }
 
-    /// Whether a log of these frames begins with the mark [`SYNC_ID`] in page 300.
+    /// Whether a log of these frames begins with the mark [`ID`] in page 300.
     fn log_begins_with_mark(page_bytes: usize, frames: &[Vec<u8>]) -> bool {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut header = vec![0; 32];

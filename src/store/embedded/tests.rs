@@ -255,7 +255,7 @@ fn copy_files(dir: &tempfile::TempDir) -> tempfile::TempDir {
     copy
 }
 
-/// Opens what [`copy_files`] copied: it must hold all of `expected`, and no `-wal` may be set aside.
+/// Opens what [`files_now`] copied: it must hold all of `expected`, and no `-wal` may be set aside.
 async fn assert_copy_holds(
     copy: &tempfile::TempDir,
     expected: &BTreeMap<String, Vec<u8>>,

@@ -231,7 +231,7 @@ impl RedisStore {
         StoreError::Unusable(format!("Redis at {} answered {answer:?}", self.client.address))
     }
 
-    /// Puts a batch aside in portions, for [`commit_file`](Store::commit) to move.
+    /// Puts a batch aside in portions, for [`commit`](Store::commit) to move.
     async fn stage_batch(&self, batch: &Batch) -> Result<(), StoreError> {
         let parts = [
             key_value_args(&batch.puts),

@@ -24,7 +24,7 @@ static LOG_FILE: RwLock<Option<File>> = RwLock::new(None);
 
 /// Starts logging to `file`, or to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`
 /// (the last two for Longhaul itself; libraries stay at `info`), or a list of directives such as
-/// `info,longhaul::write_unless_failed=trace`; without it the variable `RUST_LOG` counts, else `info`. `json`
+/// `info,longhaul::store=trace`; without it the variable `RUST_LOG` counts, else `info`. `json`
 /// writes one JSON object a line, with the keys `time`, `level`, `msg` and `target` first. Colours only on a terminal and without `NO_COLOR`.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ pub(super) const PRUNE_PAGES: usize = 3;
 /// The length of a range of a large file.
 pub(super) const RANGE: u64 = 1 << 20;
 
-/// An entry of a source, by its place in [`TreeBuilder::entry_paths`].
+/// An entry of a source, by its place in [`Tree::entries`].
 pub(super) type Id = u32;
 
 /// What an entry is.
