@@ -114,7 +114,7 @@ impl PendingCommit {
         for effect in effects {
             match effect {
                 Effect::PutRecord(key) | Effect::DeleteRecord(key) => {
-                    drop(self.dirty_keys.insert(key))
+                    _ = self.dirty_keys.insert(key);
                 }
                 Effect::PutBlob(key, value) => {
                     self.blob_deletes.remove(&key);

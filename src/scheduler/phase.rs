@@ -411,10 +411,10 @@ impl State {
             }
             PhaseState::CopyBlocked => self.add_scans(no),
             PhaseState::CountExtraneous => {
-                drop(self.add_task(NewTask::ready(no, prune(false)), None))
+                _ = self.add_task(NewTask::ready(no, prune(false)), None);
             }
             PhaseState::DeleteExtraneous => {
-                drop(self.add_task(NewTask::ready(no, prune(true)), None))
+                _ = self.add_task(NewTask::ready(no, prune(true)), None);
             }
             PhaseState::CleanUp => {
                 sync.needs_clean_up = false;

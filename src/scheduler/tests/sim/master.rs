@@ -81,7 +81,7 @@ impl Master {
         for effect in effects {
             match effect {
                 Effect::PutRecord(key) | Effect::DeleteRecord(key) => {
-                    drop(pending.touched.insert(key))
+                    _ = pending.touched.insert(key);
                 }
                 Effect::PutBlob(key, value) => drop(pending.blobs.insert(key, Some(value))),
                 Effect::DeleteBlob(key) => drop(pending.blobs.insert(key, None)),
