@@ -1,111 +1,79 @@
-//! Cutting what a walk finds into batches, large files and pages.
+//! Groups what a walk finds into batches, large files and pages.
 
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::options::EntryWarnings;
 use crate::wire::sync::FileError;
-use crate::wire::task::{Base64Bytes, WorkItem, range_length};
+use crate::wire::task::{Base64Bytes, ScanPage, WorkItem, range_length};
 use crate::wire::{Digest, RelPath};
 use std::collections::HashSet;
 
-/// At most this many entries stand in a batch, and about as many in a page.
-pub const MAX_BATCH_ENTRIES: usize = 2048;
-/// At most this many pieces of work stand in a page (small chunks make small batches).
+/// Bound of a batch; a page has about as many.
+const MAX_BATCH_ENTRIES: usize = 2048;
+/// Small chunks make small batches, and many of them.
 const MAX_PAGE_WORK_ITEMS: usize = 16;
-/// A page, and a batch, is cut when its manifests are about this long, in bytes.
+/// A page, and a batch, ends when its encoded manifests are about this long.
 const MAX_PAGE_BYTES: usize = 1 << 20;
-/// At most this many errors stand in a page.
 const MAX_PAGE_ERRORS: usize = 1000;
-/// At most this many subtrees are given away with a page.
-pub const MAX_PAGE_SUBTREES: usize = 1024;
-/// Encoded, an entry is its path, its attributes and no more than this.
+pub(super) const MAX_PAGE_SUBTREES: usize = 1024;
+/// An encoded entry is at most this much longer than its path, its link target and its attributes.
 const ENTRY_OVERHEAD_BYTES: usize = 88;
-/// … an attribute its name, its value and no more than this.
+/// An encoded attribute is at most this much longer than its name and its value.
 const XATTR_OVERHEAD_BYTES: usize = 12;
 
-/// What goes into one page.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct PageContent {
-    /// Batches and large files.
-    pub work: Vec<WorkItem>,
-    /// Subtrees given away.
-    pub subtrees: Vec<RelPath>,
-    /// What could not be read.
-    pub errors: Vec<FileError>,
-    /// How many of those are directories that could not be entered or listed.
-    pub unlisted_dirs: u64,
-    /// What was left out.
-    pub notes: EntryWarnings,
-}
-
-/// Gathers entries in the order of the walk.
-pub struct BatchBuilder {
+/// Collects entries in the order of a walk.
+pub(super) struct BatchBuilder {
     chunk_bytes: u64,
-    /// Files of any length stand in batches.
-    without_ranges: bool,
-    /// See [`BatchBuilder::ranges_by_data`].
-    ranges_by_data: bool,
-    page: PageContent,
+    /// Files of any length are in batches, because their content is not sent.
+    pub(super) without_ranges: bool,
+    /// Sparse files are split by their data ([`Entry::stored_bytes`]): where digests are not requested, holes are not
+    /// hashed and cost nothing. A file with little data is in a batch, and the ranges of others are longer.
+    pub(super) ranges_by_data: bool,
+    page: ScanPage,
+    page_entries: usize,
+    /// About how long the work items of `page` are.
+    page_encoded_bytes: usize,
     batch: Manifest,
     /// The paths of `batch.dirs`.
     batch_dirs: HashSet<RelPath>,
-    /// Content bytes in the batch, without holes.
+    /// Without holes.
     batch_content_bytes: u64,
-    /// About how long the batch is, encoded.
+    /// About how long `batch` is, encoded.
     batch_encoded_bytes: usize,
-    /// … all that is in `found`.
-    page_encoded_bytes: usize,
-    page_entries: usize,
 }
 
 impl BatchBuilder {
-    /// Cuts batches of at most `chunk` bytes of content, and files longer than that into ranges.
-    pub fn new(chunk: u64) -> Self {
+    /// Batches have at most `chunk_bytes` of content, and longer files are split into ranges.
+    pub(super) fn new(chunk_bytes: u64) -> Self {
         BatchBuilder {
-            chunk_bytes: chunk,
+            chunk_bytes,
             without_ranges: false,
             ranges_by_data: false,
-            page: PageContent::default(),
+            page: empty_page(),
+            page_entries: 0,
+            page_encoded_bytes: 0,
             batch: Manifest::default(),
             batch_dirs: HashSet::new(),
             batch_content_bytes: 0,
             batch_encoded_bytes: 0,
-            page_encoded_bytes: 0,
-            page_entries: 0,
         }
     }
 
-    /// The same, but no file is cut: none of them is going to be sent.
-    pub fn without_ranges(chunk: u64) -> Self {
-        BatchBuilder { without_ranges: true, ..BatchBuilder::new(chunk) }
-    }
-
-    /// The same; files with holes are cut by their data ([`Entry::stored`]), where that is to be: holes cost
-    /// nothing unless they are hashed. A file of little data stands in a batch, the ranges of others are
-    /// longer.
-    pub fn ranges_by_data(self, by_data: bool) -> Self {
-        BatchBuilder { ranges_by_data: by_data, ..self }
-    }
-
-    /// Adds an entry below the directories `dirs`, the root first.
-    pub fn add_entry(&mut self, entry: Entry, dirs: &[ManifestDir]) {
+    /// Adds an entry below the directories `dirs`, which begin with the root.
+    pub(super) fn add_entry(&mut self, entry: Entry, dirs: &[ManifestDir]) {
         self.page_entries += 1;
         let size = entry.size();
         let stored = entry.stored_bytes.filter(|stored| self.ranges_by_data && *stored < size);
         let content = stored.unwrap_or(size);
-        // Of the mean density, a range has a chunk of data.
+        // With the average density of the file, each range has a chunk of data.
         let times = size.checked_div(content.max(1)).unwrap_or(1).max(1);
-        let range = range_length(size, self.chunk_bytes.saturating_mul(times));
-        if size > range && !self.without_ranges {
-            let group = entry.is_hardlinked.then(|| hardlink_group(&entry));
+        let range_length = range_length(size, self.chunk_bytes.saturating_mul(times));
+        if size > range_length && !self.without_ranges {
+            let hardlink_group = entry.is_hardlinked.then(|| hardlink_group(&entry));
             let manifest = Manifest { dirs: dirs.to_vec(), entries: vec![entry] }.encode();
             self.page_encoded_bytes += manifest.len();
-            self.page.work.push(WorkItem::Large {
-                manifest: Base64Bytes(manifest),
-                size,
-                range_length: range,
-                hardlink_group: group,
-            });
-            return;
+            let manifest = Base64Bytes(manifest);
+            let item = WorkItem::Large { manifest, size, range_length, hardlink_group };
+            return self.page.work.push(item);
         }
         if self.batch.entries.len() == MAX_BATCH_ENTRIES
             || self.batch_content_bytes + content > self.chunk_bytes
@@ -113,7 +81,7 @@ impl BatchBuilder {
         {
             self.close_batch();
         }
-        // The way down is mostly the one of the entry before; its last directory tells.
+        // Where the last directory is in the batch, all of them are.
         if !dirs.last().is_none_or(|parent| self.batch_dirs.contains(&parent.path)) {
             for dir in dirs {
                 if self.batch_dirs.insert(dir.path.clone()) {
@@ -127,31 +95,22 @@ impl BatchBuilder {
         self.batch.entries.push(entry);
     }
 
-    /// Adds an entry that could not be read.
-    pub fn add_error(&mut self, error: FileError) {
+    /// `is_listing`: a directory could not be entered or listed.
+    pub(super) fn add_error(&mut self, error: FileError, is_listing: bool) {
+        self.page.unlisted_dirs += u64::from(is_listing);
         self.page.errors.push(error);
     }
 
-    /// Adds a directory that could not be entered or listed.
-    pub fn add_listing_error(&mut self, error: FileError) {
-        self.page.unlisted_dirs += 1;
-        self.add_error(error);
+    pub(super) fn add_warnings(&mut self, warnings: EntryWarnings) {
+        merge_warnings(&mut self.page.warnings, warnings);
     }
 
-    /// Adds what was left out.
-    pub fn merge_notes(&mut self, notes: EntryWarnings) {
-        for (cause, note) in notes {
-            self.page.notes.entry(cause).or_default().merge(note);
-        }
-    }
-
-    /// Gives the contents of the directory `dir` away.
-    pub fn split_off(&mut self, dir: RelPath) {
+    /// Leaves the contents of the directory `dir` to a task of their own.
+    pub(super) fn split_off(&mut self, dir: RelPath) {
         self.page.subtrees.push(dir);
     }
 
-    /// Whether there is enough for a page.
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.page_entries >= MAX_BATCH_ENTRIES
             || self.page.work.len() >= MAX_PAGE_WORK_ITEMS
             || self.page_encoded_bytes + self.batch_encoded_bytes >= MAX_PAGE_BYTES
@@ -159,16 +118,15 @@ impl BatchBuilder {
             || self.page.subtrees.len() >= MAX_PAGE_SUBTREES
     }
 
-    /// Whether there is nothing to post.
-    pub fn is_empty(&self) -> bool {
-        self.page_entries == 0 && self.page == PageContent::default()
+    pub(super) fn is_empty(&self) -> bool {
+        self.page_entries == 0 && self.page == empty_page()
     }
 
-    /// Everything since the last cut.
-    pub fn take_page(&mut self) -> PageContent {
+    /// A page with everything that was added since the last one.
+    pub(super) fn take_page(&mut self) -> ScanPage {
         self.close_batch();
         (self.page_encoded_bytes, self.page_entries) = (0, 0);
-        std::mem::take(&mut self.page)
+        std::mem::replace(&mut self.page, empty_page())
     }
 
     fn close_batch(&mut self) {
@@ -185,24 +143,50 @@ impl BatchBuilder {
     }
 }
 
+pub(super) fn empty_page() -> ScanPage {
+    ScanPage {
+        task_digest: Digest([0; 32]),
+        page: 0,
+        work: Vec::new(),
+        subtrees: Vec::new(),
+        errors: Vec::new(),
+        unlisted_dirs: 0,
+        root: None,
+        root_identity: None,
+        pruned: None,
+        allowance_used_up: false,
+        warnings: EntryWarnings::new(),
+        records: Vec::new(),
+        integrity_errors: 0,
+        next: None,
+    }
+}
+
+pub(super) fn merge_warnings(into: &mut EntryWarnings, warnings: EntryWarnings) {
+    for (cause, warning) in warnings {
+        into.entry(cause).or_default().merge(warning);
+    }
+}
+
+/// An upper bound.
 fn encoded_size(entry: &Entry) -> usize {
-    let text = match &entry.kind {
+    let target = match &entry.kind {
         EntryKind::Symlink { target } => target.len(),
         _ => 0,
     };
-    let real = entry.content_path.as_ref().map_or(0, |path| path.as_bytes().len());
+    let content_path = entry.content_path.as_ref().map_or(0, |path| path.as_bytes().len());
     let xattrs = entry.xattrs.iter().map(|x| x.name.len() + x.value.len() + XATTR_OVERHEAD_BYTES);
-    entry.path.as_bytes().len() + text + real + xattrs.sum::<usize>() + ENTRY_OVERHEAD_BYTES
+    let xattrs: usize = xattrs.sum();
+    entry.path.as_bytes().len() + target + content_path + xattrs + ENTRY_OVERHEAD_BYTES
 }
 
-/// What all names of the file of `entry` have in common.
+/// The same value for all names of one file.
 fn hardlink_group(entry: &Entry) -> Digest {
-    let ident = minicbor::to_vec(entry.version).unwrap_or_default();
-    blake3::hash(&ident).into()
+    let version = minicbor::to_vec(entry.version).unwrap_or_default();
+    blake3::hash(&version).into()
 }
 
-/// A batch as work.
-pub fn copy_item(batch: &Manifest) -> WorkItem {
+pub(super) fn copy_item(batch: &Manifest) -> WorkItem {
     let dirs = batch.dir_count();
     WorkItem::Copy {
         manifest: Base64Bytes(batch.encode()),
@@ -210,18 +194,6 @@ pub fn copy_item(batch: &Manifest) -> WorkItem {
         dirs,
         bytes: batch.content_bytes(),
     }
-}
-
-/// One entry as work of its own: a batch, or a large file; see [`BatchBuilder::ranges_by_data`].
-pub fn single_item(
-    entry: Entry,
-    dirs: &[ManifestDir],
-    chunk: u64,
-    by_data: bool,
-) -> Option<WorkItem> {
-    let mut cutter = BatchBuilder::new(chunk).ranges_by_data(by_data);
-    cutter.add_entry(entry, dirs);
-    cutter.take_page().work.pop()
 }
 
 #[cfg(test)]
@@ -326,7 +298,7 @@ mod tests {
             }
             cutter.take_page().work
         };
-        let work = add_all(BatchBuilder::new(4 * MIB).ranges_by_data(true));
+        let work = add_all(BatchBuilder { ranges_by_data: true, ..BatchBuilder::new(4 * MIB) });
         let WorkItem::Large { range_length: range, .. } = &work[0] else { panic!() };
         // 9 MiB of data in a terabyte: a quarter of it has some 2 MiB, a half would have 4.5.
         assert_eq!(*range, 1 << 38);

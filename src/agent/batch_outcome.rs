@@ -1,9 +1,9 @@
-//! What became of the entries of a batch: exactly one fate each, and the report that they make.
+//! The outcome of each entry of a batch, and the report that they make.
 
-use super::batch::copy_item;
+use super::batch::{copy_item, merge_warnings};
 use super::job::{Job, entry_error};
-use crate::data::Destination;
 use crate::data::outcome::DirMetadataError;
+use crate::data::{Destination, WrittenFile};
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
 use crate::wire::options::{EntryAction, EntryWarnings, FileRecord, FileState, SyncOptions};
 use crate::wire::sync::{ErrorClass, FileError};
@@ -11,190 +11,161 @@ use crate::wire::task::TaskReport;
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
 
-/// What became of one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryOutcome {
-    /// It is as it shall be, and nothing was sent for it.
+pub(super) enum EntryOutcome {
+    /// The destination is up to date and no content was sent.
     InPlace {
-        /// What the destination did.
         action: EntryAction,
-        /// The digest of its content, where that is known.
         digest: Option<Digest>,
     },
-    /// Its content was sent and is at its place (in a dry run: would be).
+    /// The content was sent and published; in a dry run: would be.
     Transferred {
-        /// What the destination did.
         action: EntryAction,
-        /// The length of the content.
         bytes: u64,
-        /// Its digest, where it was hashed.
         digest: Option<Digest>,
     },
-    /// It is not there.
     Failed(FileError),
 }
 
-/// The fates of all entries of a batch, in its order, and what came up beside them.
-pub struct BatchOutcome<'a> {
+pub(super) struct BatchOutcome<'a> {
     manifest: &'a Manifest,
+    /// One for each entry, in the order of the manifest.
     outcomes: Vec<Option<EntryOutcome>>,
-    notes: EntryWarnings,
+    warnings: EntryWarnings,
     bytes_sent: u64,
     bytes_cloned: u64,
-    needs_cleanup: bool,
-    /// Directories that came to be on the way to the entries.
+    needs_clean_up: bool,
+    /// Directories above the entries that a destination created.
     created_dirs: Vec<RelPath>,
 }
 
 impl<'a> BatchOutcome<'a> {
-    /// Nothing is known yet.
-    pub fn new(manifest: &'a Manifest) -> Self {
-        let fates = vec![None; manifest.entries.len()];
-        let (notes, made) = (EntryWarnings::new(), Vec::new());
+    pub(super) fn new(manifest: &'a Manifest) -> Self {
         BatchOutcome {
             manifest,
-            outcomes: fates,
-            notes,
+            outcomes: vec![None; manifest.entries.len()],
+            warnings: EntryWarnings::new(),
             bytes_sent: 0,
             bytes_cloned: 0,
-            needs_cleanup: false,
-            created_dirs: made,
+            needs_clean_up: false,
+            created_dirs: Vec::new(),
         }
     }
 
-    /// The batch.
-    pub fn manifest(&self) -> &'a Manifest {
+    pub(super) fn manifest(&self) -> &'a Manifest {
         self.manifest
     }
 
-    /// Another destination is asked from the start: it says again what it can't hold.
-    pub fn start_attempt(&mut self) {
-        self.notes.clear();
+    /// Starts with another destination, which reports all its warnings again.
+    pub(super) fn start_attempt(&mut self) {
+        self.warnings.clear();
     }
 
-    /// What a destination noted with a reply.
-    pub fn merge_notes(&mut self, notes: EntryWarnings, to_sweep: bool) {
-        for (cause, note) in notes {
-            self.notes.entry(cause).or_default().merge(note);
-        }
-        self.needs_cleanup |= to_sweep;
+    pub(super) fn add_warnings(&mut self, warnings: EntryWarnings, needs_clean_up: bool) {
+        merge_warnings(&mut self.warnings, warnings);
+        self.needs_clean_up |= needs_clean_up;
     }
 
-    /// A destination made these directories on the way to the entries.
-    pub fn add_created_dirs(&mut self, dirs: Vec<RelPath>) {
+    pub(super) fn add_created_dirs(&mut self, dirs: Vec<RelPath>) {
         self.created_dirs.extend(dirs);
     }
 
-    /// `bytes` of content went to a destination.
-    pub fn add_bytes_sent(&mut self, bytes: u64) {
-        self.bytes_sent = self.bytes_sent.saturating_add(bytes);
+    pub(super) fn add_bytes(&mut self, sent: u64, cloned: u64) {
+        self.bytes_sent = self.bytes_sent.saturating_add(sent);
+        self.bytes_cloned = self.bytes_cloned.saturating_add(cloned);
     }
 
-    /// `bytes` of content are shared with a destination.
-    pub fn add_bytes_cloned(&mut self, bytes: u64) {
-        self.bytes_cloned = self.bytes_cloned.saturating_add(bytes);
-    }
-
-    /// All that went to destinations so far.
-    pub fn bytes_sent(&self) -> u64 {
+    /// Content sent to all destinations so far.
+    pub(super) fn bytes_sent(&self) -> u64 {
         self.bytes_sent
     }
 
-    /// Entry `i` has this fate.
-    pub fn set_outcome(&mut self, i: usize, fate: EntryOutcome) {
-        self.outcomes[i] = Some(fate);
+    pub(super) fn set_transferred(&mut self, i: usize, action: EntryAction, file: WrittenFile) {
+        let WrittenFile { bytes, digest } = file;
+        self.outcomes[i] = Some(EntryOutcome::Transferred { action, bytes, digest });
     }
 
-    /// Entry `i` is as it shall be. Where an earlier destination of this assignment has brought it,
-    /// it is not skipped.
-    pub fn set_in_place(&mut self, i: usize, action: EntryAction, digest: Option<Digest>) {
-        if counts_as_skipped(action)
-            && let Some(EntryOutcome::InPlace { action: before, digest: known, .. })
-            | Some(EntryOutcome::Transferred { action: before, digest: known, .. }) =
-                &mut self.outcomes[i]
+    pub(super) fn set_failed(&mut self, i: usize, error: FileError) {
+        self.outcomes[i] = Some(EntryOutcome::Failed(error));
+    }
+
+    /// Entry `i` is up to date. Where it was transferred in an earlier attempt of this assignment, it does not
+    /// become a skipped one.
+    pub(super) fn set_in_place(&mut self, i: usize, action: EntryAction, digest: Option<Digest>) {
+        use EntryOutcome::{InPlace, Transferred};
+        let outcome = &mut self.outcomes[i];
+        if let Some(
+            InPlace { action: before, digest: known }
+            | Transferred { action: before, digest: known, .. },
+        ) = outcome
+            && counts_as_skipped(action)
             && *before != EntryAction::Skip
         {
             *known = known.or(digest);
-            return;
+        } else {
+            *outcome = Some(InPlace { action, digest });
         }
-        self.set_outcome(i, EntryOutcome::InPlace { action, digest });
     }
 
-    /// A directory that did not get its metadata back is the failure of an entry in it: trying that
-    /// one again stamps the directory again. Where trying can't help, the directory's own entry has
-    /// failed for the same reason, and once is enough.
-    pub fn attribute_dir_errors(
+    /// Reports a directory whose metadata could not be set as the failure of an entry in it: the retry of that
+    /// entry sets the metadata again. A permanent error is reported by the entry of the directory itself.
+    pub(super) fn attribute_dir_errors(
         &mut self,
         job: Job<'_>,
         to: &Destination,
-        unstamped: Vec<DirMetadataError>,
+        errors: Vec<DirMetadataError>,
     ) {
-        for (dir, error) in unstamped {
+        let entries = &self.manifest.entries;
+        for (dir, error) in errors {
             if error.class == ErrorClass::Permanent {
                 tracing::debug!(sync = %job.assignment.request_id, "{error}");
                 continue;
             }
-            let error = job.with_observer(error, to.worker());
-            let inside = |e: &Entry| dir == e.path || e.path.parent().is_some_and(|p| p == dir);
-            let blamed = self
-                .manifest
-                .entries
-                .iter()
-                .position(inside)
-                .or_else(|| self.manifest.entries.iter().position(|e| dir.contains(&e.path)));
-            if let Some(i) = blamed {
-                let path = self.manifest.entries[i].path.as_bytes().to_vec();
-                self.set_outcome(
-                    i,
-                    EntryOutcome::Failed(FileError { path: BytePath(path), ..error }),
-                );
+            let is_child = |e: &Entry| dir == e.path || e.path.parent().is_some_and(|p| p == dir);
+            let child = entries.iter().position(is_child);
+            let below = || entries.iter().position(|e| dir.contains(&e.path));
+            if let Some(i) = child.or_else(below) {
+                let path = BytePath(entries[i].path.as_bytes().to_vec());
+                let error = job.with_observer(error, to.worker());
+                self.set_failed(i, FileError { path, ..error });
             }
         }
     }
 
     /// Counts every entry once.
-    pub fn into_report(self, options: &SyncOptions) -> TaskReport {
+    pub(super) fn into_report(self, options: &SyncOptions) -> TaskReport {
         let mut report = TaskReport {
             bytes_sent: self.bytes_sent,
             bytes_cloned: self.bytes_cloned,
-            warnings: self.notes,
-            needs_clean_up: self.needs_cleanup,
+            warnings: self.warnings,
+            needs_clean_up: self.needs_clean_up,
             records: created_dir_records(options, self.created_dirs),
             ..TaskReport::default()
         };
         let mut failed = HashSet::new();
-        for (i, (entry, fate)) in self.manifest.entries.iter().zip(self.outcomes).enumerate() {
-            let (action, bytes, digest) = match fate {
-                Some(EntryOutcome::InPlace { action, digest }) => {
-                    if !counts_as_skipped(action) {
-                        report.bytes_kept += entry.size();
+        for (i, (entry, outcome)) in self.manifest.entries.iter().zip(self.outcomes).enumerate() {
+            // A defect that leaves an entry without an outcome must not count as success.
+            let missing =
+                || entry_error(entry.path.as_bytes(), "copy", "no result was reported for it");
+            let (action, bytes, digest) =
+                match outcome.unwrap_or_else(|| EntryOutcome::Failed(missing())) {
+                    EntryOutcome::InPlace { action, digest } => {
+                        if !counts_as_skipped(action) {
+                            report.bytes_kept += entry.size();
+                        }
+                        (action, entry.size(), digest)
                     }
-                    (action, entry.size(), digest)
-                }
-                Some(EntryOutcome::Transferred { action, bytes, digest }) => {
-                    (action, bytes, digest)
-                }
-                Some(EntryOutcome::Failed(error)) => {
-                    failed.insert(i);
-                    report.failures.push(error);
-                    continue;
-                }
-                // Every entry was answered, or the batch has failed as a whole: a defect must not
-                // pass for a file that is there.
-                None => {
-                    let why = "no result was reported for it";
-                    failed.insert(i);
-                    report.failures.push(entry_error(entry.path.as_bytes(), "copy", why));
-                    continue;
-                }
-            };
-            report.actions.entry(action).or_default().add(bytes);
-            report.records.extend(file_record(options, entry, action, bytes, digest));
+                    EntryOutcome::Transferred { action, bytes, digest } => (action, bytes, digest),
+                    EntryOutcome::Failed(error) => {
+                        failed.insert(i);
+                        report.failures.push(error);
+                        continue;
+                    }
+                };
+            count_action(&mut report, options, entry, action, WrittenFile { bytes, digest });
             if entry.is_dir() {
                 report.dirs_done += 1;
-                continue;
-            }
-            if counts_as_skipped(action) {
+            } else if counts_as_skipped(action) {
                 report.files_skipped += 1;
                 report.bytes_skipped += bytes;
             } else {
@@ -209,55 +180,53 @@ impl<'a> BatchOutcome<'a> {
     }
 }
 
-/// Whether an entry with this action counts as skipped.
-pub fn counts_as_skipped(action: EntryAction) -> bool {
+fn counts_as_skipped(action: EntryAction) -> bool {
     matches!(action, EntryAction::Skip | EntryAction::Metadata)
 }
 
-/// What is kept of an entry that is at its place, where that is asked for. Entries that failed are
-/// recorded by the master, which decides whether they are tried again. A directory that is as it shall be
-/// is not recorded: it may have been made on the way to its contents, which has a record of its own
-/// ([`created_dir_records`]).
-pub fn file_record(
+/// Adds an entry that did not fail to the counts per action and, where the options request it, to the records.
+/// Failed entries are recorded by the master, which decides on retries. A skipped directory has no record: where it
+/// was created for its contents, [`created_dir_records`] has one.
+pub(super) fn count_action(
+    report: &mut TaskReport,
     options: &SyncOptions,
     entry: &Entry,
     action: EntryAction,
+    WrittenFile { bytes, digest }: WrittenFile,
+) {
+    report.actions.entry(action).or_default().add(bytes);
+    let is_file = matches!(entry.kind, EntryKind::File { .. });
+    let is_skipped_dir = entry.is_dir() && action == EntryAction::Skip;
+    if options.record && !is_skipped_dir || options.manifest && is_file {
+        let state = if counts_as_skipped(action) { FileState::Skipped } else { FileState::Done };
+        // Without a manifest the digest may cover the content without its zeros.
+        let digest = digest.filter(|_| is_file && options.manifest);
+        report.records.push(file_record(&entry.path, state, action, bytes, digest));
+    }
+}
+
+/// Records of directories that were created above entries, where the options request records.
+pub(super) fn created_dir_records(options: &SyncOptions, dirs: Vec<RelPath>) -> Vec<FileRecord> {
+    let record = |dir: RelPath| file_record(&dir, FileState::Done, EntryAction::Create, 0, None);
+    dirs.into_iter().filter(|_| options.record).map(record).collect()
+}
+
+pub(super) fn file_record(
+    path: &RelPath,
+    state: FileState,
+    action: EntryAction,
     bytes: u64,
     digest: Option<Digest>,
-) -> Option<FileRecord> {
-    let is_file = matches!(entry.kind, EntryKind::File { .. });
-    let news = !entry.is_dir() || action != EntryAction::Skip;
-    let wanted = options.record && news || options.manifest && is_file;
-    wanted.then(|| FileRecord {
-        path: BytePath(entry.path.as_bytes().to_vec()),
-        state: if counts_as_skipped(action) { FileState::Skipped } else { FileState::Done },
-        action: Some(action),
-        bytes,
-        // Without it, content may have been hashed without its zeros.
-        digest: digest.filter(|_| is_file && options.manifest),
-        message: None,
-    })
+) -> FileRecord {
+    let path = BytePath(path.as_bytes().to_vec());
+    FileRecord { path, state, action: Some(action), bytes, digest, message: None }
 }
 
-/// What is kept of directories that were made on the way to something in them, where that is asked for.
-pub fn created_dir_records(options: &SyncOptions, dirs: Vec<RelPath>) -> Vec<FileRecord> {
-    let dirs = dirs.into_iter().filter(|_| options.record);
-    let record = |dir: RelPath| FileRecord {
-        path: BytePath(dir.as_bytes().to_vec()),
-        state: FileState::Done,
-        action: Some(EntryAction::Create),
-        bytes: 0,
-        digest: None,
-        message: None,
-    };
-    dirs.map(record).collect()
-}
-
-/// A batch of just the entries at `places`, with the directories above them.
-pub fn subset(manifest: &Manifest, places: &HashSet<usize>) -> Manifest {
+/// A batch of the entries at `indices`, with the directories above them.
+pub(super) fn subset(manifest: &Manifest, indices: &HashSet<usize>) -> Manifest {
     let indexed = manifest.entries.iter().enumerate();
     let entries: Vec<Entry> =
-        indexed.filter(|(i, _)| places.contains(i)).map(|(_, e)| e.clone()).collect();
+        indexed.filter(|(i, _)| indices.contains(i)).map(|(_, e)| e.clone()).collect();
     let mut above: HashSet<RelPath> = HashSet::new();
     for entry in &entries {
         let mut dir = entry.path.parent();
@@ -298,9 +267,9 @@ mod tests {
     #[test]
     fn an_entry_without_an_outcome_has_failed() {
         let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1), file("b", 2)] };
-        let mut fates = BatchOutcome::new(&manifest);
-        fates.set_in_place(0, EntryAction::Skip, None);
-        let report = fates.into_report(&SyncOptions::default());
+        let mut outcome = BatchOutcome::new(&manifest);
+        outcome.set_in_place(0, EntryAction::Skip, None);
+        let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.files_skipped, report.failures.len()), (1, 1));
         assert_eq!(report.failures[0].path.0, b"b");
     }
@@ -311,26 +280,23 @@ mod tests {
             dirs: vec![],
             entries: ["a", "b", "c", "d"].iter().map(|name| file(name, 5)).collect(),
         };
-        let mut fates = BatchOutcome::new(&manifest);
+        let mut outcome = BatchOutcome::new(&manifest);
         let digest = Some(Digest([1; 32]));
-        fates.set_outcome(
-            0,
-            EntryOutcome::Transferred { action: EntryAction::Update, bytes: 5, digest: None },
-        );
-        fates.set_in_place(1, EntryAction::Create, None);
-        fates.set_in_place(2, EntryAction::Metadata, None);
-        fates.set_in_place(3, EntryAction::Skip, None);
-        fates.start_attempt();
-        (0..4).for_each(|i| fates.set_in_place(i, EntryAction::Skip, digest));
+        outcome.set_transferred(0, EntryAction::Update, WrittenFile { bytes: 5, digest: None });
+        outcome.set_in_place(1, EntryAction::Create, None);
+        outcome.set_in_place(2, EntryAction::Metadata, None);
+        outcome.set_in_place(3, EntryAction::Skip, None);
+        outcome.start_attempt();
+        (0..4).for_each(|i| outcome.set_in_place(i, EntryAction::Skip, digest));
         assert_eq!(
-            fates.outcomes[0],
+            outcome.outcomes[0],
             Some(EntryOutcome::Transferred { action: EntryAction::Update, bytes: 5, digest })
         );
         assert_eq!(
-            fates.outcomes[3],
+            outcome.outcomes[3],
             Some(EntryOutcome::InPlace { action: EntryAction::Skip, digest })
         );
-        let report = fates.into_report(&SyncOptions::default());
+        let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.files_done, report.files_skipped), (2, 2));
         // One was sent, one was linked.
         assert_eq!((report.bytes_done, report.bytes_kept, report.bytes_skipped), (10, 5, 10));
@@ -342,18 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn notes_of_a_destination_that_failed_are_not_counted_twice() {
+    fn warnings_of_a_failed_destination_are_not_counted_twice() {
         let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1)] };
-        let mut fates = BatchOutcome::new(&manifest);
+        let mut outcome = BatchOutcome::new(&manifest);
         for _ in 0..2 {
-            fates.start_attempt();
-            let mut notes = EntryWarnings::new();
-            notes.entry("owner".into()).or_default().add(b"a");
-            fates.merge_notes(notes, false);
-            fates.add_bytes_sent(1);
+            outcome.start_attempt();
+            let mut warnings = EntryWarnings::new();
+            warnings.entry("owner".into()).or_default().add(b"a");
+            outcome.add_warnings(warnings, false);
+            outcome.add_bytes(1, 0);
         }
-        fates.set_outcome(0, in_place(EntryAction::Create));
-        let report = fates.into_report(&SyncOptions::default());
+        outcome.outcomes[0] = Some(in_place(EntryAction::Create));
+        let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.warnings["owner"].count, report.bytes_sent), (1, 2));
         assert_eq!(report.actions[&EntryAction::Create], Tally { count: 1, bytes: 1 });
     }
@@ -365,11 +331,11 @@ mod tests {
         let link = EntryKind::Symlink { target: b"x".to_vec() };
         let link = Entry::new(RelPath::new("l").unwrap(), link, meta(), FileVersion::default());
         let manifest = Manifest { dirs: vec![], entries: vec![dir, file("f", 3), link] };
-        let names = |record, manifest_too| {
-            let mut fates = BatchOutcome::new(&manifest);
-            (0..3).for_each(|i| fates.set_outcome(i, in_place(EntryAction::Create)));
-            let options = SyncOptions { record, manifest: manifest_too, ..SyncOptions::default() };
-            let records = fates.into_report(&options).records;
+        let names = |record, with_manifest| {
+            let mut outcome = BatchOutcome::new(&manifest);
+            (0..3).for_each(|i| outcome.outcomes[i] = Some(in_place(EntryAction::Create)));
+            let options = SyncOptions { record, manifest: with_manifest, ..SyncOptions::default() };
+            let records = outcome.into_report(&options).records;
             records.iter().map(|r| r.path.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(names(false, false), Vec::<String>::new());
@@ -385,15 +351,15 @@ mod tests {
         let entries = ["new", "same", "touched"].map(dir).to_vec();
         let manifest = Manifest { dirs: vec![], entries };
         let records = |options: SyncOptions| {
-            let mut fates = BatchOutcome::new(&manifest);
+            let mut outcome = BatchOutcome::new(&manifest);
             for (i, action) in [EntryAction::Create, EntryAction::Skip, EntryAction::Metadata]
                 .into_iter()
                 .enumerate()
             {
-                fates.set_outcome(i, in_place(action));
+                outcome.outcomes[i] = Some(in_place(action));
             }
-            fates.add_created_dirs(vec![RelPath::new("on/the/way").unwrap()]);
-            let records = fates.into_report(&options).records;
+            outcome.add_created_dirs(vec![RelPath::new("implicit/dir").unwrap()]);
+            let records = outcome.into_report(&options).records;
             let one = |r: FileRecord| (r.path.to_string(), r.state, r.action.unwrap());
             records.into_iter().map(one).collect::<Vec<_>>()
         };
@@ -401,7 +367,7 @@ mod tests {
         assert_eq!(
             records(options),
             [
-                ("on/the/way".to_owned(), FileState::Done, EntryAction::Create),
+                ("implicit/dir".to_owned(), FileState::Done, EntryAction::Create),
                 ("new".to_owned(), FileState::Done, EntryAction::Create),
                 ("touched".to_owned(), FileState::Skipped, EntryAction::Metadata),
             ]

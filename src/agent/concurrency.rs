@@ -1,27 +1,26 @@
-//! How many tasks an agent works on at once: as many as make it faster.
+//! How many tasks an agent works on at once.
 //!
-//! More streams fill a long or striped path, hide a slow file system's answers, and only get in each
-//! other's way where the cores or the disks are busy already. Nothing but a try tells which it is: a hill
-//! is climbed (one step up is kept where goodput rises by it, one step down where it does not fall), with
-//! longer and longer rests where neither helps. The optimizer of FTS (Ayllon et al., "FTS3: New Data
-//! Movement Service For WLCG", 2014) does this for links between sites.
+//! More streams fill a long or striped path and hide the latency of a slow file system. Where the cores or the disks
+//! are busy they only add contention. Only a trial shows which case it is, so the number is set by hill climbing: one
+//! step up is kept where goodput rises by it, one step down where it does not fall. The pauses between trials double
+//! while none helps. The optimizer of FTS (Ayllon et al., "FTS3: New Data Movement Service For WLCG", 2014) does this
+//! for links between sites.
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How long one measurement takes.
-pub const MEASUREMENT_WINDOW: Duration = Duration::from_secs(1);
-/// So many of them make a verdict, by their median.
+pub(super) const MEASUREMENT_WINDOW: Duration = Duration::from_secs(1);
+/// A verdict is the median of so many windows.
 const WINDOWS_PER_VERDICT: usize = 3;
-/// A step up must bring this much more to be kept …
+/// A step up is kept where goodput rises at least by this factor.
 const MIN_GAIN_RATIO: f64 = 1.08;
-/// … and a step down must leave this much.
+/// A step down is kept where at least this share of the goodput remains.
 const MIN_KEPT_RATIO: f64 = 0.97;
-/// Verdicts without a try, after a try that was no use; twice as many after each further one.
+/// Verdicts between a failed trial and the next one; doubled after each further failure.
 const INITIAL_REST_VERDICTS: u32 = 2;
 const MAX_REST_VERDICTS: u32 = 32;
-/// A measurement counts where this share of the tasks that may be in hand were.
+/// A window counts where at least this share of the allowed tasks was running.
 const MIN_BUSY_SHARE: f64 = 0.8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,33 +29,30 @@ enum Direction {
     Down,
 }
 
-/// The climb, without clocks.
+/// The algorithm, without clocks.
 #[derive(Debug)]
 struct HillClimber {
     min_tasks: usize,
     max_tasks: usize,
-    /// The best number known …
     best_tasks: usize,
-    /// … what it brought …
     best_goodput: f64,
-    /// … and the step that is being tried from it.
+    /// The step from `best_tasks` that is being tried.
     trial: Option<Direction>,
     next_direction: Direction,
     samples: Vec<f64>,
-    /// Verdicts before the next try.
     verdicts_until_trial: u32,
-    /// How long the next rest is.
+    /// The length of the next pause.
     rest_verdicts: u32,
 }
 
 impl HillClimber {
-    fn new(lowest: usize, start: usize, highest: usize) -> Self {
-        let highest = highest.max(1);
-        let lowest = lowest.clamp(1, highest);
+    fn new(min_tasks: usize, start: usize, max_tasks: usize) -> Self {
+        let max_tasks = max_tasks.max(1);
+        let min_tasks = min_tasks.clamp(1, max_tasks);
         HillClimber {
-            min_tasks: lowest,
-            max_tasks: highest,
-            best_tasks: start.clamp(lowest, highest),
+            min_tasks,
+            max_tasks,
+            best_tasks: start.clamp(min_tasks, max_tasks),
             best_goodput: 0.0,
             trial: None,
             next_direction: Direction::Up,
@@ -66,7 +62,6 @@ impl HillClimber {
         }
     }
 
-    /// How many tasks may be in hand now.
     fn allowed_tasks(&self) -> usize {
         match self.trial {
             None => self.best_tasks,
@@ -75,7 +70,7 @@ impl HillClimber {
         }
     }
 
-    /// Takes the goodput of a window in which all that were allowed were in hand.
+    /// Adds the goodput of a window in which the allowed tasks were running.
     fn record_window(&mut self, goodput: f64) {
         self.samples.push(goodput);
         if self.samples.len() < WINDOWS_PER_VERDICT {
@@ -84,71 +79,74 @@ impl HillClimber {
         self.samples.sort_by(f64::total_cmp);
         let median = self.samples[WINDOWS_PER_VERDICT / 2];
         self.samples.clear();
-        let allowed = self.allowed_tasks();
-        let kept = match self.trial.take() {
+        let tried = self.allowed_tasks();
+        let is_better = match self.trial.take() {
             None => {
                 self.best_goodput = median;
                 self.verdicts_until_trial = self.verdicts_until_trial.saturating_sub(1);
-                self.verdicts_until_trial == 0 && self.start_trial()
+                if self.verdicts_until_trial == 0 {
+                    self.start_trial();
+                }
+                return;
             }
             Some(Direction::Up) => median > self.best_goodput * MIN_GAIN_RATIO,
             Some(Direction::Down) => median > self.best_goodput * MIN_KEPT_RATIO,
         };
-        if self.trial.is_some() {
-            return;
-        }
-        if allowed != self.best_tasks && kept {
-            (self.best_tasks, self.best_goodput, self.rest_verdicts) =
-                (allowed, median, INITIAL_REST_VERDICTS);
+        if is_better {
+            (self.best_tasks, self.best_goodput) = (tried, median);
+            self.rest_verdicts = INITIAL_REST_VERDICTS;
             self.start_trial();
-        } else if allowed != self.best_tasks {
-            self.next_direction =
-                if allowed > self.best_tasks { Direction::Down } else { Direction::Up };
+        } else {
+            let was_up = tried > self.best_tasks;
+            self.next_direction = if was_up { Direction::Down } else { Direction::Up };
             self.verdicts_until_trial = self.rest_verdicts;
             self.rest_verdicts = (2 * self.rest_verdicts).min(MAX_REST_VERDICTS);
         }
     }
 
-    /// Begins a try in the direction that is next, or in the other one where there is no room.
-    fn start_trial(&mut self) -> bool {
-        let room = |step| match step {
+    /// Starts a trial in the next direction, or in the other one where a bound forbids it.
+    fn start_trial(&mut self) {
+        let is_allowed = |direction: &Direction| match direction {
             Direction::Up => self.best_tasks < self.max_tasks,
             Direction::Down => self.best_tasks > self.min_tasks,
         };
-        let other =
-            if self.next_direction == Direction::Up { Direction::Down } else { Direction::Up };
-        self.trial = [self.next_direction, other].into_iter().find(|step| room(*step));
+        let directions = match self.next_direction {
+            Direction::Up => [Direction::Up, Direction::Down],
+            Direction::Down => [Direction::Down, Direction::Up],
+        };
+        self.trial = directions.into_iter().find(is_allowed);
         self.verdicts_until_trial = self.rest_verdicts;
-        self.trial.is_some()
     }
 }
 
-/// What slots ask before they ask for work.
-pub struct ConcurrencyController {
+/// Decides how many slots poll for work.
+pub(super) struct ConcurrencyController {
     state: Mutex<ControllerState>,
     allowed: watch::Sender<usize>,
 }
 
 struct ControllerState {
     climber: HillClimber,
-    /// Tasks that move content now, and for how many task-seconds it was so since `since`.
+    /// Tasks that transfer content now.
     busy_tasks: usize,
+    /// Since `window_start`, up to `last_change`.
     busy_task_seconds: f64,
     last_change: Instant,
     window_start: Instant,
+    /// At `window_start`.
     moved_bytes: u64,
 }
 
 impl ControllerState {
     fn accrue_busy_time(&mut self, now: Instant) {
-        self.busy_task_seconds +=
-            self.busy_tasks as f64 * now.saturating_duration_since(self.last_change).as_secs_f64();
+        let elapsed = now.saturating_duration_since(self.last_change).as_secs_f64();
+        self.busy_task_seconds += self.busy_tasks as f64 * elapsed;
         self.last_change = now;
     }
 }
 
-/// A task that moves content, until it is dropped.
-pub struct BusyTask<'a>(&'a ConcurrencyController);
+/// Counts a task as one that transfers content until it is dropped.
+pub(super) struct BusyTask<'a>(&'a ConcurrencyController);
 
 impl Drop for BusyTask<'_> {
     fn drop(&mut self) {
@@ -157,61 +155,54 @@ impl Drop for BusyTask<'_> {
 }
 
 impl ConcurrencyController {
-    /// Begins with `start` tasks in hand, never fewer than `lowest` nor more than `highest`.
-    pub fn new(lowest: usize, start: usize, highest: usize) -> Self {
-        let climb = HillClimber::new(lowest, start, highest);
-        let allowed = watch::Sender::new(climb.allowed_tasks());
+    pub(super) fn new(min_tasks: usize, start: usize, max_tasks: usize) -> Self {
+        let climber = HillClimber::new(min_tasks, start, max_tasks);
+        let allowed = watch::Sender::new(climber.allowed_tasks());
         let now = Instant::now();
-        let state = ControllerState {
-            climber: climb,
+        let state = Mutex::new(ControllerState {
+            climber,
             busy_tasks: 0,
             busy_task_seconds: 0.0,
             last_change: now,
             window_start: now,
             moved_bytes: 0,
-        };
-        ConcurrencyController { state: Mutex::new(state), allowed }
+        });
+        ConcurrencyController { state, allowed }
     }
 
-    fn lock_state(&self) -> MutexGuard<'_, ControllerState> {
-        self.state.lock()
-    }
-
-    /// Waits until the slot of this number (from 0) may ask for work.
-    pub async fn wait_allowed(&self, slot: usize) {
-        // The sender is ours: it does not go away.
+    /// Waits until the slot of this number (from 0) may poll for work.
+    pub(super) async fn wait_allowed(&self, slot: usize) {
+        // An error means that the sender was dropped, but `self` owns it.
         let _ = self.allowed.subscribe().wait_for(|allowed| slot < *allowed).await;
     }
 
-    /// Counts a task as one that moves content.
-    pub fn mark_busy(&self) -> BusyTask<'_> {
+    pub(super) fn mark_busy(&self) -> BusyTask<'_> {
         self.update_busy(|busy| busy + 1);
         BusyTask(self)
     }
 
     fn update_busy(&self, change: impl FnOnce(usize) -> usize) {
-        let mut state = self.lock_state();
+        let mut state = self.state.lock();
         state.accrue_busy_time(Instant::now());
         state.busy_tasks = change(state.busy_tasks);
     }
 
-    /// To be called about every [`WINDOW`] with all that was ever moved (bytes, or any measure of work
-    /// done).
-    pub fn end_window(&self, moved: u64, now: Instant) {
-        let mut state = self.lock_state();
+    /// Must be called about every [`MEASUREMENT_WINDOW`]. `moved_bytes`: all that were transferred since the start.
+    pub(super) fn end_window(&self, moved_bytes: u64, now: Instant) {
+        let mut state = self.state.lock();
         state.accrue_busy_time(now);
         let elapsed = now.saturating_duration_since(state.window_start).as_secs_f64();
         let allowed = state.climber.allowed_tasks();
-        let full =
-            state.busy_task_seconds >= MIN_BUSY_SHARE * allowed as f64 * elapsed && elapsed > 0.0;
-        let goodput = moved.saturating_sub(state.moved_bytes) as f64 / elapsed.max(1e-3);
-        (state.window_start, state.busy_task_seconds, state.moved_bytes) = (now, 0.0, moved);
-        if full {
+        let min_busy = MIN_BUSY_SHARE * allowed as f64 * elapsed;
+        let is_busy = state.busy_task_seconds >= min_busy && elapsed > 0.0;
+        let goodput = moved_bytes.saturating_sub(state.moved_bytes) as f64 / elapsed.max(1e-3);
+        (state.window_start, state.busy_task_seconds, state.moved_bytes) = (now, 0.0, moved_bytes);
+        if is_busy {
             state.climber.record_window(goodput);
-            let now = state.climber.allowed_tasks();
-            if now != allowed {
-                tracing::debug!(tasks = now, goodput, "tasks in hand");
-                self.allowed.send_replace(now);
+            let tasks = state.climber.allowed_tasks();
+            if tasks != allowed {
+                tracing::debug!(tasks, goodput, "number of tasks changed");
+                self.allowed.send_replace(tasks);
             }
         }
     }
@@ -290,7 +281,7 @@ mod tests {
         tokio::pin!(waiting);
         assert!(futures_util::poll!(&mut waiting).is_pending());
         let busy = tuning.mark_busy();
-        tuning.lock_state().last_change = at(19);
+        tuning.state.lock().last_change = at(19);
         (20..24).for_each(|n| tuning.end_window(n * 1_000, at(n)));
         drop(busy);
         waiting.await;
@@ -303,12 +294,12 @@ mod tests {
         let (mut at, mut moved) = (Instant::now(), 0);
         for n in 0..(100 * WINDOWS_PER_VERDICT as u32) {
             let window = MEASUREMENT_WINDOW * (1 + n % 3);
-            let allowed = tuning.lock_state().climber.allowed_tasks();
+            let allowed = tuning.state.lock().climber.allowed_tasks();
             moved += (allowed.min(4) as f64 * 1e9 * window.as_secs_f64()) as u64;
             at += window;
             tuning.end_window(moved, at);
         }
-        assert_eq!(tuning.lock_state().climber.best_tasks, 4);
+        assert_eq!(tuning.state.lock().climber.best_tasks, 4);
         drop(all);
     }
 }

@@ -1,19 +1,18 @@
-//! Copying a batch: offer it, send what is needed, account for every entry.
+//! Copies a batch: offers it, sends the content that is needed, and accounts for every entry.
 //!
 //! ```text
 //! first names ─▶ offer ─▶ done                       later names of the same files ─▶ the same again:
-//!                   ├──▶ check ─▶ hash ─▶ offer      the destination links them to what it has now
+//!                   ├──▶ check ─▶ hash ─▶ offer      the destination links them to the first names
 //!                   └──▶ needed ─▶ packs
 //! ```
 
-use super::batch_outcome::{BatchOutcome, EntryOutcome, subset};
-use super::job::{Job, TaskOutcome, entry_error};
-use crate::data::buffer_pool::{BufferPool, SEND_BUFFER_BYTES};
+use super::batch_outcome::{BatchOutcome, subset};
+use super::job::{Job, JobResult, TaskOutcome, entry_error, run_blocking};
+use crate::data::buffer_pool::SEND_BUFFER_BYTES;
 use crate::data::outcome::OfferOutcome;
-use crate::data::{Destination, OfferDecision, SendError, hash_source};
+use crate::data::{Destination, OfferDecision, SendError, WrittenFile, hash_source};
 use crate::fs::Tree;
 use crate::wire::Digest;
-use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::options::EntryAction;
 use crate::wire::sync::{ErrorClass, FileError};
@@ -22,48 +21,46 @@ use futures_util::StreamExt as _;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
-/// Files of a batch that are hashed at a time.
+/// Of one batch.
 const MAX_CONCURRENT_HASHES: usize = 4;
 
-/// Brings `manifest`, which is `encoded`, to one of the destination workers; when one fails, to the
-/// next.
-pub async fn copy_batch(job: Job<'_>, manifest: Manifest, encoded: Bytes) -> TaskOutcome {
-    let source = match job.open_source().await {
-        Ok(source) => source,
-        Err(done) => return *done,
-    };
-    let mut fates = BatchOutcome::new(&manifest);
-    let mut choice = job.destination_picker();
-    while let Some(to) = choice.pick_next() {
-        fates.start_attempt();
-        match transfer_batch(job, &to, (&source, &encoded), &mut fates).await {
-            Ok(()) => return TaskOutcome::succeeded(fates.into_report(&job.assignment.options)),
-            Err(error) => choice.record_failure(to.worker(), &error),
+/// Transfers `manifest`, whose encoding is `encoded`, to one of the destination workers.
+pub(super) async fn copy_batch(
+    job: Job<'_>,
+    manifest: Manifest,
+    encoded: Bytes,
+) -> JobResult<TaskOutcome> {
+    let source = job.open_source().await?;
+    let mut outcome = BatchOutcome::new(&manifest);
+    let (first, later) = first_and_later_names(&manifest.entries);
+    let mut picker = job.destination_picker();
+    while let Some(to) = picker.pick_next() {
+        outcome.start_attempt();
+        let (manifest, encoded) = (outcome.manifest(), &encoded);
+        let transfer = BatchTransfer { job, to: &to, source: &source, manifest, encoded };
+        let transferred = async {
+            transfer.transfer_entries(&first, &mut outcome).await?;
+            if later.is_empty() {
+                return Ok(());
+            }
+            transfer.transfer_entries(&later, &mut outcome).await
+        };
+        match transferred.await {
+            Ok(()) => {
+                let report = outcome.into_report(&job.assignment.options);
+                return Ok(TaskOutcome::succeeded(report));
+            }
+            Err(error) => picker.record_failure(to.worker(), &error),
         }
     }
-    let mut done = choice.fail_exhausted();
-    // Nothing of it counts, but it went over the wire.
-    done.report.bytes_sent = fates.bytes_sent();
-    done
+    let mut failed = picker.fail_exhausted();
+    // The entries do not count, but the bytes were sent.
+    failed.report.bytes_sent = outcome.bytes_sent();
+    Ok(failed)
 }
 
-async fn transfer_batch(
-    job: Job<'_>,
-    to: &Destination,
-    (source, encoded): (&Tree, &Bytes),
-    fates: &mut BatchOutcome<'_>,
-) -> Result<(), SendError> {
-    let (first, later) = first_and_later_names(&fates.manifest().entries);
-    let round = BatchTransfer { job, to, source, manifest: fates.manifest(), encoded };
-    round.transfer_entries(first, fates).await?;
-    if !later.is_empty() {
-        round.transfer_entries(later, fates).await?;
-    }
-    Ok(())
-}
-
-/// The places of the entries, those apart that are another name of a file before them: it must be
-/// there before they can be linked to it.
+/// The indices of the entries; apart those that are a further name of a file. A destination links these to the first
+/// name, which must exist before.
 fn first_and_later_names(entries: &[Entry]) -> (Vec<usize>, Vec<usize>) {
     let mut seen = HashSet::new();
     (0..entries.len()).partition(|i| {
@@ -72,17 +69,17 @@ fn first_and_later_names(entries: &[Entry]) -> (Vec<usize>, Vec<usize>) {
     })
 }
 
-/// Some entries of a batch on their way to one destination.
+/// The transfer of entries of a batch to one destination.
 struct BatchTransfer<'a> {
     job: Job<'a>,
     to: &'a Destination,
     source: &'a Tree,
     manifest: &'a Manifest,
-    /// All of it, as it came.
+    /// The whole `manifest` as it was received.
     encoded: &'a Bytes,
 }
 
-/// What is left to be done after an offer, by place in the batch.
+/// What an offer leaves to do, by index in the batch.
 #[derive(Default)]
 struct RemainingWork {
     needed: BTreeMap<usize, EntryAction>,
@@ -92,184 +89,150 @@ struct RemainingWork {
 impl BatchTransfer<'_> {
     async fn transfer_entries(
         &self,
-        places: Vec<usize>,
-        fates: &mut BatchOutcome<'_>,
+        indices: &[usize],
+        outcome: &mut BatchOutcome<'_>,
     ) -> Result<(), SendError> {
-        let mut wanted = self.offer(&places, &BTreeMap::new(), fates).await?;
-        if !wanted.check.is_empty() {
-            let digests = self.hash_entries(&wanted.check, &mut wanted.needed, fates).await;
-            let places: Vec<usize> = digests.keys().copied().collect();
-            let second = self.offer(&places, &digests, fates).await?;
-            wanted.needed.extend(second.needed);
-            // A digest was sent: it makes no sense to ask for it. Whole content is always right.
-            wanted.needed.extend(second.check.into_iter().map(|i| (i, EntryAction::Update)));
+        let mut work = self.offer(indices, &BTreeMap::new(), outcome).await?;
+        if !work.check.is_empty() {
+            let digests = self.hash_entries(&work.check, &mut work.needed, outcome).await;
+            let hashed: Vec<usize> = digests.keys().copied().collect();
+            let second = self.offer(&hashed, &digests, outcome).await?;
+            work.needed.extend(second.needed);
+            // A request for a digest that was sent is a defect of the destination. Whole content is always right.
+            work.needed.extend(second.check.into_iter().map(|i| (i, EntryAction::Update)));
         }
-        self.send_content(&wanted.needed, fates).await
+        self.send_content(&work.needed, outcome).await
     }
 
-    /// Offers the entries at `places`, those in `digests` with the digest of their content.
+    fn set_failed(&self, outcome: &mut BatchOutcome<'_>, i: usize, error: FileError) {
+        outcome.set_failed(i, self.job.with_observer(error, self.to.worker()));
+    }
+
+    /// Offers the entries at `indices`, with the digests of their content in `digests`.
     async fn offer(
         &self,
-        places: &[usize],
+        indices: &[usize],
         digests: &BTreeMap<usize, Digest>,
-        fates: &mut BatchOutcome<'_>,
+        outcome: &mut BatchOutcome<'_>,
     ) -> Result<RemainingWork, SendError> {
-        let offer = self.select_entries(places, digests);
-        let OfferOutcome {
-            results: answers,
-            digests: found,
-            warnings: notes,
-            dir_errors: unstamped,
-            needs_clean_up: to_sweep,
-            created_dirs: made,
-        } = match &offer {
+        let offered: OfferOutcome = match &self.select_entries(indices, digests) {
             Cow::Borrowed(all) => self.to.offer_encoded(all, || self.encoded.clone()).await?,
             Cow::Owned(some) => self.to.offer(some).await?,
         };
         self.job.mark_wrote(self.to.worker());
-        fates.merge_notes(notes, to_sweep);
-        fates.add_created_dirs(made);
-        let mut wanted = RemainingWork::default();
-        for ((i, answer), found) in places.iter().zip(answers).zip(found) {
-            match answer {
+        outcome.add_warnings(offered.warnings, offered.needs_clean_up);
+        outcome.add_created_dirs(offered.created_dirs);
+        let mut work = RemainingWork::default();
+        for ((i, result), found) in indices.iter().zip(offered.results).zip(offered.digests) {
+            match result {
                 Ok(OfferDecision::Done(action)) => {
-                    fates.set_in_place(*i, action, found.or(digests.get(i).copied()));
+                    outcome.set_in_place(*i, action, found.or(digests.get(i).copied()));
                 }
                 Ok(OfferDecision::NeedsContent { action, .. }) => {
-                    wanted.needed.insert(*i, action);
+                    work.needed.insert(*i, action);
                 }
-                Ok(OfferDecision::NeedsDigest) => wanted.check.push(*i),
-                Err(error) => {
-                    fates.set_outcome(
-                        *i,
-                        EntryOutcome::Failed(self.job.with_observer(error, self.to.worker())),
-                    );
-                }
+                Ok(OfferDecision::NeedsDigest) => work.check.push(*i),
+                Err(error) => self.set_failed(outcome, *i, error),
             }
         }
-        fates.attribute_dir_errors(self.job, self.to, unstamped);
-        Ok(wanted)
+        outcome.attribute_dir_errors(self.job, self.to, offered.dir_errors);
+        Ok(work)
     }
 
-    /// The entries at `places` as a batch of their own.
+    /// A batch of the entries at `indices`.
     fn select_entries(
         &self,
-        places: &[usize],
+        indices: &[usize],
         digests: &BTreeMap<usize, Digest>,
     ) -> Cow<'_, Manifest> {
-        let mut some = if places.len() == self.manifest.entries.len() {
+        let mut selected = if indices.len() == self.manifest.entries.len() {
             Cow::Borrowed(self.manifest)
         } else {
-            Cow::Owned(subset(self.manifest, &places.iter().copied().collect()))
+            Cow::Owned(subset(self.manifest, &indices.iter().copied().collect()))
         };
         if !digests.is_empty() {
-            for (entry, i) in some.to_mut().entries.iter_mut().zip(places) {
+            for (entry, i) in selected.to_mut().entries.iter_mut().zip(indices) {
                 entry.digest = digests.get(i).copied();
             }
         }
-        some
+        selected
     }
 
-    /// Hashes the entries at `places`. One that is another version by now is needed.
+    /// Hashes the entries at `indices`, a few at a time. Those that changed since the scan are added to `needed`.
     async fn hash_entries(
         &self,
-        places: &[usize],
+        indices: &[usize],
         needed: &mut BTreeMap<usize, EntryAction>,
-        fates: &mut BatchOutcome<'_>,
+        outcome: &mut BatchOutcome<'_>,
     ) -> BTreeMap<usize, Digest> {
-        let entries = places.iter().map(|i| self.manifest.entries[*i].clone());
-        let hashing = self.job.assignment.options.write_rules().hash_mode();
-        let pool = self.job.cx.peers.pool();
-        let hashed = hash_all(self.source, entries.collect(), hashing, pool).await;
+        let hashes = indices.iter().copied().map(|i| async move { (i, self.hash_entry(i).await) });
+        let hashes = futures_util::stream::iter(hashes).buffered(MAX_CONCURRENT_HASHES);
+        let hashes: Vec<(usize, Result<Digest, FileError>)> = hashes.collect().await;
         let mut digests = BTreeMap::new();
-        for (i, digest) in places.iter().zip(hashed) {
-            match digest {
-                Ok(digest) => drop(digests.insert(*i, digest)),
+        for (i, hashed) in hashes {
+            match hashed {
+                Ok(digest) => drop(digests.insert(i, digest)),
                 Err(error) if error.class == ErrorClass::Changed => {
-                    needed.insert(*i, EntryAction::Update);
+                    needed.insert(i, EntryAction::Update);
                 }
-                Err(error) => {
-                    fates.set_outcome(
-                        *i,
-                        EntryOutcome::Failed(self.job.with_observer(error, self.to.worker())),
-                    );
-                }
+                Err(error) => self.set_failed(outcome, i, error),
             }
         }
         digests
     }
 
-    /// Sends the content of the entries in `needed`; in a dry run, says that it would.
+    async fn hash_entry(&self, i: usize) -> Result<Digest, FileError> {
+        let hash_mode = self.job.assignment.options.write_rules().hash_mode();
+        let (source, entry) = (self.source.clone(), self.manifest.entries[i].clone());
+        let [mut buffer] = self.job.cx.peers.pool().acquire([SEND_BUFFER_BYTES]).await;
+        let hash = move || hash_source(&source, &entry, hash_mode, &mut buffer);
+        let hashed = run_blocking("hashing", hash).await.map_err(|failed| {
+            let path = self.manifest.entries[i].path.as_bytes();
+            entry_error(path, "read source", failed.message.unwrap_or_default())
+        })?;
+        hashed.map_err(|e| e.to_file_error())
+    }
+
+    /// In a dry run it only records that content would be sent.
     async fn send_content(
         &self,
         needed: &BTreeMap<usize, EntryAction>,
-        fates: &mut BatchOutcome<'_>,
+        outcome: &mut BatchOutcome<'_>,
     ) -> Result<(), SendError> {
         let BatchTransfer { job, to, manifest, .. } = self;
         if job.assignment.options.dry_run {
             for (i, action) in needed {
                 let bytes = manifest.entries[*i].size();
-                fates.set_outcome(
-                    *i,
-                    EntryOutcome::Transferred { action: *action, bytes, digest: None },
-                );
+                outcome.set_transferred(*i, *action, WrittenFile { bytes, digest: None });
             }
             return Ok(());
         }
-        let places: Vec<usize> = needed.keys().copied().collect();
-        for pack in split_into_packs(&manifest.entries, &places, job.chunk_bytes()) {
+        let indices: Vec<usize> = needed.keys().copied().collect();
+        for pack in split_into_packs(&manifest.entries, &indices, job.chunk_bytes()) {
             let files = pack.iter().map(|i| manifest.entries[*i].clone()).collect();
             let packed = to.transfer_pack(self.source, manifest.dirs.clone(), files).await?;
-            fates.add_bytes_sent(packed.sent);
-            fates.add_bytes_cloned(packed.cloned);
-            fates.merge_notes(packed.warnings, packed.needs_clean_up);
-            for (i, file) in pack.iter().zip(packed.files) {
-                let fate = match file {
-                    Ok(written) => EntryOutcome::Transferred {
-                        action: needed[i],
-                        bytes: written.bytes,
-                        digest: written.digest,
-                    },
-                    Err(error) => EntryOutcome::Failed(job.with_observer(error, to.worker())),
-                };
-                fates.set_outcome(*i, fate);
+            outcome.add_bytes(packed.sent, packed.cloned);
+            outcome.add_warnings(packed.warnings, packed.needs_clean_up);
+            for (i, file) in pack.into_iter().zip(packed.files) {
+                match file {
+                    Ok(written) => outcome.set_transferred(i, needed[&i], written),
+                    Err(error) => self.set_failed(outcome, i, error),
+                }
             }
-            fates.attribute_dir_errors(*job, to, packed.dir_errors);
+            outcome.attribute_dir_errors(*job, to, packed.dir_errors);
         }
         Ok(())
     }
 }
 
-/// The digests of `entries`, a few of them hashed at a time.
-async fn hash_all(
-    source: &Tree,
-    entries: Vec<Entry>,
-    hashing: HashMode,
-    pool: &BufferPool,
-) -> Vec<Result<Digest, FileError>> {
-    let each = entries.into_iter().map(|entry| async move {
-        let (source, path) = (source.clone(), entry.path.clone());
-        let [mut buffer] = pool.acquire([SEND_BUFFER_BYTES]).await;
-        let hash = move || hash_source(&source, &entry, hashing, &mut buffer);
-        match tokio::task::spawn_blocking(hash).await {
-            Ok(hashed) => hashed.map_err(|e| e.to_file_error()),
-            Err(e) => {
-                let why = format!("hashing panicked: {e}");
-                Err(entry_error(path.as_bytes(), "read source", why))
-            }
-        }
-    });
-    futures_util::stream::iter(each).buffered(MAX_CONCURRENT_HASHES).collect().await
-}
-
-/// Cuts the entries at `needed` into packs of at most `chunk` bytes (or one file).
-fn split_into_packs(entries: &[Entry], needed: &[usize], chunk: u64) -> Vec<Vec<usize>> {
+/// Packs of at most `chunk_bytes`, or of one longer file.
+fn split_into_packs(entries: &[Entry], indices: &[usize], chunk_bytes: u64) -> Vec<Vec<usize>> {
     let mut packs: Vec<Vec<usize>> = Vec::new();
     let mut bytes = 0u64;
-    for i in needed {
+    for i in indices {
         let size = entries[*i].size();
         match packs.last_mut() {
-            Some(pack) if bytes.saturating_add(size) <= chunk => {
+            Some(pack) if bytes.saturating_add(size) <= chunk_bytes => {
                 bytes += size;
                 pack.push(*i);
             }

@@ -1,25 +1,22 @@
-//! What this agent found damaged on the way and has not told the master yet, by sync: the next page or result of the
-//! sync tells it, and each of those counts once. It may be about another task than the one that found it: the page
-//! that came damaged is not the one that can say so.
+//! Corruption that this agent has detected and not yet reported, by sync. The next page or result of the sync reports
+//! it, and each of those counts once. It may belong to another task than the one that detected it, because a page
+//! that arrived corrupt cannot report that.
 
 use crate::util::corruption::CorruptionCounter;
 use crate::wire::RequestId;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
-/// See the [module](self).
 #[derive(Debug, Default)]
-pub struct CorruptionCounts(Mutex<BTreeMap<RequestId, CorruptionCounter>>);
+pub(super) struct CorruptionCounts(Mutex<BTreeMap<RequestId, CorruptionCounter>>);
 
 impl CorruptionCounts {
-    /// Where damage to what belongs to `sync` is counted.
-    pub fn counter_for(&self, sync: &RequestId) -> CorruptionCounter {
-        let mut all = self.0.lock();
-        // Most syncs have none, and nobody looks for it any more when they have ended.
-        all.retain(|_, damage| damage.is_report_needed());
-        all.entry(sync.clone())
-            .or_insert_with(|| CorruptionCounter::for_sync(sync.as_str()))
-            .clone()
+    pub(super) fn counter_for(&self, sync: &RequestId) -> CorruptionCounter {
+        let mut counters = self.0.lock();
+        // Removes the counters of syncs that have ended.
+        counters.retain(|_, counter| counter.is_report_needed());
+        let new = || CorruptionCounter::for_sync(sync.as_str());
+        counters.entry(sync.clone()).or_insert_with(new).clone()
     }
 }
 

@@ -1,5 +1,5 @@
-//! Telling the master that we are alive, what we have and what we work on; learning the ticket key and
-//! what is not ours any more.
+//! Heartbeats: they report the resources and the work of this agent. The replies renew or revoke its leases and
+//! bring the ticket key and the limits.
 
 use super::lease_table::LeaseTable;
 use super::limits::SendLimits;
@@ -15,161 +15,137 @@ use crate::wire::worker::{NicReport, PROTOCOL_VERSION, WorkerHeartbeat, WorkerSt
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
-/// How soon a heartbeat that failed is sent again.
+/// The first delay after a failed heartbeat.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
-/// Heartbeats follow each other no faster than this, whatever the master asks for.
+/// Lower bound of the interval, even where the master asks for less.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
-/// With work in hand they follow each other no slower than this, unless the master asks for less.
+/// Upper bound of the interval during work, unless the master asks for more.
 const MAX_BUSY_INTERVAL: Duration = Duration::from_millis(1_500);
-/// Why an endpoint is not used is told in so many characters.
 const MAX_REASON_CHARS: usize = 200;
 
-/// Bytes that came through an endpoint, and how fast.
+/// The receive rate of an endpoint, measured between heartbeats.
 #[derive(Debug, Default)]
 struct ReceiveRate {
-    /// All of them, and when they were looked at.
     last_sample: Option<(u64, Instant)>,
-    /// In bytes per second.
     bytes_per_second: Option<u64>,
 }
 
 impl ReceiveRate {
-    /// Takes in that so many came until `now`; bytes per second since the look before.
+    /// Adds the sample of all bytes `received` until `now`, and returns the rate since the last one.
     fn update(&mut self, received: u64, now: Instant) -> Option<u64> {
-        let Some((before, at)) = self.last_sample else {
-            self.last_sample = Some((received, now));
-            return None;
-        };
-        let time = now.saturating_duration_since(at);
-        if time >= MIN_INTERVAL {
-            let came = received.saturating_sub(before);
-            self.bytes_per_second = Some((came as f64 / time.as_secs_f64()) as u64);
-            self.last_sample = Some((received, now));
+        if let Some((before, at)) = self.last_sample {
+            let time = now.saturating_duration_since(at);
+            if time < MIN_INTERVAL {
+                return self.bytes_per_second;
+            }
+            let bytes = received.saturating_sub(before);
+            self.bytes_per_second = Some((bytes as f64 / time.as_secs_f64()) as u64);
         }
+        self.last_sample = Some((received, now));
         self.bytes_per_second
     }
 }
 
-/// The agent's heart.
-pub struct Heartbeater {
+/// What heartbeats report and what their replies change.
+pub(super) struct HeartbeatSources {
+    pub(super) endpoints: Arc<Endpoints>,
+    pub(super) roots: Arc<Roots>,
+    pub(super) ticket_verifier: Arc<TicketVerifier>,
+    pub(super) lease_table: Arc<LeaseTable>,
+    pub(super) limits: Arc<SendLimits>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) requests: Arc<ActiveRequests>,
+}
+
+pub(super) struct Heartbeater {
     config: AgentConfig,
-    /// Between two heartbeats, in milliseconds.
-    interval_ms: AtomicU64,
-    endpoints: Arc<Endpoints>,
-    /// Random per process start.
-    pub incarnation: String,
+    /// Random for each process.
+    pub(super) incarnation: String,
     boot_id: Option<String>,
-    lease_table: Arc<LeaseTable>,
-    ticket_verifier: Arc<TicketVerifier>,
-    limits: Arc<SendLimits>,
-    peers: Arc<Peers>,
-    requests: Arc<ActiveRequests>,
+    sources: HeartbeatSources,
     storage: Arc<StorageMonitor>,
+    interval_ms: AtomicU64,
     draining: AtomicBool,
     stopped: AtomicBool,
-    /// What came through each endpoint.
+    /// By endpoint.
     receive_rates: Mutex<BTreeMap<String, ReceiveRate>>,
-    /// Whether this process could open nothing more when it was last tried.
+    /// As of the last check.
     has_shortage: AtomicBool,
-    /// What the master understands.
-    master_protocol: AtomicU32,
     send_request: Arc<Notify>,
-    /// Whether a heartbeat was ever answered.
+    /// A master has accepted a heartbeat.
     is_registered: watch::Sender<bool>,
 }
 
 impl Heartbeater {
-    /// A heart for an agent that serves `endpoints`.
-    pub fn new(
-        config: AgentConfig,
-        endpoints: Arc<Endpoints>,
-        roots: Arc<Roots>,
-        (gate, incarnation): (Arc<TicketVerifier>, String),
-        (hand, limits, peers): (Arc<LeaseTable>, Arc<SendLimits>, Arc<Peers>),
-        requests: Arc<ActiveRequests>,
-    ) -> Self {
-        let now = Arc::new(Notify::new());
-        let storage = StorageMonitor::new(roots, now.clone());
-        let interval = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
+    pub(super) fn new(config: AgentConfig, incarnation: String, sources: HeartbeatSources) -> Self {
+        let send_request = Arc::new(Notify::new());
         Heartbeater {
+            interval_ms: AtomicU64::new(millis(config.heartbeat_interval)),
             config,
-            interval_ms: AtomicU64::new(interval),
-            endpoints,
             incarnation,
             boot_id: boot_id(),
-            lease_table: hand,
-            ticket_verifier: gate,
-            limits,
-            peers,
-            requests,
-            storage,
+            storage: StorageMonitor::new(sources.roots.clone(), send_request.clone()),
+            sources,
             draining: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             receive_rates: Mutex::default(),
             has_shortage: AtomicBool::new(false),
-            master_protocol: AtomicU32::new(0),
-            send_request: now,
+            send_request,
             is_registered: watch::Sender::new(false),
         }
     }
 
-    /// Beats so often from now on.
-    pub fn set_interval(&self, interval: Duration) {
-        let ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    pub(super) fn set_interval(&self, interval: Duration) {
+        let ms = millis(interval);
         if self.interval_ms.swap(ms, Ordering::Relaxed) != ms {
             self.send_soon();
         }
     }
 
-    /// Says from now on that the agent takes no more work, and says so at once.
-    pub fn start_draining(&self) {
+    /// From now on heartbeats report that the agent accepts no work.
+    pub(super) fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
         self.send_soon();
     }
 
-    /// Says for the last time how the agent stands: nothing in hand, gone.
-    ///
-    /// # Errors
-    /// A sentence.
-    pub async fn send_stopped(&self, client: &MasterClient) -> Result<(), String> {
+    /// Sends the last heartbeat: the agent has no work and stops.
+    pub(super) async fn send_stopped(&self, client: &MasterClient) -> Result<(), String> {
         self.stopped.store(true, Ordering::Relaxed);
         self.send(client).await.map(|_| ())
     }
 
-    /// Beats without waiting for the interval.
-    pub fn send_soon(&self) {
+    /// Ends the wait for the next heartbeat.
+    pub(super) fn send_soon(&self) {
         self.send_request.notify_one();
     }
 
-    /// Resolves when a heartbeat was answered.
-    pub async fn wait_registered(&self) {
-        let mut known = self.is_registered.subscribe();
-        // The sender lives as long as `self`.
-        let _ = known.wait_for(|known| *known).await;
+    pub(super) async fn wait_registered(&self) {
+        // An error means that the sender was dropped, but `self` owns it.
+        let _ = self.is_registered.subscribe().wait_for(|registered| *registered).await;
     }
 
-    /// Beats for as long as it is polled.
-    pub async fn run(&self, client: &MasterClient) {
+    /// Sends heartbeats. Never returns.
+    pub(super) async fn run(&self, client: &MasterClient) {
         let mut failures = 0u32;
-        let mut busy = MAX_BUSY_INTERVAL;
+        let mut busy_interval = MAX_BUSY_INTERVAL;
         let mut master: Option<String> = None;
         let seed = uuid::Uuid::new_v4().as_u64_pair().0;
         loop {
             self.storage.start_measurements();
             let mut wait = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
             match self.send(client).await {
-                Ok(sooner) => {
-                    wait = wait.min(sooner.unwrap_or(wait));
-                    // A master with many to hear of asks for less.
-                    busy = sooner.unwrap_or(MAX_BUSY_INTERVAL);
-                    let answers = client.last_answering_url();
-                    if answers != master {
-                        tracing::info!(master = answers, "connected to the master");
-                        master = answers;
+                Ok(requested) => {
+                    wait = wait.min(requested.unwrap_or(wait));
+                    // A master with many workers asks for a longer interval.
+                    busy_interval = requested.unwrap_or(MAX_BUSY_INTERVAL);
+                    let connected = client.last_answering_url();
+                    if connected != master {
+                        tracing::info!(master = connected, "connected to the master");
+                        master = connected;
                     } else if failures > 0 {
                         tracing::info!(master, "the master answers again");
                     }
@@ -180,80 +156,76 @@ impl Heartbeater {
                         tracing::warn!("heartbeat failed: {why}");
                     }
                     failures = failures.saturating_add(1);
+                    // All other requests wait until a heartbeat succeeds. During repeated elections, an agent with
+                    // a longer delay could miss one leader after the other.
+                    let max_delay = busy_interval.max(MAX_BUSY_INTERVAL) / 2;
+                    let backoff = Backoff::new(RETRY_DELAY, max_delay);
+                    wait = wait.min(backoff.jittered_delay(failures, seed));
                 }
             }
-            if failures > 0 {
-                // Everybody else here waits until this one is answered; and where leaders come and go, whoever
-                // asks too seldom may miss one after the other.
-                let again = Backoff::new(RETRY_DELAY, busy.max(MAX_BUSY_INTERVAL) / 2);
-                wait = wait.min(again.jittered_delay(failures, seed));
-            }
             tokio::select! {
-                () = self.wait_for_next(wait, busy) => {}
-                // The master answered somebody else of this agent.
+                () = self.wait_for_next(wait, busy_interval) => {}
+                // It also ends when the master answers another request of this agent.
                 () = client.back_off(wait), if failures > 0 => {}
             }
         }
     }
 
-    /// Waits until the next heartbeat: for `wait`, but no longer than `busy` with work in hand,
-    /// because only a heartbeat's reply tells that it is not wanted any more.
-    async fn wait_for_next(&self, wait: Duration, busy: Duration) {
+    /// Waits for `wait`, but during work at most for `busy_interval`, because only the reply to a heartbeat revokes
+    /// an assignment.
+    async fn wait_for_next(&self, wait: Duration, busy_interval: Duration) {
+        let HeartbeatSources { lease_table, requests, .. } = &self.sources;
         let end = tokio::time::Instant::now() + wait;
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
-            let woken =
-                tokio::time::timeout(left.min(busy), self.send_request.notified()).await.is_ok();
-            let works = !self.lease_table.is_empty() || self.requests.active() > 0;
-            if woken || left <= busy || works {
+            let requested = self.send_request.notified();
+            let is_requested =
+                tokio::time::timeout(left.min(busy_interval), requested).await.is_ok();
+            let works = !lease_table.is_empty() || requests.active() > 0;
+            if is_requested || left <= busy_interval || works {
                 return;
             }
         }
     }
 
-    /// One heartbeat; tells when the master wants the next one, if that is soon.
-    ///
-    /// # Errors
-    /// A sentence.
-    pub async fn send(&self, client: &MasterClient) -> Result<Option<Duration>, String> {
-        let document = self.build_heartbeat();
-        let listed = document.assignments.clone();
+    /// Sends one heartbeat. Returns the interval that the master asks for, if any; the error is a message.
+    pub(super) async fn send(&self, client: &MasterClient) -> Result<Option<Duration>, String> {
+        let HeartbeatSources { lease_table, ticket_verifier, limits, peers, .. } = &self.sources;
+        let heartbeat = self.build_heartbeat();
         let sent = boottime();
-        let reply = match client.send_heartbeat(&document).await {
+        let reply = match client.send_heartbeat(&heartbeat).await {
             Ok(reply) => reply,
             Err(error) => {
                 if error.code() == Some("worker_id_taken") {
-                    // Whatever we have is the other agent's.
-                    self.lease_table.apply_renewal(&listed, sent, &listed);
+                    // The assignments belong to the other agent.
+                    let all = &heartbeat.assignments;
+                    lease_table.apply_renewal(all, sent, all);
                 }
                 return Err(error.to_string());
             }
         };
-        self.lease_table.apply_renewal(&listed, sent, &reply.revoked_assignments);
+        lease_table.apply_renewal(&heartbeat.assignments, sent, &reply.revoked_assignments);
         if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
-            self.ticket_verifier
-                .update(key, time)
-                .map_err(|e| format!("the master's ticket key: {e}"))?;
+            let updated = ticket_verifier.update(key, time);
+            updated.map_err(|e| format!("the master's ticket key: {e}"))?;
         }
-        self.limits.apply_heartbeat_limits(&reply.bwlimits);
-        self.peers.set_silent(reply.unresponsive_workers);
-        self.master_protocol.store(reply.protocol.unwrap_or(0), Ordering::Relaxed);
+        limits.apply_heartbeat_limits(&reply.bwlimits);
+        peers.set_silent(reply.unresponsive_workers);
         self.is_registered.send_replace(true);
         Ok(reply.next_heartbeat_ms.map(|ms| Duration::from_millis(ms).max(MIN_INTERVAL)))
     }
 
     fn build_heartbeat(&self) -> WorkerHeartbeat {
-        let in_hand = self.lease_table.assignment_ids();
-        let seen = self.storage.snapshot();
-        let master = self.master_protocol.load(Ordering::Relaxed);
-        let stopped = self.stopped.load(Ordering::Relaxed);
-        let status = if stopped && master >= 5 {
+        let HeartbeatSources { endpoints, lease_table, limits, requests, .. } = &self.sources;
+        let assignments = lease_table.assignment_ids();
+        let storage = self.storage.snapshot();
+        let status = if self.stopped.load(Ordering::Relaxed) {
             WorkerStatus::Stopped
-        } else if seen.available.is_empty() || self.check_shortage() {
+        } else if storage.available.is_empty() || self.check_shortage() {
             WorkerStatus::Error
         } else if self.draining.load(Ordering::Relaxed) {
             WorkerStatus::Draining
-        } else if in_hand.is_empty() {
+        } else if assignments.is_empty() {
             WorkerStatus::Idle
         } else {
             WorkerStatus::Transferring
@@ -261,71 +233,74 @@ impl Heartbeater {
         WorkerHeartbeat {
             worker_id: self.config.worker_id.clone(),
             status,
-            storage_paths: seen.available,
-            data_plane_endpoints: self.endpoints.available(),
+            storage_paths: storage.available,
+            data_plane_endpoints: endpoints.available(),
             timestamp: None,
             control_plane_address: self.config.control_plane_address.clone(),
             incarnation: Some(self.incarnation.clone()),
             boot_id: self.boot_id.clone(),
-            free_bytes: seen.free_bytes,
-            assignments: in_hand,
-            moved_bytes: if master >= 5 { self.lease_table.moved_bytes() } else { BTreeMap::new() },
-            incoming_requests: match u32::try_from(self.requests.active()) {
-                Ok(n) if master >= 5 => n,
-                _ => 0,
-            },
-            slots: Some(u32::try_from(self.config.slots).unwrap_or(u32::MAX)),
+            free_bytes: storage.free_bytes,
+            assignments,
+            moved_bytes: lease_table.moved_bytes(),
+            incoming_requests: count(requests.active()),
+            slots: Some(count(self.config.slots)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL_VERSION),
-            usage: self.limits.usage_by_sync(),
-            nics: if master >= 3 { self.nic_reports(master) } else { Vec::new() },
-            unavailable_paths: seen.unavailable,
-            unavailable_endpoints: self.endpoints.unavailable(),
-            root_ids: seen.root_ids,
+            usage: limits.usage_by_sync(),
+            nics: self.nic_reports(),
+            unavailable_paths: storage.unavailable,
+            unavailable_endpoints: endpoints.unavailable(),
+            root_ids: storage.root_ids,
         }
     }
 
-    /// Whether this process can open nothing more: then it is given nothing until it can.
+    /// Whether this process is out of descriptors or memory. It then accepts no work.
     fn check_shortage(&self) -> bool {
         let shortage = rlimits::detect_resource_exhaustion();
-        let was = self.has_shortage.swap(shortage.is_some(), Ordering::Relaxed);
+        let before = self.has_shortage.swap(shortage.is_some(), Ordering::Relaxed);
         match &shortage {
-            Some((_, why)) if !was => tracing::error!("{why}; it accepts no work until it can"),
-            None if was => tracing::info!("this agent can open files again"),
+            Some((_, why)) if !before => tracing::error!("{why}; it accepts no work until it can"),
+            None if before => tracing::info!("this agent can open files again"),
             _ => {}
         }
         shortage.is_some()
     }
 
-    fn nic_reports(&self, master: u32) -> Vec<NicReport> {
-        let mut incoming = self.receive_rates.lock();
+    fn nic_reports(&self) -> Vec<NicReport> {
+        let mut rates = self.receive_rates.lock();
         let now = Instant::now();
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let all = self.peers.nics().into_iter();
-        let unavailable = self.endpoints.unavailable();
-        let why_unavailable = |endpoint: &str| {
-            let lost = unavailable.iter().find(|lost| lost.endpoint == endpoint)?;
-            Some(format!("unavailable, {}", lost.reason))
+        let unavailable = self.sources.endpoints.unavailable();
+        let unavailable_reason = |endpoint: &str| {
+            let found = unavailable.iter().find(|unavailable| unavailable.endpoint == endpoint)?;
+            Some(format!("unavailable, {}", found.reason))
         };
-        let report = all.map(|(nic, state)| NicReport {
-            receive_rate: {
-                let before = incoming.entry(nic.endpoint.authority());
-                let rate = before.or_default().update(nic.counter.received(), now);
-                rate.filter(|_| master >= 5)
-            },
-            endpoint: nic.endpoint.authority(),
-            iface: nic.endpoint.iface.clone(),
-            sent: nic.counter.sent(),
-            received: nic.counter.received(),
-            connections: count(nic.open_connections()),
-            requests: count(state.requests),
-            goodput: state.goodput.map(|bytes| bytes as u64),
-            disabled_reason: why_unavailable(&nic.endpoint.authority())
-                .or(state.unavailable_reason)
-                .map(|why| why.chars().take(MAX_REASON_CHARS).collect()),
+        let nics = self.sources.peers.nics().into_iter();
+        let report = nics.map(|(nic, status)| {
+            let endpoint = nic.endpoint.authority();
+            let received = nic.counter.received();
+            let reason = unavailable_reason(&endpoint).or(status.unavailable_reason);
+            NicReport {
+                receive_rate: rates.entry(endpoint.clone()).or_default().update(received, now),
+                endpoint,
+                iface: nic.endpoint.iface.clone(),
+                sent: nic.counter.sent(),
+                received,
+                connections: count(nic.open_connections()),
+                requests: count(status.requests),
+                goodput: status.goodput.map(|bytes| bytes as u64),
+                disabled_reason: reason.map(|why| why.chars().take(MAX_REASON_CHARS).collect()),
+            }
         });
         report.collect()
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

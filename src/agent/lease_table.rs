@@ -1,8 +1,8 @@
-//! What an agent has in hand: assignments with the time until which it may work on them.
+//! The leases of this agent: assignments with the time until which it may work on them.
 //!
-//! All times are [`boottime`]: no clock that somebody sets plays a part. A lease counts from before
-//! the request that got or renewed it was sent, and work stops [`LEASE_MARGIN`] before its end: whoever gets
-//! the task next never meets a writer of this lease.
+//! All times are [`boottime`], which no change of the clock affects. A lease counts from before the request that
+//! got or renewed it was sent, and work stops [`LEASE_MARGIN`] before its end. The next worker of the task therefore
+//! never runs at the same time as a writer of this lease.
 
 use crate::data::Deadline;
 use crate::data::gate::boottime;
@@ -10,166 +10,147 @@ use crate::util::rate::RateLimiter;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::task::{Assignment, TaskSpec};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Work stops this long before its lease ends (a quarter of it, for short leases).
-pub const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// Work stops this long before its lease ends, or a quarter of the lease where that is shorter.
+pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(5);
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Why work on an assignment stopped before it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
-    /// The master said that the assignment is not valid any more.
+pub(super) enum StopReason {
+    /// By the master.
     Revoked,
     /// No heartbeat renewed the lease in time.
     Expired,
-    /// The agent stops and cannot wait for it.
+    /// The agent stops before the work can end.
     Returned,
 }
 
-struct LeaseEntry {
-    lease: Duration,
+struct Lease {
+    length: Duration,
     deadline: Deadline,
     is_scan: bool,
-    /// Content bytes that were moved for it: a limit that is none counts them.
+    /// A limiter without a limit: it only counts.
     byte_counter: Arc<RateLimiter>,
     stop_signal: Shutdown,
-    stop_reason: Option<StopReason>,
+    stop_reason: Mutex<Option<StopReason>>,
 }
 
-/// Everything in hand.
 #[derive(Default)]
-pub struct LeaseTable {
-    entries: Mutex<BTreeMap<AssignmentId, LeaseEntry>>,
+pub(super) struct LeaseTable {
+    leases: Mutex<BTreeMap<AssignmentId, Arc<Lease>>>,
 }
 
-/// One assignment in hand, until it is dropped.
-pub struct AssignmentGuard {
+/// Removes the lease of its assignment from the table when it is dropped.
+pub(super) struct AssignmentGuard {
     id: AssignmentId,
-    stop_signal: Shutdown,
-    deadline: Deadline,
-    byte_counter: Arc<RateLimiter>,
+    lease: Arc<Lease>,
     table: Arc<LeaseTable>,
 }
 
 impl LeaseTable {
-    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<AssignmentId, LeaseEntry>> {
-        self.entries.lock()
-    }
-
-    /// Takes `assignment`, whose request was sent at `since`. `None` where it is in hand already.
-    pub fn insert(
+    /// Adds `assignment`, which was requested at `since`; `None` where it is in the table already.
+    pub(super) fn insert(
         self: &Arc<Self>,
         assignment: &Assignment,
         since: Duration,
     ) -> Option<AssignmentGuard> {
+        use TaskSpec::{List, Prune, Scan};
         let id = assignment.assignment_id;
-        let lease = Duration::from_secs(assignment.lease_seconds);
-        let stop = Shutdown::new();
-        let until = Deadline::new(since + working_time(lease));
-        let moved = Arc::<RateLimiter>::default();
-        let held = LeaseEntry {
-            lease,
-            deadline: until.clone(),
-            is_scan: matches!(
-                assignment.task,
-                TaskSpec::Scan { .. } | TaskSpec::List { .. } | TaskSpec::Prune { .. }
-            ),
-            byte_counter: moved.clone(),
-            stop_signal: stop.clone(),
-            stop_reason: None,
-        };
-        let mut all = self.lock_entries();
-        if all.contains_key(&id) {
-            return None;
-        }
-        all.insert(id, held);
-        Some(AssignmentGuard {
-            id,
-            stop_signal: stop,
-            deadline: until,
-            byte_counter: moved,
-            table: self.clone(),
-        })
+        let length = Duration::from_secs(assignment.lease_seconds);
+        let mut leases = self.leases.lock();
+        let Entry::Vacant(vacant) = leases.entry(id) else { return None };
+        let lease = vacant.insert(Arc::new(Lease {
+            length,
+            deadline: Deadline::new(since + working_time(length)),
+            is_scan: matches!(assignment.task, Scan { .. } | List { .. } | Prune { .. }),
+            byte_counter: Arc::default(),
+            stop_signal: Shutdown::new(),
+            stop_reason: Mutex::default(),
+        }));
+        Some(AssignmentGuard { id, lease: lease.clone(), table: self.clone() })
     }
 
-    /// All assignments in hand.
-    pub fn assignment_ids(&self) -> Vec<AssignmentId> {
-        self.lock_entries().keys().copied().collect()
+    pub(super) fn assignment_ids(&self) -> Vec<AssignmentId> {
+        self.leases.lock().keys().copied().collect()
     }
 
-    /// Content bytes that were moved for each assignment in hand, where any were.
-    pub fn moved_bytes(&self) -> BTreeMap<AssignmentId, u64> {
-        let held = self.lock_entries();
-        let moved = held.iter().map(|(id, held)| (*id, held.byte_counter.reserved_bytes()));
+    /// The content bytes transferred for each assignment that has transferred any.
+    pub(super) fn moved_bytes(&self) -> BTreeMap<AssignmentId, u64> {
+        let leases = self.leases.lock();
+        let moved = leases.iter().map(|(id, lease)| (*id, lease.byte_counter.reserved_bytes()));
         moved.filter(|(_, bytes)| *bytes > 0).collect()
     }
 
-    /// Whether nothing is in hand.
-    pub fn is_empty(&self) -> bool {
-        self.lock_entries().is_empty()
+    pub(super) fn is_empty(&self) -> bool {
+        self.leases.lock().is_empty()
     }
 
-    /// A heartbeat sent at `sent` that listed `listed` was answered with `dropped`.
-    pub fn apply_renewal(&self, listed: &[AssignmentId], sent: Duration, dropped: &[AssignmentId]) {
-        for (id, held) in self.lock_entries().iter_mut() {
-            if dropped.contains(id) {
-                held.stop_work(StopReason::Revoked);
+    /// Applies the reply to a heartbeat that was sent at `sent` and contained `listed`.
+    pub(super) fn apply_renewal(
+        &self,
+        listed: &[AssignmentId],
+        sent: Duration,
+        revoked: &[AssignmentId],
+    ) {
+        for (id, lease) in self.leases.lock().iter() {
+            if revoked.contains(id) {
+                lease.stop_work(StopReason::Revoked);
             } else if listed.contains(id) {
-                held.deadline.extend(sent + working_time(held.lease));
+                lease.deadline.extend(sent + working_time(lease.length));
             }
         }
     }
 
-    /// Stops the work on everything whose lease is about to end at `now`.
-    pub fn stop_expired(&self, now: Duration) {
-        for held in self.lock_entries().values_mut() {
-            if held.deadline.is_over_at(now) {
-                held.stop_work(StopReason::Expired);
-            }
+    pub(super) fn stop_expired(&self, now: Duration) {
+        for lease in self.leases.lock().values().filter(|lease| lease.deadline.is_over_at(now)) {
+            lease.stop_work(StopReason::Expired);
         }
     }
 
-    /// Stops the work on everything (or on scans, which go on anywhere from their last page).
-    pub fn return_assignments(&self, scans_only: bool) {
-        for held in self.lock_entries().values_mut().filter(|h| h.is_scan || !scans_only) {
-            held.stop_work(StopReason::Returned);
+    /// Stops the work on all assignments, or only on scans: those resume after their last page anywhere.
+    pub(super) fn return_assignments(&self, scans_only: bool) {
+        for lease in self.leases.lock().values().filter(|lease| lease.is_scan || !scans_only) {
+            lease.stop_work(StopReason::Returned);
         }
     }
 
-    /// Ends the work on leases that run out, for as long as it is polled.
-    pub async fn watch_expiry(&self) {
+    /// Stops the work on leases as they expire. Never returns.
+    pub(super) async fn watch_expiry(&self) {
         loop {
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(EXPIRY_CHECK_INTERVAL).await;
             self.stop_expired(boottime());
         }
     }
 }
 
-/// How long of a lease there is work.
 fn working_time(lease: Duration) -> Duration {
     lease - LEASE_MARGIN.min(lease / 4)
 }
 
-impl LeaseEntry {
-    fn stop_work(&mut self, why: StopReason) {
-        // What the master says is worth more than what we guess.
-        if self.stop_reason.is_none() || why == StopReason::Revoked {
-            self.stop_reason = Some(why);
+impl Lease {
+    fn stop_work(&self, reason: StopReason) {
+        let mut stop_reason = self.stop_reason.lock();
+        // A revocation by the master overrides the reasons that are found locally.
+        if stop_reason.is_none() || reason == StopReason::Revoked {
+            *stop_reason = Some(reason);
         }
         self.stop_signal.cancel();
     }
 }
 
 impl AssignmentGuard {
-    /// Resolves when the work is to stop. Each time that it is polled it looks at the clock: in an agent that
-    /// stood still, the work must not go on before somebody notices.
-    pub async fn wait_stopped(&self) -> StopReason {
-        let mut stopped = std::pin::pin!(self.stop_signal.cancelled());
+    /// Resolves when the work must stop. Every poll compares the deadline with the clock: in a process that was
+    /// suspended, work must not continue until the next [`LeaseTable::watch_expiry`].
+    pub(super) async fn wait_stopped(&self) -> StopReason {
+        let mut stopped = std::pin::pin!(self.lease.stop_signal.cancelled());
         std::future::poll_fn(|cx| {
-            if self.deadline.is_over() {
+            if self.lease.deadline.is_over() {
                 self.table.stop_expired(boottime());
             }
             stopped.as_mut().poll(cx)
@@ -178,32 +159,26 @@ impl AssignmentGuard {
         self.stop_reason().unwrap_or(StopReason::Expired)
     }
 
-    /// Until when the work may go on.
-    pub fn deadline(&self) -> Deadline {
-        self.deadline.clone()
+    pub(super) fn deadline(&self) -> &Deadline {
+        &self.lease.deadline
     }
 
-    /// What counts the content bytes that are moved for it.
-    pub fn byte_counter(&self) -> &Arc<RateLimiter> {
-        &self.byte_counter
+    pub(super) fn byte_counter(&self) -> &Arc<RateLimiter> {
+        &self.lease.byte_counter
     }
 
-    /// Stops the work on this one: the agent stops and does not begin it.
-    pub fn return_unstarted(&self) {
-        if let Some(held) = self.table.lock_entries().get_mut(&self.id) {
-            held.stop_work(StopReason::Returned);
-        }
+    pub(super) fn return_unstarted(&self) {
+        self.lease.stop_work(StopReason::Returned);
     }
 
-    /// Why the work is to stop, if it is.
-    pub fn stop_reason(&self) -> Option<StopReason> {
-        self.table.lock_entries().get(&self.id).and_then(|held| held.stop_reason)
+    pub(super) fn stop_reason(&self) -> Option<StopReason> {
+        *self.lease.stop_reason.lock()
     }
 }
 
 impl Drop for AssignmentGuard {
     fn drop(&mut self) {
-        self.table.lock_entries().remove(&self.id);
+        self.table.leases.lock().remove(&self.id);
     }
 }
 

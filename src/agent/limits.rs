@@ -1,105 +1,93 @@
-//! What this agent may send: its own limit, and its share of the limit of each sync. Shares come with
-//! assignments and change with the replies to heartbeats.
+//! The bandwidth of this agent: its own limit, and its share of the limit of each sync. Shares come with assignments
+//! and change with the replies to heartbeats.
 
 use crate::util::rate::{Limiters, RateLimiter};
 use crate::wire::RequestId;
 use crate::wire::task::Assignment;
 use crate::wire::worker::BandwidthUsage;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A sync for which nothing is done is remembered for so long: its next task goes on counting.
+/// An unused limiter is kept for this long, so that the next task of its sync continues the count.
 const RETENTION: Duration = Duration::from_secs(60);
 
-/// See the [module](self).
 #[derive(Debug, Default)]
-pub struct SendLimits {
-    /// What this agent sends, whatever for.
+pub(super) struct SendLimits {
+    /// For all content that this agent sends.
     agent: Arc<RateLimiter>,
     syncs: Mutex<BTreeMap<RequestId, SyncLimit>>,
 }
 
 #[derive(Debug)]
 struct SyncLimit {
-    rate: Arc<RateLimiter>,
-    /// The master has set a limit at some time: it wants to know what becomes of it.
+    limiter: Arc<RateLimiter>,
+    /// The master has set a limit, so heartbeats report the usage.
     is_reported: bool,
     last_used: Instant,
 }
 
 impl SendLimits {
-    /// With a limit of the agent's own, in bytes per second.
-    pub fn new(agent: Option<u64>) -> Self {
-        SendLimits { agent: Arc::new(RateLimiter::new(agent)), syncs: Mutex::default() }
+    /// `agent_limit`: in bytes per second.
+    pub(super) fn new(agent_limit: Option<u64>) -> Self {
+        SendLimits { agent: Arc::new(RateLimiter::new(agent_limit)), syncs: Mutex::default() }
     }
 
-    /// Another limit of the agent's own, in bytes per second.
-    pub fn set_agent_limit(&self, limit: Option<u64>) {
+    pub(super) fn set_agent_limit(&self, limit: Option<u64>) {
         self.agent.set_limit(limit, Instant::now());
     }
 
-    /// All content that this agent ever sent or copied, in bytes.
-    pub fn moved_bytes(&self) -> u64 {
+    /// All content that this agent has sent or copied since its start.
+    pub(super) fn moved_bytes(&self) -> u64 {
         self.agent.reserved_bytes()
     }
 
-    fn lock_syncs(&self) -> MutexGuard<'_, BTreeMap<RequestId, SyncLimit>> {
-        self.syncs.lock()
-    }
-
-    /// Takes in the share that came with an assignment. True: the sync was not limited before, and the
-    /// master should soon hear how it goes.
-    pub fn apply_share(&self, assignment: &Assignment) -> bool {
+    /// Applies the share of an assignment. True: the sync had no limit before, so its usage is to be reported soon.
+    pub(super) fn apply_share(&self, assignment: &Assignment) -> bool {
         if !assignment.task.sends_content() {
             return false;
         }
         let now = Instant::now();
-        let mut syncs = self.lock_syncs();
-        let known = sync_limit(&mut syncs, &assignment.request_id, now);
-        let news = known.rate.limit().is_none() && assignment.bwlimit.is_some();
-        known.is_reported |= assignment.bwlimit.is_some();
-        known.rate.set_limit(assignment.bwlimit, now);
-        news
+        let mut syncs = self.syncs.lock();
+        let sync = sync_limit(&mut syncs, &assignment.request_id, now);
+        let is_new = sync.limiter.limit().is_none() && assignment.bwlimit.is_some();
+        sync.is_reported |= assignment.bwlimit.is_some();
+        sync.limiter.set_limit(assignment.bwlimit, now);
+        is_new
     }
 
-    /// The limits on what is sent for a sync.
-    pub fn limiters_for(&self, sync: &RequestId) -> Limiters {
-        let rate = sync_limit(&mut self.lock_syncs(), sync, Instant::now()).rate.clone();
-        Limiters::new(vec![rate, self.agent.clone()])
+    pub(super) fn limiters_for(&self, sync: &RequestId) -> Limiters {
+        let limiter = sync_limit(&mut self.syncs.lock(), sync, Instant::now()).limiter.clone();
+        Limiters::new(vec![limiter, self.agent.clone()])
     }
 
-    /// What became of the shares, for a heartbeat.
-    pub fn usage_by_sync(&self) -> BTreeMap<RequestId, BandwidthUsage> {
+    /// The usage of the shares, for a heartbeat.
+    pub(super) fn usage_by_sync(&self) -> BTreeMap<RequestId, BandwidthUsage> {
         let now = Instant::now();
-        let mut syncs = self.lock_syncs();
-        syncs.retain(|_, known| {
-            if Arc::strong_count(&known.rate) > 1 {
-                known.last_used = now;
+        let mut syncs = self.syncs.lock();
+        syncs.retain(|_, sync| {
+            if Arc::strong_count(&sync.limiter) > 1 {
+                sync.last_used = now;
             }
-            now.saturating_duration_since(known.last_used) < RETENTION
+            now.saturating_duration_since(sync.last_used) < RETENTION
         });
-        let told = syncs.iter().filter(|(_, known)| known.is_reported);
-        told.map(|(id, known)| {
-            let held = known.rate.throttled_time(now).as_millis();
-            let held_ms = u64::try_from(held).unwrap_or(u64::MAX);
-            (
-                id.clone(),
-                BandwidthUsage { sent_bytes: known.rate.reserved_bytes(), throttled_ms: held_ms },
-            )
-        })
-        .collect()
+        let usage = |limiter: &RateLimiter| BandwidthUsage {
+            sent_bytes: limiter.reserved_bytes(),
+            throttled_ms: limiter.throttled_time(now).as_millis().try_into().unwrap_or(u64::MAX),
+        };
+        let reported = syncs.iter().filter(|(_, sync)| sync.is_reported);
+        reported.map(|(id, sync)| (id.clone(), usage(&sync.limiter))).collect()
     }
 
-    /// Takes in what the master replied to a heartbeat.
-    pub fn apply_heartbeat_limits(&self, limits: &BTreeMap<RequestId, Option<u64>>) {
+    /// Applies the limits in the reply to a heartbeat.
+    pub(super) fn apply_heartbeat_limits(&self, limits: &BTreeMap<RequestId, Option<u64>>) {
         let now = Instant::now();
-        let mut syncs = self.lock_syncs();
+        let mut syncs = self.syncs.lock();
         for (id, limit) in limits {
-            if let Some(known) = syncs.get_mut(id) {
-                known.is_reported = limit.is_some();
-                known.rate.set_limit(*limit, now);
+            if let Some(sync) = syncs.get_mut(id) {
+                sync.is_reported = limit.is_some();
+                sync.limiter.set_limit(*limit, now);
             }
         }
     }
@@ -110,10 +98,10 @@ fn sync_limit<'a>(
     id: &RequestId,
     now: Instant,
 ) -> &'a mut SyncLimit {
-    let new = || SyncLimit { rate: Arc::default(), is_reported: false, last_used: now };
-    let known = syncs.entry(id.clone()).or_insert_with(new);
-    known.last_used = now;
-    known
+    let new = || SyncLimit { limiter: Arc::default(), is_reported: false, last_used: now };
+    let sync = syncs.entry(id.clone()).or_insert_with(new);
+    sync.last_used = now;
+    sync
 }
 
 #[cfg(test)]
@@ -130,7 +118,7 @@ mod tests {
     }
 
     fn sync_rate(limits: &SendLimits) -> Option<u64> {
-        limits.lock_syncs()[&assignment_with_share(None).request_id].rate.limit()
+        limits.syncs.lock()[&assignment_with_share(None).request_id].limiter.limit()
     }
 
     fn limits_reply(limit: Option<u64>) -> BTreeMap<RequestId, Option<u64>> {

@@ -1,40 +1,38 @@
-//! The agent: says that it is alive, asks for work, does it, and receives what others send.
+//! The agent: reports its resources, polls for work, executes it, and receives what other agents send.
 //!
 //! ```text
-//! heart ──▶ master            every few seconds: what we have, what we work on; the ticket key back
+//! heartbeater ──▶ master      every few seconds: resources, assignments; the reply brings the ticket key
 //! slot 1…n ──▶ master         poll ─▶ execute ─▶ result
-//!             └─▶ peers       offer, pack, range, digest, prune, sweep
+//!             └─▶ peers       offer, pack, range, digest, prune, clean up
 //! data server ◀── peers
 //! ```
 //!
-//! - [`hand`]: what is in hand, and until when; [`limits`]: how fast it may be sent; [`next_heartbeat`] (with [`storage_tree`]), [`slots`]: the loops; `reload`: what changes meanwhile
-//! - [`execute`]: what executors share; [`scan`] (with [`batch`]), [`copy_batch`] (with [`fates`]), [`transfer_range`],
-//!   [`publish`], [`prune`]
+//! - [`lease_table`]: assignments and their deadlines; [`limits`]: bandwidth; [`heartbeat`] (with [`storage`]),
+//!   [`slots`] (with [`concurrency`]): the loops; [`reload`]: changes of the configuration
+//! - [`job`]: what executors share; [`scan`] and [`prune`] (with [`batch`] and [`pages`]), [`copy`] (with
+//!   [`batch_outcome`]), [`range`], [`publish`]
 //!
-//! A stop is in this order: take no more work and say so, hand scans back, end what is in hand or hand
-//! it back when the time is up, then close the data server.
+//! A shutdown has this order: accept no more work and report that, return scans, finish the other assignments or
+//! return them after the drain timeout, then close the data server.
 
-pub mod batch;
-pub mod batch_outcome;
-pub mod concurrency;
-pub mod copy;
-pub mod corruption_count;
-#[cfg(test)]
-mod fake_master_tests;
-pub mod heartbeat;
-pub mod job;
-#[cfg(test)]
-mod late_reply_tests;
-pub mod lease_table;
-pub mod limits;
+mod batch;
+mod batch_outcome;
+mod concurrency;
+mod copy;
+mod corruption_count;
+mod heartbeat;
+mod job;
+mod lease_table;
+mod limits;
+mod pages;
 mod preflight;
-pub mod prune;
-pub mod publish;
-pub mod range;
+mod prune;
+mod publish;
+mod range;
 mod reload;
-pub mod scan;
-pub mod slots;
-pub mod storage;
+mod scan;
+mod slots;
+mod storage;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -42,17 +40,18 @@ mod tests;
 
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
+use crate::config::agent::initial_slots;
 use crate::data::{
     ActiveRequests, BufferPools, DataServer, Endpoints, Peers, Roots, ServerContext, TicketVerifier,
 };
 use crate::fs::DirtyJournal;
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
-use crate::util::units;
+use crate::util::units::{self, pluralize};
 use crate::wire::worker::Endpoint;
 use concurrency::ConcurrencyController;
 use corruption_count::CorruptionCounts;
-use heartbeat::Heartbeater;
+use heartbeat::{HeartbeatSources, Heartbeater};
 use job::ExecutorContext;
 use lease_table::LeaseTable;
 use limits::SendLimits;
@@ -62,19 +61,21 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-/// One task may be a scan: another one can always copy.
+/// One task may be a scan; the other can still copy.
 const MIN_TASKS: usize = 2;
-/// Another agent that writes through this one is done once none of its requests came for this long: they follow each
-/// other closely.
+/// Another agent has finished its writes through this one when it sent no request for this long: its requests follow
+/// each other closely.
 const REQUESTS_IDLE_TIME: Duration = Duration::from_millis(500);
-/// After the drain, results that the master does not take are given up after this.
+/// For results after the drain timeout.
 const RESULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// … and requests of other agents are cut off after this.
+/// For requests of other agents when the data server closes.
 const REQUEST_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const LAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An agent that has opened its storage and listens, and does nothing yet.
+/// An agent that has opened its storage and listens, but does not work yet.
 pub struct Agent {
     config: AgentConfig,
     config_changes: watch::Receiver<AgentConfig>,
@@ -83,116 +84,129 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Opens the storage paths and listens on the data-plane endpoints that are there; the others are taken up when
-    /// they come.
+    /// Opens the storage paths and listens on the data-plane endpoints that are available. The others are used when
+    /// they become available.
     ///
     /// # Errors
-    /// An endpoint whose address is there and can't be listened on.
+    /// An available endpoint can't be listened on.
     pub async fn bind(config: AgentConfig) -> anyhow::Result<Self> {
-        let (paths, ledger) = (config.storage_paths.clone(), open_dirty_journal(&config));
-        let open = move || Roots::open_available(&paths, ledger());
+        let (paths, journal) = (config.storage_paths.clone(), open_dirty_journal(&config));
+        let open = move || Roots::open_available(&paths, journal());
         let roots = tokio::task::spawn_blocking(open).await?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
-        let changes = watch::channel(config.clone()).1;
-        Ok(Agent { config, config_changes: changes, roots: Arc::new(roots), server })
+        let config_changes = watch::channel(config.clone()).1;
+        Ok(Agent { config, config_changes, roots: Arc::new(roots), server })
     }
 
-    /// Of a configuration that changes, what [`Reload`](crate::config::Reload) applies takes effect at once.
-    pub fn with_config_changes(self, changes: watch::Receiver<AgentConfig>) -> Self {
-        Agent { config_changes: changes, ..self }
+    /// Applies changes of the configuration at once, as far as [`Reload`](crate::config::Reload) does.
+    pub fn with_config_changes(self, config_changes: watch::Receiver<AgentConfig>) -> Self {
+        Agent { config_changes, ..self }
     }
 
-    /// Where it listens, with the ports that the kernel chose.
+    /// The endpoints with the ports that the kernel chose.
     pub fn endpoints(&self) -> &Endpoints {
         self.server.endpoints()
     }
 
-    /// Works until `shutdown`, then ends what is in hand (at most for the configured drain time).
+    /// Works until `shutdown`, then finishes its assignments, at most for the drain timeout.
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
-        let endpoints = self.server.endpoints().clone();
-        let buffers = BufferPools::new(self.config.buffer_memory);
-        let (changes, nics) = (self.config_changes, self.server.nics().to_vec());
-        let requests = self.server.requests().clone();
-        let peers = Peers::new(self.server.nics(), buffers.sending.clone());
+        let Agent { config, config_changes, roots, server } = self;
+        let (endpoints, nics) = (server.endpoints().clone(), server.nics().to_vec());
+        let requests = server.requests().clone();
+        let buffers = BufferPools::new(config.buffer_memory);
+        let peers = Peers::new(&nics, buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
-        let gate = Arc::new(TicketVerifier::for_agent(&self.config.worker_id, &incarnation));
-        let served = ServerContext { verifier: gate.clone(), roots: self.roots.clone() };
-        let closed = Shutdown::new();
-        let receiving = buffers.receiving.clone();
-        let serving = tokio::spawn(self.server.serve(Arc::new(served), receiving, closed.clone()));
-        // Dropped with this future, however it ends.
-        let mut serving = AbortOnDropHandle::new(serving);
+        let ticket_verifier = Arc::new(TicketVerifier::for_agent(&config.worker_id, &incarnation));
+        let context = ServerContext { verifier: ticket_verifier.clone(), roots: roots.clone() };
+        let close_server = Shutdown::new();
+        let serving =
+            server.serve(Arc::new(context), buffers.receiving.clone(), close_server.clone());
+        // Aborted when this future is dropped.
+        let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
 
-        let hand = Arc::new(LeaseTable::default());
-        let client = Arc::new(client);
-        let slots = self.config.slots.max(1);
-        let start = crate::config::agent::initial_slots();
-        let worker = self.config.worker_id.clone();
-        tracing::info!(%worker, slots, endpoints = ?endpoint_authorities(&endpoints.available()), "agent started");
-        warn_if_unusable(&self.roots, &endpoints);
-        let limits = Arc::new(SendLimits::new(self.config.bwlimit));
+        let max_slots = config.slots.max(1);
+        let worker_id = config.worker_id.clone();
+        let authorities: Vec<String> =
+            endpoints.available().iter().map(Endpoint::authority).collect();
+        tracing::info!(worker = %worker_id, slots = max_slots, endpoints = ?authorities, "agent started");
+        warn_if_unusable(&roots, &endpoints);
+        let limits = Arc::new(SendLimits::new(config.bwlimit));
+        let lease_table = Arc::new(LeaseTable::default());
         let cx = ExecutorContext {
-            worker_id: worker,
+            worker_id,
             limits: limits.clone(),
-            roots: self.roots.clone(),
-            ticket_verifier: gate.clone(),
+            roots: roots.clone(),
+            ticket_verifier: ticket_verifier.clone(),
             peers: peers.clone(),
-            direct_io: self.config.direct_io,
+            direct_io: config.direct_io,
             corruption_counts: CorruptionCounts::default(),
         };
-        let seen = (hand.clone(), limits.clone(), peers);
-        let identity = (gate, incarnation);
-        let heart =
-            Heartbeater::new(self.config, endpoints, self.roots, identity, seen, requests.clone());
-        let heart = Arc::new(heart);
-        let shared = Arc::new(Slots {
+        let sources = HeartbeatSources {
+            endpoints,
+            roots,
+            ticket_verifier,
+            lease_table: lease_table.clone(),
+            limits: limits.clone(),
+            peers,
+            requests: requests.clone(),
+        };
+        let heartbeater = Arc::new(Heartbeater::new(config, incarnation, sources));
+        let client = Arc::new(client);
+        let slots = Arc::new(Slots {
             cx,
             client: client.clone(),
-            heartbeater: heart.clone(),
-            lease_table: hand.clone(),
+            heartbeater: heartbeater.clone(),
+            lease_table: lease_table.clone(),
             shutdown: shutdown.clone(),
             next_poll_number: AtomicU64::new(0),
-            concurrency: ConcurrencyController::new(MIN_TASKS, start, slots),
+            concurrency: ConcurrencyController::new(MIN_TASKS, initial_slots(), max_slots),
         });
-        // Dropped with this future, and all slots with it.
-        let mut slots: JoinSet<()> = (0..slots).map(|slot| shared.clone().run_slot(slot)).collect();
-        let work = async { while slots.join_next().await.is_some() {} };
-        let applying = reload::apply_config_changes(changes.clone(), &limits, &nics, &heart);
-        let beside = async {
+        // Aborted when this future is dropped.
+        let mut running: JoinSet<()> =
+            (0..max_slots).map(|slot| slots.clone().run_slot(slot)).collect();
+        let work = async { while running.join_next().await.is_some() {} };
+        let drained = Drain {
+            heartbeater: &heartbeater,
+            lease_table: &lease_table,
+            requests: &requests,
+            config: &config_changes,
+        };
+        let background = async {
             tokio::join!(
-                heart.run(&client),
-                hand.watch_expiry(),
-                shared.adjust_concurrency(),
-                applying
+                heartbeater.run(&client),
+                lease_table.watch_expiry(),
+                slots.adjust_concurrency(),
+                reload::apply_config_changes(config_changes.clone(), &limits, &nics, &heartbeater)
             )
         };
         tokio::select! {
-            () = run_until_drained(work, &heart, &hand, &requests, &shutdown, &changes) => {}
-            _ = beside => {}
+            () = drained.run(work, &shutdown) => {}
+            _ = background => {}
         }
-        // If it is lost the heartbeat time-out says the same.
-        let _ = tokio::time::timeout(Duration::from_secs(2), heart.send_stopped(&client)).await;
-        closed.cancel();
-        let _ = tokio::time::timeout(REQUEST_DRAIN_TIMEOUT, &mut serving).await;
-        tracing::info!(
-            buffer_memory = units::format_bytes(buffers.peak_bytes() as u64),
-            "agent stopped"
-        );
+        // Where it is lost, the master detects the stop by its heartbeat timeout.
+        let _ = timeout(LAST_HEARTBEAT_TIMEOUT, heartbeater.send_stopped(&client)).await;
+        close_server.cancel();
+        let _ = timeout(REQUEST_DRAIN_TIMEOUT, &mut serving).await;
+        let buffer_memory = units::format_bytes(buffers.peak_bytes() as u64);
+        tracing::info!(buffer_memory, "agent stopped");
     }
 }
 
 /// Binds and serves until `shutdown`.
 ///
 /// # Errors
-/// A master URL that can't be used, or see [`Agent::bind`].
-pub async fn run(changes: watch::Receiver<AgentConfig>, shutdown: Shutdown) -> anyhow::Result<()> {
-    let config = changes.borrow().clone();
+/// See [`Agent::bind`]; an invalid master URL.
+pub async fn run(
+    config_changes: watch::Receiver<AgentConfig>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let config = config_changes.borrow().clone();
     let client = MasterClient::new(config.master_urls.clone(), ClientOptions::default())?;
-    Agent::bind(config).await?.with_config_changes(changes).serve(client, shutdown).await;
+    Agent::bind(config).await?.with_config_changes(config_changes).serve(client, shutdown).await;
     Ok(())
 }
 
-/// Where it is remembered what was not flushed. An agent that can't remember works all the same.
+/// The agent also works without a journal.
 fn open_dirty_journal(config: &AgentConfig) -> impl FnOnce() -> DirtyJournal + Send + use<> {
     let (dir, worker) = (config.data_dir.clone(), config.worker_id.clone());
     move || {
@@ -209,7 +223,7 @@ fn open_dirty_journal(config: &AgentConfig) -> impl FnOnce() -> DirtyJournal + S
     }
 }
 
-/// An agent that has no storage, or that nobody can send to, runs for what may come: that must not go unnoticed.
+/// An agent without storage or endpoints runs until they become available.
 fn warn_if_unusable(roots: &Roots, endpoints: &Endpoints) {
     if roots.all().iter().all(|root| root.open().is_err()) {
         let paths: Vec<String> = roots.all().iter().map(|root| root.path().to_string()).collect();
@@ -226,51 +240,42 @@ fn warn_if_unusable(roots: &Roots, endpoints: &Endpoints) {
     }
 }
 
-fn endpoint_authorities(endpoints: &[Endpoint]) -> Vec<String> {
-    endpoints.iter().map(Endpoint::authority).collect()
+struct Drain<'a> {
+    heartbeater: &'a Heartbeater,
+    lease_table: &'a LeaseTable,
+    requests: &'a ActiveRequests,
+    config: &'a watch::Receiver<AgentConfig>,
 }
 
-/// Runs the slots until `shutdown`, and then until they have ended or handed back what they have, and nobody writes
-/// through this agent any more.
-async fn run_until_drained(
-    work: impl Future<Output = ()>,
-    heart: &Heartbeater,
-    hand: &LeaseTable,
-    requests: &ActiveRequests,
-    shutdown: &Shutdown,
-    config: &watch::Receiver<AgentConfig>,
-) {
-    tokio::pin!(work);
-    tokio::select! {
-        _ = work.as_mut() => return,
-        () = shutdown.cancelled() => {}
+impl Drain<'_> {
+    /// Runs the slots until `shutdown`, and then until all assignments have ended or were returned and no other agent
+    /// writes through this one.
+    async fn run(self, work: impl Future<Output = ()>, shutdown: &Shutdown) {
+        let Drain { heartbeater, lease_table, requests, config } = self;
+        let count_tasks =
+            |one, many| pluralize(lease_table.assignment_ids().len() as u64, one, many);
+        let count_requests = || pluralize(requests.active() as u64, "request", "requests");
+        tokio::pin!(work);
+        tokio::select! {
+            () = work.as_mut() => return,
+            () = shutdown.cancelled() => {}
+        }
+        let running = count_tasks("task", "tasks");
+        tracing::info!("draining: {running} running, {} of other agents", count_requests());
+        heartbeater.start_draining();
+        lease_table.return_assignments(true);
+        let drain_timeout = config.borrow().drain_timeout;
+        let all = async { tokio::join!(work.as_mut(), requests.wait_idle_for(REQUESTS_IDLE_TIME)) };
+        if timeout(drain_timeout, all).await.is_ok() {
+            return;
+        }
+        if lease_table.is_empty() {
+            let after = units::format_duration(drain_timeout);
+            tracing::warn!("{} of other agents cut off after {after}", count_requests());
+            return;
+        }
+        tracing::warn!("{} returned unfinished", count_tasks("task is", "tasks are"));
+        lease_table.return_assignments(false);
+        let _ = timeout(RESULT_DRAIN_TIMEOUT, work).await;
     }
-    tracing::info!(
-        "draining: {} running, {} of other agents",
-        units::pluralize(hand.assignment_ids().len() as u64, "task", "tasks"),
-        units::pluralize(requests.active() as u64, "request", "requests")
-    );
-    heart.start_draining();
-    hand.return_assignments(true);
-    let drain = config.borrow().drain_timeout;
-    let all = async {
-        tokio::join!(work.as_mut(), requests.wait_idle_for(REQUESTS_IDLE_TIME));
-    };
-    if tokio::time::timeout(drain, all).await.is_ok() {
-        return;
-    }
-    if hand.is_empty() {
-        let requests = units::pluralize(requests.active() as u64, "request", "requests");
-        tracing::warn!(
-            "{requests} of other agents cut off after {}",
-            units::format_duration(drain)
-        );
-        return;
-    }
-    tracing::warn!(
-        "{} returned unfinished",
-        units::pluralize(hand.assignment_ids().len() as u64, "task is", "tasks are")
-    );
-    hand.return_assignments(false);
-    let _ = tokio::time::timeout(RESULT_DRAIN_TIMEOUT, work).await;
 }

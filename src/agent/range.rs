@@ -1,58 +1,70 @@
-//! A range of a large file: copied into its part file, or only compared.
+//! Transfers a range of a large file into its part file, or compares it.
 
-use super::batch::single_item;
-use super::batch_outcome::{created_dir_records, file_record};
-use super::job::{Job, TaskOutcome, is_source_error};
+use super::batch::BatchBuilder;
+use super::batch_outcome::{count_action, created_dir_records};
+use super::job::{Job, JobResult, TaskOutcome, entry_error, is_source_error, run_blocking};
 use crate::data::outcome::{CompareOutcome, OfferOutcome, PackOutcome, RangeMode};
 use crate::data::protocol::validate_range;
-use crate::data::{CloneOutcome, Destination, OfferDecision, RangeOutcome, SendError};
-use crate::fs::Tree;
+use crate::data::{CloneOutcome, Destination, OfferDecision, RangeOutcome, SendError, WrittenFile};
+use crate::fs::{self, Tree};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
 use crate::wire::options::EntryAction;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{TaskReport, WorkItem};
 
-/// Brings `length` bytes at `offset` of the only file of `manifest` to one of the destination workers,
-/// or has them compared there.
-pub async fn transfer_range(
+/// Transfers `length` bytes at `offset` of the only file of `manifest` to one of the destination workers, or only
+/// compares them there.
+pub(super) async fn transfer_range(
     job: Job<'_>,
     manifest: Manifest,
     (offset, length): (u64, u64),
     compare: bool,
-) -> TaskOutcome {
-    let source = match job.open_source().await {
-        Ok(source) => source,
-        Err(done) => return *done,
-    };
+) -> JobResult<TaskOutcome> {
+    let source = job.open_source().await?;
     let [entry] = manifest.entries.as_slice() else {
-        return TaskOutcome::failed(format!(
-            "a range holds one file, not {}",
-            manifest.entries.len()
-        ));
+        let why = format!("a range holds one file, not {}", manifest.entries.len());
+        return Ok(TaskOutcome::failed(why));
     };
-    if let Err(why) = validate_range(offset, length, entry.size()) {
-        return TaskOutcome::failed(why);
-    }
-    let mut choice = job.destination_picker();
-    while let Some(to) = choice.pick_next() {
+    validate_range(offset, length, entry.size()).map_err(TaskOutcome::failed)?;
+    let mut picker = job.destination_picker();
+    while let Some(to) = picker.pick_next() {
         let range = (offset, length);
-        let way =
-            RangeTransfer { job, to: &to, source: &source, manifest: &manifest, entry, range };
-        let mut report = TaskReport::default();
-        match way.run(compare, &mut report).await {
-            Ok(Ok(())) => return TaskOutcome::succeeded(report),
-            Ok(Err(error)) => {
-                report.failures.push(job.with_observer(error, to.worker()));
-                return TaskOutcome::succeeded(report);
+        let (source, manifest, report) = (&source, &manifest, TaskReport::default());
+        let mut transfer = RangeTransfer { job, to: &to, source, manifest, entry, range, report };
+        let transferred = transfer.run(compare).await;
+        let mut report = transfer.report;
+        match transferred {
+            Ok(()) => return Ok(TaskOutcome::succeeded(report)),
+            Err(RangeError::Entry(error)) => {
+                report.failures.push(job.with_observer(*error, to.worker()));
+                return Ok(TaskOutcome::succeeded(report));
             }
-            Err(error) => choice.record_failure(to.worker(), &error),
+            Err(RangeError::Send(error)) => picker.record_failure(to.worker(), &error),
         }
     }
-    choice.fail_exhausted()
+    Ok(picker.fail_exhausted())
 }
 
-/// A range on its way to one destination.
+/// The file failed, or the request to the destination.
+enum RangeError {
+    Entry(Box<FileError>),
+    Send(SendError),
+}
+
+impl From<FileError> for RangeError {
+    fn from(error: FileError) -> Self {
+        RangeError::Entry(Box::new(error))
+    }
+}
+
+impl From<SendError> for RangeError {
+    fn from(error: SendError) -> Self {
+        RangeError::Send(error)
+    }
+}
+
+/// The transfer of a range to one destination.
 struct RangeTransfer<'a> {
     job: Job<'a>,
     to: &'a Destination,
@@ -60,207 +72,145 @@ struct RangeTransfer<'a> {
     manifest: &'a Manifest,
     entry: &'a Entry,
     range: (u64, u64),
+    report: TaskReport,
 }
 
 impl RangeTransfer<'_> {
-    /// Fills the report; the inner error is the file's.
-    async fn run(
-        &self,
-        compare: bool,
-        report: &mut TaskReport,
-    ) -> Result<Result<(), FileError>, SendError> {
-        // It also makes the directories above the file.
+    async fn run(&mut self, compare: bool) -> Result<(), RangeError> {
+        // The offer also creates the directories above the file.
         let mut offered = self.to.offer(self.manifest).await?;
         self.job.mark_wrote(self.to.worker());
-        let made = std::mem::take(&mut offered.created_dirs);
-        report.records = created_dir_records(&self.job.assignment.options, made);
-        report.needs_clean_up = offered.needs_clean_up;
-        match offered.results.first() {
-            Some(Err(error)) => Ok(Err(error.clone())),
-            Some(Ok(OfferDecision::Done(action))) => {
-                self.report_in_place(*action, offered, report);
-                Ok(Ok(()))
+        let created_dirs = std::mem::take(&mut offered.created_dirs);
+        self.report.records = created_dir_records(&self.job.assignment.options, created_dirs);
+        self.report.needs_clean_up = offered.needs_clean_up;
+        // Where the destination compares digests it has a file of the same size, which may have equal blocks.
+        let (action, has_basis) = match offered.results.first().cloned().transpose()? {
+            Some(OfferDecision::Done(action)) => {
+                self.report_in_place(action, offered);
+                return Ok(());
             }
-            Some(Ok(OfferDecision::NeedsDigest)) if compare => self.compare_range(report).await,
+            Some(OfferDecision::NeedsDigest) if compare => return self.compare_range().await,
             _ if compare => {
-                report.differs = true;
-                Ok(Ok(()))
+                self.report.differs = true;
+                return Ok(());
             }
-            answer => {
-                // A file that is as long as ours may have equal blocks.
-                let (action, base) = match answer {
-                    Some(Ok(OfferDecision::NeedsContent { action, has_basis: base })) => {
-                        (*action, *base)
-                    }
-                    _ => (EntryAction::Update, true),
-                };
-                match self.to.clone_file(self.source, self.manifest).await? {
-                    CloneOutcome::Cloned(packed) => {
-                        match self.report_cloned(action, packed, report) {
-                            Err(error) if error.class == ErrorClass::Changed => {
-                                Ok(self.report_replacement(report).await)
-                            }
-                            done => Ok(done),
-                        }
-                    }
-                    CloneOutcome::NotNeeded(offered) => Ok(self.report_existing(offered, report)),
-                    CloneOutcome::Unavailable => self.send_range(base, report).await,
+            Some(OfferDecision::NeedsContent { action, has_basis }) => (action, has_basis),
+            Some(OfferDecision::NeedsDigest) | None => (EntryAction::Update, true),
+        };
+        match self.to.clone_file(self.source, self.manifest).await? {
+            CloneOutcome::Cloned(packed) => match self.report_cloned(action, packed) {
+                Err(error) if error.class == ErrorClass::Changed => self.report_replacement().await,
+                reported => Ok(reported?),
+            },
+            CloneOutcome::NotNeeded(offered) => {
+                // The transfer of another range has completed the file.
+                if let Some(OfferDecision::Done(action)) =
+                    offered.results.first().cloned().transpose()?
+                {
+                    self.report_in_place(action, offered);
                 }
+                Ok(())
             }
+            CloneOutcome::Unavailable => self.send_range(has_basis).await,
         }
     }
 
-    /// The whole file needs nothing (any more): it is the same, left alone, or was linked.
-    fn report_in_place(&self, action: EntryAction, offered: OfferOutcome, report: &mut TaskReport) {
-        let size = self.entry.size();
-        let options = &self.job.assignment.options;
+    fn count_action(&mut self, action: EntryAction, file: WrittenFile) {
+        count_action(&mut self.report, &self.job.assignment.options, self.entry, action, file);
+    }
+
+    /// The whole file is up to date, kept, or was linked.
+    fn report_in_place(&mut self, action: EntryAction, offered: OfferOutcome) {
         let digest = offered.digests.first().copied().flatten();
-        report.unchanged = true;
-        report.warnings = offered.warnings;
-        report.actions.entry(action).or_default().add(size);
-        report.records.extend(file_record(options, self.entry, action, size, digest));
+        self.report.unchanged = true;
+        self.report.warnings = offered.warnings;
+        self.count_action(action, WrittenFile { bytes: self.entry.size(), digest });
     }
 
-    /// Another range of it has brought the whole file, or it cannot be.
-    fn report_existing(
-        &self,
-        offered: OfferOutcome,
-        report: &mut TaskReport,
-    ) -> Result<(), FileError> {
-        match offered.results.first() {
-            Some(Ok(OfferDecision::Done(action))) => self.report_in_place(*action, offered, report),
-            Some(Err(error)) => return Err(error.clone()),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// The whole file was cloned.
-    fn report_cloned(
-        &self,
-        action: EntryAction,
-        packed: PackOutcome,
-        report: &mut TaskReport,
-    ) -> Result<(), FileError> {
-        let PackOutcome {
-            files,
-            cloned,
-            warnings: notes,
-            dir_errors: unstamped,
-            needs_clean_up: to_sweep,
-            ..
-        } = packed;
-        for (_, error) in unstamped {
-            // Its own entry says so where it lasts.
+    fn report_cloned(&mut self, action: EntryAction, packed: PackOutcome) -> Result<(), FileError> {
+        for (_, error) in packed.dir_errors {
+            // The entry of the directory reports a permanent error.
             warn_ratelimited!(error.describe_cause(), "{error}");
         }
-        report.needs_clean_up |= to_sweep;
-        report.bytes_cloned = cloned;
-        let Some(written) = files.into_iter().next() else { return Ok(()) };
-        let written = written?;
-        (report.unchanged, report.files_done, report.bytes_done) = (true, 1, written.bytes);
-        report.warnings = notes;
-        report.actions.entry(action).or_default().add(written.bytes);
-        let options = &self.job.assignment.options;
-        report.records.extend(file_record(
-            options,
-            self.entry,
-            action,
-            written.bytes,
-            written.digest,
-        ));
+        self.report.needs_clean_up |= packed.needs_clean_up;
+        self.report.bytes_cloned = packed.cloned;
+        let Some(written) = packed.files.into_iter().next().transpose()? else { return Ok(()) };
+        self.report.unchanged = true;
+        (self.report.files_done, self.report.bytes_done) = (1, written.bytes);
+        self.report.warnings = packed.warnings;
+        self.count_action(action, written);
         Ok(())
     }
 
-    async fn compare_range(
-        &self,
-        report: &mut TaskReport,
-    ) -> Result<Result<(), FileError>, SendError> {
+    async fn compare_range(&mut self) -> Result<(), RangeError> {
         match self.to.compare(self.source, self.manifest, self.entry, self.range).await? {
-            CompareOutcome::Equal(value) => report.digest = Some(value),
-            CompareOutcome::Differs => report.differs = true,
-            CompareOutcome::Changed => return Ok(self.report_replacement(report).await),
-            CompareOutcome::Failed(error) => return Ok(Err(error)),
+            CompareOutcome::Equal(digest) => self.report.digest = Some(digest),
+            CompareOutcome::Differs => self.report.differs = true,
+            CompareOutcome::Changed => return self.report_replacement().await,
+            CompareOutcome::Failed(error) => return Err(error.into()),
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
-    /// Sends the range, or what the destination does not have of it where it has a `base` to keep
-    /// blocks of.
-    async fn send_range(
-        &self,
-        base: bool,
-        report: &mut TaskReport,
-    ) -> Result<Result<(), FileError>, SendError> {
-        let delta = base && !self.job.assignment.options.whole_file;
+    /// Sends the range; where the destination has a basis file, without the blocks that it has.
+    async fn send_range(&mut self, has_basis: bool) -> Result<(), RangeError> {
+        let RangeTransfer { job, to, source, manifest, entry, range, .. } = *self;
+        let delta = has_basis && !job.assignment.options.whole_file;
         let mut mode = if delta { RangeMode::Delta } else { RangeMode::Whole };
         loop {
-            match self
-                .to
-                .transfer_range(self.source, self.manifest, self.entry, self.range, mode)
-                .await?
-            {
+            match to.transfer_range(source, manifest, entry, range, mode).await? {
                 RangeOutcome::Written { value, sent, kept } => {
-                    report.bytes_done = self.range.1;
-                    report.digest = value;
-                    report.bytes_sent += sent;
-                    report.bytes_kept = kept;
-                    return Ok(Ok(()));
+                    self.report.bytes_done = range.1;
+                    self.report.digest = value;
+                    self.report.bytes_sent += sent;
+                    self.report.bytes_kept = kept;
+                    return Ok(());
                 }
-                RangeOutcome::Changed => return Ok(self.report_replacement(report).await),
-                // What is there may be out of the destination's reach: it can still be replaced.
+                RangeOutcome::Changed => return self.report_replacement().await,
+                // The destination may be unable to read its file and still able to replace it.
                 RangeOutcome::Failed(error)
                     if mode == RangeMode::Delta && !is_source_error(&error) =>
                 {
-                    tracing::debug!(
-                        sync = %self.job.assignment.request_id,
-                        "a range is sent whole: {error}"
-                    );
+                    let sync = &job.assignment.request_id;
+                    tracing::debug!(%sync, "a range is sent whole: {error}");
                     mode = RangeMode::Whole;
                 }
-                RangeOutcome::Failed(error) => return Ok(Err(error)),
+                RangeOutcome::Failed(error) => return Err(error.into()),
             }
         }
     }
 
-    /// The source is another version: that takes the place of the whole file.
-    async fn report_replacement(&self, report: &mut TaskReport) -> Result<(), FileError> {
-        report.replacement =
-            Some(current_version(self.job, self.source, self.entry, self.manifest).await?);
+    /// The source changed: a work item of its current version replaces that of the whole file.
+    async fn report_replacement(&mut self) -> Result<(), RangeError> {
+        self.report.replacement = Some(self.current_version().await?);
         Ok(())
     }
-}
 
-/// The file as what it is now, as work that takes the place of the whole file.
-async fn current_version(
-    job: Job<'_>,
-    source: &Tree,
-    entry: &Entry,
-    manifest: &Manifest,
-) -> Result<WorkItem, FileError> {
-    let (source, path, dirs) = (source.clone(), entry.path.clone(), manifest.dirs.clone());
-    let other = |message: &str| FileError {
-        class: ErrorClass::Changed,
-        ..super::job::entry_error(entry.path.as_bytes(), "read source", message)
-    };
-    let links = job.assignment.options.links;
-    let (chunk, by_data) = (job.chunk_bytes(), job.splits_by_data());
-    let look = move || {
-        let (mut entry, dirs) = source.find_entry(&path, links)?;
-        if by_data {
-            source.measure_stored_bytes(&mut entry, chunk);
+    async fn current_version(&self) -> Result<WorkItem, FileError> {
+        let RangeTransfer { job, entry, manifest, .. } = self;
+        let changed = |message: &str| FileError {
+            class: ErrorClass::Changed,
+            ..entry_error(entry.path.as_bytes(), "read source", message)
+        };
+        let (source, path) = (self.source.clone(), entry.path.clone());
+        let (chunk_bytes, ranges_by_data) = (job.chunk_bytes(), job.splits_by_data());
+        let links = job.assignment.options.links;
+        let find = move || -> fs::Result<Entry> {
+            let (mut entry, _) = source.find_entry(&path, links)?;
+            if ranges_by_data {
+                source.measure_stored_bytes(&mut entry, chunk_bytes);
+            }
+            Ok(entry)
+        };
+        let found = run_blocking("reading the source", find).await;
+        let found = found.map_err(|_| changed("reading the source panicked; see the log"))?;
+        let entry = found.map_err(|e| e.to_file_error())?;
+        if entry.kind == EntryKind::Dir {
+            return Err(changed("it is a directory now; sync again to copy what is in it"));
         }
-        Ok((entry, dirs))
-    };
-    let looked: Result<crate::fs::Result<_>, _> = tokio::task::spawn_blocking(look).await;
-    let (entry, _) = match looked {
-        Ok(looked) => looked.map_err(|e| e.to_file_error())?,
-        Err(_) => {
-            return Err(other("reading the source panicked; see the log"));
-        }
-    };
-    if entry.kind == EntryKind::Dir {
-        return Err(other("it is a directory now; sync again to copy what is in it"));
+        let mut builder = BatchBuilder::new(chunk_bytes);
+        builder.ranges_by_data = ranges_by_data;
+        builder.add_entry(entry, &manifest.dirs);
+        builder.take_page().work.pop().ok_or_else(|| changed("it cannot be described"))
     }
-    single_item(entry, &dirs, chunk, by_data).ok_or_else(|| other("it cannot be described"))
 }

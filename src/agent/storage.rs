@@ -1,109 +1,98 @@
-//! What is measured of the storage paths, each in a thread of its own: a mount that hangs stops neither the
-//! heart nor what is said of the others. One that is missing is looked for again at each heartbeat.
+//! Measures the storage paths, each on a thread of its own: a mount that hangs delays neither heartbeats nor the
+//! other paths. Missing paths are looked for at each heartbeat.
 
 use crate::data::Roots;
 use crate::data::roots::StorageRoot;
 use crate::fs::RootDir;
 use crate::wire::AbsPath;
 use crate::wire::worker::UnavailablePath;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// A storage path that has not answered for so long is unavailable. It is asked for two numbers that its file
-/// system has in memory, or across one network.
+/// A storage path whose measurement takes longer is unavailable. It reads two numbers that the file system has in
+/// memory, or across one network.
 const HANG_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// See the module.
-pub struct StorageMonitor {
+pub(super) struct StorageMonitor {
     roots: Arc<Roots>,
-    /// One for each storage path, in the order of [`Roots::lock_state`].
+    /// In the order of [`Roots::all`].
     path_states: Vec<Mutex<PathState>>,
-    /// Notified when another root was opened: until the master has heard of it nothing is done there.
+    /// Notified when another root was opened: the master assigns tasks there after the next heartbeat.
     reopened: Arc<Notify>,
 }
 
-/// What is known of a storage path.
 #[derive(Default)]
 struct PathState {
-    /// When the measurement that is under way began.
+    /// Of the measurement in progress.
     measurement_started: Option<Instant>,
     free_bytes: Option<u64>,
-    /// The reason that was logged last why it is unavailable.
+    /// Why the path was unavailable in the last log entry.
     logged_reason: Option<String>,
 }
 
-/// What was seen last.
+/// The state as of the last measurements.
 #[derive(Debug, Default)]
-pub struct StorageSnapshot {
-    /// The storage paths that are served.
-    pub available: Vec<AbsPath>,
-    /// Those that are not.
-    pub unavailable: Vec<UnavailablePath>,
-    /// Free bytes of those that could be asked.
-    pub free_bytes: BTreeMap<String, u64>,
-    /// The id of the root of each that is served.
-    pub root_ids: BTreeMap<String, String>,
+pub(super) struct StorageSnapshot {
+    pub(super) available: Vec<AbsPath>,
+    pub(super) unavailable: Vec<UnavailablePath>,
+    /// By path, where it could be measured.
+    pub(super) free_bytes: BTreeMap<String, u64>,
+    /// By available path.
+    pub(super) root_ids: BTreeMap<String, String>,
 }
 
 impl StorageMonitor {
-    /// Nothing is measured yet. `reopened` is notified when another root was opened.
-    pub fn new(roots: Arc<Roots>, reopened: Arc<Notify>) -> Arc<Self> {
-        let known = roots.all().iter().map(|_| Mutex::default()).collect();
-        Arc::new(StorageMonitor { roots, path_states: known, reopened })
+    pub(super) fn new(roots: Arc<Roots>, reopened: Arc<Notify>) -> Arc<Self> {
+        let path_states = roots.all().iter().map(|_| Mutex::default()).collect();
+        Arc::new(StorageMonitor { roots, path_states, reopened })
     }
 
-    fn paths_with_state(&self) -> impl Iterator<Item = (&StorageRoot, MutexGuard<'_, PathState>)> {
-        self.roots.all().iter().zip(self.path_states.iter().map(lock_state))
-    }
-
-    /// What was seen last.
-    pub fn snapshot(&self) -> StorageSnapshot {
-        let mut seen = StorageSnapshot::default();
-        for (storage, known) in self.paths_with_state() {
-            let path = storage.path();
-            match available_root(storage, &known) {
+    pub(super) fn snapshot(&self) -> StorageSnapshot {
+        let mut snapshot = StorageSnapshot::default();
+        for (storage, state) in self.roots.all().iter().zip(&self.path_states) {
+            let (path, state) = (storage.path(), state.lock());
+            match state.available_root(storage) {
                 Ok(root) => {
-                    seen.available.push(path.clone());
-                    seen.root_ids.insert(path.to_string(), root.id());
-                    seen.free_bytes.extend(known.free_bytes.map(|free| (path.to_string(), free)));
+                    snapshot.available.push(path.clone());
+                    snapshot.root_ids.insert(path.to_string(), root.id());
+                    let free_bytes = state.free_bytes.map(|free| (path.to_string(), free));
+                    snapshot.free_bytes.extend(free_bytes);
                 }
                 Err(reason) => {
-                    seen.unavailable.push(UnavailablePath { path: path.clone(), reason });
+                    snapshot.unavailable.push(UnavailablePath { path: path.clone(), reason });
                 }
             }
         }
-        seen
+        snapshot
     }
 
-    /// Begins to measure each, unless the last measurement of it is still under way.
-    pub fn start_measurements(self: &Arc<Self>) {
-        for (nth, (storage, mut known)) in self.paths_with_state().enumerate() {
-            known.log_change(storage);
-            if known.measurement_started.is_none() {
-                known.measurement_started = Some(Instant::now());
-                let storage = self.clone();
-                tokio::task::spawn_blocking(move || storage.measure_path(nth));
+    /// Starts a measurement of each path unless the last one is still in progress.
+    pub(super) fn start_measurements(self: &Arc<Self>) {
+        for (index, storage) in self.roots.all().iter().enumerate() {
+            let mut state = self.path_states[index].lock();
+            state.log_change(storage);
+            if state.measurement_started.is_none() {
+                state.measurement_started = Some(Instant::now());
+                let monitor = self.clone();
+                tokio::task::spawn_blocking(move || monitor.measure_path(index));
             }
         }
     }
 
-    /// Asks the file system, for as long as that takes.
-    fn measure_path(&self, nth: usize) {
-        let (Some(storage), Some(known)) = (self.roots.all().get(nth), self.path_states.get(nth))
-        else {
-            return;
-        };
+    /// Blocks as long as the file system does.
+    fn measure_path(&self, index: usize) {
+        let storage = &self.roots.all()[index];
         let is_there = storage.open().is_ok_and(|root| root.check_path().is_none());
         let reopened = if is_there { Ok(false) } else { self.roots.reopen(storage) };
         let free = reopened.clone().and_then(|_| storage.open()?.free_bytes());
         let free = free.inspect_err(|error| tracing::debug!("{error}")).ok();
         {
-            let mut known = lock_state(known);
-            (known.measurement_started, known.free_bytes) = (None, free);
-            known.log_change(storage);
+            let mut state = self.path_states[index].lock();
+            (state.measurement_started, state.free_bytes) = (None, free);
+            state.log_change(storage);
         }
         if reopened == Ok(true) {
             self.reopened.notify_one();
@@ -111,23 +100,19 @@ impl StorageMonitor {
     }
 }
 
-fn lock_state(known: &Mutex<PathState>) -> MutexGuard<'_, PathState> {
-    known.lock()
-}
-
-/// The root of a storage path that is served, or the reason why it is not.
-fn available_root(storage: &StorageRoot, known: &PathState) -> Result<Arc<RootDir>, String> {
-    if known.measurement_started.is_some_and(|began| began.elapsed() > HANG_TIMEOUT) {
-        return Err("it does not answer".to_owned());
-    }
-    let root = storage.open().map_err(|error| error.to_string())?;
-    root.unavailable().map_or(Ok(root), |loss| Err(format!("{loss}; {}", loss.hint())))
-}
-
 impl PathState {
-    /// Logs that the path is unavailable, and that it is available again, once each.
+    /// The error is the reason why the path is unavailable.
+    fn available_root(&self, storage: &StorageRoot) -> Result<Arc<RootDir>, String> {
+        if self.measurement_started.is_some_and(|start| start.elapsed() > HANG_TIMEOUT) {
+            return Err("it does not answer".to_owned());
+        }
+        let root = storage.open().map_err(|error| error.to_string())?;
+        root.unavailable().map_or(Ok(root), |loss| Err(format!("{loss}; {}", loss.hint())))
+    }
+
+    /// Logs once that the path became unavailable, and once that it is available again.
     fn log_change(&mut self, storage: &StorageRoot) {
-        let (path, reason) = (storage.path(), available_root(storage, self).err());
+        let (path, reason) = (storage.path(), self.available_root(storage).err());
         if reason == self.logged_reason {
             return;
         }

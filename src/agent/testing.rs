@@ -1,6 +1,6 @@
 //! What the tests of this layer share.
 
-use super::scan::PageSink;
+use super::pages::PageSink;
 use crate::config::agent::DEFAULT_BUFFER_MEMORY_BYTES;
 use crate::config::{AgentConfig, LogConfig};
 use crate::fs::{RootDir, Tree};

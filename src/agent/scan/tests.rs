@@ -1,7 +1,7 @@
 use super::*;
 use crate::agent::testing::{RecordingPageSink, page_reply, tree};
 use crate::wire::options::FilterSpec;
-use crate::wire::task::WorkItem;
+use crate::wire::task::{PageAction, WorkItem};
 use std::collections::BTreeSet;
 use std::fs;
 use tempfile::TempDir;

@@ -110,8 +110,12 @@ async fn hard_links_are_kept_within_one_batch_and_across_batches() {
             deadline: &Deadline::default(),
             byte_counter: &Arc::default(),
         };
-        let swept = publish::clean_up(job).await;
-        assert!(swept.success && writers.worker_ids().len() == 1, "{swept:?}");
+        let cleaned = publish::clean_up(job).await;
+        assert!(
+            cleaned.as_ref().is_ok_and(|outcome| outcome.success)
+                && writers.worker_ids().len() == 1,
+            "{cleaned:?}"
+        );
         let mut names: Vec<_> =
             fs::read_dir(fleet.dst()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

@@ -1,8 +1,8 @@
 //! Pruning: what the destination has and the source does not.
 
 use super::*;
+use crate::agent::pages::ScanEnd;
 use crate::agent::prune::{PruneSpec, can_replace_directories, prune_subtree};
-use crate::agent::scan::ScanEnd;
 use crate::agent::testing::{RecordingPageSink, page_reply};
 use crate::wire::options::{Attribute, DeleteOptions, FileState, FilterSpec, Links, SyncOptions};
 use crate::wire::task::{Cursor, PageAction, PruneReport, ScanPage};
@@ -178,7 +178,7 @@ async fn tree_with_many_extra_entries() -> (AgentFleet, ExecutorContext) {
     (fleet, cx)
 }
 
-/// What is extra of [`many`]: 27 directories with 4 files each, 3 directories with 10 files each.
+/// What is extra of [`tree_with_many_extra_entries`]: 27 directories with 4 files each, 3 directories with 10 files each.
 const MANY_EXTRA: u64 = 27 * 4 + 3 * 11;
 
 #[tokio::test]

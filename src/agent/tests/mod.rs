@@ -1,6 +1,8 @@
 //! Executors with real sockets and trees and no master.
 
+mod fake_master;
 mod fidelity;
+mod late_replies;
 mod mirror;
 
 use super::job::{ExecutorContext, Job, TaskOutcome, Writers};
@@ -217,8 +219,11 @@ async fn copy_entries(
         deadline: &Deadline::default(),
         byte_counter: &Arc::default(),
     };
-    let done = copy::copy_batch(job, manifest.clone(), manifest.encode().into()).await;
-    (done, writers.worker_ids().iter().map(ToString::to_string).collect())
+    let outcome = copy::copy_batch(job, manifest.clone(), manifest.encode().into()).await;
+    (
+        outcome.unwrap_or_else(|failed| *failed),
+        writers.worker_ids().iter().map(ToString::to_string).collect(),
+    )
 }
 
 fn report_counts(r: &TaskReport) -> [u64; 6] {
@@ -365,8 +370,8 @@ async fn transfer_or_compare_ranges(
         deadline: &Deadline::default(),
         byte_counter: &Arc::default(),
     };
-    let done = range::transfer_range(job, manifest.clone(), at, compare).await;
-    (done, writers)
+    let outcome = range::transfer_range(job, manifest.clone(), at, compare).await;
+    (outcome.unwrap_or_else(|failed| *failed), writers)
 }
 
 /// Executes a commit (or discard, or flush) with a worker that holds the destination.
@@ -385,14 +390,15 @@ async fn run_destination_task(
         deadline: &Deadline::default(),
         byte_counter: &Arc::default(),
     };
-    match task {
+    let outcome = match task {
         TaskSpec::Commit { range_length, chain, in_place } => {
-            let ending = publish::CommitSpec { range_length, chaining_values: &chain.0, in_place };
-            publish::commit_file(job, manifest, ending).await
+            let spec = publish::CommitSpec { range_length, chaining_values: &chain.0, in_place };
+            publish::commit_file(job, manifest, spec).await
         }
         TaskSpec::Discard => publish::discard_parts(job, manifest).await,
         _ => publish::flush_destination(job).await,
-    }
+    };
+    outcome.unwrap_or_else(|failed| *failed)
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! Replies of the master that are late: a lease counts from when its request was sent.
 
-use super::concurrency::ConcurrencyController;
-use super::corruption_count::CorruptionCounts;
-use super::heartbeat::Heartbeater;
-use super::job::ExecutorContext;
-use super::lease_table::{LEASE_MARGIN, LeaseTable};
-use super::slots::Slots;
-use super::testing::{abs, agent_config, assignment};
+use crate::agent::concurrency::ConcurrencyController;
+use crate::agent::corruption_count::CorruptionCounts;
+use crate::agent::heartbeat::{HeartbeatSources, Heartbeater};
+use crate::agent::job::ExecutorContext;
+use crate::agent::lease_table::{LEASE_MARGIN, LeaseTable};
+use crate::agent::slots::Slots;
+use crate::agent::testing::{abs, agent_config, assignment};
 use crate::client::{ClientOptions, MasterClient};
 use crate::data::gate::boottime;
 use crate::data::{BufferPools, Peers, Roots, TicketVerifier};
@@ -69,25 +69,30 @@ impl LateReplyFixture {
         let config = agent_config(vec![abs(dir.path())], vec![]);
         let roots = Arc::new(Roots::open(&config.storage_paths).unwrap());
         let peers = Peers::new(&[], BufferPools::new(64 << 20).sending);
-        let (gate, hand) = (Arc::new(TicketVerifier::new()), Arc::new(LeaseTable::default()));
         let cx = ExecutorContext {
             worker_id: config.worker_id.clone(),
             limits: Default::default(),
             corruption_counts: CorruptionCounts::default(),
             roots: roots.clone(),
-            ticket_verifier: gate.clone(),
+            ticket_verifier: Arc::new(TicketVerifier::new()),
             peers: peers.clone(),
             direct_io: false,
         };
-        let seen = (hand.clone(), cx.limits.clone(), peers);
-        let requests = Arc::new(crate::data::ActiveRequests::new(1));
-        let heart =
-            Heartbeater::new(config, Arc::default(), roots, (gate, "1".into()), seen, requests);
+        let lease_table = Arc::new(LeaseTable::default());
+        let sources = HeartbeatSources {
+            endpoints: Arc::default(),
+            roots,
+            ticket_verifier: cx.ticket_verifier.clone(),
+            lease_table: lease_table.clone(),
+            limits: cx.limits.clone(),
+            peers,
+            requests: Arc::new(crate::data::ActiveRequests::new(1)),
+        };
         let slots = Slots {
             cx,
             client: Arc::new(MasterClient::new(vec![url], ClientOptions::default()).unwrap()),
-            heartbeater: Arc::new(heart),
-            lease_table: hand,
+            heartbeater: Arc::new(Heartbeater::new(config, "1".into(), sources)),
+            lease_table,
             shutdown: Shutdown::new(),
             next_poll_number: AtomicU64::new(0),
             concurrency: ConcurrencyController::new(1, 1, 1),

@@ -1,8 +1,8 @@
 //! The whole agent against a master that follows a script.
 
-use super::Agent;
-use super::storage::StorageMonitor;
-use super::testing::{abs, agent_config, assignment};
+use crate::agent::Agent;
+use crate::agent::storage::StorageMonitor;
+use crate::agent::testing::{abs, agent_config, assignment};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
 use crate::util::shutdown::Shutdown;
@@ -302,7 +302,7 @@ async fn an_assignment_is_executed_and_its_result_resent_until_it_is_accepted() 
     })
     .await;
     let master = &play.master;
-    let source = super::testing::tree(&master.dir.path().join("src"));
+    let source = crate::agent::testing::tree(&master.dir.path().join("src"));
     let entry = source.entry(&crate::wire::RelPath::new("f").unwrap()).unwrap();
     let manifest = Manifest { dirs: vec![], entries: vec![entry] };
     let task = TaskSpec::Copy { files: 1, dirs: 0, bytes: 7 };
