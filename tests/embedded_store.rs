@@ -76,7 +76,7 @@ fn read_signing_key(database: &std::path::Path) -> String {
     let select = "SELECT value FROM records WHERE key = 'meta'";
     let meta: Vec<u8> = connection.query_row(select, [], |row| row.get(0)).unwrap();
     let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
-    meta["signer"].as_str().unwrap().to_owned()
+    meta["signer_key"].as_str().unwrap().to_owned()
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn with_numbers(name: &str, to: u64) -> (BTreeMap<String, Vec<u8>>, BTreeSet<Str
 #[test]
 fn records_with_the_least_and_the_largest_numbers_are_refused_or_read_and_never_a_panic() {
     let (_, names) = with_numbers("", 0);
-    assert!(names.contains("blob_bytes"), "{names:?}");
+    assert!(names.contains("manifest_bytes"), "{names:?}");
     for name in &names {
         for to in [0, 1, 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX] {
             drop(State::load(Settings::default(), [1; 32], &with_numbers(name, to).0, START));

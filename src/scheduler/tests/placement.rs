@@ -197,40 +197,6 @@ fn a_flush_finds_its_worker_among_many_that_wait() {
     assert_eq!(got, [waiting[7]]);
 }
 
-#[test]
-fn records_of_version_1_are_taken_over() {
-    let mut world = many_workers();
-    world.submit("demo", "/src/a", "/dst/a");
-    let scan = world.poll("s0", "1").unwrap();
-    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
-    let copy = world.poll("s0", "1").unwrap();
-    world.post_result(result(
-        &copy,
-        false,
-        TaskReport { writers: vec!["d1".parse().unwrap()], ..TaskReport::default() },
-    ));
-    // As the version before wrote it: the workers stand in the record of the sync.
-    let mut old = world.records.clone();
-    let mut record: serde_json::Value = serde_json::from_slice(&old["s/1"]).unwrap();
-    for (field, kind) in [("reach", "r/1/"), ("writers", "w/1/")] {
-        let workers: serde_json::Map<String, serde_json::Value> = old
-            .iter()
-            .filter_map(|(key, boot)| {
-                let worker = key.strip_prefix(kind)?.to_owned();
-                Some((worker, serde_json::from_slice(boot).unwrap()))
-            })
-            .collect();
-        assert!(!workers.is_empty());
-        record[field] = workers.into();
-    }
-    old.retain(|key, _| !key.starts_with("r/") && !key.starts_with("w/"));
-    old.insert("s/1".to_owned(), serde_json::to_vec(&record).unwrap());
-    let new = std::mem::replace(&mut world.records, old);
-    world.restart();
-    assert_eq!(world.records.keys().collect::<Vec<_>>(), new.keys().collect::<Vec<_>>());
-    assert_eq!(world.records["s/1"], new["s/1"]);
-}
-
 fn filtered() -> (World, Assignment, FilterSpec) {
     let rules = vec!["*.tmp".to_owned(), "/scratch/".to_owned()];
     let filter = FilterSpec { rules, ..FilterSpec::default() };

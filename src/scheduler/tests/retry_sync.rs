@@ -136,18 +136,3 @@ fn the_name_list_of_a_deleted_sync_is_gone_and_a_selection_is_a_list_of_its_own(
     world.apply(Event::DeleteSync(some.parse().unwrap()));
     assert!(world.blobs.is_empty());
 }
-
-#[test]
-fn a_sync_that_an_earlier_version_ended_is_not_taken_for_one_without_a_list() {
-    let mut world = World::new();
-    listed(&mut world, "demo");
-    cancel(&mut world, "demo");
-    let record = world.records.get_mut("s/1").unwrap();
-    let mut sync: serde_json::Value = serde_json::from_slice(record).unwrap();
-    let fields = sync.as_object_mut().unwrap();
-    assert!(fields.remove("listed").is_some() && fields.remove("list_parts").is_some());
-    *record = sync.to_string().into_bytes();
-    world.state = State::load(Settings::default(), [9; 32], &world.records, world.now).unwrap();
-    world.records.clear();
-    assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "list_gone");
-}
