@@ -233,7 +233,7 @@ fn respond_by_name(name: &str) -> (u16, String) {
         name => {
             let drained = json!({"since": "2026-01-01T00:00:00Z"});
             let status = "forgotten";
-            let all = json!({"status": status, "worker_id": name, "requeued": 0, "in_flight": 0, "state": "DRAINED", "receiving": 0,
+            let all = json!({"status": status, "worker_id": name, "requeued": 0, "in_flight": 0, "state": "DRAINED", "incoming_requests": 0,
                              "drained": drained});
             (200, all.to_string())
         }

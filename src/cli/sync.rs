@@ -338,7 +338,7 @@ pub(super) async fn resolve_id(
 
 impl NamedResource for WorkerId {
     fn status_command(&self) -> String {
-        format!("workers status_command {self}")
+        format!("workers show {self}")
     }
 }
 
