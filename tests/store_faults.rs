@@ -428,7 +428,7 @@ fn a_lease_whose_master_was_killed_between_commit_and_reply_is_granted_to_the_re
     let mut unheard = Vec::new();
     for round in 0..3 {
         // As every lease that is new.
-        link.drop_replies_after("\"page\":0}}");
+        link.drop_replies_after("\"next_page\":0}}");
         if round == 0 {
             // Not to be answered either: agents that wait are given work by the same commit.
             let (address, body) = (address.clone(), body.to_string());

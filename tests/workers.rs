@@ -270,7 +270,9 @@ fn start_receiving_sync(cluster: &mut Cluster) -> (String, std::path::PathBuf, s
 fn a_receiver_is_drained_when_no_agent_writes_through_it() {
     let mut cluster = Cluster::start(StoreKind::Embedded);
     let (id, src, dst) = start_receiving_sync(&mut cluster);
-    await_true("it is shown what b receives", || worker_view(&cluster, "b")["receiving"] == 1);
+    await_true("it is shown what b receives", || {
+        worker_view(&cluster, "b")["incoming_requests"] == 1
+    });
     assert_eq!(worker_view(&cluster, "b")["in_flight"], 0);
     // An undrain stands while a command waits for the drain.
     let waiting = cluster.ctl(["workers", "drain", "b", "--wait"]).start();
@@ -285,7 +287,7 @@ fn a_receiver_is_drained_when_no_agent_writes_through_it() {
         cluster.ctl(["workers", "drain", "b", "--wait"]).run().assert_exit_code(0).stdout_text();
     assert!(said.contains("no other agent writes through it"), "{said}");
     let b = worker_view(&cluster, "b");
-    assert_eq!((&b["state"], &b["receiving"]), (&json!("DRAINED"), &json!(0)), "{b}");
+    assert_eq!((&b["state"], &b["incoming_requests"]), (&json!("DRAINED"), &json!(0)), "{b}");
     let seen = cluster.progress(&id);
     assert_eq!((seen.files_done, seen.retries), (1, 0), "the file is there: {seen:#?}");
     assert_complete(&cluster.await_end(&id), census(&src));

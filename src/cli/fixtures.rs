@@ -84,7 +84,7 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         control_plane_address: None,
         free_bytes: [("/arch".to_owned(), 1 << 30)].into(),
         in_flight: 0,
-        receiving: 0,
+        incoming_requests: 0,
         syncs: 0,
         slots: Some(4),
         agent_version: None,

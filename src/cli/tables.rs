@@ -194,7 +194,7 @@ fn worker_row(w: &WorkerView, now: Timestamp) -> Vec<String> {
             Some(slots) => format!("{}/{slots}", w.in_flight),
             None => w.in_flight.to_string(),
         },
-        w.receiving.to_string(),
+        w.incoming_requests.to_string(),
         endpoints.collect::<Vec<_>>().join(", "),
         storage.collect::<Vec<_>>().join(", "),
         w.reason.as_deref().map(sanitize).unwrap_or_default(),
@@ -219,7 +219,7 @@ pub(super) fn worker_details(w: &WorkerView, now: Timestamp) -> String {
                 units::pluralize(w.syncs, "sync", "syncs")
             ),
         ),
-        ("Receiving", units::pluralize(w.receiving.into(), "request", "requests")),
+        ("Receiving", units::pluralize(w.incoming_requests.into(), "request", "requests")),
         ("Slots", or_dash(w.slots.map(|n| n.to_string()))),
         ("Storage", storage.collect::<Vec<_>>().join(", ")),
         ("Version", or_dash(w.agent_version.as_deref().map(sanitize))),

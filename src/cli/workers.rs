@@ -59,10 +59,10 @@ async fn drain(
         while wait && reply.state == WorkerState::Draining {
             tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
             // It only looks: an undrain by another operator stands.
-            let WorkerView { drained, state, in_flight, receiving, .. } =
+            let WorkerView { drained, state, in_flight, incoming_requests, .. } =
                 client.get_worker(id).await?.value;
             let worker_id = id.clone();
-            reply.value = DrainReply { worker_id, drained, state, in_flight, receiving };
+            reply.value = DrainReply { worker_id, drained, state, in_flight, incoming_requests };
             reply.body = serde_json::to_vec(&reply.value).unwrap_or_default().into();
         }
         Ok(Some((drain_text(&reply), reply.body)))
@@ -77,8 +77,8 @@ fn drain_text(order: &DrainReply) -> String {
         return format!("Worker {id} is undrained");
     }
     let tasks = units::pluralize(order.in_flight, "task", "tasks");
-    let requests = units::pluralize(order.receiving.into(), "request", "requests");
-    match (order.state, order.in_flight, order.receiving) {
+    let requests = units::pluralize(order.incoming_requests.into(), "request", "requests");
+    match (order.state, order.in_flight, order.incoming_requests) {
         (WorkerState::Inactive | WorkerState::Stopped, 0, _) => {
             format!("Worker {id} is drained: no agent runs under this id")
         }

@@ -460,7 +460,7 @@ async fn a_follower_that_redirects_to_a_dead_leader_is_asked_until_another_one_l
 
 /// The line of a head that carries the check of a body.
 fn checksum_header(body: &str) -> String {
-    format!("longhaul-check: {}\r\n", crate::util::checksum::header_value(body.as_bytes()))
+    format!("longhaul-checksum: {}\r\n", crate::util::checksum::header_value(body.as_bytes()))
 }
 
 #[tokio::test]

@@ -37,8 +37,13 @@ impl MasterClient {
             None => {
                 let worker_id = worker.clone();
                 let state = WorkerState::Inactive;
-                let gone =
-                    || DrainReply { worker_id, drained: None, state, in_flight: 0, receiving: 0 };
+                let gone = || DrainReply {
+                    worker_id,
+                    drained: None,
+                    state,
+                    in_flight: 0,
+                    incoming_requests: 0,
+                };
                 self.send_removal(send, gone).await
             }
         }

@@ -106,12 +106,12 @@ impl State {
             self.needs_dispatch = true;
         }
         let view = self.workers.get(worker).map(|known| self.worker_view(known, now));
-        let (state, in_flight, receiving) = match view {
-            Some(view) => (view.state, view.in_flight, view.receiving),
+        let (state, in_flight, incoming_requests) = match view {
+            Some(view) => (view.state, view.in_flight, view.incoming_requests),
             None => (WorkerState::Inactive, self.lease_index.held_by(worker).count() as u64, 0),
         };
         let worker_id = worker.clone();
-        let order = DrainReply { worker_id, drained: wanted, state, in_flight, receiving };
+        let order = DrainReply { worker_id, drained: wanted, state, in_flight, incoming_requests };
         Reply::DrainUpdated(Box::new(order))
     }
 

@@ -214,7 +214,7 @@ impl Worker {
             control_plane_address: said.control_plane_address.clone(),
             free_bytes: said.free_bytes.clone(),
             in_flight,
-            receiving: if self.is_active { said.incoming_requests } else { 0 },
+            incoming_requests: if self.is_active { said.incoming_requests } else { 0 },
             syncs,
             slots: said.slots,
             agent_version: said.agent_version.clone(),

@@ -9,7 +9,7 @@
 /// The length of a check, in bytes.
 pub const CHECKSUM_BYTES: usize = 8;
 /// The header that carries the check of a body, in hexadecimal digits.
-pub const CHECKSUM_HEADER: &str = "longhaul-check";
+pub const CHECKSUM_HEADER: &str = "longhaul-checksum";
 
 /// The check of a document: the beginning of its BLAKE3 digest.
 pub fn compute_checksum(document: &[u8]) -> [u8; CHECKSUM_BYTES] {

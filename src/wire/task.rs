@@ -122,7 +122,7 @@ impl TaskSpec {
             TaskSpec::Commit { .. } => "commit",
             TaskSpec::Discard => "discard",
             TaskSpec::Prune { .. } => "prune",
-            TaskSpec::CleanUp => "sweep",
+            TaskSpec::CleanUp => "clean_up",
             TaskSpec::Flush => "flush",
         }
     }

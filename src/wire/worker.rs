@@ -406,7 +406,7 @@ pub struct WorkerView {
     pub in_flight: u64,
     /// Requests of other agents that it is executing: they write through it.
     #[serde(default)]
-    pub receiving: u32,
+    pub incoming_requests: u32,
     /// Syncs that it works on.
     pub syncs: u64,
     /// How many tasks it executes at once.
@@ -478,7 +478,7 @@ pub struct DrainReply {
     /// Tasks that it still has.
     pub in_flight: u64,
     /// Requests of other agents that it is executing.
-    pub receiving: u32,
+    pub incoming_requests: u32,
 }
 
 /// The reply to `DELETE /workers/{id}`.

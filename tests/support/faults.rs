@@ -75,7 +75,7 @@ impl FaultInjector {
             }
             Fault::Rename(from, to) if up => {
                 replace_text(piece, from, to);
-                replace_text(piece, "longhaul-check", "longhaul-chuck");
+                replace_text(piece, "longhaul-checksum", "longhaul-checkXum");
             }
             Fault::Rename(..) => {}
         }

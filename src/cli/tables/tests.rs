@@ -141,7 +141,7 @@ fn skipped_files_count_as_done_and_the_eta_is_that_of_the_master() {
 #[test]
 fn workers_show_their_storage_and_the_reason_of_their_state() {
     let w = fixtures::worker("st-02", false);
-    let w = WorkerView { receiving: 4, ..w };
+    let w = WorkerView { incoming_requests: 4, ..w };
     let text = worker_table(&WorkerList { active: vec![], inactive: vec![w] }, None, now());
     assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
     let cells = |nth: usize| text.lines().nth(nth).unwrap().split_whitespace();

@@ -288,9 +288,9 @@ mod tests {
         let of = |s: &str| parse_typed::<crate::wire::task::ScanPage>(s.as_bytes()).unwrap_err();
         let digest = "0".repeat(64);
         let problem = of(&format!(
-            r#"{{"task_digest":"{digest}","page":0,"spawn":["a","../b"],"next":null}}"#
+            r#"{{"task_digest":"{digest}","page":0,"subtrees":["a","../b"],"next":null}}"#
         ));
-        assert_eq!((problem.status, problem.errors[0].pointer.as_str()), (422, "/spawn/1"));
+        assert_eq!((problem.status, problem.errors[0].pointer.as_str()), (422, "/subtrees/1"));
         assert_eq!(of("{\"page\":0,}").status, 400);
         assert_eq!(of("{} x").status, 422);
     }

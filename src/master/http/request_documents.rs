@@ -186,9 +186,9 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, ValidationErrors> {
     let incarnation = doc.optional("incarnation", string(MAX_LABEL_BYTES));
     let boot_id = doc.optional("boot_id", string(MAX_LABEL_BYTES));
     let free_bytes = doc.optional("free_bytes", deserialize);
-    let in_hand = doc.optional("in_hand", array(MAX_HELD_ASSIGNMENTS, deserialize));
+    let assignments = doc.optional("assignments", array(MAX_HELD_ASSIGNMENTS, deserialize));
     let moved_bytes = doc.optional("moved_bytes", deserialize);
-    let receiving = doc.optional("receiving", integer(0..=u32::MAX));
+    let incoming_requests = doc.optional("incoming_requests", integer(0..=u32::MAX));
     let slots = doc.optional("slots", integer(0..=MAX_SLOTS));
     let agent_version = doc.optional("agent_version", string(MAX_LABEL_BYTES));
     let protocol = doc.optional("protocol", integer(0..=u32::MAX));
@@ -211,9 +211,9 @@ fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, ValidationErrors> {
             incarnation: incarnation?,
             boot_id: boot_id?,
             free_bytes: free_bytes?.unwrap_or_default(),
-            assignments: in_hand?.unwrap_or_default(),
+            assignments: assignments?.unwrap_or_default(),
             moved_bytes: moved_bytes?.unwrap_or_default(),
-            incoming_requests: receiving?.unwrap_or_default(),
+            incoming_requests: incoming_requests?.unwrap_or_default(),
             slots: slots?,
             agent_version: agent_version?,
             protocol: protocol?,
@@ -527,7 +527,7 @@ mod tests {
         for (field, value) in [
             ("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS + 1])),
             ("data_plane_endpoints", json!(vec!["10.0.0.1"; MAX_ENDPOINTS + 1])),
-            ("in_hand", json!(vec!["0".repeat(32); MAX_HELD_ASSIGNMENTS + 1])),
+            ("assignments", json!(vec!["0".repeat(32); MAX_HELD_ASSIGNMENTS + 1])),
             ("incarnation", json!("x".repeat(300))),
             ("slots", json!(1_000_000)),
             ("timestamp", json!([])),

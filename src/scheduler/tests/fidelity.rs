@@ -247,7 +247,7 @@ fn link_anchors_are_removed_however_the_sync_ends() {
         world.restart();
         world.heartbeat("s", "1", &["/src"], &[]);
         world.heartbeat("d", "1", &["/dst"], &[]);
-        complete_kind(&mut world, "s", "sweep");
+        complete_kind(&mut world, "s", "clean_up");
         complete_kind(&mut world, "d", "flush");
         assert!(world.progress("demo").state.is_final());
     }
@@ -256,7 +256,7 @@ fn link_anchors_are_removed_however_the_sync_ends() {
     world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 0)], None));
     let copy = poll_kind(&mut world, "s", "copy");
     world.post_result(result(&copy, true, linked(&copy)));
-    let sweep = poll_kind(&mut world, "s", "sweep");
+    let sweep = poll_kind(&mut world, "s", "clean_up");
     let failures = vec![error(ErrorClass::Permanent)];
     world.post_result(result(&sweep, true, TaskReport { failures, ..TaskReport::default() }));
     complete_kind(&mut world, "d", "flush");
@@ -277,7 +277,7 @@ fn link_anchors_are_removed_however_the_sync_ends() {
             world.heartbeat("s", "1", &["/src"], &[]);
             world.heartbeat("d", "1", &["/dst"], &[]);
         }
-        complete_kind(&mut world, "s", "sweep");
+        complete_kind(&mut world, "s", "clean_up");
         if !told {
             complete_kind(&mut world, "d", "discard");
         }

@@ -454,7 +454,7 @@ fn writes(a: &Assignment) -> bool {
     let writes = match &a.task {
         TaskSpec::Range { compare, .. } => !compare,
         TaskSpec::Prune { apply, .. } => *apply,
-        task => matches!(task.kind(), "copy" | "commit" | "sweep"),
+        task => matches!(task.kind(), "copy" | "commit" | "clean_up"),
     };
     writes && !a.options.dry_run
 }

@@ -133,7 +133,7 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
         true,
         TaskReport { needs_clean_up: true, ..all_done(&copy, "d") },
     ));
-    let sweep = poll_kind(&mut world, "s", "sweep");
+    let sweep = poll_kind(&mut world, "s", "clean_up");
     assert!(claims(&world, &sweep).rules.preserve.is_all(), "the root gets its metadata back");
     world.apply(Event::CancelSync("demo".parse().unwrap()));
     // How far it came, nobody hears.
@@ -142,7 +142,7 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
         Some(ResultOutcome::Stale)
     );
     expire_lease(&mut world, "1");
-    let late = complete_kind(&mut world, "s", "sweep");
+    let late = complete_kind(&mut world, "s", "clean_up");
     // The next sync may use the root already.
     let none = crate::wire::options::Preserve::NONE;
     assert_eq!((claims(&world, &late).rules.preserve, late.options.preserve), (none, none));

@@ -87,16 +87,19 @@ fn a_receiver_is_drained_once_no_worker_writes_through_it() {
     world.advance(1_000);
     let order = drained(&mut world, "d");
     // The task of `s` lists it.
-    assert_eq!((order.state, order.in_flight, order.receiving), (WorkerState::Draining, 0, 0));
+    assert_eq!(
+        (order.state, order.in_flight, order.incoming_requests),
+        (WorkerState::Draining, 0, 0)
+    );
     world.advance(1_000);
     let second = poll_kind(&mut world, "s2", "copy");
     receives(&mut world, "1", 4, WorkerStatus::Idle);
-    assert_eq!(view(&mut world, "d").receiving, 4);
+    assert_eq!(view(&mut world, "d").incoming_requests, 4);
     world.post_result(result(&first, true, all_done(&first, "d")));
     assert_eq!(drained(&mut world, "d").state, WorkerState::Draining, "it still receives");
     receives(&mut world, "1", 0, WorkerStatus::Idle);
     let order = drained(&mut world, "d");
-    assert_eq!((order.state, order.receiving), (WorkerState::Drained, 0));
+    assert_eq!((order.state, order.incoming_requests), (WorkerState::Drained, 0));
     // What `s2` got since does not list it.
     world.post_result(result(&second, true, all_done(&second, "d2")));
     assert_eq!(view(&mut world, "d").state, WorkerState::Drained);

@@ -58,7 +58,7 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     assert_eq!(served.post("/v1/workers/w/drain", "").await.status, 200);
     assert_eq!(served.events.recv().await, Some(drain(None, None)));
     let got = served.post("/workers/w/undrain", "").await.json();
-    let stands = json!({"worker_id": "w", "drained": null, "state": "DRAINED", "in_flight": 0, "receiving": 0});
+    let stands = json!({"worker_id": "w", "drained": null, "state": "DRAINED", "in_flight": 0, "incoming_requests": 0});
     assert_eq!(got, stands);
     let undrain = Event::DrainWorker { worker: "w".parse().unwrap(), order: None };
     assert_eq!(served.events.recv().await, Some(undrain));
@@ -314,10 +314,10 @@ async fn an_agent_gets_its_manifest_and_posts_pages() {
     let got = served.get(&format!("/workers/b/assignments/{id}/manifest")).await;
     assert_eq!((got.status, got.problem_code().as_str()), (404, "assignment_not_held"));
 
-    let page = json!({"task_digest": "0".repeat(64), "page": 0, "spawn": ["d"], "next": null});
+    let page = json!({"task_digest": "0".repeat(64), "page": 0, "subtrees": ["d"], "next": null});
     let target = format!("/workers/a/assignments/{id}/page");
     let got = served.post(&target, page.to_string()).await;
-    assert_eq!((got.status, got.json()), (200, json!({"action": "continue", "spawn": 2})));
+    assert_eq!((got.status, got.json()), (200, json!({"action": "continue", "max_subtrees": 2})));
     let pages = std::iter::from_fn(|| served.events.try_recv().ok());
     assert_eq!(pages.filter(|e| matches!(e, Event::Page { .. })).count(), 1);
     assert_eq!(

@@ -264,7 +264,7 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
         "status",
         "storage_paths",
         "data_plane_endpoints",
-        "in_hand",
+        "assignments",
         "free_bytes",
         "success",
         "report",
@@ -346,14 +346,14 @@ fn no_request_bytes_cause_a_server_error() {
 async fn a_body_with_a_wrong_checksum_changes_nothing_and_is_requested_again() {
     let mut served = start_server().await;
     let body = br#"{"request_id": "demo-1", "worker_id": "a", "success": true}"#;
-    let check = format!("longhaul-check: {}", crate::util::checksum::header_value(body));
+    let check = format!("longhaul-checksum: {}", crate::util::checksum::header_value(body));
     for bit in [0, 100, body.len() * 8 - 1] {
         let mut damaged = body.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
         let got = served.send("POST", "/workers/result", &[&check], &damaged).await;
         assert_eq!((got.status, got.problem_code().as_str()), (400, "damaged"), "bit {bit}");
     }
-    let other = served.send("POST", "/workers/result", &["longhaul-check: \u{fc}"], body).await;
+    let other = served.send("POST", "/workers/result", &["longhaul-checksum: \u{fc}"], body).await;
     assert_eq!((other.status, other.problem_code().as_str()), (400, "damaged"));
     assert!(served.has_no_event());
     let got = served.send("POST", "/workers/result", &[&check], body).await;
@@ -367,6 +367,6 @@ async fn every_response_has_a_checksum() {
     for target in ["/workers", "/sync/demo-1", "/sync/gone", "/version", manifest, "/nowhere"] {
         let got = served.get(target).await;
         let check = crate::util::checksum::header_value(&got.body);
-        assert_eq!(got.header("longhaul-check"), Some(check.as_str()), "{target}");
+        assert_eq!(got.header("longhaul-checksum"), Some(check.as_str()), "{target}");
     }
 }

@@ -170,7 +170,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             }),
             state: WorkerState::Drained,
             in_flight: 0,
-            receiving: 0,
+            incoming_requests: 0,
         })),
         Event::ReassignTasks { id, worker } => Reply::Reassigned(ReassignReply {
             request_id: id.clone(),
@@ -293,7 +293,7 @@ fn worker(id: &str) -> WorkerView {
         control_plane_address: None,
         free_bytes: Default::default(),
         in_flight: 0,
-        receiving: 0,
+        incoming_requests: 0,
         syncs: 0,
         slots: None,
         agent_version: None,

@@ -52,12 +52,12 @@ fn api_documents() -> Vec<(Value, Reader)> {
             object!({
                 "worker_id": "w", "status": "READY", "storage_paths": ["/a"], "data_plane_endpoints": ["10.0.0.1:9000"],
                 "timestamp": "2026-01-01T00:00:00Z", "incarnation": "i", "boot_id": "b", "free_bytes": {"/a": 5},
-                "in_hand": ["00".repeat(16)], "slots": 4, "agent_version": "0.1.0", "protocol": 2,
-                "usage": {"demo-1": {"moved": 5, "held_ms": 6}}, "root_ids": {"/a": "1-2"},
+                "assignments": ["00".repeat(16)], "slots": 4, "agent_version": "0.1.0", "protocol": 2,
+                "usage": {"demo-1": {"sent_bytes": 5, "throttled_ms": 6}}, "root_ids": {"/a": "1-2"},
                 "unavailable_paths": [{"path": "/b", "reason": "r"}],
                 "unavailable_endpoints": [{"endpoint": "10.0.0.2:9000", "reason": "r"}],
                 "nics": [{"endpoint": "10.0.0.1:9000", "iface": "ib0", "sent": 1, "received": 2, "connections": 3,
-                          "requests": 4, "goodput": 5, "aside": "down"}]
+                          "requests": 4, "goodput": 5, "disabled_reason": "down"}]
             }),
             |bytes| request_documents::parse_heartbeat(bytes).map(drop),
         ),
@@ -66,7 +66,7 @@ fn api_documents() -> Vec<(Value, Reader)> {
                 "request_id": "demo-1", "worker_id": "a", "success": true, "message": "m", "attempt": 2,
                 "assignment_id": "01".repeat(16), "task_digest": digest,
                 "report": {
-                    "files_done": 1, "files_skipped": 2, "dirs_done": 3, "bytes_done": 4, "wrote": ["b"],
+                    "files_done": 1, "files_skipped": 2, "dirs_done": 3, "bytes_done": 4, "writers": ["b"],
                     "failures": [error], "retry": copy, "integrity_errors": 2
                 }
             }),
@@ -74,7 +74,7 @@ fn api_documents() -> Vec<(Value, Reader)> {
         ),
         (
             object!({
-                "task_digest": digest, "page": 3, "work": [copy], "spawn": ["d"], "errors": [error],
+                "task_digest": digest, "page": 3, "work": [copy], "subtrees": ["d"], "errors": [error],
                 "root": {"file_system": "x", "empty": false}, "next": {"kind": "list", "start": 5}
             }),
             |bytes| json::parse_typed::<ScanPage>(bytes).map(drop),
