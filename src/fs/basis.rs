@@ -4,13 +4,13 @@
 use super::beneath::DirHandle;
 use super::errno::SysResult;
 use super::error::{Cause, Result};
-use super::file_io::{next_data_run, read_full_at};
+use super::file_io::{Chunk, READ_BUFFER_BYTES, hash_range, read_chunks, read_full_at};
 use super::inode::{lstat, size_of, type_of};
 use super::root::ParentAndName;
 use super::special_files::MetadataRepair;
 use super::target::Target;
 use crate::wire::Digest;
-use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST, is_all_zero};
+use crate::wire::content::{HashMode, ZERO_DIGEST, is_all_zero};
 use crate::wire::manifest::Entry;
 use crate::wire::options::EntryAction;
 use rustix::fd::OwnedFd;
@@ -18,8 +18,6 @@ use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::num::NonZeroU64;
 
-/// Bytes that are read at once.
-const READ_BUFFER_BYTES: usize = 1 << 20;
 /// The shortest blocks that are taken, in bytes.
 const MIN_BLOCK_BYTES: u64 = 1024;
 /// At most so many blocks are told of at once.
@@ -187,26 +185,7 @@ impl Target {
             return Ok(None);
         };
         self.advise_sequential_read(&fd, 0, size)?;
-        let mut hasher = ContentHasher::new(self.rules.hash_mode());
-        let mut buffer =
-            vec![0; usize::try_from(size).unwrap_or(READ_BUFFER_BYTES).clamp(1, READ_BUFFER_BYTES)];
-        let mut at = 0;
-        while at < size {
-            let (start, end) = next_data_run(&fd, at, size)?.unwrap_or((size, size));
-            hasher.update_zeros(start - at, || Ok::<_, Errno>(()))?;
-            at = start;
-            while at < end {
-                let wanted =
-                    usize::try_from(end - at).map_or(READ_BUFFER_BYTES, |n| n.min(buffer.len()));
-                match read_full_at(&fd, &mut buffer[..wanted], at)? {
-                    0 => return Err(Errno::BUSY),
-                    n => {
-                        hasher.update(&buffer[..n]);
-                        at += n as u64;
-                    }
-                }
-            }
-        }
+        let hasher = hash_range(&fd, 0..size, self.rules.hash_mode())?.ok_or(Errno::BUSY)?;
         if size_of(&rustix::fs::fstat(&fd)?) != size {
             return Err(Errno::BUSY);
         }
@@ -271,25 +250,21 @@ impl OpenFile {
         Ok(Some(hashing.hash_block(from, &buffer[..wanted])))
     }
 
-    /// Whether the bytes between are there and all zero, as far as so much reading shows.
+    /// Whether the bytes between exist and are all zero, as far as [`MAX_ZERO_SCAN_BYTES`] of data show.
     fn is_all_zero(&self, from: u64, to: u64, buffer: &mut [u8]) -> SysResult<bool> {
-        let (mut at, mut left) = (from, MAX_ZERO_SCAN_BYTES);
-        while self.size >= to
-            && let Some((start, end)) = next_data_run(&self.fd, at, to)?
-        {
-            at = start;
-            while at < end {
-                let wanted =
-                    usize::try_from(end - at).map_or(READ_BUFFER_BYTES, |n| n.min(buffer.len()));
-                let n = read_full_at(&self.fd, &mut buffer[..wanted], at)?;
-                if n < wanted || left < n as u64 || !is_all_zero(&buffer[..n]) {
-                    return Ok(false);
-                }
-                left -= n as u64;
-                at += n as u64;
-            }
+        if self.size < to {
+            return Ok(false);
         }
-        Ok(self.size >= to)
+        let mut left = MAX_ZERO_SCAN_BYTES;
+        let reached = read_chunks(&self.fd, from..to, buffer, |chunk| match chunk {
+            Chunk::Hole(_) => true,
+            Chunk::Data(data) => {
+                let is_within = data.len() as u64 <= left;
+                left = left.saturating_sub(data.len() as u64);
+                is_within && is_all_zero(data)
+            }
+        })?;
+        Ok(reached == to)
     }
 
     /// Whether not all of it is a hole.

@@ -1,26 +1,91 @@
 //! Reads, writes and the data map of open files.
 
 use super::errno::SysResult;
-use rustix::fd::{AsFd as _, OwnedFd};
+use crate::wire::content::{ContentHasher, HashMode};
+use rustix::fd::OwnedFd;
 use rustix::fs::SeekFrom;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
+use std::convert::Infallible;
 use std::ops::Range;
+
+/// Bytes that are read at once.
+pub(super) const READ_BUFFER_BYTES: usize = 1 << 20;
 
 /// Zeros from this length on become a hole, where they shall.
 const MIN_HOLE_BYTES: usize = 64 << 10;
 
-/// `pread` until the buffer is full or the file ends.
-pub(super) fn read_full_at(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> SysResult<usize> {
+/// Calls `read` with the rest of `buffer` and the count of bytes before it, until the buffer is full or the file ends.
+pub(super) fn fill(
+    buffer: &mut [u8],
+    mut read: impl FnMut(&mut [u8], u64) -> SysResult<usize>,
+) -> SysResult<usize> {
     let mut done = 0;
     while done < buffer.len() {
-        match rustix::io::pread(fd, &mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
+        match retry_on_intr(|| read(&mut buffer[done..], done as u64))? {
+            0 => break,
+            n => done += n,
         }
     }
     Ok(done)
+}
+
+/// `pread` until the buffer is full or the file ends.
+pub(super) fn read_full_at(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> SysResult<usize> {
+    fill(buffer, |rest, done| rustix::io::pread(fd, rest, offset + done))
+}
+
+/// A part of a file.
+pub(super) enum Chunk<'a> {
+    /// A hole of this length.
+    Hole(u64),
+    Data(&'a [u8]),
+}
+
+/// Passes `range` of a file to `step`, in order and in pieces that fit in `buffer`, until `step` returns `false` or the
+/// file ends. Returns the offset up to which `step` accepted it.
+pub(super) fn read_chunks(
+    fd: &OwnedFd,
+    range: Range<u64>,
+    buffer: &mut [u8],
+    mut step: impl FnMut(Chunk<'_>) -> bool,
+) -> SysResult<u64> {
+    let mut at = range.start;
+    while let Some((start, end)) = next_data_run(fd, at, range.end)? {
+        if start > at && !step(Chunk::Hole(start - at)) {
+            return Ok(at);
+        }
+        at = start;
+        while at < end {
+            let wanted = usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
+            let n = read_full_at(fd, &mut buffer[..wanted], at)?;
+            if n == 0 || !step(Chunk::Data(&buffer[..n])) {
+                return Ok(at);
+            }
+            at += n as u64;
+        }
+    }
+    let is_accepted = at >= range.end || step(Chunk::Hole(range.end - at));
+    Ok(if is_accepted { range.end.max(at) } else { at })
+}
+
+/// The state of a hasher after `range` of a file; `None` where the file ends before. Holes are not read.
+pub(super) fn hash_range(
+    fd: &OwnedFd,
+    range: Range<u64>,
+    mode: HashMode,
+) -> SysResult<Option<ContentHasher>> {
+    let mut hasher = ContentHasher::at_offset(mode, range.start);
+    let length = usize::try_from(range.end.saturating_sub(range.start));
+    let mut buffer = vec![0; length.map_or(READ_BUFFER_BYTES, |n| n.clamp(1, READ_BUFFER_BYTES))];
+    let end = range.end;
+    let reached = read_chunks(fd, range, &mut buffer, |chunk| match chunk {
+        Chunk::Hole(length) => hasher.update_zeros(length, || Ok::<_, Infallible>(())).is_ok(),
+        Chunk::Data(data) => {
+            hasher.update(data);
+            true
+        }
+    })?;
+    Ok((reached == end).then_some(hasher))
 }
 
 /// The next run of data of a file, from `from` on and up to `end` at most. A file system that knows no
@@ -46,14 +111,12 @@ pub(super) fn next_data_run(fd: &OwnedFd, from: u64, end: u64) -> SysResult<Opti
 
 pub(super) fn write_all_at(fd: &OwnedFd, mut content: &[u8], mut offset: u64) -> SysResult<()> {
     while !content.is_empty() {
-        match rustix::io::pwrite(fd.as_fd(), content, offset) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(n) => {
+        match retry_on_intr(|| rustix::io::pwrite(fd, content, offset))? {
+            0 => return Err(Errno::IO),
+            n => {
                 content = &content[n..];
                 offset += n as u64;
             }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
         }
     }
     Ok(())

@@ -10,6 +10,7 @@
 
 use super::beneath::DirHandle;
 use super::errno::SysResult;
+use super::fs_type::keeps_owners;
 use super::inode::{meta_of, mode_of, set_mtime, type_of};
 use super::target::{CreatedOwner, Target};
 use crate::wire::RelPath;
@@ -20,19 +21,6 @@ use rustix::io::Errno;
 
 /// The mode of a part file until its metadata are set: nobody else can open it.
 pub(super) const PART_MODE: u32 = 0o600;
-
-/// `f_type` of ext2 to ext4, XFS, Btrfs, F2FS, ZFS, bcachefs, overlayfs and tmpfs (`<linux/magic.h>`; ZFS and
-/// bcachefs: their own sources).
-const OWNER_KEEPING_FS_MAGIC: [u32; 8] = [
-    0x0000_ef53,
-    0x5846_5342,
-    0x9123_683e,
-    0xf2f5_2010,
-    0x2fc1_2fc1,
-    0xca45_1a4e,
-    0x794c_7630,
-    0x0102_1994,
-];
 
 impl Target {
     /// Whether the object of `stat` in `dir` belongs to this process, to the owner that an entry with
@@ -81,7 +69,7 @@ impl Target {
         let stat = rustix::fs::fstat(dir)?;
         if self.rules.dry_run {
             // Nothing may be made. Where there are no owners, a directory shows the same one.
-            return Ok(match self.is_owner_keeping_fs(dir) {
+            return Ok(match keeps_owners(dir) {
                 true => self.expected_owner(),
                 false => CreatedOwner { uid: stat.st_uid, mode: PART_MODE },
             });
@@ -94,14 +82,6 @@ impl Target {
         let newborn = CreatedOwner { uid: made.st_uid, mode: mode_of(&made) };
         known().insert(stat.st_dev, newborn);
         Ok(newborn)
-    }
-
-    /// Whether the file system of `dir` is one of those that show the owner with which a file was made.
-    fn is_owner_keeping_fs(&self, dir: &DirHandle) -> bool {
-        rustix::fs::fstatfs(dir).is_ok_and(|found| {
-            let kind = u32::try_from(found.f_type & 0xffff_ffff);
-            kind.is_ok_and(|kind| OWNER_KEEPING_FS_MAGIC.contains(&kind))
-        })
     }
 
     /// A file without a name, or whose name is removed again.

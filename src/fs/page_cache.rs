@@ -4,7 +4,7 @@
 //! All of it is advice to the kernel: file systems that know none of it are copied all the same.
 
 use super::errno::SysResult;
-use super::file_io::read_full_at;
+use super::file_io::{fill, read_full_at};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::Advice;
@@ -51,7 +51,11 @@ impl<'a> DropBehindReader<'a> {
     /// Fills `buffer` from `at` on; gives less only at the end of the file.
     pub(super) fn read(&mut self, buffer: &mut [u8], at: u64) -> SysResult<usize> {
         if self.eviction == Eviction::Kernel {
-            match read_uncached(self.file, buffer, at) {
+            let uncached = fill(buffer, |rest, done| {
+                let rest = &mut [IoSliceMut::new(rest)];
+                rustix::io::preadv2(self.file, rest, at + done, DONT_CACHE)
+            });
+            match uncached {
                 Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.probe_cache(),
                 other => return other,
             }
@@ -82,20 +86,6 @@ impl Drop for DropBehindReader<'_> {
     fn drop(&mut self) {
         self.evict_until(self.end);
     }
-}
-
-fn read_uncached(file: &OwnedFd, buffer: &mut [u8], at: u64) -> SysResult<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        let mut room = [IoSliceMut::new(&mut buffer[done..])];
-        match rustix::io::preadv2(file, &mut room, at + done as u64, DONT_CACHE) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(done)
 }
 
 /// A range being written: the disk gets it while it comes.

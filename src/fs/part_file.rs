@@ -9,13 +9,16 @@
 use super::beneath::DirHandle;
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, Result};
-use super::file_io::{next_data_run, read_full_at, split_zero_runs, write_all_at};
+use super::file_io::{
+    READ_BUFFER_BYTES, next_data_run, read_full_at, split_zero_runs, write_all_at,
+};
+use super::fs_type::has_delayed_allocation;
 use super::hardlinks::is_same_object;
 use super::inode::{has_same_mtime, lstat, size_of, type_of};
 use super::metadata::ObjectOrigin;
 use super::ownership::PART_MODE;
 use super::page_cache::{WriteBehind, drop_cached};
-use super::part_verify::{self, SentRanges};
+use super::part_verify::SentRanges;
 use super::root::ParentAndName;
 use super::special_files::MetadataRepair;
 use super::target::Target;
@@ -27,9 +30,6 @@ use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::sync::OnceLock;
-
-/// Bytes that are read, or written as zeros, at once.
-const BUFFER_BYTES: usize = 1 << 20;
 
 /// The part file of one version of a large file. Any number of writers, on any number of hosts, may
 /// write ranges of it.
@@ -206,7 +206,7 @@ impl Target {
         }
         self.verify_size(entry, size_of(&stat))?;
         if let Some(ranges) = ranges
-            && !part_verify::verify_ranges_with_holes(&fd, entry.size(), ranges).map_err(os)?
+            && !ranges.are_in(&fd, entry.size(), false).map_err(os)?
         {
             return Err(failed(Cause::PartDataLost));
         }
@@ -261,7 +261,7 @@ impl Target {
             let fd = open_regular_file(&place.dir, place.name).map_err(|_| Cause::PartDataLost)?;
             let whole = match ranges {
                 Some(ranges) if size_of(&stat) == entry.size() => {
-                    part_verify::verify_all_ranges(&fd, entry.size(), ranges)?
+                    ranges.are_in(&fd, entry.size(), true)?
                 }
                 _ => false,
             };
@@ -349,12 +349,13 @@ impl PartFile {
             return Ok(());
         }
         // No holes here, or none to be made: then whatever is not zero must become so.
-        let zeros = vec![0; BUFFER_BYTES];
+        let zeros = vec![0; READ_BUFFER_BYTES];
         let mut at = offset;
         while let Some((start, stop)) = next_data_run(&self.fd, at, end)? {
             at = start;
             while at < stop {
-                let n = usize::try_from(stop - at).map_or(BUFFER_BYTES, |n| n.min(BUFFER_BYTES));
+                let n = usize::try_from(stop - at)
+                    .map_or(READ_BUFFER_BYTES, |n| n.min(READ_BUFFER_BYTES));
                 match self.published {
                     true => self.verify_equal(&zeros[..n], at)?,
                     false => write_all_at(&self.fd, &zeros[..n], at)?,
@@ -450,15 +451,6 @@ impl PartFile {
     }
 }
 
-/// Whether the file system looks for blocks only when content goes to the disk, and lets itself be told
-/// before. Others have no use for it: what is kept in memory would be zeroed for it, and what is never
-/// written in place gets other blocks when it is written.
-fn has_delayed_allocation(fd: &OwnedFd) -> bool {
-    const EXT4: u64 = 0xef53;
-    const XFS: u64 = 0x5846_5342;
-    rustix::fs::fstatfs(fd).is_ok_and(|fs| [EXT4, XFS].contains(&(fs.f_type as u64 & 0xffff_ffff)))
-}
-
 /// Opens the regular file `name` to read it; nothing is followed, nothing waited for.
 pub(super) fn open_regular_file(dir: &DirHandle, name: &[u8]) -> SysResult<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -487,10 +479,11 @@ fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> CauseResult
 }
 
 fn copy_range_buffered(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> CauseResult<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
     let mut at = start;
     while at < end {
-        let wanted = usize::try_from(end - at).map_or(BUFFER_BYTES, |n| n.min(BUFFER_BYTES));
+        let wanted =
+            usize::try_from(end - at).map_or(READ_BUFFER_BYTES, |n| n.min(READ_BUFFER_BYTES));
         let n = read_full_at(from, &mut buffer[..wanted], at)?;
         if n == 0 {
             return Err(Cause::WrongSize { expected: end, found: at });

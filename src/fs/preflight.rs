@@ -5,6 +5,7 @@ use super::beneath::{open_dir_below, split_parent};
 use super::dir_list::list_dir;
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, FsError, Result};
+use super::fs_type::fs_type;
 use super::inode::{lstat, type_of};
 use super::root::Tree;
 use super::root_mismatch::RootKind;
@@ -41,12 +42,11 @@ impl Tree {
             }
             Err(errno) => return Err(failed(errno)),
         };
-        let kind = rustix::fs::fstatfs(&fd).map_err(failed)?.f_type;
+        let fs_type = fs_type(&fd).map_err(failed)?;
         // Local file systems make it of their UUID or device, so it outlives a restart; network file
         // systems often leave it at 0, and then their type tells them from an empty mount point.
         let id = rustix::fs::fstatvfs(&fd).map_err(failed)?.f_fsid;
-        // The type has 32 bits; the field that it stands in is longer, and signed on some machines.
-        Ok(RootState { file_system: format!("{:x}:{id:x}", kind as u64 & 0xffff_ffff), empty })
+        Ok(RootState { file_system: format!("{fs_type:x}:{id:x}"), empty })
     }
 
     /// The tree where links in the path of this one lead, as `link/` leads to a directory for rsync. One that leads

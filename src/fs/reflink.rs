@@ -3,13 +3,12 @@
 //! moment, holes included. A file system on a server (NFS 4.2, CephFS) may copy there what it cannot share.
 
 use super::errno::SysResult;
+use super::fs_type::can_copy_on_server;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd as _, OwnedFd};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use std::collections::BTreeSet;
 
-/// `f_type` of the file systems whose servers copy what `copy_file_range` asks for: NFS and Ceph (`<linux/magic.h>`).
-const SERVER_COPY_FS_MAGIC: [u32; 2] = [0x6969, 0x00c3_6400];
 /// So many bytes are asked for at a time; between two of them the copy can be stopped.
 const COPY_CHUNK_BYTES: u64 = 8 << 20;
 
@@ -38,7 +37,7 @@ pub(super) fn reflink_or_copy(
         Ok(()) => return Ok(true),
         // Two file systems, or one that shares nothing.
         Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
-            if dev == own && is_server_copy_fs(to) {
+            if dev == own && can_copy_on_server(to) {
                 return dense.map_or(Ok(false), |length| copy_in_kernel(from, to, length, go_on));
             }
             UNSUPPORTED_DEVICE_PAIRS.lock().insert((dev, own));
@@ -48,11 +47,6 @@ pub(super) fn reflink_or_copy(
     }
     rustix::fs::ftruncate(to, 0)?;
     Ok(false)
-}
-
-fn is_server_copy_fs(file: &OwnedFd) -> bool {
-    let kind = rustix::fs::fstatfs(file).map(|fs| u32::try_from(fs.f_type).unwrap_or(0));
-    kind.is_ok_and(|kind| SERVER_COPY_FS_MAGIC.contains(&kind))
 }
 
 /// Has `length` bytes of `from` copied to `to`, which is empty, without reading them here: by the server, or where it
@@ -66,33 +60,19 @@ fn copy_in_kernel(
     let (mut read, mut written) = (0, 0);
     while written < length {
         let piece = COPY_CHUNK_BYTES.min(length - written);
-        let copied = match go_on(piece) {
-            true => copy_chunk(from, &mut read, to, &mut written, piece),
-            false => Ok(0),
-        };
+        let size = usize::try_from(piece).unwrap_or(usize::MAX);
+        let copied = go_on(piece).then(|| {
+            retry_on_intr(|| {
+                rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut written), size)
+            })
+        });
         // What is wrong is found again when it is read and written.
-        if copied.unwrap_or(0) == 0 {
+        if !matches!(copied, Some(Ok(1..))) {
             rustix::fs::ftruncate(to, 0)?;
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-fn copy_chunk(
-    from: &OwnedFd,
-    read: &mut u64,
-    to: &OwnedFd,
-    written: &mut u64,
-    piece: u64,
-) -> SysResult<usize> {
-    let piece = usize::try_from(piece).unwrap_or(usize::MAX);
-    loop {
-        match rustix::fs::copy_file_range(from, Some(read), to, Some(written), piece) {
-            Err(Errno::INTR) => {}
-            other => return other,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -141,6 +121,6 @@ mod tests {
 
     #[test]
     fn a_local_file_system_is_no_server_copy_file_system() {
-        assert!(!is_server_copy_fs(&tempfile::tempfile().unwrap().into()));
+        assert!(!can_copy_on_server(tempfile::tempfile().unwrap()));
     }
 }

@@ -5,6 +5,7 @@ use super::deletion_budget::DeletionBudget;
 use super::dirty_journal::SuspectSpan;
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, FsError, Result};
+use super::fs_type::is_remote_fs;
 use super::inode::{chmod, lstat};
 use super::metadata::{CreateDefaultsCache, DesiredMetadata, MetadataPolicy, ObjectOrigin};
 use super::root::{ParentAndName, Tree};
@@ -515,15 +516,9 @@ impl Target {
 
     /// Whether a server keeps what is written here.
     pub(super) fn is_remote(&self, fd: &OwnedFd) -> bool {
-        *self.state.is_remote.get_or_init(|| {
-            rustix::fs::fstatfs(fd)
-                .is_ok_and(|fs| REMOTE_FS_MAGIC.contains(&(u32::try_from(fs.f_type).unwrap_or(0))))
-        })
+        *self.state.is_remote.get_or_init(|| is_remote_fs(fd))
     }
 }
-
-/// `f_type` of NFS, CIFS and SMB (`<linux/magic.h>`).
-const REMOTE_FS_MAGIC: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
 #[cfg(test)]
 mod tests;
