@@ -1,5 +1,4 @@
-//! What the destination has of a file already: digests of it as a whole and block by block, so that
-//! equal content need not be sent.
+//! Digests of what the destination has of a file, whole and block by block, so that equal content is not sent.
 
 use super::beneath::DirHandle;
 use super::errno::SysResult;
@@ -18,20 +17,19 @@ use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::num::NonZeroU64;
 
-/// The shortest blocks that are taken, in bytes.
+/// The shortest block, in bytes.
 const MIN_BLOCK_BYTES: u64 = 1024;
-/// At most so many blocks are told of at once.
+/// The most blocks of one request.
 const MAX_BLOCKS: u64 = 1 << 20;
-/// So much data is read, in bytes, to see that a long block is nothing but zeros.
+/// The most data that is read, in bytes, to find out whether a long block is all zeros.
 const MAX_ZERO_SCAN_BYTES: u64 = 64 << 20;
 
-/// What the destination has in the place of one block: the values of the bytes there
-/// ([`Hashing::block`]).
+/// What the destination has in place of one block ([`HashMode::hash_block`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlockHashes {
-    /// In the part file of this version; `None` where nothing was written yet.
+    /// In the part file of this version; `None` where nothing is written yet.
     pub part: Option<Digest>,
-    /// In the file that has the name now; `None` where it does not reach that far.
+    /// In the file with the final name; `None` where that file is shorter.
     pub basis: Option<Digest>,
 }
 
@@ -42,19 +40,18 @@ struct OpenFile {
 }
 
 impl Target {
-    /// The values of what is there in place of `length` bytes of `entry`'s content from `offset`
-    /// on, in blocks of `block` bytes, which are read to `scratch`. The last block of the file may be
-    /// shorter.
+    /// Hashes what the destination has in place of `length` bytes of `entry`'s content from `offset` on, in blocks of
+    /// `block` bytes, which are read to `scratch`. The last block of the file may be shorter.
     ///
-    /// A file of one block has a value like any other block, which is not its digest: digests are merged
-    /// of two values or more.
+    /// A file of one block has a block hash like any other; it differs from the digest, which merges two hashes or
+    /// more.
     ///
-    /// Blocks may be longer than `scratch` where content is hashed without its zeros: the value of such a block is
-    /// [`ZERO`] where it is all zeros and that is found out at once, and none otherwise.
+    /// Blocks may be longer than `scratch` in [`HashMode::SkipZeros`]: the hash of such a block is [`ZERO_DIGEST`]
+    /// where it is found to be all zeros, and `None` otherwise.
     ///
     /// # Errors
-    /// `block` is no power of two (of 1 KiB at least) or too long, `offset` is not at the start of a block, the range
-    /// is beyond the file, or something can't be read. That there is nothing is no error.
+    /// `block` is no power of two (of 1 KiB at least) or too long, `offset` is not the start of a block, the range is
+    /// beyond the file, or a read fails. A missing file is no error.
     pub fn hash_blocks(
         &self,
         entry: &Entry,
@@ -84,30 +81,30 @@ impl Target {
             Err(errno) => return Err(failed(errno)),
         };
         let open = |name: &[u8]| -> Result<Option<OpenFile>> {
-            let held = self.open_regular_file(&place.dir, name).map_err(failed)?;
-            if let Some(held) = &held {
-                self.advise_sequential_read(&held.fd, offset, length).map_err(failed)?;
+            let file = self.open_regular_file(&place.dir, name).map_err(failed)?;
+            if let Some(file) = &file {
+                self.advise_sequential_read(&file.fd, offset, length).map_err(failed)?;
             }
-            Ok(held)
+            Ok(file)
         };
-        // What a foreign owner can change at any time is nothing to compare with.
-        let base = match open(place.name)? {
-            Some(held) => {
-                let trusted = self.is_trusted_fd(&place.dir, &held.fd, &entry.meta);
-                trusted.map_err(failed)?.then_some(held)
+        // A foreign owner can change the file at any time: it is no basis.
+        let basis = match open(place.name)? {
+            Some(file) => {
+                let trusted = self.is_trusted_fd(&place.dir, &file.fd, &entry.meta);
+                trusted.map_err(failed)?.then_some(file)
             }
             None => None,
         };
         let part = match open(&self.part_file_name(entry))? {
-            Some(held) => {
-                let stat = rustix::fs::fstat(&held.fd).map_err(failed)?;
-                self.is_own_part(&place.dir, &stat).then_some(held)
+            Some(file) => {
+                let stat = rustix::fs::fstat(&file.fd).map_err(failed)?;
+                self.is_own_part(&place.dir, &stat).then_some(file)
             }
             None => None,
         };
-        let mut value = |held: &Option<OpenFile>, from, to| match held {
-            Some(held) if long => Ok(held.is_all_zero(from, to, scratch)?.then_some(ZERO_DIGEST)),
-            Some(held) => held.hash_block(from, to, hashing, scratch),
+        let mut value = |file: &Option<OpenFile>, from, to| match file {
+            Some(file) if long => Ok(file.is_all_zero(from, to, scratch)?.then_some(ZERO_DIGEST)),
+            Some(file) => file.hash_block(from, to, hashing, scratch),
             None => Ok(None),
         };
         (0..count)
@@ -117,17 +114,17 @@ impl Target {
                 let written = !long && part.as_ref().is_some_and(|part| part.has_data(from, to));
                 Ok(BlockHashes {
                     part: if written { value(&part, from, to).map_err(failed)? } else { None },
-                    basis: value(&base, from, to).map_err(failed)?,
+                    basis: value(&basis, from, to).map_err(failed)?,
                 })
             })
             .collect()
     }
 
-    /// Gives the file at `entry`'s name, whose content was compared and is equal, `entry`'s metadata;
-    /// tells [`Action::Skip`] where it had them, [`Action::Metadata`] otherwise.
+    /// Sets the metadata of the file at `entry`'s path, after its content was compared and is equal. Returns
+    /// [`EntryAction::Skip`] where they were right, [`EntryAction::Metadata`] otherwise.
     ///
     /// # Errors
-    /// It is not there, is no regular file or has another length by now; its metadata can't be set.
+    /// It is missing, no regular file or of another length; its metadata can't be set.
     pub fn repair_metadata_in_place(&self, entry: &Entry) -> Result<EntryAction> {
         let path = &entry.path;
         let failed = |cause| self.error("set metadata of", path, cause);
@@ -151,35 +148,34 @@ impl Target {
                 }
                 EntryAction::Metadata
             }
-            // It was another file when it was compared.
+            // Another file was compared.
             MetadataRepair::ForeignOwner => return Err(failed(Cause::PartDataLost)),
         })
     }
 
-    /// Replaces a file whose metadata may not be changed (another name of it, or its owner, would have
-    /// to bear it) by a copy of our own.
+    /// Replaces a file that must not get other metadata, because of another name of it or of its owner, by a copy.
     fn replace_with_copy(&self, entry: &Entry, place: &ParentAndName<'_>) -> Result<()> {
         let failed = |errno| self.error("read", &entry.path, errno);
-        let held = self.open_regular_file(&place.dir, place.name).map_err(failed)?;
-        let held = held.ok_or_else(|| failed(Errno::NOENT))?;
-        let mut file = self.create(entry, 0)?;
+        let old = self.open_regular_file(&place.dir, place.name).map_err(failed)?;
+        let old = old.ok_or_else(|| failed(Errno::NOENT))?;
+        let mut copy = self.create(entry, 0)?;
         let mut buffer = vec![0; READ_BUFFER_BYTES];
         let mut at = 0;
-        while at < held.size {
-            let n = read_full_at(&held.fd, &mut buffer, at).map_err(failed)?;
+        while at < old.size {
+            let n = read_full_at(&old.fd, &mut buffer, at).map_err(failed)?;
             if n == 0 {
                 break;
             }
-            file.write(&buffer[..n])?;
+            copy.write(&buffer[..n])?;
             at += n as u64;
         }
-        file.publish(entry)
+        copy.publish(entry)
     }
 
     /// Length and digest of the regular file at `place`; `None` where there is none.
     ///
     /// # Errors
-    /// It can't be read, or changed meanwhile (`EBUSY`).
+    /// It can't be read, or changed during the read (`EBUSY`).
     pub(super) fn hash_file(&self, place: &ParentAndName<'_>) -> SysResult<Option<(u64, Digest)>> {
         let Some(OpenFile { fd, size }) = self.open_regular_file(&place.dir, place.name)? else {
             return Ok(None);
@@ -196,7 +192,7 @@ impl Target {
     fn open_regular_file(&self, dir: &DirHandle, name: &[u8]) -> SysResult<Option<OpenFile>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || {
-            // A device is not even opened.
+            // Devices are not opened.
             if type_of(&lstat(dir, name)?) != FileType::RegularFile {
                 return Ok(None);
             }
@@ -212,12 +208,12 @@ impl Target {
         Ok(regular.then(|| OpenFile { fd, size: size_of(&stat) }))
     }
 
-    /// Says that these bytes are read in order; where it is asked for, they come from the disk then, not
-    /// from memory.
+    /// Advises the kernel of a sequential read. With `readback`, the bytes are then read from the disk and not from
+    /// the page cache.
     fn advise_sequential_read(&self, fd: &OwnedFd, offset: u64, length: u64) -> SysResult<()> {
         let _ = rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::Sequential);
         if self.rules.readback || self.suspect_span.is_some() {
-            // Pages that are not written yet would stay.
+            // Dirty pages would stay in the cache.
             rustix::fs::fdatasync(fd)?;
             rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::DontNeed)?;
         }
@@ -226,7 +222,7 @@ impl Target {
 }
 
 impl OpenFile {
-    /// The value of the bytes between; `None` where the file ends before.
+    /// The hash of the bytes between; `None` where the file ends before.
     fn hash_block(
         &self,
         from: u64,
@@ -239,7 +235,7 @@ impl OpenFile {
             return Ok(None);
         }
         match self.has_data(from, to) {
-            // To read a hole costs as much as to read zeros.
+            // Reading a hole costs as much as reading zeros.
             false if hashing == HashMode::SkipZeros => return Ok(Some(ZERO_DIGEST)),
             false => buffer[..wanted].fill(0),
             true if read_full_at(&self.fd, &mut buffer[..wanted], from)? < wanted => {

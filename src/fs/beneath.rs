@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::sync::Arc;
 
-/// A directory, held open.
+/// An open directory.
 pub(super) type DirHandle = Arc<OwnedFd>;
 
 /// The directory part (empty at the top) and the name of a path that is not empty.
@@ -18,7 +18,7 @@ pub(super) fn split_parent(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Paths are handed to the kernel in pieces of at most this length (`PATH_MAX` is 4096 with its NUL).
+/// The most bytes of a path in one call (`PATH_MAX` is 4096 with its NUL).
 const MAX_SEGMENT_BYTES: usize = 3800;
 
 const LISTABLE_FLAGS: OFlags =
@@ -71,13 +71,13 @@ fn open_long_path(from: BorrowedFd<'_>, mut path: &[u8], flags: OFlags) -> SysRe
 
 fn open_segment(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> SysResult<OwnedFd> {
     let rules = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    // `NO_SYMLINKS` holds for the last component too, and says ELOOP where `NOFOLLOW` would say ENOTDIR.
+    // `NO_SYMLINKS` applies to the last component too, and fails with ELOOP where `NOFOLLOW` fails with ENOTDIR.
     let plain = flags.difference(OFlags::NOFOLLOW);
     for _ in 0..16 {
         match rustix::fs::openat2(from, path, plain, Mode::empty(), rules) {
-            // The kernel could not tell, because of a rename somewhere: ask again.
+            // A rename elsewhere made the lookup ambiguous: retry.
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // An old kernel, or a container's filter that does not know the call.
+            // An old kernel, or a container's filter without this call.
             Err(Errno::NOSYS | Errno::PERM) => return open_by_component(from, path, flags),
             other => return other,
         }

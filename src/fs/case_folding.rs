@@ -1,11 +1,10 @@
-//! Names that are one to the destination: file systems that tell no `Foo` from `foo`, nor one Unicode
-//! form from another. A name that finds what stands there under another spelling is taken: nothing of
-//! it is compared, replaced, or written into.
+//! Case folding: directories that do not distinguish `Foo` from `foo`, or one Unicode form from another. A name that
+//! finds an object stored under another spelling is a collision: the object is not compared, replaced or written
+//! into.
 //!
-//! Whether a directory does so is asked of it once while it is open, by a name that is there: is it
-//! also found in other letter case? Where not (nearly everywhere) that is all; where it is, its names
-//! are listed, and a name counts as there only when it is among them byte by byte. So one that the file
-//! system keeps in a form of its own counts as taken, too.
+//! Each directory is probed once while it is open, with an existing name: is it found in other letter case too? If
+//! not (nearly everywhere), the directory is case-sensitive. If so, its names are listed, and a name exists only when
+//! it is among them byte by byte. A name that the file system stores in a form of its own is a collision, too.
 
 use super::beneath::{DirHandle, open_listable_below};
 use super::dir_list::list_dir_matching;
@@ -19,7 +18,7 @@ use std::sync::{Arc, Weak};
 
 type NameSet = Arc<HashSet<Box<[u8]>>>;
 
-/// What is known of the directories used last.
+/// The directories used last.
 #[derive(Debug, Default)]
 pub(super) struct CaseFoldingCache(Mutex<Vec<(Weak<OwnedFd>, DirCase)>>);
 
@@ -27,20 +26,20 @@ pub(super) struct CaseFoldingCache(Mutex<Vec<(Weak<OwnedFd>, DirCase)>>);
 enum DirCase {
     /// Names that differ are different.
     Sensitive,
-    /// Some that differ are one; the names it had when it was listed.
+    /// Some names that differ are one; the names it had when it was listed.
     Insensitive(NameSet),
 }
 
 impl CaseFoldingCache {
     const MAX_CACHED_DIRS: usize = 16;
 
-    /// Of a `name` that finds something in `dir`: [`NAME_COLLISION`] where that is spelled otherwise.
+    /// For a `name` that finds an object in `dir`: fails with [`NAME_COLLISION`] where its stored spelling differs.
     pub(super) fn check_spelling(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         let Some(DirCase::Insensitive(names)) = self.probe(dir, name)? else { return Ok(()) };
         if names.contains(name) || name == b"." {
             return Ok(());
         }
-        // It may have come since. Twice, as a name that is just being replaced may be missed.
+        // It may be new. Listed twice, because a name that is just being replaced may be missing.
         for _ in 0..2 {
             let names = self.list_names(dir)?;
             let found = names.contains(name);
@@ -56,7 +55,7 @@ impl CaseFoldingCache {
         }
     }
 
-    /// Whether some names that differ are one in `dir`; `witness` is one that is there.
+    /// Whether some names that differ are one in `dir`; `witness` is an existing name.
     pub(super) fn is_case_insensitive(&self, dir: &DirHandle, witness: &[u8]) -> SysResult<bool> {
         let kind = match self.get(dir) {
             None => self.probe(dir, witness)?,
@@ -65,12 +64,12 @@ impl CaseFoldingCache {
         Ok(matches!(kind, Some(DirCase::Insensitive(_))))
     }
 
-    /// Whether `dir` is known to tell all names apart.
+    /// Whether `dir` is known to distinguish all names.
     pub(super) fn is_known_case_sensitive(&self, dir: &DirHandle) -> bool {
         matches!(self.get(dir), Some(DirCase::Sensitive))
     }
 
-    /// What `dir` does; `None` where `name`, which is there, can't tell.
+    /// The kind of `dir`; `None` where the existing name `name` can't show it.
     fn probe(&self, dir: &DirHandle, name: &[u8]) -> SysResult<Option<DirCase>> {
         if let Some(kind) = self.get(dir) {
             return Ok(Some(kind));
@@ -79,13 +78,13 @@ impl CaseFoldingCache {
         let kind = match lstat(dir, &other) {
             Ok(_) => {
                 let names = self.list_names(dir)?;
-                // Somebody may have named two files so.
+                // Two files may have these names.
                 match names.contains(name) && names.contains(other.as_slice()) {
                     true => DirCase::Sensitive,
                     false => DirCase::Insensitive(names),
                 }
             }
-            // If the name itself has gone meanwhile, that tells nothing.
+            // If the name itself was removed, the result shows nothing.
             Err(Errno::NOENT) if lstat(dir, name).is_ok() => DirCase::Sensitive,
             Err(_) => return Ok(None),
         };
@@ -116,7 +115,7 @@ impl CaseFoldingCache {
     }
 }
 
-/// The same name with its last letter in the other case; `None` where no letter has one.
+/// The name with its last letter in the other case; `None` where no letter has one.
 fn swap_last_letter_case(name: &[u8]) -> Option<Vec<u8>> {
     if let Some(at) = name.iter().rposition(u8::is_ascii_alphabetic) {
         let mut other = name.to_vec();

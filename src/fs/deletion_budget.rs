@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Permission to delete a number of entries. Clones, and permissions made of one count, draw from the same
-/// count, whichever request deletes.
+/// A number of entries that may be deleted. Clones, and budgets of one counter, share that counter across requests.
 #[derive(Debug, Clone)]
 pub struct DeletionBudget {
     used: Arc<AtomicU64>,
@@ -12,18 +11,18 @@ pub struct DeletionBudget {
 }
 
 impl DeletionBudget {
-    /// At most `most` entries, of which `used` counts those that are deleted.
+    /// At most `most` entries; `used` counts the deleted ones.
     pub fn new(used: Arc<AtomicU64>, most: u64) -> Self {
         DeletionBudget { used, limit: most }
     }
 
-    /// Takes one entry out of it, before that is deleted. False: nothing is left.
+    /// Reserves one entry before its deletion. False: the budget is exhausted.
     pub(super) fn try_reserve(&self) -> bool {
         let next = |used: u64| (used < self.limit).then_some(used + 1);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 
-    /// Returns one that was not deleted after all.
+    /// Releases a reservation after a failed deletion.
     pub(super) fn release(&self) {
         let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
     }

@@ -9,30 +9,30 @@ use rustix::io::Errno;
 /// Read at a time from a directory.
 const LIST_BUFFER_BYTES: usize = 64 << 10;
 
-/// A name in a directory, and what the directory says that it is (which it may not know).
+/// A name in a directory, and its type as the directory reports it (possibly unknown).
 pub(super) type ListedName = (Box<[u8]>, FileType);
 
 /// Some names of a directory.
 pub(super) struct Listing {
     pub(super) names: Vec<ListedName>,
-    /// There are others behind the last of them.
+    /// There are more names after the last of them.
     pub(super) has_more: bool,
-    /// The list broke off.
+    /// The listing stopped early.
     pub(super) error: Option<Errno>,
 }
 
-/// The first `keep` names of a directory behind `after`, sorted. The kernel gives them in no order, so
-/// all are read and the greater ones dropped. Our own unfinished files are left out.
+/// The first `keep` names of a directory after `after`, sorted, without internal names. The kernel returns names in
+/// no order, so all are read and the greater ones dropped.
 pub(super) fn list_dir(fd: &OwnedFd, after: Option<&[u8]>, keep: usize) -> Listing {
     list_dir_matching(fd, keep, |name| after.is_none_or(|a| name > a) && !is_internal_name(name))
 }
 
-/// The same with the names of our own unfinished files.
+/// Like [`list_dir`], with internal names.
 pub(super) fn list_dir_with_internal(fd: &OwnedFd, after: Option<&[u8]>, keep: usize) -> Listing {
     list_dir_matching(fd, keep, |name| after.is_none_or(|a| name > a))
 }
 
-/// The first `keep` names of a directory that are `wanted`, sorted.
+/// The first `keep` names of a directory for which `wanted` is true, sorted.
 pub(super) fn list_dir_matching(
     fd: &OwnedFd,
     keep: usize,
@@ -69,12 +69,12 @@ pub(super) fn list_dir_matching(
         keep_smallest(&mut listing, keep);
     }
     listing.names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    // Some file systems give a name twice when the directory changes under the reader.
+    // Some file systems return a name twice when the directory changes during the listing.
     listing.names.dedup_by(|a, b| a.0 == b.0);
     listing
 }
 
-/// Whether nothing is in a directory, our own unfinished files included.
+/// Whether a directory has no entry, not even an internal one.
 pub(super) fn is_dir_empty(fd: &OwnedFd) -> SysResult<bool> {
     let listing = list_dir_matching(fd, 1, |_| true);
     listing.error.map_or(Ok(listing.names.is_empty()), Err)

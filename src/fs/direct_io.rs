@@ -1,6 +1,5 @@
-//! Reading past the page cache (`O_DIRECT`), where a file system lets us: whole pages of large files, at
-//! offsets and to memory that are multiples of one. What is not whole, and what a file system refuses,
-//! is read the ordinary way.
+//! Reads that bypass the page cache (`O_DIRECT`), where the file system supports it: whole pages of large files, at
+//! aligned offsets and into aligned memory. Everything else is read through the page cache.
 
 use super::errno::SysResult;
 use super::file_io::read_full_at;
@@ -11,15 +10,15 @@ use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What offsets, lengths and memory are a multiple of, in bytes: no disk in use has longer blocks.
+/// The alignment of offsets, lengths and memory, in bytes: no disk in use has larger blocks.
 pub const DIRECT_ALIGN_BYTES: usize = 4096;
-/// Shorter files are read through the page cache: the kernel reads ahead for them, we would wait.
+/// Shorter files are read through the page cache, where the kernel's read-ahead is faster.
 const MIN_DIRECT_FILE_BYTES: u64 = 16 << 20;
 
-/// The device numbers of file systems that refused. They are not asked again.
+/// Device numbers of file systems without support; they are not tried again.
 static UNSUPPORTED_DEVICES: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
 
-/// Whether, and how, one file is read past the page cache.
+/// How one file is read past the page cache.
 #[derive(Debug)]
 pub(super) struct DirectReader {
     enabled: AtomicBool,
@@ -27,7 +26,7 @@ pub(super) struct DirectReader {
 }
 
 impl DirectReader {
-    /// Sets `fd`, of a file of this `size` on this device, up for it where that is `wanted` and can be.
+    /// Enables direct reads of `fd`, a file of this size on this device, if `wanted` and supported.
     pub(super) fn new(fd: &OwnedFd, dev: u64, size: u64, wanted: bool) -> Self {
         let direct = DirectReader { enabled: AtomicBool::new(false), dev };
         let known = || UNSUPPORTED_DEVICES.lock().contains(&dev);
@@ -44,7 +43,7 @@ impl DirectReader {
         self.enabled.load(Ordering::Relaxed)
     }
 
-    /// Fills `buffer` from `offset` on; gives less only at the end of the file.
+    /// Fills `buffer` from `offset` on; returns less than its length only at the end of the file.
     pub(super) fn read(&self, fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> SysResult<usize> {
         if !self.is_enabled() {
             return read_full_at(fd, buffer, offset);
@@ -53,7 +52,7 @@ impl DirectReader {
         if done == buffer.len() {
             return Ok(done);
         }
-        // The rest is no whole page, or at the end of the file, or refused.
+        // The remainder is no whole page, is at the end of the file, or was refused.
         set_direct_flag(fd, false)?;
         let rest = read_full_at(fd, &mut buffer[done..], offset + done as u64);
         if self.is_enabled()
@@ -64,14 +63,14 @@ impl DirectReader {
         Ok(done + rest?)
     }
 
-    /// Reads the whole pages of it; none where it does not begin on one, or is refused.
+    /// Reads the whole pages; none where offset or memory is not aligned, or the read is refused.
     fn read_aligned(&self, fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> SysResult<usize> {
         let aligned = offset.is_multiple_of(DIRECT_ALIGN_BYTES as u64);
         if !aligned || !buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGN_BYTES) {
             return Ok(0);
         }
         let (mut done, whole) = (0, buffer.len() / DIRECT_ALIGN_BYTES * DIRECT_ALIGN_BYTES);
-        // A read that ends elsewhere has come to the end of the file.
+        // A read that ends elsewhere has reached the end of the file.
         while done < whole && done.is_multiple_of(DIRECT_ALIGN_BYTES) {
             match rustix::io::pread(fd, &mut buffer[done..whole], offset + done as u64) {
                 Ok(0) => break,
@@ -114,7 +113,7 @@ mod tests {
 
     const SIZE: usize = MIN_DIRECT_FILE_BYTES as usize + 3 * DIRECT_ALIGN_BYTES + 77;
 
-    /// A large file on a disk, and its content; none of it is cached.
+    /// A large file on a disk and its content, not cached.
     fn uncached_file() -> (tempfile::TempDir, File, Vec<u8>) {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = dir.path().join("f");
@@ -127,8 +126,7 @@ mod tests {
         (dir, file, content)
     }
 
-    /// How many of `file`'s pages, one in 64, are in the cache. Each is asked for once, by a descriptor
-    /// for which the kernel reads no more than that page.
+    /// How many of `file`'s pages, one in 64, are cached. Each is probed once, on a descriptor without read-ahead.
     fn count_cached_pages(file: &File, dir: &tempfile::TempDir) -> usize {
         let asking = File::open(dir.path().join("f")).unwrap();
         rustix::fs::fadvise(&asking, 0, None, rustix::fs::Advice::Random).unwrap();

@@ -1,4 +1,4 @@
-//! What was written and is not flushed yet, remembered across restarts of the agent and of its host.
+//! A journal of unflushed writes that survives restarts of the agent and of its host.
 //!
 //! ```text
 //! clean ──first file made below a destination──▶ unflushed since …, under boot …
@@ -8,10 +8,10 @@
 //!                              what changed in that span is *suspect*: compared by content
 //! ```
 //!
-//! A kernel that crashes may leave a file with its length and its time and without its content. Both are what the next
-//! sync goes by, so it would pass such a file over for ever. The note is on stable storage before the first file gets
-//! its name, so it is there after every crash. What changed in the span tells the file's own change time, which nobody
-//! can set: a file that is found right gets its time again, which moves the change time out of the span.
+//! A kernel crash may leave a file with its length and its mtime but without its content. The next sync compares
+//! these two and would skip such a file for ever. The record is on stable storage before the first file gets its
+//! name, so it exists after every crash. A file's ctime, which cannot be set, shows whether it changed in the span; a
+//! verified file gets its mtime set again, which moves its ctime out of the span.
 
 use crate::util::private_files;
 use crate::wire::AbsPath;
@@ -24,10 +24,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// The clock of a file server, and ours before and after a restart, may differ by so many seconds.
+/// Allowed difference between the clocks of a file server and of this host before and after a restart, in seconds.
 const MAX_CLOCK_SKEW_SECS: i64 = 600;
 
-/// A span of time in which what changed is not to be trusted, in seconds since 1970; both ends are in it.
+/// A span of time, in seconds since 1970, both ends included: files that changed in it are not trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SuspectSpan {
     from: i64,
@@ -36,7 +36,7 @@ pub(super) struct SuspectSpan {
 
 impl SuspectSpan {
     fn with_skew(from: i64, until: i64) -> SuspectSpan {
-        // A clock that is behind what it was tells nothing about the end.
+        // A clock that went back does not show the end of the span.
         let until = if until < from { i64::MAX } else { until.saturating_add(MAX_CLOCK_SKEW_SECS) };
         SuspectSpan { from: from.saturating_sub(MAX_CLOCK_SKEW_SECS), until }
     }
@@ -46,7 +46,7 @@ impl SuspectSpan {
         SuspectSpan { from: self.from.min(other.from), until: self.until.max(other.until) }
     }
 
-    /// Whether the object of `stat` changed in it.
+    /// Whether the object of `stat` changed in the span.
     pub(super) fn contains(&self, stat: &Stat) -> bool {
         (self.from..=self.until).contains(&stat.st_ctime)
     }
@@ -57,14 +57,14 @@ impl SuspectSpan {
 struct UnflushedWrites {
     /// In seconds since 1970.
     since: i64,
-    /// The kernel that has them.
+    /// The boot id of the kernel that has them.
     boot_id: Option<String>,
-    /// Counts the files that were begun.
+    /// Counts the files that were created.
     #[serde(skip)]
     file_count: u64,
 }
 
-/// What is known of one destination.
+/// The state of one destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct DestinationState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ struct DestinationState {
     suspect: Option<SuspectSpan>,
 }
 
-/// How it is kept.
+/// A stored record.
 #[derive(Debug, Serialize, Deserialize)]
 struct JournalRecord {
     path: AbsPath,
@@ -81,7 +81,7 @@ struct JournalRecord {
     state: DestinationState,
 }
 
-/// See the module.
+/// The journal of all destinations of this process.
 #[derive(Debug, Default)]
 pub struct DirtyJournal {
     /// `None`: nothing outlives this process.
@@ -90,7 +90,7 @@ pub struct DirtyJournal {
     destinations: Mutex<BTreeMap<Vec<u8>, (AbsPath, DestinationState)>>,
 }
 
-/// A flush that is under way.
+/// A flush in progress.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FlushStart {
     since: i64,
@@ -103,11 +103,11 @@ fn unix_seconds() -> i64 {
 }
 
 impl DirtyJournal {
-    /// One that is kept in `file`, for a process under the kernel's boot `boot`. What it says of an earlier boot is
-    /// suspect from now on.
+    /// Opens the journal that is stored in `file`, for a process under the boot `boot`. Unflushed writes of an
+    /// earlier boot become suspect.
     ///
     /// # Errors
-    /// It can't be read or written. One that makes no sense is an error as well: what was not flushed is not known then.
+    /// It can't be read, written or parsed. Without it, the unflushed writes are unknown.
     pub fn open(file: &Path, boot: Option<String>) -> io::Result<DirtyJournal> {
         let kept: Vec<JournalRecord> = match fs::read(file) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
@@ -139,7 +139,7 @@ impl DirtyJournal {
         self.destinations.lock()
     }
 
-    /// Puts it on stable storage. Nothing to note is no file.
+    /// Puts it on stable storage. An empty journal has no file.
     fn save(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, DestinationState)>) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         if notes.is_empty() {
@@ -166,7 +166,7 @@ impl DirtyJournal {
         }
     }
 
-    /// A file is about to be made below the destination `path`.
+    /// A file is about to be created below the destination `path`.
     pub(super) fn record_write(&self, path: &AbsPath) {
         let mut notes = self.lock_destinations();
         if let Some((_, DestinationState { unflushed: Some(dirty), .. })) =
@@ -192,7 +192,7 @@ impl DirtyJournal {
         FlushStart { since: unix_seconds(), file_count: dirty.map_or(0, |dirty| dirty.file_count) }
     }
 
-    /// It succeeded: what was written before it began is on stable storage.
+    /// The flush succeeded: writes before its begin are on stable storage.
     pub(super) fn record_flush(&self, path: &AbsPath, begun: FlushStart) {
         let mut notes = self.lock_destinations();
         let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
@@ -204,7 +204,7 @@ impl DirtyJournal {
         self.save_or_warn(&notes);
     }
 
-    /// It failed: some of what was written is lost, and the kernel will not say so again.
+    /// The flush failed: some writes are lost, and the kernel does not report that again.
     pub(super) fn record_failed_flush(&self, path: &AbsPath, begun: FlushStart) {
         let mut notes = self.lock_destinations();
         let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
@@ -216,7 +216,7 @@ impl DirtyJournal {
         self.save_or_warn(&notes);
     }
 
-    /// When what is suspect at or below `path` changed; `None` where nothing is.
+    /// When suspect files at or below `path` changed; `None` where there are none.
     pub(super) fn suspect_span(&self, path: &AbsPath) -> Option<SuspectSpan> {
         let notes = self.lock_destinations();
         let near = notes.values().filter(|(other, _)| other.contains(path) || path.contains(other));

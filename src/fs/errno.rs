@@ -14,7 +14,7 @@ pub(super) fn is_resource_shortage(errno: Errno) -> bool {
     matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM)
 }
 
-/// The name of an errno as `errno(3)` has it; `None` for those that file systems do not give.
+/// The name of an errno as in `errno(3)`; `None` for those that file systems do not return.
 pub fn errno_name(errno: Errno) -> Option<&'static str> {
     ERRNO_NAMES.iter().find(|(e, _)| *e == errno).map(|(_, name)| *name)
 }

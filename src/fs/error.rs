@@ -1,4 +1,4 @@
-//! What went wrong, where, and what to do about it.
+//! Errors of operations on entries: operation, side, path, cause and hint.
 
 use super::errno::{NAME_COLLISION, errno_name};
 use super::metadata_warnings::MetadataWarning;
@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use std::fmt;
 
-/// Which end of the sync an error happened at.
+/// The end of a sync at which an error happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Where entries are read.
@@ -22,7 +22,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// The word for it, as it stands in [`FileError::operation`].
+    /// The word for it in [`FileError::operation`].
     pub fn as_str(self) -> &'static str {
         match self {
             Side::Source => "source",
@@ -38,48 +38,48 @@ pub enum Cause {
     Os(Errno),
     /// The source file changed while it was read, or since it was scanned.
     Changed,
-    /// Something that is no regular file (any more) stands where one was expected.
+    /// The object is not, or no longer, a regular file.
     NotRegularFile,
-    /// A file has another length than was said of it, in bytes.
+    /// A file has another length than expected, in bytes.
     WrongSize {
-        /// What was said.
+        /// According to the entry.
         expected: u64,
         /// What is there.
         found: u64,
     },
-    /// A directory that is not empty stands where something else belongs.
+    /// A directory that is not empty has the name of another object.
     DirectoryNotEmpty,
-    /// Another writer has taken the temporary file's name: that writer will publish.
+    /// Another writer has the temporary file's name, and publishes.
     Superseded,
-    /// What was written to a part file is not (all) there any more: it must be sent again.
+    /// Data written to a part file is missing: it must be sent again.
     PartDataLost,
-    /// It lies in a file system like `proc`, whose files have no length to copy by.
+    /// The file is in a file system like `proc`, without lengths of files to copy by.
     PseudoFileSystem,
-    /// A link that is to be followed leads to nothing.
+    /// A link to be followed has no target.
     DanglingLink,
-    /// A link that is to be followed leads out of the storage root.
+    /// A link to be followed points outside of the storage root.
     LinkOutsideRoot,
-    /// Links that are to be followed lead round in a circle.
+    /// Links to be followed form a cycle.
     LinkCycle,
-    /// Something else is mounted there.
+    /// Another file system is mounted there.
     MountPoint,
-    /// It is the directory that is copied to.
+    /// It is the destination directory itself.
     IsDestination,
-    /// The source is no directory, and a list names what lies in one.
+    /// The source is no directory, but a list names entries of it.
     SourceNotDirectory,
     /// Its extended attributes are too long together.
     XattrsTooLarge,
-    /// No object of this kind can be made there, by this process.
+    /// This process can't create an object of this kind there.
     CannotCreate(SpecialKind, Errno),
-    /// The destination can't hold something of its metadata, and is to hold it all.
+    /// The destination can't store some of its metadata, and strict metadata is required.
     MetadataUnsupported(MetadataWarning),
-    /// What stands in the place of the trash, or of a directory above it, is no directory but this.
+    /// The place of the trash, or of a directory above it, has an object of this type.
     TrashNotDirectory(FileType),
-    /// The path of the storage root leads elsewhere than to the directory that is open.
+    /// The path of the storage root no longer leads to the open directory.
     RootUnavailable(RootUnavailable),
-    /// The root of the source is not there.
-    SourceMissing,
     /// The root of the destination does not fit that of the source.
+    SourceMissing,
+    /// The root of the source does not exist.
     RootMismatch(RootMismatch),
 }
 
@@ -119,7 +119,7 @@ impl FsError {
         FsError { side, operation: op, path: BytePath(path.to_vec()), cause: cause.into() }
     }
 
-    /// The error of a sync to `destination`, an absolute path, whose root does not fit that of the source.
+    /// The error of a sync to `destination`, an absolute path that does not fit the root of the source.
     pub fn root_mismatch(mismatch: RootMismatch, destination: &[u8]) -> FsError {
         FsError::new(Side::Destination, "use", destination, Cause::RootMismatch(mismatch))
     }
@@ -134,12 +134,12 @@ impl FsError {
         }
     }
 
-    /// Its name, e.g. `EACCES`.
+    /// The errno's name, e.g. `EACCES`.
     pub fn errno_name(&self) -> Option<&'static str> {
         self.errno().and_then(errno_name)
     }
 
-    /// What went wrong without where: the same for all entries that fail alike.
+    /// Operation, side and errno without the path: equal for all entries that fail alike.
     pub fn without_path(&self) -> String {
         let (side, op) = (self.side.as_str(), self.operation);
         match self.errno_name() {
@@ -148,12 +148,12 @@ impl FsError {
         }
     }
 
-    /// Whether a walk could not enter or list a directory: an error of its contents, beside its entry.
+    /// Whether a directory could not be entered or listed: an error of its contents, in addition to its entry.
     pub fn is_listing_error(&self) -> bool {
         matches!(self.operation, "open" | "enter" | "list")
     }
 
-    /// Whether trying again can help.
+    /// Whether a retry can help.
     pub fn class(&self) -> ErrorClass {
         match self.cause {
             Cause::Os(errno) | Cause::CannotCreate(_, errno) => classify_errno(errno, self.side),
@@ -180,7 +180,7 @@ impl FsError {
         }
     }
 
-    /// The report of it; `worker_id` and `attempt` are left to the caller.
+    /// The report; the caller sets `worker_id` and `attempt`.
     pub fn to_file_error(&self) -> FileError {
         let below_root = !self.path.0.starts_with(b"/");
         FileError {
@@ -195,13 +195,13 @@ impl FsError {
         }
     }
 
-    /// What somebody can do about it.
+    /// What an operator can do about it.
     fn hint(&self) -> Option<String> {
         hint::operator_hint(self.cause, rustix::process::geteuid())
     }
 }
 
-/// What failed, where and why: an error without its hint.
+/// An error without its hint.
 struct WithoutHint<'a>(&'a FsError);
 
 impl fmt::Display for WithoutHint<'_> {
@@ -210,8 +210,8 @@ impl fmt::Display for WithoutHint<'_> {
         let side = error.side.as_str();
         match error.cause {
             Cause::SourceMissing => return write!(f, "SRC {} does not exist", error.path),
-            Cause::RootMismatch(misfit) => {
-                return f.write_str(&misfit.describe(&error.path.to_string()));
+            Cause::RootMismatch(mismatch) => {
+                return f.write_str(&mismatch.describe(&error.path.to_string()));
             }
             _ => {}
         }
@@ -257,7 +257,7 @@ impl fmt::Display for WithoutHint<'_> {
             Cause::RootUnavailable(loss) => write!(f, "{loss}")?,
             Cause::PseudoFileSystem => {
                 f.write_str(
-                    "its file system is one like /proc, whose files have no length",
+                    "its file system is one like /proc, where files have no length",
                 )?;
             }
             Cause::DanglingLink => f.write_str("it is a link that leads to nothing")?,
@@ -310,9 +310,9 @@ impl From<MetadataWarning> for Cause {
 
 fn classify_errno(errno: Errno, side: Side) -> ErrorClass {
     match errno {
-        // At the destination a missing directory is made again by the next attempt.
+        // At the destination, the next attempt creates the missing directory again.
         Errno::NOENT if side == Side::Source => ErrorClass::Vanished,
-        // A directory of the source has become something else.
+        // A directory of the source was replaced.
         Errno::NOTDIR if side == Side::Source => ErrorClass::Changed,
         Errno::ACCESS
         | Errno::PERM
@@ -500,9 +500,9 @@ mod tests {
     fn a_name_collision_is_a_permanent_error() {
         let error = FsError::new(Side::Destination, "compare", b"Foo", NAME_COLLISION);
         assert_eq!((error.errno_name(), error.class()), (Some("ENOTUNIQ"), ErrorClass::Permanent));
-        let said = error.to_string();
-        assert!(said.contains("`Foo`") && said.contains("another spelling"), "{said}");
-        assert!(said.contains("nothing was overwritten: rename one of the two"), "{said}");
+        let text = error.to_string();
+        assert!(text.contains("`Foo`") && text.contains("another spelling"), "{text}");
+        assert!(text.contains("nothing was overwritten: rename one of the two"), "{text}");
     }
 
     #[test]

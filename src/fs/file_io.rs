@@ -11,7 +11,7 @@ use std::ops::Range;
 /// Bytes that are read at once.
 pub(super) const READ_BUFFER_BYTES: usize = 1 << 20;
 
-/// Zeros from this length on become a hole, where they shall.
+/// The shortest run of zeros that becomes a hole, in bytes.
 const MIN_HOLE_BYTES: usize = 64 << 10;
 
 /// Calls `read` with the rest of `buffer` and the count of bytes before it, until the buffer is full or the file ends.
@@ -88,8 +88,7 @@ pub(super) fn hash_range(
     Ok((reached == end).then_some(hasher))
 }
 
-/// The next run of data of a file, from `from` on and up to `end` at most. A file system that knows no
-/// holes has only data.
+/// The next run of data of a file from `from` on, up to `end`. A file system without holes has only data.
 pub(super) fn next_data_run(fd: &OwnedFd, from: u64, end: u64) -> SysResult<Option<(u64, u64)>> {
     if from >= end {
         return Ok(None);
@@ -103,7 +102,7 @@ pub(super) fn next_data_run(fd: &OwnedFd, from: u64, end: u64) -> SysResult<Opti
     };
     match rustix::fs::seek(fd, SeekFrom::Hole(start)) {
         Ok(stop) => Ok(Some((start, stop.min(end)))),
-        // Cut off meanwhile: whoever reads it will see.
+        // Truncated since: the reader detects it.
         Err(Errno::NXIO) => Ok(Some((start, end))),
         Err(errno) => Err(errno),
     }

@@ -1,4 +1,4 @@
-//! What of a source is left out: lines of gitignore syntax, limits of size and age.
+//! Exclusion of source entries: patterns of gitignore, limits of size and age.
 
 use super::pattern::{FilterError, Patterns};
 use crate::wire::RelPath;
@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// A [`FilterSpec`] made ready to match. Paths are matched below the source root, which itself is never
-/// left out; names may hold any bytes.
+/// A compiled [`FilterSpec`]. Paths are relative to the source root, which is never excluded; names may have any
+/// bytes.
 #[derive(Debug)]
 pub struct Filter {
     rules: Patterns,
@@ -19,14 +19,14 @@ pub struct Filter {
     older_than: Option<i64>,
 }
 
-/// Filters that were made last, each with what it was made of. To make one of a thousand rules takes
-/// some tens of milliseconds, and every directory that a mirror looks through asks for its own again.
+/// The filters compiled last. Compiling a thousand rules takes tens of milliseconds, and a mirror needs the filter
+/// for every directory.
 static FILTER_CACHE: Mutex<VecDeque<(FilterSpec, Arc<Filter>)>> = Mutex::new(VecDeque::new());
 /// So many are kept.
 const MAX_CACHED_FILTERS: usize = 4;
 
 impl Default for Filter {
-    /// Leaves nothing out.
+    /// Excludes nothing.
     fn default() -> Self {
         let sizes = (0, u64::MAX);
         Filter { rules: Patterns::default(), size_range: sizes, newer_than: None, older_than: None }
@@ -34,10 +34,10 @@ impl Default for Filter {
 }
 
 impl Filter {
-    /// Reads the rules.
+    /// Compiles the rules.
     ///
     /// # Errors
-    /// They are too long, or one can't be read: it is named by its number and text.
+    /// They are too long, or one is invalid: the error has its number and text.
     pub fn new(spec: &FilterSpec) -> Result<Filter, FilterError> {
         let bytes: usize = spec.rules.iter().map(|rule| rule.len() + 1).sum();
         if bytes > MAX_FILTER_BYTES {
@@ -51,7 +51,7 @@ impl Filter {
         })
     }
 
-    /// The same as [`Filter::new`], made once for many who ask one after the other.
+    /// Like [`Filter::new`], from a cache.
     ///
     /// # Errors
     /// See [`Filter::new`].
@@ -67,13 +67,13 @@ impl Filter {
         Ok(filter)
     }
 
-    /// Whether the rules leave out `path`, given that nothing above it is left out.
+    /// Whether the rules exclude `path`, given that its parents are not excluded.
     pub fn excludes(&self, path: &RelPath, is_dir: bool) -> bool {
         !path.is_root() && self.rules.excludes(path.as_bytes(), is_dir)
     }
 
-    /// The same for a path that was not reached from above, e.g. one of a list: what lies in a directory
-    /// that is left out is left out too, whatever a later rule says of it.
+    /// Like [`Filter::excludes`] for a path that was not reached from above, e.g. one of a list: everything below an
+    /// excluded directory is excluded, whatever a later rule matches.
     pub fn excludes_with_parents(&self, path: &RelPath, is_dir: bool) -> bool {
         let bytes = path.as_bytes();
         let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
@@ -82,15 +82,14 @@ impl Filter {
                 || self.excludes(path, is_dir))
     }
 
-    /// Whether the rules or, for a regular file, the limits leave out `entry`, given that nothing
-    /// above it is left out.
+    /// Whether the rules or, for a regular file, the limits exclude `entry`, given that its parents are not excluded.
     pub fn excludes_entry(&self, entry: &Entry) -> bool {
         self.excludes(&entry.path, entry.is_dir())
             || !entry.path.is_root() && self.exceeds_limits(entry)
     }
 
-    /// What leaves out a source that is no directory, given that its entry is `root` and its name is
-    /// `name`: the rules see that name, as if its directory was the source.
+    /// The option that excludes a source that is no directory, given its entry `root` and its name. The rules see the
+    /// name as if its directory was the source.
     pub fn option_that_excludes_source(&self, root: &Entry, name: &[u8]) -> Option<&'static str> {
         let excluded = self.rules.excludes(name, false);
         excluded.then_some("a pattern (--exclude)").or_else(|| self.exceeded_limit(root))
@@ -101,7 +100,7 @@ impl Filter {
         self.exceeded_limit(entry).is_some()
     }
 
-    /// The option of a limit that `entry`, a regular file, is beyond.
+    /// The option of the limit that `entry`, a regular file, exceeds.
     fn exceeded_limit(&self, entry: &Entry) -> Option<&'static str> {
         let EntryKind::File { size } = entry.kind else { return None };
         let Meta { mtime_sec, mtime_nsec, .. } = entry.meta;
@@ -245,7 +244,7 @@ mod tests {
 
     #[test]
     fn many_rules_and_rules_with_many_wildcards_match_in_bounded_time() {
-        // What a matcher that goes back and tries again would not be done with in a lifetime.
+        // A backtracking matcher would not finish.
         let nested = format!("{}b", "*a".repeat(300));
         let deep = format!("{}x", "**/".repeat(200));
         let either = format!("{{{}}}", vec!["aa*"; 200].join(","));
@@ -263,7 +262,7 @@ mod tests {
             }
             assert!(begun.elapsed().as_secs() < 20, "{shown}: {:?}", begun.elapsed());
         }
-        // Nor is it made anew for each directory that is asked about.
+        // The filter is not compiled again for each directory.
         let spec = |i| FilterSpec {
             rules: (0..300).map(|n| format!("*name-{i}-{n:05}*.tmp")).collect(),
             ..FilterSpec::default()

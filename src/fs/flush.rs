@@ -1,4 +1,4 @@
-//! Writes of a destination that are not on stable storage yet, and the flush that puts them there.
+//! Unflushed writes of a destination, and the flush that puts them on stable storage.
 
 use super::beneath::open_dir_below;
 use super::errno::{SysResult, is_resource_shortage};
@@ -12,23 +12,22 @@ use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 impl Target {
-    /// To be called before a file with content is made.
+    /// Records a write: to be called before a file with content is created.
     ///
     /// # Errors
-    /// The storage path leads elsewhere than to the open root.
+    /// The path of the storage root leads elsewhere than to the open root.
     pub(super) fn prepare_write(&self) -> Result<()> {
         self.check_root_once()?;
         self.tree.root.journal().record_write(&self.tree.path());
         Ok(())
     }
 
-    /// Whether the content of what is there, of which this is the stat, may be another one than its length and time
-    /// tell.
+    /// Whether the content of the object of `stat` may differ although its length and mtime are equal.
     pub(super) fn is_suspect(&self, stat: &Stat) -> bool {
         self.suspect_span.is_some_and(|span| span.contains(stat))
     }
 
-    /// Gives the file at `place`, of which this is the stat, the time that it has: that moves its change time.
+    /// Sets the mtime of the file at `place` to the one in `stat`: that moves its ctime.
     pub(super) fn refresh_ctime(&self, place: &ParentAndName<'_>, stat: &Stat) -> SysResult<()> {
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
@@ -40,7 +39,7 @@ impl Target {
         rustix::fs::utimensat(&place.dir, place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Runs a flush, and notes what became of it.
+    /// Runs a flush and records its outcome.
     pub(super) fn record_flush_outcome(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
         let (ledger, path) = (self.tree.root.journal(), self.tree.path());
         let begun = ledger.begin_flush(&path);
@@ -52,12 +51,11 @@ impl Target {
         done
     }
 
-    /// Puts everything written below this root on stable storage: syncs its file system and those
-    /// mounted below it.
+    /// Puts everything written below this root on stable storage: syncs its file system and those mounted below it.
     ///
     /// # Errors
-    /// A write that the kernel had put off has failed, or the root can't be opened. [`Cause::RootUnavailable`]: the storage
-    /// path leads elsewhere, and what was written is not found under it.
+    /// A deferred write of the kernel failed, or the root can't be opened. [`Cause::RootUnavailable`](super::Cause):
+    /// the path of the storage root leads elsewhere, and what was written is not found there.
     pub fn flush(&self) -> Result<()> {
         self.check_root()?;
         self.record_flush_outcome(|| self.sync_file_systems())?;
@@ -68,7 +66,7 @@ impl Target {
         let failed = |errno| self.error("flush", &RelPath::root(), errno);
         let root = RelPath::root();
         let dir = match self.tree.open_listable_dir(b"") {
-            // One file: the directory above holds it. Nothing at all: nothing was written.
+            // A single file: its parent directory is synced. Nothing exists: nothing was written.
             Err(Errno::NOTDIR | Errno::NOENT) => match self.tree.locate(&root) {
                 Ok(place) => return rustix::fs::syncfs(&place.dir).map_err(failed),
                 Err(Errno::NOENT) => return Ok(()),
@@ -84,7 +82,7 @@ impl Target {
                 Err(errno) if is_resource_shortage(errno) => {
                     return Err(FsError::new(self.tree.side, "flush", &path, errno));
                 }
-                // Unmounted meanwhile, or out of our reach: then nothing was written there.
+                // Unmounted since, or not accessible: nothing was written there.
                 Err(errno) => {
                     tracing::debug!(%errno, "a mount below the destination is not flushed")
                 }

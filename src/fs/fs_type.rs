@@ -10,8 +10,8 @@ const CEPH: u32 = 0x00c3_6400;
 const CIFS: u32 = 0xff53_4d42;
 const SMB2: u32 = 0xfe53_4d42;
 
-/// File systems whose files have no content until they are read. They report a length of nothing, or of a page, for
-/// what holds text: a copy by length would make empty files. Such a source is rejected.
+/// File systems of files that have no content until they are read. They report the length 0, or a page, for files with
+/// text: a copy by length would be empty. Such a source is rejected.
 const PSEUDO: &[u32] = &[
     0x0000_9fa0, // proc
     0x6265_6572, // sysfs
@@ -43,7 +43,7 @@ pub(super) fn is_pseudo_fs(fd: impl AsFd) -> SysResult<bool> {
     Ok(PSEUDO.contains(&fs_type(fd)?))
 }
 
-/// Whether the server may copy what `copy_file_range` is asked for.
+/// Whether the server can execute `copy_file_range`.
 pub(super) fn can_copy_on_server(fd: impl AsFd) -> bool {
     is_one_of(fd, &[NFS, CEPH])
 }
@@ -57,8 +57,8 @@ pub(super) fn keeps_owners(fd: impl AsFd) -> bool {
     is_one_of(fd, OWNER_KEEPING)
 }
 
-/// Whether the file system allocates blocks only when content goes to the disk, and accepts a reservation before.
-/// Others do not gain by one: memory file systems would zero the space, and copy-on-write ones allocate again.
+/// Whether the file system allocates blocks only at writeback and accepts a reservation. Others gain nothing: memory
+/// file systems would zero the space, copy-on-write file systems allocate again.
 pub(super) fn has_delayed_allocation(fd: impl AsFd) -> bool {
     is_one_of(fd, &[EXT, XFS])
 }

@@ -1,13 +1,12 @@
-//! Files with several names stay one file, although many agents bring the names over and none knows
-//! what the others do. The destination itself is their meeting place: the first name of a file that is
-//! complete there gets a second one, its *anchor*, in a directory of the sync at the destination root;
-//! whoever brings another name of that file finds the anchor and links to it. `linkat` makes a name or
-//! says `EEXIST`, so that of two that come at once one is the first. In the end [`Target::sweep`]
-//! removes the directory.
+//! Hard links: names of one source file stay names of one file, although many agents copy them independently. The
+//! agents meet at the destination: the first complete name of a file gets a second one, its *anchor*, in a directory
+//! of the sync at the destination root; every later name is linked to the anchor. `linkat` creates a name or fails
+//! with `EEXIST`, so one of two concurrent writers is the first. In the end [`Target::clean_up_anchors`] removes the
+//! directory.
 //!
 //! ```text
-//! .ctl-<sync>.links.part/5e/5e0c…   a link to the file that all names of family 5e0c… become
-//! .ctl-<sync>.links.part/07/i-…     "this inode, found with other names, is taken for that family"
+//! .ctl-<sync>.links.part/5e/5e0c…   a link to the file that all names with the hard-link key 5e0c… become
+//! .ctl-<sync>.links.part/07/i-…     "this inode, which has other names, belongs to that hard-link key"
 //! ```
 
 use super::beneath::{DirHandle, open_dir_below, open_listable_below};
@@ -30,38 +29,37 @@ use std::sync::Arc;
 /// What an anchor did for an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AnchorLink {
-    /// There is none: the entry has to be brought over like any other.
+    /// There is none: the entry is copied like any other.
     NoAnchor,
-    /// What stands there is that file already.
+    /// The name is a link to that file already.
     AlreadyLinked,
-    /// The name is one of that file now.
+    /// The name is now a link to that file.
     Linked,
 }
 
-/// Times that a name is tried that others make and remove meanwhile.
+/// Attempts to create a name that others create and remove concurrently.
 const MAX_LINK_ATTEMPTS: usize = 8;
-/// By how much the time of an anchor may differ from the entry's, in nanoseconds: the coarsest clock of
-/// a file system.
+/// Allowed difference between the mtimes of anchor and entry, in nanoseconds: the coarsest clock of a file system.
 const MAX_CLOCK_STEP_NS: u128 = 2_000_000_000;
 
 impl Target {
-    /// Whether this request made anchors, or found some: they are to be swept in the end.
+    /// Whether this request created or found anchors, which are then cleaned up.
     pub fn has_anchors(&self) -> bool {
         self.cached_anchor_dir().is_some()
     }
 
-    /// Removes the anchors of this sync, and gives the root directory, which they stood in, its
-    /// metadata again. That there are none is no error.
+    /// Removes the anchors of this sync and restores the metadata of the root directory. Missing anchors are no
+    /// error.
     ///
     /// # Errors
-    /// One can't be removed, or the metadata not be set.
+    /// An anchor can't be removed, or the metadata not be set.
     pub fn clean_up_anchors(&self, root: Option<&ManifestDir>) -> Result<()> {
         if self.rules.dry_run {
             return Ok(());
         }
         let failed = |op, cause: Cause| self.error(op, &RelPath::root(), cause);
         let dir = match self.tree.cached_dir(b"") {
-            // A single file, or nothing at all.
+            // A single file, or nothing.
             Err(Errno::NOTDIR | Errno::NOENT) => return Ok(()),
             other => other.map_err(|e| failed("open", e.into()))?,
         };
@@ -77,8 +75,8 @@ impl Target {
         .map_err(|cause| failed("set metadata of", cause))
     }
 
-    /// Whether `entry` is one of several names that are to stay names of one file. A root has no
-    /// others that this sync could see.
+    /// Whether `entry` has other names that must stay names of one file. The root of a sync has none that the sync
+    /// could see.
     pub(super) fn is_hardlinked(&self, entry: &Entry) -> bool {
         entry.is_hardlinked
             && !entry.is_dir()
@@ -86,8 +84,8 @@ impl Target {
             && self.rules.preserve.contains(Attribute::Hardlinks)
     }
 
-    /// Makes `place` a name of the file that another name of `entry` has become, where there is one.
-    /// `there` is the lstat of what stands at `place`. To be asked before anything is compared.
+    /// Links `place` to the anchor of `entry`, where there is one. `there` is the lstat of the object at `place`.
+    /// Called before anything is compared.
     ///
     /// # Errors
     /// A call failed, or a directory that is not empty has the name.
@@ -109,17 +107,17 @@ impl Target {
         }
         match self.replace_with_link(&place.dir, place.name, entry, &anchor) {
             Ok(()) => Ok(AnchorLink::Linked),
-            // It will be told when the entry has been brought over.
+            // A warning is recorded when the entry has been copied.
             Err(Cause::Os(errno)) if is_link_unsupported(errno) => Ok(AnchorLink::NoAnchor),
             Err(cause) => Err(cause),
         }
     }
 
-    /// To be told of an object that has an entry's content, metadata and name: if it is one of several
-    /// names, it becomes the anchor of the others, or a name of what their anchor is.
+    /// Registers an object with an entry's content, metadata and name: if it has several names, it becomes their
+    /// anchor or is replaced by a link to it.
     ///
     /// # Errors
-    /// A call failed, or the names can't stay one file and shall.
+    /// A call failed, or the names can't stay one file and strict metadata is required.
     pub(super) fn register_anchor(
         &self,
         dir: &DirHandle,
@@ -149,7 +147,7 @@ impl Target {
         for _ in 0..MAX_LINK_ATTEMPTS {
             let made = self.with_anchor_dir(&above, |anchors| {
                 let to = format!("{above}/{anchor_name}");
-                // By the descriptor: the name could lead to something else by now.
+                // By descriptor: the name could be another object by now.
                 let from = proc_path(fd.as_fd(), b"");
                 rustix::fs::linkat(CWD, from, anchors, to, AtFlags::SYMLINK_FOLLOW)
             });
@@ -161,7 +159,7 @@ impl Target {
             match self.find_anchor(entry)? {
                 Some(anchor) if is_same_object(&own, &anchor.stat) => return Ok(()),
                 Some(anchor) => return self.replace_with_link(dir, name, entry, &anchor),
-                // Somebody has written to it since, or it was swept: then it is nobody's anchor.
+                // It was modified or cleaned up: it is no anchor.
                 None => self.with_anchor_dir(&above, |anchors| {
                     let stale = format!("{above}/{anchor_name}");
                     match rustix::fs::unlinkat(anchors, stale, AtFlags::empty()) {
@@ -174,8 +172,8 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
-    /// Takes an object that was found with other names for `entry`'s file; `false` where it is taken
-    /// for another file of the source already: two files there, which are one here, must be parted.
+    /// Claims an object with several names for `entry`'s file; `false` where it is claimed for another source file:
+    /// two source files that are one here must be separated.
     ///
     /// # Errors
     /// A call failed.
@@ -196,13 +194,13 @@ impl Target {
             }
         });
         match claimed {
-            // Where there can be no anchors, it is told when the entry is to join.
+            // Without anchors, the warning is recorded by `register_anchor`.
             Err(errno) if is_link_unsupported(errno) => Ok(true),
             other => other,
         }
     }
 
-    /// Gives `name` to what `anchor` is, under a temporary name first, as it may be taken.
+    /// Replaces `name` by a link to `anchor`, through a temporary name.
     fn replace_with_link(
         &self,
         dir: &DirHandle,
@@ -221,26 +219,26 @@ impl Target {
             other => other?,
         }
         let renamed = match self.rename_into_place(dir, &temp, name) {
-            // Another attempt took the temporary name: what it did with it is what we want.
+            // Another attempt renamed the temporary name, with the same result.
             Err(Cause::Os(Errno::NOENT)) => match lstat(dir, name) {
                 Ok(there) if is_same_object(&there, &anchor.stat) => Ok(()),
                 _ => Err(Cause::Superseded),
             },
             other => other,
         };
-        // Renaming one name of a file to another of its names does nothing, and both stay.
+        // Renaming one name of a file to another of its names does nothing, and both remain.
         let _ = rustix::fs::unlinkat(dir, &temp, AtFlags::empty());
         renamed
     }
 
-    /// Where the anchor of `entry`'s file is. The second pass has its own: what the first one brought is
-    /// just what is to be read again, and what was found to be wrong must not be linked to.
+    /// The path of the anchor of `entry`'s file. The readback pass has its own: the first pass brought what is read
+    /// again, and wrong content must not be linked to.
     fn anchor_path(&self, entry: &Entry) -> (String, String) {
         let (above, name) = temp_names::anchor_path(entry.hardlink_key());
         if self.rules.readback { (above, format!("{name}-again")) } else { (above, name) }
     }
 
-    /// The anchor of `entry`'s file; `None` where there is none that is still that file.
+    /// The anchor of `entry`'s file; `None` where there is none, or it is another file.
     fn find_anchor(&self, entry: &Entry) -> SysResult<Option<Anchor>> {
         let dir = match self.cached_anchor_dir() {
             Some(dir) => dir,
@@ -263,7 +261,7 @@ impl Target {
         }
     }
 
-    /// Whether the object `name`, whose lstat is `stat`, can be what `entry` became.
+    /// Whether the object `name` with this lstat can be a copy of `entry`.
     fn matches_entry(&self, dir: &DirHandle, name: &[u8], stat: &Stat, entry: &Entry) -> bool {
         let timed = self.rules.preserve.contains(Attribute::Times)
             && (0..=0x7fff_ffff).contains(&entry.meta.mtime_sec);
@@ -284,8 +282,7 @@ impl Target {
         }
     }
 
-    /// Runs `step` in the directory of anchors, which has a directory `above`; both are made where they
-    /// are missing.
+    /// Runs `step` in the directory of anchors, with a subdirectory `above`; both are created if missing.
     fn with_anchor_dir<T>(
         &self,
         above: &str,
@@ -301,9 +298,9 @@ impl Target {
                 other => return other,
             }
             match rustix::fs::mkdirat(&dir, above, Mode::RWXU) {
-                // It is not what was missing: then the object is gone.
+                // The subdirectory exists: the object of `step` is missing.
                 Err(Errno::EXIST) => return step(&dir),
-                // Swept meanwhile.
+                // Cleaned up concurrently.
                 Err(Errno::NOENT) => self.cache_anchor_dir(None),
                 other => other?,
             }
@@ -320,8 +317,7 @@ impl Target {
         }
     }
 
-    /// Opens the directory of anchors; `EPERM` where it is somebody else's, who could put into it what
-    /// he likes.
+    /// Opens the directory of anchors; `EPERM` where another user owns it and controls its content.
     fn open_anchor_dir(&self) -> SysResult<DirHandle> {
         let root = self.tree.cached_dir(b"")?;
         let name = self.anchor_dir_name();
@@ -331,7 +327,7 @@ impl Target {
             other => Arc::new(other?),
         };
         let stat = rustix::fs::fstat(&dir)?;
-        // A server may know us by another number.
+        // A server may map our uid to another one.
         if stat.st_uid != self.policy.euid && !self.is_remote(&dir) {
             return Err(Errno::PERM);
         }
@@ -347,7 +343,7 @@ impl Target {
         *self.state.anchor_dir.lock() = dir;
     }
 
-    /// Removes a directory of anchors with all that is in it. No link is followed.
+    /// Removes a directory of anchors with its content. No link is followed.
     ///
     /// # Errors
     /// It is none, or a call failed.
@@ -360,7 +356,7 @@ impl Target {
         for part in read_names(&dir)? {
             match open_listable_below(dir.as_fd(), &part) {
                 Ok(fd) => {
-                    // Names can be passed over while others are removed.
+                    // A listing can miss names while others are removed.
                     loop {
                         let all = read_names(&fd)?;
                         if all.is_empty() {
@@ -396,7 +392,7 @@ pub(super) fn is_same_object(a: &Stat, b: &Stat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 
-/// Whether it tells that there can be no link, so that the file is copied like any other.
+/// Whether no link is possible, so that the file is copied like any other.
 fn is_link_unsupported(errno: Errno) -> bool {
     matches!(
         errno,
@@ -407,12 +403,12 @@ fn is_link_unsupported(errno: Errno) -> bool {
             | Errno::OPNOTSUPP
             | Errno::NOSYS
             | Errno::ROFS
-            // There is no `/proc`, or the file was replaced meanwhile.
+            // There is no `/proc`, or the file was replaced.
             | Errno::NOENT
     )
 }
 
-/// That somebody else removed it is fine.
+/// A concurrent removal is no error.
 fn ignore_missing(done: SysResult<()>) -> SysResult<()> {
     match done {
         Err(Errno::NOENT) => Ok(()),
@@ -420,7 +416,7 @@ fn ignore_missing(done: SysResult<()>) -> SysResult<()> {
     }
 }
 
-/// At most so many names are read at once.
+/// The most names that are read at once.
 const MAX_NAMES_PER_READ: usize = 10_000;
 
 fn read_names(dir: &OwnedFd) -> SysResult<Vec<Vec<u8>>> {

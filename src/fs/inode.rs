@@ -1,5 +1,5 @@
-//! Metadata between the kernel's form and the wire's, and how it is set: always on an open
-//! descriptor, so that a name swapped meanwhile can't draw an owner or a mode onto another file.
+//! Conversion of inode metadata between `stat` and the wire, and how it is set: always on an open descriptor, so that
+//! a swapped name can't apply an owner or a mode to another file.
 
 use super::errno::SysResult;
 use crate::wire::manifest::{FileVersion, Meta};
@@ -7,7 +7,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
-/// `0o7777` and the rest of what is preserved.
+/// `0o7777` of the mode, owner, group and mtime.
 pub(super) fn meta_of(stat: &Stat) -> Meta {
     Meta {
         mode: mode_of(stat),
@@ -40,7 +40,7 @@ pub(super) fn mode_of(stat: &Stat) -> u32 {
     stat.st_mode & 0o7777
 }
 
-/// What a file with holes takes on its disk, in bytes; `None` of all that has none.
+/// Bytes that a file with holes takes on its disk; `None` for objects without holes.
 pub(super) fn stored_bytes_of(stat: &Stat) -> Option<u64> {
     let stored = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
     (type_of(stat) == FileType::RegularFile && stored < size_of(stat)).then_some(stored)
@@ -56,7 +56,7 @@ pub(super) fn has_same_mtime(stat: &Stat, meta: &Meta) -> bool {
     (there.mtime_sec, there.mtime_nsec) == (meta.mtime_sec, meta.mtime_nsec)
 }
 
-/// By how much the time of `stat` is another than `meta`'s, in nanoseconds.
+/// The difference of the mtimes of `stat` and `meta`, in nanoseconds.
 pub(super) fn mtime_delta_ns(stat: &Stat, meta: &Meta) -> u128 {
     let nanos = |sec: i64, nsec: u32| i128::from(sec) * 1_000_000_000 + i128::from(nsec);
     let there = meta_of(stat);
@@ -64,7 +64,7 @@ pub(super) fn mtime_delta_ns(stat: &Stat, meta: &Meta) -> u128 {
     there.abs_diff(nanos(meta.mtime_sec, meta.mtime_nsec))
 }
 
-/// An owner and a group; what is `None` is left as it is.
+/// An owner and a group to set; `None` leaves it unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct OwnerChange {
     pub(super) uid: Option<u32>,
@@ -76,7 +76,7 @@ pub(super) fn chown(fd: BorrowedFd<'_>, owner: OwnerChange) -> SysResult<()> {
     rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
 }
 
-/// Sets the mode through any descriptor, also one that was opened with `O_PATH`.
+/// Sets the mode on any descriptor, also one with `O_PATH`.
 pub(super) fn chmod(fd: BorrowedFd<'_>, mode: u32) -> SysResult<()> {
     let mode = Mode::from_raw_mode(mode);
     match rustix::fs::fchmod(fd, mode) {
@@ -86,7 +86,7 @@ pub(super) fn chmod(fd: BorrowedFd<'_>, mode: u32) -> SysResult<()> {
 }
 
 pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> SysResult<()> {
-    // Larger numbers have a meaning of their own to the kernel ("now", "leave it").
+    // Greater numbers are special to the kernel (`UTIME_NOW`, `UTIME_OMIT`).
     if meta.mtime_nsec > 999_999_999 {
         return Err(Errno::INVAL);
     }
@@ -99,7 +99,7 @@ pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> SysResult<()> {
         other => return other,
     }
     match rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH) {
-        // Kernels before 5.8 don't know the flag here.
+        // Kernels before 5.8 reject the flag here.
         Err(Errno::INVAL) => {
             rustix::fs::utimensat(CWD, proc_path(fd, b""), &times, AtFlags::empty())
         }
@@ -107,7 +107,7 @@ pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> SysResult<()> {
     }
 }
 
-/// The kernel's name for what a descriptor of ours refers to, or for a name in it.
+/// The path under `/proc` of an open descriptor, or of a name in it.
 pub(super) fn proc_path(fd: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes();
     if !name.is_empty() {

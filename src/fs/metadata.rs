@@ -1,6 +1,6 @@
-//! How an object at the destination gets its metadata: owner, then attributes and access control lists
-//! (a change of owner clears file capabilities), then mode (it clears set-uid as well, and a list sets
-//! the mode anew), then time.
+//! How an object at the destination gets its metadata: owner, then attributes and access control lists (a change of
+//! owner clears file capabilities), then mode (chown clears set-uid as well, and a list sets the mode again), then
+//! mtime.
 
 use super::beneath::DirHandle;
 use super::error::{Cause, CauseResult};
@@ -19,13 +19,13 @@ use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// What an object shall have.
+/// The metadata that an object must get.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DesiredMetadata<'a> {
     path: &'a RelPath,
     meta: Meta,
-    /// `None`: this is a directory above the entries of a batch. What stands in its own entry, and what
-    /// is to be said of it, is the business of the batch that has that entry.
+    /// `None` for a directory above the entries of a batch: another batch has its entry, sets its attributes and
+    /// records its warnings.
     xattrs: Option<&'a [Xattr]>,
 }
 
@@ -41,28 +41,25 @@ impl<'a> From<&'a ManifestDir> for DesiredMetadata<'a> {
     }
 }
 
-/// Where an object that is dressed comes from.
+/// Where an object comes from.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ObjectOrigin {
-    /// This process just made it. What is not preserved of group and mode it gets from the file that it
-    /// replaces, where that has the owner which the new one gets.
+    /// This process created it. Group and mode that are not preserved come from the file that it replaces, where that
+    /// has the same owner.
     Created(Option<Stat>),
-    /// It was there. What is not preserved stays.
+    /// It existed. What is not preserved stays unchanged.
     Existing,
 }
 
-/// What new files are in one directory, before anything is done to them: looked at once, for the first
-/// file that is made there.
+/// The state of new files in one directory right after creation, read for the first file that is created there.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CreateDefaults {
     stat: Stat,
-    /// They have no attributes that would have to be taken away, and just the mode that they are made
-    /// with: the directory hands nothing down.
+    /// They have no attributes to remove and exactly the requested mode: the directory has no default ACL.
     inherits_nothing: bool,
 }
 
-/// The directory that a file was made in last, and how files are born there. Files come in the order
-/// of a walk, so one is enough.
+/// The create defaults of the directory of the last new file. Files come in walk order, so one is enough.
 #[derive(Debug, Default)]
 pub(super) struct CreateDefaultsCache(Mutex<Option<(DirHandle, CreateDefaults)>>);
 
@@ -78,20 +75,20 @@ impl CreateDefaultsCache {
     }
 }
 
-/// What of the metadata this process can and shall set.
+/// Which metadata this process can and must set.
 #[derive(Debug)]
 pub(super) struct MetadataPolicy {
     preserve: Preserve,
     chown: Chown,
-    /// In nanoseconds.
+    /// Whether the file system stores nanoseconds.
     mtime_tolerance_ns: u64,
-    /// Owners are set (the process is root, or as good as).
+    /// Owners are set (the process is root, or has its capabilities).
     set_owner: bool,
-    /// The file system would not take an owner from us (NFS with `root_squash`, an unmapped id in a
-    /// user namespace): from then on as if `set_owner` were off.
+    /// The file system rejected an owner (NFS with `root_squash`, an unmapped id in a user namespace): from then on
+    /// as if `set_owner` were off.
     chown_refused: AtomicBool,
     pub(super) euid: u32,
-    /// The groups that this process may give its files to.
+    /// The groups to which this process may give its files.
     own_groups: Vec<u32>,
     /// [`PRECISION_UNKNOWN`], [`FINE`] or [`PRECISION_COARSE`].
     mtime_precision: AtomicU8,
@@ -104,14 +101,14 @@ const PRECISION_UNKNOWN: u8 = 0;
 const PRECISION_NANOSECONDS: u8 = 1;
 const PRECISION_COARSE: u8 = 2;
 
-/// Every file system holds the times between, in seconds.
+/// Every file system stores mtimes in this range, in seconds.
 const PORTABLE_MTIME_SECS: std::ops::RangeInclusive<i64> = 0..=0x7fff_ffff;
 
-/// What is to be done about owner and group.
+/// The change of owner and group to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct OwnerPlan {
     change: OwnerChange,
-    /// The rest can't be had.
+    /// The rest can't be set.
     is_incomplete: bool,
 }
 
@@ -138,14 +135,14 @@ impl MetadataPolicy {
         self.preserve.contains(one)
     }
 
-    /// Whether new files take something from those that they replace.
+    /// Whether new files inherit metadata from the files that they replace.
     pub(super) fn inherits_from_replaced(&self) -> bool {
         use Attribute::{Group, Mode, Owner};
         [Mode, Owner, Group].iter().any(|one| !self.preserves(*one))
     }
 
-    /// The mode that a directory is made with, before the umask. It is stamped later, where modes are
-    /// preserved; else it follows the source's, where that is known, and its owner may fill it.
+    /// The mode with which a directory is created, before the umask. Its metadata is applied later where modes are
+    /// preserved; otherwise the mode follows the source's, if known, and lets the owner write.
     pub(super) fn initial_dir_mode(&self, meta: Option<&Meta>) -> u32 {
         match meta {
             _ if self.preserves(Attribute::Mode) => 0o700,
@@ -154,12 +151,12 @@ impl MetadataPolicy {
         }
     }
 
-    /// The mode that a file which nobody else can reach is made with.
+    /// The mode with which a file that no other process can reach is created.
     pub(super) fn initial_file_mode(&self, entry: &Entry) -> u32 {
         if self.preserves(Attribute::Mode) { entry.meta.mode & 0o777 } else { 0o600 }
     }
 
-    /// The mode that a special file is made with, likewise.
+    /// Likewise for a special file.
     pub(super) fn initial_special_mode(&self, meta: &Meta) -> u32 {
         if self.preserves(Attribute::Mode) { 0o600 } else { meta.mode & 0o777 }
     }
@@ -168,7 +165,7 @@ impl MetadataPolicy {
         self.set_owner && !self.chown_refused.load(Ordering::Relaxed)
     }
 
-    /// The owner and group that are asked for.
+    /// The requested owner and group.
     fn desired_owner(&self, meta: &Meta) -> OwnerChange {
         OwnerChange {
             uid: self.chown.uid.or(self.preserves(Attribute::Owner).then_some(meta.uid)),
@@ -176,7 +173,7 @@ impl MetadataPolicy {
         }
     }
 
-    /// The owner that an entry with `meta` is to have; `None` where that is not preserved.
+    /// The owner that an entry with `meta` must get; `None` where that is not preserved.
     pub(super) fn desired_uid(&self, meta: &Meta) -> Option<u32> {
         self.desired_owner(meta).uid
     }
@@ -194,9 +191,8 @@ impl MetadataPolicy {
         OwnerPlan { change: set, is_incomplete: uid.is_some() || set.gid != gid }
     }
 
-    /// The mode that an object with this owner and group gets, and whether it is less than asked for.
-    /// Set-uid and set-gid on a file are only given together with the owner that they speak of:
-    /// another owner would hand *his* rights to everybody.
+    /// The mode for an object with this owner and group, and whether it is less than requested. Set-uid and set-gid
+    /// on a file are set only together with their owner: another owner would grant its rights to everyone.
     fn allowed_mode(&self, uid: u32, gid: u32, file_type: FileType, meta: &Meta) -> (u32, bool) {
         let own = (self.chown.uid.unwrap_or(meta.uid), self.chown.gid.unwrap_or(meta.gid));
         let full = meta.mode & 0o7777;
@@ -204,74 +200,72 @@ impl MetadataPolicy {
         if file_type != FileType::Directory && (uid, gid) != own {
             mode &= 0o1777;
         }
-        // The kernel drops it without a word.
+        // The kernel drops it silently.
         if !self.set_owner && !self.own_groups.contains(&gid) {
             mode &= !0o2000;
         }
         (mode, mode != full)
     }
 
-    /// Whether `stat` has the time of `meta`, as exactly as it is asked for.
+    /// Whether the mtime of `stat` equals that of `meta` within the tolerance.
     pub(super) fn has_same_mtime(&self, stat: &Stat, meta: &Meta) -> bool {
         !self.preserves(Attribute::Times)
             || mtime_delta_ns(stat, meta) <= u128::from(self.mtime_tolerance_ns)
     }
 
-    /// Whether something of an existing object is to be changed; what it falls short of is noted where
-    /// nothing is.
+    /// Whether an existing object needs a change. If not, its warnings are recorded.
     ///
     /// # Errors
-    /// Its attributes can't be read, or it falls short and may not.
+    /// Its attributes can't be read, or a warning is an error (strict metadata).
     pub(super) fn needs_repair(
         &self,
         object: XattrObject<'_>,
         stat: &Stat,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
     ) -> CauseResult<bool> {
-        let plan = self.plan_owner(stat, self.desired_owner(&outfit.meta));
+        let plan = self.plan_owner(stat, self.desired_owner(&desired.meta));
         let file_type = type_of(stat);
-        let (mode, less) = self.allowed_mode(stat.st_uid, stat.st_gid, file_type, &outfit.meta);
-        let moded = self.preserves(Attribute::Mode) && file_type != FileType::Symlink;
+        let (mode, less) = self.allowed_mode(stat.st_uid, stat.st_gid, file_type, &desired.meta);
+        let sets_mode = self.preserves(Attribute::Mode) && file_type != FileType::Symlink;
         if plan.change != OwnerChange::default()
-            || moded && mode != mode_of(stat)
-            || !self.has_same_mtime(stat, &outfit.meta)
+            || sets_mode && mode != mode_of(stat)
+            || !self.has_same_mtime(stat, &desired.meta)
         {
             return Ok(true);
         }
-        if let Some(want) = outfit.xattrs {
+        if let Some(want) = desired.xattrs {
             match xattr::matches(object, want, self.preserve) {
                 Ok(true) => {}
-                // Our own object's mode forbids to look.
+                // The mode of our own object forbids reading them.
                 Ok(false) | Err(Errno::ACCESS) => return Ok(true),
                 Err(errno) => return Err(errno.into()),
             }
         }
         if plan.is_incomplete {
-            self.record_warning(outfit, MetadataWarning::Owner(Errno::PERM))?;
+            self.record_warning(desired, MetadataWarning::Owner(Errno::PERM))?;
         }
-        if moded && less {
-            self.record_warning(outfit, MetadataWarning::SetId)?;
+        if sets_mode && less {
+            self.record_warning(desired, MetadataWarning::SetId)?;
         }
         Ok(false)
     }
 
-    /// Gives an object its metadata where it does not have them; tells whether something was changed
-    /// that makes it another one than it was.
+    /// Applies the metadata where they differ; returns whether something changed that makes it another object.
     ///
     /// # Errors
-    /// A call failed: `EPERM` and `EACCES` for somebody else's object. Or it falls short and may not.
+    /// A call failed (`EPERM` and `EACCES` for an object of another user), or a warning is an error.
     pub(super) fn apply(
         &self,
         fd: impl AsFd,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
     ) -> CauseResult<bool> {
         let fd = fd.as_fd();
         let stat = rustix::fs::fstat(fd)?;
-        self.apply_from_stat(fd, &stat, outfit, origin, false)
+        self.apply_from_stat(fd, &stat, desired, origin, false)
     }
 
-    /// How new files are born in `dir`, where the one of `fd` was just made with the mode `asked`.
+    /// The defaults of new files in `dir`, from the file `fd` that was just created with the mode `asked`.
     ///
     /// # Errors
     /// `fstat` or `flistxattr` failed.
@@ -285,38 +279,37 @@ impl MetadataPolicy {
         let bare = mode_of(&stat) == asked & !self.process_umask()
             && !xattr::has_default_acl(XattrObject::Open(dir.as_fd()))?
             && xattr::matches(XattrObject::Open(fd.as_fd()), &[], self.preserve)?;
-        // No file has this time, so each is given its own.
+        // No file has this time, so each gets its own.
         stat.st_mtime_nsec = 1_000_000_000;
         Ok(CreateDefaults { stat, inherits_nothing: bare })
     }
 
-    /// Gives a file that was just made with the mode `asked`, where files are born like this, its
-    /// metadata.
+    /// Applies the metadata to a file that was just created with the mode `asked` under these defaults.
     ///
     /// # Errors
     /// See [`MetadataPolicy::dress`].
     pub(super) fn apply_to_new(
         &self,
         fd: impl AsFd,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         birth: &CreateDefaults,
         asked: u32,
     ) -> CauseResult<()> {
-        if !birth.inherits_nothing || outfit.xattrs.is_some_and(|xattrs| !xattrs.is_empty()) {
-            return self.apply(fd, outfit, ObjectOrigin::Created(None)).map(drop);
+        if !birth.inherits_nothing || desired.xattrs.is_some_and(|xattrs| !xattrs.is_empty()) {
+            return self.apply(fd, desired, ObjectOrigin::Created(None)).map(drop);
         }
         let mut stat = birth.stat;
         stat.st_mode = FileType::RegularFile.as_raw_mode() | asked & !self.process_umask();
-        self.apply_from_stat(fd.as_fd(), &stat, outfit, ObjectOrigin::Created(None), true).map(drop)
+        self.apply_from_stat(fd.as_fd(), &stat, desired, ObjectOrigin::Created(None), true)
+            .map(drop)
     }
 
-    /// The same for an object whose `stat` is known, and perhaps that it has no attributes and none
-    /// are to be set.
+    /// Applies metadata to an object with a known `stat`; `bare`: it has no attributes and none are to be set.
     fn apply_from_stat(
         &self,
         fd: BorrowedFd<'_>,
         stat: &Stat,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
         bare: bool,
     ) -> CauseResult<bool> {
@@ -324,42 +317,43 @@ impl MetadataPolicy {
             ObjectOrigin::Created(before) => before,
             ObjectOrigin::Existing => None,
         };
-        let owned = self.set_owner(fd, stat, outfit, before.as_ref())?;
+        let applied = self.set_owner(fd, stat, desired, before.as_ref())?;
         let mut mode = mode_of(stat);
-        let mut changed = owned.changed;
-        let mut dirty = owned.changed || owned.refused_errno.is_some();
-        if let (Some(want), false) = (outfit.xattrs, bare) {
-            let widened = self.set_xattrs(fd, stat, want, outfit, &mut changed)?;
+        let mut changed = applied.changed;
+        let mut dirty = applied.changed || applied.refused_errno.is_some();
+        if let (Some(want), false) = (desired.xattrs, bare) {
+            let widened = self.set_xattrs(fd, stat, want, desired, &mut changed)?;
             mode = widened.unwrap_or(mode);
             dirty |= changed || widened.is_some();
         }
-        let mut moded = true;
-        if let Some((want, less)) = self.desired_mode(&owned, stat, outfit, origin, mode) {
-            moded = !(dirty || want != mode) || self.set_mode(fd, stat, want, &owned, outfit)?;
-            changed |= moded && want != mode_of(stat);
+        let mut sets_mode = true;
+        if let Some((want, less)) = self.desired_mode(&applied, stat, desired, origin, mode) {
+            sets_mode =
+                !(dirty || want != mode) || self.set_mode(fd, stat, want, &applied, desired)?;
+            changed |= sets_mode && want != mode_of(stat);
             if less {
-                self.record_warning(outfit, MetadataWarning::SetId)?;
+                self.record_warning(desired, MetadataWarning::SetId)?;
             }
         }
-        if let Some(errno) = owned.refused_errno {
-            // Where it takes the mode, the object is ours: it takes no owners from us at all.
-            self.chown_refused.fetch_or(moded, Ordering::Relaxed);
-            self.record_warning(outfit, MetadataWarning::Owner(errno))?;
-        } else if owned.is_incomplete {
-            self.record_warning(outfit, MetadataWarning::Owner(Errno::PERM))?;
+        if let Some(errno) = applied.refused_errno {
+            // If it accepts the mode, the object is our own: the file system accepts no owners from this user.
+            self.chown_refused.fetch_or(sets_mode, Ordering::Relaxed);
+            self.record_warning(desired, MetadataWarning::Owner(errno))?;
+        } else if applied.is_incomplete {
+            self.record_warning(desired, MetadataWarning::Owner(Errno::PERM))?;
         }
-        Ok(self.set_mtime(fd, stat, outfit)? || changed)
+        Ok(self.set_mtime(fd, stat, desired)? || changed)
     }
 
     fn set_owner(
         &self,
         fd: BorrowedFd<'_>,
         stat: &Stat,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         before: Option<&Stat>,
     ) -> CauseResult<AppliedOwner> {
-        let want = self.desired_owner(&outfit.meta);
-        // The kernel reads this id as "leave it".
+        let want = self.desired_owner(&desired.meta);
+        // The kernel reads this id as "unchanged".
         if want.uid == Some(u32::MAX) || want.gid == Some(u32::MAX) {
             return Err(Errno::OVERFLOW.into());
         }
@@ -368,7 +362,7 @@ impl MetadataPolicy {
             let old = OwnerChange { uid: None, gid: want.gid.is_none().then_some(before.st_gid) };
             plan.change.gid = plan.change.gid.or(self.plan_owner(stat, old).change.gid);
         }
-        let mut owned = AppliedOwner {
+        let mut applied = AppliedOwner {
             uid: stat.st_uid,
             gid: stat.st_gid,
             changed: false,
@@ -376,33 +370,33 @@ impl MetadataPolicy {
             refused_errno: None,
         };
         if plan.change == OwnerChange::default() {
-            return Ok(owned);
+            return Ok(applied);
         }
         match chown(fd, plan.change) {
             Ok(()) => {
-                owned.uid = plan.change.uid.unwrap_or(owned.uid);
-                owned.gid = plan.change.gid.unwrap_or(owned.gid);
-                owned.changed = true;
+                applied.uid = plan.change.uid.unwrap_or(applied.uid);
+                applied.gid = plan.change.gid.unwrap_or(applied.gid);
+                applied.changed = true;
             }
             Err(errno @ (Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP)) => {
-                owned.refused_errno = Some(errno);
+                applied.refused_errno = Some(errno);
             }
             Err(errno) => return Err(errno.into()),
         }
-        Ok(owned)
+        Ok(applied)
     }
 
-    /// Gives the mode to which the object was widened, where it had to be.
+    /// Returns the mode to which the object was widened, where that was necessary.
     fn set_xattrs(
         &self,
         fd: BorrowedFd<'_>,
         stat: &Stat,
         want: &[Xattr],
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         changed: &mut bool,
     ) -> CauseResult<Option<u32>> {
         let bring = |patient| {
-            let short = |short| self.record_warning(outfit, short);
+            let short = |short| self.record_warning(desired, short);
             xattr::apply(XattrObject::Open(fd), want, self.preserve, patient, short)
         };
         let own = stat.st_uid == self.euid && type_of(stat) != FileType::Symlink;
@@ -420,13 +414,13 @@ impl MetadataPolicy {
         }
     }
 
-    /// The mode that it shall have, and whether that is less than asked for; `None` where it has none,
-    /// or keeps its own. `now` is what it has.
+    /// The mode to set, and whether it is less than requested; `None` where the object has none or keeps its own.
+    /// `now` is its present mode.
     fn desired_mode(
         &self,
-        owned: &AppliedOwner,
+        applied: &AppliedOwner,
         stat: &Stat,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
         now: u32,
     ) -> Option<(u32, bool)> {
@@ -435,41 +429,41 @@ impl MetadataPolicy {
             return None;
         }
         if self.preserves(Attribute::Mode) {
-            return Some(self.allowed_mode(owned.uid, owned.gid, file_type, &outfit.meta));
+            return Some(self.allowed_mode(applied.uid, applied.gid, file_type, &desired.meta));
         }
         let own = match origin {
             ObjectOrigin::Created(Some(before)) => mode_of(&before) & 0o1777,
             // The permission bits of the source, under the umask.
             ObjectOrigin::Created(None) if file_type == FileType::RegularFile => {
-                outfit.meta.mode & 0o777 & !self.process_umask()
+                desired.meta.mode & 0o777 & !self.process_umask()
             }
             // See `initial_dir_mode`.
             ObjectOrigin::Created(None) if file_type == FileType::Directory => {
-                mode_of(stat) & !(0o700 & !outfit.meta.mode)
+                mode_of(stat) & !(0o700 & !desired.meta.mode)
             }
-            // All others are made with the mode that they keep.
+            // Others are created with their final mode.
             _ => mode_of(stat),
         };
         (own != now).then_some((own, false))
     }
 
-    /// Sets the mode; `false` where the file system does not take it.
+    /// Sets the mode; `false` where the file system rejects it.
     fn set_mode(
         &self,
         fd: BorrowedFd<'_>,
         stat: &Stat,
         mode: u32,
-        owned: &AppliedOwner,
-        outfit: &DesiredMetadata<'_>,
+        applied: &AppliedOwner,
+        desired: &DesiredMetadata<'_>,
     ) -> CauseResult<bool> {
         match chmod(fd, mode) {
             Ok(()) => Ok(true),
             Err(errno @ (Errno::PERM | Errno::OPNOTSUPP))
                 if self.set_owner || stat.st_uid == self.euid =>
             {
-                self.record_warning(outfit, MetadataWarning::Mode(errno)).map(|()| false)
+                self.record_warning(desired, MetadataWarning::Mode(errno)).map(|()| false)
             }
-            Err(Errno::PERM) => Err(owned.refused_errno.unwrap_or(Errno::PERM).into()),
+            Err(Errno::PERM) => Err(applied.refused_errno.unwrap_or(Errno::PERM).into()),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -478,56 +472,58 @@ impl MetadataPolicy {
         &self,
         fd: BorrowedFd<'_>,
         stat: &Stat,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
     ) -> CauseResult<bool> {
-        let meta = &outfit.meta;
+        let meta = &desired.meta;
         if !self.preserves(Attribute::Times) || has_same_mtime(stat, meta) {
             return Ok(false);
         }
         match set_mtime(fd, meta) {
             Ok(()) => {}
             Err(errno @ (Errno::OPNOTSUPP | Errno::NOSYS)) => {
-                return self.record_warning(outfit, MetadataWarning::Mtime(errno)).map(|()| false);
+                return self.record_warning(desired, MetadataWarning::Mtime(errno)).map(|()| false);
             }
             Err(errno) => return Err(errno.into()),
         }
-        self.verify_mtime(fd, outfit)?;
+        self.verify_mtime(fd, desired)?;
         Ok(!self.has_same_mtime(stat, meta))
     }
 
-    /// Looks whether the time arrived, where that is in doubt: outside of [`PORTABLE_MTIME_SECS`], and until
-    /// one shows whether the file system keeps nanoseconds.
-    fn verify_mtime(&self, fd: BorrowedFd<'_>, outfit: &DesiredMetadata<'_>) -> CauseResult<()> {
-        let meta = &outfit.meta;
+    /// Checks the stored mtime where it may differ: outside of [`PORTABLE_MTIME_SECS`], and until one file has shown
+    /// the precision of the file system.
+    fn verify_mtime(&self, fd: BorrowedFd<'_>, desired: &DesiredMetadata<'_>) -> CauseResult<()> {
+        let meta = &desired.meta;
         let safe = PORTABLE_MTIME_SECS.contains(&meta.mtime_sec);
-        // Zeros at its end say nothing about the clock: some have steps of 100 ns.
-        let telling = !meta.mtime_nsec.is_multiple_of(100);
+        // Trailing zeros do not show the precision: some file systems have steps of 100 ns.
+        let shows_precision = !meta.mtime_nsec.is_multiple_of(100);
         let clock = self.mtime_precision.load(Ordering::Relaxed);
-        if safe && (clock == PRECISION_NANOSECONDS || clock == PRECISION_UNKNOWN && !telling) {
+        if safe
+            && (clock == PRECISION_NANOSECONDS || clock == PRECISION_UNKNOWN && !shows_precision)
+        {
             return Ok(());
         }
         let stat = rustix::fs::fstat(fd)?;
         if has_same_mtime(&stat, meta) {
-            if telling {
+            if shows_precision {
                 self.mtime_precision.store(PRECISION_NANOSECONDS, Ordering::Relaxed);
             }
             return Ok(());
         }
         // The coarsest clock, FAT's, has steps of two seconds.
         if mtime_delta_ns(&stat, meta) > 2_000_000_000 {
-            return self.record_warning(outfit, MetadataWarning::ClampedMtime);
+            return self.record_warning(desired, MetadataWarning::ClampedMtime);
         }
         self.mtime_precision.store(PRECISION_COARSE, Ordering::Relaxed);
-        self.record_warning(outfit, MetadataWarning::RoundedMtime)
+        self.record_warning(desired, MetadataWarning::RoundedMtime)
     }
 
     fn record_warning(
         &self,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         short: MetadataWarning,
     ) -> CauseResult<()> {
-        if outfit.xattrs.is_some() {
-            self.warnings.record(outfit.path, short)?;
+        if desired.xattrs.is_some() {
+            self.warnings.record(desired.path, short)?;
         }
         Ok(())
     }

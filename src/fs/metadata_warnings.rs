@@ -1,5 +1,4 @@
-//! What a destination can't hold of an entry's metadata: counted by cause, or an error where the
-//! operator wants it so.
+//! Metadata of entries that a destination can't store: counted by cause, or an error with strict metadata.
 
 use super::errno::errno_name;
 use crate::wire::RelPath;
@@ -8,27 +7,26 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::fmt;
 
-/// Something of an entry that the destination does not hold. Its text is a cause: the same for every
-/// entry that it happens to.
+/// A part of an entry's metadata that the destination does not store. Its text is the cause, equal for all entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetadataWarning {
-    /// Its owner or group is another one.
+    /// The owner or group differs.
     Owner(Errno),
-    /// Set-uid or set-gid is missing: it would speak of another owner.
+    /// Set-uid or set-gid is missing, because it would apply to another owner.
     SetId,
-    /// Its mode is another one.
+    /// The mode differs.
     Mode(Errno),
-    /// Its access control lists are missing.
+    /// Access control lists are missing.
     Acl(Errno),
     /// Extended attributes of a namespace are missing.
     Xattr(&'static str, Errno),
-    /// Its time can't be set.
+    /// The mtime can't be set.
     Mtime(Errno),
-    /// Its time was rounded.
+    /// The mtime was rounded.
     RoundedMtime,
-    /// Its time is outside of what the file system has numbers for.
+    /// The mtime is outside of the range of the file system.
     ClampedMtime,
-    /// It is a file of its own, instead of another name of one.
+    /// It is a separate file instead of another name of one.
     HardLink(Errno),
 }
 
@@ -70,7 +68,7 @@ impl fmt::Display for MetadataWarning {
     }
 }
 
-/// Gathers the shortfalls of one [`Target`](super::Target).
+/// Counts the warnings of one [`Target`](super::Target).
 #[derive(Debug)]
 pub(super) struct MetadataWarnings {
     strict: bool,
@@ -82,10 +80,10 @@ impl MetadataWarnings {
         MetadataWarnings { strict, counts: Mutex::default() }
     }
 
-    /// Counts what `path` fell short of.
+    /// Counts a warning for `path`.
     ///
     /// # Errors
-    /// It is to be a failure of the entry.
+    /// Strict metadata is required.
     pub(super) fn record(
         &self,
         path: &RelPath,
@@ -104,7 +102,7 @@ impl MetadataWarnings {
         Ok(())
     }
 
-    /// What was counted since the last call.
+    /// Returns the counts since the last call.
     pub(super) fn take_counts(&self) -> EntryWarnings {
         let mut notes = self.counts.lock();
         std::mem::take(&mut *notes)

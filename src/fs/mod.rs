@@ -1,38 +1,38 @@
-//! Everything that touches the data of operators: reading a source, writing a destination. All calls
-//! block; none is made by an absolute path.
+//! Every access to the data of operators: reading a source, writing a destination. All calls block; none uses an
+//! absolute path.
 //!
 //! ```text
-//! Root (storage root, a descriptor) ─▶ Tree (root of a sync)
+//! RootDir (storage root, a descriptor) ─▶ Tree (root of a sync)
 //!        source:      Tree::walk_with ▸ Entry …   Tree::open_source ▸ SourceFile   list_names
-//!        destination: Target::reconcile ▸ Verdict …  create ▸ NewFile   part ▸ PartFile   blocks
-//!                     repair_in_place   prune   stamp   sweep   flush
+//!        destination: Target::reconcile ▸ Verdict …  create ▸ NewFile   open_part_file ▸ PartFile   hash_blocks
+//!                     repair_metadata_in_place   prune   apply_dir_metadata   clean_up_anchors   flush
 //! ```
 //!
-//! Why it is safe:
+//! Safety:
 //!
-//! - **Nothing outside the root can be named.** Paths are [`RelPath`](crate::wire::RelPath)s, without
-//!   `..`. Directories are opened below the root's descriptor with `openat2` (`RESOLVE_BENEATH`,
-//!   `RESOLVE_NO_SYMLINKS`, `RESOLVE_NO_MAGICLINKS`), or one component at a time with `O_NOFOLLOW`
-//!   where a kernel has no `openat2`; everything else is done on one name in such a directory and never
-//!   follows it. A link planted or swapped in leads nowhere: the call fails, or the link is replaced.
-//! - **Metadata are set on descriptors** of objects that this process made or has looked at, not on
-//!   names: owner, attributes and access control lists, mode, time, in this order, as each changes the
-//!   ones behind it. Set-uid and set-gid are given only together with the owner. What the destination
-//!   can't hold is counted by cause ([`Target::notes`]).
-//! - **What other users of the host put there is not used.** A part file is one of ours that nobody else
-//!   could open; an object of a foreign owner is neither taken for equal nor given owner or mode, but
-//!   replaced (`trust.rs`). Names of unfinished files can't be computed without the installation's key.
-//! - **Names of one file stay names of one file** whoever brings them: the first that is complete is
-//!   the anchor of the others (`links.rs`).
-//! - **A name at the destination always holds the old or the complete new content.** Content goes to
-//!   a file without a name, or with a temporary one in the same directory, gets its metadata there and
-//!   is linked or renamed. Existing content is never written to.
-//! - **What is spelled otherwise is another's.** Where the destination takes names for one that differ,
-//!   the second of them fails and touches nothing (`spelling.rs`).
-//! - **Versions can't mix.** The part file of a large file has the generation of its source version
-//!   in its name, whatever sync it is of; a source file's identity is compared before and after it is read.
-//! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in pieces), and memory and
-//!   descriptors not by the size of a directory or the depth of a tree.
+//! - **No path leads out of the root.** Paths are [`RelPath`](crate::wire::RelPath)s, without `..`. Directories are
+//!   opened below the root's descriptor with `openat2` (`RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`,
+//!   `RESOLVE_NO_MAGICLINKS`), or one component at a time with `O_NOFOLLOW` on kernels without `openat2`; every other
+//!   call uses one name in such a directory and never follows it. A planted or swapped link has no effect: the call
+//!   fails, or the link is replaced.
+//! - **Metadata is set on descriptors** of objects that this process created or checked, not on names: owner,
+//!   attributes and access control lists, mode, mtime, in this order, because each changes the following ones. Set-uid
+//!   and set-gid are set only together with the owner. What the destination can't store is counted by cause
+//!   ([`Target::take_metadata_warnings`]).
+//! - **Objects of other users of the host are not trusted.** A part file is one of this user that no other user could
+//!   open; an object of a foreign owner neither counts as equal nor gets owner or mode, but is replaced
+//!   (`ownership.rs`). Names of unfinished files can't be computed without the installation's key.
+//! - **Names of one file stay names of one file**, whichever agents copy them: the first complete one is the anchor of
+//!   the others (`hardlinks.rs`).
+//! - **A name at the destination always has the old or the complete new content.** Content is written to a file
+//!   without a name, or with a temporary one in the same directory, gets its metadata there and is linked or renamed.
+//!   Existing content is never written to.
+//! - **A name in another spelling is another object.** If the destination does not distinguish two names, the second
+//!   one fails without any change (`case_folding.rs`).
+//! - **Versions can't mix.** The part file of a large file has the generation of its source version in its name, in
+//!   every sync; a source file's identity is compared before and after the read.
+//! - **Lengths and depths are not limited by `PATH_MAX`** (paths are resolved in segments), and memory and descriptors
+//!   are not limited by the size of a directory or the depth of a tree.
 
 mod basis;
 mod beneath;

@@ -17,8 +17,7 @@ pub struct NamePage {
 }
 
 impl Tree {
-    /// The first `keep` names of the directory `dir` behind `after`, without those of our own unfinished
-    /// files.
+    /// The first `keep` names of the directory `dir` after `after`, without internal names.
     ///
     /// # Errors
     /// It can't be read, or not to its end.
@@ -29,18 +28,18 @@ impl Tree {
         if let Some(errno) = broken {
             return Err(failed(errno));
         }
-        let kind = |name: &[u8], told: FileType| match told {
-            // Some file systems don't tell.
+        let kind = |name: &[u8], listed_type: FileType| match listed_type {
+            // Some file systems do not report the type.
             FileType::Unknown => {
                 super::inode::lstat(&fd, name).map(|stat| super::inode::type_of(&stat))
             }
-            told => Ok(told),
+            listed_type => Ok(listed_type),
         };
         let mut page = NamePage { names: Vec::with_capacity(names.len()), has_more: more };
-        for (name, told) in names {
-            match kind(&name, told) {
+        for (name, listed_type) in names {
+            match kind(&name, listed_type) {
                 Ok(is) => page.names.push((name, is == FileType::Directory)),
-                // Removed just now.
+                // Removed since.
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(failed(errno)),
             }

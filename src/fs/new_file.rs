@@ -1,7 +1,6 @@
-//! Small files on their way to their names. The smallest are written without any name and get theirs
-//! by a link, which costs the kernel less than a temporary name and a rename; where something has the
-//! name already, where an earlier attempt may still be at work, and on file systems that can't do it,
-//! there is a temporary file beside the final name.
+//! New files on their way to their names. The smallest are written without a name (`O_TMPFILE`) and get theirs by a
+//! link, which costs less than a temporary name and a rename. A temporary file beside the final name is used where
+//! the name exists, where an earlier attempt may still be running, and where the file system has no unnamed files.
 
 use super::beneath::DirHandle;
 use super::errno::SysResult;
@@ -18,18 +17,17 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Temporary names tried for one attempt, before the last of them is taken from whoever left it.
+/// Temporary names tried for one attempt; the last of them is removed if it exists.
 const MAX_TEMP_SLOTS: u32 = 8;
-/// Earlier attempts (and, of a batch that is given up, first ones) whose leftovers are looked for.
+/// Earlier attempts of which temporary files are removed.
 const MAX_EARLIER_ATTEMPTS: u32 = 8;
-/// From this age on, a temporary file's name is checked to be still its own before it is published.
+/// From this age on, a temporary file's name is checked before publishing.
 const TEMP_NAME_RECHECK_AGE: Duration = Duration::from_secs(5);
-/// Files up to this length, in bytes, are written without a name: longer ones gain nothing by it, and
-/// are under way for so long that a later attempt shall find them.
+/// The longest file that is written without a name, in bytes: longer ones gain nothing, and take so long that a later
+/// attempt must find them.
 const MAX_UNNAMED_FILE_BYTES: u64 = 64 << 10;
 
-/// A small file being written, without a name or under a temporary one beside its own; gone when it is
-/// dropped unpublished.
+/// A small file being written, unnamed or with a temporary name; removed when it is dropped unpublished.
 #[derive(Debug)]
 pub struct NewFile {
     target: Target,
@@ -39,23 +37,23 @@ pub struct NewFile {
     /// `None`: it has no name yet.
     temp_name: Option<Vec<u8>>,
     attempt: u32,
-    /// The permission bits that were asked for when it was made.
+    /// The permission bits with which it was created.
     create_mode: u32,
-    /// Names of other writers of the same attempt, to be removed once this one is published.
+    /// Temporary names of other writers of the same attempt, removed after this one is published.
     occupied_temp_names: Vec<Vec<u8>>,
     written_bytes: u64,
-    /// The end was not written but left to be a hole.
+    /// The end is a hole that is not written yet.
     ends_with_hole: bool,
     created_at: Instant,
     published: bool,
 }
 
 impl Target {
-    /// Opens a new file for `entry`'s content, in the directory where it belongs (made where it is
-    /// missing). What earlier attempts at it left is removed.
+    /// Creates a new file for `entry`'s content in its directory, which is created if missing. Temporary files of
+    /// earlier attempts are removed.
     ///
     /// # Errors
-    /// The directory can't be made or written to.
+    /// The directory can't be created or written to.
     pub fn create(&self, entry: &Entry, attempt: u32) -> Result<NewFile> {
         let path = &entry.path;
         self.prepare_write()?;
@@ -70,8 +68,8 @@ impl Target {
         .map_err(|errno| self.error("create", path, errno))
     }
 
-    /// A file that nobody else can reach, made with the mode that it shall have; `None` where the file
-    /// system has no such files.
+    /// Creates a file that no other process can reach, with its final mode; `None` where the file system has no
+    /// unnamed files.
     fn create_unnamed(&self, entry: &Entry, attempt: u32) -> SysResult<Option<NewFile>> {
         let place = self.locate_or_create_parents(&entry.path)?;
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -81,12 +79,12 @@ impl Target {
             .with_writable_dir(&place.dir, || rustix::fs::openat(&place.dir, ".", flags, mode))
         {
             Ok(fd) => Ok(Some(self.new_file(&entry.path, attempt, place.dir, fd, asked, None))),
-            // Kernels that don't know the flag see an attempt to write to a directory.
+            // Kernels without the flag see an attempt to write to a directory.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 self.disable_unnamed_files();
                 Ok(None)
             }
-            // How ext4 says that the directory was removed.
+            // ext4 returns this for a removed directory.
             Err(Errno::PERM) => Ok(None),
             Err(errno) => Err(errno),
         }
@@ -96,7 +94,7 @@ impl Target {
         let place = self.locate_or_create_parents(path)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut passed = Vec::new();
+        let mut occupied = Vec::new();
         for slot in 0..MAX_TEMP_SLOTS {
             let temp = self.temp_file_name(path, attempt, slot);
             if slot == MAX_TEMP_SLOTS - 1 {
@@ -106,14 +104,14 @@ impl Target {
             match self.with_writable_dir(&place.dir, || {
                 rustix::fs::openat(&place.dir, &temp, flags, mode)
             }) {
-                // A crash's leftover, or a writer who hangs: it keeps its name for now.
-                Err(Errno::EXIST) => passed.push(temp),
+                // Left by a crash, or of a writer that hangs: it keeps its name for now.
+                Err(Errno::EXIST) => occupied.push(temp),
                 Err(errno) => return Err(errno),
                 Ok(fd) => {
                     self.remove_earlier_attempts(&place.dir, path, attempt);
                     let asked = mode.as_raw_mode();
                     let mut file = self.new_file(path, attempt, place.dir, fd, asked, Some(temp));
-                    file.occupied_temp_names = passed;
+                    file.occupied_temp_names = occupied;
                     return Ok(file);
                 }
             }
@@ -121,15 +119,14 @@ impl Target {
         Err(Errno::EXIST)
     }
 
-    /// Removes the temporary files that agents left of `entry` which were killed over it. The directory keeps
-    /// its metadata.
+    /// Removes the temporary files of killed agents for `entry`. The directory keeps its metadata.
     ///
     /// # Errors
-    /// One is there and can't be removed.
+    /// A temporary file can't be removed.
     pub fn remove_temp_files(&self, entry: &Entry) -> Result<()> {
         let path = &entry.path;
         let gone = self.tree.locate(path).and_then(|place| {
-            // What has no content has no attempts: its number is 0.
+            // Entries without content have the attempt number 0.
             for attempt in 0..=MAX_EARLIER_ATTEMPTS {
                 for slot in 0..MAX_TEMP_SLOTS {
                     match self.unlink_keeping_dir_metadata(
@@ -149,8 +146,8 @@ impl Target {
         }
     }
 
-    /// Removes what was left under one of our own names; the directory keeps its metadata: others may have
-    /// been there since the manifest was made.
+    /// Removes an internal name; the directory keeps its metadata, which may have changed since the manifest was
+    /// made.
     pub(super) fn unlink_keeping_dir_metadata(
         &self,
         dir: &DirHandle,
@@ -189,7 +186,7 @@ impl Target {
         }
     }
 
-    /// Removes what attempts before `attempt` left; one that still writes can't publish any more.
+    /// Removes the temporary files of earlier attempts; a running one can't publish any more.
     fn remove_earlier_attempts(&self, dir: &DirHandle, path: &RelPath, attempt: u32) {
         for earlier in attempt.saturating_sub(MAX_EARLIER_ATTEMPTS).max(1)..attempt {
             for slot in 0..MAX_TEMP_SLOTS {
@@ -201,8 +198,8 @@ impl Target {
         }
     }
 
-    /// The file that is about to be replaced, where the new one takes something from it: nothing is taken
-    /// from one of a foreign owner, whose group and mode would let others at the content.
+    /// The file to be replaced, where the new one inherits from it; `None` for one of a foreign owner: its group
+    /// and mode would give others access to the content.
     pub(super) fn stat_replaced_file(
         &self,
         dir: &DirHandle,
@@ -227,20 +224,20 @@ impl Target {
 }
 
 impl Target {
-    /// Whether a file in `dir` may become a clone of `source`, as far as is known.
+    /// Whether a file in `dir` may become a reflink of `source`, as far as is known.
     fn can_reflink_into(&self, dir: &DirHandle, source: &SourceFile) -> bool {
         !self.rules.punch_zeros
             && rustix::fs::fstat(dir).is_ok_and(|stat| source.can_reflink_to(stat.st_dev))
     }
 
-    /// The same for the file of `entry`, where its directory is there.
+    /// Like [`Target::can_reflink_into`] for the file of `entry`, if its directory exists.
     pub fn can_reflink(&self, entry: &Entry, source: &SourceFile) -> bool {
         self.tree.locate(&entry.path).is_ok_and(|place| self.can_reflink_into(&place.dir, source))
     }
 }
 
 impl NewFile {
-    /// Appends to the content. Long runs of zeros become holes, where they shall.
+    /// Appends to the content. Long runs of zeros become holes, if enabled.
     ///
     /// # Errors
     /// `pwrite` failed; the file can't be published any more.
@@ -263,17 +260,17 @@ impl NewFile {
         self.written_bytes += len;
     }
 
-    /// Takes all content of `source` by sharing its blocks, or has a server copy it: before each piece of so many bytes
-    /// of that `go_on` is asked. `false` where that cannot be, or the file is so short
-    /// that it costs more than writing: then nothing of it is there, and it can be written. Whether the source
-    /// [changed](SourceFile::unchanged_since_open) is to be asked afterwards.
+    /// Takes the whole content of `source` by sharing its blocks, or by a copy on the server, where `check_active` is
+    /// called before each piece with its length. `false` where that is impossible, or the file is so short that
+    /// writing is cheaper: then the file is still empty. The caller checks afterwards whether the source
+    /// [changed](SourceFile::verify_unchanged).
     ///
     /// # Errors
-    /// Neither is possible any more.
+    /// The file can be neither cloned nor written.
     pub fn reflink_from(
         &mut self,
         source: &SourceFile,
-        go_on: &mut dyn FnMut(u64) -> bool,
+        should_continue: &mut dyn FnMut(u64) -> bool,
     ) -> Result<bool> {
         let size = source.entry().size();
         if size <= MAX_UNNAMED_FILE_BYTES
@@ -282,41 +279,42 @@ impl NewFile {
         {
             return Ok(false);
         }
-        let cloned = source.reflink_to(&self.fd, go_on).map_err(|e| self.error("clone to", e))?;
+        let cloned =
+            source.reflink_to(&self.fd, should_continue).map_err(|e| self.error("clone to", e))?;
         if cloned {
             self.written_bytes = size;
         }
         Ok(cloned)
     }
 
-    /// Gives the content its metadata and its name. `entry` may be another version than the one the
-    /// file was created for, of the same path.
+    /// Publishes the content with its metadata under its name. `entry` may be another version than at creation, of
+    /// the same path.
     ///
     /// # Errors
-    /// What was written is not of `entry`'s length, another writer took the temporary name over, a
-    /// directory that is not empty has the name, or a system call failed. Nothing is left behind.
+    /// The written length differs from `entry`'s, another writer has the temporary name, a directory that is not
+    /// empty has the name, or a system call failed. Nothing is left behind.
     pub fn publish(mut self, entry: &Entry) -> Result<()> {
         self.target.verify_size(entry, self.written_bytes)?;
         if self.ends_with_hole {
             rustix::fs::ftruncate(&self.fd, self.written_bytes)
                 .map_err(|e| self.error("write", e))?;
         }
-        // Before the time is set: a write that is still under way could change it again.
+        // Before the mtime is set: a write in progress could change it again.
         self.target.sync_if_remote(&self.fd).map_err(|e| self.error("write", e))?;
         let own = if self.path.is_root() { &self.target.tree.base } else { &self.path };
         let name = own.file_name().unwrap_or(b".").to_vec();
         let name = name.as_slice();
-        let dressed = self.apply_metadata(entry, name);
-        dressed.map_err(|cause| self.error("set metadata of", cause))?;
+        let applied = self.apply_metadata(entry, name);
+        applied.map_err(|cause| self.error("set metadata of", cause))?;
         if self.temp_name.is_none() {
             match self.link_to_name(name) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => {
-                    let spelled = self.target.tree.check_spelling(&self.dir, name);
-                    spelled.map_err(|errno| self.error("publish", errno))?;
+                    let checked = self.target.tree.check_spelling(&self.dir, name);
+                    checked.map_err(|errno| self.error("publish", errno))?;
                     self.link_to_temp_name(name)?;
                 }
-                // No such links here, or the directory is gone.
+                // No such links here, or the directory was removed.
                 Err(Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::XDEV) => {
                     self.target.disable_unnamed_files();
                     return self.copy_to_named_file()?.publish(entry);
@@ -328,11 +326,11 @@ impl NewFile {
             self.rename_to_final(temp, name)?;
         }
         self.published = true;
-        for passed in &self.occupied_temp_names {
-            let _ = rustix::fs::unlinkat(&self.dir, passed, AtFlags::empty());
+        for occupied in &self.occupied_temp_names {
+            let _ = rustix::fs::unlinkat(&self.dir, occupied, AtFlags::empty());
         }
-        let joined = self.target.register_anchor(&self.dir, name, &self.fd, entry);
-        joined.map_err(|cause| self.error("link", cause))
+        let registered = self.target.register_anchor(&self.dir, name, &self.fd, entry);
+        registered.map_err(|cause| self.error("link", cause))
     }
 
     fn apply_metadata(&self, entry: &Entry, name: &[u8]) -> CauseResult<()> {
@@ -353,12 +351,12 @@ impl NewFile {
         policy.apply_to_new(&self.fd, &entry.into(), &birth, self.create_mode)
     }
 
-    /// Gives a file without a name this one, unless something has it.
+    /// Links an unnamed file to `name`, unless that exists.
     fn link_to_name(&self, name: &[u8]) -> SysResult<()> {
         let (fd, dir) = (&self.fd, &self.dir);
         self.target.with_writable_dir(dir, || {
             match rustix::fs::linkat(fd, "", dir, name, AtFlags::EMPTY_PATH) {
-                // That takes a privilege, on older kernels.
+                // Older kernels require a privilege for it.
                 Err(Errno::NOENT) => {
                     let own = proc_path(fd.as_fd(), b"");
                     rustix::fs::linkat(CWD, own, dir, name, AtFlags::SYMLINK_FOLLOW)
@@ -368,9 +366,9 @@ impl NewFile {
         })
     }
 
-    /// Something has the final name: from here on as if the file had been made under a temporary one,
-    /// which later attempts find and remove. An attempt that began before it had that name may have
-    /// published already: what came to the final name since this file was made is not replaced.
+    /// The final name exists: continues as if the file had been created with a temporary name, which later attempts
+    /// find and remove. An earlier attempt may have published already: an object that got the final name since this
+    /// file was created is not replaced.
     fn link_to_temp_name(&mut self, name: &[u8]) -> Result<()> {
         self.target.disable_unnamed_files();
         for slot in 0..MAX_TEMP_SLOTS {
@@ -392,7 +390,7 @@ impl NewFile {
         Err(self.error("publish", Errno::EXIST))
     }
 
-    /// The same content in a file with a temporary name.
+    /// Copies the content to a file with a temporary name.
     fn copy_to_named_file(&self) -> Result<NewFile> {
         let target = &self.target;
         let named = target
@@ -415,7 +413,7 @@ impl NewFile {
                 Err(Cause::Superseded)
             } else {
                 match self.target.rename_into_place(&self.dir, &temp, name) {
-                    // A server may have done it and its answer got lost: then the name is ours already.
+                    // A server may have executed the rename although its reply was lost.
                     Err(Cause::Os(Errno::NOENT)) if self.is_linked_at(name) => Ok(()),
                     Err(Cause::Os(Errno::NOENT)) => Err(Cause::Superseded),
                     other => other,
@@ -428,14 +426,14 @@ impl NewFile {
         renamed.map_err(|cause| self.error("publish", cause))
     }
 
-    /// Whether this file was made before something came to be what it is now.
+    /// Whether this file was created before the ctime of `there`.
     fn is_older_than(&self, there: &Stat) -> bool {
         let (sec, nsec) = (u64::try_from(there.st_ctime), u32::try_from(there.st_ctime_nsec));
         let (Ok(sec), Ok(nsec)) = (sec, nsec) else { return false };
-        let (came, now) = (UNIX_EPOCH + Duration::new(sec, nsec), SystemTime::now());
+        let (changed_at, now) = (UNIX_EPOCH + Duration::new(sec, nsec), SystemTime::now());
         let born = now.checked_sub(self.created_at.elapsed());
-        // What comes from the future tells of a clock that was set back, and nothing of who was first.
-        born.is_some_and(|born| came > born) && came <= now
+        // A time in the future means that the clock was set back, and shows no order.
+        born.is_some_and(|born| changed_at > born) && changed_at <= now
     }
 
     /// Whether `name` is this file.

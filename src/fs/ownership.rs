@@ -1,12 +1,11 @@
-//! Whose objects are used at a destination to which other users of the host may write as well.
+//! Which objects are trusted at a destination to which other users of the host may write.
 //!
-//! A user who may write to a directory can put a file of their own at any name in it, of any length and
-//! time, keep it open, and read or write it whatever owner and mode it gets later. So neither owner nor
-//! mode is given to content that was found under a name, and it does not pass for equal, unless the object
-//! already belongs to this process or to the owner that it is to have.
+//! A user with write access to a directory can create a file at any name in it, of any length and mtime, keep it
+//! open, and read or write it whatever owner and mode it gets later. So content found under a name gets neither owner
+//! nor mode and does not count as equal, unless the object belongs to this process or to its desired owner.
 //!
-//! A directory is different: what is in it is judged entry by entry, and an open descriptor of it grants
-//! nothing that its mode does not grant. A foreign directory is repaired in place.
+//! Directories differ: their entries are checked one by one, and an open descriptor of a directory grants nothing
+//! beyond its mode. A foreign directory is repaired in place.
 
 use super::beneath::DirHandle;
 use super::errno::SysResult;
@@ -19,17 +18,17 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// The mode of a part file until its metadata are set: nobody else can open it.
+/// The mode of a part file until its metadata is set: no other user can open it.
 pub(super) const PART_MODE: u32 = 0o600;
 
 impl Target {
-    /// Whether the object of `stat` in `dir` belongs to this process, to the owner that an entry with
-    /// `meta` is to have, or to the one that the file system gives to whatever this process makes there.
+    /// Whether the object of `stat` in `dir` belongs to this process, to the desired owner of an entry with `meta`,
+    /// or to the owner that the file system gives to objects of this process.
     pub(super) fn is_trusted(&self, dir: &DirHandle, stat: &Stat, meta: &Meta) -> bool {
         self.policy.desired_uid(meta) == Some(stat.st_uid) || self.is_created_by_process(dir, stat)
     }
 
-    /// The same of an open object.
+    /// Like [`Target::is_trusted`] for an open object.
     ///
     /// # Errors
     /// `fstat` failed.
@@ -42,15 +41,14 @@ impl Target {
         Ok(self.is_trusted(dir, &rustix::fs::fstat(fd)?, meta))
     }
 
-    /// Whether the object of `stat` in `dir` has the owner of what this process makes there.
+    /// Whether the object of `stat` in `dir` has the owner of objects that this process creates there.
     pub(super) fn is_created_by_process(&self, dir: &DirHandle, stat: &Stat) -> bool {
         stat.st_uid == self.policy.euid
             || self.probe_created_owner(dir).is_ok_and(|newborn| newborn.uid == stat.st_uid)
     }
 
-    /// Whether the object of `stat` in `dir` is an unfinished file that this process (or another of the
-    /// same user) made and nobody else could open: a regular file of ours without another name and with
-    /// the mode that it was made with.
+    /// Whether the object of `stat` in `dir` is an unfinished file of this process or of another one of the same user
+    /// that no other user could open: a regular file without another name and with the mode of its creation.
     pub(super) fn is_own_part(&self, dir: &DirHandle, stat: &Stat) -> bool {
         if type_of(stat) != FileType::RegularFile || stat.st_nlink != 1 {
             return false;
@@ -64,11 +62,12 @@ impl Target {
         CreatedOwner { uid: self.policy.euid, mode: PART_MODE }
     }
 
-    /// What the file system of `dir` shows of a file that this process makes in it.
+    /// The owner and mode that the file system of `dir` reports for a new file of this process, by device. Probed
+    /// only for objects of another owner: network file systems and those without owners map all owners.
     fn probe_created_owner(&self, dir: &DirHandle) -> SysResult<CreatedOwner> {
         let stat = rustix::fs::fstat(dir)?;
         if self.rules.dry_run {
-            // Nothing may be made. Where there are no owners, a directory shows the same one.
+            // A dry run creates nothing. Without owners, a directory has the same one.
             return Ok(match keeps_owners(dir) {
                 true => self.expected_owner(),
                 false => CreatedOwner { uid: stat.st_uid, mode: PART_MODE },
@@ -84,7 +83,7 @@ impl Target {
         Ok(newborn)
     }
 
-    /// A file without a name, or whose name is removed again.
+    /// Creates a file without a name, or removes its name again.
     fn create_probe_file(&self, dir: &DirHandle, before: &Stat) -> SysResult<OwnedFd> {
         let mode = Mode::from_raw_mode(PART_MODE);
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -104,7 +103,7 @@ impl Target {
             other => other?,
         };
         rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
-        // The directory is perhaps none that this batch sets the metadata of.
+        // This batch may not set the metadata of the directory.
         set_mtime(dir.as_fd(), &meta_of(before))?;
         Ok(made)
     }

@@ -1,7 +1,7 @@
-//! The page cache and large files: a copy of terabytes shall not push out what others use, nor leave
-//! its writes to pile up for one long flush at the end.
+//! The page cache and large files: a copy of terabytes must not evict the data of other processes, nor let its writes
+//! accumulate for one long flush at the end.
 //!
-//! All of it is advice to the kernel: file systems that know none of it are copied all the same.
+//! All of it is advice to the kernel: file systems without it are copied as well.
 
 use super::errno::SysResult;
 use super::file_io::{fill, read_full_at};
@@ -11,22 +11,21 @@ use rustix::fs::Advice;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 use std::num::NonZeroU64;
 
-/// Advice is given for so many bytes at a time.
+/// Bytes between two advices to the kernel.
 const ADVICE_WINDOW_BYTES: u64 = 8 << 20;
 
-/// `RWF_DONTCACHE` (since Linux 6.14): what the read had to bring into the page cache leaves it again.
+/// `RWF_DONTCACHE` (since Linux 6.14): pages that the read brought into the page cache are dropped again.
 const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
-/// A range being read once, in order: what was not in the cache before does not stay there.
+/// A range that is read once, in order: data that was not cached before is not cached afterwards.
 ///
-/// New kernels see to that themselves, where the file system does ([`DONT_CACHE`]). Otherwise it is
-/// asked once, of one page, before the first read: asking begins to read the page, which costs a seek,
-/// and later the kernel will have read ahead to wherever we ask. A fast disk may answer that question
-/// itself: then the range stays.
+/// New kernels do that themselves, where the file system supports it ([`DONT_CACHE`]). Otherwise one page is probed
+/// before the first read: the probe starts to read the page, which costs a seek, and later probes would find the
+/// kernel's read-ahead. A fast disk may complete the probe itself: then the range stays cached.
 #[derive(Debug)]
 pub struct DropBehindReader<'a> {
     file: &'a OwnedFd,
-    /// From here on nothing has been let go yet.
+    /// From here on nothing is evicted yet.
     evict_from: u64,
     end: u64,
     eviction: Eviction,
@@ -34,11 +33,11 @@ pub struct DropBehindReader<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Eviction {
-    /// The kernel.
+    /// By the kernel.
     Kernel,
-    /// Us.
+    /// By advice to the kernel.
     Advice,
-    /// Nobody: others had read it before.
+    /// Not at all: others had read it before.
     Keep,
 }
 
@@ -48,7 +47,7 @@ impl<'a> DropBehindReader<'a> {
         DropBehindReader { file, evict_from: from, end, eviction: Eviction::Kernel }
     }
 
-    /// Fills `buffer` from `at` on; gives less only at the end of the file.
+    /// Fills `buffer` from `at` on; returns less than its length only at the end of the file.
     pub(super) fn read(&mut self, buffer: &mut [u8], at: u64) -> SysResult<usize> {
         if self.eviction == Eviction::Kernel {
             let uncached = fill(buffer, |rest, done| {
@@ -67,7 +66,7 @@ impl<'a> DropBehindReader<'a> {
     }
 
     fn probe_cache(&mut self) {
-        // Not at the beginning: who reads the range before this one has the kernel read ahead to there.
+        // Not at the beginning: a reader of the range before makes the kernel read ahead to there.
         let inside =
             self.evict_from + ADVICE_WINDOW_BYTES.min(self.end.saturating_sub(self.evict_from)) / 2;
         self.eviction =
@@ -88,7 +87,7 @@ impl Drop for DropBehindReader<'_> {
     }
 }
 
-/// A range being written: the disk gets it while it comes.
+/// A range being written: its pages go to the disk as they come.
 #[derive(Debug, Default)]
 pub(super) struct WriteBehind(Mutex<(u64, u64)>);
 
@@ -107,15 +106,15 @@ impl WriteBehind {
         }
     }
 
-    /// Nothing more comes: the rest is begun to be written.
+    /// No more writes follow: writeback of the rest starts.
     pub(super) fn start_writeback<F: AsFd>(&self, file: &F) {
         let window = *self.0.lock();
         drop_cached(file, window.0, window.1);
     }
 }
 
-/// Whether the byte at `at` can be had without waiting for a disk. If not, asking has begun to read it:
-/// a second question may be answered otherwise.
+/// Whether the byte at `at` can be read without waiting for a disk. If not, the probe starts to read it, so a second
+/// one may return another result.
 pub(super) fn is_cached<F: AsFd>(file: &F, at: u64) -> bool {
     let mut byte = [0];
     let mut room = [IoSliceMut::new(&mut byte)];
@@ -123,8 +122,8 @@ pub(super) fn is_cached<F: AsFd>(file: &F, at: u64) -> bool {
     !matches!(read, Err(Errno::AGAIN))
 }
 
-/// Lets bytes `from` to `end` go that the disk has; what it does not have is begun to be written
-/// (Linux does that with this advice, `mm/fadvise.c`).
+/// Evicts bytes `from` to `end` that are on the disk, and starts writeback of the others (as Linux does with this
+/// advice, `mm/fadvise.c`).
 pub(super) fn drop_cached<F: AsFd>(file: &F, from: u64, end: u64) {
     if let Some(length) = NonZeroU64::new(end.saturating_sub(from)) {
         let _ = rustix::fs::fadvise(file, from, Some(length), Advice::DontNeed);
@@ -172,7 +171,7 @@ mod tests {
     #[test]
     fn uncached_data_is_not_cached_after_a_read() {
         for by in [Eviction::Kernel, Eviction::Advice] {
-            // A fast disk may have brought the page by which we ask before the answer.
+            // A fast disk may have read the probed page before the result.
             let mut left = (0..5).map(|_| {
                 let (_dir, file) = uncached_file(3);
                 let (cached, all) = count_cached_after_read(&file, 3, by);

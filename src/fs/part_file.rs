@@ -1,10 +1,9 @@
 //! Large files on their way to their names: one shared part file for each version.
 //!
-//! Its name is made of the path and the version, not of the sync: what an interrupted sync left is used
-//! up by the next one. Two syncs that bring the same version at the same time write the same bytes into
-//! one file. The one that commits first publishes it; the other one's writers are told that they were
-//! overtaken, and when they try again, what they bring is compared with the published file. If one
-//! discards it, the other's commit finds that ranges are lost, and they are sent again.
+//! Its name is made of path and version, not of the sync: what an interrupted sync left is reused by the next one.
+//! Two syncs of the same version write the same bytes into one file. The first commit publishes it; writers of the
+//! other sync fail as superseded, and their retry compares its content with the published file. If one sync removes
+//! the part file, the commit of the other one finds missing ranges, and they are sent again.
 
 use super::beneath::DirHandle;
 use super::errno::SysResult;
@@ -31,8 +30,7 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::sync::OnceLock;
 
-/// The part file of one version of a large file. Any number of writers, on any number of hosts, may
-/// write ranges of it.
+/// The part file of one version of a large file. Any number of writers on any number of hosts may write ranges of it.
 #[derive(Debug)]
 pub struct PartFile {
     target: Target,
@@ -42,35 +40,34 @@ pub struct PartFile {
     /// What it is going to be called.
     final_name: Vec<u8>,
     fd: OwnedFd,
-    /// The file itself, as its name must show it: device and inode.
+    /// Device and inode that its name must show.
     inode_id: (u64, u64),
-    /// What it is going to have.
+    /// The metadata of the published file.
     desired_meta: Meta,
-    /// The file has its name already: nothing is written to it, only compared.
+    /// It is published already: writes only compare.
     published: bool,
-    /// The file that has the name now, once it was needed.
+    /// The file with the final name, opened on first use.
     basis: OnceLock<OwnedFd>,
     write_behind: WriteBehind,
-    /// Whether this call made it.
+    /// Whether this call created it.
     pub created: bool,
 }
 
-/// Where a run of bytes that need not be sent is at the destination already.
+/// Where the destination already has a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReuseSource {
     /// In the part file.
     PartFile,
-    /// At the same offset of the file that has the name now.
+    /// At the same offset of the file with the final name.
     Basis,
 }
 
 impl Target {
-    /// Opens the part file of `entry`'s version, of its full length; made where it is missing, as are
-    /// the directories above it. Where that version has been published (by another sync, or another
-    /// attempt), what is written is only compared with it.
+    /// Opens the part file of `entry`'s version at its full length; it and its parent directories are created if
+    /// missing. If that version is already published, by another sync or attempt, writes are only compared with it.
     ///
     /// # Errors
-    /// The directory can't be made or written to, or the file not made that long.
+    /// The directory can't be created or written to, or the file not be extended.
     pub fn open_part_file(&self, entry: &Entry) -> Result<PartFile> {
         self.prepare_write()?;
         self.retry_with_fresh_cache(|| self.try_open_part_file(entry))
@@ -102,8 +99,8 @@ impl Target {
                         Err(errno) => return Err(errno),
                     }
                 }
-                // Also one that got its final mode and then not its name, as its agent was killed: its
-                // mode may forbid even its owner to write.
+                // Also one with its final mode but not its name, because its agent was killed: the mode may forbid
+                // writes.
                 Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR | Errno::ACCESS) => {
                     self.remove_non_directory(&place.dir, &name)?;
                     continue;
@@ -111,7 +108,7 @@ impl Target {
                 Err(errno) => return Err(errno),
             };
             let stat = rustix::fs::fstat(&fd)?;
-            // Another user may have put it there, and may have it open.
+            // Another user may have created it, and may have it open.
             if !created && !self.is_own_part(&place.dir, &stat) {
                 tracing::warn!(
                     path = %entry.path, uid = stat.st_uid, mode = format!("{:o}", stat.st_mode & 0o7777),
@@ -155,9 +152,9 @@ impl Target {
         }
     }
 
-    /// The file itself, where it is `entry`'s version already and has (or could be given) the metadata of
-    /// `entry`: a late writer is not to leave another part file. A file whose metadata may not be changed in
-    /// its place is to be replaced, and that takes a part file.
+    /// The published file, where it is `entry`'s version and has (or can get) its metadata: a late writer must not
+    /// leave another part file. `None` for a file that has to be replaced to change its metadata: that needs a part
+    /// file.
     fn open_published(&self, place: &ParentAndName<'_>, entry: &Entry) -> Option<OwnedFd> {
         if !self.can_identify_versions() {
             return None;
@@ -171,17 +168,17 @@ impl Target {
         matches!(done, MetadataRepair::Unchanged | MetadataRepair::Repaired).then_some(fd)
     }
 
-    /// Whether size and time tell one version of a file from another.
+    /// Whether size and mtime identify a version.
     fn can_identify_versions(&self) -> bool {
         self.rules.preserve.contains(Attribute::Times) && self.rules.compare != Compare::Checksum
     }
 
-    /// Publishes the part file of `entry`'s version: length checked, metadata set, renamed. With
-    /// `ranges` it is made sure that none of them got lost. Doing it twice is no error.
+    /// Publishes the part file of `entry`'s version: checks its length, sets its metadata, renames it. With `ranges`
+    /// it is verified that none of them is missing. Repeating it is no error.
     ///
     /// # Errors
-    /// The part file is not there (and the file not published), does not hold the ranges any more,
-    /// has another length, or one of the steps fails.
+    /// The part file is missing (and the file not published), lacks ranges, has another length, or one of the steps
+    /// fails.
     pub fn publish_part_file(&self, entry: &Entry, ranges: Option<SentRanges<'_>>) -> Result<()> {
         let path = &entry.path;
         let failed = |cause| self.error("publish", path, cause);
@@ -215,17 +212,17 @@ impl Target {
         self.policy.apply(&fd, &entry.into(), origin).map_err(failed)?;
         self.check_root()?;
         self.rename_into_place(&place.dir, &name, place.name).map_err(failed)?;
-        // The name may have been given to another file between.
+        // Another file may have got the name in between.
         if !lstat(&place.dir, place.name).is_ok_and(|there| is_same_object(&there, &stat)) {
             return Err(failed(Cause::Superseded));
         }
-        // What the disk has by now.
+        // What is on the disk by now.
         drop_cached(&fd, 0, entry.size());
         self.register_anchor(&place.dir, place.name, &fd, entry).map_err(failed)
     }
 
-    /// Whether it is a part file that got all its metadata before its agent was killed: another user who
-    /// could open it can open the published file as well.
+    /// Whether it is a part file that got all its metadata before its agent was killed: a user who can open it can
+    /// open the published file as well.
     fn is_finished_part_file(
         &self,
         place: &ParentAndName<'_>,
@@ -241,8 +238,8 @@ impl Target {
                 == Ok(false)
     }
 
-    /// That there is no part file is fine where the file is published: as its size and time tell or,
-    /// where they can't, its content. It has the metadata of `entry` then, or is given them.
+    /// A missing part file is no error if the file is published, by its size and mtime or, where they can't identify
+    /// it, its content. Its metadata is repaired if needed.
     fn verify_published(
         &self,
         place: &ParentAndName<'_>,
@@ -277,11 +274,10 @@ impl Target {
         }
     }
 
-    /// Removes the part file of `entry`'s version; that there is none is no error. The directory keeps
-    /// its metadata.
+    /// Removes the part file of `entry`'s version, if there is one. The directory keeps its metadata.
     ///
     /// # Errors
-    /// It is there and can't be removed.
+    /// It exists and can't be removed.
     pub fn remove_part_file(&self, entry: &Entry) -> Result<()> {
         let name = self.part_file_name(entry);
         let place = self.tree.locate(&entry.path);
@@ -294,11 +290,11 @@ impl Target {
 }
 
 impl PartFile {
-    /// Writes all of `content` at `offset`. Long runs of zeros become holes, where they shall.
+    /// Writes all of `content` at `offset`. Long runs of zeros become holes, if enabled.
     ///
     /// # Errors
-    /// `pwrite` failed; the file does not have its name any more: it was published (and whoever still
-    /// writes is late) or removed; it is published with other content.
+    /// `pwrite` failed; the file lost its name, because it was published or removed; it is published with other
+    /// content.
     pub fn write_at(&self, content: &[u8], offset: u64) -> Result<()> {
         self.while_linked(|| {
             if self.published {
@@ -306,7 +302,7 @@ impl PartFile {
             }
             for (run, zeros) in split_zero_runs(content, self.target.rules.punch_zeros) {
                 let at = offset + run.start as u64;
-                // Punched, not skipped: an earlier try at this range may have left other bytes.
+                // Punched, not skipped: an earlier attempt may have written other bytes.
                 if !(zeros && self.punch_hole(at, run.len() as u64).is_ok()) {
                     write_all_at(&self.fd, &content[run], at)?;
                 }
@@ -316,12 +312,12 @@ impl PartFile {
         })
     }
 
-    /// Has the file system find the blocks for `len` bytes at `offset`, all of which are going to be
-    /// written: in one place, where ranges that come at the same time would get them in turn. If there are
-    /// not enough, that is known before the content comes. Until they are written they count as a hole.
+    /// Reserves blocks for `len` bytes at `offset` that are going to be written: contiguous, where concurrent ranges
+    /// would interleave. Missing space is detected before the content comes. Until they are written, reserved blocks
+    /// count as a hole.
     ///
     /// # Errors
-    /// There are not enough; the file does not have its name any more.
+    /// There is not enough space; the file lost its name.
     pub fn reserve_blocks(&self, offset: u64, len: u64) -> Result<()> {
         if self.published || self.target.rules.punch_zeros || !has_delayed_allocation(&self.fd) {
             return Ok(());
@@ -329,7 +325,7 @@ impl PartFile {
         self.while_linked(|| {
             match rustix::fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, len) {
                 Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => Err(errno.into()),
-                // It can be written all the same.
+                // Writing is possible all the same.
                 Ok(()) | Err(_) => Ok(()),
             }
         })
@@ -348,7 +344,7 @@ impl PartFile {
         if len == 0 || !self.published && self.punch_hole(offset, len).is_ok() {
             return Ok(());
         }
-        // No holes here, or none to be made: then whatever is not zero must become so.
+        // No hole can be made: existing data becomes zeros.
         let zeros = vec![0; READ_BUFFER_BYTES];
         let mut at = offset;
         while let Some((start, stop)) = next_data_run(&self.fd, at, end)? {
@@ -366,14 +362,13 @@ impl PartFile {
         Ok(())
     }
 
-    /// Takes `len` bytes at `offset` from where they are at the destination. The caller reads them back
-    /// to know what they are.
+    /// Reuses `len` bytes at `offset` that the destination has. The caller reads them back to verify them.
     ///
     /// # Errors
-    /// Like [`PartFile::write_at`]; the file that has the name is not there, not to be read, or shorter.
+    /// Like [`PartFile::write_at`]; the file with the final name is missing, unreadable or shorter.
     pub fn reuse_range(&self, offset: u64, len: u64, from: ReuseSource) -> Result<()> {
         self.while_linked(|| match from {
-            // It was removed since its blocks were compared, and no digest will tell.
+            // It was removed since its blocks were compared, and no digest will show that.
             ReuseSource::PartFile if self.created && !self.target.rules.requires_digest => {
                 Err(Cause::PartDataLost)
             }
@@ -405,13 +400,13 @@ impl PartFile {
             if !self.target.is_trusted_fd(&self.dir, &base, &self.desired_meta)? {
                 return Err(Errno::NOENT);
             }
-            // Of two that open it at once, one is kept.
+            // Of two concurrent openers, one is kept.
             let _ = self.basis.set(base);
         }
         self.basis.get().ok_or(Errno::NOENT)
     }
 
-    /// Runs `step`, if the file still has its name.
+    /// Runs `step` if the file still has its name.
     fn while_linked(&self, step: impl FnOnce() -> CauseResult<()>) -> Result<()> {
         let here = lstat(&self.dir, &self.current_name)
             .is_ok_and(|there| (there.st_dev, there.st_ino) == self.inode_id);
@@ -430,7 +425,7 @@ impl PartFile {
         if there[..n] == *content { Ok(()) } else { Err(Cause::Superseded) }
     }
 
-    /// Fills `buffer` from `offset` on; gives less than its length only at the end of the file.
+    /// Fills `buffer` from `offset` on; returns less than its length only at the end of the file.
     ///
     /// # Errors
     /// `pread` failed.
@@ -438,11 +433,11 @@ impl PartFile {
         read_full_at(&self.fd, buffer, offset).map_err(|e| self.target.error("read", &self.path, e))
     }
 
-    /// To be called when a range is written, before it is reported: gives the errors that some file
-    /// systems keep until a file is closed.
+    /// To be called after a range is written, before it is reported: returns the errors that some file systems report
+    /// only at close.
     ///
     /// # Errors
-    /// What was written did not reach the server, or the storage path leads elsewhere by now.
+    /// The content did not reach the server, or the path of the storage root leads elsewhere by now.
     pub fn close(self) -> Result<()> {
         self.target.check_root()?;
         self.write_behind.start_writeback(&self.fd);
@@ -451,7 +446,7 @@ impl PartFile {
     }
 }
 
-/// Opens the regular file `name` to read it; nothing is followed, nothing waited for.
+/// Opens the regular file `name` to read it, without following links or blocking.
 pub(super) fn open_regular_file(dir: &DirHandle, name: &[u8]) -> SysResult<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
@@ -461,7 +456,7 @@ pub(super) fn open_regular_file(dir: &DirHandle, name: &[u8]) -> SysResult<Owned
     Ok(fd)
 }
 
-/// Copies from `start` to `end`, by sharing the blocks where the file system can.
+/// Copies from `start` to `end`, sharing the blocks where the file system can.
 fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> CauseResult<()> {
     let mut at = start;
     while at < end {
@@ -471,7 +466,7 @@ fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> CauseResult
             Ok(n) if n > 0 => at += n as u64,
             Err(Errno::INTR) => {}
             Err(errno @ (Errno::IO | Errno::NOSPC | Errno::DQUOT)) => return Err(errno.into()),
-            // It can't be done so, or not by this kernel.
+            // Not supported here.
             Ok(_) | Err(_) => return copy_range_buffered(from, to, at, end),
         }
     }

@@ -1,6 +1,5 @@
-//! Whether a part file still holds what was written to it. One that was removed and made again by a
-//! later range has holes where the earlier ranges were; published, it would be a file of zeros that
-//! nobody notices.
+//! Whether a part file still has the ranges that were written to it. One that was removed and created again has holes
+//! in place of earlier ranges; published, it would be a file of zeros without any error.
 
 use super::errno::SysResult;
 use super::file_io::hash_range;

@@ -1,6 +1,5 @@
-//! Patterns of gitignore. Each is translated to a glob of `globset`, which matches in linear time but reads
-//! some patterns in another way than git: `**` beside other characters, and what stands in `[…]`. Beside
-//! gitignore's own syntax, `{a,b}` stands for either.
+//! Patterns of gitignore. Each is translated to a glob of `globset`, which matches in linear time but differs from
+//! git in `**` beside other characters and in `[…]`. In addition to gitignore's syntax, `{a,b}` matches either.
 
 use crate::wire::AbsPath;
 use crate::wire::options::MAX_FILTER_BYTES;
@@ -12,7 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::str::Chars;
 
-/// Why a [`FilterSpec`] is none.
+/// Why a [`FilterSpec`](crate::wire::options::FilterSpec) is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
     /// The rules together are over [`MAX_FILTER_BYTES`].
@@ -20,44 +19,43 @@ pub enum FilterError {
         "the filter rules have {0} bytes, at most {MAX_FILTER_BYTES} are taken; shorten them, e.g. by patterns instead of names"
     )]
     RulesTooLong(usize),
-    /// One of them can't be read.
+    /// A rule is invalid.
     #[error("filter rule {} (`{}`) cannot be read: {reason}", .index + 1, crate::wire::path::escape_bytes(.rule.as_bytes()))]
     InvalidRule {
-        /// Its place in the list, from 0.
+        /// Its index in the list, from 0.
         index: usize,
-        /// As it was given.
+        /// Its text.
         rule: String,
-        /// What is wrong with it.
+        /// Why it is rejected.
         reason: String,
     },
-    /// All of them together can't be compiled.
+    /// The rules together can't be compiled.
     #[error("the filter rules cannot be compiled: {0}; use fewer or simpler ones")]
     CannotCompile(String),
 }
 
-/// Patterns in order, ready to match.
+/// Compiled patterns in order.
 #[derive(Debug, Default)]
 pub(super) struct Patterns {
     set: GlobSet,
-    /// What each glob of the set means.
+    /// The effect of each glob of the set.
     effects: Vec<Effect>,
 }
 
-/// What a pattern does with what it matches.
+/// What a pattern does with its matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Effect {
-    /// It takes in again; else it leaves out.
+    /// It includes again; otherwise it excludes.
     includes: bool,
-    /// It is for directories only.
+    /// It matches directories only.
     only_dirs: bool,
 }
 
 impl Patterns {
-    /// Reads lines of gitignore. Comments and empty lines are none, and neither are patterns that nothing can
-    /// match.
+    /// Compiles lines of gitignore. Comments, empty lines and patterns that match nothing are skipped.
     ///
     /// # Errors
-    /// A line can't be read, or all of them can't be compiled together.
+    /// A line is invalid, or all of them can't be compiled together.
     pub(super) fn new(lines: &[String]) -> Result<Patterns, FilterError> {
         let mut effects = Vec::new();
         let mut builder = GlobSetBuilder::new();
@@ -77,7 +75,7 @@ impl Patterns {
         self.effects.is_empty()
     }
 
-    /// Whether the last pattern that matches `path` itself leaves it out.
+    /// Whether the last pattern that matches `path` itself excludes it.
     pub(super) fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
         let mut hits = Vec::new();
         let candidate = Candidate::new(Path::new(OsStr::from_bytes(path)));
@@ -87,7 +85,7 @@ impl Patterns {
     }
 }
 
-/// A line without the spaces at its end, unless a backslash stands before them.
+/// A line without trailing spaces, unless they are escaped by a backslash.
 pub fn trim_pattern(line: &str) -> &str {
     let mut end = 0;
     let mut chars = line.char_indices();
@@ -104,8 +102,8 @@ pub fn trim_pattern(line: &str) -> &str {
     &line[..end]
 }
 
-/// Finds the lines that are absolute paths at or below one of `roots`: such a pattern begins at the root of the
-/// source and matches nothing there. Gives the index of each, and an error message with what to write instead.
+/// Finds the lines that are absolute paths at or below one of `roots`: patterns are relative to the root of the
+/// source, so these match nothing. Returns the index of each, and an error message with the pattern to write instead.
 pub fn find_absolute_patterns(lines: &[String], roots: &[&AbsPath]) -> Vec<(usize, String)> {
     let below = |pattern: &str, root: &AbsPath| {
         let rest = pattern.strip_prefix(std::str::from_utf8(root.as_bytes()).ok()?)?;
@@ -146,7 +144,7 @@ fn parse_line(line: &str) -> Result<Option<(String, Effect)>, String> {
         return Ok(None);
     }
     let Some(glob) = translate_to_glob(line, anchored)? else { return Ok(None) };
-    // No path has an empty name in it.
+    // No path has an empty component.
     if glob.starts_with('/') || glob.ends_with('/') || glob.contains("//") {
         return Ok(None);
     }
@@ -158,8 +156,8 @@ fn parse_line(line: &str) -> Result<Option<(String, Effect)>, String> {
 fn translate_to_glob(pattern: &str, anchored: bool) -> Result<Option<String>, String> {
     let mut glob = String::with_capacity(pattern.len() + 8);
     let mut rest = pattern.chars().peekable();
-    // What `**` may stand behind to be more than `*`: git compares the characters before the first special one
-    // by themselves, so that the rest of a pattern begins there as at a `/`.
+    // `**` differs from `*` only after a `/` or such a start: git compares the characters before the first special
+    // one separately, so the rest of a pattern starts there as after a `/`.
     let (mut at_component, mut plain) = (true, true);
     while let Some(c) = rest.next() {
         let first = std::mem::replace(&mut at_component, false);
@@ -192,7 +190,7 @@ fn translate_to_glob(pattern: &str, anchored: bool) -> Result<Option<String>, St
                     Some(_) if first => glob.push_str("**"),
                     Some(_) => {
                         consume_dir_wildcards(&mut rest);
-                        // Any directories, of which the name of the first goes on.
+                        // Any directories, and any start of the next name.
                         glob.push_str("{**/}");
                         if rest.peek().is_none() {
                             glob.push('*');
@@ -210,7 +208,7 @@ fn translate_to_glob(pattern: &str, anchored: bool) -> Result<Option<String>, St
     Ok(Some(glob))
 }
 
-/// Takes all stars that come next; gives their number.
+/// Consumes all stars that come next; returns their number.
 fn consume_stars(rest: &mut Peekable<Chars<'_>>) -> usize {
     std::iter::from_fn(|| rest.next_if_eq(&'*')).count()
 }
@@ -226,8 +224,7 @@ fn separator_len(rest: &Peekable<Chars<'_>>) -> Option<usize> {
     }
 }
 
-/// Takes the `/` that comes next, and every `**/` behind it, or `**` at the end: after any directories they add
-/// nothing.
+/// Consumes the `/` that comes next, and every following `**/`, or `**` at the end: they match nothing more.
 fn consume_dir_wildcards(rest: &mut Peekable<Chars<'_>>) {
     while separator_len(rest) == Some(1) {
         rest.next();
@@ -239,15 +236,15 @@ fn consume_dir_wildcards(rest: &mut Peekable<Chars<'_>>) {
     }
 }
 
-/// What stands in `[…]`.
+/// A character class `[…]`.
 struct CharClass {
     negated: bool,
     ascii: [bool; 128],
-    /// Characters that are not ASCII: each byte of them counts.
+    /// Characters beyond ASCII: each byte of them counts.
     others: Vec<char>,
 }
 
-/// Whether an ASCII byte belongs to a named class.
+/// The named classes `[:name:]`, for ASCII.
 type IsInClass = fn(&u8) -> bool;
 
 /// What `[:name:]` means, of ASCII.
@@ -267,12 +264,12 @@ const NAMED_CLASSES: [(&str, IsInClass); 12] = [
 ];
 
 impl CharClass {
-    /// Reads a class whose `[` was read.
+    /// Parses a class after its `[`.
     fn parse(rest: &mut Peekable<Chars<'_>>) -> Result<CharClass, String> {
         let unclosed = || "a `[` lacks its `]`: write `\\[` for the character".to_owned();
         let negated = rest.next_if(|c| matches!(c, '!' | '^')).is_some();
         let mut class = CharClass { negated, ascii: [false; 128], others: Vec::new() };
-        // What a range may begin with.
+        // A possible start of a range.
         let mut from: Option<char> = None;
         let mut first = true;
         loop {
@@ -292,7 +289,7 @@ impl CharClass {
                     match inside.strip_suffix(':') {
                         Some(name) => {
                             class.add_named(name)?;
-                            // The colon, what is inside, and the bracket.
+                            // The colon, the name, and the bracket.
                             let length = inside.chars().count() + 2;
                             rest.by_ref().take(length).for_each(drop);
                             from = None;
@@ -343,8 +340,8 @@ impl CharClass {
         Ok(())
     }
 
-    /// The class as `globset` reads it, which has no escapes in one: what is special there stands where it is
-    /// not. No class matches `/`. `None`: it matches nothing.
+    /// The class for `globset`, which has no escapes in classes: special characters are placed where they are not
+    /// special. No class matches `/`. `None`: it matches nothing.
     fn into_glob(mut self) -> Option<String> {
         self.ascii[usize::from(b'/')] = self.negated;
         let mut take = |c: char| std::mem::take(&mut self.ascii[c as usize]);
@@ -371,7 +368,7 @@ impl CharClass {
         }
         match (body.is_empty(), dash) {
             (false, _) => Some(format!("[{body}{marks}{}]", if dash { "-" } else { "" })),
-            // First, a dash is no range and keeps what follows from being a negation.
+            // First, a dash is no range and prevents a negation by what follows.
             (true, true) => Some(format!("[-{marks}]")),
             (true, false) if marks.is_empty() => None,
             (true, false) => {

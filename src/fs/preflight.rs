@@ -1,5 +1,5 @@
-//! Whether the two roots of a sync can be used, looked at before its first entry: what is wrong with a root would
-//! otherwise be the error of each entry, or of a part file below it. Nothing is changed.
+//! Checks of the two roots of a sync before its first entry: a wrong root would otherwise be an error of every entry,
+//! or of a part file below it. Nothing is changed.
 
 use super::beneath::{open_dir_below, split_parent};
 use super::dir_list::list_dir;
@@ -18,11 +18,11 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Access, AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
-/// So many names of a destination root that can't be written itself are looked at for a directory that can.
+/// The most names of an unwritable destination root that are probed for a writable directory.
 const MAX_NAMES_PROBED: usize = 1_000;
 
 impl Tree {
-    /// What this tree's root is: which file system it lies on, and whether it holds anything.
+    /// The file system of this tree's root, and whether the root is empty.
     ///
     /// # Errors
     /// It can't be opened or read.
@@ -43,19 +43,19 @@ impl Tree {
             Err(errno) => return Err(failed(errno)),
         };
         let fs_type = fs_type(&fd).map_err(failed)?;
-        // Local file systems make it of their UUID or device, so it outlives a restart; network file
-        // systems often leave it at 0, and then their type tells them from an empty mount point.
+        // Local file systems derive it from their UUID or device, so it survives a restart; network file systems
+        // often leave it at 0, and then their type distinguishes them from an empty mount point.
         let id = rustix::fs::fstatvfs(&fd).map_err(failed)?.f_fsid;
         Ok(RootState { file_system: format!("{fs_type:x}:{id:x}"), empty })
     }
 
-    /// The tree where links in the path of this one lead, as `link/` leads to a directory for rsync. One that leads
-    /// out of the storage root is not followed.
+    /// The tree with the symbolic links of its base path resolved, as rsync does for `link/`. Links that point
+    /// outside of the storage root are not followed.
     ///
     /// # Errors
-    /// A link leads to nothing, out of the storage root, or in a circle.
+    /// A link is dangling, points outside of the storage root, or is part of a cycle.
     pub fn resolve_base_links(self) -> Result<Tree> {
-        // Most paths hold no link. What is wrong otherwise shows when the tree is used.
+        // Most paths have no link. Other errors show when the tree is used.
         if !matches!(
             open_dir_below(self.root.fd(), self.base.as_bytes()),
             Err(Errno::LOOP | Errno::NOTDIR)
@@ -79,10 +79,10 @@ impl Tree {
         }
     }
 
-    /// What the root of this source is, provided that it can be read.
+    /// The kind of this source's root, provided that it can be read.
     ///
     /// # Errors
-    /// It is not there, or this process may not read it.
+    /// It is missing, or this process may not read it.
     pub fn check_readable(&self) -> Result<RootKind> {
         let root = RelPath::root();
         let look = || {
@@ -110,11 +110,11 @@ impl Tree {
 }
 
 impl Target {
-    /// Whether the root of a `source` of this kind can be written here: what is there fits it, and this process may
-    /// write to it or, where it is missing, make it. A dry run needs only that it fits.
+    /// Whether the root of a `source` of this kind can be written here: the existing object fits, and this process
+    /// may write to it or, if it is missing, create it. A dry run only needs that it fits.
     ///
     /// # Errors
-    /// It can't be. [`Cause::RootUnavailable`]: that is not known.
+    /// It can't be. [`Cause::RootUnavailable`]: unknown.
     pub fn check_writable(&self, source: RootKind) -> Result<()> {
         self.check_root()?;
         let failed = |cause| {
@@ -127,30 +127,32 @@ impl Target {
     fn verify_root_writable(&self, source: RootKind) -> CauseResult<()> {
         let (storage, base) = (self.tree.root.fd(), self.tree.base.as_bytes());
         let fits = |there| {
-            source.mismatch_with(there).map_or(Ok(()), |misfit| Err(Cause::RootMismatch(misfit)))
+            source
+                .mismatch_with(there)
+                .map_or(Ok(()), |mismatch| Err(Cause::RootMismatch(mismatch)))
         };
         match open_dir_below(storage, base) {
             Ok(dir) => {
                 fits(RootKind::Directory)?;
                 match self.check_dir_writable(&dir) {
-                    // A sync may change nothing in the root itself: then each entry has its own outcome.
+                    // The sync may change nothing in the root itself: then each entry has its own outcome.
                     Err(Errno::ACCESS) if has_writable_dir(&dir) => Ok(()),
                     other => Ok(other?),
                 }
             }
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 let root = RelPath::root();
-                // Also where something above it is no directory, or a link.
+                // Also if a parent is no directory, or a link.
                 let place = self.tree.locate(&root)?;
                 match type_of(&lstat(&place.dir, place.name)?) {
-                    // It is replaced, as an entry is.
+                    // It is replaced like an entry.
                     FileType::Symlink if source != RootKind::Directory => {}
                     FileType::Symlink => return Err(Errno::LOOP.into()),
                     found => fits(RootKind::from_file_type(found))?,
                 }
                 Ok(self.check_dir_writable(&place.dir)?)
             }
-            // Nothing new is wanted.
+            // Nothing new is requested.
             Err(Errno::NOENT) if self.rules.existing => Ok(()),
             Err(Errno::NOENT | Errno::ACCESS) => {
                 let mut above = split_parent(base).0;
@@ -168,7 +170,7 @@ impl Target {
         }
     }
 
-    /// Whether names can be made in a directory; a dry run makes none.
+    /// Whether names can be created in a directory; a dry run creates none.
     fn check_dir_writable(&self, dir: &OwnedFd) -> SysResult<()> {
         if self.rules.dry_run {
             return Ok(());
@@ -185,7 +187,7 @@ impl Target {
     }
 }
 
-/// Whether this process may do that to `name` in `dir`, as far as the kernel answers.
+/// Whether this process may access `name` in `dir` in this way, as far as the kernel reports it.
 fn check_access(dir: impl AsFd, name: &[u8], access: Access) -> SysResult<()> {
     match rustix::fs::accessat(dir, name, access, AtFlags::EACCESS) {
         // An old kernel, or a container's filter.
@@ -194,7 +196,7 @@ fn check_access(dir: impl AsFd, name: &[u8], access: Access) -> SysResult<()> {
     }
 }
 
-/// Whether one of the first directories in `dir` can be written to.
+/// Whether one of the first subdirectories of `dir` is writable.
 fn has_writable_dir(dir: &OwnedFd) -> bool {
     let Ok(names) = Dir::read_from(dir) else { return false };
     let names = names.take(MAX_NAMES_PROBED).filter_map(std::result::Result::ok);

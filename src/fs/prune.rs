@@ -1,12 +1,13 @@
-//! What the destination has and the source does not: counted, then deleted or moved to the trash.
+//! Extraneous entries of the destination, which the source does not have: counted, then deleted or moved to the
+//! trash.
 //!
-//! One call looks at an interval of the names in one directory, of which the caller tells those that
-//! the source has. A directory that the source does not have counts with all that is in it, and is
-//! removed from its leaves up. What is protected stays, and so does every directory above it.
+//! One call handles an interval of the names in one directory; the caller passes those that the source has. A
+//! directory that the source does not have counts with all its content and is removed from its leaves up. Protected
+//! entries and their parent directories stay.
 //!
-//! Memory and the time of one call are bounded: it ends after [`MAX_ENTRIES_PER_CALL`] entries and says where to go
-//! on. Everything is done on one name in an open directory that was reached without a link; other
-//! mounts are never entered.
+//! Memory and time of one call are bounded: it ends after [`MAX_ENTRIES_PER_CALL`] entries and returns where to
+//! resume. Every operation uses one name in an open directory that was reached without a link; other mounts are never
+//! entered.
 
 use super::beneath::{DirHandle, open_within_mount};
 use super::deletion_budget::DeletionBudget;
@@ -29,82 +30,81 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Entries that one call looks at.
+/// The most entries of one call.
 const MAX_ENTRIES_PER_CALL: usize = 4096;
-/// Names of one directory held at a time (twice as many while it is read).
+/// The most names of one directory in memory (twice as many during the listing).
 const MAX_NAMES_HELD: usize = 4096;
-/// Levels whose descriptors stay open.
+/// Levels of which the descriptors stay open.
 const MAX_OPEN_LEVELS: usize = 12;
-/// Unfinished files of ours are somebody's leftovers from this age on.
+/// Internal files older than this are leftovers.
 const STALE_FILE_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// An interval of the names in one directory, to be pruned; see [`Target::prune`].
+/// An interval of the names in one directory to prune; see [`Target::prune`].
 #[derive(Debug, Clone)]
 pub struct PrunePage {
     /// The directory, below both roots.
     pub dir: RelPath,
-    /// Names up to this one, and it, are not looked at.
+    /// Names up to and including this one are skipped.
     pub after: Option<Box<[u8]>>,
-    /// Names behind this one are not looked at.
+    /// Names after this one are skipped.
     pub through: Option<Box<[u8]>>,
-    /// The names between that the source has, sorted by bytes; of any kind.
+    /// The names in between that the source has, of any kind, sorted by bytes.
     pub names: Vec<Box<[u8]>>,
-    /// The places in `names` of entries that are no directories at the source and are copied: a directory of
-    /// such a name is in their way, and is deleted like one that the source does not have. Sorted.
+    /// Indices in `names` of entries that are no directories at the source and are copied: a directory of such a name
+    /// is deleted like an extraneous one. Sorted.
     pub non_directories: Vec<u32>,
-    /// What of the source is left out is protected.
+    /// What it excludes is protected.
     pub filter: Arc<Filter>,
-    /// It is not protected but deleted.
+    /// Excluded entries are deleted, not protected.
     pub delete_excluded: bool,
     /// Delete; otherwise nothing is changed.
     pub apply: bool,
-    /// Whose trash it is, where there is one ([`WriteRules::trash`](crate::wire::options::WriteRules)).
+    /// The sync of the trash, where there is one ([`WriteRules::trash`](crate::wire::options::WriteRules)).
     pub request_id: RequestId,
-    /// `dir` and the directories above it, with what they shall have once something in them was
-    /// deleted.
+    /// `dir` and its parent directories, with the metadata to apply after a deletion.
     pub dirs: Vec<ManifestDir>,
-    /// Go on where the last call with this page ended.
+    /// Resume where the last call with this page ended.
     pub resume: Option<PruneCursor>,
 }
 
-/// A place within a page.
+/// A position within a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PruneCursor {
-    /// The entry that was settled last.
+    /// The last entry that was handled.
     pub after: RelPath,
-    /// How many directories below the page's one, on the way to it, are known to keep something.
+    /// How many directories from the page's one down to it are known to keep something.
     pub kept_levels: u32,
 }
 
-/// What was found, and done, by one call.
+/// The result of one call.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PruneResult {
     /// The counts.
     pub pruned: PruneReport,
-    /// What was deleted (or would be), in that order, with the length of its content.
+    /// What was deleted (or would be), in order, with the length of its content.
     pub removed: Vec<(RelPath, u64)>,
-    /// What could not be read or deleted; it stays, and is in no count of what is extra.
+    /// Entries that could not be read or deleted; they are not counted as extraneous.
     pub errors: Vec<FileError>,
-    /// Trashes of earlier mirrors, which were left as they are.
+    /// Trashes of earlier mirrors, which are kept.
     pub earlier_trash: EntryWarning,
-    /// There is more: call again with the same page and this in [`PrunePage::resume_after`].
+    /// There is more: call again with the same page and this in [`PrunePage::resume`].
     pub next: Option<PruneCursor>,
-    /// More is extra than may be deleted: the call ended there.
+    /// More is extraneous than may be deleted: the call ended there.
     pub budget_exhausted: bool,
 }
 
-/// Names of a directory that are still to be looked at.
+/// The names of a directory that are not visited yet.
 type NameIter = std::vec::IntoIter<ListedName>;
 
-/// A directory that is being looked at.
+/// A directory in progress.
 struct PruneLevel {
     path: RelPath,
     /// `None`: closed to save descriptors.
     fd: Option<DirHandle>,
-    /// As it was before anything in it was removed (by this call).
+    /// Before this call removed anything in it.
     stat: Stat,
     names: NameIter,
-    /// There are names behind this one that were not kept.
+    /// There are more names after this one, not in memory.
     next_after: Option<Box<[u8]>>,
     /// Something in it stays.
     has_kept: bool,
@@ -113,10 +113,10 @@ struct PruneLevel {
 struct Pruner<'a> {
     target: &'a Target,
     page: &'a PrunePage,
-    /// What may be deleted; `None`: nothing is.
+    /// How much may be deleted; `None`: nothing.
     budget: Option<DeletionBudget>,
     trash: Option<Trash<'a>>,
-    /// The page's directory, then those that the source does not have.
+    /// The page's directory, then extraneous ones.
     levels: Vec<PruneLevel>,
     result: PruneResult,
     /// Something was changed.
@@ -125,15 +125,15 @@ struct Pruner<'a> {
 }
 
 impl Target {
-    /// Finds what the destination has in `page` and the source does not, and deletes it where the page
-    /// and this target allow, as much as they allow; directories that it deleted from get their metadata again.
+    /// Finds extraneous entries in `page` and deletes them where page and target permit, within the budget;
+    /// directories with deletions get their metadata again.
     ///
-    /// Left alone: what the filter leaves out (unless it is to be deleted), the trash, also one of an earlier
-    /// mirror, what is mounted, our own unfinished files (but old ones are removed, uncounted), every
-    /// directory above any of these. That the directory itself is not there is fine.
+    /// Kept: excluded entries (unless they are to be deleted), the trash, also one of an earlier mirror, mount
+    /// points, internal files (old ones are removed, uncounted), and all parent directories of these. A missing
+    /// directory is no error.
     ///
     /// # Errors
-    /// The directory can't be read; the trash is no directory. Whatever else fails is in [`PruneResult::error_count`].
+    /// The directory can't be read; the trash is no directory. All other errors are in [`PruneResult::errors`].
     pub fn prune(&self, page: &PrunePage) -> Result<PruneResult> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.prune_at(page, now, MAX_ENTRIES_PER_CALL)
@@ -159,8 +159,8 @@ impl Target {
         let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().contains(&page.dir));
         match if is_trash { Ok(()) } else { pruner.open_page() } {
             Ok(()) => pruner.visit_entries(steps),
-            // Spelled otherwise it is another directory, and none of this page's business. There is
-            // nothing to give metadata to either.
+            // Spelled differently, it is another directory, which has another page. There is no metadata to apply
+            // either.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | NAME_COLLISION) => {
                 return Ok(pruner.result);
             }
@@ -193,7 +193,7 @@ impl Pruner<'_> {
             .collect();
         let after = way.first().or(self.page.after.as_ref()).cloned();
         self.push_level(self.page.dir.clone(), fd, stat, after.as_deref())?;
-        // The directories that were not finished, each behind the name that leads on.
+        // The unfinished directories, each after the name that leads down.
         for (depth, pair) in way.windows(2).enumerate() {
             let (path, fd, stat) = match self.open_subdir(&pair[0]) {
                 Ok(opened) => opened,
@@ -218,7 +218,7 @@ impl Pruner<'_> {
         while !self.result.budget_exhausted
             && let Some(level) = self.levels.last_mut()
         {
-            let (name, told) = match level.names.next() {
+            let (name, listed_type) = match level.names.next() {
                 Some(listed) => listed,
                 None if level.next_after.is_some() => {
                     self.list_more();
@@ -235,7 +235,7 @@ impl Pruner<'_> {
                 }
             };
             looked += 1;
-            if let Some(settled) = self.visit_entry(&name, told)
+            if let Some(settled) = self.visit_entry(&name, listed_type)
                 && looked >= steps
                 && !self.result.budget_exhausted
             {
@@ -247,7 +247,7 @@ impl Pruner<'_> {
         }
     }
 
-    /// The call ends here; the caller will come again.
+    /// The call ends here and is resumed by the caller.
     fn stop_after(&mut self, after: RelPath) {
         let kept =
             self.levels.iter().skip(1).rposition(|level| level.has_kept).map_or(0, |at| at + 1);
@@ -255,16 +255,16 @@ impl Pruner<'_> {
             Some(PruneCursor { after, kept_levels: u32::try_from(kept).unwrap_or(u32::MAX) });
     }
 
-    /// Settles `name` in the current directory, or enters it; gives its path where it is settled.
-    fn visit_entry(&mut self, name: &[u8], told: FileType) -> Option<RelPath> {
+    /// Handles `name` in the current directory, or enters it; returns its path if it is handled.
+    fn visit_entry(&mut self, name: &[u8], listed_type: FileType) -> Option<RelPath> {
         let level = self.levels.last()?;
         let Ok(path) = level.path.child(name) else {
             let full = [level.path.as_bytes(), b"/", name].concat();
             self.report_error_at(&full, "delete", Errno::NAMETOOLONG.into());
             return None;
         };
-        // What the source has stays whatever it is: most names, which need no look.
-        let in_the_way = matches!(told, FileType::Directory | FileType::Unknown)
+        // An entry of the source stays whatever its type: most names need no lstat.
+        let in_the_way = matches!(listed_type, FileType::Directory | FileType::Unknown)
             && self.is_non_directory_at_source(name);
         if self.exists_at_source(name)
             && !in_the_way
@@ -298,7 +298,7 @@ impl Pruner<'_> {
             return Some(path);
         }
         if is_dir {
-            // In a dry run nothing has taken the place of an empty directory yet, as it has when a sync deletes.
+            // In a dry run nothing has replaced an empty directory yet, as it has in a sync with deletion.
             if self.target.rules.dry_run
                 && self.is_non_directory_at_source(name)
                 && self.is_subdir_empty(name)
@@ -333,15 +333,14 @@ impl Pruner<'_> {
         !self.exists_at_source(name) || is_dir && self.is_non_directory_at_source(name)
     }
 
-    /// Whether the source has something else than a directory of this name, which is copied.
+    /// Whether the source has a non-directory of this name, which is copied.
     fn is_non_directory_at_source(&self, name: &[u8]) -> bool {
         let at = self.page.names.binary_search_by(|n| (**n).cmp(name));
         let at = at.ok().filter(|_| self.levels.len() == 1).and_then(|at| u32::try_from(at).ok());
         at.is_some_and(|at| self.page.non_directories.binary_search(&at).is_ok())
     }
 
-    /// Whether the source has this name in the current directory. Of a directory that it does not have,
-    /// it has nothing.
+    /// Whether the source has this name in the current directory. In an extraneous directory it has none.
     fn exists_at_source(&self, name: &[u8]) -> bool {
         self.levels.len() == 1 && self.page.names.binary_search_by(|n| (**n).cmp(name)).is_ok()
     }
@@ -350,11 +349,11 @@ impl Pruner<'_> {
         self.trash.as_ref().is_some_and(|trash| trash.path() == path)
     }
 
-    /// What is ours and nobody has touched for long is removed; the rest is in use.
+    /// Removes an internal file that is unused for long; others are in use.
     fn visit_internal(&mut self, name: &[u8], stat: &Stat) {
         let age =
             self.now.saturating_sub(Duration::from_secs(stat.st_ctime.try_into().unwrap_or(0)));
-        // The change time can't be set, so a file that already has its final time looks young.
+        // The ctime can't be set, so a file with its final mtime still counts as recent.
         let anchors = is_anchor_dir_name(name) && name != self.target.anchor_dir_name();
         if age < STALE_FILE_AGE || type_of(stat) == FileType::Directory && !anchors {
             self.mark_kept();
@@ -371,7 +370,7 @@ impl Pruner<'_> {
         }
     }
 
-    /// Something in the current directory stays, so it does.
+    /// Something in the current directory stays, so the directory stays.
     fn mark_kept(&mut self) {
         if let Some(level) = self.levels.last_mut() {
             level.has_kept = true;
@@ -388,7 +387,7 @@ impl Pruner<'_> {
         self.mark_kept();
     }
 
-    /// Deletes what is no directory, or moves it to the trash.
+    /// Deletes a non-directory, or moves it to the trash.
     fn remove_file(&mut self, name: &[u8], path: &RelPath, bytes: u64) {
         if self.budget.is_some() {
             if !self.reserve_deletion() {
@@ -408,8 +407,8 @@ impl Pruner<'_> {
         self.count_removed(path.clone(), bytes);
     }
 
-    /// Ends with the current directory: goes up, and removes it where nothing in it stays. Gives its
-    /// path, but not the page's own.
+    /// Leaves the current directory and removes it if nothing in it stays. Returns its path, except for the page's
+    /// directory.
     fn leave_dir(&mut self) -> Option<RelPath> {
         let level = self.levels.pop()?;
         if self.levels.is_empty() {
@@ -434,7 +433,7 @@ impl Pruner<'_> {
         Some(level.path)
     }
 
-    /// Gives a directory that stays its mode again, which may have been widened.
+    /// Restores the mode of a kept directory, which may have been widened.
     fn restore_mode(&self, level: &PruneLevel) {
         if self.budget.is_some() && self.target.has_widened_dirs() {
             let mode = mode_of(&level.stat);
@@ -455,7 +454,7 @@ impl Pruner<'_> {
         self.target.with_writable_dir(&dir, remove)
     }
 
-    /// Takes one entry out of what may be deleted. False: nothing is left of that, and the entry stays.
+    /// Reserves one deletion. False: the budget is exhausted, and the entry stays.
     fn reserve_deletion(&mut self) -> bool {
         let may = self.budget.as_ref().is_some_and(DeletionBudget::try_reserve);
         if may {
@@ -467,14 +466,14 @@ impl Pruner<'_> {
         may
     }
 
-    /// Whether a removal succeeded; if not, it is reported and what is there stays.
+    /// Whether a removal succeeded; if not, it is reported and the entry stays.
     fn check_removed(&mut self, path: &RelPath, done: SysResult<()>) -> bool {
         if let (Err(_), Some(allowance)) = (&done, &self.budget) {
             allowance.release();
         }
         let cause: Cause = match done {
             Ok(()) => return true,
-            // Somebody else was faster.
+            // Removed concurrently.
             Err(Errno::NOENT) => return false,
             Err(Errno::BUSY) => Cause::MountPoint,
             Err(errno) => errno.into(),
@@ -496,7 +495,7 @@ impl Pruner<'_> {
 
 /// How it moves through directories.
 impl Pruner<'_> {
-    /// The current directory, opened again where it was closed.
+    /// The current directory, opened again if it was closed.
     fn current_dir(&mut self) -> SysResult<DirHandle> {
         let tree = &self.target.tree;
         let level = self.levels.last_mut().ok_or(Errno::NOENT)?;
@@ -511,20 +510,19 @@ impl Pruner<'_> {
         Ok(fd)
     }
 
-    /// Opens a directory for listing; one of our own that forbids it is widened, where anything may be
-    /// changed.
+    /// Opens a directory for listing; the mode of our own directory is widened, if changes are permitted.
     fn open_readable(&self, dir: &DirHandle) -> SysResult<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(dir, ".", flags, Mode::empty());
         if self.budget.is_some() { self.target.with_writable_dir(dir, open) } else { open() }
     }
 
-    /// Whether nothing is in the directory `name` of the current one; not where it can't be read.
+    /// Whether the subdirectory `name` is empty; `false` if it can't be read.
     fn is_subdir_empty(&mut self, name: &[u8]) -> bool {
         self.open_subdir(name).is_ok_and(|(_, fd, _)| is_dir_empty(&fd) == Ok(true))
     }
 
-    /// Makes the directory `name` in the current one the current one, unless it is a trash.
+    /// Makes the subdirectory `name` the current one, unless it is a trash.
     fn enter_dir(&mut self, name: &[u8]) -> CauseResult<bool> {
         let (path, fd, stat) = self.open_subdir(name)?;
         if is_trash_dir(&fd, b"")? {
@@ -534,8 +532,7 @@ impl Pruner<'_> {
         Ok(true)
     }
 
-    /// Whether the page's directory, which is open, or one above it is a trash: the source may have a directory
-    /// of that name.
+    /// Whether the page's directory, or a parent of it, is a trash: the source may have a directory of that name.
     fn is_inside_earlier_trash(&mut self, dir: &OwnedFd) -> SysResult<bool> {
         let path = &self.page.dir;
         if is_trash_dir(dir, b"")? {
@@ -551,7 +548,7 @@ impl Pruner<'_> {
         above.try_fold(false, |found, path| Ok(found || is_trash_dir(&root, path)?))
     }
 
-    /// Opens the directory `name` in the current one, unless something is mounted there.
+    /// Opens the subdirectory `name`, unless something is mounted there.
     fn open_subdir(&mut self, name: &[u8]) -> CauseResult<(RelPath, OwnedFd, Stat)> {
         let dir = self.current_dir()?;
         let level = self.levels.last().ok_or(Errno::NOENT)?;
@@ -564,7 +561,7 @@ impl Pruner<'_> {
         Ok((path, self.open_readable(&held)?, stat))
     }
 
-    /// Makes it the current directory, behind `after`.
+    /// Makes it the current directory, after `after`.
     fn push_level(
         &mut self,
         path: RelPath,
@@ -597,7 +594,7 @@ impl Pruner<'_> {
             return;
         };
         let listed = self.current_dir().and_then(|dir| {
-            // Opened afresh: the place in a directory is the descriptor's, and this one's is used up.
+            // Opened again: the position in a directory belongs to the descriptor, and this one is used up.
             let fd = self.open_readable(&dir)?;
             self.list_names(&fd, Some(&after), top)
         });

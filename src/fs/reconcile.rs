@@ -1,4 +1,4 @@
-//! What can be done at the destination without content, which in a repeated sync is nearly everything.
+//! What can be done at the destination without content: in a repeated sync, nearly everything.
 
 use super::beneath::split_parent;
 use super::error::{Cause, Result, SpecialKind};
@@ -19,46 +19,45 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Part files are looked for from this length on, in bytes: shorter files never have one.
+/// The shortest file with a part file, in bytes.
 const MIN_PART_FILE_BYTES: u64 = 256 << 10;
 
-/// What became of an entry without its content.
+/// The outcome of an entry without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is as it shall be, or is left alone. In a dry run: it would be.
+    /// It is done, or left unchanged. In a dry run: it would be.
     Done(EntryAction),
     /// Its content is needed.
     ContentNeeded {
         /// [`Action::Create`] or [`Action::Update`].
         action: EntryAction,
-        /// There is something to compare blocks with ([`Target::blocks`]): a regular file of this name,
-        /// or a part file of this version.
+        /// There is something to compare blocks with ([`Target::hash_blocks`]): a regular file of this name, or a
+        /// part file of this version.
         has_basis: bool,
     },
-    /// Content is compared and has the same length: the digest of the source is needed
-    /// ([`Entry::hash_file`]).
+    /// Content is compared and has the same length: the digest of the source is needed ([`Entry::digest`]).
     DigestNeeded,
-    /// It can't be had.
+    /// It failed.
     Failed(FileError),
 }
 
-/// What became of a batch without its content.
+/// The outcome of a batch without its content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReconcileResult {
     /// One for each entry, in order.
     pub verdicts: Vec<Verdict>,
-    /// Likewise: the digests of the regular files that are at the destination, where they are asked for
-    /// and the verdict is [`Verdict::Done`].
+    /// Likewise: the digests of the regular files at the destination, if requested and the verdict is
+    /// [`Verdict::Done`].
     pub digests: Vec<Option<Digest>>,
-    /// The directories of the batch, by their place in it, that are new at the destination and that no
-    /// entry of the batch is about. None in a dry run.
+    /// Indices of directories of the batch that are new at the destination and have no entry in the batch. None in a
+    /// dry run.
     pub created_dirs: Vec<u32>,
 }
 
 impl Target {
-    /// Does everything of a batch that needs no content, by the rules of this target: makes
-    /// directories, links, special and empty files, compares the other files, repairs the metadata of
-    /// those that are equal. Directories that it wrote into get their metadata afterwards.
+    /// Does everything in a batch that needs no content, by the rules of this target: creates directories, links,
+    /// special and empty files, compares the other files, repairs the metadata of equal ones. Directories that were
+    /// written into get their metadata afterwards.
     ///
     /// In a dry run the verdicts are the same, and nothing is changed.
     pub fn reconcile(&self, manifest: &Manifest) -> ReconcileResult {
@@ -93,8 +92,8 @@ impl Target {
             .entries
             .iter()
             .map(|entry| {
-                let settled = batch.reconcile_entry(entry);
-                settled.unwrap_or_else(|error| (Verdict::Failed(error.to_file_error()), None))
+                let result = batch.reconcile_entry(entry);
+                result.unwrap_or_else(|error| (Verdict::Failed(error.to_file_error()), None))
             })
             .unzip();
         if !self.rules.dry_run {
@@ -113,30 +112,30 @@ impl Target {
                     *verdict = Verdict::Failed(error.to_file_error());
                 }
             }
-            // Of the other directories, the batch that has their entry tells.
+            // Errors of other directories are reported by the batch with their entry.
         }
         ReconcileResult { verdicts, digests, created_dirs: made }
     }
 }
 
-/// What stood at the path of a directory.
+/// The state of the path of a directory.
 #[derive(Clone, Copy)]
 enum DirState {
-    /// It, before anything was written into it.
+    /// It exists; the stat is from before anything was written into it.
     Existing(Stat),
-    /// Nothing: it is new (in a dry run: would be).
+    /// It is created (in a dry run: would be).
     New,
-    /// Something else, which it replaced (in a dry run: would).
+    /// It replaces another object (in a dry run: would).
     Replaced,
-    /// It is not to be made, so nothing below it is.
+    /// It is not to be created, so nothing below it is.
     Skipped,
-    /// It can't be had: what is below it fails alike.
+    /// It can't be used: everything below it fails with this errno.
     Unavailable(Errno),
 }
 
-/// How the content of what is there compares.
+/// The result of a content comparison.
 enum ContentComparison {
-    /// Equal; the digest, where it was read.
+    /// Equal; with the digest, if it was read.
     Equal(Option<Digest>),
     Differs,
     /// The digest of the source is needed.
@@ -145,20 +144,20 @@ enum ContentComparison {
 
 type EntryResult = (Verdict, Option<Digest>);
 
-/// One batch being reconciled.
+/// A batch in progress.
 struct ReconcileBatch<'a> {
     target: &'a Target,
     /// The directories of the manifest by path.
     dirs: HashMap<&'a [u8], &'a ManifestDir>,
     /// What was found at their places.
     dir_states: HashMap<&'a [u8], DirState>,
-    /// What directories shall have in the end; children behind their parents.
+    /// The metadata to apply to directories at the end; children sort after their parents.
     pending_dir_metadata: BTreeMap<&'a RelPath, DesiredMetadata<'a>>,
 }
 
 /// Directories.
 impl<'a> ReconcileBatch<'a> {
-    /// Makes a directory, unless it is there or the one above it is not to be had.
+    /// Creates a directory, unless it exists or its parent is unavailable.
     fn ensure_dir(&mut self, path: &'a RelPath, meta: &Meta) -> DirState {
         let rules = &self.target.rules;
         match self.parent_state(path) {
@@ -194,7 +193,7 @@ impl<'a> ReconcileBatch<'a> {
         }
     }
 
-    /// What was found of the directory above `path`.
+    /// The state of the parent directory of `path`.
     fn parent_state(&self, path: &RelPath) -> Option<DirState> {
         if path.is_root() {
             None
@@ -203,7 +202,7 @@ impl<'a> ReconcileBatch<'a> {
         }
     }
 
-    /// Notes that the directory above `path` was written into.
+    /// The state of the parent directory of `path`.
     fn mark_parent_written(&mut self, path: &RelPath) {
         if !path.is_root()
             && let Some(dir) = self.dirs.get(split_parent(path.as_bytes()).0)
@@ -233,7 +232,7 @@ impl<'a> ReconcileBatch<'a> {
                 let failed = |cause| self.target.error("compare", path, cause);
                 let dir =
                     self.target.tree.cached_dir(path.as_bytes()).map_err(|e| failed(e.into()))?;
-                // As it was before this batch wrote into it.
+                // Its stat is from before this batch wrote into it.
                 let differs = self.target.policy.needs_repair(
                     XattrObject::Open(dir.as_fd()),
                     &stat,
@@ -242,7 +241,7 @@ impl<'a> ReconcileBatch<'a> {
                 if !differs.map_err(failed)? {
                     return Ok(Verdict::Done(EntryAction::Skip));
                 }
-                // Another batch made it on the way to something in it, and has said so.
+                // Another batch created it as a parent directory, and reported it.
                 match self.target.tree.root.is_created_by_sync(self.target.sync_no, &stat) {
                     true => EntryAction::Skip,
                     false => EntryAction::Metadata,
@@ -309,7 +308,7 @@ impl<'a> ReconcileBatch<'a> {
         }
     }
 
-    /// Makes `entry` one of the names of a file that is here under another of its names already.
+    /// Links `entry` to another name of its file that is already here.
     fn link_to_anchor(
         &mut self,
         entry: &'a Entry,
@@ -333,8 +332,8 @@ impl<'a> ReconcileBatch<'a> {
         Ok(Some((Verdict::Done(action), digest)))
     }
 
-    /// The place of `entry` and what stands there. Directories above it that are missing are made, unless
-    /// nothing may be: then there is no place.
+    /// The place of `entry` and its lstat. Missing parent directories are created, unless nothing may be: then there
+    /// is no place.
     fn locate_entry(&self, entry: &'a Entry) -> Result<Option<(ParentAndName<'a>, Option<Stat>)>> {
         let target = self.target;
         let failed = |op: &'static str, errno: Errno| target.error(op, &entry.path, errno);
@@ -346,15 +345,15 @@ impl<'a> ReconcileBatch<'a> {
             other => other,
         };
         let place = place.map_err(|errno| failed("reach", errno))?;
-        // Made by this batch a moment ago: nothing is in there. Should somebody be that quick, what he
-        // made is replaced.
+        // Created by this batch a moment ago, so it is empty. An object that another process created since is
+        // replaced.
         if matches!(self.parent_state(&entry.path), Some(DirState::New | DirState::Replaced)) {
             return Ok(Some((place, None)));
         }
         match target.with_writable_dir(&place.dir, || lstat(&place.dir, place.name)) {
             Ok(stat) => {
-                let spelled = target.tree.check_spelling(&place.dir, place.name);
-                spelled.map_err(|errno| failed("compare", errno))?;
+                let checked = target.tree.check_spelling(&place.dir, place.name);
+                checked.map_err(|errno| failed("compare", errno))?;
                 Ok(Some((place, Some(stat))))
             }
             Err(Errno::NOENT) => Ok(Some((place, None))),
@@ -362,8 +361,8 @@ impl<'a> ReconcileBatch<'a> {
         }
     }
 
-    /// Whether what is there is left alone, whatever it holds. Only of two regular files can one be
-    /// said to be the newer version of the other.
+    /// Whether the existing object is left unchanged, whatever its content. Only of two regular files can one be the
+    /// newer version of the other.
     fn is_left_unchanged(&self, stat: &Stat, entry: &Entry) -> bool {
         let (rules, meta) = (&self.target.rules, &entry.meta);
         let time = |meta: &Meta| (meta.mtime_sec, meta.mtime_nsec);
@@ -406,7 +405,7 @@ impl<'a> ReconcileBatch<'a> {
         Ok(if same { ContentComparison::Equal(None) } else { ContentComparison::Differs })
     }
 
-    /// Of a regular file of the right length.
+    /// For a regular file of the right length.
     fn compare_content(
         &self,
         entry: &Entry,
@@ -424,7 +423,7 @@ impl<'a> ReconcileBatch<'a> {
         if same && self.target.is_suspect(stat) {
             let content = self.compare_digests(entry, place)?;
             if matches!(content, ContentComparison::Equal(_)) && !rules.dry_run {
-                // It is suspect no more.
+                // It is no longer suspect.
                 let again = self.target.refresh_ctime(place, stat);
                 again.map_err(|errno| self.target.error("set metadata of", &entry.path, errno))?;
             }
@@ -449,7 +448,7 @@ impl<'a> ReconcileBatch<'a> {
         }
     }
 
-    /// What is there has the right content: it gets its metadata, in its place if possible.
+    /// The content is right: applies the metadata, in place if possible.
     fn keep_content(
         &mut self,
         entry: &'a Entry,
@@ -481,7 +480,7 @@ impl<'a> ReconcileBatch<'a> {
         Ok((Verdict::Done(action), digest))
     }
 
-    /// Makes what needs no content, says of the rest that it is needed.
+    /// Creates what needs no content; requests it for the rest.
     fn create_or_request(
         &mut self,
         entry: &'a Entry,
@@ -506,8 +505,8 @@ impl<'a> ReconcileBatch<'a> {
         Ok((Verdict::Done(if made { action } else { EntryAction::Skip }), digest))
     }
 
-    /// That a dry run may promise to make `entry`: device nodes are for root, but for 0:0, which marks
-    /// removed files of an overlay.
+    /// Whether a dry run may promise to create `entry`: device nodes need root, except 0:0, which marks removed files
+    /// of an overlay.
     fn check_can_create(&self, entry: &Entry) -> Result<bool> {
         let EntryKind::Special { format, rdev } = entry.kind else { return Ok(true) };
         let kind = special_kind_of(FileType::from_raw_mode(format));
@@ -518,7 +517,7 @@ impl<'a> ReconcileBatch<'a> {
         Err(self.target.error("make special file", &entry.path, cause))
     }
 
-    /// Removes an empty directory that stands in the way; a full one is an error, also in a dry run.
+    /// Removes an obstructing empty directory; a non-empty one is an error, also in a dry run.
     fn remove_obstructing_dir(
         &mut self,
         entry: &'a Entry,
@@ -548,7 +547,7 @@ impl<'a> ReconcileBatch<'a> {
             })
     }
 
-    /// The digest of the regular file at `place`, where one is asked for.
+    /// The digest of the regular file at `place`, if requested.
     fn hash_if_requested(
         &self,
         entry: &Entry,

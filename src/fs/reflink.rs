@@ -1,6 +1,6 @@
-//! Files that share their blocks with their source: where source and destination lie in one file system that can
-//! (XFS, Btrfs, and others), content is neither read nor written. The new file has what the source had at one
-//! moment, holes included. A file system on a server (NFS 4.2, CephFS) may copy there what it cannot share.
+//! Reflinks: where source and destination are in one file system that can share blocks (XFS, Btrfs and others),
+//! content is neither read nor written. The new file has the source's content of one moment, holes included. File
+//! systems on a server (NFS 4.2, CephFS) may copy there instead.
 
 use super::errno::SysResult;
 use super::fs_type::can_copy_on_server;
@@ -9,10 +9,10 @@ use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
 use std::collections::BTreeSet;
 
-/// So many bytes are asked for at a time; between two of them the copy can be stopped.
+/// Bytes of one request; between two requests the copy can be stopped.
 const COPY_CHUNK_BYTES: u64 = 8 << 20;
 
-/// Device numbers of a source and a destination that share nothing. They are not asked again.
+/// Device numbers of sources and destinations that can't share blocks; they are not tried again.
 static UNSUPPORTED_DEVICE_PAIRS: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
 /// Whether two devices may share blocks, as far as is known.
@@ -20,14 +20,14 @@ pub(super) fn can_reflink(from: u64, to: u64) -> bool {
     !UNSUPPORTED_DEVICE_PAIRS.lock().contains(&(from, to))
 }
 
-/// Makes `to`, which is new, a clone of `from`, which lies on the device `dev`; `false` where that cannot be, and
-/// `to` is empty. Where a server may copy instead, `dense` is the length of a source without holes, and `go_on` is asked
-/// before each piece of so many bytes.
+/// Makes the new file `to` a reflink of `from`, which is on the device `dev`; `false` where that is impossible, and
+/// `to` is empty. For a copy on a server, `dense` is the length of a source without holes, and `check_active` is
+/// called before each piece with its length.
 pub(super) fn reflink_or_copy(
     (from, dev): (&OwnedFd, u64),
     to: &OwnedFd,
     dense: Option<u64>,
-    go_on: &mut dyn FnMut(u64) -> bool,
+    should_continue: &mut dyn FnMut(u64) -> bool,
 ) -> SysResult<bool> {
     let own = rustix::fs::fstat(to)?.st_dev;
     if !can_reflink(dev, own) {
@@ -35,33 +35,34 @@ pub(super) fn reflink_or_copy(
     }
     match rustix::fs::ioctl_ficlone(to.as_fd(), from.as_fd()) {
         Ok(()) => return Ok(true),
-        // Two file systems, or one that shares nothing.
+        // Two file systems, or one without shared blocks.
         Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
             if dev == own && can_copy_on_server(to) {
-                return dense.map_or(Ok(false), |length| copy_in_kernel(from, to, length, go_on));
+                return dense
+                    .map_or(Ok(false), |length| copy_in_kernel(from, to, length, should_continue));
             }
             UNSUPPORTED_DEVICE_PAIRS.lock().insert((dev, own));
         }
-        // It may be about this file only. Whatever it is, the writes that follow report it.
+        // It may concern this file only. The writes that follow report it.
         Err(_) => {}
     }
     rustix::fs::ftruncate(to, 0)?;
     Ok(false)
 }
 
-/// Has `length` bytes of `from` copied to `to`, which is empty, without reading them here: by the server, or where it
-/// does not, by the kernel. `false` where that cannot be, `from` is shorter or `go_on` is: then `to` is empty.
+/// Has `length` bytes of `from` copied to the empty file `to` without reading them here: by the server or by the
+/// kernel. `false` where that is impossible, `from` is shorter or `check_active` returns false: then `to` is empty.
 fn copy_in_kernel(
     from: &OwnedFd,
     to: &OwnedFd,
     length: u64,
-    go_on: &mut dyn FnMut(u64) -> bool,
+    should_continue: &mut dyn FnMut(u64) -> bool,
 ) -> SysResult<bool> {
     let (mut read, mut written) = (0, 0);
     while written < length {
         let piece = COPY_CHUNK_BYTES.min(length - written);
         let size = usize::try_from(piece).unwrap_or(usize::MAX);
-        let copied = go_on(piece).then(|| {
+        let copied = should_continue(piece).then(|| {
             retry_on_intr(|| {
                 rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut written), size)
             })
@@ -80,13 +81,16 @@ mod tests {
     use super::*;
     use std::io::{Read as _, Seek as _, Write as _};
 
-    /// The content that is copied of a source of so many bytes, if it is.
-    fn copy_prefix(length: u64, go_on: &mut dyn FnMut(u64) -> bool) -> (bool, Vec<u8>, Vec<u8>) {
+    /// The copied prefix of this length of a source, if it is copied.
+    fn copy_prefix(
+        length: u64,
+        should_continue: &mut dyn FnMut(u64) -> bool,
+    ) -> (bool, Vec<u8>, Vec<u8>) {
         let (mut from, mut to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let content: Vec<u8> = (0..(20u32 << 20)).map(|n| (n / 7) as u8).collect();
         from.write_all(&content).unwrap();
         let (source, target) = (from.into(), to.try_clone().unwrap().into());
-        let done = copy_in_kernel(&source, &target, length, go_on).unwrap();
+        let done = copy_in_kernel(&source, &target, length, should_continue).unwrap();
         let mut found = Vec::new();
         to.rewind().unwrap();
         to.read_to_end(&mut found).unwrap();

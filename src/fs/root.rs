@@ -1,4 +1,4 @@
-//! Storage roots and the trees below them: how a path becomes a descriptor without ever leaving.
+//! Storage roots and the trees below them: how a path becomes a descriptor within its root.
 
 use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
 use super::case_folding::CaseFoldingCache;
@@ -20,57 +20,56 @@ use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// A storage root: a directory that an agent's configuration names, held open. Whatever is done below
-/// it starts from this descriptor.
+/// A storage root: an open directory that an agent's configuration names. Every operation below it starts from this
+/// descriptor.
 #[derive(Debug)]
 pub struct RootDir {
     fd: OwnedFd,
     path: AbsPath,
     journal: Arc<DirtyJournal>,
     pub(super) identity: RootFingerprint,
-    /// How its path was last seen to lead elsewhere.
+    /// Why its path led elsewhere when it was checked last.
     unavailable: Mutex<Option<RootUnavailable>>,
-    /// Directories that were made lately: the sync, device and inode of each, at most
-    /// [`MAX_CREATED_DIRS`].
+    /// Directories that were created lately: sync, device and inode of each, at most [`MAX_CREATED_DIRS`].
     created_dirs: Mutex<HashSet<(SyncNo, u64, u64)>>,
 }
 
-/// About 3 MiB. When there are more, all are forgotten: a directory that another batch made is then taken for
-/// one that was there with other metadata.
+/// About 3 MiB. Beyond it, all are dropped: a directory that another batch created then counts as one that existed
+/// with other metadata.
 const MAX_CREATED_DIRS: usize = 100_000;
 
-/// The source or destination root of a sync: a directory (or one file) at or below a [`RootDir`].
-/// Clones share one cache of directory descriptors.
+/// The source or destination root of a sync: a directory (or one file) at or below a [`RootDir`]. Clones share one
+/// cache of directory descriptors.
 #[derive(Debug, Clone)]
 pub struct Tree {
     pub(super) root: Arc<RootDir>,
     pub(super) base: RelPath,
     pub(super) side: Side,
-    /// What its entries carry beside their content and [`Meta`](crate::wire::manifest::Meta).
+    /// What its entries have besides content and [`Meta`](crate::wire::manifest::Meta).
     pub(super) preserve: Preserve,
-    /// Large files are read past the page cache, where that can be.
+    /// Large files are read past the page cache, where supported.
     pub(super) direct_io: bool,
-    /// Its storage root is not the one that the work in it was assigned for; see [`TreeBuilder::for_assigned_root`].
+    /// Its storage root is not the one for which the work was assigned; see [`Tree::for_assigned_root`].
     pub(super) reopened: bool,
     dir_cache: Arc<DirCache>,
-    /// Which of its directories tell names apart.
+    /// Which of its directories are case-insensitive.
     case_folding: Arc<CaseFoldingCache>,
     /// The device number of its root, once it was needed; see [`Tree::entry_of`].
     root_device: Arc<OnceLock<u64>>,
 }
 
-/// Where an entry is: a name in an open directory.
+/// The place of an entry: a name in an open directory.
 pub(super) struct ParentAndName<'a> {
     pub(super) dir: DirHandle,
     pub(super) name: &'a [u8],
 }
 
 impl RootDir {
-    /// Opens a storage root. Links *in this path* are followed: whoever configures the agent may say
-    /// where its storage is. Nothing below is ever followed.
+    /// Opens a storage root. Links *in this path* are followed, as configured by the operator. Nothing below is ever
+    /// followed.
     ///
     /// # Errors
-    /// It does not exist, is no directory, or is out of reach. The error's path is absolute.
+    /// It does not exist, is no directory, or is not accessible. The error's path is absolute.
     pub fn open(path: &AbsPath) -> Result<Arc<RootDir>> {
         Self::open_with_journal(path, Arc::default())
     }
@@ -78,7 +77,7 @@ impl RootDir {
     /// The same, and what is written below it and not flushed is noted in `ledger`.
     ///
     /// # Errors
-    /// Like [`RootDir::open_file`].
+    /// Like [`RootDir::open`]; unflushed writes below it are recorded in `ledger`.
     pub fn open_with_journal(path: &AbsPath, ledger: Arc<DirtyJournal>) -> Result<Arc<RootDir>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || {
@@ -113,7 +112,7 @@ impl RootDir {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
-    /// What [`RootDir::look`] found last.
+    /// The result of the last [`RootDir::check_path`].
     pub fn unavailable(&self) -> Option<RootUnavailable> {
         *self.unavailable.lock()
     }
@@ -122,7 +121,7 @@ impl RootDir {
         *self.unavailable.lock() = lost;
     }
 
-    /// Notes a directory that a sync has just made: it has not got its metadata yet.
+    /// Records a directory that a sync has just created and that has no metadata yet.
     pub(super) fn record_created_dir(&self, sync: SyncNo, dir: &OwnedFd) {
         let Ok(stat) = rustix::fs::fstat(dir) else { return };
         let mut made = self.created_dirs.lock();
@@ -132,7 +131,7 @@ impl RootDir {
         made.insert((sync, stat.st_dev, stat.st_ino));
     }
 
-    /// Whether a sync made the directory of this `stat` lately, in this process.
+    /// Whether a sync created the directory of this `stat` lately, in this process.
     pub(super) fn is_created_by_sync(&self, sync: SyncNo, stat: &Stat) -> bool {
         let made = self.created_dirs.lock();
         made.contains(&(sync, stat.st_dev, stat.st_ino))
@@ -148,7 +147,7 @@ impl RootDir {
 }
 
 impl Tree {
-    /// The tree at `base` below a storage root. Nothing is opened yet, nothing needs to exist.
+    /// The tree at `base` below a storage root. Nothing is opened, nothing needs to exist.
     pub fn new(root: Arc<RootDir>, base: RelPath) -> Tree {
         Tree {
             root,
@@ -163,48 +162,47 @@ impl Tree {
         }
     }
 
-    /// The same tree, whose entries carry what is kept: attributes, access control lists, whether they
-    /// have other names; and whose files tell of their holes.
+    /// The same tree with entries that have their preserved attributes, access control lists, hard-link state and
+    /// holes.
     #[must_use]
     pub fn preserving(self, keep: Preserve) -> Tree {
         Tree { preserve: keep, ..self }
     }
 
-    /// The same tree, whose large files are read past the page cache (`O_DIRECT`) if `direct`, where
-    /// that can be.
+    /// The same tree, with direct reads of large files (`O_DIRECT`) if `direct`, where supported.
     #[must_use]
     pub fn with_direct_io(self, direct: bool) -> Tree {
         Tree { direct_io: direct, ..self }
     }
 
-    /// The same tree for work that was assigned for its storage root if `assigned`. Else the root was opened since:
-    /// the master would count the work for the root before it, so [`Tree::check_root`] fails.
+    /// The same tree for work that was assigned for its storage root if `assigned`. Otherwise the root was opened
+    /// since, the master would attribute the work to the previous root, and [`Tree::check_root`] fails.
     #[must_use]
     pub fn for_assigned_root(self, assigned: bool) -> Tree {
         Tree { reopened: !assigned, ..self }
     }
 
-    /// The same tree, with errors that speak of the destination.
+    /// The same tree, with errors of the destination.
     pub(super) fn as_destination(&self) -> Tree {
         Tree { side: Side::Destination, ..self.clone() }
     }
 
-    /// The tree at another place below the same storage root.
+    /// The tree at another path below the same storage root.
     pub(super) fn with_base(&self, base: RelPath) -> Tree {
         // Both are parts of one source.
         let _ = self.root_device();
         Tree { base, dir_cache: Arc::default(), ..self.clone() }
     }
 
-    /// Its absolute path, for people.
+    /// Its absolute path, for messages.
     pub fn path(&self) -> AbsPath {
         self.root.path.join(&self.base)
     }
 
-    /// What stands at `path` now: lstat, and the text of a link.
+    /// The entry at `path`: lstat, and the text of a link.
     ///
     /// # Errors
-    /// It is not there or out of reach, or a file without a length to copy by ([`Cause::PseudoFileSystem`]).
+    /// It is missing or not accessible, or a file without a length to copy by ([`Cause::PseudoFileSystem`]).
     pub fn entry(&self, path: &RelPath) -> Result<Entry> {
         let look = || {
             let place = self.locate(path)?;
@@ -223,9 +221,9 @@ impl Tree {
         }
     }
 
-    /// The entry for what `name` in `dir` is (or `dir` itself, where the name is empty); `stat` is its
-    /// lstat. Its device is 0 where that is the one of this tree's root: network file systems have
-    /// another number on each host, and another one after each mount.
+    /// The entry of `name` in `dir` (or of `dir` itself, where the name is empty) with the lstat `stat`. Its device
+    /// is 0 where it is that of this tree's root: network file systems have another number on each host and after
+    /// each mount.
     pub(super) fn entry_of(
         &self,
         dir: BorrowedFd<'_>,
@@ -263,10 +261,10 @@ impl Tree {
         FsError::new(self.side, op, path, Cause::PseudoFileSystem)
     }
 
-    /// The directories above `path` with their metadata, the root first; none for the root itself.
+    /// The parent directories of `path` with their metadata, the root first; none for the root itself.
     ///
     /// # Errors
-    /// One of them is not there, is no directory, or is out of reach.
+    /// One of them is missing, no directory, or not accessible.
     pub fn parent_dirs(&self, path: &RelPath) -> Result<Vec<ManifestDir>> {
         let bytes = path.as_bytes();
         let ends = bytes.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
@@ -302,8 +300,8 @@ impl Tree {
         Ok(dir)
     }
 
-    /// That each name on the way to the directory `path` is spelled as it is there: else
-    /// [`NAME_COLLISION`](super::spelling::TAKEN). Directories of the cache are known to be.
+    /// Checks that each name in the directory path `path` is spelled as it is stored; otherwise fails with
+    /// [`NAME_COLLISION`](super::errno::NAME_COLLISION). Cached directories are checked already.
     pub(super) fn check_path_spelling(&self, path: &[u8]) -> SysResult<()> {
         let mut todo = Vec::new();
         let mut rest = path;
@@ -327,8 +325,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Of a name that finds something in `dir`: [`NAME_COLLISION`](super::spelling::TAKEN) where this is a
-    /// destination and that is spelled otherwise.
+    /// For a name that finds an object in `dir`: fails with [`NAME_COLLISION`](super::errno::NAME_COLLISION) where
+    /// this is a destination and the stored spelling differs.
     pub(super) fn check_spelling(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         match self.side {
             Side::Source => Ok(()),
@@ -336,7 +334,7 @@ impl Tree {
         }
     }
 
-    /// The same of a name that may find nothing.
+    /// Like [`Tree::check_spelling`] for a name that may not exist.
     pub(super) fn check_spelling_if_exists(&self, place: &ParentAndName<'_>) -> SysResult<()> {
         if self.case_folding.is_known_case_sensitive(&place.dir)
             || lstat(&place.dir, place.name).is_err()
@@ -346,7 +344,7 @@ impl Tree {
         self.check_spelling(&place.dir, place.name)
     }
 
-    /// Whether `dir` takes some names that differ for one; `witness` is one that is there.
+    /// Whether some names that differ are one in `dir`; `witness` is an existing name.
     pub(super) fn is_case_insensitive(&self, dir: &DirHandle, witness: &[u8]) -> SysResult<bool> {
         self.case_folding.is_case_insensitive(dir, witness)
     }
@@ -355,17 +353,17 @@ impl Tree {
         self.dir_cache.get(path)
     }
 
-    /// The same, opened afresh and not remembered.
+    /// The directory `path`, opened again and not cached.
     pub(super) fn open_dir(&self, path: &[u8]) -> SysResult<OwnedFd> {
         open_dir_below(self.root.fd(), &self.path_below_root(path))
     }
 
-    /// The same, and it must be readable.
+    /// Like [`Tree::open_dir`], and it must be readable.
     pub(super) fn open_listable_dir(&self, path: &[u8]) -> SysResult<OwnedFd> {
         open_listable_below(self.root.fd(), &self.path_below_root(path))
     }
 
-    /// `path` as seen from the storage root.
+    /// `path` relative to the storage root.
     fn path_below_root(&self, path: &[u8]) -> Vec<u8> {
         let mut full = self.base.as_bytes().to_vec();
         if !full.is_empty() && !path.is_empty() {
@@ -375,18 +373,18 @@ impl Tree {
         full
     }
 
-    /// Remembers a directory that the caller has just opened or made.
+    /// Caches a directory that the caller has just opened or created.
     pub(super) fn cache_dir(&self, path: &[u8], dir: &DirHandle) {
         self.dir_cache.insert(path, dir);
     }
 
-    /// Forgets all directories: one of them turned out to be gone.
+    /// Clears the cache: one of its directories was removed.
     pub(super) fn clear_dir_cache(&self) {
         self.dir_cache.clear();
     }
 
-    /// Where `path` is. For the root of the tree that is the directory above it and its name there
-    /// (`.` where the tree's root is the storage root), which serves a sync of a single file.
+    /// The place of `path`. For the root of the tree that is its parent directory and its name there (`.` where the
+    /// tree's root is the storage root), which serves a sync of a single file.
     pub(super) fn locate<'a>(&'a self, path: &'a RelPath) -> SysResult<ParentAndName<'a>> {
         if !path.is_root() {
             let (above, name) = split_parent(path.as_bytes());
@@ -408,9 +406,8 @@ impl Tree {
     }
 }
 
-/// The directories used last. Entries come in the order of the walk, so a handful is enough. What is
-/// older than [`DirCache::MAX_AGE`] is looked up again: a directory that somebody moved away shall not
-/// be written to for long.
+/// The directories used last. Entries come in walk order, so a handful is enough. An entry older than
+/// [`DirCache::MAX_AGE`] is looked up again: a directory that was moved away must not be written to for long.
 #[derive(Debug, Default)]
 struct DirCache(Mutex<Vec<CachedDir>>);
 
@@ -432,7 +429,7 @@ impl DirCache {
             all.remove(at);
             return None;
         }
-        // Used last stands first.
+        // The one used last is first.
         all[..=at].rotate_right(1);
         Some(Arc::clone(&all[0].dir))
     }

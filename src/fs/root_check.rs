@@ -1,8 +1,8 @@
-//! Whether the path of a storage root still leads to the directory that is held open.
+//! Whether the path of a storage root still leads to the open directory.
 //!
-//! A root is a descriptor: after `mount` over its path, `umount -l` or `mv` all calls on it go on to succeed, on a
-//! directory that nobody finds under the path. Before the first write of a batch, at its end, before a large file is
-//! published and around a flush the two are therefore compared, which takes one `stat` of the path.
+//! A root is a descriptor: after `mount` over its path, `umount -l` or `mv`, all calls on it still succeed, on a
+//! directory that is no longer found at the path. So the two are compared before the first write of a batch, at its
+//! end, before a large file is published and around a flush, at the cost of one `stat` of the path.
 
 use super::error::{Cause, FsError, Result};
 use super::root::{RootDir, Tree};
@@ -33,7 +33,7 @@ impl RootDir {
 }
 
 impl Tree {
-    /// Whether its storage root is the one that its work was assigned for, and the path still leads to it.
+    /// Checks that its storage root is the one for which the work was assigned, and that the path still leads to it.
     ///
     /// # Errors
     /// [`Cause::RootUnavailable`].
@@ -43,7 +43,7 @@ impl Tree {
         lost.map_or(Ok(()), |loss| Err(self.root_unavailable_error(loss)))
     }
 
-    /// The error of what can't be done because of `loss`.
+    /// The error of an operation that is impossible because of `loss`.
     fn root_unavailable_error(&self, loss: RootUnavailable) -> FsError {
         let path = self.root.path().as_bytes();
         FsError::new(self.side, "use storage path", path, Cause::RootUnavailable(loss))

@@ -7,29 +7,29 @@ use rustix::fs::{AtFlags, CWD, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
 use std::fmt;
 
-/// How the path of a storage root came to lead elsewhere.
+/// Why the path of a storage root leads elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootUnavailable {
-    /// Nothing is found at the path.
+    /// The path does not exist.
     Missing(Errno),
     /// Another directory of the same mount is found there: the root was renamed or removed.
     Replaced,
     /// A file system was mounted at the path, or above it.
     MountedOver,
-    /// The file system of the root was unmounted, and what lies below the mount point is found.
+    /// The file system of the root was unmounted, and the directory below the mount point is found.
     Unmounted,
-    /// The root was opened after the work in it was assigned, which is for another root.
+    /// The root was opened after its work was assigned, for another root.
     Reopened,
 }
 
 impl RootUnavailable {
-    /// Whether what the path leads to now is storage that somebody put there on purpose. A directory that merely
-    /// stands in the root's place may be the mount point of a file system that is missing.
+    /// Whether the path leads to storage that was mounted on purpose. A directory in the root's place may only be the
+    /// mount point of a missing file system.
     pub fn is_new_storage(self) -> bool {
         self == RootUnavailable::MountedOver
     }
 
-    /// What somebody can do about it.
+    /// What an operator can do about it.
     pub fn hint(self) -> &'static str {
         match self {
             RootUnavailable::MountedOver => {
@@ -72,12 +72,12 @@ impl fmt::Display for RootUnavailable {
 pub(super) struct RootFingerprint {
     dev: u64,
     ino: u64,
-    /// Of its inode, in seconds and nanoseconds; where the file system keeps it.
+    /// Of its inode, in seconds and nanoseconds; where the file system has it.
     birth_time: Option<(i64, u32)>,
     mount: Option<MountId>,
 }
 
-/// The mount that a directory lies on.
+/// The mount of a directory.
 #[derive(Debug, Clone, Copy)]
 struct MountId {
     id: u64,

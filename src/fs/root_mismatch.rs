@@ -23,9 +23,9 @@ pub enum RootKind {
 pub enum RootMismatch {
     /// They are one directory or file.
     SamePath,
-    /// DST lies below SRC.
+    /// DST is inside SRC.
     DestinationInside,
-    /// SRC lies below DST.
+    /// SRC is inside DST.
     SourceInside,
     /// SRC is a directory, DST is none.
     DestinationNotDirectory,

@@ -1,4 +1,4 @@
-//! Reading a source file, and knowing that it stayed one version while it was read.
+//! Reading a source file, and verifying that it stayed one version during the read.
 
 use super::direct_io::DirectReader;
 use super::errno::SysResult;
@@ -15,7 +15,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// Files from this length on are announced to the kernel as read in order.
+/// The shortest file for which the kernel is advised of a sequential read, in bytes.
 const MIN_READ_AHEAD_BYTES: u64 = 1 << 20;
 
 /// A regular source file, open for reading.
@@ -24,18 +24,18 @@ pub struct SourceFile {
     fd: OwnedFd,
     side: Side,
     opened_stat: Stat,
-    /// It may have holes that are to be kept.
+    /// It may have holes that are preserved.
     sparse: bool,
     direct: DirectReader,
     entry: Entry,
 }
 
 impl Tree {
-    /// Opens the regular file at `entry`'s path. It may be another version by now: what it is stands
-    /// in [`SourceFile::entry`]. Never follows a link, never blocks on a FIFO.
+    /// Opens the regular file at `entry`'s path. It may be another version by now: see [`SourceFile::entry`]. Never
+    /// follows a link, never blocks on a FIFO.
     ///
     /// # Errors
-    /// It is not there, out of reach, or no regular file (any more).
+    /// It is missing, not accessible, or no regular file (any more).
     pub fn open_source(&self, entry: &Entry) -> Result<SourceFile> {
         let path = entry.path.as_bytes();
         let failed = |cause: Cause| FsError::new(self.side, "open", path, cause);
@@ -50,7 +50,7 @@ impl Tree {
             Ok((fd, stat))
         };
         let (fd, opened) = match open() {
-            // A directory of the cache may have been replaced since.
+            // A cached directory may have been replaced.
             Err(Errno::NOENT | Errno::STALE) => {
                 self.clear_dir_cache();
                 open()
@@ -68,7 +68,7 @@ impl Tree {
             return Err(failed(Cause::NotRegularFile));
         }
         if size_of(&opened) >= MIN_READ_AHEAD_BYTES {
-            // Only advice: without it the file is read all the same.
+            // Only advice: without it the file is read as well.
             let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         }
         let entry = if self.is_unchanged_since_scan(entry, &opened) {
@@ -84,8 +84,8 @@ impl Tree {
         Ok(SourceFile { fd, side: self.side, opened_stat: opened, sparse, direct, entry })
     }
 
-    /// Whether a file with this `stat` is all that `entry` says: then its attributes, whose changes
-    /// change the time of its last change as well, need not be read again.
+    /// Whether a file with this `stat` is exactly as in `entry`: then its attributes, which move the ctime when they change,
+    /// need not be read again.
     fn is_unchanged_since_scan(&self, entry: &Entry, stat: &Stat) -> bool {
         let mut ident = ident_of(stat);
         if self.is_root_device(ident.dev) {
@@ -98,15 +98,15 @@ impl Tree {
     }
 }
 
-/// Runs of data that are counted of one file; what lies behind them is taken for data.
+/// The most runs of data that are counted in one file; the rest counts as data.
 const MAX_MEASURED_RUNS: usize = 4096;
 
 impl Tree {
-    /// Replaces what a file with holes takes on its disk ([`Entry::stored`]), which compression lessens as well, by
+    /// Replaces the allocated bytes of a sparse file ([`Entry::stored_bytes`]), which compression reduces as well, by
     /// the length of its data, where it is longer than `least` bytes.
     pub fn measure_stored_bytes(&self, entry: &mut Entry, least: u64) {
         if entry.stored_bytes.is_some() && entry.size() > least {
-            // What can't be opened now fails when it is read.
+            // A file that can't be opened now fails when it is read.
             entry.stored_bytes = self.open_source(entry).and_then(|file| file.data_bytes()).ok();
         }
     }
@@ -125,17 +125,17 @@ impl SourceFile {
         Ok(sum + (size - at))
     }
 
-    /// What the file was when it was opened.
+    /// The file as it was when it was opened.
     pub fn entry(&self) -> &Entry {
         &self.entry
     }
 
-    /// Whether it is the version that `entry` tells of.
+    /// Whether it is the version of `entry`.
     pub fn is_version(&self, entry: &Entry) -> bool {
         self.entry.part_generation() == entry.part_generation()
     }
 
-    /// Fills `buffer` from `offset` on; gives less than its length only at the end of the file.
+    /// Fills `buffer` from `offset` on; returns less than its length only at the end of the file.
     ///
     /// # Errors
     /// `pread` failed.
@@ -143,8 +143,7 @@ impl SourceFile {
         self.direct.read(&self.fd, buffer, offset).map_err(|e| self.error("read", e.into()))
     }
 
-    /// Whether it is read past the page cache, as far as offset and memory begin on a [`PAGE`] and whole
-    /// pages are asked for.
+    /// Whether direct reads are enabled, for offsets and memory aligned to [`PAGE`] and whole pages.
     ///
     /// [`PAGE`]: super::PAGE
     pub fn is_direct(&self) -> bool {
@@ -156,35 +155,34 @@ impl SourceFile {
         stored_bytes_of(&self.opened_stat).unwrap_or(size_of(&self.opened_stat))
     }
 
-    /// Makes the new file `to` a clone of it; see [`clone`].
+    /// Makes the new file `to` a reflink of it; see [`reflink_or_copy`].
     pub(super) fn reflink_to(
         &self,
         to: &OwnedFd,
-        go_on: &mut dyn FnMut(u64) -> bool,
+        should_continue: &mut dyn FnMut(u64) -> bool,
     ) -> SysResult<bool> {
         let dense =
             stored_bytes_of(&self.opened_stat).is_none().then(|| size_of(&self.opened_stat));
-        reflink_or_copy((&self.fd, self.opened_stat.st_dev), to, dense, go_on)
+        reflink_or_copy((&self.fd, self.opened_stat.st_dev), to, dense, should_continue)
     }
 
-    /// Whether it can be cloned to the device `dev`, as far as is known. Holes that are not to be kept can't.
+    /// Whether it may share blocks with the device `dev`, as far as is known; not with holes that are not preserved.
     pub(super) fn can_reflink_to(&self, dev: u64) -> bool {
         (self.sparse || stored_bytes_of(&self.opened_stat).is_none())
             && can_reflink(self.opened_stat.st_dev, dev)
     }
 
-    /// Whether all of it is data, or to be taken for data.
+    /// Whether all of it is data, or counts as data.
     pub fn is_dense(&self) -> bool {
         !self.sparse
     }
 
-    /// Keeps bytes `from` to `end`, which are going to be read once and in order, out of the page cache
-    /// where they were not in it.
+    /// Reads bytes `from` to `end` once and in order, without adding them to the page cache.
     pub fn drop_behind(&self, from: u64, end: u64) -> DropBehindReader<'_> {
         DropBehindReader::new(&self.fd, from, end)
     }
 
-    /// [Reads](SourceFile::read_at) a part of what `behind` is about.
+    /// [Reads](SourceFile::read_at) a part of the range of `behind`.
     ///
     /// # Errors
     /// `pread` failed.
@@ -197,9 +195,8 @@ impl SourceFile {
         behind.read(buffer, offset).map_err(|e| self.error("read", e.into()))
     }
 
-    /// The next run of data that begins at or behind `from`, up to `end` at most: its start and its end.
-    /// What is before it is a hole; `None` means that all the rest is one. Of a file without holes, or
-    /// whose holes are not kept, it is the whole rest.
+    /// The next run of data at or after `from`, up to `end`: its start and its end. Before it is a hole; `None`: the
+    /// rest is one. In a file without holes, or with holes that are not preserved, it is the whole rest.
     ///
     /// # Errors
     /// `lseek` failed.
@@ -210,8 +207,8 @@ impl SourceFile {
         next_data_run(&self.fd, from, end).map_err(|e| self.error("read", e.into()))
     }
 
-    /// Whether the file is still what it was when it was opened: to be asked after the last byte was
-    /// read, before anybody relies on the bytes.
+    /// Verifies that the file is unchanged since it was opened: to be called after the last byte was read, before the
+    /// bytes are used.
     ///
     /// # Errors
     /// [`Cause::Changed`], or `fstat` failed.

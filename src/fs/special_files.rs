@@ -1,5 +1,4 @@
-//! Entries without content: links and special files are made, and what is there already gets the
-//! metadata that it shall have.
+//! Entries without content: creates links and special files, and repairs the metadata of existing objects.
 
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, Result, SpecialKind};
@@ -15,29 +14,27 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// What became of the metadata of an object that is there with the right content.
+/// The outcome of a metadata repair of an object with the right content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MetadataRepair {
-    /// They were as they shall be.
+    /// The metadata were right.
     Unchanged,
     /// They are now (or would be, in a dry run).
     Repaired,
-    /// They can't be had in place: it has other names, or this process may not set them. It can be replaced
-    /// by a copy of it.
+    /// They can't be changed in place: it has other names, or this process may not. A copy can replace it.
     NeedsReplacement,
-    /// It belongs neither to this process nor to the owner that it is to have, who may write to it at any
-    /// time: its content is not to be used.
+    /// It belongs neither to this process nor to its desired owner, so its content can change at any time and is not
+    /// used.
     ForeignOwner,
 }
 
-/// A descriptor of whatever has this name, which is not opened for use: a device or FIFO isn't
-/// touched.
+/// A descriptor of the object `name` that does not open it: devices and FIFOs are not touched.
 pub(super) fn open_path_only(place: &ParentAndName<'_>, name: &[u8]) -> SysResult<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(&place.dir, name, flags, Mode::empty())
 }
 
-/// The kind of something that is neither a regular file nor a directory.
+/// The kind of an object that is neither a regular file nor a directory.
 pub(super) fn special_kind_of(file_type: FileType) -> SpecialKind {
     match file_type {
         FileType::Symlink => SpecialKind::Symlink,
@@ -47,11 +44,11 @@ pub(super) fn special_kind_of(file_type: FileType) -> SpecialKind {
 }
 
 impl Target {
-    /// To be told of an object at `place` that has `entry`'s content; `stat` is its lstat. Brings its
-    /// metadata to those of `entry`; if it is one of several names, it joins the others.
+    /// Repairs the metadata of an object at `place` with `entry`'s content; `stat` is its lstat. If it has several
+    /// names, it is registered with their anchor.
     ///
     /// # Errors
-    /// A call failed, or the destination can't hold them and shall.
+    /// A call failed, or the destination can't store the metadata and they are strict.
     pub(super) fn repair_metadata(
         &self,
         place: &ParentAndName<'_>,
@@ -83,13 +80,13 @@ impl Target {
         stat: &Stat,
         entry: &Entry,
     ) -> CauseResult<MetadataRepair> {
-        let outfit = DesiredMetadata::from(entry);
+        let desired = DesiredMetadata::from(entry);
         let object = XattrObject::Named(place.dir.as_fd(), place.name);
-        if !self.policy.needs_repair(object, stat, &outfit)? {
+        if !self.policy.needs_repair(object, stat, &desired)? {
             return Ok(MetadataRepair::Unchanged);
         }
         if stat.st_nlink > 1 && !self.is_hardlinked(entry) {
-            // Another name of it, which may be none of this sync's business, would change as well.
+            // Its other names, which may be outside of this sync, would change as well.
             return Ok(MetadataRepair::NeedsReplacement);
         }
         if self.rules.dry_run {
@@ -100,8 +97,8 @@ impl Target {
         if !is_same_object(&now, stat) {
             return Ok(MetadataRepair::ForeignOwner);
         }
-        match self.policy.apply(&fd, &outfit, ObjectOrigin::Existing) {
-            // Somebody else's.
+        match self.policy.apply(&fd, &desired, ObjectOrigin::Existing) {
+            // It belongs to another user.
             Err(Cause::Os(Errno::PERM)) => Ok(MetadataRepair::NeedsReplacement),
             Ok(true) => Ok(MetadataRepair::Repaired),
             Ok(false) => Ok(MetadataRepair::Unchanged),
@@ -109,7 +106,7 @@ impl Target {
         }
     }
 
-    /// Whether `entry` is of a kind that the operator left out.
+    /// Whether the kind of `entry` is not preserved.
     pub(super) fn excludes_kind(&self, entry: &Entry) -> bool {
         let EntryKind::Special { format, .. } = entry.kind else { return false };
         !self.rules.preserve.contains(match FileType::from_raw_mode(format) {
@@ -118,11 +115,10 @@ impl Target {
         })
     }
 
-    /// Makes a link or special file under a temporary name and renames it; `false` where the operator left
-    /// its kind out.
+    /// Creates a link or special file under a temporary name and renames it; `false` where its kind is not preserved.
     ///
     /// # Errors
-    /// One of the steps failed; no object of this kind can be made there ([`Cause::CannotCreate`]).
+    /// One of the steps failed; this process can't create an object of this kind there ([`Cause::CannotCreate`]).
     pub(super) fn create_special(&self, entry: &Entry) -> Result<bool> {
         let path = &entry.path;
         let (op, file_type) = match &entry.kind {
@@ -148,7 +144,7 @@ impl Target {
         let finish = || -> CauseResult<()> {
             let fd = open_path_only(&place, &temp)?;
             let stat = rustix::fs::fstat(&fd)?;
-            // Nobody shall draw our metadata onto something else by swapping the name.
+            // A swapped name must not get the metadata.
             let device = matches!(&entry.kind, EntryKind::Special { rdev, .. } if
                 matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
                     && *rdev != stat.st_rdev);

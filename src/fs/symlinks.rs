@@ -1,9 +1,8 @@
-//! Symbolic links of a source that are copied as what they lead to.
+//! Symbolic links of a source that are followed.
 //!
-//! The kernel resolves the link, without opening what is behind it for use; then that object is looked
-//! up once more, by its real path and confined to the storage root like everything else. Only where
-//! both are the same one it is read. So a link that leads (or is swapped to lead) outside gives an
-//! error, never content.
+//! The kernel resolves the link, without opening its target; then the target is looked up again by its real path,
+//! confined to the storage root like everything else. Only if both are the same object, it is read. So a link that
+//! points (or is swapped to point) outside results in an error, never in content.
 
 use super::beneath::{DirHandle, open_dir_below};
 use super::errno::SysResult;
@@ -19,16 +18,16 @@ use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
-/// What is known of a directory above an entry beside its [`DirRef`].
+/// The identity and real path of a directory above an entry, in addition to its [`ManifestDir`].
 #[derive(Debug, Clone, Default)]
 pub(super) struct ResolvedDir {
-    /// Device and inode, where links are followed (else zeros).
+    /// Device and inode, where links are followed (otherwise zeros).
     pub(super) inode_id: (u64, u64),
-    /// Where it really is, below the storage root, when it was reached through a link.
+    /// Its real path below the storage root, where it was reached through a link.
     pub(super) real_path: Option<RelPath>,
 }
 
-/// The directories above a path, the root first, and where the path itself really is.
+/// The directories above a path, the root first, and the real path.
 #[derive(Debug, Default)]
 pub(super) struct ResolvedPath {
     pub(super) dirs: Vec<ManifestDir>,
@@ -42,11 +41,11 @@ impl Tree {
         self.with_base(RelPath::root())
     }
 
-    /// What stands at `path` now, and the directories above it, the root first. With [`Links::Copy`]
-    /// links are followed, on the way as well as at its end.
+    /// The entry at `path`, and its parent directories, the root first. With [`Links::Copy`] links are followed, in
+    /// the path as well as at its end.
     ///
     /// # Errors
-    /// It is not there or out of reach; a link leads nowhere or outside.
+    /// It is missing or not accessible; a link is dangling or points outside.
     pub fn find_entry(&self, path: &RelPath, links: Links) -> Result<(Entry, Vec<ManifestDir>)> {
         let ResolvedPath { dirs, real_path: real, .. } = self.resolve_path(path, links)?;
         let Some(real) = real else { return Ok((self.entry(path)?, dirs)) };
@@ -57,7 +56,7 @@ impl Tree {
         Ok((Entry { path: path.clone(), content_path: Some(real), ..entry }, dirs))
     }
 
-    /// The way to `path`; with [`Links::Copy`] through links.
+    /// Resolves `path`; with [`Links::Copy`] through links.
     pub(super) fn resolve_path(&self, path: &RelPath, links: Links) -> Result<ResolvedPath> {
         if links != Links::Copy {
             let dirs = self.parent_dirs(path)?;
@@ -93,7 +92,7 @@ impl Tree {
         Ok(located)
     }
 
-    /// Where the link `name` in `dir` leads to, below the storage root.
+    /// The target of the link `name` in `dir`, below the storage root.
     pub(super) fn resolve_link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> CauseResult<RelPath> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let fd =
@@ -111,17 +110,19 @@ impl Tree {
         };
         let real = real.and_then(|real| RelPath::new(real).ok()).ok_or(Cause::LinkOutsideRoot)?;
         let storage = self.storage_tree();
-        let seen = storage.locate(&real).and_then(|place| lstat(&place.dir, place.name));
+        let looked_up = storage.locate(&real).and_then(|place| lstat(&place.dir, place.name));
         let stat = rustix::fs::fstat(&fd)?;
-        match seen {
-            Ok(seen) if (seen.st_dev, seen.st_ino) == (stat.st_dev, stat.st_ino) => Ok(real),
-            // Removed or renamed between the two looks.
+        match looked_up {
+            Ok(looked_up) if (looked_up.st_dev, looked_up.st_ino) == (stat.st_dev, stat.st_ino) => {
+                Ok(real)
+            }
+            // Removed or renamed between the two lookups.
             _ => Err(Cause::Changed),
         }
     }
 
-    /// Opens the directory at `real` below the storage root or, without it, at `path` below this tree;
-    /// it must be readable where `list`.
+    /// Opens the directory at `real` below the storage root or, without it, at `path` below this tree; it must be
+    /// readable if `list`.
     pub(super) fn open_resolved(
         &self,
         path: &[u8],
@@ -139,13 +140,13 @@ impl Tree {
     }
 }
 
-/// The directory that holds `real`, and its name there.
+/// The directory of `real`, and its name there.
 pub(super) fn locate_real(storage: &Tree, real: &RelPath) -> SysResult<(DirHandle, Vec<u8>)> {
     let place = storage.locate(real)?;
     Ok((place.dir, place.name.to_vec()))
 }
 
-/// The kernel's path of what a descriptor refers to.
+/// The kernel's path of an open descriptor.
 fn kernel_path(fd: BorrowedFd<'_>) -> SysResult<Vec<u8>> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let path =

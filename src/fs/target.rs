@@ -1,4 +1,4 @@
-//! The destination root of a sync, and the steps that every write to it is made of.
+//! The destination root of a sync, and the steps of every write to it.
 
 use super::beneath::{DirHandle, open_dir_below, split_parent};
 use super::deletion_budget::DeletionBudget;
@@ -25,25 +25,24 @@ use std::sync::{Arc, OnceLock};
 /// How a destination is written.
 #[derive(Debug, Clone)]
 pub struct TargetOptions {
-    /// Numeric owners are set. Without it everything belongs to the agent's user (and, where that may
-    /// be, to the group that is asked for), and set-uid and set-gid are left out where that is another
-    /// owner.
+    /// Numeric owners are set. Otherwise every object belongs to the agent's user (and, where permitted, to the
+    /// requested group), and set-uid and set-gid are omitted where that is another owner.
     pub set_owner: bool,
-    /// What the operator asked for.
+    /// The options of the sync.
     pub rules: WriteRules,
     /// How much a prune may delete; `None`: nothing.
     pub deletion_budget: Option<DeletionBudget>,
 }
 
 impl TargetOptions {
-    /// Owners are set where this process is root.
+    /// Owners are set if this process is root.
     pub fn for_this_process(rules: WriteRules) -> Self {
         let set_owner = rustix::process::geteuid().is_root();
         TargetOptions { set_owner, rules, deletion_budget: None }
     }
 }
 
-/// The destination root of a sync. Clones share their state; calls may run at the same time.
+/// The destination root of a sync. Clones share their state; calls may run concurrently.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub(super) tree: Tree,
@@ -51,12 +50,12 @@ pub struct Target {
     pub(super) rules: Arc<WriteRules>,
     pub(super) deletion_budget: Option<DeletionBudget>,
     pub(super) policy: Arc<MetadataPolicy>,
-    /// When what can't be told by length and time changed.
+    /// When files that length and mtime can't identify changed.
     pub(super) suspect_span: Option<SuspectSpan>,
     pub(super) state: Arc<TargetState>,
 }
 
-/// Owner and mode that a file system shows for a file that this process has created.
+/// Owner and mode that a file system reports for a file that this process has created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CreatedOwner {
     pub(super) uid: u32,
@@ -65,18 +64,18 @@ pub(super) struct CreatedOwner {
 
 #[derive(Debug, Default)]
 pub(super) struct TargetState {
-    /// A directory's mode was widened to write into it: its metadata need to be set again.
+    /// A directory's mode was widened to write into it: its metadata must be set again.
     has_widened_dirs: AtomicBool,
-    /// The modes of those directories before, by device and inode.
+    /// The original modes of those directories, by device and inode.
     original_modes: Mutex<HashMap<(u64, u64), u32>>,
-    /// A server keeps what is written: its errors show only when a file is closed or synced.
+    /// A server stores the data: its errors show only at close or sync.
     is_remote: OnceLock<bool>,
-    /// New files are made under a temporary name: see [`Target::name_first`].
+    /// New files are created with a temporary name: see [`Target::disable_unnamed_files`].
     use_temp_names: AtomicBool,
     pub(super) create_defaults: CreateDefaultsCache,
     pub(super) anchor_dir: Mutex<Option<DirHandle>>,
     pub(super) created_owners: Mutex<HashMap<u64, CreatedOwner>>,
-    /// Whether the storage path led to the open root before the first write.
+    /// Whether the path led to the open root before the first write.
     pub(super) root_check: OnceLock<Result<()>>,
 }
 
@@ -99,17 +98,17 @@ impl Target {
         &self.tree
     }
 
-    /// What the operator asked for.
+    /// The options of the sync.
     pub fn rules(&self) -> &WriteRules {
         &self.rules
     }
 
-    /// What the destination could not hold of the metadata since the last call, by cause.
+    /// Returns the metadata warnings since the last call, by cause.
     pub fn take_metadata_warnings(&self) -> EntryWarnings {
         self.policy.warnings.take_counts()
     }
 
-    /// The same of the destination.
+    /// Like [`Tree::check_root`], for the destination.
     ///
     /// # Errors
     /// [`Cause::RootUnavailable`].
@@ -117,7 +116,7 @@ impl Target {
         self.tree.check_root()
     }
 
-    /// Before the first write of a request: the same, once for this target and its clones.
+    /// Like [`Target::check_root`], once for this target and its clones, before the first write of a request.
     ///
     /// # Errors
     /// [`Cause::RootUnavailable`].
@@ -125,7 +124,7 @@ impl Target {
         self.state.root_check.get_or_init(|| self.check_root()).clone()
     }
 
-    /// The error of work at the destination whose storage root was not there before or after it.
+    /// Runs `work` and checks the storage root before and after it.
     ///
     /// # Errors
     /// What `work` returns, or [`Cause::RootUnavailable`].
@@ -136,9 +135,8 @@ impl Target {
         Ok(done)
     }
 
-    /// Gives directories their metadata (again): to be called after the last write into them. Those
-    /// that failed are reported. A directory that the rules leave as it is at the destination (missing, or
-    /// something else) has no metadata to set, and that is no failure.
+    /// Applies the metadata of directories (again), after the last write into them. Returns the failures. A directory
+    /// that the rules skip at the destination (missing, or another object) has no metadata to set and does not fail.
     pub fn apply_dir_metadata(&self, dirs: &[ManifestDir]) -> Vec<FileError> {
         let stamps = dirs.iter().map(|d| (&d.path, DesiredMetadata::from(d))).collect();
         self.apply_all_dir_metadata(&stamps, |_| ObjectOrigin::Existing)
@@ -147,15 +145,15 @@ impl Target {
             .collect()
     }
 
-    /// Children before their parents: a parent's final mode may lock us out. `origin` is where the
-    /// directory of a path comes from.
+    /// Children before their parents: a parent's final mode may deny access. `origin` is that of the directory of a
+    /// path.
     pub(super) fn apply_all_dir_metadata<'a>(
         &self,
         stamps: &BTreeMap<&'a RelPath, DesiredMetadata<'_>>,
         origin: impl Fn(&RelPath) -> ObjectOrigin,
     ) -> HashMap<&'a RelPath, FsError> {
         let mut failed = HashMap::new();
-        for (path, outfit) in stamps.iter().rev().filter(|_| !self.rules.dry_run) {
+        for (path, desired) in stamps.iter().rev().filter(|_| !self.rules.dry_run) {
             let dir = match self.tree.cached_dir(path.as_bytes()) {
                 Err(Errno::ACCESS) => self.ensure_dir(path.as_bytes(), false).map(|(dir, _)| dir),
                 other => other,
@@ -165,7 +163,7 @@ impl Target {
             }
             let done = dir
                 .map_err(Cause::Os)
-                .and_then(|dir| self.apply_metadata_to_dir(&dir, outfit, origin(path)));
+                .and_then(|dir| self.apply_metadata_to_dir(&dir, desired, origin(path)));
             if let Err(cause) = done {
                 failed.insert(*path, self.error("set metadata of", path, cause));
             }
@@ -173,9 +171,9 @@ impl Target {
         failed
     }
 
-    /// Whether the rules leave the directory `path` unmade, given why it cannot be opened: it is missing and
-    /// nothing new is wanted, or what stands there (or above it) is left alone. The root is what the
-    /// operator named: something else in its place is an error.
+    /// Whether the rules skip the directory `path`, given the errno of opening it: it is missing and nothing new is
+    /// requested, or an existing object (there or above it) is left unchanged. The root is named by the operator:
+    /// another object in its place is an error.
     pub(super) fn is_dir_skipped(&self, path: &RelPath, errno: Errno) -> bool {
         match errno {
             Errno::NOENT => self.rules.existing,
@@ -184,21 +182,21 @@ impl Target {
         }
     }
 
-    /// Gives an open directory its metadata; returns whether they were others.
+    /// Applies the metadata of an open directory; returns whether they changed.
     pub(super) fn apply_metadata_to_dir(
         &self,
         dir: &DirHandle,
-        outfit: &DesiredMetadata<'_>,
+        desired: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
     ) -> CauseResult<bool> {
-        let changed = self.policy.apply(dir, outfit, origin)?;
+        let changed = self.policy.apply(dir, desired, origin)?;
         if !self.policy.preserves(Attribute::Mode) {
             self.restore_dir_mode(dir)?;
         }
         Ok(changed)
     }
 
-    /// Gives a directory whose mode was widened to write into it the mode that it had.
+    /// Restores the mode of a directory that was widened to write into it.
     fn restore_dir_mode(&self, dir: &DirHandle) -> SysResult<()> {
         let widened = || self.state.original_modes.lock();
         if widened().is_empty() {
@@ -212,7 +210,7 @@ impl Target {
     }
 }
 
-/// The steps that writing is made of. Each tells the bare errno; callers know verb and path.
+/// The steps of writing. Each returns the bare errno; the callers add operation and path.
 impl Target {
     pub(super) fn error(
         &self,
@@ -238,23 +236,23 @@ impl Target {
         temp_names::anchor_dir_name(&self.rules.part_name_key, self.sync_no)
     }
 
-    /// Whether new files may be made without a name.
+    /// Whether new files may be created without a name.
     pub(super) fn can_use_unnamed_files(&self) -> bool {
         !self.state.use_temp_names.load(Ordering::Relaxed)
     }
 
-    /// From here on, new files get a temporary name first: there are things to be replaced, or the file
-    /// system can't do otherwise.
+    /// From here on, new files get a temporary name first: there are objects to replace, or the file system has no
+    /// unnamed files.
     pub(super) fn disable_unnamed_files(&self) {
         self.state.use_temp_names.store(true, Ordering::Relaxed);
     }
 
-    /// Whether some directory's mode was ever widened (perhaps by another batch: each stamps its own).
+    /// Whether a directory's mode was ever widened (perhaps by another batch: each applies its own metadata).
     pub(super) fn has_widened_dirs(&self) -> bool {
         self.state.has_widened_dirs.load(Ordering::Relaxed)
     }
 
-    /// Where `path` is; what is missing above it is made.
+    /// The place of `path`; missing parent directories are created.
     pub(super) fn locate_or_create_parents<'a>(
         &'a self,
         path: &'a RelPath,
@@ -272,13 +270,13 @@ impl Target {
         }
     }
 
-    /// The directory `path`, made where it is missing with all above it; tells whether it is new. With
-    /// `replace`, what is no directory is taken out of its way (never the root itself).
+    /// The directory `path`, created with its parents if missing; returns whether it is new. With `replace`, an
+    /// obstructing non-directory is removed (never the root itself).
     pub(super) fn ensure_dir(&self, path: &[u8], replace: bool) -> SysResult<(DirHandle, bool)> {
         self.ensure_dir_with_meta(path, replace, None)
     }
 
-    /// The same; where it is made, it is for a directory with `meta`.
+    /// Like [`Target::ensure_dir`]; a new directory is created for `meta`.
     pub(super) fn ensure_dir_with_meta(
         &self,
         path: &[u8],
@@ -290,7 +288,7 @@ impl Target {
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(errno),
         }
-        // Most often just the last one is missing.
+        // Usually only the last one is missing.
         if !path.is_empty()
             && let (above, name) = split_parent(path)
             && let Ok(dir) = self.tree.cached_dir(above)
@@ -323,8 +321,8 @@ impl Target {
         Ok(here)
     }
 
-    /// The directories between the storage root and the root of the sync, and that root: made like
-    /// `mkdir -p` would, and nothing in their way is touched. The last is made for a directory with `meta`.
+    /// Creates the directories between the storage root and the root of the sync, and that root, like `mkdir -p`;
+    /// obstructing objects stay. The last one is created for a directory with `meta`.
     fn create_base(&self, base: &[u8], meta: Option<&Meta>) -> SysResult<(DirHandle, bool)> {
         let last = meta.filter(|_| !self.policy.preserves(Attribute::Mode));
         let last = last.map_or(0o755, |meta| self.policy.initial_dir_mode(Some(meta)));
@@ -342,7 +340,7 @@ impl Target {
         Ok(here)
     }
 
-    /// A directory that the source has: it must be spelled so.
+    /// A directory of the source: its spelling must be the stored one.
     fn enter_dir_checked(
         &self,
         above: &DirHandle,
@@ -383,7 +381,7 @@ impl Target {
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) if replace => {
                     self.tree.check_spelling(above, name)?;
-                    // A directory that another batch has made there meanwhile stays.
+                    // A directory that another batch created there stays.
                     match self.with_writable_dir(above, || {
                         rustix::fs::unlinkat(above, name, AtFlags::empty())
                     }) {
@@ -397,11 +395,11 @@ impl Target {
         Err(Errno::BUSY)
     }
 
-    /// Removes a name that is no directory; that it is gone already is fine.
+    /// Removes a non-directory; a missing name is no error.
     pub(super) fn remove_non_directory(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty())) {
             Err(Errno::NOENT) => Ok(()),
-            // It has become a directory: the caller looks again.
+            // It was replaced by a directory: the caller retries.
             Err(Errno::ISDIR) => match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOENT) => Ok(()),
                 other => other,
@@ -410,8 +408,8 @@ impl Target {
         }
     }
 
-    /// Gives a finished object its name. An empty directory in its place is removed, a full one is not;
-    /// nothing that is spelled otherwise is replaced.
+    /// Renames a finished object to its name. An empty directory in its place is removed, a non-empty one is not; an
+    /// object with another spelling is not replaced.
     pub(super) fn rename_into_place(
         &self,
         dir: &DirHandle,
@@ -433,9 +431,9 @@ impl Target {
             let only_new = RenameFlags::NOREPLACE;
             let rename = || rustix::fs::renameat_with(dir, temp, dir, name, only_new);
             match self.with_writable_dir(dir, rename) {
-                // Somebody was quicker, perhaps with another spelling.
+                // Created concurrently, perhaps with another spelling.
                 Err(Errno::EXIST) => {}
-                // That can't be asked for here.
+                // Not supported here.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                     return self.rename_over(dir, temp, name);
                 }
@@ -456,7 +454,7 @@ impl Target {
         }
     }
 
-    /// Removes an empty directory that stands where something else belongs.
+    /// Removes an obstructing empty directory.
     pub(super) fn remove_empty_dir(&self, dir: &DirHandle, name: &[u8]) -> CauseResult<()> {
         match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
@@ -466,9 +464,9 @@ impl Target {
         }
     }
 
-    /// Runs `step`, which needs to write to or pass through `dir`. Where our own directory's mode
-    /// forbids it, the mode is widened, until the directory is stamped again. Another batch may do that
-    /// between, so it is tried a few times. A dry run takes it as it is.
+    /// Runs `step`, which needs to write to or search `dir`. If the mode of our own directory forbids it, the mode is
+    /// widened until its metadata is applied again. Another batch may do that in between, so it is retried. A dry run
+    /// widens nothing.
     pub(super) fn with_writable_dir<T>(
         &self,
         dir: &DirHandle,
@@ -494,7 +492,7 @@ impl Target {
         step()
     }
 
-    /// Runs `step` again where a directory of the cache turned out to be removed.
+    /// Runs `step` again if a cached directory was removed.
     pub(super) fn retry_with_fresh_cache<T>(
         &self,
         step: impl Fn() -> SysResult<T>,
@@ -508,8 +506,8 @@ impl Target {
         }
     }
 
-    /// Network file systems tell of failed writes (a full disk, a quota) when the file is closed, and
-    /// closing can't be asked for its outcome here: there they are asked for with a sync.
+    /// Network file systems report failed writes (a full disk, a quota) at close, with a result that is not available here:
+    /// there the file is synced.
     pub(super) fn sync_if_remote(&self, fd: &OwnedFd) -> SysResult<()> {
         if self.is_remote(fd) { rustix::fs::fdatasync(fd) } else { Ok(()) }
     }

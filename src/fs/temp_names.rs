@@ -1,6 +1,5 @@
-//! The names of files that are not finished. They are built from numbers only, so they fit beside
-//! any name, and recognised only by their exact full pattern, so that a user's file which merely
-//! looks alike is copied like any other.
+//! The names of unfinished files. They are built from numbers only, so they fit beside any name, and are recognised
+//! only by their exact full pattern, so that a similar user file is copied like any other.
 //!
 //! ```text
 //! .ctl-<sync, 16 hex>-<hash of the path, 16 hex>-<attempt, 8 hex><slot, 8 hex>.tmp.part   small file, link
@@ -68,7 +67,7 @@ pub(super) fn temp_file_name(
     format!("{}{attempt:08x}{slot:08x}.tmp.part", name_stem(key, sync, path)).into_bytes()
 }
 
-/// Whether `name` is [`TRASH_MARKER`] or one that [`bytes_in`], [`temp`] or [`anchors`] gives.
+/// Whether `name` is [`TRASH_MARKER`] or one of [`part_file_name`], [`temp_file_name`] or [`anchor_dir_name`].
 pub fn is_internal_name(name: &[u8]) -> bool {
     if name == TRASH_MARKER {
         return true;
@@ -88,7 +87,7 @@ pub fn is_internal_name(name: &[u8]) -> bool {
         })
 }
 
-/// Whether `name` is one that [`anchors`] gives.
+/// Whether `name` is one of [`anchor_dir_name`].
 pub(super) fn is_anchor_dir_name(name: &[u8]) -> bool {
     name.ends_with(ANCHOR_DIR_SUFFIX) && is_internal_name(name)
 }

@@ -1,5 +1,5 @@
-//! What the tests of this module share: trees in temporary directories, a copy made of the module's
-//! own parts, and a look at the result by other means.
+//! Shared helpers of the tests: trees in temporary directories, a copy made of the module's own parts, and
+//! independent checks of the result.
 
 use super::{DeletionBudget, PrunePage, RootDir, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
@@ -69,7 +69,7 @@ impl TestSite {
         assert_eq!(fs::read(canary.join("file")).unwrap(), b"alive");
     }
 
-    /// Runs `test` as a user who is not root, owning everything here.
+    /// Runs `test` as a user other than root that owns everything here.
     pub(super) fn run_with_all_owned_by_nobody(&self, test: impl FnOnce() + Send) {
         if !rustix::process::geteuid().is_root() {
             return test();
@@ -84,7 +84,7 @@ impl TestSite {
         }
     }
 
-    /// Runs `test` as a user who is not root, in a process of root.
+    /// Runs `test` as a user other than root, in a process of root.
     pub(super) fn run_as_nobody(&self, test: impl FnOnce() + Send) {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -162,7 +162,7 @@ pub(super) fn send_file(source: &Tree, target: &Target, entry: &Entry) -> super:
     new.publish(file.entry())
 }
 
-/// Copies a batch as the data plane does; gives the verdicts of the comparison.
+/// Copies a batch as the data plane does; returns the verdicts of the comparison.
 pub(super) fn copy_batch(source: &Tree, target: &Target, manifest: &Manifest) -> Vec<Verdict> {
     let verdicts = target.reconcile(manifest).verdicts;
     for (entry, verdict) in manifest.entries.iter().zip(&verdicts) {
@@ -179,7 +179,7 @@ pub(super) fn copy_batch(source: &Tree, target: &Target, manifest: &Manifest) ->
 /// Kind and permissions, size, owner, mtime, rdev; then content or link text.
 type ObjectSnapshot = ((u32, u64, u32, u32, i64, i64, u64), Vec<u8>);
 
-/// What is below a directory, and the directory itself, as another program sees it.
+/// The content of a directory, and the directory itself, read independently.
 pub(super) fn snapshot(dir: &Path) -> BTreeMap<PathBuf, ObjectSnapshot> {
     walkdir::WalkDir::new(dir)
         .into_iter()
@@ -226,8 +226,8 @@ pub(super) fn sorted_names(dir: &Path) -> Vec<Vec<u8>> {
     names
 }
 
-/// Makes a chain of directories that is longer than `PATH_MAX`, with a file at its end; gives the
-/// path of the file below `base`.
+/// Creates a chain of directories longer than `PATH_MAX`, with a file at its end; returns the path of the file below
+/// `base`.
 pub(super) fn create_deep_path(base: &Path, levels: usize) -> RelPath {
     use rustix::fs::{Mode, OFlags, mkdirat, openat};
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -273,7 +273,7 @@ pub(super) fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
 }
 
-/// The attribute of this name, as another program sees it.
+/// The attribute of this name, read independently.
 pub(super) fn get_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let mut value = Vec::with_capacity(64 << 10);
     match rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {

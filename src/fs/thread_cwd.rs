@@ -1,12 +1,11 @@
-//! Attributes of many names, without a detour for each.
+//! A private working directory of a thread, for reading the attributes of many names.
 //!
-//! The calls that read the attributes of a name take no directory's descriptor. The kernel's name for it
-//! (`/proc/self/fd/N`) always serves, but resolving that costs more than the call. So a thread that is
-//! about to look at thousands of names gets a working directory of its own for that time, and goes to
-//! where each name is.
+//! The calls that read the attributes of a name accept no directory descriptor. The kernel's path of it
+//! (`/proc/self/fd/N`) always works, but resolving it costs more than the call. So a thread that reads thousands of
+//! names unshares its working directory and changes to the directory of each name.
 //!
-//! Nothing else is resolved against the working directory meanwhile: the thread does nothing but this
-//! work, has its former working directory again afterwards, and no other thread shares it.
+//! Nothing else is resolved against the working directory in that time: the thread does only this work, returns to
+//! its former working directory afterwards, and no other thread shares it.
 
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -15,22 +14,22 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 
 thread_local! {
-    /// Where this thread was before; `None` unless there is a [`ThreadCwd`].
+    /// The working directory before; `None` unless there is a [`ThreadCwd`].
     static ORIGINAL_CWD: RefCell<Option<OwnedFd>> = const { RefCell::new(None) };
 }
 
-/// As long as it lives, names that this thread looks at are reached by its working directory. Where that
-/// can't be had (a container may forbid it) it does nothing.
+/// While it lives, this thread reaches names by its working directory. Where that is impossible (a container may
+/// forbid it) it does nothing.
 #[derive(Debug)]
 #[must_use]
 pub struct ThreadCwd {
     is_owner: bool,
-    /// It is of this thread.
+    /// It belongs to this thread.
     not_send: PhantomData<*const ()>,
 }
 
 impl ThreadCwd {
-    /// Begins, unless it has begun.
+    /// Unshares the working directory, unless that is done.
     pub fn unshare() -> ThreadCwd {
         let began = ORIGINAL_CWD.with_borrow_mut(|home| {
             if home.is_none() {
@@ -54,18 +53,18 @@ impl Drop for ThreadCwd {
     }
 }
 
-/// A working directory for this thread alone, as it is now.
+/// Unshares the working directory of this thread; returns the current one.
 fn unshare_cwd() -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let home = rustix::fs::openat(CWD, ".", flags, Mode::empty()).ok()?;
-    // What was deprecated is that it also takes flags by which threads lose sight of each other's
-    // descriptors. This one only parts the working directory, the root and the umask.
+    // The call is deprecated because other flags unshare descriptors between threads. This one only unshares the
+    // working directory, the root and the umask.
     #[allow(deprecated)]
     rustix::thread::unshare(UnshareFlags::FS).ok()?;
     Some(home)
 }
 
-/// Goes to `dir`; tells whether names in it can be looked at from here.
+/// Changes to `dir`; returns whether names in it can be reached from the working directory.
 pub(super) fn enter_dir(dir: BorrowedFd<'_>) -> bool {
     ORIGINAL_CWD.with_borrow(Option::is_some) && rustix::process::fchdir(dir).is_ok()
 }

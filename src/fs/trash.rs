@@ -1,10 +1,9 @@
-//! Where a mirror moves what it would delete: `<trash>/<request id>/<path>` below the destination root. What is
-//! there already stays: where a place is taken, `<trash>/<request id>~1/<path>` is tried, and so on, so that
-//! names keep their length.
+//! The trash of a mirror: deleted entries move to `<trash>/<request id>/<path>` below the destination root. Existing
+//! entries stay: if a place is occupied, `<trash>/<request id>~1/<path>` is tried, and so on, so that names keep
+//! their length.
 //!
-//! A trash is recognised by a file in it, [`TRASH_MARKER`]. The mark is part of the tree, so that every later mirror
-//! finds it, on whichever host and with whatever options it runs. Without the file the directory is one like
-//! any other.
+//! A trash is recognised by a file in it, [`TRASH_MARKER`]. The marker is part of the tree, so that every later
+//! mirror finds it, on any host and with any options. Without the file the directory is like any other.
 
 use super::beneath::DirHandle;
 use super::entry::entry_of;
@@ -21,9 +20,9 @@ use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use std::sync::Arc;
 
-/// Directories that are tried for something whose place is taken.
+/// The most directories that are tried for an occupied place.
 const MAX_SUFFIX_ATTEMPTS: u32 = 1000;
-/// What stands in [`TRASH_MARKER`], for people.
+/// The text in [`TRASH_MARKER`], for people.
 const MARKER_TEXT: &[u8] = b"Mirrors (ctl ... --delete --trash) moved here what they would have deleted, by the id of \
 the sync.\nNo mirror deletes from this directory while this file is in it. Remove the directory when its content \
 is not needed.\n";
@@ -31,31 +30,31 @@ is not needed.\n";
 pub const EARLIER_TRASH_KEPT: &str =
     "trash of an earlier mirror left as it is (remove it by hand when it is not needed)";
 
-/// The trash of one sync.
+/// The cause under which a sync reports kept trashes of earlier mirrors.
 pub(super) struct Trash<'a> {
     target: &'a Target,
     path: &'a RelPath,
     request: &'a RequestId,
-    /// It is there, with its mark.
+    /// It exists, with its marker.
     is_ready: bool,
 }
 
 impl<'a> Trash<'a> {
-    /// The trash of this request, where the rules say that there is one.
+    /// The trash of this request, if the rules have one.
     pub(super) fn for_request(target: &'a Target, request: &'a RequestId) -> Option<Self> {
         let path = target.rules.trash.as_ref().filter(|path| !path.is_root())?;
         Some(Trash { target, path, request, is_ready: false })
     }
 
-    /// All of it, also what other syncs moved there.
+    /// Its path, with the entries of all syncs.
     pub(super) fn path(&self) -> &RelPath {
         self.path
     }
 
-    /// Looks whether the trash can be made, or is one.
+    /// Verifies that the trash exists or can be created.
     ///
     /// # Errors
-    /// Something else than a directory is in its place, or in that of a directory above it.
+    /// An object other than a directory is in its place, or in that of a parent.
     pub(super) fn verify(&self) -> super::Result<()> {
         let tree = &self.target.tree;
         let mut path = RelPath::root();
@@ -73,7 +72,7 @@ impl<'a> Trash<'a> {
         Ok(())
     }
 
-    /// Moves `name` in `dir`, which is no directory, to where `path` belongs in the trash.
+    /// Moves the non-directory `name` in `dir` to the place of `path` in the trash.
     pub(super) fn move_in(
         &mut self,
         dir: &DirHandle,
@@ -86,8 +85,8 @@ impl<'a> Trash<'a> {
         })
     }
 
-    /// Gives the directory for `path` in the trash what `name` in `dir` has, whose lstat was `stat` before
-    /// it was emptied.
+    /// Applies the metadata of `name` in `dir`, with the lstat `stat` from before it was emptied, to the directory for
+    /// `path` in the trash.
     pub(super) fn create_dir_like(
         &mut self,
         dir: &DirHandle,
@@ -97,7 +96,7 @@ impl<'a> Trash<'a> {
     ) -> SysResult<()> {
         self.ensure_created()?;
         let there = self.with_free_dir(path, |to| Ok(Arc::clone(to)))?;
-        let dressed =
+        let applied =
             entry_of(dir.as_fd(), name, path.clone(), stat, Preserve::all()).and_then(|entry| {
                 self.target.policy.apply(
                     &there,
@@ -105,15 +104,14 @@ impl<'a> Trash<'a> {
                     ObjectOrigin::Created(None),
                 )
             });
-        if let Err(cause) = dressed {
-            // What is kept of it is a kindness: not worth to keep the directory for.
+        if let Err(cause) = applied {
+            // Its metadata is best effort: no reason to keep the directory.
             tracing::debug!(%path, ?cause, "a directory in the trash lacks its metadata");
         }
         Ok(())
     }
 
-    /// Does `step` with the directory for what was in `path`, made where it is missing: the first one that has
-    /// room for it.
+    /// Runs `step` with the directory for the content of `path`, created if missing: the first one with a free place.
     fn with_free_dir<T>(
         &self,
         path: &RelPath,
@@ -127,7 +125,7 @@ impl<'a> Trash<'a> {
             let base = self.path.child(dir.as_bytes()).map_err(|_| Errno::NAMETOOLONG)?;
             let done = self.target.ensure_dir(base.join(path).as_bytes(), false);
             match done.and_then(|(to, _)| step(&to)) {
-                // Something of this path is there, or no directory is where one belongs.
+                // The path exists, or an object other than a directory obstructs it.
                 Err(Errno::EXIST | Errno::NOTDIR | Errno::LOOP | NAME_COLLISION) => {}
                 other => return other,
             }
@@ -135,8 +133,7 @@ impl<'a> Trash<'a> {
         Err(Errno::EXIST)
     }
 
-    /// Makes the trash itself, with its mark, before anything is moved there; the directory above it keeps its
-    /// time.
+    /// Creates the trash with its marker, before anything is moved there; its parent directory keeps its mtime.
     fn ensure_created(&mut self) -> SysResult<()> {
         if self.is_ready {
             return Ok(());
@@ -165,7 +162,7 @@ impl<'a> Trash<'a> {
 fn create_marker(trash: &DirHandle) -> SysResult<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(trash, TRASH_MARKER, flags, Mode::from_raw_mode(0o644)) {
-        // The text is for people: without it the file marks as well.
+        // The text is for people: the marker works without it.
         Ok(fd) => drop(rustix::io::write(&fd, MARKER_TEXT)),
         Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno),
@@ -173,22 +170,22 @@ fn create_marker(trash: &DirHandle) -> SysResult<()> {
     Ok(())
 }
 
-/// Whether `path`, below the open directory `dir`, is a directory that some mirror uses, or used, as its trash.
+/// Whether `path`, below the open directory `dir`, is a directory that a mirror uses or used as its trash.
 pub(super) fn is_trash_dir(dir: impl AsFd, path: &[u8]) -> SysResult<bool> {
     let mark =
         if path.is_empty() { TRASH_MARKER.to_vec() } else { [path, b"/", TRASH_MARKER].concat() };
     match lstat(dir, &mark) {
         Ok(stat) => Ok(type_of(&stat) == FileType::RegularFile),
-        // A path over `PATH_MAX` is none that an operator named.
+        // A path over `PATH_MAX` is not one of an operator.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(false),
         Err(errno) => Err(errno),
     }
 }
 
-/// Renames without taking the place of anything.
+/// Renames without replacing anything.
 fn rename_noreplace(from: &DirHandle, name: &[u8], to: &DirHandle, new: &[u8]) -> SysResult<()> {
     match rustix::fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE) {
-        // A file system or kernel that can't: nobody else moves anything there.
+        // Not supported: no other process moves anything there.
         Err(Errno::INVAL | Errno::NOSYS) => match lstat(to, new) {
             Ok(_) => Err(Errno::EXIST),
             Err(Errno::NOENT) => rustix::fs::renameat(from, name, to, new),

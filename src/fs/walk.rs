@@ -1,9 +1,9 @@
-//! The walk over a source: depth first, names sorted by bytes, resumable behind any entry.
+//! The walk over a source: depth first, names sorted by bytes, resumable after any entry.
 //!
-//! Order is [`RelPath`]'s, so a cursor is just the path returned last: going on means "everything
-//! greater", whatever was added or removed meanwhile. Memory is bounded: of each directory on the way
-//! down at most [`NAMES`] names are held (then it is read again for the next ones), and of the way
-//! itself at most [`MAX_PARENT_PATH_BYTES`] bytes. So are descriptors: upper levels are closed and opened again.
+//! The order is [`RelPath`]'s, so a cursor is the path returned last: resuming means "everything greater", whatever
+//! was added or removed since. Memory is bounded: at most [`MAX_NAMES_IN_MEMORY`] names of each directory on the path
+//! (then it is listed again), and at most [`MAX_PARENT_PATH_BYTES`] bytes of the path itself. Descriptors are bounded
+//! too: upper levels are closed and opened again.
 
 use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
 use super::dir_list::{ListedName, list_dir_with_internal};
@@ -25,40 +25,40 @@ use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Names of one directory held at a time (twice as many while it is read).
+/// The most names of one directory in memory (twice as many during the listing).
 const MAX_NAMES_HELD: usize = 100_000;
-/// Levels whose descriptors stay open.
+/// Levels of which the descriptors stay open.
 const MAX_OPEN_LEVELS: usize = 12;
-/// The paths of all directories above an entry, together, in bytes. All of them stand in each
-/// manifest, which is limited to twice this; deeper directories are reported, not entered.
+/// The most bytes of the paths of all directories above an entry, together. Each manifest has all of them and is
+/// limited to twice this; deeper directories are reported, not entered.
 const MAX_PARENT_PATH_BYTES: usize = crate::wire::manifest::MAX_MANIFEST_BYTES / 2;
-/// The cause under which links that are left out are counted.
+/// The cause under which skipped links are counted.
 pub const LINKS_SKIPPED: &str = "symbolic links left out (links: skip)";
-/// The cause under which unfinished files of ours are counted, which are no part of a source.
+/// The cause under which internal unfinished files are counted, which are no part of a source.
 pub const UNFINISHED_SKIPPED: &str =
     "unfinished files of a sync into this source left out (`.ctl-….part`)";
 
 /// What of a source is walked, and how.
 #[derive(Debug, Clone, Default)]
 pub struct WalkOptions {
-    /// What is left out; a directory that is left out is not opened.
+    /// What is excluded; an excluded directory is not opened.
     pub filter: Arc<Filter>,
-    /// What is done with symbolic links.
+    /// How symbolic links are handled.
     pub links: Links,
-    /// Device and inode of the directory that is copied to, where that is known here: it may be mounted
-    /// at the source as well, and would be copied into itself for ever.
+    /// Device and inode of the destination directory, where known: it may be mounted at the source as well, and would
+    /// be copied into itself endlessly.
     pub destination: Option<(u64, u64)>,
 }
 
-/// A walk in progress; see [`Tree::walk`]. Its items are entries, and errors in place of those that
-/// can't be read (then the walk goes on behind them).
+/// A walk in progress; see [`Tree::walk`]. Its items are entries, and errors in place of unreadable ones (then the
+/// walk continues after them).
 #[derive(Debug)]
 pub struct Walk {
     tree: Tree,
     options: WalkOptions,
-    /// What was left out since it was asked for.
+    /// What was excluded since the last [`Walk::take_exclusions`].
     exclusions: EntryWarnings,
-    /// The directories above what is returned next, from the root.
+    /// The directories above the next entry, from the root.
     dirs: Vec<ManifestDir>,
     /// One for each of `dirs`.
     resolved_dirs: Vec<ResolvedDir>,
@@ -66,14 +66,14 @@ pub struct Walk {
     parent_path_bytes: usize,
     /// One for each of the last `levels.len()` of `dirs`.
     levels: Vec<WalkLevel>,
-    /// To be returned before anything else: the root's entry, what failed while resuming.
+    /// Returned before anything else: the root's entry, errors of resuming.
     pending: VecDeque<Result<Entry>>,
-    /// The directory returned last: it is entered by the next call.
+    /// The directory returned last, entered by the next call.
     next_dir: Option<OpenedDir>,
-    /// Behind what was returned last.
+    /// After what was returned last.
     cursor: Option<Cursor>,
     max_names_held: usize,
-    /// The file system of the directory entered last: its files have lengths.
+    /// The file system of the directory entered last, which is no pseudo file system.
     current_device: u64,
 }
 
@@ -82,7 +82,7 @@ struct WalkLevel {
     /// `None`: closed to save descriptors.
     fd: Option<DirHandle>,
     names: std::vec::IntoIter<ListedName>,
-    /// There are names behind this one that were not kept.
+    /// There are more names after this one, not in memory.
     next_after: Option<Box<[u8]>>,
 }
 
@@ -90,11 +90,11 @@ struct WalkLevel {
 struct OpenedDir {
     dir: ManifestDir,
     resolved: ResolvedDir,
-    /// Why it can't be listed, where it can't.
+    /// The errno, where it can't be listed.
     fd: SysResult<OwnedFd>,
 }
 
-/// A name that was looked at, or what the link of that name leads to.
+/// A name, or the target of the link of that name.
 struct FoundObject {
     dir: DirHandle,
     name: Vec<u8>,
@@ -103,27 +103,26 @@ struct FoundObject {
 }
 
 impl Tree {
-    /// Walks everything below the directory `dir`, behind `cursor` where one is given. The root's own
-    /// entry comes first where `dir` is the root and there is no cursor; `dir` itself is not returned
-    /// otherwise. A root that is a file gives that one entry, with the empty path, unless the filter leaves
-    /// it out.
+    /// Walks everything below the directory `dir`, after `cursor` where one is given. The root's own entry comes
+    /// first if `dir` is the root and there is no cursor; otherwise `dir` itself is not returned. A root that is a
+    /// file is returned as one entry with the empty path, unless the filter excludes it.
     ///
-    /// Names that are our own unfinished files are left out, and counted ([`UNFINISHED_SKIPPED`]). The mark of a trash
-    /// is walked like any file.
+    /// Internal unfinished files are skipped and counted ([`UNFINISHED_SKIPPED`]). The marker of a trash is walked
+    /// like any file.
     ///
     /// # Errors
-    /// `dir` can't be opened, is a symbolic link, or lies in a file system like `proc`, whose files
-    /// have no length to copy by. Where one is mounted further down, there is an error in its place.
+    /// `dir` can't be opened, is a symbolic link, or is in a file system like `proc`, whose files have no length to
+    /// copy by. If one is mounted further down, an error is returned in its place.
     pub fn walk(&self, dir: &RelPath, cursor: Option<&Cursor>) -> Result<Walk> {
         self.walk_with(dir, cursor, WalkOptions::default())
     }
 
-    /// The same with a choice of what is walked. A directory that can't be read gives its entry and then
-    /// an error for its contents.
+    /// Like [`Tree::walk`], with options. An unreadable directory is returned as its entry and then an error for its
+    /// contents.
     ///
-    /// With [`Links::Copy`] a link gives an entry of the type of what it leads to, with [`Entry::real`];
-    /// so has everything below a directory that was reached through a link. A link that leads nowhere,
-    /// out of the storage root or round in a circle is an error in its place.
+    /// With [`Links::Copy`] a link is returned as an entry of its target's type, with [`Entry::content_path`]; so is
+    /// everything below a directory that was reached through a link. A link that is dangling, points outside of the
+    /// storage root or is part of a cycle is an error in its place.
     ///
     /// # Errors
     /// As [`Tree::walk`].
@@ -136,13 +135,13 @@ impl Tree {
         self.walk_with_limit(dir, cursor, options, MAX_NAMES_HELD)
     }
 
-    /// Device and inode of its root, where that is a directory.
+    /// Device and inode of its root, if that is a directory.
     pub fn root_inode(&self) -> Option<(u64, u64)> {
         let fd = self.open_resolved(b"", None, true).ok()?;
         rustix::fs::fstat(&fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
     }
 
-    /// The identity of its root, of whatever kind that is; `None` where there is none.
+    /// The identity of its root, of whatever kind; `None` if there is none.
     pub fn walk_start(&self) -> Option<RootIdentity> {
         if let Some((device, inode)) = self.root_inode() {
             return Some(RootIdentity { device, inode });
@@ -221,7 +220,7 @@ impl Walk {
         &self.dirs
     }
 
-    /// The directory just returned is not entered: its contents are somebody else's.
+    /// Does not enter the directory just returned: its contents belong to another task.
     pub fn skip_contents(&mut self) {
         if self.next_dir.take().is_some()
             && let Some(cursor) = &mut self.cursor
@@ -230,25 +229,25 @@ impl Walk {
         }
     }
 
-    /// Where to go on behind what was returned last (also behind an error: it is not returned again);
-    /// `None` before anything was.
+    /// Where to resume after what was returned last (also after an error: it is not returned again); `None` before
+    /// the first item.
     pub fn cursor(&self) -> Option<&Cursor> {
         self.cursor.as_ref()
     }
 
-    /// What was left out since this was asked last, and before [`Walk::cursor`].
+    /// Returns what was excluded since the last call, and before [`Walk::cursor`].
     pub fn take_exclusions(&mut self) -> EntryWarnings {
         std::mem::take(&mut self.exclusions)
     }
 
-    /// Enters the directories that lead to the cursor, each behind the name that leads on.
+    /// Enters the directories that lead to the cursor, each after the name that leads down.
     fn resume_after(&mut self, start: OpenedDir, cursor: &Cursor) {
         let (dir, after) = (&start.dir.path, &cursor.after);
         if cursor.skip_contents && after.contains(dir) {
             return;
         }
         if !dir.contains(after) {
-            // Behind all of it, or before.
+            // After all of it, or before.
             if after < dir {
                 self.next_dir = Some(start);
             }
@@ -273,8 +272,8 @@ impl Walk {
             if last && cursor.skip_contents {
                 return;
             }
-            // Its own entry was returned before the cursor was taken. If it is gone, or no directory
-            // any more, there is nothing to go on with inside.
+            // Its own entry was returned before the cursor was taken. If it was removed, or is no directory any more,
+            // nothing inside is left to resume.
             match self.inspect_name(name) {
                 Ok(found) => next = found.and_then(|(_, enter)| enter),
                 Err(error) => self.pending.push_back(Err(error)),
@@ -282,8 +281,8 @@ impl Walk {
         }
     }
 
-    /// Makes `here` the current directory and lists it, behind `after`. After an error in the middle
-    /// of the list, the names before are walked all the same.
+    /// Makes `here` the current directory and lists it, after `after`. After an error in the middle of the listing,
+    /// the names before it are still walked.
     fn enter_dir(&mut self, here: OpenedDir, after: Option<&[u8]>) -> Result<()> {
         let path = here.dir.path.clone();
         let fd = here.fd.map_err(|e| self.tree.error("open", path.as_bytes(), e))?;
@@ -311,8 +310,8 @@ impl Walk {
         }
     }
 
-    /// What `name` in the current directory is, and the open directory where it is one; `None` where it
-    /// is gone or left out.
+    /// The entry of `name` in the current directory, and the open directory if it is one; `None` if it is removed or
+    /// excluded.
     fn inspect_name(&mut self, name: &[u8]) -> Result<Option<(Entry, Option<OpenedDir>)>> {
         let above = self.dirs.last().map(|d| d.path.clone()).unwrap_or_default();
         let path = above.child(name).map_err(|_| {
@@ -340,18 +339,18 @@ impl Walk {
             other => other.map_err(|e| tree.error("read metadata of", path.as_bytes(), e))?,
         };
         let entry = Entry { content_path: spot.real_path, ..entry };
-        // Limits choose files, and without its mark a copy of a trash would be no trash.
+        // Limits select files, and without its marker a copy of a trash would be no trash.
         let wanted = name == TRASH_MARKER || !self.options.filter.exceeds_limits(&entry);
         Ok(wanted.then_some((entry, None)))
     }
 
-    /// The current directory, opened again where it was closed.
+    /// The current directory, opened again if it was closed.
     fn current_dir(&mut self, path: &RelPath) -> Result<Option<DirHandle>> {
         let real = self.resolved_dirs.last().and_then(|way| way.real_path.as_ref());
         let Some(level) = self.levels.last_mut() else { return Ok(None) };
         if level.fd.is_none() {
             let fd = self.tree.open_resolved(path.as_bytes(), real, false).map_err(|errno| {
-                // None of its other names can be looked at either: one report is enough.
+                // Its other names can't be read either: one report is enough.
                 (level.names, level.next_after) = (Vec::new().into_iter(), None);
                 self.tree.error("open", path.as_bytes(), errno)
             })?;
@@ -360,8 +359,7 @@ impl Walk {
         Ok(level.fd.clone())
     }
 
-    /// What has this name or, where it is a link to be followed, what that leads to; `None` where it is
-    /// gone or left out.
+    /// The object of this name or, for a link to be followed, its target; `None` if it is removed or excluded.
     fn find_object(
         &mut self,
         dir: DirHandle,
@@ -400,7 +398,7 @@ impl Walk {
         Ok(Some(FoundObject { dir, name, stat, real_path: Some(real) }))
     }
 
-    /// A directory's entry, and the directory, opened; `None` where it is gone.
+    /// A directory's entry, and the open directory; `None` if it is removed.
     fn open_found_dir(
         &mut self,
         spot: FoundObject,
@@ -416,7 +414,7 @@ impl Walk {
             self.levels.iter_mut().for_each(|level| level.fd = None);
             fd = open_listable_below(spot.dir.as_fd(), &spot.name);
         }
-        // What can't be listed can be looked at all the same.
+        // What can't be listed can still have its metadata read.
         let closed = match fd {
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::ACCESS) => Some(open_dir_below(spot.dir.as_fd(), &spot.name)),
@@ -428,12 +426,12 @@ impl Walk {
                 return Err(at("open", Cause::Os(*errno)));
             }
         };
-        // Metadata by the descriptor, so that they and the contents are of one directory.
+        // Metadata by descriptor, so that metadata and contents are of one directory.
         let stat = rustix::fs::fstat(seen).map_err(|e| at("read metadata of", e.into()))?;
         let entry = tree.entry_of(seen.as_fd(), b"", path.clone(), &stat);
         let entry = entry.map_err(|e| at("read metadata of", e))?;
         if stat.st_dev != self.current_device {
-            // Something else is mounted here.
+            // Another file system is mounted here.
             if is_pseudo_fs(seen).map_err(|e| at("read metadata of", e.into()))? {
                 return Err(tree.pseudo_fs_error("enter", path.as_bytes()));
             }
@@ -463,7 +461,7 @@ impl Walk {
             return Ok(Some(name));
         }
         let Some(after) = level.next_after.take() else { return Ok(None) };
-        // Opened afresh: the place in a directory is the descriptor's, and this one's is used up.
+        // Opened again: the position in a directory belongs to the descriptor, and this one is used up.
         let path = self.dirs.last().map(|d| d.path.as_bytes()).unwrap_or_default();
         let real = self.resolved_dirs.last().and_then(|way| way.real_path.as_ref());
         let fd = self.tree.open_resolved(path, real, true);
@@ -490,8 +488,8 @@ impl Iterator for Walk {
                 self.cursor = Some(Cursor { after: entry.path.clone(), skip_contents: false });
             }
             Some(Err(error)) => {
-                // A directory that was entered (its list broke off) goes on where it was; what could
-                // not be entered would fail again.
+                // A directory that was entered (its listing stopped) continues at its position; one that could not be
+                // entered would fail again.
                 let entered = self.dirs.iter().any(|d| d.path.as_bytes() == error.path.0);
                 if let (false, Ok(after)) = (entered, RelPath::new(&error.path.0)) {
                     self.cursor = Some(Cursor { after, skip_contents: true });
@@ -523,7 +521,7 @@ impl Walk {
                 Ok(Some(name)) => name,
             };
             match self.inspect_name(&name) {
-                // Removed since the directory was listed: it was never part of this tree.
+                // Removed since the directory was listed.
                 Ok(None) => {}
                 Ok(Some((entry, enter))) => {
                     self.next_dir = enter;
@@ -536,7 +534,7 @@ impl Walk {
     }
 }
 
-/// Why what a link led to a moment ago can't be looked at.
+/// The cause why the target of a link, resolved a moment ago, is not accessible.
 fn cause_after_resolve(errno: Errno) -> Cause {
     if is_resource_shortage(errno) { errno.into() } else { Cause::Changed }
 }

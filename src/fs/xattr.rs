@@ -12,16 +12,14 @@ use rustix::fd::BorrowedFd;
 use rustix::fs::{AtFlags, XattrFlags};
 use rustix::io::Errno;
 
-/// Attributes of one entry that are carried, at most, in bytes of names and values: they stand in a
-/// manifest.
+/// The most bytes of the attributes of one entry, names and values: manifests contain them.
 const MAX_XATTR_BYTES: usize = 1 << 20;
 
-/// The access control lists. Their values are the kernel's own form.
+/// The access control lists. Their values have the kernel's format.
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-/// The namespaces that are kept.
+/// The preserved namespaces.
 const NAMESPACES: [&str; 3] = ["user.", "trusted.", "security."];
-/// What security modules give every object on their own: kept where the source has them, never taken
-/// away.
+/// Attributes that security modules set on every object: copied where the source has them, never removed.
 const SECURITY_LABELS: [&[u8]; 6] = [
     b"security.selinux",
     b"security.SMACK64",
@@ -36,21 +34,21 @@ const MAX_VALUE_BYTES: usize = 64 << 10;
 /// Nearly every list is shorter.
 const USUAL_LIST_BYTES: usize = 512;
 
-/// Something that has attributes.
+/// An object with attributes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum XattrObject<'a> {
-    /// What a descriptor refers to, of any kind.
+    /// The object of a descriptor, of any kind.
     Open(BorrowedFd<'a>),
     /// A name in a directory; a link is not followed.
     Named(BorrowedFd<'a>, &'a [u8]),
 }
 
-/// Whether attributes or lists are kept at all.
+/// Whether attributes or lists are preserved at all.
 pub(super) fn is_any_preserved(keep: Preserve) -> bool {
     keep.contains(Attribute::Xattrs) || preserves_acls(keep)
 }
 
-/// A list holds the mode, so it is kept only where modes are.
+/// A list contains the mode, so it is preserved only with modes.
 fn preserves_acls(keep: Preserve) -> bool {
     keep.contains(Attribute::Acls) && keep.contains(Attribute::Mode)
 }
@@ -63,13 +61,12 @@ fn is_preserved(name: &[u8], keep: Preserve) -> bool {
         && NAMESPACES.iter().any(|space| name.starts_with(space.as_bytes()))
 }
 
-/// The attributes of `object` that are kept, sorted by name. A file system without attributes has none.
+/// The preserved attributes of `object`, sorted by name. A file system without attributes has none.
 ///
-/// `EACCES` on a value is passed over for a directory: its mode forbids to read it, which is an error
-/// of its own.
+/// `EACCES` on a value is skipped for a directory: its mode forbids reading it, which is an error of its own.
 ///
 /// # Errors
-/// [`Cause::XattrsTooLarge`] over [`MAX_MANIFEST_BYTES`]; one can't be read.
+/// [`Cause::XattrsTooLarge`] over [`MAX_XATTR_BYTES`]; one can't be read.
 pub(super) fn read(
     object: XattrObject<'_>,
     is_dir: bool,
@@ -108,7 +105,7 @@ fn read_limited(
     Ok(all)
 }
 
-/// Whether `object` has the attributes in `want` that are kept, and no others.
+/// Whether `object` has the attributes in `want` that are preserved, and no others.
 ///
 /// # Errors
 /// One can't be read.
@@ -131,7 +128,7 @@ pub(super) fn matches(object: XattrObject<'_>, want: &[Xattr], keep: Preserve) -
     Ok(true)
 }
 
-/// Whether the directory `object` has an access control list for what is made in it.
+/// Whether the directory `object` has a default access control list.
 ///
 /// # Errors
 /// It can't be read.
@@ -139,12 +136,11 @@ pub(super) fn has_default_acl(object: XattrObject<'_>) -> SysResult<bool> {
     Ok(object.list()?.iter().any(|name| name == ACLS[1]))
 }
 
-/// Gives `object` the attributes in `want` that are kept and takes away the others; tells whether it
-/// changed anything. What can't be set is handed to `short`.
+/// Sets the attributes in `want` that are preserved on `object` and removes the others; returns whether something
+/// changed. What can't be set is passed to `short`.
 ///
 /// # Errors
-/// A failure of the file system, or of `short`. `EACCES` where `patient`: the object's own mode may
-/// forbid it.
+/// A failure of the file system, or of `short`. `EACCES` if `patient`: the object's own mode may forbid it.
 pub(super) fn apply(
     object: XattrObject<'_>,
     want: &[Xattr],
@@ -186,14 +182,14 @@ pub(super) fn apply(
     Ok(changed)
 }
 
-/// Whether `name` is to be taken away.
+/// Whether `name` is to be removed.
 fn is_extraneous(name: &[u8], want: &[Xattr], keep: Preserve) -> bool {
     is_preserved(name, keep)
         && !SECURITY_LABELS.contains(&name)
         && !want.iter().any(|x| x.name == name)
 }
 
-/// Whether it tells that the object can't have the attribute (and not that something is broken).
+/// Whether the object can't have the attribute (as opposed to a failure).
 fn is_unsupported(errno: Errno) -> bool {
     matches!(
         errno,
@@ -205,7 +201,7 @@ fn is_unsupported(errno: Errno) -> bool {
             | Errno::RANGE
             | Errno::TOOBIG
             | Errno::NAMETOOLONG
-            // How ext4 says that an attribute does not fit.
+            // ext4 returns this for an attribute that does not fit.
             | Errno::NOSPC
             | Errno::DQUOT
     )
@@ -219,7 +215,7 @@ fn warning_for(name: &[u8], errno: Errno) -> MetadataWarning {
 }
 
 impl XattrObject<'_> {
-    /// The names of its attributes, in the file system's order; none where it has no attributes.
+    /// The names of its attributes, in the file system's order; none without attributes.
     fn list(self) -> SysResult<Vec<Vec<u8>>> {
         let mut short = [0; USUAL_LIST_BYTES];
         let mut long = Vec::new();
@@ -249,7 +245,7 @@ impl XattrObject<'_> {
         })
     }
 
-    /// The value of `name`, in `room`; `None` where there is none of this name.
+    /// The value of `name`, in `room`; `None` if it does not exist.
     fn get<'r>(self, name: &[u8], room: &'r mut Vec<u8>) -> SysResult<Option<&'r [u8]>> {
         room.clear();
         room.reserve(MAX_VALUE_BYTES);
@@ -303,22 +299,20 @@ impl XattrObject<'_> {
             }
         };
         match done {
-            // Nothing may be taken for vanished because there is no `/proc`.
+            // Without `/proc`, an existing object must not count as vanished.
             Err(Errno::NOENT) if exists(fd, name) => Err(Errno::NOSYS),
             other => other,
         }
     }
 }
 
-/// How a call names its object.
+/// How a call addresses its object.
 enum ObjectAddress<'a> {
     /// By the descriptor.
     Descriptor(BorrowedFd<'a>),
-    /// By the kernel's name for a descriptor that is only a place (`O_PATH`), which leads to a link,
-    /// not through it.
+    /// By the kernel's path of a descriptor with `O_PATH`, which leads to a link itself, not through it.
     DescriptorPath(&'a [u8]),
-    /// By a name in the working directory, or below the kernel's name for its directory, which is as
-    /// short for the deepest directory as for any.
+    /// By a name in the working directory, or below the kernel's path of its directory, which is short for any depth.
     Path(&'a [u8]),
 }
 
@@ -418,7 +412,7 @@ mod tests {
         let there = read(object, false, all).unwrap();
         assert_eq!(xattr_names(&there), ["security.ima", "user.new", "user.other", "user.same"]);
         assert_eq!((there[1].value.as_slice(), there[2].value.as_slice()), (&*long, &b"2"[..]));
-        // More than its file system takes.
+        // More than the file system can store.
         let mut short = Vec::new();
         let much = [xattr(b"user.much", &vec![0; 60_000])];
         apply(object, &much, all, false, |s| {

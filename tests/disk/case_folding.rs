@@ -33,7 +33,7 @@ fn start_case_insensitive_cluster(cluster: &mut Cluster) -> (FaultyFs, PathBuf, 
     for (i, name) in ["Foo", "foo", "Dir/a", "dir/b", "Thing", "thing/below"].iter().enumerate() {
         write_file(src.join(name), random_bytes(3_000 + 700 * i, i as u64));
     }
-    // Of one length and time: only their content tells.
+    // Equal length and mtime: only the content differs.
     for (i, name) in ["BIG", "big"].iter().enumerate() {
         write_file(src.join(name), random_bytes(9 * MIB, 50 + i as u64));
         set_mtime(src.join(name), 1_600_000_000, 0);
@@ -114,7 +114,7 @@ fn of_colliding_names_the_second_is_reported_and_nothing_is_overwritten() {
         assert_eq!(assert_one_of_each_pair(&sync, &src, &behind), brought);
         assert_eq!(sync.files_done, 0, "{sync:#?}");
     }
-    // Whoever owns the source parts the names.
+    // The owner of the source renames one of each pair.
     for (one, other) in COLLIDING_NAMES {
         let lost = if brought.contains(one) { other } else { one };
         let top = lost.split('/').next().unwrap();

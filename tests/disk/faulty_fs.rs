@@ -68,7 +68,7 @@ struct FaultRule {
     hits: u64,
 }
 
-/// The rules, and those who wait for one to be taken back.
+/// The rules, and a condition for calls that wait until their rule is removed.
 #[derive(Debug, Default)]
 struct FaultRules {
     all: Mutex<Vec<FaultRule>>,
@@ -131,7 +131,7 @@ struct FuseServer {
     nodes: Mutex<HashMap<u64, Arc<Node>>>,
     open_files: Mutex<HashMap<u64, Arc<File>>>,
     next_handle: AtomicU64,
-    /// Held while names change, where letter case tells no two apart.
+    /// Locked while names change, in a case-insensitive file system.
     name_lock: Option<Mutex<()>>,
 }
 
@@ -226,7 +226,7 @@ impl FaultyFs {
 impl Drop for FaultyFs {
     fn drop(&mut self) {
         self.clear_faults();
-        // Lazily: who has it open still gets answers until this process ends.
+        // Lazily: open files still work until this process ends.
         let _ = Command::new("umount").arg("-l").arg(&self.mount_point).status();
     }
 }
@@ -259,7 +259,7 @@ impl FuseServer {
                 continue;
             }
             let done = self.handle_request(&mut ask);
-            // Who asked may be gone.
+            // The caller may have exited.
             let _ = kernel.write(&ask.encode_reply(done));
         }
     }
@@ -341,7 +341,7 @@ impl FuseServer {
         Ok(dir.join(name))
     }
 
-    /// As long as it lives, nobody else makes or renames what could be one.
+    /// While it lives, no other request creates or renames a colliding name.
     fn lock_names(&self) -> Option<MutexGuard<'_, ()>> {
         self.name_lock.as_ref().map(|folds| folds.lock())
     }

@@ -1,5 +1,5 @@
-//! What the kernel and a file system in user space say to each other: `linux/fuse.h`, version 7.31, as far as it is
-//! needed. Numbers are in the order of bytes of this host.
+//! The protocol between the kernel and a file system in user space: `linux/fuse.h`, version 7.31, as far as it is
+//! needed. Numbers are in native byte order.
 
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -41,7 +41,7 @@ pub(super) const LSEEK: u32 = 46;
 
 /// No write is longer, in bytes; what is read from the kernel at once is this and a head.
 pub(super) const MAX_WRITE_BYTES: u32 = 128 << 10;
-/// A handle whose reads and writes all come here as they were asked for.
+/// A handle with reads and writes that arrive here as they were requested.
 pub(super) const DIRECT_IO: u32 = 1;
 
 const HEADER_BYTES: usize = 40;
@@ -188,7 +188,7 @@ pub(super) fn handle_init(ask: &mut FuseRequest<'_>) -> Result<Vec<u8>, Errno> {
     Ok(out.0)
 }
 
-/// The errno of what the library says.
+/// The errno of an error of the standard library.
 pub(super) fn to_errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }

@@ -40,9 +40,9 @@ impl FileCase {
     }
 }
 
-/// An installation whose agent `b` waits, in the middle of a sync, for the file system of the destination.
+/// An installation with an agent `b` that is blocked, during a sync, by the file system of the destination.
 struct BlockedSync {
-    /// Before the cluster, whose directory can only be removed when nothing is mounted in it.
+    /// Before the cluster: its directory can only be removed when nothing is mounted in it.
     fs: FaultyFs,
     cluster: Cluster,
     src: PathBuf,

@@ -1,4 +1,4 @@
-//! Files that somebody holds: locks of all kinds, leases, swap files.
+//! Files in use by other processes: locks of all kinds, leases, swap files.
 
 use crate::support::await_true;
 use crate::support::cluster::{Cluster, StoreKind, assert_complete};
@@ -48,7 +48,7 @@ fn locked_files_are_copied_and_replaced_like_any_other() {
     drop(held);
 }
 
-/// Takes a lease on a file, and says so; gives it back when somebody else opens the file, or never.
+/// Takes a lease on a file and prints that; releases it when another process opens the file, or never.
 const LEASE_HOLDER_SCRIPT: &str = "
 import fcntl, os, signal, sys
 path, polite = sys.argv[1], sys.argv[2] == 'polite'
@@ -64,7 +64,7 @@ while True:
     signal.pause()
 ";
 
-/// Who has a lease on a file.
+/// Starts a process that has a lease on a file.
 fn start_lease_holder(path: &Path, how: &str, log: &Path) -> Process {
     let mut command = Command::new("python3");
     command.args(["-c", LEASE_HOLDER_SCRIPT]).arg(path).arg(how);

@@ -1,5 +1,5 @@
-//! Storage that fails: reads, writes and flushes that give errors, come short, take long or never end. Real
-//! processes on a file system that does so on demand ([`dirty_failure_lists`]).
+//! Storage that fails: reads, writes and flushes that fail, are short, are slow or hang. Real processes on a file
+//! system that injects these faults ([`failing`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod case_folding;
@@ -72,7 +72,7 @@ fn cluster_with_faulty_destination(cluster: &mut Cluster) -> (FaultyFs, PathBuf,
     (fs, src, behind, dst)
 }
 
-/// Holds a sync to have brought all but `failed` files, each of them told of with this errno.
+/// Asserts that a sync copied all but the `failed` files and reported each of these with this errno.
 #[track_caller]
 fn assert_partial(sync: &SyncProgress, failed: &[&str], errno: &str) {
     assert_eq!(
@@ -92,7 +92,7 @@ fn assert_partial(sync: &SyncProgress, failed: &[&str], errno: &str) {
     }
 }
 
-/// Holds the destination to have all but the files of these names.
+/// Asserts that the destination has all but the files of these names.
 #[track_caller]
 fn assert_same_except(src: &Path, dst: &Path, failed: &[&str]) {
     let found = differences(src, dst, exact_comparison());
@@ -279,7 +279,7 @@ fn a_failed_flush_fails_the_sync_and_the_next_sync_copies_what_was_lost() {
         (flush.operation.as_str(), flush.errno.as_deref()),
         ("flush destination", Some("EIO"))
     );
-    // Names, lengths and times are all there, and tell nothing.
+    // Names, lengths and mtimes are right, so they do not show the loss.
     assert_complete(&cluster.run_sync_with(&src, &dst.join("copy"), json!({})), census(&src));
     assert_eq!(cluster.agents.get_mut("b").unwrap().terminate().code(), Some(0));
     // What the disk has, and not the page cache.
@@ -376,14 +376,14 @@ fn a_hundred_failures_are_kept_in_full_and_all_are_counted() {
     }
 }
 
-/// A file that the kernel lets nobody change, or only be appended to; as any other when it is dropped.
+/// A file that is immutable or append-only until it is dropped.
 struct UnchangeableFile(std::fs::File);
 
 impl UnchangeableFile {
     fn make(path: &Path, how: IFlags) -> UnchangeableFile {
         let file = std::fs::File::open(path).unwrap();
         let needs =
-            "this test needs root and a temporary folder whose file system knows immutable files";
+            "this test needs root and a temporary folder on a file system with immutable files";
         let flags = ioctl_getflags(&file).expect(needs);
         ioctl_setflags(&file, flags | how).expect(needs);
         UnchangeableFile(file)

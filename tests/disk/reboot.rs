@@ -94,7 +94,7 @@ fn files_lost_by_a_reboot_are_copied_again_by_the_next_sync() {
     let (id, src, dst) = start_and_pause_sync(&mut cluster);
     cluster.ctl(["sync", "cancel", &id]).run().assert_exit_code(0);
     crash_destination(&mut cluster, &src, &dst);
-    // Another one knows nothing of the first, and has not been told to compare contents.
+    // The next sync is independent of the first one, and does not compare contents.
     assert_complete(&cluster.run_sync(&src, &dst), census(&src));
     assert_same(&src, &dst, exact_comparison());
 }

@@ -93,7 +93,7 @@ fn a_failed_flush_makes_its_files_suspect() {
     for under in ["first", "second"] {
         assert_eq!(verdict(&target_after_start(&site, under), &batch), Verdict::DigestNeeded);
     }
-    // It names destinations: nobody else may read it.
+    // It names destinations: other users must not read it.
     use std::os::unix::fs::MetadataExt as _;
     let mode = |path: &str| std::fs::metadata(site.path(path)).unwrap().mode() & 0o777;
     assert_eq!((mode("state"), mode("state/unflushed.json")), (0o700, 0o600));

@@ -1,4 +1,5 @@
-//! What an operator can do about an error: the only table of it. Its texts hold for an agent and for `ctl copy`.
+//! Hints for operators: what to do about an error, the only table of it. The texts apply to an agent and to `ctl
+//! copy`.
 
 use super::super::errno::NAME_COLLISION;
 use super::{Cause, SpecialKind};
@@ -6,7 +7,7 @@ use crate::wire::sync::FileError;
 use rustix::io::Errno;
 use rustix::process::Uid;
 
-/// What to do about `cause`, which a process of user `uid` met.
+/// What to do about `cause` in a process of the user `uid`.
 pub(super) fn operator_hint(cause: Cause, uid: Uid) -> Option<String> {
     let text = match cause {
         Cause::Changed => "stop writes to it during the copy",
@@ -41,7 +42,7 @@ pub(super) fn operator_hint(cause: Cause, uid: Uid) -> Option<String> {
             "sync without `--strict-metadata` to have it counted instead"
         }
         Cause::Os(errno) => return errno_hint(errno, uid),
-        Cause::RootMismatch(misfit) => misfit.hint(),
+        Cause::RootMismatch(mismatch) => mismatch.hint(),
         Cause::NotRegularFile
         | Cause::WrongSize { .. }
         | Cause::Superseded
@@ -74,8 +75,8 @@ fn errno_hint(errno: Errno, uid: Uid) -> Option<String> {
         Errno::MFILE | Errno::NFILE => "raise the limit of open files (`ulimit -n`, LimitNOFILE=)",
         Errno::LOOP => "a symbolic link stands in the path and is not followed: name the real path",
         NAME_COLLISION => {
-            "nothing was overwritten: rename one of the two at the source, or copy to a file system that tells \
-             them apart"
+            "nothing was overwritten: rename one of the two at the source, or copy to a file system that \
+             distinguishes them"
         }
         Errno::IO => "check the kernel log of that host for errors of the storage",
         _ => return None,

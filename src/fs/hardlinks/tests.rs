@@ -102,7 +102,7 @@ fn a_hardlinked_name_in_a_missing_directory_needs_no_content() {
 #[test]
 fn a_file_at_its_link_limit_is_copied_and_a_warning_is_counted() {
     let site = TestSite::new();
-    // The kernel lets nobody link to a program of another user that runs with that user's rights.
+    // The kernel permits no link to another user's set-uid program.
     let rule = fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap();
     assert_eq!(rule.trim(), "1", "this test needs `sysctl fs.protected_hardlinks=1`");
     site.write_file("src/one", "content");
@@ -353,7 +353,7 @@ fn the_readback_pass_reads_hardlinked_files_and_links_to_no_wrong_content() {
         batch.entries[0].digest = Some(blake3::hash(b"content").into());
         copy_batch(&site.source(), &target, &batch).remove(0)
     };
-    // As after a write that went wrong: nothing but the content tells.
+    // As after a faulty write: only the content differs.
     fs::write(site.path("dst/one"), "kontent").unwrap();
     set_file_mtime(&site.path("dst/one"), 1_000_000_000, 7);
     assert_eq!(

@@ -53,8 +53,8 @@ fn the_uid_that_means_unchanged_to_the_kernel_is_rejected() {
     let file = fs::File::open(site.write_file("f", "")).unwrap();
     let path = rel("f");
     let meta = Meta { mode: 0o600, uid: u32::MAX, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
-    let outfit = DesiredMetadata { path: &path, meta, xattrs: Some(&[]) };
-    let done = policy(true).apply(&file, &outfit, ObjectOrigin::Created(None));
+    let desired = DesiredMetadata { path: &path, meta, xattrs: Some(&[]) };
+    let done = policy(true).apply(&file, &desired, ObjectOrigin::Created(None));
     assert_eq!(done, Err(Cause::Os(Errno::OVERFLOW)));
 }
 
@@ -102,7 +102,7 @@ fn xattrs_acls_and_capabilities_are_copied_and_repaired() {
     assert!(verdicts.iter().all(|v| *v == Verdict::Done(EntryAction::Skip)), "{verdicts:?}");
     assert_eq!(["dst/d/f", "dst/d", "dst/d/l", "dst/d/p"].map(ctime), before);
 
-    // Whatever somebody changed is repaired, in place.
+    // Every change is repaired in place.
     let inode = fs::metadata(site.path("dst/d/f")).unwrap().ino();
     give(site.path("dst/d/f"), None, Some(9)).unwrap();
     set_xattr(&site.path("dst/d/f"), "user.surplus", b"x");
@@ -388,25 +388,25 @@ fn an_mtime_changed_by_the_file_system_is_detected() {
     let file = fs::File::open(site.write_file("f", "")).unwrap();
     let path = rel("f");
     let policy = policy(true);
-    let outfit = |mtime_sec, mtime_nsec| {
+    let desired = |mtime_sec, mtime_nsec| {
         let meta = Meta { mode: 0o600, uid: 0, gid: 0, mtime_sec, mtime_nsec };
         DesiredMetadata { path: &path, meta, xattrs: Some(&[]) }
     };
-    let check = |set: i64, nsec: i64, outfit: &DesiredMetadata<'_>| {
+    let check = |set: i64, nsec: i64, desired: &DesiredMetadata<'_>| {
         set_file_mtime(&site.path("f"), set, nsec);
-        policy.verify_mtime(file.as_fd(), outfit).unwrap();
+        policy.verify_mtime(file.as_fd(), desired).unwrap();
         let notes = policy.warnings.take_counts();
         notes.into_keys().next().map(|text| text.split(" by ").next().unwrap().to_owned())
     };
-    let clamped = check(0, 0, &outfit(-5_000_000_000, 0)).unwrap();
+    let clamped = check(0, 0, &desired(-5_000_000_000, 0)).unwrap();
     assert!(clamped.contains("outside"), "{clamped}");
-    assert_eq!(check(-5, 3, &outfit(-5, 3)), None);
+    assert_eq!(check(-5, 3, &desired(-5, 3)), None);
     assert_eq!(policy.mtime_precision.load(Ordering::Relaxed), PRECISION_NANOSECONDS);
     // Not looked at any more.
-    assert_eq!(check(1000, 0, &outfit(1000, 77)), None);
+    assert_eq!(check(1000, 0, &desired(1000, 77)), None);
     policy.mtime_precision.store(PRECISION_UNKNOWN, Ordering::Relaxed);
     for _ in 0..2 {
-        let rounded = check(1000, 0, &outfit(1001, 77));
+        let rounded = check(1000, 0, &desired(1001, 77));
         assert_eq!(rounded.as_deref(), Some("modification time rounded"));
     }
     // What is not to be exact is not repaired over and over.
@@ -414,8 +414,8 @@ fn an_mtime_changed_by_the_file_system_is_detected() {
     let lenient = MetadataPolicy::new(true, &rules);
     set_file_mtime(&site.path("f"), 1000, 0);
     let stat = rustix::fs::fstat(&file).unwrap();
-    assert!(lenient.has_same_mtime(&stat, &outfit(1001, 77).meta));
-    assert!(!lenient.has_same_mtime(&stat, &outfit(1002, 1).meta));
+    assert!(lenient.has_same_mtime(&stat, &desired(1001, 77).meta));
+    assert!(!lenient.has_same_mtime(&stat, &desired(1002, 1).meta));
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn a_superseded_writer_cannot_publish() {
     assert_eq!(fs::read(site.path("dst/d/f")).unwrap(), b"content");
 }
 
-/// Waits until what is published from now on has a later time than `file` was born.
+/// Waits until newly published files have a later ctime than the creation of `file`.
 fn wait_for_ctime_tick(site: &TestSite, file: &NewFile) {
     while !file.is_older_than(&rustix::fs::stat(site.write_file("tick", "")).unwrap()) {
         std::thread::yield_now();
@@ -197,7 +197,7 @@ fn temp_files_of_killed_attempts_are_removed_and_the_directory_keeps_its_metadat
     for attempt in [3, 1, 1] {
         let mut file = target.create(&entry, attempt).unwrap();
         file.write(b"cont").unwrap();
-        // As if somebody had been killed over it; one without a name is gone by itself.
+        // As left by a killed process; an unnamed file disappears by itself.
         if file.temp_name.is_none() {
             file.link_to_temp_name(b"f").unwrap();
         }

@@ -77,7 +77,7 @@ fn an_object_of_a_foreign_owner_is_replaced_for_every_kind_and_comparison() {
         for name in ["tool", "large", "empty", "one", "link", "fifo", "null", "dir"] {
             let site = TestSite::new();
             source_of_all_kinds(&site);
-            // The owner of the directory says nothing of what this process makes in it.
+            // The owner of the directory does not show the owner of files that this process creates in it.
             fs::create_dir_all(site.path("dst")).unwrap();
             lchown(site.path("dst"), Some(OTHER_UID), Some(OTHER_UID)).unwrap();
             let all = || full_manifest(&site.source());
@@ -207,7 +207,7 @@ fn objects_are_trusted_when_the_file_system_maps_the_uid_of_this_process() {
             set_file_mtime(&site.write_file(path, vec![1; 300 << 10]), 1_000_000_000, 0);
         }
         let target = || {
-            // As if a server took us for somebody else.
+            // As on a server that maps this user to another one.
             let mut target = site.target();
             let mut policy = super::super::metadata::MetadataPolicy::new(false, &target.rules);
             policy.euid = OTHER_UID;

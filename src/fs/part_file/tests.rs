@@ -246,7 +246,7 @@ fn a_part_file_of_another_sync_is_reused_and_concurrent_syncs_do_not_conflict() 
     a.publish_part_file(&entry, None).unwrap();
     assert_eq!(sorted_names(&site.path("dst/d")), [b"f"]);
 
-    // One gives up: the other one's ranges are lost, and it is told so.
+    // One removes it: the other one's commit reports the missing ranges.
     fs::remove_file(site.path("dst/d/f")).unwrap();
     let writing = b.open_part_file(&entry).unwrap();
     writing.write_at(&zero, 0).unwrap();

@@ -64,7 +64,7 @@ const PATHS: &[&str] = &[
     "tab\there",
 ];
 
-/// A git of the paths above, whose only rules are those of a file of the test.
+/// A git repository of the paths above, with the rules of one file of the test only.
 struct Git {
     dir: tempfile::TempDir,
     /// Each path and each directory above one, and whether it is a directory.
@@ -121,10 +121,10 @@ impl Git {
         let mut check = check.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let asked = self.paths.keys().map(|path| format!("./{path}\0")).collect::<String>();
         check.stdin.take().unwrap().write_all(asked.as_bytes()).unwrap();
-        let said = String::from_utf8(check.wait_with_output().unwrap().stdout).unwrap();
+        let output = String::from_utf8(check.wait_with_output().unwrap().stdout).unwrap();
         // Source, line, pattern and path of each; a path that begins with `:` would mean something else.
-        let fields: Vec<&str> = said.split_terminator('\0').collect();
-        assert_eq!(fields.len(), 4 * self.paths.len(), "{said:?}");
+        let fields: Vec<&str> = output.split_terminator('\0').collect();
+        assert_eq!(fields.len(), 4 * self.paths.len(), "{output:?}");
         let by: BTreeMap<&str, &str> =
             fields.chunks(4).map(|four| (four[3].trim_start_matches("./"), four[2])).collect();
         let out =
@@ -368,8 +368,8 @@ fn an_absolute_path_below_source_or_destination_is_reported_with_the_relative_pa
     ] {
         let lines = ["x".to_owned(), line.to_owned()];
         let found = find_absolute_patterns(&lines, &[&source, &destination, &top]);
-        let said: Vec<_> = found.iter().map(|(index, _)| *index).collect();
-        assert_eq!(said, if instead.is_some() { vec![1] } else { vec![] }, "{line}: {found:?}");
+        let output: Vec<_> = found.iter().map(|(index, _)| *index).collect();
+        assert_eq!(output, if instead.is_some() { vec![1] } else { vec![] }, "{line}: {found:?}");
         if let Some(instead) = instead {
             assert!(found[0].1.contains(&format!("write `{instead}`,")), "{found:?}");
         }

@@ -135,7 +135,7 @@ fn a_directory_in_place_of_a_source_file_is_deleted_with_its_contents() {
     }
     let target = site.target_with_rules(rules());
     let mut page = prune_page("", &["d", "file", "log", "x", "z.keep"]);
-    assert_eq!(target.prune(&page).unwrap().pruned.extraneous, 0, "nothing is said to replace it");
+    assert_eq!(target.prune(&page).unwrap().pruned.extraneous, 0, "nothing replaces it");
     page.non_directories = vec![1, 3, 4];
     page.filter = filter(&["*.keep"]);
     let count = target.prune(&count_only(&page)).unwrap();

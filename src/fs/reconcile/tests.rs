@@ -21,7 +21,7 @@ fn verdicts(site: &TestSite, rules: &WriteRules) -> BTreeMap<String, Verdict> {
     batch.entries.iter().map(|e| e.path.to_string()).zip(done.verdicts).collect()
 }
 
-/// What a dry run says, after making sure that it changes nothing, and that a real run says the same.
+/// The verdicts of a dry run, after checks that it changes nothing and that a real run returns the same.
 fn reconcile_dry_and_real(site: &TestSite, rules: &WriteRules) -> BTreeMap<String, Verdict> {
     let there = site.path("dst");
     let before = there.exists().then(|| snapshot(&there));
@@ -65,7 +65,7 @@ fn changed_source(site: &TestSite) {
 fn each_entry_gets_the_verdict_of_its_action_and_a_dry_run_gives_the_same() {
     let site = TestSite::new();
     changed_source(&site);
-    let said = reconcile_dry_and_real(&site, &WriteRules::default());
+    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
     for (path, want) in [
         ("", METADATA),
         ("same", SKIP),
@@ -81,15 +81,15 @@ fn each_entry_gets_the_verdict_of_its_action_and_a_dry_run_gives_the_same() {
         ("instead", UPDATE),
         ("instead/f", needed(EntryAction::Create, false)),
     ] {
-        assert_eq!(said[path], want, "{path}");
+        assert_eq!(verdicts[path], want, "{path}");
     }
     assert_eq!(fs::symlink_metadata(site.path("dst/link")).unwrap().mtime(), 1000);
     // Nothing at all is there.
     fs::remove_dir_all(site.path("dst")).unwrap();
-    let said = reconcile_dry_and_real(&site, &WriteRules::default());
+    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
     assert!(
-        said.values().all(|v| *v == CREATE || *v == needed(EntryAction::Create, false)),
-        "{said:?}"
+        verdicts.values().all(|v| *v == CREATE || *v == needed(EntryAction::Create, false)),
+        "{verdicts:?}"
     );
 }
 
@@ -105,9 +105,9 @@ fn size_only_and_mtime_tolerance_are_respected() {
         "it is near enough"
     );
     let size = WriteRules { compare: Compare::Size, ..WriteRules::default() };
-    let said = reconcile_dry_and_real(&site, &size);
-    assert_eq!((&said["touched"], &said["same"]), (&METADATA, &SKIP));
-    assert_eq!(said["longer"], needed(EntryAction::Update, true));
+    let verdicts = reconcile_dry_and_real(&site, &size);
+    assert_eq!((&verdicts["touched"], &verdicts["same"]), (&METADATA, &SKIP));
+    assert_eq!(verdicts["longer"], needed(EntryAction::Update, true));
 }
 
 #[test]
@@ -168,15 +168,19 @@ fn update_and_ignore_existing_leave_files_unchanged() {
     set_file_mtime(&site.path("dst/longer"), 1000, 5);
     set_file_mtime(&site.path("dst/instead"), 2000, 0);
     let update = WriteRules { update: true, ..WriteRules::default() };
-    let said =
+    let verdicts =
         reconcile_dry_and_real(&site, &WriteRules { mtime_tolerance_ns: 4, ..update.clone() });
-    assert_eq!(said["longer"], needed(EntryAction::Update, true), "not newer than the tolerance");
+    assert_eq!(
+        verdicts["longer"],
+        needed(EntryAction::Update, true),
+        "not newer than the tolerance"
+    );
     // A newer file is no newer version of a directory.
-    assert_eq!(said["instead"], UPDATE);
+    assert_eq!(verdicts["instead"], UPDATE);
     assert!(site.path("dst/instead").is_dir());
-    let said = reconcile_dry_and_real(&site, &update);
+    let verdicts = reconcile_dry_and_real(&site, &update);
     for path in ["longer", "touched"] {
-        assert_eq!(said[path], SKIP, "{path}");
+        assert_eq!(verdicts[path], SKIP, "{path}");
     }
 
     let site = TestSite::new();
@@ -185,14 +189,14 @@ fn update_and_ignore_existing_leave_files_unchanged() {
     fs::create_dir(site.path("dst/longer")).unwrap();
 
     let before = fs::metadata(site.path("dst/longer")).unwrap();
-    let said = reconcile_dry_and_real(
+    let verdicts = reconcile_dry_and_real(
         &site,
         &WriteRules { ignore_existing: true, ..WriteRules::default() },
     );
     for path in ["longer", "touched", "link", "relinked", "instead", "instead/f"] {
-        assert_eq!(said[path], SKIP, "{path}");
+        assert_eq!(verdicts[path], SKIP, "{path}");
     }
-    assert_eq!(said["new"], needed(EntryAction::Create, false));
+    assert_eq!(verdicts["new"], needed(EntryAction::Create, false));
     assert_eq!(fs::metadata(site.path("dst/longer")).unwrap().ctime_nsec(), before.ctime_nsec());
 }
 
@@ -201,13 +205,13 @@ fn existing_creates_nothing() {
     let site = TestSite::new();
     changed_source(&site);
     let rules = WriteRules { existing: true, ..WriteRules::default() };
-    let said = reconcile_dry_and_real(&site, &rules);
+    let verdicts = reconcile_dry_and_real(&site, &rules);
     for path in ["new", "empty", "sub", "sub/f"] {
-        assert_eq!(said[path], SKIP, "{path}");
+        assert_eq!(verdicts[path], SKIP, "{path}");
         assert!(!site.path("dst").join(path).exists());
     }
-    assert_eq!(said["longer"], needed(EntryAction::Update, true));
-    assert_eq!((&said["emptied"], &said["instead"]), (&UPDATE, &UPDATE));
+    assert_eq!(verdicts["longer"], needed(EntryAction::Update, true));
+    assert_eq!((&verdicts["emptied"], &verdicts["instead"]), (&UPDATE, &UPDATE));
     // A destination that is not there stays so.
     fs::remove_dir_all(site.path("dst")).unwrap();
     assert!(reconcile_dry_and_real(&site, &rules).values().all(|v| *v == SKIP));
@@ -229,13 +233,13 @@ fn a_dry_run_reports_an_obstructing_directory_like_a_real_run() {
     site.write_file("src/hollow", "x");
     site.write_file("dst/full/kept", "x");
     fs::create_dir(site.path("dst/hollow")).unwrap();
-    let said = reconcile_dry_and_real(&site, &WriteRules::default());
-    let Verdict::Failed(error) = &said["full"] else { panic!("{said:?}") };
+    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
+    let Verdict::Failed(error) = &verdicts["full"] else { panic!("{verdicts:?}") };
     assert_eq!(
         (error.operation.as_str(), error.errno.as_deref()),
         ("replace destination", Some("EISDIR"))
     );
-    assert_eq!(said["hollow"], needed(EntryAction::Update, false));
+    assert_eq!(verdicts["hollow"], needed(EntryAction::Update, false));
 }
 
 #[test]
@@ -270,8 +274,8 @@ fn directories_below_one_that_another_batch_writes_into_are_compared_as_they_wer
     // What this very batch makes in it does not make it differ.
     site.write_file("src/d/new/f", "x");
     set_file_mtime(&site.path("src/d"), 500, 0);
-    let said = reconcile_dry_and_real(&site, &WriteRules::default());
-    assert_eq!((&said["d"], &said["d/new"]), (&SKIP, &CREATE));
+    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
+    assert_eq!((&verdicts["d"], &verdicts["d/new"]), (&SKIP, &CREATE));
     assert_eq!(fs::metadata(site.path("dst/d")).unwrap().mtime(), 500);
 }
 
@@ -283,9 +287,11 @@ fn entries_below_a_directory_that_cannot_be_created_fail_with_its_errno() {
     site.chown_all_to_nobody();
     std::os::unix::fs::chown(site.path("dst"), Some(0), Some(0)).unwrap();
     site.run_as_nobody(|| {
-        let said = verdicts(&site, &WriteRules::default());
+        let verdicts = verdicts(&site, &WriteRules::default());
         for (path, operation) in [("d", "make directory"), ("d/f", "make directory above")] {
-            let Verdict::Failed(error) = &said[path] else { panic!("{path}: {:?}", said[path]) };
+            let Verdict::Failed(error) = &verdicts[path] else {
+                panic!("{path}: {:?}", verdicts[path])
+            };
             let message = error.to_string();
             let wanted =
                 format!("cannot {operation} `{path}` at the destination: Permission denied");

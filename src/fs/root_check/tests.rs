@@ -59,7 +59,7 @@ fn each_reason_of_an_unavailable_root_is_named_and_the_root_recovers() {
     assert_ne!(on_mount.id(), id);
     assert_eq!(on_mount.check_path(), None);
     {
-        // One that is mounted anew, as a snapshot is each night, is new storage as well.
+        // A new mount, like a nightly snapshot, is new storage as well.
         let _renewed = Mounted::tmpfs(&src);
         assert_eq!(on_mount.check_path(), Some(RootUnavailable::MountedOver));
     }
@@ -77,7 +77,7 @@ fn only_a_mounted_file_system_counts_as_new_storage() {
     assert_eq!(new, [false, true, false, false]);
 }
 
-/// What writes to a destination whose storage path leads elsewhere, each by its name, with the error it gives.
+/// Runs every write operation of a destination with a root path that leads elsewhere; returns their names and errors.
 fn run_write_operations(site: &TestSite) -> Vec<(&'static str, Option<FsError>)> {
     site.write_file("src/small", "small");
     site.write_file("src/large", vec![7; 300_000]);

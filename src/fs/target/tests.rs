@@ -89,7 +89,7 @@ fn without_root_the_copy_equals_its_source_but_for_owners_and_set_uid() {
         fs::write(&file, "changed").unwrap();
         copy_batch(&site.source(), &site.target(), &full_manifest(&site.source()));
         assert_eq!(snapshot(&site.path("dst")), snapshot(&site.path("src")));
-        // Somebody else's set-uid file becomes ours, without the bit.
+        // A set-uid file of another user becomes one of this user, without the bit.
         let mut foreign = single_entry_batch(&site.source(), "plain");
         foreign.entries[0].meta = Meta { uid: 0, gid: 0, mode: 0o6755, ..foreign.entries[0].meta };
         foreign.entries[0].meta.mtime_sec += 1;
@@ -109,7 +109,7 @@ fn without_root_the_copy_equals_its_source_but_for_owners_and_set_uid() {
 #[test]
 fn a_directory_of_another_user_is_a_permission_error() {
     if !rustix::process::geteuid().is_root() {
-        return; // Nobody else is at hand to own it.
+        return; // There is no other user to own it.
     }
     let (site, other) = (TestSite::new(), TestSite::new());
     site.write_file("src/f", "x");

@@ -178,7 +178,7 @@ fn an_unreadable_directory_gives_its_entry_then_one_error_and_the_walk_goes_on()
             let mut walk = tree.walk(&RelPath::root(), None).unwrap();
             let entry = walk.by_ref().take(3).map(Result::unwrap).last().unwrap();
             assert_eq!((&entry.path, entry.meta.mode), (&rel("locked"), mode));
-            // Behind the entry comes the error, also for whoever goes on from there.
+            // The error follows the entry, also in a walk resumed there.
             let mut again = tree.walk(&RelPath::root(), walk.cursor()).unwrap();
             for walk in [&mut walk, &mut again] {
                 let error = walk.next().unwrap().unwrap_err();
