@@ -90,7 +90,7 @@ pub(super) struct MetadataPolicy {
     pub(super) euid: u32,
     /// The groups to which this process may give its files.
     own_groups: Vec<u32>,
-    /// [`PRECISION_UNKNOWN`], [`FINE`] or [`PRECISION_COARSE`].
+    /// [`PRECISION_UNKNOWN`], [`PRECISION_NANOSECONDS`] or [`PRECISION_COARSE`].
     mtime_precision: AtomicU8,
     umask: OnceLock<u32>,
     pub(super) warnings: MetadataWarnings,
@@ -287,7 +287,7 @@ impl MetadataPolicy {
     /// Applies the metadata to a file that was just created with the mode `asked` under these defaults.
     ///
     /// # Errors
-    /// See [`MetadataPolicy::dress`].
+    /// See [`MetadataPolicy::apply`].
     pub(super) fn apply_to_new(
         &self,
         fd: impl AsFd,

@@ -260,7 +260,7 @@ impl NewFile {
         self.written_bytes += len;
     }
 
-    /// Takes the whole content of `source` by sharing its blocks, or by a copy on the server, where `check_active` is
+    /// Takes the whole content of `source` by sharing its blocks, or by a copy on the server, where `should_continue` is
     /// called before each piece with its length. `false` where that is impossible, or the file is so short that
     /// writing is cheaper: then the file is still empty. The caller checks afterwards whether the source
     /// [changed](SourceFile::verify_unchanged).

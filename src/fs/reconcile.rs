@@ -29,7 +29,7 @@ pub enum Verdict {
     Done(EntryAction),
     /// Its content is needed.
     ContentNeeded {
-        /// [`Action::Create`] or [`Action::Update`].
+        /// [`EntryAction::Create`] or [`EntryAction::Update`].
         action: EntryAction,
         /// There is something to compare blocks with ([`Target::hash_blocks`]): a regular file of this name, or a
         /// part file of this version.

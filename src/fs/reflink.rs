@@ -21,7 +21,7 @@ pub(super) fn can_reflink(from: u64, to: u64) -> bool {
 }
 
 /// Makes the new file `to` a reflink of `from`, which is on the device `dev`; `false` where that is impossible, and
-/// `to` is empty. For a copy on a server, `dense` is the length of a source without holes, and `check_active` is
+/// `to` is empty. For a copy on a server, `dense` is the length of a source without holes, and `should_continue` is
 /// called before each piece with its length.
 pub(super) fn reflink_or_copy(
     (from, dev): (&OwnedFd, u64),
@@ -51,7 +51,7 @@ pub(super) fn reflink_or_copy(
 }
 
 /// Has `length` bytes of `from` copied to the empty file `to` without reading them here: by the server or by the
-/// kernel. `false` where that is impossible, `from` is shorter or `check_active` returns false: then `to` is empty.
+/// kernel. `false` where that is impossible, `from` is shorter or `should_continue` returns false: then `to` is empty.
 fn copy_in_kernel(
     from: &OwnedFd,
     to: &OwnedFd,

@@ -143,9 +143,9 @@ impl SourceFile {
         self.direct.read(&self.fd, buffer, offset).map_err(|e| self.error("read", e.into()))
     }
 
-    /// Whether direct reads are enabled, for offsets and memory aligned to [`PAGE`] and whole pages.
+    /// Whether direct reads are enabled, for offsets and memory aligned to [`DIRECT_ALIGN_BYTES`] and whole pages.
     ///
-    /// [`PAGE`]: super::PAGE
+    /// [`DIRECT_ALIGN_BYTES`]: super::DIRECT_ALIGN_BYTES
     pub fn is_direct(&self) -> bool {
         self.direct.is_enabled()
     }

@@ -8,7 +8,7 @@
 //! .ctl-trash                                                                              in the trash of a mirror
 //! ```
 //!
-//! The hashes are BLAKE3 keyed with the [`NameKey`] of the installation. All agents of an installation
+//! The hashes are BLAKE3 keyed with the [`PartNameKey`] of the installation. All agents of an installation
 //! compute the same name, at every attempt and in every later sync; a local user without the key cannot
 //! compute a name and occupy it in advance.
 

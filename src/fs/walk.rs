@@ -1,7 +1,7 @@
 //! The walk over a source: depth first, names sorted by bytes, resumable after any entry.
 //!
 //! The order is [`RelPath`]'s, so a cursor is the path returned last: resuming means "everything greater", whatever
-//! was added or removed since. Memory is bounded: at most [`MAX_NAMES_IN_MEMORY`] names of each directory on the path
+//! was added or removed since. Memory is bounded: at most [`MAX_NAMES_HELD`] names of each directory on the path
 //! (then it is listed again), and at most [`MAX_PARENT_PATH_BYTES`] bytes of the path itself. Descriptors are bounded
 //! too: upper levels are closed and opened again.
 

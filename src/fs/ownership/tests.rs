@@ -54,7 +54,7 @@ fn source_of_all_kinds(site: &TestSite) {
     }
 }
 
-/// Puts an object of `OTHER` in the place of `path`, which looks like what is there by all that is
+/// Puts an object of `OTHER_UID` in the place of `path`, which looks like what is there by all that is
 /// compared without reading content.
 fn plant_foreign_file(path: &Path) {
     let meta = fs::symlink_metadata(path).unwrap();
