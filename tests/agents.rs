@@ -41,7 +41,7 @@ fn a_second_agent_with_the_same_id_waits_until_the_first_has_ended() {
     let sync = cluster.run_sync(&src, &dst);
     assert_complete(&sync, census(&src));
     assert_same(&src, &dst, exact_comparison());
-    assert_eq!(sync.retries, 0, "nobody takes anything away: {sync:#?}");
+    assert_eq!(sync.retries, 0, "no other worker gets its tasks: {sync:#?}");
     assert!(twin.file_bytes().0 - read < MIB as u64, "the second one reads nothing");
     // The first is gone, and takes no leave.
     cluster.agents.get_mut("a").unwrap().kill_9();
@@ -98,7 +98,7 @@ impl HangingFileSystem {
 
 impl Drop for HangingFileSystem {
     fn drop(&mut self) {
-        // Not the other way round: who waits for an answer is told that there is none.
+        // In this order, because a caller that waits for a reply gets an error.
         let _ = self.server.kill();
         let _ = self.server.wait();
         let _ = Command::new("umount").arg("-l").arg(&self.at).status();

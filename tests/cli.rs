@@ -133,7 +133,7 @@ fn errors_quote_the_arguments() {
     let submit = |args: &[&str]| {
         cluster.ctl(["sync", "submit"]).args(args).run().assert_exit_code(2).stderr_text()
     };
-    for (args, told) in [
+    for (args, reported) in [
         (&["/a", "/a"][..], "error: DST: must not be the same as SRC"),
         (&["/a", "/b", "--modify-window", "1d"], "--modify-window"),
         (&["/a", "/b", "--verify", "readback", "-n"], "--verify: "),
@@ -141,7 +141,7 @@ fn errors_quote_the_arguments() {
         (&["/a", "host:/b"], "write the path alone, /b"),
     ] {
         let err = submit(args);
-        assert!(err.contains(told), "{args:?}: {told} in {err}");
+        assert!(err.contains(reported), "{args:?}: {reported} in {err}");
         assert!(!err.contains("/options/") && !err.contains("source_path"), "{args:?}: {err}");
     }
     // An option that a variable sets is not shown as one that was typed.
@@ -216,7 +216,7 @@ fn exit_20_cancelled_or_deleted_while_waiting() {
         let id = format!("to-{verb}");
         let mut waiting =
             cluster.ctl(["sync", "submit", "/a", "/b", "--wait", "--id", &id]).start();
-        waiting.await_stderr("it waits", |said| said.contains("state=QUEUED"));
+        waiting.await_stderr("it waits", |printed| printed.contains("state=QUEUED"));
         cluster.ctl(["sync", verb, &id]).run().assert_exit_code(0);
         waiting.finish(MAX_WAIT).assert_exit_code(20);
     }
@@ -258,13 +258,13 @@ fn exit_78_invalid_configuration() {
         &["config", "check"],
     ] {
         let ran = ctl(args).arg(&bad).run().assert_exit_code(78);
-        let said = ran.stdout_text() + &ran.stderr_text();
-        assert!(said.contains("bad.yml") || said.contains(":2"), "{args:?}: {said}");
+        let printed = ran.stdout_text() + &ran.stderr_text();
+        assert!(printed.contains("bad.yml") || printed.contains(":2"), "{args:?}: {printed}");
     }
     let ran = ctl(["config", "check"]).arg(&bad).run().assert_exit_code(78);
-    let said = ran.stdout_text() + &ran.stderr_text();
+    let printed = ran.stdout_text() + &ran.stderr_text();
     for part in ["listen_on", "lease", "soon", "2:", "3:"] {
-        assert!(said.contains(part), "`{part}` in {said}");
+        assert!(printed.contains(part), "`{part}` in {printed}");
     }
     ctl(["config", "check"]).arg(home.path().join("none.yml")).run().assert_exit_code(78);
 }
@@ -292,15 +292,15 @@ fn exit_78_invalid_address_and_exit_1_unreachable_address_with_check() {
     ];
     for text in files {
         let path = write_file(home.path().join("bad.yml"), &text);
-        let said = ctl(["config", "check"]).arg(&path).run().assert_exit_code(78).stdout_text();
-        assert!(said.contains("error: ") && said.contains("300.1.1.1"), "{text}{said}");
+        let printed = ctl(["config", "check"]).arg(&path).run().assert_exit_code(78).stdout_text();
+        assert!(printed.contains("error: ") && printed.contains("300.1.1.1"), "{text}{printed}");
     }
     let nobody = format!("http://127.0.0.1:{}", support::cluster::free_port());
     let path = write_file(home.path().join("good.yml"), worker(&nobody, here));
     let check =
         |more: &[&str]| ctl(["config", "check", "--worker-id", "a"]).args(more).arg(&path).run();
-    let said = check(&[]).assert_exit_code(0).stdout_text();
-    assert!(said.contains("warning: ") && said.contains(&nobody), "{said}");
+    let printed = check(&[]).assert_exit_code(0).stdout_text();
+    assert!(printed.contains("warning: ") && printed.contains(&nobody), "{printed}");
     check(&["--strict"]).assert_exit_code(1);
 }
 
@@ -343,7 +343,7 @@ fn exit_130_and_143_a_signal_ends_the_command_and_not_the_sync() {
         let id = format!("s{code}");
         let mut waiting =
             cluster.ctl(["sync", "submit", "/a", "/b", "--wait", "--id", &id]).start();
-        waiting.await_stderr("it waits", |said| said.contains("state=QUEUED"));
+        waiting.await_stderr("it waits", |printed| printed.contains("state=QUEUED"));
         waiting.signal(signal);
         let ran = waiting.finish(MAX_WAIT).assert_exit_code(code);
         for part in [&format!("ctl sync wait {id}"), &format!("ctl sync cancel {id}")] {
@@ -353,7 +353,7 @@ fn exit_130_and_143_a_signal_ends_the_command_and_not_the_sync() {
     }
     let args = ["sync", "wait", "s130", "--cancel-on-interrupt"];
     let mut waiting = cluster.ctl(args).start();
-    waiting.await_stderr("it waits", |said| said.contains("state=QUEUED"));
+    waiting.await_stderr("it waits", |printed| printed.contains("state=QUEUED"));
     waiting.signal(Signal::INT);
     assert_ne!(waiting.finish(MAX_WAIT).code, Some(0));
     assert_eq!(cluster.progress("s130").state.as_str(), "CANCELLED");
@@ -429,7 +429,7 @@ fn json_output_is_the_response_body_of_the_api() {
     }
     let workers = cluster.ctl(["workers", "list", "-o", "json"]).run().assert_exit_code(0).json();
     assert_eq!(workers["active"].as_array().unwrap().len(), 2);
-    // A failure is told to programs as well, in the last line on standard error.
+    // Programs also get the failure, in the last line on standard error.
     let ran = cluster.ctl(["sync", "status", "none", "-o", "json"]).run().assert_exit_code(3);
     let last = ran.stderr_text();
     assert!(last.contains("none"), "{last}");
@@ -488,10 +488,10 @@ fn a_closed_pipe_is_not_an_error() {
         drop(reader);
         command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut said = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let mut printed = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
         let status = child.wait().unwrap();
-        assert_eq!((status.code(), said.as_str()), (Some(0), ""), "{args:?}");
+        assert_eq!((status.code(), printed.as_str()), (Some(0), ""), "{args:?}");
     }
     // As it is typed.
     let program = env!("CARGO_BIN_EXE_ctl");
@@ -725,9 +725,9 @@ fn a_destination_is_verified_against_a_list_without_a_master() {
     write_file(tree.join("two\nlines"), "y");
     write_file(tree.join("more"), "");
     let ran = verify().run().assert_exit_code(23);
-    let mut said: Vec<String> = ran.stdout_text().lines().map(str::to_owned).collect();
-    said.sort();
-    assert_eq!(said, ["changed     two\\#012lines", "extra       more"]);
+    let mut printed: Vec<String> = ran.stdout_text().lines().map(str::to_owned).collect();
+    printed.sort();
+    assert_eq!(printed, ["changed     two\\#012lines", "extra       more"]);
     assert!(ran.stderr_text().ends_with("(exit 23)\n"), "{}", ran.stderr_text());
     let ran = verify().args(["-o", "json", "--ignore-extra", "-q"]).run().assert_exit_code(23);
     assert_eq!(ran.json(), json!({"path": "two\nlines", "state": "changed"}));

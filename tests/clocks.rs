@@ -1,5 +1,5 @@
 //! Wrong clocks: of agents, of masters, of Redis, of a command. What is decided by time is decided by time that
-//! nobody sets, or by one clock for all.
+//! no user sets, or by one clock for all.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -96,7 +96,9 @@ fn a_jumping_clock_of_redis_changes_the_leader_at_most_once() {
         let further = cluster.progress(&id).transferred_bytes + (4 << 20);
         cluster.await_progress(&id, "goes on", |s| s.transferred_bytes > further);
         await_true("one of them leads", || {
-            cluster.masters().any(|m| m.readiness().is_some_and(|told| told["status"] == "ready"))
+            cluster
+                .masters()
+                .any(|m| m.readiness().is_some_and(|reported| reported["status"] == "ready"))
         });
         let now = elections(&cluster);
         assert!(now <= known + 1, "{known} reigns, then {now}");
@@ -154,7 +156,7 @@ fn commands_work_with_a_clock_of_1960() {
     write_many_files(&src, 30, 1_000);
     let clock =
         Clock::at(cluster.home().join("1960"), -315_619_200 - jiff::Timestamp::now().as_second());
-    let told = |args: &[&str]| {
+    let reported = |args: &[&str]| {
         let url = cluster.master.url();
         with_clock(&clock, ctl(args).args(["--master-url", &url]))
             .run()
@@ -162,13 +164,13 @@ fn commands_work_with_a_clock_of_1960() {
             .stdout_text()
     };
     let (from, to) = (src.to_str().unwrap(), dst.to_str().unwrap());
-    told(&["sync", "submit", from, to, "--id", "of-1960", "--wait"]);
+    reported(&["sync", "submit", from, to, "--id", "of-1960", "--wait"]);
     assert_complete(&cluster.await_end("of-1960"), census(&src));
     assert_same(&src, &dst, exact_comparison());
     for args in
         [&["sync", "list"][..], &["sync", "status", "of-1960"], &["sync", "delete", "of-1960"]]
     {
-        assert!(told(args).contains("of-1960"), "{args:?}");
+        assert!(reported(args).contains("of-1960"), "{args:?}");
     }
-    assert!(told(&["workers", "list"]).contains('a'));
+    assert!(reported(&["workers", "list"]).contains('a'));
 }

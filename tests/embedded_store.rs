@@ -85,8 +85,9 @@ fn a_backup_of_a_running_master_is_private_never_overwrites_and_is_restored_by_c
     let (state, _) = store_files(&cluster);
     let backups = tempfile::tempdir().unwrap();
     let file = backups.path().join("monday.db");
-    let said = cluster.ctl(["admin", "backup"]).arg(&file).run().assert_exit_code(0).stdout_text();
-    assert!(said.contains("monday.db"), "{said}");
+    let printed =
+        cluster.ctl(["admin", "backup"]).arg(&file).run().assert_exit_code(0).stdout_text();
+    assert!(printed.contains("monday.db"), "{printed}");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let before = fs::read(&file).unwrap();
     let refused =
@@ -174,14 +175,14 @@ fn a_database_deleted_under_a_running_master_is_reported_and_can_be_backed_up() 
         } else {
             fs::remove_file(&file).unwrap()
         }
-        let told = await_some("it is noticed", || {
-            cluster.master.readiness().filter(|told| told["status"] == "unavailable")
+        let reported = await_some("it is noticed", || {
+            cluster.master.readiness().filter(|reported| reported["status"] == "unavailable")
         });
-        let why = told["reason"].as_str().unwrap();
+        let why = reported["reason"].as_str().unwrap();
         for part in ["longhaul.db", "deleted", "ctl admin backup"] {
             assert!(why.contains(part), "`{part}` in {why}");
         }
-        assert_eq!(told["store"]["ok"], false, "{told}");
+        assert_eq!(reported["store"]["ok"], false, "{reported}");
         let refused = cluster.master.get("/readyz");
         assert_eq!((refused.status, refused.header("retry-after").is_some()), (503, true));
         await_true("the log names it", || {

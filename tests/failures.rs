@@ -105,7 +105,7 @@ fn failures_without_records_are_taken_over_by_another_master() {
     cluster.add_master();
     assert_failures_survive(cluster, |cluster| {
         cluster.master.kill_9();
-        let leads = |told: serde_json::Value| (told["status"] == "ready").then_some(());
+        let leads = |reported: serde_json::Value| (reported["status"] == "ready").then_some(());
         await_some("the other master leads", || {
             cluster.other_masters[0].readiness().and_then(leads)
         });
@@ -132,7 +132,7 @@ fn a_directory_that_could_not_be_listed_is_retried_with_its_contents() {
     assert_same(&src, &dst, exact_comparison());
 }
 
-/// Runs a command of a hint as an operator does who pastes it into a shell.
+/// Runs a command of a hint as if it was pasted into a shell.
 fn run_pasted(command: &str, master: &str) -> CommandOutput {
     let home = tempfile::tempdir().unwrap();
     let mut shell = clean_command(Path::new("bash"), home.path(), User::Same);
@@ -146,9 +146,9 @@ fn run_pasted(command: &str, master: &str) -> CommandOutput {
 
 /// What stands between two texts in `said`.
 #[track_caller]
-fn text_between(said: &str, before: &str, after: &str) -> String {
-    let rest = said.split_once(before).unwrap_or_else(|| panic!("no `{before}` in {said}")).1;
-    rest.split_once(after).unwrap_or_else(|| panic!("no `{after}` in {said}")).0.to_owned()
+fn text_between(printed: &str, before: &str, after: &str) -> String {
+    let rest = printed.split_once(before).unwrap_or_else(|| panic!("no `{before}` in {printed}")).1;
+    rest.split_once(after).unwrap_or_else(|| panic!("no `{after}` in {printed}")).0.to_owned()
 }
 
 #[test]
@@ -160,18 +160,18 @@ fn each_suggested_command_of_a_failed_sync_works_without_standard_input() {
     let submit = cluster.ctl(["sync", "submit"]).arg(&src).arg(&dst);
     let submit = submit.args(["--files-from", "-", "-0", "--wait"]).input(list);
     let ran = submit.run();
-    let said = ran.stderr_text();
-    assert!(ran.code != Some(0) && !said.contains("--files-from"), "{said}");
+    let printed = ran.stderr_text();
+    assert!(ran.code != Some(0) && !printed.contains("--files-from"), "{printed}");
     let pasted = |command: &str| run_pasted(command, &cluster.master.url());
     let files =
-        pasted(&text_between(&said, "all by name: ", "\n")).assert_exit_code(0).stdout_text();
+        pasted(&text_between(&printed, "all by name: ", "\n")).assert_exit_code(0).stdout_text();
     assert_eq!(files.lines().count(), names.len() + 1, "{files}");
-    let retry = text_between(&said, "fix the error above, then: ", " (files");
+    let retry = text_between(&printed, "fix the error above, then: ", " (files");
     for name in &names {
         fs::remove_dir_all(dst.join(OsStr::from_bytes(name))).unwrap();
     }
-    let said = pasted(&retry).assert_exit_code(0).stdout_text();
-    pasted(&text_between(&(said + "\n"), "follow: ", "\n")).assert_exit_code(0);
+    let printed = pasted(&retry).assert_exit_code(0).stdout_text();
+    pasted(&text_between(&(printed + "\n"), "follow: ", "\n")).assert_exit_code(0);
     assert_same(&src, &dst, exact_comparison());
 }
 
@@ -182,12 +182,12 @@ fn the_suggested_command_of_a_failed_copy_works_for_any_path() {
     let dst = make_dir(home.path().join("the dst"));
     make_blocked_files(&src, &dst);
     let ran = ctl(["copy"]).arg(&src).arg(&dst).run();
-    let said = ran.stderr_text();
+    let printed = ran.stderr_text();
     assert!(
-        ran.code != Some(0) && said.contains("all by name: run it again with --itemize"),
-        "{said}"
+        ran.code != Some(0) && printed.contains("all by name: run it again with --itemize"),
+        "{printed}"
     );
-    let again = text_between(&said, "fix the error above, then: ", " (files");
+    let again = text_between(&printed, "fix the error above, then: ", " (files");
     fs::remove_dir_all(dst.join("d")).unwrap();
     run_pasted(&again, "").assert_exit_code(0);
     assert_same(&src, &dst, exact_comparison());

@@ -184,7 +184,7 @@ fn check_killed_master(on: StoreKind) {
     cluster.add_agent("other", &[&data]);
     kill_when(&mut cluster, Victim::Master, &dst, is_in_mid_range);
     cluster.master.restart();
-    // It knows of the sync, and takes new ones.
+    // It has the sync, and accepts new ones.
     assert!(!cluster.progress(&id).state.is_final());
     let second = cluster.submit(&other.0, &other.1);
     assert_undamaged(&mut cluster, &id, &src, &dst);
@@ -315,9 +315,7 @@ fn an_agent_suspended_for_longer_than_its_lease_does_no_damage() {
     let whole = |sync: SyncProgress| SyncProgress { short_id: None, ..sync };
     let before = whole(await_some("the master answers", || cluster.master.progress(&id)));
     process_of(&mut cluster, Victim::Source).thaw();
-    await_true("it is heard of again", || {
-        cluster.master.active_workers().contains(&"a".to_owned())
-    });
+    await_true("it is active again", || cluster.master.active_workers().contains(&"a".to_owned()));
     assert_undamaged(&mut cluster, &id, &src, &dst);
     assert_eq!(whole(cluster.progress(&id)), before, "a late result changes nothing");
 }
@@ -334,15 +332,13 @@ fn file_stamps(dir: &Path) -> BTreeMap<PathBuf, (u64, i64, i64)> {
 fn a_destination_agent_suspended_for_longer_than_its_lease_writes_nothing_afterwards() {
     let (mut cluster, src, dst, id) = submit_large_file(StoreKind::Embedded);
     freeze_when(&mut cluster, Victim::Destination, &dst, is_in_mid_range);
-    // What its peer had on its way to it is sent anew, to another.
+    // What its peer was sending to it is sent again, to another worker.
     cluster.add_agent("b2", &[&dst]);
     let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
     let before = file_stamps(&dst);
     process_of(&mut cluster, Victim::Destination).thaw();
-    await_true("it is heard of again", || {
-        cluster.master.active_workers().contains(&"b".to_owned())
-    });
+    await_true("it is active again", || cluster.master.active_workers().contains(&"b".to_owned()));
     // It has the rest of what was sent to it in its sockets, and finds that it is late.
     assert_undamaged(&mut cluster, &id, &src, &dst);
     assert_eq!(file_stamps(&dst), before, "it wrote all the same");
@@ -395,12 +391,12 @@ fn a_replaced_storage_path_stops_its_worker_and_is_reported() {
     // The source goes on sending, as fast as it can.
     cluster.lift_bandwidth_limit(&id);
     let found = ["worker b", "its path leads to another directory", dst.to_str().unwrap()];
-    let told = |s: &SyncProgress| {
+    let reported = |s: &SyncProgress| {
         let reason = s.reason.as_deref().unwrap_or_default();
         s.state == SyncState::Paused && found.iter().all(|part| reason.contains(part))
     };
-    let seen = cluster.await_progress(&id, "is paused", |s| told(s) || s.state.is_final());
-    assert!(told(&seen), "{seen:#?}");
+    let seen = cluster.await_progress(&id, "is paused", |s| reported(s) || s.state.is_final());
+    assert!(reported(&seen), "{seen:#?}");
     // The task that failed pauses the sync; the worker's next heartbeat shows the reason.
     await_true("the worker is shown as one that cannot use its storage", || {
         cluster

@@ -1,4 +1,4 @@
-//! An agent in the shape of the original project's (`tests/legacy/agent.py`: pydantic models whose fields
+//! An agent in the shape of the original project's (`tests/legacy/agent.py`: pydantic models with fields
 //! are required, and httpx) takes part in a sync, and what it did not verify is never reported as full.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -44,7 +44,7 @@ fn assignments_of(agent: RunningCommand) -> Vec<Value> {
     told["assignments"].as_array().unwrap().clone()
 }
 
-/// Checks that a sync has ended as one whose success nobody verified, in the API and for scripts.
+/// Checks that a sync has ended as unverified, in the API and for scripts.
 #[track_caller]
 fn assert_unverified(cluster: &Cluster, id: &str) {
     let sync = cluster.progress(id);

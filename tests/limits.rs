@@ -119,10 +119,11 @@ fn a_limited_copy_shows_its_progress() {
     let (src, dst) = (support::tree::make_dir(home.path().join("src")), home.path().join("dst"));
     write_file(src.join("f"), random_bytes(8 << 20, 1));
     let copy = ["copy", "--progress", "plain", "--bwlimit", "2MiB/s"];
-    let said = support::ctl::ctl(copy).arg(&src).arg(&dst).run().assert_exit_code(0).stderr_text();
-    let shares: Vec<f64> = said
+    let printed =
+        support::ctl::ctl(copy).arg(&src).arg(&dst).run().assert_exit_code(0).stderr_text();
+    let shares: Vec<f64> = printed
         .split_whitespace()
         .filter_map(|word| word.strip_prefix("pct=")?.parse().ok())
         .collect();
-    assert!(shares.iter().any(|share| (1.0..99.0).contains(share)), "{said}");
+    assert!(shares.iter().any(|share| (1.0..99.0).contains(share)), "{printed}");
 }

@@ -1,4 +1,4 @@
-//! What master and agents log for those who run them: orders with where they came from, each cause once, and
+//! What master and agents log for operators: commands with their client addresses, each cause once, and
 //! lines that a program can read.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Commands whose replies are lost: the master has carried them out and nobody was informed. Commands about
+//! Commands that lose their replies: the master has executed them and the client does not know it. Commands about
 //! several things, one of which fails. And which of their requests go through a proxy of the environment.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -203,7 +203,7 @@ fn serve_fake_master(answer: fn(&str) -> (u16, String)) -> String {
             let name = path.split('/').nth(2).unwrap();
             let (status, body) = answer(name);
             if status == 0 {
-                // From here on nobody is there.
+                // From here on there is no master.
                 return;
             }
             let length = body.len();

@@ -109,8 +109,8 @@ impl Lab {
         self.processes.push(process);
     }
 
-    /// Hosts 1 and 2 do not reach each other over their first NIC, and nothing tells them: frames go to an
-    /// address that nobody has. `false`: they do again.
+    /// Hosts 1 and 2 do not reach each other over their first NIC, without any error: frames go to an
+    /// address that no host has. `false`: they do again.
     fn set_disconnected(&self, lost: bool) {
         for (host, peer) in [("h1", 2), ("h2", 1)] {
             let space = format!("{}-{host}", self.name);
@@ -172,7 +172,7 @@ impl Lab {
             make_dir(self.path("state-of-agents")).display(),
             worker("a", 1, &src),
             worker("b", 2, &dst),
-            // On the control net, for those who want another one.
+            // On the control net, for tests that start another one.
             worker("beside", 254, &dst)
                 .replace("iface: nic1, ", "")
                 .replace(&address(1, 254), "10.77.0.254"),
@@ -252,8 +252,8 @@ fn one_file_goes_over_both_nics_in_proportion_to_their_speeds() {
     lab.await_completed(&id);
     let (slow, fast) = sent();
     assert!((1.6..2.5).contains(&(fast / slow)), "{slow} and {fast} bytes\n{}", lab.logs());
-    // What was counted is told.
-    let seen = await_some("the agent has told what it sent", || {
+    // The counts are reported.
+    let seen = await_some("the agent has reported what it sent", || {
         let shown = lab.ctl(&["workers", "show", "a", "-o", "json"])?;
         let shown: Value = serde_json::from_str(&shown).unwrap();
         let nics: Vec<u64> =

@@ -71,8 +71,8 @@ fn completed_work_is_not_repeated_after_a_pause() {
     write_many_files(&src, 100, 1_000);
     let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 2, "bwlimit": "24MiB/s"}));
     cluster.await_progress(&id, "has begun", |s| s.transferred_bytes > 10 * MIB as u64);
-    let said = cluster.ctl(["sync", "pause", &id]).run().assert_exit_code(0);
-    assert!(said.stdout_text().contains("is paused"), "{}", said.stdout_text());
+    let printed = cluster.ctl(["sync", "pause", &id]).run().assert_exit_code(0);
+    assert!(printed.stdout_text().contains("is paused"), "{}", printed.stdout_text());
     let paused =
         cluster.await_progress(&id, "stands still", |s| is_paused(s) && s.detail.is_empty());
     assert!(paused.reason.unwrap().contains("paused by an operator"));
@@ -95,11 +95,11 @@ fn completed_work_is_not_repeated_after_a_pause() {
     assert_eq!(sync.sent_bytes, sync.total_bytes, "nothing was sent twice: {sync:#?}");
     assert_same(&src, &dst, exact_comparison());
     for verb in ["pause", "resume"] {
-        let said = cluster.ctl(["sync", verb, &id]).run();
+        let printed = cluster.ctl(["sync", verb, &id]).run();
         assert!(
-            said.code != Some(0) && said.stderr_text().contains("has ended"),
+            printed.code != Some(0) && printed.stderr_text().contains("has ended"),
             "{}",
-            said.stderr_text()
+            printed.stderr_text()
         );
     }
 }
@@ -187,8 +187,9 @@ fn a_retry_repeats_only_failures_and_restarts_a_cancelled_sync() {
         early.stderr_text()
     );
     cluster.ctl(["sync", "cancel", &id]).run().assert_exit_code(0);
-    let said = cluster.ctl(["sync", "retry", &id, "-o", "json"]).run().assert_exit_code(0).json();
-    let id = said["request_id"].as_str().unwrap().to_owned();
+    let printed =
+        cluster.ctl(["sync", "retry", &id, "-o", "json"]).run().assert_exit_code(0).json();
+    let id = printed["request_id"].as_str().unwrap().to_owned();
     cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
     let end = cluster.await_end(&id);
     assert_complete(&end, census(&src));
@@ -216,7 +217,7 @@ fn a_cancelled_sync_stops_sending_within_two_seconds_and_leaves_no_part_file() {
         let config = config.replace("heartbeat_timeout: 3s", "heartbeat_timeout: 15s");
         let mut config = config.replace("lease: 5s", "lease: 15s");
         if name == "a" {
-            // Of the agent's own: who sends under a limit of the master's is heard of often anyway.
+            // A limit of the agent, because one of the master makes heartbeats more frequent.
             config = config.replace("workers:", "bwlimit: 16MiB/s\nworkers:");
         }
         fs::write(&path, config).unwrap();

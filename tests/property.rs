@@ -54,7 +54,7 @@ enum Edit {
     Touch {
         at: usize,
     },
-    /// Somebody damages the destination.
+    /// Damage at the destination.
     Damage {
         at: usize,
     },
@@ -96,7 +96,7 @@ impl Editor {
         set_mtime(path, 1_600_000_000 + self.clock, u32::try_from(self.clock).unwrap());
     }
 
-    /// Makes room at a path: what is there goes, what stands in the way above goes.
+    /// Removes what is at a path, and what is not a directory above it.
     fn clear_path(&self, path: &Path) {
         remove(path);
         let mut above = self.src.clone();

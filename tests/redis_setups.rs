@@ -141,7 +141,7 @@ impl Master {
             if let Some(status) = self.process.try_exit_status() {
                 panic!("the master ended with {status}:\n{}", self.process.log());
             }
-            // A repeat of one whose answer was lost is known already.
+            // The repetition of a submit with a lost reply finds the sync.
             matches!(self.try_submit(id), Some(202 | 409))
         });
     }
@@ -177,9 +177,9 @@ fn password_and_acl_user_are_used_and_wrong_ones_are_refused() {
     start_master(dir.path(), &format!("{at}  namespace: b\n  username: mover\n  password: pa55\n"))
         .assert_serves("two");
     for wrong in ["", "  password: nope\n", "  username: mover\n  password: nope\n"] {
-        let said = start_master(dir.path(), &format!("{at}{wrong}")).assert_refuses_to_start();
-        assert!(said.contains("Password") || said.contains("AUTH"), "{said}");
-        assert!(!said.contains("nope"), "{said}");
+        let printed = start_master(dir.path(), &format!("{at}{wrong}")).assert_refuses_to_start();
+        assert!(printed.contains("Password") || printed.contains("AUTH"), "{printed}");
+        assert!(!printed.contains("nope"), "{printed}");
     }
 }
 
@@ -226,13 +226,13 @@ fn tls_accepts_only_servers_signed_by_the_configured_authority() {
         "  host: localhost\n  port: {port}\n  namespace: b\n  password: s3cret\n  tls: true\n  ca_file: {ca}\n"
     );
     start_master(dir.path(), &parts).assert_serves("two");
-    // Signed by nobody that this host trusts: it waits, says why, and sends no password.
+    // Signed by no authority that this host trusts: it waits, reports the reason, and sends no password.
     let distrusts =
         start_master(dir.path(), &format!("  url: rediss://:s3cret@127.0.0.1:{port}/0\n"));
     await_true("it says why", || distrusts.process.log().to_lowercase().contains("certificate"));
     let missing = format!("  url: rediss://127.0.0.1:{port}/0\n  ca_file: {ca}.no\n");
-    let said = start_master(dir.path(), &missing).assert_refuses_to_start();
-    assert!(said.contains("ca_file") && said.contains("No such file"), "{said}");
+    let printed = start_master(dir.path(), &missing).assert_refuses_to_start();
+    assert!(printed.contains("ca_file") && printed.contains("No such file"), "{printed}");
 }
 
 /// The words of the command in the documentation that makes the master's user.
@@ -255,12 +255,12 @@ fn the_documented_user_suffices_and_a_missing_permission_stops_the_master_with_i
     serving.assert_serves("one");
     // Taken away while the master leads …
     assert!(server.run_redis_cli(&["ACL", "SETUSER", "longhaul", "-hset"]).contains("OK"));
-    let said = serving.assert_refuses_to_start();
-    assert!(said.contains("`hset`") && said.contains("docs/operations.md"), "{said}");
+    let printed = serving.assert_refuses_to_start();
+    assert!(printed.contains("`hset`") && printed.contains("docs/operations.md"), "{printed}");
     // … and before it starts.
     assert!(server.run_redis_cli(&["ACL", "SETUSER", "longhaul", "+hset", "-time"]).contains("OK"));
-    let said = start_master(dir.path(), &block).assert_refuses_to_start();
-    assert!(said.contains("`time`"), "{said}");
+    let printed = start_master(dir.path(), &block).assert_refuses_to_start();
+    assert!(printed.contains("`time`"), "{printed}");
 }
 
 #[test]
@@ -277,10 +277,10 @@ fn a_second_installation_on_the_same_redis_is_refused_and_masters_of_one_follow(
         .to_owned();
     // Neither a follower while the first one leads, nor a leader after it.
     for leads in [true, false] {
-        let said = start_master(dir.path(), &block).assert_refuses_to_start();
+        let printed = start_master(dir.path(), &block).assert_refuses_to_start();
         let fix = format!("`installation: {name}`");
         for part in ["redis.namespace", fix.as_str()] {
-            assert!(said.contains(part), "{leads}: `{part}` in {said}");
+            assert!(printed.contains(part), "{leads}: `{part}` in {printed}");
         }
         if leads {
             assert!(first.process.try_exit_status().is_none());
@@ -299,10 +299,10 @@ fn a_second_installation_on_the_same_redis_is_refused_and_masters_of_one_follow(
     second.await_following();
     first.process.terminate();
     second.assert_serves("four");
-    let said =
+    let printed =
         Master::start_with_config(dir.path(), &format!("installation: site-b\nredis:\n{block}"))
             .assert_refuses_to_start();
-    assert!(said.contains("`site-a`") && said.contains("`site-b`"), "{said}");
+    assert!(printed.contains("`site-a`") && printed.contains("`site-b`"), "{printed}");
 }
 
 #[test]
@@ -319,8 +319,8 @@ fn a_changed_eviction_policy_is_reported_until_it_is_changed_back() {
     assert!(
         server.run_redis_cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).contains("OK")
     );
-    await_true("it is told", || told(&serving).1.contains("allkeys-lru"));
-    assert_eq!(told(&serving).0, 200, "what was accepted goes on");
+    await_true("it is reported", || told(&serving).1.contains("allkeys-lru"));
+    assert_eq!(told(&serving).0, 200, "accepted syncs continue");
     assert_eq!(serving.try_submit("two"), Some(503));
     let log = serving.process.log();
     let line = log.lines().find(|line| line.contains("ERROR") && line.contains("allkeys-lru"));
@@ -330,7 +330,7 @@ fn a_changed_eviction_policy_is_reported_until_it_is_changed_back() {
     assert!(
         server.run_redis_cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).contains("OK")
     );
-    await_true("nothing is told any more", || !told(&serving).1.contains("problem"));
+    await_true("nothing is reported any more", || !told(&serving).1.contains("problem"));
     serving.assert_serves("three");
 }
 
@@ -340,8 +340,8 @@ fn an_eviction_policy_that_drops_keys_is_refused_by_name() {
     let port = free_port();
     let args = ["--port", &port.to_string(), "--maxmemory-policy", "allkeys-lru"];
     let _server = Server::start(dir.path(), port, &args, &[]);
-    let said = start_master(dir.path(), &format!("  port: {port}\n")).assert_refuses_to_start();
-    assert!(said.contains("allkeys-lru") && said.contains("noeviction"), "{said}");
+    let printed = start_master(dir.path(), &format!("  port: {port}\n")).assert_refuses_to_start();
+    assert!(printed.contains("allkeys-lru") && printed.contains("noeviction"), "{printed}");
 }
 
 #[test]
@@ -369,12 +369,12 @@ fn the_primary_is_looked_up_at_the_sentinels_also_after_a_failover() {
     };
     let mut serving = start_master(dir.path(), &block("moves"));
     serving.assert_serves("before");
-    let said = start_master(dir.path(), &block("others")).assert_refuses_to_start();
-    assert!(said.contains("others") && said.contains("redis.sentinel.master"), "{said}");
+    let printed = start_master(dir.path(), &block("others")).assert_refuses_to_start();
+    assert!(printed.contains("others") && printed.contains("redis.sentinel.master"), "{printed}");
     await_true("the replica follows", || {
         two.run_redis_cli(&["INFO", "replication"]).contains("link_status:up")
     });
-    await_true("the sentinel knows it", || {
+    await_true("the sentinel has found it", || {
         sentinel.run_redis_cli(&["SENTINEL", "replicas", "moves"]).contains(&second.to_string())
     });
     drop(one);
@@ -432,11 +432,11 @@ fn a_redis_cluster_keeps_all_keys_on_one_node_and_other_servers_are_refused() {
             alone.process.log()
         })
         .collect();
-    let named = refused.iter().filter(|said| said.contains("`redis.cluster`")).count();
+    let named = refused.iter().filter(|printed| printed.contains("`redis.cluster`")).count();
     assert_eq!(named, 2, "{refused:#?}");
     let port = free_port();
     let _plain = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
-    let said = start_master(dir.path(), &format!("  cluster: [127.0.0.1:{port}]\n"))
+    let printed = start_master(dir.path(), &format!("  cluster: [127.0.0.1:{port}]\n"))
         .assert_refuses_to_start();
-    assert!(said.contains("not a cluster"), "{said}");
+    assert!(printed.contains("not a cluster"), "{printed}");
 }

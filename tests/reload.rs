@@ -154,28 +154,28 @@ fn a_reload_changes_the_log_level_and_reopens_a_moved_log_file() {
     let quoted = json!(log);
     replace_in_file(&file, debug, &format!("{{level: info, file: {quoted}}}"));
     cluster.master.process.signal(Signal::HUP);
-    let said = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    await_true("it logs to the file", || said(&log).contains("log.file"));
-    assert!(!said(&log).contains("DEBUG"));
+    let printed = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+    await_true("it logs to the file", || printed(&log).contains("log.file"));
+    assert!(!printed(&log).contains("DEBUG"));
     replace_in_file(&file, "level: info", "level: debug");
     let old = logs.join("master.log.1");
     fs::rename(&log, &old).unwrap();
     cluster.master.process.signal(Signal::HUP);
-    await_true("it logs to a new file", || said(&log).contains("log.level"));
+    await_true("it logs to a new file", || printed(&log).contains("log.level"));
     await_true("requests are logged", || {
         cluster.master.get("/healthz");
-        said(&log).lines().any(|line| line.contains("DEBUG") && line.contains("/healthz"))
+        printed(&log).lines().any(|line| line.contains("DEBUG") && line.contains("/healthz"))
     });
-    assert!(!said(&old).contains("DEBUG"));
+    assert!(!printed(&old).contains("DEBUG"));
     // A file that cannot be opened changes nothing, and is not said to have changed.
-    let before = said(&log).len();
+    let before = printed(&log).len();
     replace_in_file(&file, &quoted.to_string(), "/no/such/directory/log");
     cluster.master.process.signal(Signal::HUP);
-    await_true("it says why", || said(&log).contains("/no/such/directory/log"));
-    let since = said(&log)[before..].to_owned();
+    await_true("it says why", || printed(&log).contains("/no/such/directory/log"));
+    let since = printed(&log)[before..].to_owned();
     assert!(since.contains("changed: nothing") && !since.contains("log.file"), "{since}");
     assert_eq!(cluster.master.terminate().code(), Some(0));
-    assert!(said(&log).contains("stopping"), "{}", said(&log));
+    assert!(printed(&log).contains("stopping"), "{}", printed(&log));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn waiting_commands_and_a_copy_are_ended_by_sighup() {
     let more: Value = json!({"bwlimit": SLOW_LIMIT});
     let id = cluster.submit_with(&src, &dst.join("it"), more);
     let mut waiting = cluster.ctl(["sync", "wait", &id, "--progress", "plain"]).start();
-    waiting.await_stderr("it waits", |said| said.contains(&id));
+    waiting.await_stderr("it waits", |printed| printed.contains(&id));
     waiting.signal(Signal::HUP);
     assert_eq!(waiting.finish(MAX_WAIT).code, None, "the signal ended it");
     assert!(!cluster.progress(&id).state.is_final(), "the sync goes on");

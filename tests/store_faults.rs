@@ -45,7 +45,7 @@ impl PartialSync {
         self.cluster.redis.as_mut().unwrap()
     }
 
-    /// Sends a submit that is not waited for in vain: its answer while the store is away.
+    /// Submits until the master refuses, as it does while the store is unavailable; the reply.
     fn await_refusal(&self) -> Response {
         await_some("a submit is refused", || {
             let answer = self.submit_another();
@@ -59,7 +59,7 @@ impl PartialSync {
         self.cluster.master.post("/sync", &request)
     }
 
-    /// Holds the refusal to name the cause and a time.
+    /// Checks that the refusal names the cause and a time.
     #[track_caller]
     fn assert_refused(&self, cause: &str) {
         let answer = self.await_refusal();
@@ -69,8 +69,8 @@ impl PartialSync {
         assert!(answer.header("retry-after").is_some(), "{:?}", answer.headers);
         assert!(detail.contains(cause), "{detail}");
         assert_eq!(self.cluster.master.get("/healthz").status, 200);
-        let told = self.cluster.master.readiness().unwrap();
-        assert_eq!(told["status"], "unavailable", "{told}");
+        let reported = self.cluster.master.readiness().unwrap();
+        assert_eq!(reported["status"], "unavailable", "{reported}");
     }
 
     /// Submits another one, which the store will forget; what it is called.
@@ -99,7 +99,7 @@ impl PartialSync {
         self.assert_undamaged();
     }
 
-    /// Waits for the end, and holds it to be as if nothing had been.
+    /// Waits for the end and checks that the fault had no effect.
     #[track_caller]
     fn assert_undamaged(self) {
         self.cluster.lift_bandwidth_limit(&self.id);
@@ -151,7 +151,7 @@ fn a_sync_lost_by_master_and_redis_is_submitted_again_and_sends_only_what_is_mis
     caught.redis_mut().restart();
     caught.cluster.master.restart();
     assert_eq!(caught.cluster.master.get("/sync").json(), json!([]));
-    // The agents learn that what they have in hand is nobody's any more.
+    // The assignments of the agents are revoked.
     let same = json!({"chunk_size_mb": 4});
     caught.id = caught.cluster.submit_with(&caught.src, &caught.dst, same);
     let sync = caught.cluster.await_end(&caught.id);
@@ -183,7 +183,7 @@ fn a_master_that_starts_on_an_older_state_repeats_lost_work() {
     caught.assert_restarted(&lost);
 }
 
-/// Kills Redis, and has it start from a log whose end was cut off in the middle of what was written after
+/// Kills Redis and restarts it with a log that is truncated in the middle of what was written after
 /// it was `so_long`.
 fn truncate_aof(redis: &mut RedisServer, so_long: u64) {
     redis.kill();
@@ -238,7 +238,7 @@ impl Replicated {
         Replicated { caught: PartialSync::start_partial(cluster), address, line, replica }
     }
 
-    /// The replica, which knows nothing of what was written since the line was cut, takes over.
+    /// The replica, which has nothing that was written since the line was cut, takes over.
     fn fail_over(&mut self) {
         self.caught.redis_mut().kill();
         assert_eq!(self.replica.command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
@@ -299,8 +299,8 @@ fn a_redis_out_of_memory_refuses_new_syncs_and_lets_the_running_one_end() {
     let caught = PartialSync::start_on_redis(RedisServer::start());
     assert_eq!(caught.redis().command(&["CONFIG", "SET", "maxmemory", "1"]), "+OK\r\n");
     await_true("the master finds it", || {
-        let told = caught.cluster.master.readiness().unwrap();
-        told["store"]["problem"].as_str().is_some_and(|p| p.contains("maxmemory"))
+        let reported = caught.cluster.master.readiness().unwrap();
+        reported["store"]["problem"].as_str().is_some_and(|p| p.contains("maxmemory"))
     });
     let answer = caught.submit_another();
     let problem = answer.json();
@@ -405,7 +405,7 @@ fn a_submit_whose_master_was_killed_between_commit_and_reply_is_one_sync() {
     cluster.assert_no_panic();
 }
 
-/// The assignments of which Redis knows.
+/// The assignments in Redis.
 fn assignment_records(cluster: &Cluster) -> Vec<String> {
     let records = store_records(cluster);
     let ids = records.split("\"assignment\":\"").skip(1);
@@ -437,7 +437,7 @@ fn a_lease_whose_master_was_killed_between_commit_and_reply_is_granted_to_the_re
             });
         }
         let begun = |cluster: &Cluster, id: &String| cluster.started_assignments().contains(id);
-        let lease = await_some("Redis has a lease of which no agent has heard", || {
+        let lease = await_some("Redis has a lease that no agent has received", || {
             link.is_dropping_replies()
                 .then(|| assignment_records(&cluster))?
                 .into_iter()
@@ -453,7 +453,7 @@ fn a_lease_whose_master_was_killed_between_commit_and_reply_is_granted_to_the_re
     assert_complete(&sync, census(&src));
     assert_eq!(
         sync.retries, 0,
-        "what a new master gives before it knows who is there costs no try"
+        "a task that a new master assigns before the first heartbeats uses up no attempt"
     );
     assert_same(&src, &dst, exact_comparison());
     let begun = cluster.started_assignments();

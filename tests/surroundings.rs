@@ -25,7 +25,7 @@ use support::{MAX_WAIT, await_some, await_true};
 const MIB: usize = 1 << 20;
 
 /// A file system that is mounted at a place, and can be taken away from there and put back. Below it lies
-/// something that is nobody's business.
+/// a directory that no test uses.
 struct Removable {
     /// Where it always is …
     backing: PathBuf,
@@ -50,7 +50,7 @@ impl Removable {
         );
     }
 
-    /// Lazily: who has it open keeps it.
+    /// Lazily: processes that have it open keep it.
     fn unmount(&self) {
         run_or_panic("umount", ["-l".as_ref(), self.mount_point.as_os_str()]);
         self.assert_nothing_below();
@@ -83,8 +83,8 @@ fn await_error(cluster: &Cluster, name: &str) {
 }
 
 fn await_reason(cluster: &Cluster, id: &str, reason: &str) {
-    let told = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains(reason));
-    cluster.await_progress(id, "says why it waits", told);
+    let reported = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains(reason));
+    cluster.await_progress(id, "reports why it waits", reported);
 }
 
 /// Waits until a sync is paused, for a reason that names the path, its worker and what was found.
@@ -135,7 +135,7 @@ fn nothing_is_written_below_a_destination_that_is_unmounted_in_mid_transfer() {
     cluster.add_agent("b", &[&dst]);
     let id = cluster.submit_and_await_partial(&src, &dst, LARGE_FILE_AND_LIMIT, json!({}));
     disk.unmount();
-    // The source goes on sending as fast as it can: the sync must not end before somebody has noticed.
+    // The source continues to send at full speed: the sync must not end before the loss is detected.
     cluster.lift_bandwidth_limit(&id);
     await_paused(&cluster, &id, &dst, "b", "its file system was unmounted");
     disk.assert_nothing_below();
@@ -163,7 +163,7 @@ fn a_source_unmounted_during_a_mirror_deletes_nothing() {
     assert_undamaged(&cluster, &id, &src, &dst);
 }
 
-/// The storage path of one side is renamed while nobody asks the agent anything: a sync that is submitted at once
+/// The storage path of one side is renamed while no request reaches the agent: a sync that is submitted at once
 /// must not go to (or come from) what is not found under the path, whichever is asked first.
 #[test]
 fn a_renamed_storage_path_is_detected_before_a_sync_completes() {
@@ -233,7 +233,7 @@ fn a_temporary_mount_leaves_its_storage_path_available() {
     cluster.assert_no_panic();
 }
 
-/// The mount comes and goes between two heartbeats that the master hears.
+/// The mount comes and goes between two heartbeats that reach the master.
 #[test]
 fn writes_to_a_mount_that_was_not_reported_to_the_master_do_not_count() {
     let mut cluster = Cluster::start(StoreKind::Embedded);
@@ -283,8 +283,8 @@ fn a_storage_path_that_appears_late_is_used_and_the_others_are_available_before(
     assert_complete(&cluster.run_sync(&src, &dst), census(&src));
     let id = cluster.submit(&src, &late.join("copy"));
     let named = format!("{} is unavailable", late.display());
-    let told = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains(&named));
-    assert_eq!(cluster.await_progress(&id, "waits", told).state, SyncState::Queued);
+    let reported = |s: &SyncProgress| s.reason.as_deref().is_some_and(|r| r.contains(&named));
+    assert_eq!(cluster.await_progress(&id, "waits", reported).state, SyncState::Queued);
     tree::make_dir(&late);
     assert_complete(&cluster.await_end(&id), census(&src));
     assert_same(&src, &late.join("copy"), exact_comparison());
@@ -351,13 +351,13 @@ fn a_file_above_the_file_size_limit_fails_by_name_and_the_others_are_copied() {
     );
     let mut bash = clean_command(Path::new("bash"), cluster.home(), User::Same);
     let ran = bash.args(["-c", &shell]).output().unwrap();
-    let told = String::from_utf8_lossy(&ran.stderr);
-    assert_eq!(ran.status.code(), Some(23), "{told}");
-    assert!(told.contains("EFBIG"), "{told}");
+    let reported = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(23), "{reported}");
+    assert!(reported.contains("EFBIG"), "{reported}");
     assert_eq!(census(&copied).files, 20);
 }
 
-/// `ctl copy` whose destination is renamed says so and fails: somebody sits before it.
+/// `ctl copy` with a destination that is renamed reports that and fails, because a user waits for it.
 #[test]
 fn a_local_copy_whose_destination_is_renamed_fails_by_name() {
     let home = tempfile::tempdir().unwrap();
@@ -392,7 +392,7 @@ fn a_destination_that_is_mounted_at_the_source_is_not_copied_into_itself() {
         run_or_panic("mount", ["--bind".as_ref(), dst.as_os_str(), at.as_os_str()]);
         let mounted = UnmountOnDrop(at);
         if failed.is_empty() {
-            // Only who opens it now sees what is mounted there.
+            // Only a process that opens it now sees what is mounted there.
             cluster.agents.get_mut("a").unwrap().restart();
         }
         let end = cluster.run_sync(&src, &dst);
@@ -529,7 +529,7 @@ fn open_descriptors(process: &Process) -> usize {
     fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap().count()
 }
 
-/// So many connections to a port, each of which begins to ask for something. Nobody waits for them.
+/// So many connections to a port, each with an incomplete request. The caller does not wait for replies.
 fn open_connections(port: u16, many: usize) -> Vec<Socket> {
     let to = SocketAddr::from(([127, 0, 0, 1], port)).into();
     let connect = |_| {

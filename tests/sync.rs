@@ -433,7 +433,7 @@ fn an_unwritable_destination_fails_by_name_and_read_only_directories_are_copied(
     } else {
         assert_eq!(sync.state, SyncState::Completed, "{sync:#?}");
     }
-    // So that the temporary directory can be removed by anybody.
+    // So that any user can remove the temporary directory.
     for closed in ["src/read only", "src/read only/000", "dst/read only", "dst/read only/000"] {
         chmod(cluster.data_path(closed), 0o755);
     }

@@ -196,7 +196,7 @@ fn a_unique_id_prefix_names_a_sync() {
     assert_eq!(cluster.progress("01a22a08-9479-7b34-adae-dd6a21c3b9b0").state.as_str(), "QUEUED");
     let said =
         sync(&["delete", "01a22a08-9479-7b34-adae-dd6a21c3b9b0"]).assert_exit_code(0).stdout_text();
-    // What somebody named is named in full.
+    // A given id is printed in full.
     cluster.ctl(["sync", "submit", "/a", "/b", "--id", "nightly-10"]).run().assert_exit_code(0);
     sync(&["delete", "nightly-1"]).assert_exit_code(3);
     assert!(said.contains("had not ended: it is cancelled and deleted"), "{said}");
@@ -365,10 +365,10 @@ fn a_second_stop_signal_stops_an_agent_at_once() {
     agent.signal(Signal::TERM);
     support::await_true("it drains", || agent.log().contains("draining"));
     assert!(agent.try_exit_status().is_none(), "it lets what it has go on for a while");
-    let told = Instant::now();
+    let reported = Instant::now();
     assert_eq!(agent.terminate().code(), Some(143));
     // Else it goes on for as long as its range takes, which is over a minute.
-    assert!(told.elapsed() < MAX_WAIT / 3, "{:?}", told.elapsed());
+    assert!(reported.elapsed() < MAX_WAIT / 3, "{:?}", reported.elapsed());
     // As if it had been killed.
     cluster.agents.get_mut("a").unwrap().restart();
     cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);

@@ -1,4 +1,4 @@
-//! Who does the work of a sync, and how it ends early: pools, sharing, cancel, delete, drain.
+//! Which workers do the work of a sync, and how it ends early: pools, sharing, cancel, delete, drain.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -74,9 +74,10 @@ fn paths_without_a_worker_are_named_at_submit_and_refused_with_no_queue() {
     let body = json!({"source_path": paths[0], "destination_path": paths[1], "options": {"no_queue": true}});
     let refused = cluster.master.post("/sync", &body);
     assert_eq!((refused.status, &refused.json()["code"]), (409, &json!("no_worker")));
-    // Whoever waits is shown why.
+    // A waiting command shows the reason.
     let mut waits = cluster.ctl(["sync", "wait", "late", "--progress", "plain"]).start();
-    waits.await_stderr("the reason is shown", |said| said.contains("no active worker serves"));
+    waits
+        .await_stderr("the reason is shown", |printed| printed.contains("no active worker serves"));
     drop(waits);
     // Where both are served there is no warning.
     cluster.ctl(["sync", "delete", "late", "json"]).run().assert_exit_code(0);
@@ -197,7 +198,7 @@ fn a_deleted_sync_frees_its_id() {
     assert_eq!(cluster.master.get("/sync").json(), json!([]));
     cluster.submit_with(&src, &dst, again);
     assert_complete(&cluster.await_end("again"), census(&src));
-    // The part file of the first is removed when nobody can be writing to it any more.
+    // The part file of the first is removed when no agent can write to it any more.
     await_true("no part file is left", || tree::part_files(&dst).is_empty());
     await_true("nothing is in hand any more", || is_idle(&cluster));
     assert_same(&src, &dst, exact_comparison());
@@ -225,9 +226,12 @@ fn a_drained_worker_finishes_its_tasks_and_the_others_continue() {
         s.transferred_bytes > 0 && s.detail.contains_key("a")
     });
     let args = ["workers", "drain", "a", "b", "--reason", "new disks"];
-    let said = cluster.ctl(args).run().assert_exit_code(0).stdout_text();
-    assert!(said.contains("Worker a is drain") && said.contains("Worker b is drain"), "{said}");
-    // Also for a master that starts anew.
+    let printed = cluster.ctl(args).run().assert_exit_code(0).stdout_text();
+    assert!(
+        printed.contains("Worker a is drain") && printed.contains("Worker b is drain"),
+        "{printed}"
+    );
+    // Also after a restart of the master.
     cluster.master.restart();
     await_true("all agents are there", || cluster.master.active_workers().len() == 4);
     let a = worker_view(&cluster, "a");
@@ -247,7 +251,7 @@ fn a_drained_worker_finishes_its_tasks_and_the_others_continue() {
     assert_same(&src, &dst, exact_comparison());
     assert!(cluster.agents["a"].process.file_bytes().0 - before < MIB as u64, "a reads no more");
 
-    // With nobody else at the destination a sync waits, and says for whom.
+    // Without another worker at the destination a sync waits, and names the worker.
     cluster.ctl(["workers", "drain", "b2"]).run().assert_exit_code(0);
     let again = cluster.submit(&src, &cluster.data_path("dst/again"));
     let reason = cluster.progress(&again).reason.unwrap();
@@ -278,14 +282,14 @@ fn a_receiver_is_drained_when_no_agent_writes_through_it() {
     let waiting = cluster.ctl(["workers", "drain", "b", "--wait"]).start();
     await_true("b is drained", || !worker_view(&cluster, "b")["drained"].is_null());
     cluster.ctl(["workers", "undrain", "b"]).run().assert_exit_code(0);
-    let said = waiting.finish(support::MAX_WAIT).assert_exit_code(0).stdout_text();
-    assert!(said.contains("Worker b is undrained"), "{said}");
+    let printed = waiting.finish(support::MAX_WAIT).assert_exit_code(0).stdout_text();
+    assert!(printed.contains("Worker b is undrained"), "{printed}");
     assert!(worker_view(&cluster, "b")["drained"].is_null());
-    let said = cluster.ctl(["workers", "drain", "b"]).run().assert_exit_code(0).stdout_text();
-    assert!(said.contains("Worker b is draining"), "{said}");
-    let said =
+    let printed = cluster.ctl(["workers", "drain", "b"]).run().assert_exit_code(0).stdout_text();
+    assert!(printed.contains("Worker b is draining"), "{printed}");
+    let printed =
         cluster.ctl(["workers", "drain", "b", "--wait"]).run().assert_exit_code(0).stdout_text();
-    assert!(said.contains("no other agent writes through it"), "{said}");
+    assert!(printed.contains("no other agent writes through it"), "{printed}");
     let b = worker_view(&cluster, "b");
     assert_eq!((&b["state"], &b["incoming_requests"]), (&json!("DRAINED"), &json!(0)), "{b}");
     let seen = cluster.progress(&id);
@@ -314,11 +318,11 @@ fn a_receiver_that_stops_finishes_the_writes_through_it() {
 fn a_worker_can_be_removed_only_when_it_is_silent() {
     let mut cluster = Cluster::start(StoreKind::Embedded);
     let (_, _) = cluster.add_source_and_destination();
-    let said = cluster.ctl(["workers", "forget", "a"]).run();
+    let printed = cluster.ctl(["workers", "forget", "a"]).run();
     assert!(
-        said.code != Some(0) && said.stderr_text().contains("is alive"),
+        printed.code != Some(0) && printed.stderr_text().contains("is alive"),
         "{}",
-        said.stderr_text()
+        printed.stderr_text()
     );
     cluster.agents.get_mut("a").unwrap().kill_9();
     await_true("a is silent", || !cluster.master.active_workers().contains(&"a".to_owned()));
@@ -341,12 +345,12 @@ fn reassigned_tasks_are_done_by_other_workers_and_counted_once() {
         s.transferred_bytes > 0 && s.detail.contains_key("a")
     });
     cluster.add_agent("a2", &[&src]);
-    let said = cluster
+    let printed = cluster
         .ctl(["sync", "reassign", &id, "--worker", "a"])
         .run()
         .assert_exit_code(0)
         .stdout_text();
-    assert!(said.contains("Taken from worker a, for others: "), "{said}");
+    assert!(printed.contains("Taken from worker a, for others: "), "{printed}");
     cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
     let sync = cluster.await_end(&id);
     assert_complete(&sync, census(&src));
@@ -367,8 +371,8 @@ fn reconciling_a_busy_installation_changes_nothing() {
         let answer = cluster.master.post("/admin/reconcile", &json!({}));
         let done = answer.json();
         assert_eq!((answer.status, &done["requeued_tasks"]), (200, &json!(0)), "{done}");
-        let said = cluster.ctl(["admin", "reconcile"]).run().assert_exit_code(0).stdout_text();
-        assert!(said.contains("nothing was changed"), "{said}");
+        let printed = cluster.ctl(["admin", "reconcile"]).run().assert_exit_code(0).stdout_text();
+        assert!(printed.contains("nothing was changed"), "{printed}");
         cluster.ctl(["sync", "set", &id, "--bwlimit", "none"]).run().assert_exit_code(0);
         let sync = cluster.await_end(&id);
         assert_complete(&sync, census(&src));

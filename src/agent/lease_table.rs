@@ -226,7 +226,7 @@ mod tests {
     {
         let hand = Arc::new(LeaseTable::default());
         let lease = Duration::from_secs(30);
-        // Nobody watches.
+        // Without `watch_expiry`.
         let over = hand.insert(&assignment(TaskSpec::Flush), boottime().saturating_sub(lease));
         let over = over.unwrap();
         assert!(over.deadline().is_over());

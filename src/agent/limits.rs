@@ -129,7 +129,7 @@ mod tests {
     fn a_share_is_set_by_assignments_and_changed_by_heartbeat_replies() {
         let limits = SendLimits::new(None);
         assert!(!limits.apply_share(&assignment_with_share(None)));
-        assert!(limits.usage_by_sync().is_empty(), "nobody asked");
+        assert!(limits.usage_by_sync().is_empty(), "no limit is set");
         assert!(limits.apply_share(&assignment_with_share(Some(MIB))));
         assert!(!limits.apply_share(&assignment_with_share(Some(2 * MIB))), "it is known already");
         assert_eq!(sync_rate(&limits), Some(2 * MIB));

@@ -30,9 +30,9 @@ fn filters_apply_to_a_file_as_source() {
             "{left_out:?}: {}",
             ran.stdout_text()
         );
-        let said = ran.stderr_text();
-        let note = said.lines().find(|line| line.contains("nothing to do: SRC is a file"));
-        assert!(note.is_some_and(|note| note.contains(left_out[0])), "{left_out:?}: {said}");
+        let printed = ran.stderr_text();
+        let note = printed.lines().find(|line| line.contains("nothing to do: SRC is a file"));
+        assert!(note.is_some_and(|note| note.contains(left_out[0])), "{left_out:?}: {printed}");
         assert!(!dst.exists(), "{left_out:?}");
         copy(&src, &dst, &left_out).arg("--error-on-no-transfer").run().assert_exit_code(9);
     }

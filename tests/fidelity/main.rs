@@ -43,7 +43,7 @@ fn action_count(sync: &SyncProgress, action: longhaul::wire::options::EntryActio
     sync.actions.get(&action).map_or(0, |tally| tally.count)
 }
 
-/// The notes whose cause has one of these words, added up.
+/// The number of warnings with one of these words in their cause.
 fn note_count(sync: &SyncProgress, words: &[&str]) -> u64 {
     let about = |cause: &str| words.iter().any(|word| cause.contains(word));
     sync.warnings.iter().filter(|(cause, _)| about(cause)).map(|(_, note)| note.count).sum()

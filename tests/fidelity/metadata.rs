@@ -95,7 +95,7 @@ fn an_unprivileged_user_copies_the_own_tree_except_unreadable_files() {
         assert!(path.starts_with("modes/"), "{error:#?}");
         assert_eq!(error.errno.as_deref(), Some("EACCES"), "{error:#?}");
     }
-    assert_root("what nobody may look at");
+    assert_root("unreadable entries");
     for difference in compare_trees(&src, &dst) {
         assert_eq!(difference.what, "missing", "{difference:?}");
         assert!(difference.path.starts_with("b'modes/"), "{difference:?}");
@@ -118,10 +118,10 @@ fn unprivileged_agents_copy_what_they_can_of_a_root_owned_tree_and_report_each_c
         (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
-    let told = |e: &FileError| {
+    let reported = |e: &FileError| {
         e.errno.as_deref() == Some("EACCES") || e.message.contains("no device can be made")
     };
-    assert!(sync.errors.iter().all(told), "{:#?}", sync.errors);
+    assert!(sync.errors.iter().all(reported), "{:#?}", sync.errors);
     let accounted = sync.files_done + sync.files_skipped + sync.files_failed;
     assert_eq!(accounted, sync.files_total, "{sync:#?}");
 
@@ -132,7 +132,7 @@ fn unprivileged_agents_copy_what_they_can_of_a_root_owned_tree_and_report_each_c
         assert!(wrong.is_empty(), "nothing forbids to keep that: {wrong:#?}");
     }
     // Each kind of difference is said, and how often: names of one file once. What only root may see
-    // of the source (`trusted.*`) nobody can miss.
+    // of the source (`trusted.*`) are invisible.
     let own = |what: &str| {
         let of_it = found.iter().filter(|d| d.what == what && !d.path.starts_with("b'hard links/"));
         of_it.count() as u64
@@ -309,9 +309,9 @@ fn symbolic_links_can_be_followed_or_skipped() {
     assert!(sync.state.is_final(), "{sync:#?}");
     assert_eq!(fs::read(dst.join("file")).unwrap(), b"content");
     assert!(!dst.join("out").exists(), "nothing from outside of the storage path");
-    let told = format!("{:?} {:?}", sync.warnings, sync.errors);
+    let reported = format!("{:?} {:?}", sync.warnings, sync.errors);
     for name in ["out", "round", "nowhere"] {
-        assert!(told.contains(name), "{name} is named: {sync:#?}");
+        assert!(reported.contains(name), "{name} is named: {sync:#?}");
     }
 }
 
@@ -511,7 +511,7 @@ fn hard_links_follow_changes_of_the_source() {
     fs::remove_file(dst.join("a/2/2")).unwrap();
     fs::remove_file(src.join("z/large three")).unwrap();
     fs::hard_link(src.join("a/3/3"), src.join("z/large three")).unwrap();
-    // And somebody parts a group at the destination, or joins two that are none.
+    // A group at the destination is separated, and two files that are none are joined.
     let parted = dst.join("a/4/4");
     let (content, meta) = (fs::read(&parted).unwrap(), fs::metadata(&parted).unwrap());
     fs::remove_file(&parted).unwrap();

@@ -64,8 +64,8 @@ fn stopped_with(
     let id = sync.request_id.to_string();
     let waited = cluster.ctl(["sync", "wait", &id]).run().assert_exit_code(code);
     assert_eq!(action_count(&sync, EntryAction::Delete), 0, "{:#?}", sync.actions);
-    let said = format!("{}{}", waited.stdout_text(), waited.stderr_text());
-    assert!(said.contains(sync.reason.as_deref().unwrap_or_default()), "{said}");
+    let printed = format!("{}{}", waited.stdout_text(), waited.stderr_text());
+    assert!(printed.contains(sync.reason.as_deref().unwrap_or_default()), "{printed}");
     sync
 }
 
@@ -172,7 +172,7 @@ fn size_and_age_limits_select_what_is_copied_but_not_what_is_deleted_as_in_rsync
         };
         assert_eq!(held(&sides[1]), held(&sides[0]), "{args:?}");
     }
-    // Ages, which rsync does not know, likewise.
+    // Ages, which rsync lacks, likewise.
     for args in [["--newer-than", "2030-01-01"], ["--older-than", "2010-01-01"]] {
         let dst = all.join(args[0]);
         fill(&dst, old);
@@ -204,13 +204,13 @@ fn a_mirror_without_trash_keeps_an_earlier_trash_and_reports_it() {
         assert_eq!(kept(&dst), before);
         assert_eq!(note_count(&sync, &["trash of an earlier mirror"]), 1, "{:#?}", sync.warnings);
         let id = sync.request_id.to_string();
-        let said = cluster.ctl(["sync", "wait", &id]).run().assert_exit_code(0);
+        let printed = cluster.ctl(["sync", "wait", &id]).run().assert_exit_code(0);
         assert!(
-            said.stderr_text().contains("trash of an earlier mirror left as it is"),
+            printed.stderr_text().contains("trash of an earlier mirror left as it is"),
             "{}",
-            said.stderr_text()
+            printed.stderr_text()
         );
-        assert!(said.stderr_text().contains("old/bin"), "{}", said.stderr_text());
+        assert!(printed.stderr_text().contains("old/bin"), "{}", printed.stderr_text());
     }
     // What is deleted twice by syncs of one id has room in the trash twice.
     for number in 0..2 {

@@ -1,4 +1,4 @@
-//! `ctl copy` between runs: a mirror whose source is not what it was, and one that is mounted anew on
+//! `ctl copy` between runs: a mirror with a source that is another one, and one that is mounted again on
 //! purpose.
 
 use crate::support::ctl::{Ctl, ctl};
@@ -60,11 +60,11 @@ impl Drop for Tmpfs {
 #[track_caller]
 fn assert_stopped(ran: CommandOutput, words: &[&str]) {
     let ran = ran.assert_exit_code(8);
-    let said = format!("{}{}", ran.stdout_text(), ran.stderr_text());
+    let printed = format!("{}{}", ran.stdout_text(), ran.stderr_text());
     for word in ["nothing was copied", "(exit 8)"].iter().chain(words) {
-        assert_eq!(said.matches(word).count(), 1, "`{word}` once in {said}");
+        assert_eq!(printed.matches(word).count(), 1, "`{word}` once in {printed}");
     }
-    assert!(!said.contains("everything was copied"), "{said}");
+    assert!(!printed.contains("everything was copied"), "{printed}");
 }
 
 #[test]

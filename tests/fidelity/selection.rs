@@ -204,9 +204,9 @@ fn temporary_files_of_longhaul_in_a_source_are_excluded_and_reported_once() {
     write_many_files(&src, 5, 10);
     write_file(src.join("000").join(&part), "half of it");
     let submit = cluster.ctl(["sync", "submit", "--wait", "--verify", "readback"]);
-    let said = submit.arg(&src).arg(&dst).run().assert_exit_code(0).stderr_text();
-    let told = said.lines().filter(|line| line.contains("unfinished")).collect::<Vec<_>>();
-    assert_eq!(told.len(), 1, "{said}");
-    assert!(told[0].contains("1 entry") && told[0].contains(&part), "{said}");
+    let printed = submit.arg(&src).arg(&dst).run().assert_exit_code(0).stderr_text();
+    let reported = printed.lines().filter(|line| line.contains("unfinished")).collect::<Vec<_>>();
+    assert_eq!(reported.len(), 1, "{printed}");
+    assert!(reported[0].contains("1 entry") && reported[0].contains(&part), "{printed}");
     assert!(!paths_of(&dst).iter().any(|path| path.ends_with(&part)));
 }

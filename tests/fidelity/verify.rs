@@ -56,7 +56,7 @@ fn unescape(path: &[u8]) -> Vec<u8> {
                     let digits = [*bytes.next().unwrap(), *bytes.next().unwrap()];
                     u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
                 }
-                other => panic!("b3sum knows no escape {other:?}"),
+                other => panic!("b3sum has no escape {other:?}"),
             },
         });
     }

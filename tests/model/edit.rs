@@ -135,7 +135,7 @@ pub(crate) fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
         })
 }
 
-/// Edits both sides as people do. Each write gets a time of its own: two files of one length and one
+/// Edits both sides as users do. Each write gets a time of its own: two files of one length and one
 /// time are equal to any tool that goes by these.
 pub(crate) struct Editor {
     pub(crate) src: PathBuf,
@@ -167,7 +167,7 @@ impl Editor {
         set_mtime(path, from + self.clock, u32::try_from(self.clock).unwrap());
     }
 
-    /// Makes room at a path: what is there goes, what stands in the way above goes.
+    /// Removes what is at a path, and what is not a directory above it.
     fn clear_path(&self, root: &Path, path: &Path) {
         remove(path);
         let mut above = root.to_owned();

@@ -201,7 +201,7 @@ fn with_preserved_metadata(node: &Node, choice: &SyncChoice) -> ExpectedNode {
     let link = matches!(node.kind, Kind::Link(_));
     let owner = choice.preserves("owner").then_some(node.uid);
     let group = choice.preserves("group").then_some(node.gid);
-    // Set-uid for somebody else is not asked for by anybody.
+    // No request sets set-uid for another owner.
     let same_owner =
         choice.preserves("owner") && choice.preserves("group") && choice.chown.is_none();
     let bits = if same_owner && root { 0o7777 } else { 0o1777 };

@@ -73,7 +73,7 @@ fn check_sync(cluster: &Cluster, editor: &Editor, choice: &SyncChoice) {
     if let Some(tried) = tried {
         let did = actions_by_file(cluster, &done, &wanted);
         // Of the ranges of a large file one repairs its metadata and the others find them right; which
-        // of them is heard first is open.
+        // of them is reported first is open.
         let large =
             |path: &String| source.get(path.as_bytes()).and_then(Node::size) > Some(1 << 20);
         let left = |action: Option<EntryAction>| {
@@ -87,13 +87,13 @@ fn check_sync(cluster: &Cluster, editor: &Editor, choice: &SyncChoice) {
         // A file that has another name as well is parted from it, unless that name was replaced first.
         let shared =
             |path: &String| before.get(path.as_bytes()).is_some_and(|node| node.link_count > 1);
-        let is_parted = |path: &String, said: Option<EntryAction>| {
-            shared(path) && matches!(said, Some(EntryAction::Update))
+        let is_parted = |path: &String, printed: Option<EntryAction>| {
+            shared(path) && matches!(printed, Some(EntryAction::Update))
         };
         let other = did.iter().filter(|(path, action)| {
-            let said = tried.get(*path).copied().flatten();
-            let is_open = large(path) && foreseen(said) || is_parted(path, said);
-            said != **action && !(is_open && left(**action))
+            let printed = tried.get(*path).copied().flatten();
+            let is_open = large(path) && foreseen(printed) || is_parted(path, printed);
+            printed != **action && !(is_open && left(**action))
         });
         wrong.extend(other.map(|(path, action)| {
             format!("`{path}`: {action:?}, and in the dry run {:?}", tried.get(path))
@@ -151,8 +151,8 @@ fn outcome_differences(sync: &SyncProgress, wanted: &Expected, dry_run: bool) ->
     hold("no failures", sync.failure_count() == 0);
     hold("each counted once", sync.files_done + sync.files_skipped == sync.files_total);
     if wanted.is_deletion_stopped && dry_run {
-        let said = sync.reason.as_deref().is_some_and(|r| r.contains("a real run would "));
-        hold("said that it would stop", said);
+        let printed = sync.reason.as_deref().is_some_and(|r| r.contains("a real run would "));
+        hold("said that it would stop", printed);
         return wrong;
     }
     let end = match wanted.is_deletion_stopped {

@@ -57,7 +57,7 @@ pub(crate) struct Delete {
 /// The directory for what is deleted, where that is chosen.
 pub(crate) const TRASH: &[u8] = b"the trash";
 
-/// A line of the filter: those of gitignore whose meaning needs no library.
+/// A line of the filter: the gitignore patterns that need no library.
 #[derive(Debug, Clone)]
 pub(crate) struct Rule {
     /// It takes in again.

@@ -1,5 +1,5 @@
-//! Clocks that are wrong, and that are set while a process runs: what a process asks the C library for the
-//! time of day is answered with so many seconds more or less. What never jumps (monotonic time) stays as it is, and
+//! Wrong clocks, which can be set while a process runs: the reply of the C library to a request for the
+//! time of day is changed by so many seconds. What never jumps (monotonic time) stays as it is, and
 //! so do the times that the kernel gives to files.
 
 use std::fs::{File, OpenOptions};
@@ -98,7 +98,7 @@ impl Clock {
         self.file.write_all_at(&seconds.to_ne_bytes(), 0).expect("write the clock");
     }
 
-    /// What a process needs in its environment to have it.
+    /// The environment of a process that uses it.
     pub(crate) fn environment_for(path: &Path) -> [(&'static str, PathBuf); 2] {
         [("LD_PRELOAD", library(path)), ("WRONG_CLOCK", path.to_owned())]
     }
@@ -108,7 +108,7 @@ impl Clock {
         Clock::environment_for(&self.path)
     }
 
-    /// Gives `command` the clock of a process of this name that is kept in `dir`, where there is one.
+    /// Applies the clock of a process of this name in `dir`, where there is one, to `command`.
     pub(crate) fn apply_to(command: &mut Command, dir: &Path, name: &str) {
         let path = dir.join(format!("{name}.clock"));
         if path.exists() {

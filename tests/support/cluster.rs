@@ -15,14 +15,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-/// What keeps the master's state.
+/// The store of the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StoreKind {
     Embedded,
     Redis,
 }
 
-/// A port that nobody uses, outside of the range from which the kernel takes ports for connections:
+/// An unused port outside of the range from which the kernel takes ports for connections:
 /// it stays free while a master is down.
 pub(crate) fn free_port() -> u16 {
     let mut seed = std::process::id() as u64;
@@ -45,7 +45,7 @@ pub(crate) struct Cluster {
     /// Further masters on the same Redis.
     pub(crate) other_masters: Vec<Master>,
     pub(crate) redis: Option<RedisServer>,
-    /// How often agents that are started send heartbeats.
+    /// Of agents that are started from now on.
     heartbeat_interval: Duration,
     dir: tempfile::TempDir,
 }
@@ -63,7 +63,7 @@ pub(crate) struct Agent {
     name: String,
     dir: PathBuf,
     user: User,
-    /// What it takes for the name of the kernel's boot, where that is not the true one.
+    /// The boot id that replaces the one of the kernel.
     boot_id: Option<String>,
 }
 
@@ -111,7 +111,7 @@ impl Cluster {
     }
 
     /// Starts another master on the same Redis, and waits until it follows. Agents that are started from
-    /// then on know of it.
+    /// then on have its URL.
     pub(crate) fn add_master(&mut self) -> &mut Master {
         let home =
             tree::make_dir(self.home().join(format!("master-{}", self.other_masters.len() + 2)));
@@ -137,7 +137,7 @@ impl Cluster {
         self.master.restart();
     }
 
-    /// Has agents that are started from now on send heartbeats this far apart, and the master wait for them.
+    /// Sets the interval of agents that are started from now on, and a heartbeat timeout of the master that fits.
     pub(crate) fn set_heartbeat_interval(&mut self, interval: Duration) {
         let path = self.home().join("master.yml");
         let config = std::fs::read_to_string(&path).expect("its file");
@@ -256,7 +256,7 @@ impl Cluster {
         logs.flat_map(ids).collect()
     }
 
-    /// Holds no assignment to have been begun twice, by whomever, whatever the store has forgotten.
+    /// Checks that no assignment was started twice, whatever the store has lost.
     #[track_caller]
     pub(crate) fn assert_assigned_once(&self) {
         let mut begun = self.started_assignments();
@@ -266,7 +266,7 @@ impl Cluster {
         assert!(twice.is_empty(), "{twice:?}");
     }
 
-    /// `ctl ARGS…`, told of this master.
+    /// `ctl ARGS…` with the URLs of these masters.
     pub(crate) fn ctl<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ctl {
         ctl(args).env("CTL_MASTER_URL", self.urls())
     }
@@ -288,12 +288,10 @@ impl Cluster {
         answer.json()["request_id"].as_str().expect("an id").to_owned()
     }
 
-    /// How a sync stands.
+    /// The progress of a sync.
     #[track_caller]
     pub(crate) fn progress(&self, id: &str) -> SyncProgress {
-        self.masters()
-            .find_map(|m| m.progress(id))
-            .unwrap_or_else(|| panic!("the master tells of {id}"))
+        self.masters().find_map(|m| m.progress(id)).unwrap_or_else(|| panic!("the master has {id}"))
     }
 
     /// Fills `source` with a large file of so many MiB and with some of everything else, submits it at a speed
@@ -315,7 +313,7 @@ impl Cluster {
         id
     }
 
-    /// Has a sync that has not ended go as fast as it can, as soon as the master decides.
+    /// Removes the bandwidth limit of a sync unless it has ended.
     pub(crate) fn lift_bandwidth_limit(&self, id: &str) {
         let set = self.ctl(["sync", "set", id, "--bwlimit", "none"]);
         await_true("the limit is lifted", || {
@@ -324,7 +322,7 @@ impl Cluster {
         });
     }
 
-    /// Holds no process to have panicked.
+    /// Checks that no process has panicked.
     #[track_caller]
     pub(crate) fn assert_no_panic(&self) {
         let agents = self.agents.values().map(|agent| &agent.process);
@@ -351,7 +349,7 @@ impl Cluster {
         let mut last = None;
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             await_some(&format!("sync {id} {what}"), || {
-                // A master may be away for a moment.
+                // A master may be unavailable for a moment.
                 let seen = self.masters().find_map(|m| m.progress(id))?;
                 last = Some(seen.clone());
                 wanted(&seen).then_some(seen)
@@ -405,7 +403,7 @@ impl Master {
         });
     }
 
-    /// What it says of itself, and of the one that leads; `None` while it gives no answer.
+    /// Its own readiness and the leader; `None` without a reply.
     pub(crate) fn readiness(&self) -> Option<Value> {
         let path = "/readyz?verbose";
         Some(http::try_request(&self.address(), "GET", path, &[], None)?.json())
@@ -415,7 +413,7 @@ impl Master {
     #[track_caller]
     pub(crate) fn await_status(&self, status: &str) -> Value {
         await_some(&format!("{} is {status}", self.url()), || {
-            self.readiness().filter(|told| told["status"] == status)
+            self.readiness().filter(|reported| reported["status"] == status)
         })
     }
 
@@ -463,7 +461,7 @@ impl Master {
             .expect("the master answers")
     }
 
-    /// How a sync stands; `None` while the master can't say.
+    /// The progress of a sync; `None` while the master has no answer.
     pub(crate) fn progress(&self, id: &str) -> Option<SyncProgress> {
         let path = format!("/sync/{id}");
         let answer = http::try_request(&self.address(), "GET", &path, &[], None)?;
@@ -474,7 +472,7 @@ impl Master {
         }
     }
 
-    /// The names of the workers that it has heard of lately.
+    /// The names of the active workers.
     pub(crate) fn active_workers(&self) -> Vec<String> {
         let list = self.get("/workers").json();
         let all = list["active"].as_array().expect("a list").iter();
@@ -532,7 +530,7 @@ impl Agent {
     }
 }
 
-/// Holds a sync to have brought all of `source`, with each entry counted once.
+/// Checks that a sync has copied all of `source` and counted each entry once.
 #[track_caller]
 pub(crate) fn assert_complete(sync: &SyncProgress, source: Census) {
     assert_eq!(
@@ -550,7 +548,7 @@ pub(crate) fn assert_complete(sync: &SyncProgress, source: Census) {
     assert_eq!(sync.transferred_bytes + sync.bytes_skipped, sync.total_bytes, "{sync:#?}");
 }
 
-/// Holds a sync to have found everything there already.
+/// Checks that a sync has found everything in place.
 #[track_caller]
 pub(crate) fn assert_nothing_to_do(sync: &SyncProgress, source: Census) {
     assert_complete(sync, source);

@@ -53,7 +53,7 @@ impl Ctl {
         self
     }
 
-    /// Runs as somebody else, whose files may be in `dir`.
+    /// Runs as another user, with its files in `dir`.
     pub(crate) fn user(mut self, user: User, dir: &Path) -> Self {
         self.user = user;
         self.home = dir.to_owned();

@@ -1,8 +1,8 @@
-//! What a line can do to the bytes that pass.
+//! Faults that a relayed connection injects into its bytes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Pieces of less are conversation, not content.
+/// Shorter pieces are requests and replies, not content.
 const MIN_CONTENT_BYTES: usize = 4 << 10;
 
 /// What is done.
@@ -19,10 +19,10 @@ pub(crate) enum Fault {
     Rename(String, String),
 }
 
-/// Does harm, and counts it.
+/// Injects faults and counts them.
 pub(crate) struct FaultInjector {
     fault: Fault,
-    /// Bytes, or pieces, that may be harmed.
+    /// Bytes, or pieces, that a fault could affect.
     seen: AtomicU64,
     count: AtomicU64,
 }
@@ -32,7 +32,7 @@ impl FaultInjector {
         FaultInjector { fault: harm, seen: AtomicU64::new(0), count: AtomicU64::new(0) }
     }
 
-    /// How often harm was done.
+    /// The number of injected faults.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -47,7 +47,7 @@ impl FaultInjector {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Does harm to a piece on its way (`up`: to the server); `passed` bytes came before it on its connection. False:
+    /// Injects a fault into a piece on its way (`up`: to the server); `passed` bytes came before it on its connection. False:
     /// that is to be reset.
     pub(crate) fn inject(&self, piece: &mut [u8], up: bool, passed: u64) -> bool {
         match &self.fault {

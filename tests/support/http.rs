@@ -60,7 +60,7 @@ fn unchunk(mut raw: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Sends bytes as they are and reads until the other side closes. `None` when there is nobody or the
+/// Sends bytes as they are and reads until the other side closes. `None` when nothing listens or the
 /// connection broke before a whole answer.
 pub(crate) fn send_raw(address: &str, bytes: &[u8]) -> Option<Response> {
     let mut stream = TcpStream::connect(address).ok()?;

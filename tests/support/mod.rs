@@ -1,5 +1,5 @@
-//! What the integration tests share: real processes (`redis-server`, masters, agents, commands), trees
-//! and their comparison, and plain HTTP. Everything that is started is killed and removed on drop, also
+//! Support for the integration tests: real processes (`redis-server`, masters, agents, commands), trees
+//! and their comparison, and plain HTTP. All processes are killed and all files removed on drop, also
 //! when a test fails; a test that fails prints the logs of its processes.
 #![allow(dead_code)] // not every test uses all of it
 
@@ -27,7 +27,7 @@ pub(crate) fn await_some<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited {MAX_WAIT:?} in vain for: {what}");
+        assert!(Instant::now() < deadline, "not within {MAX_WAIT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

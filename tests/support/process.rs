@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Who a process runs as.
+/// The user that a process runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum User {
     /// The user of the test.
     Same,
-    /// Somebody without privileges: `nobody` for a test that runs as root, else the user of the test.
+    /// A user without privileges: `nobody` for a test that runs as root, else the user of the test.
     Ordinary,
 }
 
@@ -112,18 +112,18 @@ impl Process {
         kill_process(pid, signal).unwrap_or_else(|e| panic!("signal {}: {e}", self.what));
     }
 
-    /// Stops it (SIGSTOP) and waits until the kernel says that it stands still.
+    /// Suspends it (SIGSTOP) and waits until the kernel reports it as stopped.
     pub(crate) fn freeze(&mut self) {
         self.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", self.pid());
-        await_some(&format!("{} stands still", self.what), || {
+        await_some(&format!("{} is suspended", self.what), || {
             let text = std::fs::read_to_string(&stat).ok()?;
             // The state is the first word behind the name, which is in parentheses.
             text.rsplit_once(')')?.1.trim_start().starts_with('T').then_some(())
         });
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Continues it (SIGCONT).
     pub(crate) fn thaw(&self) {
         self.signal(Signal::CONT);
     }
@@ -207,7 +207,7 @@ impl CommandOutput {
         })
     }
 
-    /// Holds it to an exit code.
+    /// Checks its exit code.
     #[track_caller]
     pub(crate) fn assert_exit_code(self, code: i32) -> Self {
         let (out, err) = (self.stdout_text(), self.stderr_text());
@@ -230,7 +230,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// A command whose output is read as it comes.
+/// A running command. Its output is read continuously.
 pub(crate) struct RunningCommand {
     child: KillOnDrop,
     stdout: std::thread::JoinHandle<Vec<u8>>,
@@ -248,7 +248,7 @@ impl RunningCommand {
         if let Some(bytes) = input {
             let mut pipe = child.stdin.take().expect("piped");
             let bytes = bytes.to_vec();
-            // A command that ends before it has read everything closes the pipe: that is its right.
+            // A command that ends before it has read everything closes the pipe, which is no error.
             std::thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
         let mut out = child.stdout.take().expect("piped");

@@ -155,15 +155,15 @@ fn spawn(
         .spawn()
         .expect("redis-server cannot be started: run scripts/test.sh, it installs it");
     let mut log = BufReader::new(child.stdout.take().expect("piped"));
-    let mut said = String::new();
+    let mut printed = String::new();
     // The lines "Ready to accept connections" of 7.0 and "... unix" of later versions.
-    while !said.contains("ready to accept connections at")
-        && !said.contains("Ready to accept connections unix")
+    while !printed.contains("ready to accept connections at")
+        && !printed.contains("Ready to accept connections unix")
     {
-        if log.read_line(&mut said).unwrap_or(0) == 0 {
+        if log.read_line(&mut printed).unwrap_or(0) == 0 {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("redis-server did not start:\n{said}");
+            panic!("redis-server did not start:\n{printed}");
         }
     }
     // Read on, or the server would block once the pipe is full.

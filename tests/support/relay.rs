@@ -1,6 +1,6 @@
 //! A link between a process and a server that can be cut: bytes then stay where they are, connections stay
 //! open, and new ones are accepted and get no answer, as behind a router that drops everything. It can
-//! also be cut in one direction, so that requests arrive and answers do not, and do [harm](Harm) to what passes.
+//! also be cut in one direction, so that requests arrive and replies do not, and inject [faults](Fault).
 
 use super::faults::{Fault, FaultInjector};
 use parking_lot::{Condvar, Mutex};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How often a direction in which nothing comes looks whether the other one was reset.
+/// How often an idle direction checks whether the other one was reset.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Relays TCP connections to a server.
@@ -85,7 +85,7 @@ impl Relay {
         Self::start(ServerAddress::Tcp(to), Fault::None)
     }
 
-    /// A link to a port of this host, which does `harm`.
+    /// A link to a port of this host that injects `fault`.
     pub(crate) fn to_port(port: u16, harm: Fault) -> Relay {
         Self::start(ServerAddress::Tcp(format!("127.0.0.1:{port}")), harm)
     }
@@ -136,7 +136,7 @@ impl Relay {
         self.address.port()
     }
 
-    /// How often it has done harm so far.
+    /// The number of faults injected so far.
     pub(crate) fn fault_count(&self) -> u64 {
         self.link.faults.count()
     }
@@ -156,17 +156,17 @@ impl Relay {
         self.link.refuses_connections.store(true, Ordering::Relaxed);
     }
 
-    /// What is asked arrives, and the answers do not.
+    /// Requests arrive, and replies do not.
     pub(crate) fn drop_replies(&self) {
         self.link.from_server.set_closed(true);
     }
 
-    /// What is asked arrives, up to the first piece with this text and further; no answer does from that on.
+    /// Requests arrive. From the first piece with this text on, replies do not.
     pub(crate) fn drop_replies_after(&self, text: &str) {
         *self.link.closing_text.lock() = Some(text.to_owned());
     }
 
-    /// Whether answers get lost now.
+    /// Whether replies are lost now.
     pub(crate) fn is_dropping_replies(&self) -> bool {
         *self.link.from_server.is_closed.lock()
     }
@@ -183,7 +183,7 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.link.stopped.store(true, Ordering::Relaxed);
         self.restore();
-        // Wakes the thread that accepts.
+        // Unblocks the thread that accepts connections.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -262,7 +262,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Hands on what comes, to the server (`up`) or from it, until one of them ends it.
+    /// Forwards bytes to the server (`up`) or from it until one side closes.
     fn relay_direction(&self, up: bool, link: &RelayState) -> io::Result<()> {
         let (from, to, gate) = match up {
             true => (&self.client, &self.server, &link.to_server),
@@ -289,7 +289,7 @@ impl Connection {
         harm: impl Fn(&mut [u8]) -> bool,
     ) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
-        // Who is reset is closed when both directions have let go of it, and is told nothing before.
+        // A reset connection is closed when both directions have released it. Nothing is sent to it before.
         while !self.is_reset.load(Ordering::Relaxed) {
             let n = match from.read(&mut buffer) {
                 Ok(0) => return Ok(()),

@@ -1,4 +1,4 @@
-//! Judges that are not ours, or not the product: rsync, and the scripts of this repository.
+//! Independent checks: rsync, and the scripts of this repository.
 
 use super::process::{User, clean_command};
 use std::ffi::OsStr;
@@ -20,8 +20,8 @@ fn utf8_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Makes the tree of everything that gets lost at `dir`, at a scale for tests: a sparse file of 64 MiB,
-/// a hard-linked one of 5 MiB, 1,500 entries in one folder. `home` is where others may look.
+/// Creates at `dir` the tree of everything that is easily lost, at a scale for tests: a sparse file of 64 MiB,
+/// a hard-linked one of 5 MiB, 1,500 entries in one folder. `home` must be readable by `user`.
 #[track_caller]
 pub(crate) fn make_torture(dir: &Path, user: User, home: &Path) {
     let there = home.join("make-torture.sh");
@@ -104,7 +104,7 @@ pub(crate) fn compare_trees(source: &Path, destination: &Path) -> Vec<Difference
         .collect()
 }
 
-/// Holds two trees to be equal in all that can be seen.
+/// Checks that two trees are equal in all visible attributes.
 #[track_caller]
 pub(crate) fn assert_trees_identical(source: &Path, destination: &Path) {
     let found = compare_trees(source, destination);

@@ -21,7 +21,7 @@ pub(crate) fn written_bytes(path: &Path) -> u64 {
     sum
 }
 
-/// Bytes that no filter or compression makes anything of; the same for the same seed.
+/// Incompressible bytes; the same for the same seed.
 pub(crate) fn random_bytes(length: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; length];
     // Optimised also where tests are not.
@@ -34,7 +34,7 @@ pub(crate) fn os_name(bytes: &[u8]) -> OsString {
     OsString::from_vec(bytes.to_vec())
 }
 
-/// Names that are easily taken for one: of other letter case, one character apart, in two Unicode forms.
+/// Names that are easily confused: in other letter case, one character apart, in two Unicode forms.
 const SAMPLE_NAMES: [&[u8]; 12] = [
     b"a",
     b"b",
@@ -250,7 +250,7 @@ pub(crate) fn differences(source: &Path, destination: &Path, how: ComparisonRule
     found
 }
 
-/// Holds two trees to be the same.
+/// Checks that two trees are the same.
 #[track_caller]
 pub(crate) fn assert_same(source: &Path, destination: &Path, how: ComparisonRules) {
     let found = differences(source, destination, how);

@@ -57,7 +57,7 @@ async fn equal_content_is_not_sent_and_its_mtime_is_repaired() {
         let bytes = 12 + 3 * MIB as u64 / 2;
         assert_eq!(report.actions[&EntryAction::Metadata], Tally { count: 2, bytes });
         assert_eq!(fleet.differences(), Vec::<String>::new());
-        // As long as before, and as old: only its content tells.
+        // As long as before, and as old: only its content differs.
         fleet.write("d/same", b"0123456780");
         touch(&fleet.src().join("d/same"), 3_000);
         touch(&fleet.dst().join("d/same"), 3_000);

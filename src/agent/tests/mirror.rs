@@ -7,7 +7,7 @@ use crate::agent::testing::{RecordingPageSink, page_reply};
 use crate::wire::options::{Attribute, DeleteOptions, FileState, FilterSpec, Links, SyncOptions};
 use crate::wire::task::{Cursor, PageAction, PruneReport, ScanPage};
 
-/// Executes a prune of `dir` with worker `a`; how it ended and who wrote.
+/// Executes a prune of `dir` with worker `a`; its end and its writers.
 async fn run_prune(
     fleet: &AgentFleet,
     cx: &ExecutorContext,
@@ -264,7 +264,7 @@ async fn many_extra_entries_of_one_directory_are_reported_in_pages_and_counted_o
     assert_eq!((deleted_paths(&pages).len(), names(&fleet)), (5001, before));
     let pages = pages.pages.into_inner();
     assert!(pages.len() >= 3 && pages.iter().all(|page| page.records.len() < 2 * 4096));
-    // Whoever goes on from a page in the middle begins the directory anew.
+    // A task that continues from a page in the middle restarts the directory.
     for page in pages.iter().filter(|page| !page.records.is_empty() && page.next.is_some()) {
         let Some(TaskSpec::Prune { cursor, .. }) = &page.next else { panic!("{:?}", page.next) };
         let behind = cursor.as_ref().is_some_and(|c| c.after.as_bytes() == b"d");
@@ -344,8 +344,8 @@ async fn an_unavailable_destination_is_skipped() {
     write_at_destination(&fleet, "extra", "1");
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let nobody = closed.local_addr().unwrap().to_string().parse().unwrap();
-    fleet.add_member("away", vec![nobody]);
+    let unused_address = closed.local_addr().unwrap().to_string().parse().unwrap();
+    fleet.add_member("away", vec![unused_address]);
     fleet.members.reverse();
     let pages = RecordingPageSink::default();
     let (end, wrote) = run_prune(&fleet, &cx, whole_tree(true), &pages).await;

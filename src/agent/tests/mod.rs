@@ -204,7 +204,7 @@ fn copy_task(manifest: &Manifest) -> TaskSpec {
     TaskSpec::Copy { files, dirs, bytes: manifest.content_bytes() }
 }
 
-/// Executes a copy of `manifest` with worker `a`; what it reports and who wrote.
+/// Executes a copy of `manifest` with worker `a`; its outcome and its writers.
 async fn copy_entries(
     fleet: &AgentFleet,
     cx: &ExecutorContext,
@@ -312,14 +312,14 @@ async fn an_unavailable_peer_is_skipped_and_the_task_fails_when_all_are_unavaila
     write_sample_tree(&fleet);
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let nobody = closed.local_addr().unwrap().to_string().parse().unwrap();
-    fleet.add_member("away", vec![nobody]);
+    let unused_address = closed.local_addr().unwrap().to_string().parse().unwrap();
+    fleet.add_member("away", vec![unused_address]);
     fleet.members.reverse();
     let manifest = fleet.manifest(None);
     let cx = fleet.context(&["src"]);
     let (done, wrote) = copy_entries(&fleet, &cx, &manifest).await;
     assert!(done.success && done.report.files_done == 4, "{done:?}");
-    // Nobody has to wait for a flush by a worker that was not there.
+    // No flush by an unavailable worker is needed.
     assert_eq!(wrote, ["r0"]);
     fleet.members.truncate(1);
     let (done, _) = copy_entries(&fleet, &cx, &manifest).await;
@@ -330,7 +330,7 @@ async fn an_unavailable_peer_is_skipped_and_the_task_fails_when_all_are_unavaila
     fleet.members.clear();
     let (done, _) = copy_entries(&fleet, &cx, &manifest).await;
     assert!(done.message.unwrap().contains("no worker that holds the destination"));
-    assert!(!done.success && done.report.returned, "a master that knows nobody yet");
+    assert!(!done.success && done.report.returned, "a master without destination workers");
     fleet.shut_down().await;
 }
 

@@ -1,5 +1,5 @@
 //! Lines that flip bits under a TCP checksum that is right, and lines that break: all damage is found, counted,
-//! told and sent again, nothing is lost, and the tree is identical.
+//! reported and sent again, nothing is lost, and the tree is identical.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -22,7 +22,7 @@ use support::tree::{
 const MIB: usize = 1 << 20;
 
 /// Agents `a` with the source `src` and `b` with the destination `dst`. All that `a` sends to `b` passes through a
-/// line that does `harm`: the master hears of the port of that line, and not of the one on which `b` listens.
+/// line that does `harm`: the master gets the port of that line instead of the one on which `b` listens.
 fn cluster_over_relays(harm: Fault) -> (Cluster, PathBuf, PathBuf, [Relay; 2]) {
     let mut cluster = Cluster::start(StoreKind::Embedded);
     let (src, dst) =

@@ -1,4 +1,4 @@
-//! The master's contract with people and programs that know only the guide: its requests word for word
+//! The master's contract with users and programs written from the guide alone: its requests verbatim
 //! against a running master, and an agent written by hand from its documents.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -86,7 +86,7 @@ fn the_requests_of_the_guide_work_verbatim() {
         let listed = master.get("/workers").json();
         assert_eq!(listed["active"][0]["worker_id"], "worker-a");
         assert_eq!(listed["active"][0]["data_plane_endpoints"][0]["iface"], "ib0");
-        // Nobody holds the destination yet.
+        // No worker holds the destination yet.
         let nothing = run_curl(master, POLL);
         assert_eq!((nothing.status, nothing.text().as_str()), (200, "null"));
 
@@ -269,7 +269,7 @@ fn a_manual_agent_takes_part_and_its_work_counts_as_unverified() {
     assert!(agent.poll_for_work().is_none(), "there is one task, and it is taken");
     let path = |field: &str| PathBuf::from(assignment[field].as_str().unwrap());
     copy_files(&path("source_path"), &path("destination_path"));
-    // What it says of another sync, or somebody else of this one, changes nothing.
+    // A result for another sync, or from another worker, has no effect.
     agent.send_result(&json!("unknown"), true);
     ManualAgent { name: "stranger", master: agent.master, storage: vec![] }
         .send_result(&json!(id), true);
@@ -434,7 +434,7 @@ fn results_that_do_not_match_their_assignment_exactly_change_nothing() {
         assert_eq!(answer.json(), json!({"status": "ack", "outcome": "stale"}), "{field}");
         assert_eq!(cluster.progress(&id).state, SyncState::Progress, "{field}");
     }
-    // A scan ends with its last page: who knows of digests does not just say that it is done. Without
+    // A scan ends with its last page: a worker that supports digests does not only report success. Without
     // one it is the word of an agent of the guide.
     let mut right = right;
     right.as_object_mut().unwrap().remove("task_digest");

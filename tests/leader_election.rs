@@ -1,4 +1,4 @@
-//! Several masters on one Redis: one leads, the others know who and take over. Whatever happens to the
+//! Several masters on one Redis: one leads, the others name it and take over. Whatever happens to the
 //! leader, syncs go on, and agents and commands find the next one by themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -49,25 +49,30 @@ fn assert_undamaged(cluster: &Cluster, id: &str, src: &Path, dst: &Path) -> Sync
 /// Waits until one of `others` leads; returns which.
 fn index_of_leader(others: &[Master]) -> usize {
     support::await_some("another master leads", || {
-        let leads = |m: &Master| m.readiness().is_some_and(|told| told["status"] == "ready");
+        let leads =
+            |m: &Master| m.readiness().is_some_and(|reported| reported["status"] == "ready");
         others.iter().position(leads)
     })
 }
 
 fn epoch_of(master: &Master) -> u64 {
-    let told = master.readiness().expect("it answers");
-    told["leader"]["epoch"].as_u64().unwrap_or_else(|| panic!("{told}"))
+    let reported = master.readiness().expect("it answers");
+    reported["leader"]["epoch"].as_u64().unwrap_or_else(|| panic!("{reported}"))
 }
 
 #[test]
 fn followers_name_the_leader_and_its_address() {
     let cluster = three_masters();
     let leader = &cluster.master;
-    let told = leader.await_status("ready");
-    assert_eq!((&told["role"], &told["store"]["ok"]), (&json!("leader"), &json!(true)), "{told}");
+    let reported = leader.await_status("ready");
+    assert_eq!(
+        (&reported["role"], &reported["store"]["ok"]),
+        (&json!("leader"), &json!(true)),
+        "{reported}"
+    );
     for follower in &cluster.other_masters {
         let seen = follower.await_status("following");
-        assert_eq!((&seen["role"], &seen["leader"]), (&json!("follower"), &told["leader"]));
+        assert_eq!((&seen["role"], &seen["leader"]), (&json!("follower"), &reported["leader"]));
         assert_eq!(seen["leader"]["url"], leader.url(), "{seen}");
         assert_eq!(follower.get("/healthz").status, 200);
         assert_eq!(follower.get("/readyz").status, 200);
@@ -84,11 +89,11 @@ fn followers_name_the_leader_and_its_address() {
             let problem = answer.json();
             assert_eq!(
                 (&problem["code"], &problem["leader"]),
-                (&json!("not_leader"), &told["leader"])
+                (&json!("not_leader"), &reported["leader"])
             );
         }
     }
-    // A command that knows only a follower gets where it belongs.
+    // A command with the address of a follower reaches the leader.
     let follower = cluster.other_masters[0].url();
     let listed = support::ctl::ctl(["sync", "list", "-o", "json", "--master-url", &follower]).run();
     assert_eq!(listed.assert_exit_code(0).json(), json!([]));
@@ -121,8 +126,8 @@ fn the_status_of_all_masters_names_the_leader_and_fails_without_one() {
     for master in &mut cluster.other_masters {
         master.kill_9();
     }
-    let said = status(&cluster, "table").assert_exit_code(5).stderr_text();
-    assert!(said.contains("none of these masters leads"), "{said}");
+    let printed = status(&cluster, "table").assert_exit_code(5).stderr_text();
+    assert!(printed.contains("none of these masters leads"), "{printed}");
 }
 
 #[test]
@@ -148,13 +153,13 @@ fn a_suspended_leader_becomes_a_follower_when_it_continues() {
     let before = epoch_of(&cluster.master);
     cluster.master.process.freeze();
     let next = index_of_leader(&cluster.other_masters);
-    // Agents move on by themselves, also those whose questions were open at the old leader.
+    // Agents change to the new leader, also those with pending requests at the old one.
     let copied = || cluster.other_masters[next].progress(&id).map_or(0, |s| s.transferred_bytes);
     let before_it = copied();
     await_true("the sync goes on", || copied() > before_it + 4 * MIB as u64);
     cluster.master.process.thaw();
-    let told = cluster.master.await_status("following");
-    assert_eq!(told["leader"]["url"], cluster.other_masters[next].url(), "{told}");
+    let reported = cluster.master.await_status("following");
+    assert_eq!(reported["leader"]["url"], cluster.other_masters[next].url(), "{reported}");
     assert!(epoch_of(&cluster.master) > before);
     assert_undamaged(&cluster, &id, &src, &dst);
     assert!(cluster.master.process.try_exit_status().is_none(), "it did not exit");
@@ -179,8 +184,8 @@ fn a_leader_without_its_store_refuses_requests_and_follows_when_the_store_is_bac
     let (src, dst, id) = start_partial_sync(&mut cluster);
     relay.cut();
     cluster.other_masters[0].await_status("ready");
-    let told = cluster.master.await_status("unavailable");
-    assert_eq!(told["store"]["ok"], false, "{told}");
+    let reported = cluster.master.await_status("unavailable");
+    assert_eq!(reported["store"]["ok"], false, "{reported}");
     let refused = cluster.master.get("/sync");
     assert_eq!((refused.status, refused.header("retry-after").is_some()), (503, true));
     relay.restore();
@@ -220,7 +225,7 @@ fn every_sync_completes_across_repeated_leader_changes() {
     write_many_files(&src, 2_000, 2_000);
     let mut ids = Vec::new();
     for round in 0..4 {
-        // Told to all of them: it reaches the one that leads, also while nobody does.
+        // Submitted to all of them: it reaches the leader, even if there is none at first.
         let to = dst.join(format!("{round}"));
         let submitted = support::await_some("a sync is accepted", || {
             let ran = cluster.ctl(["sync", "submit", "-q", "--id", &format!("s{round}")]);
@@ -230,7 +235,7 @@ fn every_sync_completes_across_repeated_leader_changes() {
         ids.push((submitted, to));
         let all = std::iter::once(&mut cluster.master).chain(&mut cluster.other_masters);
         for master in all {
-            if master.readiness().is_some_and(|told| told["role"] == "leader") {
+            if master.readiness().is_some_and(|reported| reported["role"] == "leader") {
                 master.kill_9();
                 master.restart();
             }

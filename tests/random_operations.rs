@@ -17,13 +17,11 @@ use support::tree::{
     write_unusual_tree,
 };
 
-/// How long it blows.
 const STORM_DURATION: Duration = Duration::from_secs(10);
-/// More syncs than these are not submitted.
 const MAX_SYNCS: usize = 10;
 const AGENTS: [&str; 4] = ["a", "a2", "b", "b2"];
 
-/// Numbers that look like chance; the same for the same seed.
+/// Pseudo-random numbers; the same for the same seed.
 struct SeededRandom(u64);
 
 impl SeededRandom {
@@ -98,8 +96,8 @@ impl Storm {
         }
     }
 
-    /// Orders something of one that was not deleted. That it has ended before is the only excuse.
-    fn send_command(&mut self, verb: &str, told: Acknowledged) {
+    /// Sends a command about a sync that was not deleted. It may only be refused because the sync has ended.
+    fn send_command(&mut self, verb: &str, acknowledged: Acknowledged) {
         let there = self.syncs.iter_mut().filter(|s| s.acknowledged != Acknowledged::Deleted);
         let mut there: Vec<&mut KnownSync> = there.collect();
         if there.is_empty() {
@@ -112,8 +110,8 @@ impl Storm {
             verb => self.cluster.master.post(&format!("{path}/{verb}"), &json!({})),
         };
         match answer.status {
-            200..=204 if told == Acknowledged::Cancelled && sync.end.is_some() => {}
-            200..=204 => sync.acknowledged = told,
+            200..=204 if acknowledged == Acknowledged::Cancelled && sync.end.is_some() => {}
+            200..=204 => sync.acknowledged = acknowledged,
             409 => assert_eq!(answer.json()["code"], "sync_ended", "{verb}: {}", answer.text()),
             status => panic!("{verb} {}: {status} {}", sync.id, answer.text()),
         }
@@ -141,7 +139,7 @@ impl Storm {
             }
             assert_eq!(answer.status, 200, "{sync:?}: {}", answer.text());
             let mut seen: SyncProgress = serde_json::from_slice(&answer.body).unwrap();
-            // Part files of one that has ended are removed by somebody.
+            // Part files of a sync that has ended are removed by a discard task.
             seen.detail.clear();
             if let Some(end) = &sync.end {
                 assert_eq!(&seen, end, "it had ended otherwise");
@@ -220,15 +218,15 @@ fn acknowledged_commands_hold_while_agents_and_masters_are_killed() {
         assert_complete(&end, there);
         assert_same(&storm.src, &sync.dst, exact_comparison());
     }
-    // Nobody is at work any more.
-    await_true("nobody has anything in hand", || {
+    // No agent works any more.
+    await_true("no agent has an assignment", || {
         let list = storm.cluster.master.get("/sync").json();
         list.as_array()
             .unwrap()
             .iter()
             .all(|s| s["detail"].as_object().is_none_or(serde_json::Map::is_empty))
     });
-    // Those of what was cancelled or deleted go after a lease, which begins anew with each master.
+    // Those of cancelled and deleted syncs are removed after a lease, which restarts with each master.
     await_true("no part file is left", || part_files(&storm.root).is_empty());
     // Of what was cancelled or deleted nothing is written any more, while others go on.
     let stopped = || {

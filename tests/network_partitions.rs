@@ -1,5 +1,5 @@
 //! Agents and their master do not reach each other for much longer than a lease, in both directions or in
-//! one, while connections stay open. Work goes on where it can, and whoever is heard again does no harm.
+//! one, while connections stay open. Work continues where possible, and an agent that reconnects does no damage.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -44,7 +44,7 @@ impl RelayedCluster {
         RelayedCluster { cluster, relay: link, src, dst, id }
     }
 
-    /// Waits for the end, and holds it to be as if nothing had been.
+    /// Waits for the end and checks that the fault had no effect.
     #[track_caller]
     fn assert_undamaged(&self) -> SyncProgress {
         self.cluster.lift_bandwidth_limit(&self.id);
@@ -82,7 +82,7 @@ fn tasks_of_a_disconnected_source_agent_are_done_by_another() {
         let log = linked.cluster.agents["a"].process.log();
         log.contains("why=Expired") || log.contains("late result ignored")
     });
-    await_true("it is heard again", || {
+    await_true("it is active again", || {
         linked.cluster.master.active_workers().contains(&"a".to_owned())
     });
     assert_eq!(linked.assert_undamaged(), sync, "what it had to say changes nothing");
@@ -105,7 +105,7 @@ fn a_disconnected_destination_agent_is_marked_lost_and_used_again() {
 fn polls_whose_replies_are_lost_assign_nothing_twice() {
     let linked = RelayedCluster::start_partial("a");
     linked.relay.drop_replies();
-    // It asks again and again, is given work each time, and hears nothing.
+    // It polls repeatedly, is assigned work each time, and gets no reply.
     linked.wait_three_leases(Instant::now());
     linked.relay.restore();
     linked.assert_undamaged();
