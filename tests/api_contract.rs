@@ -155,14 +155,14 @@ fn all_invalid_fields_are_reported_together_and_nothing_is_accepted() {
     assert_eq!(answer.status, 422, "{}", answer.text());
     let problem = answer.json();
     assert!(problem["detail"].is_string());
-    let told: Vec<&str> = problem["errors"]
+    let pointers: Vec<&str> = problem["errors"]
         .as_array()
         .unwrap()
         .iter()
         .map(|e| e["pointer"].as_str().unwrap())
         .collect();
     for pointer in ["/request_id", "/source_path", "/destination_path", "/chunk_size_mb"] {
-        assert!(told.contains(&pointer), "{pointer} in {problem:#}");
+        assert!(pointers.contains(&pointer), "{pointer} in {problem:#}");
     }
     let unknown = json!({"source_path": "/a", "destination_path": "/b", "chunk_size": 1});
     let answer = cluster.master.post("/sync", &unknown);

@@ -40,8 +40,8 @@ fn start_legacy_agent(cluster: &Cluster, storage: &[&Path], watch: &str) -> Runn
 
 /// The assignments that the agent received, once it has ended well.
 fn assignments_of(agent: RunningCommand) -> Vec<Value> {
-    let told = agent.finish(MAX_WAIT * 2).assert_exit_code(0).json();
-    told["assignments"].as_array().unwrap().clone()
+    let output = agent.finish(MAX_WAIT * 2).assert_exit_code(0).json();
+    output["assignments"].as_array().unwrap().clone()
 }
 
 /// Checks that a sync has ended as unverified, in the API and for scripts.

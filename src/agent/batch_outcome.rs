@@ -107,7 +107,7 @@ impl<'a> BatchOutcome<'a> {
         }
     }
 
-    /// Reports a directory whose metadata could not be set as the failure of an entry in it: the retry of that
+    /// Reports that the metadata of a directory could not be set as the failure of an entry in it: the retry of that
     /// entry sets the metadata again. A permanent error is reported by the entry of the directory itself.
     pub(super) fn attribute_dir_errors(
         &mut self,

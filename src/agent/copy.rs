@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, HashSet};
 /// Of one batch.
 const MAX_CONCURRENT_HASHES: usize = 4;
 
-/// Transfers `manifest`, whose encoding is `encoded`, to one of the destination workers.
+/// Transfers `manifest`, encoded as `encoded`, to one of the destination workers.
 pub(super) async fn copy_batch(
     job: Job<'_>,
     manifest: Manifest,

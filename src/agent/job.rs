@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// A peer whose connection breaks during a request is tried once more in the same assignment, because it may have
-/// restarted. An unreachable peer is not.
+/// After a connection breaks during a request, its peer is tried once more in the same assignment, because it may
+/// have restarted. An unreachable peer is not.
 const MAX_TRIES_PER_WORKER: u32 = 2;
 
 pub(super) struct ExecutorContext {

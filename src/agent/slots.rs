@@ -32,7 +32,7 @@ const MAX_POLL_WAIT: Duration = Duration::from_secs(20);
 /// The reply to a poll that took this share of its lease is followed by a heartbeat at once.
 const LATE_POLL_DIVISOR: u32 = 4;
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-/// A slot whose task ran out of descriptors or memory polls again after this.
+/// After a task that ran out of descriptors or memory, its slot polls again after this.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// For the repetition of a poll that a shutdown interrupted.
 const LAST_POLL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -144,7 +144,7 @@ impl Slots {
         self.client.back_off(delay).await;
     }
 
-    /// Executes an assignment whose poll was sent at `since`, and sends its result.
+    /// Executes an assignment that was requested at `since`, and sends its result.
     async fn execute_assignment(&self, assignment: Assignment, since: Duration) {
         let Some(guard) = self.lease_table.insert(&assignment, since) else { return };
         let lease = Duration::from_secs(assignment.lease_seconds);

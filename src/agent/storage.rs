@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// A storage path whose measurement takes longer is unavailable. It reads two numbers that the file system has in
+/// A storage path is unavailable when its measurement takes longer. The measurement reads two numbers that the file system has in
 /// memory, or across one network.
 const HANG_TIMEOUT: Duration = Duration::from_secs(10);
 
