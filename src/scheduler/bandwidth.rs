@@ -1,44 +1,44 @@
-//! How limits on bytes per second are shared out. [`split_parent`] is the rule; [`BandwidthAllocator`] knows who may send
-//! how much, and what he made of it. Nothing of it is stored: a restarted master learns it with the next
-//! heartbeats.
+//! Allocation of bandwidth limits. [`split_fairly`] is the rule; [`BandwidthAllocator`] records the
+//! share of each worker and its usage. Nothing is stored: a restarted master learns it with the
+//! next heartbeats.
 //!
 //! ```text
-//! the installation's limit ─split─▶ syncs, each within its own limit ─split─▶ workers
+//! limit of the installation ─split─▶ syncs, each within its own limit ─split─▶ workers
 //! ```
 //!
-//! A worker hears of its share when it speaks to us. So one that gets less gets it at once, and one that
-//! gets more gets what others have given back by then: together they never have more than the limit, but
-//! for the little that one who comes late begins with.
+//! A worker gets its share in the reply to its heartbeat. A smaller share applies at once; a larger
+//! one is limited to what others have returned by then. So the sum of all shares never exceeds the
+//! limit, except for the small initial share of a late worker.
 
 use crate::wire::worker::BandwidthUsage;
 use crate::wire::{SyncNo, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Targets are found anew at most so often.
+/// Maximum age of the computed targets.
 const TARGET_REFRESH_MS: u64 = 100;
-/// Usage is judged over at least so long.
+/// Minimum interval for a usage sample.
 const MIN_SAMPLE_MS: u64 = 400;
-/// A worker without a task of a sync keeps its share for so long: the next task may be on its way.
+/// A worker without a task keeps its share for this time: the next task may be under way.
 const SHARE_RETENTION_MS: u64 = 3_000;
-/// Who begins while others have all begins with this part of what will be his.
+/// The initial share of a late worker is its fair share divided by this.
 const INITIAL_SHARE_DIVISOR: u64 = 16;
-/// Who needs less than his share keeps this part more than he needs, …
+/// A demand below the share is raised by its part 1/32 …
 const HEADROOM_DIVISOR: u64 = 32;
-/// … and this part of an equal share.
+/// … and by 1/128 of an equal share.
 const MIN_DEMAND_DIVISOR: u64 = 128;
 
-/// What somebody asks of a limit.
+/// A demand on a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Demand {
-    /// What he would use; `u64::MAX`: whatever he gets.
+    /// Expected use; `u64::MAX`: unbounded.
     pub(super) desired: u64,
-    /// What he may have.
+    /// Upper bound.
     pub(super) cap: u64,
 }
 
-/// Splits `total` so that who wants little gets what he wants, and the others get equal parts of the rest
-/// (max-min fairness; D. Bertsekas, R. Gallager, Data Networks, 1992, section 6.5.2). What nobody wants is
-/// handed out too, in the same way: who wants more in the next moment need not wait.
+/// Max-min fair split of `total` (D. Bertsekas, R. Gallager, Data Networks, 1992, section 6.5.2):
+/// small demands are met, the others get equal parts of the remainder. What exceeds all demands is
+/// split in the same way, so that a growing demand need not wait.
 pub(super) fn split_fairly(total: u64, claims: &[Demand]) -> Vec<u64> {
     let wanted: Vec<u64> = claims.iter().map(|claim| claim.desired.min(claim.cap)).collect();
     let mut shares = fill_equally(total, &wanted);
@@ -50,7 +50,7 @@ pub(super) fn split_fairly(total: u64, claims: &[Demand]) -> Vec<u64> {
     shares
 }
 
-/// Fills vessels of these sizes to the same level, as far as `total` goes.
+/// Raises all values equally up to these sizes, until `total` is used.
 fn fill_equally(total: u64, sizes: &[u64]) -> Vec<u64> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|i| sizes[*i]);
@@ -64,13 +64,12 @@ fn fill_equally(total: u64, sizes: &[u64]) -> Vec<u64> {
     filled
 }
 
-/// Who may send how much.
 #[derive(Debug, Default)]
 pub(super) struct BandwidthAllocator {
     /// The limit of the whole installation.
     total_limit: Option<u64>,
     pools: BTreeMap<SyncNo, SyncPool>,
-    /// When the targets were found; `None`: something changed since.
+    /// `None`: they must be computed again.
     targets_computed_ms: Option<u64>,
 }
 
@@ -79,24 +78,22 @@ pub(super) struct BandwidthAllocator {
 struct SyncPool {
     /// The sync's own limit.
     own_limit: Option<u64>,
-    /// What they may have together.
+    /// The limit of all its workers together.
     limit: u64,
     members: BTreeMap<WorkerId, WorkerShare>,
 }
 
 #[derive(Debug)]
 struct WorkerShare {
-    /// The share that it heard of.
+    /// The share that it was sent last.
     granted: u64,
-    /// The share that it is to have.
+    /// The share that it should have.
     target: u64,
-    /// What it said last of its usage, and when.
+    /// The last usage and its time.
     last_usage: Option<(BandwidthUsage, u64)>,
-    /// What it wants by that; `u64::MAX`: its share holds it back, or nothing is known yet.
+    /// Its estimated demand; `u64::MAX`: limited by its share, or unknown.
     demand: u64,
-    /// When it got its first share.
     registered_ms: u64,
-    /// When it last had a task.
     last_busy_ms: u64,
 }
 
@@ -114,14 +111,13 @@ impl SyncPool {
 }
 
 impl BandwidthAllocator {
-    /// The limit of the whole installation is this from now on.
     pub(super) fn set_total_limit(&mut self, limit: Option<u64>) {
         if self.total_limit != limit {
             (self.total_limit, self.targets_computed_ms) = (limit, None);
         }
     }
 
-    /// A sync's own limit is this from now on. True: it is limited, by that or with all others.
+    /// Sets the limit of a sync. True: it is limited, by its own limit or by the total.
     pub(super) fn set_own_limit(&mut self, no: SyncNo, own: Option<u64>) -> bool {
         if own.is_none() && self.total_limit.is_none() {
             self.pools.remove(&no);
@@ -134,8 +130,8 @@ impl BandwidthAllocator {
         true
     }
 
-    /// A worker has a task of a limited sync, as one of so many that may get some. It gets a first share,
-    /// unless it has one.
+    /// Registers a worker with a task of a limited sync, one of `peers` that may get some. A new
+    /// one gets an initial share.
     pub(super) fn register(
         &mut self,
         no: SyncNo,
@@ -178,7 +174,7 @@ impl BandwidthAllocator {
         self.targets_computed_ms = None;
     }
 
-    /// A worker said what it sent.
+    /// True: bytes were sent since the last report.
     pub(super) fn report_usage(
         &mut self,
         no: SyncNo,
@@ -197,7 +193,7 @@ impl BandwidthAllocator {
         if passed < MIN_SAMPLE_MS {
             return false;
         }
-        // Less than before: it had forgotten the sync, and counts anew.
+        // The counter decreased: the worker had dropped the sync and counts from zero.
         let moved = usage.sent_bytes.checked_sub(before.sent_bytes).unwrap_or(usage.sent_bytes);
         let held =
             usage.throttled_ms.checked_sub(before.throttled_ms).unwrap_or(usage.throttled_ms);
@@ -209,7 +205,7 @@ impl BandwidthAllocator {
         moved > 0
     }
 
-    /// What a worker may send from now on, when it is told now; `None` where it has no share.
+    /// Computes and records the share that a worker is sent now; `None` if it is not registered.
     pub(super) fn grant(&mut self, no: SyncNo, worker: &WorkerId, now_ms: u64) -> Option<u64> {
         self.update_targets(now_ms);
         let pool = self.pools.get(&no)?;
@@ -218,30 +214,27 @@ impl BandwidthAllocator {
             .total_limit
             .map_or(spare, |whole| spare.min(whole.saturating_sub(self.total_granted())));
         let member = self.pools.get_mut(&no)?.members.get_mut(worker)?;
-        // Those who begin together with it are still to come.
+        // Workers that start together with it are still to come.
         let spare =
             if now_ms.saturating_sub(member.registered_ms) < MIN_SAMPLE_MS { 0 } else { spare };
         member.granted = member.target.min(member.granted.saturating_add(spare)).max(1);
         Some(member.granted)
     }
 
-    /// What a worker was told last.
     pub(super) fn granted_to(&self, no: SyncNo, worker: &WorkerId) -> Option<u64> {
         Some(self.pools.get(&no)?.members.get(worker)?.granted)
     }
 
-    /// The syncs for which a worker has a share.
     pub(super) fn syncs_of(&self, worker: &WorkerId) -> Vec<SyncNo> {
         let with = self.pools.iter().filter(|(_, pool)| pool.members.contains_key(worker));
         with.map(|(no, _)| *no).collect()
     }
 
-    /// How many shares there are.
     pub(super) fn share_count(&self) -> usize {
         self.pools.values().map(|pool| pool.members.len()).sum()
     }
 
-    /// These have tasks now; who had none for a while gives his share back.
+    /// Frees the shares of workers that were idle for a while; `busy` ones have tasks now.
     pub(super) fn expire_idle_shares(&mut self, busy: &BTreeSet<(SyncNo, WorkerId)>, now_ms: u64) {
         let before = self.share_count();
         for (no, pool) in &mut self.pools {
@@ -258,12 +251,11 @@ impl BandwidthAllocator {
         }
     }
 
-    /// All that anybody was told.
     fn total_granted(&self) -> u64 {
         self.pools.values().fold(0, |sum, pool| sum.saturating_add(pool.granted()))
     }
 
-    /// Finds the targets, where they may have changed.
+    /// Computes the targets, if they may have changed.
     fn update_targets(&mut self, now_ms: u64) {
         if self.targets_computed_ms.is_some_and(|at| now_ms.saturating_sub(at) < TARGET_REFRESH_MS)
         {
@@ -285,7 +277,6 @@ impl BandwidthAllocator {
     }
 }
 
-/// What a sync asks of the limit of all.
 fn sync_demand(pool: &SyncPool) -> Demand {
     let wants = pool.demands().iter().fold(0, |sum: u64, claim| sum.saturating_add(claim.desired));
     Demand { desired: wants, cap: pool.own_limit.unwrap_or(u64::MAX) }

@@ -1,4 +1,4 @@
-//! Limits on bytes per second: which syncs have one, who is told his share of it and when.
+//! Limits on bytes per second: which syncs are limited, and when workers get their shares.
 
 use super::sync_admin::{refuse, unknown_sync};
 use super::sync_job::SyncJob;
@@ -11,17 +11,16 @@ use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Who sends under a limit is heard about so often, in milliseconds …
+/// Heartbeat interval of a worker that sends under a limit.
 const LIMITED_HEARTBEAT_MS: u64 = 1_000;
-/// … who works without a limit so often …
+/// Heartbeat interval of a worker that works without a limit.
 const BUSY_HEARTBEAT_MS: u64 = 1_500;
-/// … and so much less often for each share that there is, where there are more than that.
+/// Added to the interval for each share, so that the master is not overloaded.
 const HEARTBEAT_MS_PER_SHARE: u64 = 1;
-/// … but at least so often.
 const MAX_HEARTBEAT_MS: u64 = 5_000;
 
 impl State {
-    /// Changes a sync that has not ended.
+    /// Changes an active sync.
     pub(super) fn change_sync(&mut self, id: &RequestId, change: SyncPatch, now: Now) -> Reply {
         let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) else {
             return unknown_sync(id);
@@ -37,26 +36,26 @@ impl State {
             sync.bwlimit = change.bwlimit;
             self.bandwidth.set_own_limit(no, change.bwlimit);
             self.mark_changed(no, now);
-            // Who could not take it, because he knows no limits, may be able to now.
+            // A worker without support for limits may be able to take its tasks now.
             self.needs_dispatch = true;
         }
         self.progress_reply(id)
     }
 
-    /// The limit of the whole installation now.
+    /// The current limit of the whole installation.
     fn total_limit(&self, now: Now) -> Option<u64> {
         let time = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
         self.settings.bwlimit.limit_at(time, &self.settings.zone)
     }
 
-    /// A worker was given a task that sends content: it needs a share of what limits that.
+    /// Registers a worker that was assigned a sending task, so that it gets a share of the limits.
     pub(super) fn ensure_share(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
         self.bandwidth.set_total_limit(self.total_limit(now));
         let Some(sync) = self.syncs.get(&no) else { return };
         let own = sync.bwlimit;
         let knows = self.workers.get(id).is_some_and(Worker::supports_limits);
         if knows && self.bandwidth.set_own_limit(no, own) {
-            // Only who joins is to be compared with others.
+            // Only a new share is compared with those of other workers.
             let joins = self.bandwidth.granted_to(no, id).is_none();
             let peers =
                 joins.then(|| self.capable_workers(sync, &sync.request.source_path).count());
@@ -65,7 +64,7 @@ impl State {
         }
     }
 
-    /// Takes in what a worker sent, and tells it what it may send.
+    /// Records what a worker sent, and replies with its shares.
     pub(super) fn update_limits(
         &mut self,
         id: &WorkerId,
@@ -106,7 +105,7 @@ impl State {
             }
         }
         if reply.next_heartbeat_ms.is_none() && !held.is_empty() {
-            // Who works hears soon that he shall not: of a cancel, for example.
+            // A busy worker reports often, so that it learns soon of a cancel.
             let beat = HEARTBEAT_MS_PER_SHARE * self.lease_index.worker_count() as u64;
             let soonest =
                 if self.is_watched(&held, now) { LIMITED_HEARTBEAT_MS } else { BUSY_HEARTBEAT_MS };
@@ -114,7 +113,7 @@ impl State {
         }
     }
 
-    /// Time passed: the timetable may say something else, and who sends no more gives his share back.
+    /// Applies the timetable and frees the shares of idle workers.
     pub(super) fn tick_limits(&mut self, now: Now) {
         self.bandwidth.set_total_limit(self.total_limit(now));
         if self.bandwidth.share_count() == 0 {
@@ -129,8 +128,8 @@ impl State {
 }
 
 impl SyncJob {
-    /// Whether only workers that know limits may send for it. A limit of the whole installation is no
-    /// reason to leave an older agent idle.
+    /// Whether only workers with support for limits may send for it. A limit of the whole
+    /// installation does not exclude agents without that support.
     pub(super) fn is_limited(&self) -> bool {
         self.bwlimit.is_some()
     }

@@ -1,9 +1,10 @@
-//! Entries in whose place a directory stands that is not empty. A mirror deletes such a directory, but only
-//! after its guards; so the entries are set aside, and the source is walked again when the deletion is done.
+//! Entries blocked by a directory that is not empty. A mirror deletes such a directory, but only
+//! after its guards have passed. So the entries are deferred, and the source is walked again after
+//! the deletion.
 //!
 //! ```text
-//! Copy ──EISDIR──▶ set aside ─▶ Count ─▶ (guards) ─▶ Prune ─▶ Replace ─▶ done, or failed for another reason
-//!                       └── nothing is deleted (an error, a guard, a filter) ─▶ failed with EISDIR
+//! Copy ──EISDIR──▶ deferred ─▶ CountExtraneous ─▶ (guards) ─▶ DeleteExtraneous ─▶ CopyBlocked ─▶ done or failed
+//!                     └── nothing is deleted (an error, a guard, a filter) ─▶ failed with EISDIR
 //! ```
 
 use super::phase::PhaseState;
@@ -15,54 +16,50 @@ use crate::wire::sync::FileError;
 use crate::wire::task::TaskReport;
 use serde::{Deserialize, Serialize};
 
-/// Errors that are kept in full.
+/// Maximum number of errors kept in full.
 const MAX_BLOCKED_ERRORS: usize = 100;
 
-/// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct BlockedEntries {
-    /// How many entries.
     files: u64,
-    /// Why they could not be brought; the first ones.
+    /// The first errors.
     errors: Vec<FileError>,
-    /// How many entries that have no error here were found in the same state when all was read back.
+    /// Entries without a kept error that the read-back pass found in the same state.
     #[serde(default)]
     readback_count: u64,
 }
 
 impl BlockedEntries {
-    /// Whether there is nothing to remember.
     pub(super) fn is_empty(&self) -> bool {
         self.files == 0
     }
 
-    /// How many of `errors` are about entries without an error here.
+    /// How many of `errors` are about entries without a kept error.
     fn count_unrecorded(&self, errors: &[FileError]) -> u64 {
         let noted = |error: &&FileError| self.errors.iter().any(|known| known.path == error.path);
         errors.iter().filter(|error| !noted(error)).count() as u64
     }
 
-    /// Whether the entries that failed with `errors` when all was read back can be those that were set aside when
-    /// they were copied. Beyond the errors that are kept only the number of entries decides.
+    /// Whether entries that failed with `errors` in the read-back pass can be entries that were
+    /// deferred in the copy. Beyond the kept errors only their number decides.
     fn may_include(&self, errors: &[FileError]) -> bool {
         let without_error = self.files.saturating_sub(self.errors.len() as u64);
         self.readback_count.saturating_add(self.count_unrecorded(errors)) <= without_error
     }
 
-    /// All is read back anew.
     pub(super) fn reset_readback(&mut self) {
         self.readback_count = 0;
     }
 }
 
-/// Whether a directory that is not empty stands in the place of the entry.
 fn is_blocked_by_directory(error: &FileError) -> bool {
     error.errno.as_deref() == Some("EISDIR") && error.operation.ends_with("destination")
 }
 
 impl SyncJob {
-    /// Whether entries that failed with `errors` wait for the deletion of the directories in their place.
-    /// When all is read back, only those that waited before: another one was copied and is missing now.
+    /// Whether entries that failed with `errors` are deferred until the directories in their place
+    /// are deleted. The read-back pass accepts only entries that were deferred before: any other
+    /// one was copied and is missing now.
     pub(super) fn can_defer_blocked(&self, errors: &[FileError]) -> bool {
         let stage_fits = match self.phase {
             PhaseState::Copy => true,
@@ -77,7 +74,7 @@ impl SyncJob {
 
     fn defer_blocked(&mut self, files: u64, errors: Vec<FileError>) {
         if self.phase != PhaseState::Copy {
-            // They were set aside when they were copied.
+            // They were deferred when they were copied.
             self.blocked.readback_count += self.blocked.count_unrecorded(&errors);
             return;
         }
@@ -92,15 +89,15 @@ impl SyncJob {
         self.blocked.errors.extend(errors.into_iter().take(room));
     }
 
-    /// Takes up to `files` entries out of those that were set aside, and returns how many there were: only
-    /// these are counted when the source is walked again.
+    /// Removes up to `files` deferred entries and returns their number: only these are counted in
+    /// the second walk.
     pub(super) fn take_deferred(&mut self, files: u64) -> u64 {
         let taken = files.min(self.blocked.files);
         self.blocked.files -= taken;
         taken
     }
 
-    /// Counts what a batch of the second walk brought of what was set aside.
+    /// Counts the deferred entries that a batch of the second walk copied.
     pub(super) fn count_copied_blocked(&mut self, report: &TaskReport) {
         let files = self.take_deferred(report.files_done);
         self.counters.files_done += files;
@@ -112,16 +109,16 @@ impl SyncJob {
         }
     }
 
-    /// Whether the source is to be walked again for what was set aside: the directories were deleted. After an error
-    /// extra entries may have been counted, and nothing was deleted.
+    /// Whether the source is walked again: the directories were deleted. After an error extraneous
+    /// entries may have been counted, but nothing was deleted.
     pub(super) fn needs_blocked_copy(&self) -> bool {
         !self.blocked.is_empty() && self.phase == PhaseState::DeleteExtraneous
     }
 }
 
 impl State {
-    /// Sets `files` entries aside that could not be brought because of `errors`. A dry run counts and records them
-    /// as created, as the sync does after the directories in their place were deleted.
+    /// Defers `files` entries that failed with `errors`. A dry run counts and records them as
+    /// created, because the sync would create them after the deletion.
     pub(super) fn defer_blocked_entries(&mut self, no: SyncNo, files: u64, errors: Vec<FileError>) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         if sync.is_dry_run() {
@@ -140,7 +137,7 @@ impl State {
         sync.defer_blocked(files, errors);
     }
 
-    /// Ends with what was set aside, before the sync goes on to `next`: nothing is going to delete the
+    /// Resolves deferred entries before the sync enters `next`: either nothing will delete the
     /// directories in their place, or the second walk did not find the entries any more.
     pub(super) fn resolve_blocked(&mut self, no: SyncNo, next: Option<PhaseState>, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };

@@ -1,5 +1,5 @@
-//! Deletion goes through one agent of the destination, which counts what it deletes. Several would each
-//! delete as much as the limits of the sync allow.
+//! Deletion goes through one agent of the destination, which counts the deleted entries. Several
+//! agents would each delete up to the limits of the sync.
 
 use super::sync_job::SyncJob;
 use super::task::Task;
@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Deleter {
     pub(super) worker: WorkerId,
-    /// What tickets allow it.
+    /// The grant that its tickets carry.
     deletion: DeleteGrant,
     /// A task failed since it was chosen: another agent is tried next.
     pub(super) has_failed: bool,
 }
 
 impl Deleter {
-    /// Whether `worker` is still the process that was chosen, and can be reached.
+    /// Whether `worker` is still the chosen process and can be reached.
     fn is_same_process(&self, worker: &Worker) -> bool {
         worker.is_active
             && worker.drained.is_none()
@@ -30,7 +30,7 @@ impl Deleter {
 }
 
 impl SyncJob {
-    /// What the ticket of a task lets be pruned.
+    /// The permit in the ticket of a walk over extraneous entries.
     pub(super) fn prune_permit(&self, spec: &TaskSpec) -> Option<PrunePermit> {
         let TaskSpec::Prune { apply, .. } = spec else { return None };
         let deletion = self.deleter.as_ref().filter(|_| *apply).map(|d| d.deletion.clone());
@@ -39,8 +39,8 @@ impl SyncJob {
 }
 
 impl State {
-    /// Through whom a task deletes that `leased` is given, where that is no longer the agent chosen before: `leased`
-    /// itself where it holds the destination, else another one.
+    /// The next deleter for a task that is leased to `leased`, if the present one must be replaced:
+    /// `leased` itself if it serves the destination, else another worker.
     fn next_deleter<'a>(&'a self, sync: &'a SyncJob, leased: &WorkerId) -> Option<&'a Worker> {
         let destination = &sync.request.destination_path;
         let before = sync.deleter.as_ref();
@@ -55,13 +55,13 @@ impl State {
         let reachable = itself.into_iter().chain(self.reachable_writers(sync, leased, 1));
         let reachable: Vec<&Worker> =
             reachable.filter(|w| w.last_heartbeat.incarnation.is_some()).collect();
-        // Another one first, where there is one.
+        // Prefer another worker than the previous one.
         let is_other = |w: &&&Worker| before.is_none_or(|b| b.worker != w.last_heartbeat.worker_id);
         reachable.iter().find(is_other).or(reachable.first()).copied()
     }
 
-    /// Whether a task that deletes is not to be given to `leased` yet: it would get a new grant while others still
-    /// delete under the one before, and what they are going to delete is not known.
+    /// Whether a deletion must not be assigned yet: it would need a new grant while other tasks
+    /// still delete under the old one, and the number that they will delete is not known.
     pub(super) fn must_wait_for_deletions(&self, sync: &SyncJob, leased: &WorkerId) -> bool {
         let Some(deleter) = &sync.deleter else { return false };
         let is_new = |next: &Worker| !deleter.is_same_process(next);
@@ -72,8 +72,9 @@ impl State {
             && sync.tasks.iter().filter_map(|id| self.tasks.get(id)).any(deletes)
     }
 
-    /// Chooses through whom a task deletes that `leased` is given: the same agent as before as long as that
-    /// can be reached and no task failed. The grant of a new one allows what is left by the reports so far.
+    /// Chooses the deleter of a task that is leased to `leased`. The present one is kept while it
+    /// can be reached and no task failed. A new grant allows what the reports so far leave of the
+    /// limits.
     pub(super) fn choose_deleter(&mut self, no: SyncNo, leased: &WorkerId, now: Now) {
         let Some(sync) = self.syncs.get(&no) else { return };
         let Some(chosen) = self.next_deleter(sync, leased) else { return };
@@ -84,7 +85,7 @@ impl State {
         let drawn = self.draw_random();
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         if let (true, Some(deleter)) = (same, &mut sync.deleter) {
-            // The only one that there is: its count goes on.
+            // There is no other worker: its count continues.
             deleter.has_failed = false;
         } else {
             let mut grant = [0; 8];

@@ -1,9 +1,9 @@
-//! Two agents under one id: both would do the same tasks, and each heartbeat would take away what the other
-//! has. The second is refused as long as the first is alive.
+//! Two agents under one id: both would do the same tasks, and each heartbeat would revoke the
+//! leases of the other. The second one is refused while the first is alive.
 //!
-//! An agent that was killed and started again is another incarnation as well, and must not wait. So a new
-//! incarnation is believed at first, and when the one before comes back all the same, which one that was
-//! killed never does, that one goes on and the new one is refused.
+//! An agent that was killed and restarted is another incarnation too, and must not wait. So a new
+//! incarnation is accepted at first. If the previous one reports again, which a killed one never
+//! does, the previous one continues and the new one is refused.
 
 use super::{Now, State};
 use crate::wire::WorkerId;
@@ -11,10 +11,8 @@ use crate::wire::problem::Problem;
 use crate::wire::worker::WorkerHeartbeat;
 use std::collections::BTreeMap;
 
-/// So many refused incarnations are remembered.
 const MAX_REFUSED_INCARNATIONS: usize = 16;
 
-/// The refusal of a heartbeat that comes from a second agent.
 fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
     let detail = format!(
         "another agent runs as worker `{}` and is alive: this one gets no work until that one is stopped",
@@ -25,7 +23,7 @@ fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
 }
 
 impl State {
-    /// Why a heartbeat is not taken: it comes from a second agent.
+    /// The problem for a heartbeat of a duplicate agent.
     pub(super) fn refuse_duplicate(&mut self, said: &WorkerHeartbeat, now: Now) -> Option<Problem> {
         let timeout = self.settings.heartbeat_timeout_ms;
         let known = self.workers.get_mut(&said.worker_id)?;
@@ -35,13 +33,13 @@ impl State {
             return None;
         }
         let Some(incoming) = said.incarnation.as_ref() else {
-            // It cannot be the process that is alive: that one names itself.
+            // It cannot be the live process, which reports an incarnation.
             if known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS {
                 known.refused_incarnations.insert(String::new(), now.mono_ms);
             }
             return Some(worker_id_taken(said));
         };
-        // The one before may still be ending what it had, beside one that was started for it.
+        // The previous process may still finish its tasks beside its successor.
         let leaves =
             known.previous_incarnation.as_ref() == Some(incoming) && !said.status.can_accept_work();
         let room = known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS;
@@ -53,7 +51,7 @@ impl State {
         Some(worker_id_taken(said))
     }
 
-    /// The incarnation before and the refused ones, after a heartbeat that is taken.
+    /// The previous incarnation and the refused ones, after an accepted heartbeat.
     pub(super) fn resolve_incarnations(
         &self,
         id: &WorkerId,

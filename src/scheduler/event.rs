@@ -1,5 +1,4 @@
-//! What the world tells the scheduler ([`ProgressEvent`]), what it answers ([`FuseReply`]), and what it wants
-//! done ([`Effect`]).
+//! Events, replies and effects of the scheduler.
 
 use super::Settings;
 pub use super::file_records::RecordLogInfo;
@@ -18,214 +17,214 @@ use crate::wire::worker::{
 use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
-/// Names the caller that waits for a [`Reply`]; given out by the owner of the state.
+/// A caller that waits for a [`Reply`]; numbered by the owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
 
-/// The time of an event. Decisions use `mono_ms` only, so that a clock that jumps changes none.
+/// The time of an event. Decisions use `mono_ms` only, so a jump of the wall clock changes none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// Milliseconds on a clock that never jumps (it includes suspend), from any origin.
+    /// Milliseconds on a clock that never jumps and includes suspend, from any origin.
     pub mono_ms: u64,
-    /// Milliseconds since 1970, for stamps that people read and for tickets.
+    /// Milliseconds since 1970, for displayed times and tickets.
     pub wall_ms: i64,
 }
 
-/// A key that makes a repeated submit safe: same key and body, same answer.
+/// Makes a repeated submit safe: the same key and body give the same reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey {
     /// The client's key, at most 128 bytes.
     pub key: String,
-    /// The digest of the body that it came with.
+    /// The digest of the request body.
     pub body: Digest,
 }
 
-/// Which syncs are wanted, newest first.
+/// A query for syncs, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SyncQuery {
-    /// Those in one of these states; none named: all.
+    /// Accepted states; empty: all.
     pub states: Vec<SyncState>,
-    /// Those before this one.
+    /// Only syncs submitted before this one.
     pub before: Option<SyncNo>,
-    /// Those whose id begins so.
+    /// Only syncs whose id has this prefix.
     pub id_prefix: Option<RequestId>,
-    /// So many at most.
+    /// Maximum number of syncs.
     pub limit: Option<usize>,
 }
 
-/// … and what is given of them.
+/// The result of a query.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SyncPage {
     /// Newest first.
     pub syncs: Vec<SyncProgress>,
-    /// The [`SyncQuery::completed`] with which it goes on, where there are more.
+    /// [`SyncQuery::before`] for the next page, if there is one.
     pub next: Option<SyncNo>,
 }
 
-/// The keys that a store holds.
+/// The keys in a store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StoredKeys {
-    /// Of records.
+    /// Keys of records.
     pub records: BTreeSet<String>,
-    /// Of blobs.
+    /// Keys of blobs.
     pub blobs: BTreeSet<String>,
 }
 
-/// What the world says.
+/// An input of the scheduler.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A new sync.
+    /// Create a sync.
     Submit {
-        /// What is asked for; its file list has been moved to `list`.
+        /// The request; its file list has been moved to `list`.
         request: SyncRequest,
-        /// The checked file list in parts, where one was given.
+        /// The validated file list in parts, if one was given.
         list: Option<Vec<FileListPart>>,
         /// For safe repeats.
         idempotency: Option<IdempotencyKey>,
     },
-    /// How does a sync stand?
+    /// Return the progress of a sync.
     GetProgress(RequestId),
-    /// Where is the list of what became of each file?
+    /// Return where the outcome of each file is recorded.
     GetFileRecords(RequestId),
-    /// The list of a sync can't be written.
+    /// The file with the outcomes of a sync cannot be written.
     FileRecordsLost {
-        /// Whose.
+        /// The sync.
         sync: SyncNo,
-        /// A sentence.
+        /// The error message.
         reason: String,
     },
-    /// How do all stand?
+    /// Return the progress of several syncs.
     ListSyncs(SyncQuery),
-    /// Change a sync while it runs.
+    /// Change a running sync.
     ChangeSync {
-        /// Which.
+        /// The sync.
         id: RequestId,
-        /// What.
+        /// The change.
         change: SyncPatch,
     },
-    /// Submit what an ended sync asked for again.
+    /// Submit the request of an ended sync again.
     RetrySync {
-        /// Which.
+        /// The ended sync.
         id: RequestId,
-        /// The name of the new sync.
+        /// The id of the new sync.
         new: Option<RequestId>,
-        /// Just these names of it.
+        /// Only these names.
         only: Option<Vec<FileListPart>>,
         /// For safe repeats.
         idempotency: Option<IdempotencyKey>,
     },
-    /// Hand out nothing more of a sync.
+    /// Assign no further tasks of a sync.
     PauseSync(RequestId),
-    /// Let a sync go on.
+    /// Continue a paused sync.
     ResumeSync(RequestId),
-    /// Take the tasks of a sync away from a worker and leave them to others.
+    /// Revoke the tasks of a sync that a worker holds, and prefer other workers for them.
     ReassignTasks {
-        /// Which.
+        /// The sync.
         id: RequestId,
-        /// From whom.
+        /// The worker that holds the tasks.
         worker: WorkerId,
     },
-    /// Stop a sync, keep its record.
+    /// End a sync, keep its record.
     CancelSync(RequestId),
-    /// Stop a sync and forget it.
+    /// End a sync and remove it.
     DeleteSync(RequestId),
-    /// A worker is alive.
+    /// A heartbeat of a worker.
     Heartbeat(WorkerHeartbeat),
-    /// Which workers are there?
+    /// List all workers.
     ListWorkers,
-    /// Return the view of one worker.
+    /// Return one worker.
     GetWorker(WorkerId),
     /// Return the ids of the syncs of which a worker holds tasks.
     ListWorkerRequests(WorkerId),
-    /// Give a worker nothing new (`order`), or let it work again.
+    /// Assign nothing new to a worker (`order`), or allow it again.
     DrainWorker {
-        /// Whom.
+        /// The worker.
         worker: WorkerId,
-        /// By whom and why; `None`: no longer.
+        /// Author and reason; `None` ends the drain.
         order: Option<DrainRequest>,
     },
-    /// Forget a worker that has fallen silent.
+    /// Remove a silent worker.
     ForgetWorker(WorkerId),
-    /// A worker asks for work.
+    /// A worker polls for work.
     Poll {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// The process start of the agent, where it says so.
+        /// The id of the agent process, if reported.
         incarnation: Option<String>,
         /// A repeat of the same poll gets the same lease.
         poll_id: Option<String>,
-        /// Answer with nothing after so many milliseconds.
+        /// Reply without work after this time.
         wait_ms: u64,
     },
-    /// The caller of a poll went away.
+    /// The caller of a poll disconnected.
     CancelPoll(Caller),
-    /// A worker asks for the manifest of an assignment.
+    /// Return the manifest of an assignment.
     GetManifest {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// Which.
+        /// The assignment.
         assignment: AssignmentId,
     },
-    /// A scan found something.
+    /// A page of a walk.
     Page {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// In which assignment.
+        /// The assignment.
         assignment: AssignmentId,
-        /// What.
+        /// The page.
         page: ScanPage,
     },
-    /// A task ended.
+    /// The result of a task.
     Result(TaskResult),
-    /// Compare the leases with who is there, and what is stored (looked up by who owns the state, after all
-    /// that was decided before is written) with what is known.
+    /// Compare leases with workers, and stored keys with known ones. The keys must be listed after
+    /// all earlier decisions are written.
     Reconcile(StoredKeys),
-    /// The entries of a manifest, as [`Effect::ReadEntries`] asked for them.
+    /// The reply to [`Effect::ReadEntries`].
     ManifestEntries {
-        /// The task whose manifest it is.
+        /// The task of the manifest.
         task: TaskId,
-        /// Each entry as a batch of its own; none where the manifest cannot be read.
+        /// Each entry as a batch of its own; empty if the manifest cannot be read.
         entries: Vec<SingleEntry>,
     },
-    /// The wall clock is right, whatever it was before.
+    /// Accept the wall clock as it is.
     ConfirmClock,
-    /// The store lost what was committed: everything not ended starts again from its scan.
+    /// The store lost committed data: active syncs restart from their scan.
     StoreLost,
-    /// The configuration was read again.
+    /// The configuration was reloaded.
     Configure(Box<Settings>),
-    /// Time passes.
+    /// Time passed.
     Tick,
 }
 
-/// An answer to an event.
+/// The reply to an event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// To `Submit` and `RetrySync`.
     Submitted(SubmitReply),
-    /// To `GetProgress`, `Transition`, `PauseSync`, `PruneResume` and `CancelSync`.
+    /// To `GetProgress`, `ChangeSync`, `PauseSync`, `ResumeSync` and `CancelSync`.
     Progress(Box<SyncProgress>),
-    /// To `List`.
+    /// To `ListSyncs`.
     Syncs(SyncPage),
-    /// To `Listing`.
+    /// To `GetFileRecords`.
     FileRecords(Box<RecordLogInfo>),
-    /// To `Delete`.
+    /// To `DeleteSync`.
     Deleted {
-        /// It had not ended, and was cancelled.
+        /// It was active and was cancelled first.
         cancelled: bool,
     },
     /// To `Heartbeat`.
     Heartbeat(HeartbeatReply),
-    /// To `Workers`.
+    /// To `ListWorkers`.
     Workers(WorkerList),
-    /// To `Worker`.
+    /// To `GetWorker`.
     Worker(Box<WorkerView>),
-    /// To `ListWorkerRequests`, in the order of their submission.
+    /// To `ListWorkerRequests`, in the order of submission.
     RequestIds(Vec<RequestId>),
     /// To `DrainWorker`.
     DrainUpdated(Box<DrainReply>),
     /// To `ForgetWorker`.
     Forgotten(ForgetWorkerReply),
-    /// To `Reassign`.
+    /// To `ReassignTasks`.
     Reassigned(ReassignReply),
     /// To `Reconcile`.
     Reconciled(Box<ReconcileReply>),
@@ -235,46 +234,47 @@ pub enum Reply {
     Assignment(Option<Box<Assignment>>),
     /// To `GetManifest`: the key of the blob in the store.
     ManifestKey(String),
-    /// To `OpenPage`.
+    /// To `Page`.
     Page(PageReply),
     /// To `Result`.
     Result(ResultReply),
     /// To `ManifestEntries`, `StoreLost`, `FileRecordsLost` and `Tick`.
     Done,
-    /// To any: no, and why. Nothing was changed.
+    /// To any event: it was refused and changed nothing.
     Refused(Box<Problem>),
 }
 
-/// What the scheduler wants done. Writes name keys; their values are asked for when the batch is
-/// committed, so that a record changed a hundred times in a batch is written once.
+/// An output of the scheduler. Writes name keys; the values are encoded when the batch is
+/// committed, so a record that changes many times in a batch is written once.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// The record of this key changed.
     PutRecord(String),
-    /// The record of this key is gone.
+    /// The record of this key was removed.
     DeleteRecord(String),
     /// Store a blob.
     PutBlob(String, Vec<u8>),
-    /// Drop a blob.
+    /// Delete a blob.
     DeleteBlob(String),
-    /// Read a manifest once all writes are durable, and return its entries with [`ProgressEvent::ManifestEntries`].
+    /// Read a manifest after all writes are durable, and return its entries with
+    /// [`Event::ManifestEntries`].
     ReadEntries {
-        /// The task whose manifest it is.
+        /// The task of the manifest.
         task: TaskId,
         /// The key of the blob.
         key: String,
     },
-    /// Write lines of a sync's list of files, before anything that was decided with them.
+    /// Append to the file records of a sync, before the decisions made with them are committed.
     AppendFileRecords {
-        /// Whose list.
+        /// The sync.
         sync: SyncNo,
-        /// At which byte of it.
+        /// The byte offset.
         at: u64,
         /// The lines.
         bytes: Vec<u8>,
     },
-    /// A sync is gone, and its list with it.
+    /// Delete the file records of a removed sync.
     DeleteFileRecords(SyncNo),
-    /// Answer a caller, once all writes are durable.
+    /// Reply to a caller after all writes are durable.
     Reply(Caller, Reply),
 }

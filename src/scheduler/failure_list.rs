@@ -1,10 +1,11 @@
-//! The failures of a sync by name: which entries failed, and why. Every sync lists them, up to
-//! [`MAX_FAILED_ENTRIES`], so that they can be shown and retried.
+//! The failures of a sync by name. Every sync lists up to [`MAX_FAILED_ENTRIES`] of them, to be
+//! shown and retried.
 //!
-//! The list may be long and is never in memory as a whole: it is stored in pages, blobs `e/SYNC/PAGE` of lines of JSON.
-//! Only the page that is being filled is kept here, and written again with each event that adds to it; after a restart the
-//! next failure begins another page. Pages are written in the same commit as the counters, so a list and its counters agree
-//! whichever master leads. A batch that failed as a whole is one line, which names its manifest: that is kept with the pages.
+//! The list may be long and is never in memory as a whole. It is stored in pages, blobs
+//! `e/SYNC/PAGE` of JSON lines. Only the open page is in memory; it is written again with each
+//! event that adds to it. After a restart the next failure opens another page. Pages are written in
+//! the commit of the counters, so list and counters agree whichever master leads. A batch that
+//! failed as a whole is one line with the key of its manifest, which is kept with the pages.
 
 use super::sync_job::SyncJob;
 use super::{Effect, State};
@@ -13,53 +14,51 @@ use crate::wire::sync::FileError;
 use crate::wire::{BytePath, SyncNo};
 use serde::{Deserialize, Serialize};
 
-/// A sync lists at most so many failures …
+/// Maximum number of listed failures of a sync.
 pub(super) const MAX_FAILED_ENTRIES: u64 = 1_000_000;
-/// … of at most so many bytes of lines: names may be long.
+/// Maximum size of all lines of a sync: names may be long.
 const MAX_FAILED_BYTES: u64 = 256 << 20;
-/// The manifests of so many batches are kept; the record of the sync holds their keys.
+/// Maximum number of kept manifests; their keys are in the record of the sync.
 const MAX_BATCHES: usize = 1_024;
-/// A page of so many bytes is complete. It is written as a whole with each event that adds to it.
+/// Size at which a page is complete. The open page is written as a whole with each event that adds
+/// to it.
 const MAX_PAGE_BYTES: usize = 32 << 10;
-/// A reason of more characters is cut.
 const MAX_MESSAGE_CHARS: usize = 1_000;
 
-/// What a sync remembers of the list of its failures.
+/// The stored part of the failure list of a sync.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct FailureList {
-    /// How many pages are stored.
     page_count: u64,
-    /// How many failures are listed in them.
     listed_count: u64,
     /// Bytes of all lines.
     bytes: u64,
-    /// How many failures are not listed by name.
+    /// Failures that are counted but not listed by name.
     pub(super) unlisted_count: u64,
-    /// The keys of the manifests of batches that failed as a whole.
+    /// Keys of the kept manifests of batches that failed as a whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     batches: Vec<String>,
-    /// The last page, as far as it is filled since this master began to lead.
+    /// Filled since this master began to lead.
     #[serde(skip)]
     open_page: OpenPage,
 }
 
-/// A page that is being filled.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct OpenPage {
     lines: Vec<u8>,
     /// The reason in the last line.
     message: String,
-    /// It holds more than what is stored of it.
+    /// It has lines that are not stored.
     is_unsaved: bool,
 }
 
-/// A line: without a reason it has that of the line before. Most failures of a sync share theirs.
+/// A line; without a reason it has the reason of the previous line, because most failures of a sync
+/// share one.
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredLine {
     path: BytePath,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     message: Option<String>,
-    /// It stands for all entries of a batch.
+    /// The line stands for all entries of a batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     batch: Option<FailedBatch>,
 }
@@ -69,32 +68,32 @@ struct StoredLine {
 pub struct FailedBatch {
     /// The key of its manifest.
     pub manifest: String,
-    /// How many entries it has.
+    /// Number of entries.
     pub entries: u64,
 }
 
-/// A line of a page.
+/// A decoded line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailureLine {
-    /// The entry; of a batch what its entries have in common.
+    /// The entry; for a batch, what its entries have in common.
     pub entry: FileRecord,
-    /// The batch, where it is one.
+    /// The batch, if the line stands for one.
     pub batch: Option<FailedBatch>,
 }
 
-/// What there is to know of the list of failures of a sync, to read it.
+/// Where the failures of a sync are stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FailurePages {
-    /// The keys of its blobs, in order.
+    /// Keys of the blobs, in order.
     pub keys: Vec<String>,
-    /// How many failures they list; pages may hold more that were listed since.
+    /// Number of listed failures; pages may hold more that were added since.
     pub listed: u64,
 }
 
-/// The failures of a page.
+/// Decodes a page.
 ///
 /// # Errors
-/// A sentence, where it is not what this program writes.
+/// The page was not written by this program.
 pub fn decode_failures(page: &[u8]) -> Result<Vec<FailureLine>, String> {
     let mut message = None;
     let lines = page.split(|b| *b == b'\n').filter(|line| !line.is_empty());
@@ -106,7 +105,7 @@ pub fn decode_failures(page: &[u8]) -> Result<Vec<FailureLine>, String> {
     lines.map(entry).collect()
 }
 
-/// What is recorded of an entry that is given up because of `error`.
+/// The record of an entry that failed with `error`.
 pub(super) fn failure_record(error: &FileError) -> FileRecord {
     let message = format!("{}: {error}", error.operation);
     let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
@@ -122,17 +121,15 @@ fn failure_page_key(no: SyncNo, page: u64) -> String {
 }
 
 impl FailureList {
-    /// Whether there is nothing to remember.
     pub(super) fn is_empty(&self) -> bool {
         *self == FailureList::default()
     }
 
-    /// Whether so many more entries are listed.
     fn has_room(&self, entries: u64, max_entries: u64) -> bool {
         self.listed_count.saturating_add(entries) <= max_entries
     }
 
-    /// Adds an entry, or a batch. False: there is no room for it.
+    /// Adds an entry or a batch. False: there is no space for it.
     fn add(&mut self, failed: FileRecord, batch: Option<FailedBatch>, max_entries: u64) -> bool {
         let message = failed.message.filter(|message| *message != self.open_page.message);
         let entries = batch.as_ref().map_or(1, |batch| batch.entries);
@@ -156,7 +153,7 @@ impl FailureList {
         true
     }
 
-    /// Ends the page that is being filled.
+    /// Closes the open page; returns its number and lines.
     fn take_page(&mut self) -> (u64, Vec<u8>) {
         (self.page_count.saturating_sub(1), std::mem::take(&mut self.open_page).lines)
     }
@@ -168,12 +165,11 @@ impl SyncJob {
         (0..self.failure_list.page_count).map(move |page| failure_page_key(no, page))
     }
 
-    /// The keys of the blobs that list its failures.
+    /// Keys of the pages and of the kept manifests.
     pub(super) fn failure_blob_keys(&self) -> impl Iterator<Item = String> {
         self.failure_page_keys().chain(self.failure_list.batches.iter().cloned())
     }
 
-    /// The list of its failures, to read it.
     pub(super) fn failure_pages(&self) -> FailurePages {
         FailurePages {
             keys: self.failure_page_keys().collect(),
@@ -183,7 +179,7 @@ impl SyncJob {
 }
 
 impl State {
-    /// Whether the manifest of a batch that failed as a whole is kept to list its entries.
+    /// Whether the manifest of a failed batch is kept to list its entries.
     pub(super) fn can_list_batch(&self, no: SyncNo, entries: u64) -> bool {
         let has_room = |failed: &FailureList| {
             failed.batches.len() < MAX_BATCHES
@@ -193,8 +189,8 @@ impl State {
             && self.syncs.get(&no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
     }
 
-    /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest` of their batch. The
-    /// caller stores the sync's record.
+    /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest`
+    /// of its batch. The caller stores the record of the sync.
     pub(super) fn list_failure(
         &mut self,
         no: SyncNo,
@@ -220,7 +216,7 @@ impl State {
         self.dirty_failure_lists.insert(no);
     }
 
-    /// Stores the pages that were added to by this event, and forgets those of syncs that have ended.
+    /// Stores the pages that this event added to, and frees those of ended syncs.
     pub(super) fn store_failure_pages(&mut self) {
         for no in std::mem::take(&mut self.dirty_failure_lists) {
             let Some(sync) = self.syncs.get_mut(&no) else { continue };
@@ -236,7 +232,6 @@ impl State {
         }
     }
 
-    /// Drops the list of the failures of a sync.
     pub(super) fn delete_failure_list(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         self.effects.extend(sync.failure_blob_keys().map(Effect::DeleteBlob));

@@ -1,4 +1,4 @@
-//! What follows a failure: trying again and giving up; what is dropped with a sync.
+//! Failures: retry or fail a task, remove the work of a sync.
 
 use super::boot_ids::{BootIds, boot_part};
 use super::pause::is_storage_gone;
@@ -16,10 +16,8 @@ use crate::wire::{BytePath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// How long a sync waits for a worker that wrote and fell silent before it says that its writes may
-/// be lost.
+/// Maximum time to wait for a silent worker that has not flushed, before its writes count as lost.
 const FLUSH_TIMEOUT_MS: u64 = 10 * 60 * 1000;
-/// Between two tries of the same work.
 const RETRY_BACKOFF: Backoff =
     Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
 
@@ -27,12 +25,12 @@ const RETRY_BACKOFF: Backoff =
 pub(super) struct TaskFailure {
     pub(super) worker: WorkerId,
     pub(super) reason: String,
-    /// The entry at fault, for a task about one file.
+    /// The failed entry, for a task about one file.
     pub(super) errors: Vec<FileError>,
 }
 
 impl State {
-    /// A task failed as a whole: it is tried again, elsewhere where that is possible, or given up.
+    /// A task failed as a whole: it is retried, if possible on another worker, or fails.
     pub(super) fn retry_or_fail_task(&mut self, id: TaskId, failure: TaskFailure, now: Now) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         task.failed_on.insert(failure.worker.clone());
@@ -63,9 +61,9 @@ impl State {
             self.remove_task(id);
             return;
         }
-        // A flush that was tried and failed is final: the kernel tells of what it could not write once
-        // only, and the next flush would succeed without it.
-        // One that was refused because the storage is gone was not tried.
+        // A failed flush is final: the kernel reports a write error only once, and the next flush
+        // would succeed without the data. A flush that was refused because the storage is gone did
+        // not run.
         let tried = |error: &FileError| !is_storage_gone(error);
         let final_flush = task.spec == TaskSpec::Flush && failure.errors.iter().any(tried);
         let in_vain = final_flush || self.is_already_present(&task);
@@ -85,16 +83,15 @@ impl State {
         self.requeue_after_backoff(id, now);
     }
 
-    /// Nobody has a task any more.
     fn end_lease(&mut self, id: TaskId) {
         if let Some(lease) = self.tasks.get(&id).and_then(Task::lease) {
             self.lease_index.remove(lease);
         }
     }
 
-    /// Whether trying again can help: what is permanent helps only on a worker that has not tried
-    /// yet; what is transient a number of times. A whole task that fails (a peer is away) gets twice
-    /// that.
+    /// Whether a retry can help: a permanent error only on a worker that has not tried yet, a
+    /// transient one for a number of times, a task that failed as a whole (a peer is unavailable)
+    /// for twice as many.
     pub(super) fn is_retry_useful(
         &self,
         task: &Task,
@@ -116,7 +113,6 @@ impl State {
         blocked && self.has_untried_worker(task, tried)
     }
 
-    /// Whether there is a worker that could do a task and has not tried.
     fn has_untried_worker(&self, task: &Task, tried: &BTreeSet<WorkerId>) -> bool {
         let Some(sync) = self.syncs.get(&task.sync) else { return false };
         let request = &sync.request;
@@ -125,11 +121,11 @@ impl State {
         self.capable_workers(sync, path).any(|w| !tried.contains(&w.last_heartbeat.worker_id))
     }
 
-    /// Puts a failed task back: at once where another worker can take it, else after a while.
+    /// Queues a failed task: at once if another worker can take it, else after a delay.
     pub(super) fn requeue_after_backoff(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id) else { return };
         let elsewhere = self.has_untried_worker(task, &task.failed_on);
-        // Tasks that failed together do not come back together; the same one always after the same time.
+        // Spread tasks that failed together; the delay of a task is deterministic.
         let seed = task.id.0 ^ task.sync.0.rotate_left(32);
         let wait = RETRY_BACKOFF
             .jittered_delay((task.failures + task.resource_retries).saturating_sub(1), seed);
@@ -146,7 +142,6 @@ impl State {
         }
     }
 
-    /// Records a task as failed for good.
     pub(super) fn fail_task(&mut self, id: TaskId, why: &str, error: Option<FileError>, now: Now) {
         let Some(task) = self.tasks.get(&id).cloned() else { return };
         let worker = task.lease().map(|l| l.worker.clone());
@@ -187,7 +182,7 @@ impl State {
         let manifest = self.take_failed_manifest(id, &error);
         self.remove_task(id);
         if found {
-            // It is there all the same, and counted as that.
+            // The file is present and was counted.
             return;
         }
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
@@ -196,7 +191,7 @@ impl State {
             warn_ratelimited!(format_args!("{what} (sync {})", sync.id), sync = %sync.id, why, "{what}");
             return;
         }
-        // Who had it last may have left something that nobody told of.
+        // The last worker may have left anchors that were not reported.
         sync.needs_clean_up |= untold && sync.keeps_hard_links() && task.may_leave_link_anchors();
         let occupied = sync.can_defer_blocked(std::slice::from_ref(&error));
         match &task.spec {
@@ -217,11 +212,11 @@ impl State {
                 let unfit = error.class == ErrorClass::InvalidRequest;
                 let of_root = match &task.spec {
                     TaskSpec::Scan { dir, cursor } => dir.is_root() && cursor.is_none(),
-                    // That a root can't be used is no error of a listed name.
+                    // An unusable root is no error of a listed name.
                     _ => unfit || error.path.0.is_empty() && error.class == ErrorClass::Permanent,
                 };
                 sync.source_root_failed |= counts && of_root;
-                // What was to be listed must be there: that it is not is no mere vanished file.
+                // A listed name or directory must exist: its absence is an error.
                 let class = if unfit { error.class } else { ErrorClass::Permanent };
                 let error = FileError { class, ..error };
                 self.count_and_record_failure(task.sync, error, FailureCount::Step(step, 1));
@@ -243,8 +238,7 @@ impl State {
         self.mark_changed(task.sync, now);
     }
 
-    /// The manifest of a batch that is about to be dropped with an error that names no entry of it, to be kept for its
-    /// names.
+    /// Keeps the manifest of a failed batch, if the error names no entry of it.
     fn take_failed_manifest(&mut self, id: TaskId, error: &FileError) -> Option<String> {
         let task = self.tasks.get(&id).filter(|_| error.path.0.is_empty())?;
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return None };
@@ -254,7 +248,6 @@ impl State {
         self.tasks.get_mut(&id)?.manifest_key.take()
     }
 
-    /// Counts and notes what is given up.
     pub(super) fn count_and_record_failure(
         &mut self,
         no: SyncNo,
@@ -267,12 +260,13 @@ impl State {
         self.record_failure(no, error, failed.total());
     }
 
-    /// Notes and lists the error of `count` failures that are counted already.
+    /// Records an error that stands for `count` failures, which are already counted.
     pub(super) fn record_failure(&mut self, no: SyncNo, error: FileError, count: u64) {
         self.record_batch_failure(no, error, count, None);
     }
 
-    /// … of all entries of a batch, where its `manifest` is given.
+    /// Like [`State::record_failure`]; with a `manifest` the error stands for all entries of a
+    /// batch.
     fn record_batch_failure(
         &mut self,
         no: SyncNo,
@@ -287,8 +281,8 @@ impl State {
         }
     }
 
-    /// Forgets a large file that will not be published, and has its part file removed. `told` is the task of it
-    /// whose holder has just told of it, where there is one.
+    /// Removes a large file that will not be published, and adds a task that deletes its part file.
+    /// `told` is the task of the file whose worker has just reported, if any.
     pub(super) fn discard_large_file(
         &mut self,
         no: SyncNo,
@@ -305,8 +299,8 @@ impl State {
             return;
         }
         sync.rollback_sent(&large);
-        // Others may still be writing for as long as a lease: whoever holds another range of it, and
-        // after a cancel anybody.
+        // Other workers may write until their leases end: those of other ranges, and after a cancel
+        // any.
         let ranges = self.large_file_tasks(no, file);
         let mut others = ranges.iter().filter_map(|id| self.tasks.get(id));
         let others = others.any(|range| Some(range.id) != told && range.lease().is_some());
@@ -321,8 +315,8 @@ impl State {
         self.detach_large_file(no, file);
     }
 
-    /// Drops all that a sync still had to do; part files are removed later, and so are the temporary files
-    /// of batches that somebody has or had: who was killed over one leaves some, and nobody tries again.
+    /// Removes all tasks of a sync. Part files are deleted later, and so are temporary files of
+    /// batches that were ever leased: a killed worker leaves some, and no retry reuses them.
     pub(super) fn abandon_tasks(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(&no) else { return };
         let writes = !sync.is_dry_run();
@@ -360,22 +354,21 @@ impl State {
         }
     }
 
-    /// Restores what must hold after every event: a sync whose tasks are done moves on, and polls
-    /// get what there is.
+    /// After every event: advances syncs whose tasks are done, then dispatches to waiting polls.
     pub(super) fn advance_and_dispatch(&mut self, now: Now) {
         while let Some(no) = self.dirty_syncs.pop_first() {
             self.advance_phase(no, now);
         }
         if std::mem::take(&mut self.needs_dispatch) {
             self.dispatch_waiting_polls(now);
-            // Serving marks syncs as touched (their state changed), but ends none.
+            // Dispatch marks syncs as dirty (their state changed) but ends none.
             self.dirty_syncs.clear();
             self.needs_dispatch = false;
         }
     }
 
-    /// Flush tasks that can't be done any more: the writer's host rebooted (then all is compared again, where that can
-    /// help), or nobody who could flush comes for long.
+    /// Handles flush tasks that can no longer be done: the host of the writer was rebooted (then
+    /// all is compared again, if that can help), or no capable worker appeared for a long time.
     pub(super) fn check_pending_flushes(&mut self, now: Now) {
         let mut vain: Vec<(TaskId, String)> = Vec::new();
         let mut gone: Vec<(SyncNo, WorkerId, UnavailablePath)> = Vec::new();
@@ -454,10 +447,10 @@ impl State {
         }
     }
 
-    /// Forgets through whom a sync wrote: it has ended, and nobody flushes any more.
+    /// Removes the worker records of an ended sync: there are no more flushes.
     pub(super) fn clear_worker_records(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
-        // Also of those that were taken out and are still stored.
+        // Also those that were removed but are still stored.
         self.effects.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
         self.effects.extend(sync.worker_record_keys().map(Effect::DeleteRecord));
         (sync.unflushed_writers, sync.possible_writers) = (BootIds::default(), BootIds::default());
@@ -481,8 +474,8 @@ impl State {
         self.release_paths(no, now);
     }
 
-    /// Drops the stored parts of a file list: nobody looks at them any more. A sync that did not bring
-    /// all keeps them as long as it can be asked for: it may be tried again.
+    /// Deletes the stored parts of a name list. A sync that did not copy everything keeps them for
+    /// a retry.
     pub(super) fn delete_name_list(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let (owner, parts) = (sync.name_list_owner(), sync.name_list_parts.take().unwrap_or(0));
@@ -491,8 +484,8 @@ impl State {
         }
     }
 
-    /// The store lost data while we lived: manifests that it held are gone, so everything that is
-    /// not ended begins anew. What is at the destination already will be skipped.
+    /// The store lost data: manifests are gone, so every active sync restarts. What the destination
+    /// has already is skipped.
     pub(super) fn restart_all_syncs(&mut self, now: Now) {
         let all: Vec<SyncNo> = self.syncs.keys().copied().collect();
         for no in all {
@@ -500,7 +493,7 @@ impl State {
         }
     }
 
-    /// Drops what a sync has to do; one that is not ended begins anew.
+    /// Removes the tasks of a sync; an active one restarts.
     pub(super) fn restart_sync(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(&no) else { return };
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
@@ -513,7 +506,7 @@ impl State {
             self.clear_hardlink_groups(no);
             self.delete_failure_list(no);
             if let Some(sync) = self.syncs.get_mut(&no) {
-                // Results of what is out now will match nothing.
+                // Results of present leases will match nothing.
                 sync.mark_all_unflushed();
                 sync.reset_progress();
             }

@@ -1,7 +1,6 @@
-//! What became of each file, where that is asked for. It is not kept here: lines go to a file of the
-//! master, and the scheduler only counts their bytes. A line is written at a place that is certain
-//! before it is written, so one that is written twice stands there once, and what was written without
-//! its decision being committed is written over.
+//! The outcome of each file, if requested. Lines go to a file of the master; the scheduler only
+//! counts their bytes. The offset of a line is fixed before it is written: a line that is written
+//! twice is stored once, and a line whose decision was not committed is overwritten.
 
 use super::failure_list::failure_record;
 use super::phase::PhaseState;
@@ -12,51 +11,47 @@ use crate::wire::sync::FileError;
 use crate::wire::{AbsPath, RequestId, SyncNo};
 use serde::{Deserialize, Serialize};
 
-/// A line is shorter than this, in bytes: no path that can exist needs more.
+/// No valid path needs a longer line.
 pub const MAX_LINE_BYTES: usize = 256 << 10;
-/// A reason for a failure of more characters is cut.
 const MAX_MESSAGE_CHARS: usize = 1_000;
 
-/// What a sync remembers of its list.
+/// The stored part of the record log of a sync.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(super) struct RecordLog {
-    /// Its bytes; what stands behind them was never decided.
+    /// Committed bytes; later bytes in the file are void.
     pub(super) length: u64,
-    /// Where the lines of the second pass begin: a file that is named there is not as it is named
-    /// before.
+    /// Offset of the lines of the read-back pass. They override earlier lines of the same file.
     pub(super) readback_from: Option<u64>,
-    /// Why it is not whole.
+    /// Why it is incomplete.
     pub(super) error: Option<String>,
 }
 
-/// What there is to know of a sync's list, to read it.
+/// What is needed to read the record log of a sync.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordLogInfo {
-    /// Whose it is.
+    /// The sync.
     pub sync: SyncNo,
-    /// … by name.
+    /// Its id.
     pub id: RequestId,
-    /// Its bytes.
+    /// Committed bytes.
     pub length: u64,
-    /// Where the lines of the second pass begin. A file that is named there is not to be taken from
-    /// before.
+    /// Offset of the lines of the read-back pass. They override earlier lines of the same file.
     pub readback_from: Option<u64>,
-    /// Why it is not whole.
+    /// Why it is incomplete.
     pub error: Option<String>,
-    /// Whether there is to be one.
+    /// Whether the sync records files.
     pub is_recorded: bool,
-    /// Whether it has the digest of each file.
+    /// Whether each line has the digest of the file.
     pub has_digests: bool,
     /// Whether the sync has ended.
     pub has_ended: bool,
-    /// The root that its paths lie below.
+    /// The root of its paths.
     pub destination: AbsPath,
-    /// The list of its failures, which every sync has.
+    /// The failures, which every sync lists.
     pub failures: FailurePages,
 }
 
 impl SyncJob {
-    /// Whether what becomes of each file is recorded.
     fn records_files(&self) -> bool {
         let options = &self.request.options;
         (options.record || options.manifest) && self.record_log.error.is_none()
@@ -64,7 +59,6 @@ impl SyncJob {
 }
 
 impl State {
-    /// The list of a sync; `None` for one that is not known.
     pub(super) fn record_log_info(&self, id: &RequestId) -> Option<RecordLogInfo> {
         let sync = self.syncs.get(self.by_id.get(id)?)?;
         let options = &sync.request.options;
@@ -82,9 +76,8 @@ impl State {
         })
     }
 
-    /// Records what became of files. Entries that failed are recorded by [`TargetState::record_failed_file`]:
-    /// an agent can't know whether they are tried again. The second pass records only what it found
-    /// to be otherwise.
+    /// Records outcomes of files, except failures: an agent cannot know whether those are retried
+    /// ([`State::record_failed_file`]). The read-back pass records only differences.
     pub(super) fn record_files(&mut self, no: SyncNo, files: Vec<FileRecord>) {
         let Some(sync) = self.syncs.get(&no).filter(|s| s.records_files()) else { return };
         let counts = !matches!(sync.phase, PhaseState::Readback | PhaseState::CopyBlocked);
@@ -95,14 +88,13 @@ impl State {
         );
     }
 
-    /// Records an entry that is given up.
     pub(super) fn record_failed_file(&mut self, no: SyncNo, error: &FileError) {
         if self.syncs.get(&no).is_some_and(SyncJob::records_files) {
             self.append_file_records(no, [failure_record(error)].into_iter());
         }
     }
 
-    /// The caller stores the sync's record.
+    /// The caller stores the record of the sync.
     fn append_file_records(&mut self, no: SyncNo, files: impl Iterator<Item = FileRecord>) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let mut bytes = Vec::new();
@@ -122,7 +114,7 @@ impl State {
         }
     }
 
-    /// The file of a list can't be written: the sync goes on without it, and says so.
+    /// The file cannot be written: the sync continues without it and reports that.
     pub(super) fn fail_record_log(&mut self, no: SyncNo, why: String, now: Now) {
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.record_log.error.get_or_insert(why);

@@ -1,5 +1,5 @@
-//! Large files: compared or sent range by range, published as a whole; one name of each, the others
-//! become links to it.
+//! Large files: compared or sent range by range, published as a whole. Of a file with several names
+//! one is sent; the others become links to it.
 
 use super::failures::TaskFailure;
 use super::phase::PhaseState;
@@ -12,13 +12,13 @@ use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{Base64Bytes, TaskReport, TaskSpec, WorkItem};
 use crate::wire::{BytePath, Digest, SyncNo, TaskId, WorkerId};
 
-/// Ranges of one file that have a task at the same time.
+/// Maximum number of range tasks of one file.
 const MAX_RANGE_TASKS: usize = 32;
-/// A file whose source changes under the copy is begun anew so often.
+/// Maximum number of restarts of a file whose source changes during the copy.
 const MAX_RESTARTS: u32 = 5;
 
 impl SyncJob {
-    /// What was sent of a file is void.
+    /// Subtracts the bytes of ranges that must be sent again.
     pub(super) fn rollback_sent(&mut self, large: &LargeFile) {
         if self.counts_entries() {
             let counters = &mut self.counters;
@@ -28,8 +28,8 @@ impl SyncJob {
     }
 }
 
-/// The name of the file that `item` is about. Manifests are not read here but for this: an error
-/// without a name helps nobody.
+/// The name of the entry in a work item. Manifests are decoded only for this: an error without a
+/// name is of no use.
 fn item_name(item: &WorkItem) -> BytePath {
     let (WorkItem::Copy { manifest, .. } | WorkItem::Large { manifest, .. }) = item;
     first_entry_name(&manifest.0)
@@ -41,18 +41,15 @@ fn first_entry_name(manifest: &[u8]) -> BytePath {
 }
 
 impl State {
-    /// The name of the large file that a task is about.
     pub(super) fn large_file_name(&self, task: &Task) -> Option<BytePath> {
         Some(self.large_file(task.sync, task.large_file?)?.path.clone())
     }
 
-    /// A large file that is not published yet.
     pub(super) fn large_file(&self, no: SyncNo, file: TaskId) -> Option<&LargeFile> {
         self.syncs.get(&no)?.large_files.get(&file)
     }
 
-    /// Adds a large file of a size, with the length of its ranges, and the first of them. Its total
-    /// is counted by the caller.
+    /// Adds a large file and its first ranges. The caller counts its total.
     pub(super) fn add_large_file(
         &mut self,
         no: SyncNo,
@@ -66,12 +63,12 @@ impl State {
         let begun =
             group.is_some() && sync.large_files.values().any(|large| large.hardlink_group == group);
         if known || sync.is_dry_run() {
-            // Another name of it is there to link to; or nothing is sent.
+            // Another name of it is present and can be linked to, or nothing is sent.
             let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: size };
             self.add_task(NewTask::ready(no, spec), Some(manifest));
             return;
         }
-        // Lengths come from agents: keep the arithmetic safe and the count of ranges bounded.
+        // Lengths come from agents: keep the arithmetic safe and the number of ranges bounded.
         let least = crate::wire::task::range_length(size, 1 << 20);
         let range_length = length.clamp(1024, 1 << 62).next_power_of_two().max(least);
         let id = self.allocate_task_id();
@@ -105,12 +102,11 @@ impl State {
         }
     }
 
-    /// Begins with the ranges of a large file.
     fn start_large_file(&mut self, no: SyncNo, id: TaskId) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let compares = sync.compares_large_files();
         let Some(large) = sync.large_files.get_mut(&id) else { return };
-        // Of nothing there is no range to compare.
+        // An empty file has no range to compare.
         let compared = compares && large.size > 0;
         large.state = if compared { LargeFileState::Comparing } else { LargeFileState::Sending };
         let key = large.record_key();
@@ -118,7 +114,7 @@ impl State {
         self.add_range_tasks(no, id);
     }
 
-    /// Keeps some range tasks of a large file ready; when all ranges are done, adds the commit.
+    /// Keeps some range tasks ready; after the last range, adds the commit.
     fn add_range_tasks(&mut self, no: SyncNo, id: TaskId) {
         let Some(sync) = self.syncs.get(&no) else { return };
         let out = sync.tasks.iter().filter_map(|t| self.tasks.get(t));
@@ -167,7 +163,7 @@ impl State {
             return self.confirm_present_file(task, file, &report, now);
         }
         if !report.unchanged {
-            // Of directories that were made on the way.
+            // Records of directories that were created for the file.
             self.record_files(task.sync, std::mem::take(&mut report.records));
         }
         if let Some(error) = report.failures.first() {
@@ -213,8 +209,8 @@ impl State {
         self.add_range_tasks(task.sync, file);
     }
 
-    /// The destination holds a large file, already or because the task has brought all of it: it is counted. Where another task brought it meanwhile,
-    /// what we sent of it is not to be left there.
+    /// The destination has the large file, either before this task or because this task sent all of
+    /// it: it is counted. Ranges that other tasks sent are discarded.
     fn complete_present_file(&mut self, task: &Task, file: TaskId, report: TaskReport, now: Now) {
         let no = task.sync;
         let Some(mut large) = self.large_file(no, file).cloned() else { return };
@@ -225,7 +221,7 @@ impl State {
         }
         let ranges = self.large_file_tasks(no, file);
         let mut ranges = ranges.iter().filter_map(|id| self.tasks.get(id));
-        // One that begins again for want of its part file may have left some of that.
+        // A file that was restarted for a lost part file may have left a part of that.
         let again = large.sent_bytes > 0 || large.restarts > 0;
         let tried = |range: &Task| range.attempt > u32::from(range.lease().is_some());
         if again || ranges.clone().any(tried) {
@@ -250,7 +246,7 @@ impl State {
         self.complete_hardlink_group(no, group);
     }
 
-    /// Drops the tasks of a file that nobody is out with, and the one that is done.
+    /// Removes the tasks of a file without a lease, and the finished one.
     fn remove_unleased_ranges(&mut self, large: &LargeFile, done: TaskId) {
         for id in self.large_file_tasks(large.sync, large.id) {
             if id == done || self.tasks.get(&id).is_some_and(|range| range.lease().is_none()) {
@@ -259,7 +255,7 @@ impl State {
         }
     }
 
-    /// A range is back of a file that another one found there.
+    /// A range of a file that another range found present has ended.
     fn confirm_present_file(&mut self, task: &Task, file: TaskId, report: &TaskReport, now: Now) {
         if !report.unchanged || task.attempt > 1 {
             return self.discard_large_file(task.sync, file, Some(task.id), now);
@@ -270,20 +266,19 @@ impl State {
         }
     }
 
-    /// Whether a task is about a large file that was found at the destination, and counted.
+    /// Whether a task belongs to a large file that was found present and counted.
     pub(super) fn is_already_present(&self, task: &Task) -> bool {
         let large = task.large_file.and_then(|file| self.large_file(task.sync, file));
         large.is_some_and(|large| large.state == LargeFileState::AlreadyPresent)
     }
 
-    /// The tasks of a large file.
     pub(super) fn large_file_tasks(&self, no: SyncNo, file: TaskId) -> Vec<TaskId> {
         let Some(sync) = self.syncs.get(&no) else { return Vec::new() };
         let of_file = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.large_file == Some(file));
         sync.tasks.iter().copied().filter(of_file).collect()
     }
 
-    /// Counts a large file that is as it shall be: brought over, or there already.
+    /// Counts a large file that is complete, either sent or already present.
     fn count_large_file(&mut self, no: SyncNo, size: u64, brought: bool, report: TaskReport) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         if sync.phase == PhaseState::CopyBlocked {
@@ -311,8 +306,8 @@ impl State {
         self.record_files(no, report.records);
     }
 
-    /// The source of a large file changed: what was sent is void, the file begins anew as what it is
-    /// now.
+    /// The source of a large file changed: sent ranges are void, and the file restarts with its
+    /// present content.
     fn restart_changed_file(
         &mut self,
         task: &Task,
@@ -339,7 +334,7 @@ impl State {
         }
         self.discard_large_file(task.sync, file, Some(task.id), now);
         if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            // It is one file as before; only its bytes are others.
+            // It is still one file; only its size changed.
             let counts = sync.counts_entries();
             if counts {
                 sync.counters.bytes_total = sync.counters.bytes_total.saturating_sub(old_size);
@@ -353,7 +348,7 @@ impl State {
                     self.add_large_file(task.sync, manifest.0, sizes, restarts + 1, group);
                 }
                 copy @ WorkItem::Copy { .. } => {
-                    // Small now. It is counted anew by `add_work_item`.
+                    // It is small now. `add_work_item` counts it again.
                     if counts {
                         sync.counters.files_total = sync.counters.files_total.saturating_sub(1);
                     }
@@ -390,14 +385,14 @@ impl State {
         }
     }
 
-    /// A file that was compared differs: it is sent. Nothing changed but what we know of it.
+    /// A compared file differs and is sent.
     fn send_differing_file(&mut self, task: &Task, file: TaskId) {
         let Some(mut large) = self.large_file(task.sync, file).cloned() else { return };
         large.state = LargeFileState::Sending;
         self.restart_ranges(large);
     }
 
-    /// The part file of a large file got lost: what was sent is void, all ranges are sent again.
+    /// The part file was lost: all ranges are sent again.
     fn resend_large_file(&mut self, task: &Task, file: TaskId, error: Option<FileError>, now: Now) {
         let Some(mut large) = self.large_file(task.sync, file).cloned() else { return };
         if large.restarts >= MAX_RESTARTS {
@@ -415,7 +410,7 @@ impl State {
         self.restart_ranges(large);
     }
 
-    /// Begins again with the first range of a file.
+    /// Restarts with the first range of a file.
     fn restart_ranges(&mut self, mut large: LargeFile) {
         let (no, file) = (large.sync, large.id);
         self.remove_ranges(no, &large);
@@ -428,7 +423,7 @@ impl State {
         self.add_range_tasks(no, file);
     }
 
-    /// Drops the tasks of a large file, and the values of its ranges.
+    /// Removes the tasks of a large file and the records of its ranges.
     fn remove_ranges(&mut self, no: SyncNo, large: &LargeFile) {
         for id in self.large_file_tasks(no, large.id) {
             self.remove_task(id);
@@ -440,14 +435,14 @@ impl State {
         }
     }
 
-    /// Forgets a large file with its tasks, manifest and range records.
+    /// Removes a large file with its tasks, manifest and range records.
     pub(super) fn remove_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
         let large = self.detach_large_file(no, file)?;
         self.effects.push(Effect::DeleteBlob(large.manifest_key.clone()));
         Some(large)
     }
 
-    /// … but not its manifest: a task takes it over.
+    /// Like [`State::remove_large_file`], but keeps the manifest for another task.
     pub(super) fn detach_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
         let sync = self.syncs.get_mut(&no)?;
         let large = sync.large_files.remove(&file)?;
@@ -458,7 +453,7 @@ impl State {
         Some(large)
     }
 
-    /// One name of a file is there: the others, also those that are found later, become links to it.
+    /// One name of a file is present: its other names, also those found later, become links to it.
     fn complete_hardlink_group(&mut self, no: SyncNo, group: Option<Digest>) {
         let (Some(sync), Some(group)) = (self.syncs.get_mut(&no), group) else { return };
         sync.hardlink_groups.insert(group);
@@ -478,7 +473,7 @@ impl State {
         }
     }
 
-    /// The name that the others of a group waited for can't be brought: the next one is.
+    /// The name that the others of a group wait for cannot be copied: the next one starts.
     pub(super) fn start_next_of_group(&mut self, no: SyncNo, group: Option<Digest>) {
         let (Some(sync), Some(_)) = (self.syncs.get(&no), group) else { return };
         let of_group = || sync.large_files.values().filter(|large| large.hardlink_group == group);
@@ -490,7 +485,7 @@ impl State {
         }
     }
 
-    /// Forgets which files with several names were brought: nobody asks any more, or anew.
+    /// Removes the records of hard-link groups; they are not needed any more.
     pub(super) fn clear_hardlink_groups(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         for group in std::mem::take(&mut sync.hardlink_groups) {

@@ -1,4 +1,4 @@
-//! Who gets which task, and for how long.
+//! Leases: which worker holds which task, until when.
 
 use super::placement::RunnableSync;
 use super::sync_job::SyncJob;
@@ -16,21 +16,20 @@ use crate::wire::worker::{HeartbeatReply, PROTOCOL_VERSION, WorkerHeartbeat, Wor
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-/// A task whose lease ran out so often is given up: it seems to kill whoever takes it.
+/// Maximum number of expired or returned leases of a task: it appears to crash its workers.
 const MAX_ATTEMPTS: u32 = 20;
 
-/// So many workers are known at most.
 const MAX_WORKERS: usize = 16_384;
-/// An assignment lists so many workers at most …
+/// Maximum number of destination workers in an assignment.
 const MAX_POOL_MEMBERS: usize = 64;
-/// … and of the source's side fewer: agents talk to the destination's.
+/// Maximum number of source workers in an assignment: agents contact the destination's.
 const MAX_SOURCE_MEMBERS: usize = 8;
-/// Leases, workers and syncs are looked through no more often than this.
+/// Minimum interval between two passes over all leases, workers and syncs.
 const FULL_TICK_INTERVAL_MS: u64 = 250;
-/// A worker that was not heard of for so long is forgotten.
+/// Time without heartbeats after which a worker is removed.
 const WORKER_RETENTION_MS: u64 = 24 * 3600 * 1000;
 
-/// The leases that there are, by assignment and by worker.
+/// All leases, by assignment and by worker.
 #[derive(Debug, Default)]
 pub(super) struct LeaseIndex {
     by_assignment: HashMap<AssignmentId, TaskId>,
@@ -57,17 +56,14 @@ impl LeaseIndex {
         self.by_assignment.get(assignment)
     }
 
-    /// The tasks that a worker holds.
     pub(super) fn held_by(&self, worker: &WorkerId) -> impl Iterator<Item = TaskId> + use<'_> {
         self.by_worker.get(worker).into_iter().flat_map(|held| held.values().copied())
     }
 
-    /// How many workers hold tasks.
     pub(super) fn worker_count(&self) -> usize {
         self.by_worker.len()
     }
 
-    /// The tasks that anybody holds.
     pub(super) fn leased_tasks(&self) -> impl Iterator<Item = TaskId> {
         self.by_assignment.values().copied()
     }
@@ -89,7 +85,7 @@ impl State {
             known.last_heartbeat.incarnation.is_some()
                 && known.last_heartbeat.incarnation != said.incarnation
         });
-        // What is not served is nothing that it holds.
+        // A path that is unavailable is not served.
         let lost: BTreeSet<&AbsPath> = said.unavailable_paths.iter().map(|one| &one.path).collect();
         said.storage_paths.retain(|path| !lost.contains(path));
         self.retract_losses(&id, said.incarnation.as_ref(), restarted, now);
@@ -142,7 +138,7 @@ impl State {
         if news {
             self.handle_storage_change(&id, now);
         }
-        // Only now: a sync that restarts, or stops, takes back what it had given.
+        // After the storage check: a sync that restarts or stops revokes its leases.
         let goes_on = |a: &AssignmentId| valid.contains(a) && self.lease_index.get(a).is_some();
         reply.revoked_assignments = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
         let moved = moved.into_iter().filter(|(a, _)| goes_on(a)).collect();
@@ -151,7 +147,7 @@ impl State {
         Reply::Heartbeat(reply)
     }
 
-    /// Silent workers that hold the destination of a task that `worker` holds.
+    /// Silent workers that serve the destination of a task that `worker` holds.
     fn silent_destinations(&self, worker: &WorkerId) -> Vec<WorkerId> {
         if self.workers.silent().next().is_none() {
             return Vec::new();
@@ -165,8 +161,8 @@ impl State {
         silent.map(|w| w.last_heartbeat.worker_id.clone()).take(MAX_POOL_MEMBERS).collect()
     }
 
-    /// Prolongs the leases that a heartbeat lists, and takes back those of another process of the worker and
-    /// those that need a storage path that is not served. What it may go on with.
+    /// Renews the leases that a heartbeat lists. Revokes those of another process of the worker and
+    /// those that need an unavailable storage path. Returns the valid ones.
     fn renew_leases(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
         let (mut lost, mut died): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
         let mut valid: HashSet<AssignmentId> = HashSet::new();
@@ -186,7 +182,7 @@ impl State {
             }
         }
         for task in died {
-            // Where the process before is back, the one between was a second one and is alive.
+            // If the previous process reports again, the one between was a duplicate and is alive.
             let back = self.workers.get(&said.worker_id).is_some_and(|known| {
                 known.previous_incarnation.is_some()
                     && known.previous_incarnation == said.incarnation
@@ -202,7 +198,6 @@ impl State {
         valid
     }
 
-    /// Those of a worker's tasks that need a storage path of it that is not served.
     fn tasks_on_unavailable_paths(
         &self,
         held: &[TaskId],
@@ -222,21 +217,21 @@ impl State {
         tasks.filter(|task| hangs(task)).map(|task| task.id).collect()
     }
 
-    /// Answers a poll at once, or parks it and returns `None`.
+    /// Replies to a poll at once, or queues it and returns `None`.
     pub(super) fn handle_poll(
         &mut self,
         poll: WaitingPoll,
         caller: Option<Caller>,
         now: Now,
     ) -> Option<Reply> {
-        // A second agent under the same id is no sign that the first is alive.
+        // A poll of a duplicate agent is no sign that the registered one is alive.
         let known = self.workers.get(&poll.worker);
         if known.is_some_and(|known| known.last_heartbeat.incarnation == poll.incarnation) {
             self.retract_losses(&poll.worker, poll.incarnation.as_ref(), false, now);
             self.needs_dispatch |= self.workers.mark_seen(&poll.worker, now);
         }
         if let Some(id) = self.find_repeated_poll(&poll) {
-            // Workers may have come since.
+            // Workers may have been added since.
             self.record_possible_writers(id, now);
             let again = self.tasks.get(&id).and_then(|task| self.build_assignment(task, now));
             return Some(Reply::Assignment(again.map(Box::new)));
@@ -258,7 +253,7 @@ impl State {
         }
     }
 
-    /// The task that this very poll got before (its reply was lost).
+    /// The task that this poll got before, if its reply was lost.
     fn find_repeated_poll(&self, poll: &WaitingPoll) -> Option<TaskId> {
         let wanted = poll.poll_id.as_ref()?;
         let mut held = self.lease_index.held_by(&poll.worker).filter_map(|id| self.tasks.get(&id));
@@ -270,7 +265,7 @@ impl State {
         task.map(|task| task.id)
     }
 
-    /// Leases the best task of the syncs `open` that there is for a worker. Syncs are served in turn.
+    /// Leases the best task for a worker. Syncs take turns: the least recently served one first.
     pub(super) fn assign_task(
         &mut self,
         poll: &WaitingPoll,
@@ -294,7 +289,7 @@ impl State {
         self.grant_lease(id, poll, now)
     }
 
-    /// Active workers that hold `path` and know what a sync asks for.
+    /// Active workers that serve `path` and support the options of a sync.
     pub(super) fn capable_workers<'a>(
         &'a self,
         sync: &'a SyncJob,
@@ -305,7 +300,8 @@ impl State {
             .filter(|w| w.supports_options() || !sync.has_nondefault_options())
     }
 
-    /// The other workers that could do a sync's tasks at the source (`true`) or destination.
+    /// The other workers that could do tasks of a sync at the source (`true`) or at the
+    /// destination.
     pub(super) fn other_capable_workers<'a>(
         &'a self,
         sync: &'a SyncJob,
@@ -321,8 +317,9 @@ impl State {
         }
     }
 
-    /// A flush is done by the worker that wrote, or by one under the same kernel that has the same root open: they
-    /// share a cache. After a reboot nobody can flush what was only in the cache.
+    /// A flush is done by the worker that wrote, or by one under the same kernel with the same open
+    /// root, because they share a page cache. After a reboot no worker can flush what was only in
+    /// the cache.
     pub(super) fn can_flush(
         &self,
         sync: &super::sync_job::SyncJob,
@@ -447,7 +444,7 @@ impl State {
         })
     }
 
-    /// The workers of the destination that an assignment lists. What deletes goes through one.
+    /// The destination workers of an assignment. Deletions go through one.
     fn destination_members(
         &self,
         sync: &SyncJob,
@@ -461,7 +458,7 @@ impl State {
         pool_members(deleter.into_iter())
     }
 
-    /// The workers through which a worker may write at an attempt.
+    /// The workers through which a worker may write in an attempt.
     pub(super) fn reachable_writers<'a>(
         &'a self,
         sync: &'a SyncJob,
@@ -486,20 +483,19 @@ impl State {
         }
     }
 
-    /// The task that a worker holds under an assignment.
     pub(super) fn leased_task(&self, worker: &WorkerId, assignment: AssignmentId) -> Option<&Task> {
         let task = self.tasks.get(self.lease_index.get(&assignment)?)?;
         task.lease().filter(|lease| lease.worker == *worker).map(|_| task)
     }
 
-    /// Takes a task back from a worker that will never tell whom it wrote to: each worker that it
-    /// could reach flushes in the end.
+    /// Queues a task again whose worker will not report where it wrote: every worker that it could
+    /// reach must flush.
     pub(super) fn requeue_lost(&mut self, id: TaskId, now: Now) {
         self.mark_possible_writes(id, now);
         self.requeue_task(id, now);
     }
 
-    /// A worker that held a task that writes may have written through any worker within its reach.
+    /// A worker with a lease on a writing task may have written through any reachable worker.
     pub(super) fn mark_possible_writes(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|t| t.writes_destination()) else { return };
         let no = task.sync;
@@ -510,7 +506,7 @@ impl State {
         self.mark_changed(no, now);
     }
 
-    /// Takes a task back: it goes to the queue and will be leased with a higher attempt.
+    /// Queues a task again; its next lease has a higher attempt.
     pub(super) fn requeue_task(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let worker = task.lease().map(|l| l.worker.clone());
@@ -530,8 +526,8 @@ impl State {
         self.needs_dispatch = true;
     }
 
-    /// Time passed: polls run out, delayed tasks come back. With thousands of polls one ends every few
-    /// milliseconds, so what looks at everything is done less often.
+    /// Expires polls and ends delays. With thousands of polls one expires every few milliseconds,
+    /// so the pass over all leases, workers and syncs is less frequent.
     pub(super) fn tick(&mut self, now: Now) {
         let due = self.delayed.range(..=(now.mono_ms, TaskId(u64::MAX)));
         let due: Vec<TaskId> = due.map(|(_, id)| *id).collect();
@@ -549,15 +545,15 @@ impl State {
         self.answer_expired_polls(now);
     }
 
-    /// Leases run out, workers fall silent, old syncs are dropped; `gap` milliseconds went by since it was
-    /// looked at last.
+    /// Expires leases, marks silent workers, drops old syncs; `gap` is the time since the last pass
+    /// in milliseconds.
     fn tick_all(&mut self, gap: u64, now: Now) {
         let slept = gap > self.settings.lease_ms / 2;
         let mut ran_out = Vec::new();
         for task in self.tasks.values_mut() {
             match &mut task.state {
-                // It was us who slept: the agents had no chance to renew. What came since we woke counts
-                // from then.
+                // The master was suspended: the agents could not renew. Renewals since then count
+                // from their arrival.
                 TaskState::Leased(lease) if slept => {
                     let whole = now.mono_ms.saturating_add(self.settings.lease_ms);
                     lease.deadline_ms = lease.deadline_ms.saturating_add(gap).min(whole);
@@ -588,7 +584,7 @@ impl State {
         self.tick_worker_health(now);
         self.release_ended_syncs(now);
         self.tick_retention(now);
-        // A worker may be kept free in vain.
+        // A reservation for an isolated task may have ended.
         self.needs_dispatch |= !self.isolation.is_empty();
     }
 
@@ -598,8 +594,8 @@ impl State {
         }
     }
 
-    /// How full the window of a sync is: scanning stops at 1 and goes on below a half. Scans that
-    /// wait do not count: only they can empty a window that they fill.
+    /// How full the window of a sync is: a scan is suspended at 1 and continues below 0.5. Waiting
+    /// scans do not count: only they can empty a window that they fill.
     pub(super) fn window_fill(&self, sync: &SyncJob) -> f64 {
         let tasks = sync.tasks.len() - sync.scan_count + sync.large_files.len();
         let by_tasks = tasks as f64 / sync.window.max(1) as f64;
@@ -607,7 +603,7 @@ impl State {
         by_tasks.max(by_bytes)
     }
 
-    /// Reckons the windows of the syncs that are worked on, where other workers are there than before.
+    /// Recomputes the windows of syncs with tasks if the set of workers changed.
     pub(super) fn update_windows(&mut self) {
         let version = self.workers.version();
         if std::mem::replace(&mut self.windows_version, version) == version {
@@ -618,8 +614,8 @@ impl State {
         }
     }
 
-    /// How many tasks of a sync may be outstanding: enough for each slot to have its next ones waiting;
-    /// more would only be more to keep.
+    /// Maximum number of outstanding tasks of a sync: enough for each slot to have the next ones
+    /// ready. More would only use memory.
     pub(super) fn update_window(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let most = self.settings.window_tasks;
@@ -633,7 +629,7 @@ impl State {
         sync.window = window.clamp(64.min(most), most);
     }
 
-    /// The polls of workers that hold a sync's source and wait for work.
+    /// Waiting polls of workers that serve the source of a sync.
     pub(super) fn idle_polls<'a>(&'a self, sync: &'a SyncJob) -> impl Iterator<Item = Caller> {
         let polls = self.poll_queue.polls_at(&sync.request.source_path);
         let able = |worker: &WorkerId| self.workers.get(worker).is_some_and(Worker::accepts_work);
@@ -641,7 +637,7 @@ impl State {
     }
 }
 
-/// Workers as an assignment lists them, in order of their ids.
+/// Workers as an assignment lists them, in the order of their ids.
 fn pool_members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
     let mut members: Vec<PoolMember> = workers.map(Worker::pool_member).collect();
     members.sort_unstable_by(|a, b| a.worker_id.cmp(&b.worker_id));
@@ -652,7 +648,7 @@ fn worker_ids(members: &[PoolMember]) -> Vec<WorkerId> {
     members.iter().map(|member| member.worker_id.clone()).collect()
 }
 
-/// Whether a task of a sync is for workers only that know options. A flush is the same with any.
+/// Whether a task of a sync needs a worker that supports options. A flush does not.
 pub(super) fn needs_options(sync: &SyncJob, spec: &TaskSpec) -> bool {
     match spec {
         TaskSpec::Flush => false,

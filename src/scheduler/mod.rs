@@ -1,27 +1,23 @@
-//! The scheduler: a pure state machine. [`TargetState::apply_change`] takes what the world says and the time, and
-//! returns what is to be written and answered. No I/O, no clock, no lock, no randomness but a seed:
-//! the same events give the same effects, so a test can play any history.
+//! The scheduler: a pure state machine. [`State::apply`] takes an event and the time, and returns
+//! what must be written and replied. No I/O, no clock, no locks, no randomness but a seed: the same
+//! events give the same effects, so a test can replay any history.
 //!
 //! - [`event`]: events, replies, effects
-//! - `sync`, `task`, `worker`: what is remembered (their states are drawn there); `boots`: workers of a sync
-//! - `requests`: what operators ask
-//! - `orders`: what they want of workers; `outcomes`: workers that fail; `seconds`: two
-//!   agents under one id; `stalled`: syncs in which nothing moves
-//! - `leases`: who has which task, for how long; `choice`: who gets it, found in `queue` and `waiting`
-//! - `deleter`: through which agent a mirror deletes, and how much
-//! - `pages`, `results`: what agents report, counted once; `checks`: whether it can be
-//! - `large`: files of more than one range
+//! - `sync_job`, `task`, `worker_registry`: the records (with the diagrams of their states)
+//! - `sync_admin`, `retry_sync`, `worker_admin`: operations of operators
+//! - `leases`, `placement`: which worker holds which task; `ready_queue`, `poll_queue`: the indexes
+//! - `pages`, `results`, `large`: reports of agents, each counted once; `validate`: their validation
+//! - `phase`: what follows when a sync has no tasks; `recheck`: after a host lost writes
+//! - `failures`, `worker_losses`, `worker_health`: retries, lost tasks, quarantine
+//! - `pause`, `storage_paths`: full, unavailable or replaced storage
+//! - `deleter`, `blocked`: deletions of a mirror
 //! - `overlap`: syncs that must not run at the same time
-//! - `losses`: tasks that are lost with their workers
-//! - `age`: when ended syncs are dropped
-//! - `limits`: limits on bytes per second; `shares`: how they are shared out
-//! - `failed`: the names of what failed; `listing`: what became of each file, where that is asked for
-//! - `stage`: what follows when a sync has no task left; `recheck`: after a host lost what it had not flushed;
-//!   `phases`: trying again, giving up
-//! - `storage`: storage paths that workers do not serve, or that lead elsewhere than before
-//! - `pairs`: what is remembered beyond a sync
-//! - `reconcile`: what does not fit together is put right
-//! - `records`: the state in the store and back
+//! - `bandwidth`, `bandwidth_limits`: limits on bytes per second
+//! - `failure_list`, `file_records`: failures and outcomes by name
+//! - `transfer_progress`, `speed`, `stalled`: progress of syncs
+//! - `duplicate_agents`: two agents under one id
+//! - `boot_ids`, `source_history`, `retention`: what is remembered of hosts, sources and ended syncs
+//! - `records`, `reconcile`: the state in the store, and its repair
 
 mod bandwidth;
 mod bandwidth_limits;
@@ -87,35 +83,37 @@ use sync_job::SyncJob;
 use task::{LargeFile, Task, TaskState};
 use worker_registry::WorkerRegistry;
 
-/// What can be set.
+/// The settings of the scheduler.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// A lease runs out after so many milliseconds without a heartbeat that lists it.
+    /// A lease ends after this time without a heartbeat that lists it, in milliseconds.
     pub lease_ms: u64,
-    /// A worker is inactive after so many milliseconds without a heartbeat.
+    /// A worker is inactive after this time without a heartbeat, in milliseconds.
     pub heartbeat_timeout_ms: u64,
-    /// A sync has at most about so many batches and large files outstanding (fewer where the workers
+    /// Approximate maximum of outstanding batches and large files of a sync (fewer if the workers
     /// have few slots).
     pub window_tasks: usize,
-    /// … and manifests of at most about so many bytes in the store.
+    /// Approximate maximum of bytes of its manifests in the store.
     pub window_bytes: u64,
-    /// A failing batch or file is tried so many times more.
+    /// Maximum number of retries of a batch or file.
     pub max_retries: u32,
-    /// A task that was lost with its worker so many times runs alone only, and fails when it is lost once more.
+    /// A task that was lost with its worker this many times runs alone, and fails when it is lost
+    /// once more.
     pub max_worker_losses: u32,
-    /// A sync waits so many milliseconds for room at its destination before it fails; 0: not at all.
+    /// Maximum time that a sync waits for space at its destination, in milliseconds; 0: it does not
+    /// wait.
     pub no_space_ms: u64,
-    /// The failures of a sync that are listed by name are at most so many.
+    /// Maximum number of failures of a sync that are listed by name.
     pub max_failed_entries: u64,
-    /// Ended syncs are kept for so many milliseconds.
+    /// Ended syncs are kept for this time, in milliseconds.
     pub retention_ms: u64,
-    /// At most so many syncs are worked on at once; more wait in the queue.
+    /// Maximum number of syncs that are served at once; others wait.
     pub max_active_syncs: usize,
-    /// All agents together send no more than this …
+    /// Limit of all agents together …
     pub bwlimit: Timetable,
-    /// … by the clocks of this zone.
+    /// … in this time zone.
     pub zone: TimeZone,
-    /// The key of the names of unfinished files where the store holds none; without one it is derived from the
+    /// The key for names of part files if the store holds none; by default it is derived from the
     /// signer's key.
     pub name_key: Option<PartNameKey>,
 }
@@ -149,14 +147,14 @@ struct WaitingPoll {
     until_ms: u64,
 }
 
-/// Everything that the master knows.
+/// The whole state of the master.
 pub struct State {
     settings: Settings,
     signer: Signer,
-    /// The signer's key as it is stored.
+    /// The key of `signer` as it is stored.
     signer_key: Vec<u8>,
     name_key: PartNameKey,
-    /// Assignment ids are drawn from this and `draws`.
+    /// Random bytes are derived from this and `draw_count`.
     seed: [u8; 32],
     draw_count: u64,
     next_sync: u64,
@@ -172,31 +170,29 @@ pub struct State {
     path_reservations: overlap::PathReservations,
     isolation: worker_losses::Isolation,
     retention_clock: retention::RetentionClock,
-    /// The syncs that have tasks.
     syncs_with_tasks: BTreeSet<SyncNo>,
-    /// The tasks that wait before they are tried again, by when.
+    /// Delayed tasks by the end of the delay.
     delayed: BTreeSet<(u64, TaskId)>,
     poll_queue: PollQueue,
-    /// Of which [version](Workers::version) the windows of syncs are.
+    /// The [version](WorkerRegistry::version) of the workers for which the windows were computed.
     windows_version: u64,
-    /// Leases given so far; stamps [`SyncJob::server`].
+    /// Number of leases so far; recorded in [`SyncJob::last_served`].
     leases_granted: u64,
-    /// When this master began to be told of workers.
+    /// Since when this master receives heartbeats.
     leading_since_ms: u64,
-    /// When time passed last.
     last_tick_ms: Option<u64>,
     /// Syncs that may have reached their next phase.
     dirty_syncs: BTreeSet<SyncNo>,
-    /// Syncs whose list of failures was added to, or that have ended.
+    /// Syncs whose failure list changed, or that have ended.
     dirty_failure_lists: BTreeSet<SyncNo>,
-    /// Something may be there for a parked poll.
+    /// A waiting poll may get a task.
     needs_dispatch: bool,
     effects: Vec<Effect>,
 }
 
 impl State {
-    /// Takes in an event; returns what is to be written and answered. Writes must be durable before
-    /// any of the replies is given.
+    /// Applies an event; returns writes and replies. The writes must be durable before any reply is
+    /// sent.
     pub fn apply(&mut self, event: Event, caller: Option<Caller>, now: Now) -> Vec<Effect> {
         let reply = match event {
             Event::Submit { request, list, idempotency } => {
@@ -261,7 +257,7 @@ impl State {
                 for no in self.syncs_with_tasks.clone() {
                     self.update_window(no);
                 }
-                // More may be worked on at once.
+                // More syncs may be active.
                 self.needs_dispatch = true;
                 self.tick(now);
                 Some(Reply::Done)
@@ -280,23 +276,22 @@ impl State {
         std::mem::take(&mut self.effects)
     }
 
-    /// The public half of the ticket key.
+    /// The public key that verifies tickets.
     pub fn ticket_key(&self) -> String {
         self.signer.public_key()
     }
 
-    /// The key of the names of unfinished files.
+    /// The key for the names of part files.
     pub fn name_key(&self) -> PartNameKey {
         self.name_key
     }
 
-    /// Whether there is a sync of this number.
+    /// Whether a sync has this number.
     pub fn has_sync(&self, number: u64) -> bool {
         self.syncs.contains_key(&SyncNo(number))
     }
 
-    /// When [`Event::Tick`] should come next at the latest, in milliseconds from `now`: the nearest
-    /// time at which something runs out.
+    /// Time until [`Event::Tick`] is needed at the latest, in milliseconds.
     pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
         let delayed = self.delayed.first().map(|(at, _)| *at);
         let ends = self.poll_queue.next_deadline_ms().into_iter().chain(delayed);
@@ -304,7 +299,7 @@ impl State {
         nearest.map(|at| at.saturating_sub(now.mono_ms))
     }
 
-    /// Changes the state of a task: all that is filed by it follows.
+    /// Changes the state of a task and all indexes of it.
     fn set_task_state(&mut self, id: TaskId, state: TaskState) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         if let TaskState::Delayed { until_ms } = &task.state {
@@ -321,7 +316,7 @@ impl State {
         sync.queue.insert(task, boot);
     }
 
-    /// Files a task that is new, or was stored.
+    /// Indexes a new or loaded task.
     fn insert_task(&mut self, mut task: Task) {
         let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
         sync.tasks.insert(task.id);
@@ -339,7 +334,7 @@ impl State {
         self.isolate_if_lost(id);
     }
 
-    /// Bytes that nobody can guess and that are never drawn twice.
+    /// Random bytes that are never repeated.
     fn draw_random(&mut self) -> [u8; 32] {
         self.draw_count += 1;
         *blake3::keyed_hash(&self.seed, &self.draw_count.to_le_bytes()).as_bytes()
@@ -356,7 +351,7 @@ impl State {
         id
     }
 
-    /// Adds a task and stores its manifest, where it brings one of its own.
+    /// Adds a task and stores its manifest, if it has one of its own.
     fn add_task(&mut self, new: NewTask, manifest: Option<Vec<u8>>) -> TaskId {
         let id = self.allocate_task_id();
         let digest = match (&manifest, &new.manifest_digest) {
@@ -399,7 +394,7 @@ impl State {
         id
     }
 
-    /// Removes a task, its lease and its own manifest. A large file's manifest stays.
+    /// Removes a task, its lease and its own manifest. The manifest of a large file is kept.
     fn remove_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
         self.isolation.remove(id);
@@ -410,7 +405,7 @@ impl State {
         if let Some(lease) = task.lease() {
             self.lease_index.remove(lease);
         }
-        // A large file's manifest goes with the file, a name list with the sync.
+        // The manifest of a large file is removed with the file, a name list with the sync.
         let shared = task.large_file.is_some() || matches!(task.spec, TaskSpec::List { .. });
         if let (Some(blob), false) = (&task.manifest_key, shared) {
             self.effects.push(Effect::DeleteBlob(blob.clone()));
@@ -425,15 +420,14 @@ impl State {
             }
         }
         self.dirty_syncs.insert(task.sync);
-        // A scan may have been waiting for the room that this gives.
+        // A scan may wait for the space in the window.
         self.needs_dispatch = true;
         Some(task)
     }
 
-    /// Notes that a sync's record changed.
     fn mark_changed(&mut self, no: SyncNo, now: Now) {
         if let Some(sync) = self.syncs.get_mut(&no) {
-            // What is tidied up behind one that has ended changes nothing of it.
+            // Clean-up does not change the time of an ended sync.
             sync.updated_ms = sync.ended_ms.unwrap_or(now.wall_ms);
             self.effects.push(Effect::PutRecord(sync.record_key()));
             self.effects.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
@@ -442,16 +436,15 @@ impl State {
     }
 }
 
-/// What a new task needs; the rest follows.
+/// The fields of a new task that differ from the defaults.
 struct NewTask {
     sync: SyncNo,
     spec: TaskSpec,
-    /// A manifest that is stored already …
+    /// A manifest that is already stored …
     manifest_key: Option<String>,
-    /// … its bytes, where they go with the task, and its digest.
+    /// … its size, if it counts for this task, and its digest.
     manifest_bytes: u64,
     manifest_digest: Option<Digest>,
-    /// The file that it is part of.
     large_file: Option<TaskId>,
     pinned_to: Option<WorkerId>,
     failures: u32,

@@ -1,14 +1,14 @@
-//! Syncs whose paths overlap run one after the other, in the order in which they were submitted.
+//! Syncs with overlapping paths run one after the other, in the order of submission.
 //!
-//! A storage is identified by path only, so paths are compared by whole components, whatever worker holds them.
-//! Two syncs conflict where the destination of one equals, contains or lies in the source or destination of the
-//! other; two that read the same source do not. The later one stays `QUEUED`. It waits only for earlier ones, so
-//! a cycle cannot arise.
+//! Storage is identified by path only, so paths are compared by whole components, whichever worker
+//! serves them. Two syncs conflict if the destination of one equals, contains or lies in the source
+//! or destination of the other; two syncs that read the same source do not. The later one stays
+//! `QUEUED`. It waits only for earlier ones, so a cycle cannot occur.
 //!
-//! A sync *holds its paths* while it is active, also while it is queued or paused: it continues where it stopped, and a
-//! later sync would see half of its work. A sync that has ended holds its destination until the leases are over that
-//! were revoked: until then a worker that was not informed may still write. A dry run writes nothing and blocks
-//! no other sync, but it waits like any other.
+//! A sync *reserves its paths* while it is active, also while it is queued or paused: it continues
+//! later, and another sync would see half of its work. An ended sync reserves its destination until
+//! its revoked leases have ended: until then a worker that was not informed may still write. A dry
+//! run writes nothing and blocks no other sync, but it waits like any other.
 
 use super::sync_job::SyncJob;
 use super::{Now, State};
@@ -17,20 +17,19 @@ use crate::wire::{AbsPath, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct PathReservations {
-    /// The syncs that hold their paths.
+    /// The syncs that reserve their paths.
     holders: BTreeSet<SyncNo>,
-    /// Each sync that waits, and the first one for which it waits.
+    /// Each waiting sync and the first one that it waits for.
     waiting_for: BTreeMap<SyncNo, SyncNo>,
 }
 
-/// Leases of a sync were revoked, and the workers may not know yet.
+/// Revoked leases of a sync whose workers may not be informed yet.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct RevokedLeases {
-    /// The end of the last of these leases, on the scheduler's clock. Not stored: a restarted master waits for the
-    /// length of a lease.
+    /// End of the last of these leases on the scheduler's clock. Not stored: a restarted master
+    /// waits for a whole lease.
     #[serde(skip)]
     pub(super) until_ms: u64,
 }
@@ -39,7 +38,8 @@ fn paths_overlap(a: &AbsPath, b: &AbsPath) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-/// Why `later` must not run beside `earlier`: what `earlier` does with which of its paths.
+/// The conflict that keeps `later` from running beside `earlier`: what `earlier` does with which
+/// path.
 pub(super) fn find_conflict<'a>(
     earlier: &'a SyncJob,
     later: &SyncJob,
@@ -64,7 +64,7 @@ pub(super) fn find_conflict<'a>(
 }
 
 impl SyncJob {
-    /// Whether it asks for the same as `other`, which may have another id.
+    /// Whether it requests the same as `other`, apart from the id.
     fn is_same_request(&self, other: &SyncJob) -> bool {
         let (ours, theirs) = (&self.request, &other.request);
         (&ours.source_path, &ours.destination_path, &ours.options, ours.chunk_size_mb)
@@ -85,12 +85,10 @@ impl SyncJob {
 }
 
 impl State {
-    /// Whether a sync waits for another one.
     pub(super) fn is_waiting_for_overlap(&self, no: SyncNo) -> bool {
         self.path_reservations.waiting_for.contains_key(&no)
     }
 
-    /// Why a sync waits for another one.
     pub(super) fn overlap_reason(&self, sync: &SyncJob) -> Option<String> {
         let earlier = self.syncs.get(self.path_reservations.waiting_for.get(&sync.no)?)?;
         let (verb, path) = find_conflict(earlier, sync)?;
@@ -108,7 +106,7 @@ impl State {
         Some(format!("waits for sync {id}, which {verb} {path}{more}"))
     }
 
-    /// What an operator should know of a sync that was just submitted: that the same one is active, or that it waits.
+    /// A note for the submit: the same sync is active, or this one waits.
     pub(super) fn describe_overlap(&self, no: SyncNo) -> Option<String> {
         let sync = self.syncs.get(&no)?;
         let earlier =
@@ -124,7 +122,7 @@ impl State {
         }
     }
 
-    /// Registers a sync that was submitted or loaded; earlier ones are registered already.
+    /// Reserves the paths of a submitted or loaded sync; earlier ones are reserved already.
     pub(super) fn reserve_paths(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get(&no) else { return };
         if !self.holds_paths(sync, None) {
@@ -134,14 +132,14 @@ impl State {
         self.update_blocker(no);
     }
 
-    /// Whether a sync keeps others from its paths; without a time: whether it ever did and was not released.
+    /// Whether a sync reserves its paths; without a time: whether it did and was not released.
     fn holds_paths(&self, sync: &SyncJob, now: Option<Now>) -> bool {
         let over =
             |lingering: &RevokedLeases| now.is_some_and(|now| lingering.until_ms <= now.mono_ms);
         sync.is_active() || sync.revoked_leases.as_ref().is_some_and(|lingering| !over(lingering))
     }
 
-    /// Finds the first sync for which a sync has to wait. One that has begun waits for none.
+    /// Finds the first sync that a queued sync has to wait for.
     fn update_blocker(&mut self, no: SyncNo) {
         self.path_reservations.waiting_for.remove(&no);
         let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Queued) else {
@@ -154,7 +152,7 @@ impl State {
         }
     }
 
-    /// Releases the paths of a sync that holds them no longer: others may begin.
+    /// Releases the paths of a sync that has ended: others may start.
     pub(super) fn release_paths(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return self.remove_reservation(no) };
         if sync.is_active() {
@@ -166,7 +164,7 @@ impl State {
         }
         self.path_reservations.waiting_for.remove(&no);
         match self.syncs.get(&no).is_some_and(|sync| self.holds_paths(sync, Some(now))) {
-            // Its reads count no longer, and the reason names the new state.
+            // Its reads do not count any more, and the reason names the new state.
             true => self.update_waiting_syncs(no),
             false => self.remove_reservation(no),
         }
@@ -188,18 +186,18 @@ impl State {
         }
     }
 
-    /// Whether a sync that has ended still holds its destination.
     pub(super) fn has_revoked_leases(&self, no: SyncNo) -> bool {
         self.syncs.get(&no).is_some_and(|sync| !sync.is_active() && sync.revoked_leases.is_some())
     }
 
-    /// Notes that a task is taken from its worker without a report: the worker may write until its lease ends.
+    /// Records that a lease was revoked without a report: the worker may write until the lease
+    /// ends.
     pub(super) fn record_revoked_lease(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|task| task.writes_destination()) else {
             return;
         };
         let Some(until_ms) = task.lease().map(|lease| lease.deadline_ms) else { return };
-        // What an ended sync cleans up is its own.
+        // Clean-up of an ended sync conflicts with nothing.
         let holds = self.path_reservations.holders.contains(&task.sync);
         let Some(sync) = self.syncs.get_mut(&task.sync).filter(|_| holds) else { return };
         if until_ms > now.mono_ms && !sync.is_dry_run() {
@@ -208,7 +206,7 @@ impl State {
         }
     }
 
-    /// Releases the paths of ended syncs whose revoked leases are over.
+    /// Releases the paths of ended syncs whose revoked leases have ended.
     pub(super) fn release_ended_syncs(&mut self, now: Now) {
         let holders = self.path_reservations.holders.iter().filter_map(|no| self.syncs.get(no));
         let over: Vec<SyncNo> =

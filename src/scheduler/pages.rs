@@ -1,5 +1,5 @@
-//! Pages: what a walk found since its last one. A page's work is taken over and the walk's place moved
-//! together, so that it counts once whoever goes on.
+//! Pages of walks. A page's work is added and the walk's position moved in one step, so that it
+//! counts once, whichever worker continues the walk.
 
 use super::phase::PhaseState;
 use super::sync_job::FailureCount;
@@ -14,23 +14,20 @@ use crate::wire::task::{PageAction, PageReply, PruneReport, ScanPage, TaskSpec, 
 use crate::wire::{AssignmentId, BytePath, RelPath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
-/// Subtrees that a walk is asked to give away at a time.
+/// Maximum number of subtrees that a walk is asked to split off at a time.
 const MAX_REQUESTED_SUBTREES: u32 = 16;
 
-/// What is known of work that was tried, and is counted already.
+/// The history of work that was tried before and is already counted.
 #[derive(Debug, Default)]
 pub(super) struct RetryHistory {
-    /// How often it failed.
     pub(super) failures: u32,
-    /// How often for want of descriptors or memory.
+    /// Failures for lack of descriptors or memory.
     pub(super) resource_retries: u32,
-    /// Whose fault that may have been.
+    /// Workers that may have caused them.
     pub(super) failed_on: BTreeSet<WorkerId>,
-    /// Why it failed last.
     pub(super) last_error: Option<String>,
-    /// With which processes it was lost.
     pub(super) losses: Vec<WorkerLoss>,
-    /// The name of its only entry, where that is known.
+    /// The name of its only entry, if known.
     pub(super) entry: Option<BytePath>,
 }
 
@@ -54,7 +51,7 @@ impl State {
         let (id, no, attempt, spec) = (task.id, task.sync, task.attempt, task.spec.clone());
         let is_proven = page.root_identity.is_some() && lease.incarnation.is_some();
         if page.page.checked_add(1) == Some(lease.next_page) {
-            // The reply to this page was lost: what it said counts already.
+            // The reply to this page was lost: the page is already counted.
             return self.continue_walk(id);
         }
         if page.page != lease.next_page {
@@ -71,7 +68,7 @@ impl State {
         }
         self.mark_progress(no, now);
         self.count_integrity_errors(no, page.integrity_errors);
-        // Later pages continue a walk that is counted already.
+        // Later pages continue a walk that is already counted.
         if page.page == 0 && !is_proven {
             self.count_unverified(no);
         }
@@ -104,7 +101,7 @@ impl State {
         self.continue_walk(id)
     }
 
-    /// Takes over what a page of the walk `spec` brings.
+    /// Applies a page of the walk `spec`.
     fn apply_page(
         &mut self,
         no: SyncNo,
@@ -135,7 +132,8 @@ impl State {
             }
             _ => sync.count_failure(FailureCount::Step(FailedStep::Delete, all)),
         }
-        // What is read back was noted when it was copied, and what is only counted is deleted later.
+        // Warnings of the read-back pass repeat those of the copy; counted entries are recorded
+        // when they are deleted.
         let (noted, told) = match sync.phase {
             PhaseState::Readback | PhaseState::CopyBlocked => (false, false),
             PhaseState::CountExtraneous => (true, sync.is_dry_run()),
@@ -153,7 +151,7 @@ impl State {
         }
     }
 
-    /// Counts what the source does not have, or what was deleted of it.
+    /// Counts extraneous entries, or deleted ones.
     fn count_extraneous(&mut self, no: SyncNo, pruned: PruneReport) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let tally = Tally { count: pruned.extraneous, bytes: pruned.bytes };
@@ -168,12 +166,12 @@ impl State {
             sync.counters.actions.entry(EntryAction::Delete).or_default().merge(tally);
         }
         if tally.count > 0 && !counted {
-            // It was deleted through any of the workers within reach.
+            // They were deleted through any of the reachable workers.
             sync.mark_all_unflushed();
         }
     }
 
-    /// Whether a walk shall go on.
+    /// Continues a walk, or suspends it while the window is full.
     fn continue_walk(&mut self, id: TaskId) -> Reply {
         let Some(sync) = self.tasks.get(&id).and_then(|t| self.syncs.get(&t.sync)) else {
             return stop_reply();
@@ -189,7 +187,7 @@ impl State {
             if let Some(lease) = task.lease() {
                 self.lease_index.remove(lease);
             }
-            // Going on later is not another try.
+            // The next lease is not another attempt.
             task.attempt = task.attempt.saturating_sub(1);
             let key = task.record_key();
             self.set_task_state(id, TaskState::Ready);
@@ -198,7 +196,7 @@ impl State {
         Reply::Page(PageReply { action: PageAction::Pause, max_subtrees: 0 })
     }
 
-    /// Adds what a walk found, or what is to be tried `again`.
+    /// Adds the work that a walk found, or that is tried `again`.
     pub(super) fn add_work_item(
         &mut self,
         no: SyncNo,
@@ -247,7 +245,7 @@ impl State {
     }
 }
 
-/// The task for a subtree that the walk `spec` gives away.
+/// The task for a subtree that the walk `spec` splits off.
 fn subtree_spec(spec: &TaskSpec, dir: RelPath) -> TaskSpec {
     match spec {
         TaskSpec::Prune { apply, .. } => TaskSpec::Prune { dir, cursor: None, apply: *apply },

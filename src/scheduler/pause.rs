@@ -1,15 +1,16 @@
-//! Syncs that are kept from going on: by an operator, because the destination is full, or because a storage path does
-//! not lead to what its worker opened ([`storage`](super::storage)).
+//! Syncs that are paused: by an operator, because the destination is full, or because a storage
+//! path does not lead to the directory that its worker opened
+//! ([`storage_paths`](super::storage_paths)).
 //!
 //! ```text
-//! QUEUED, PROGRESS ──pause──▶ PAUSED ──resume──▶ where it was
-//!        │ ▲                  PAUSED ◀─┐ a probe every now and then:
-//!        │ └── a probe wrote ◀── │     │ one task is handed out
-//!        └──no space left,──▶ PAUSED ──┘ … in vain for too long ──▶ FAILED
+//! QUEUED, PROGRESS ──pause──▶ PAUSED ──resume──▶ the state before
+//!        │ ▲                  PAUSED ◀─┐ periodic probe:
+//!        │ └── a probe wrote ◀── │     │ one task is assigned
+//!        └──no space left,──▶ PAUSED ──┘ probes fail for too long ──▶ FAILED
 //!           storage gone
 //! ```
 //!
-//! Nothing of a paused sync is handed out. What was handed out before is finished and counts.
+//! No task of a paused sync is assigned. Tasks that were leased before are finished and count.
 
 use super::sync_admin::{refuse, unknown_sync};
 use super::sync_job::SyncJob;
@@ -22,51 +23,47 @@ use crate::wire::task::TaskSpec;
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 
-/// Storage that is full, or not there, is tried again this often, in milliseconds.
 const STORAGE_PROBE_INTERVAL_MS: u64 = 15_000;
-/// How the kernel says that a file system, or what somebody may use of it, is full.
+/// The errnos of a full file system or an exhausted quota.
 const NO_SPACE_ERRNOS: [&str; 2] = ["ENOSPC", "EDQUOT"];
 
-/// Why nothing of a sync is handed out.
+/// Why no task of a sync is assigned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub(super) enum Pause {
-    /// An operator wants it so.
+    /// An operator paused it.
     Operator,
-    /// It waits for its storage.
+    /// Its storage is not usable.
     Storage {
-        /// What is missing.
         problem: StorageProblem,
-        /// What was found, in a sentence.
+        /// The error message.
         reason: String,
-        /// Since when, on the scheduler's clock; a restarted master waits anew.
+        /// Start on the scheduler's clock; a restarted master waits again in full.
         #[serde(skip)]
         since_ms: Option<u64>,
-        /// When it is tried again.
+        /// Time of the next probe.
         #[serde(skip)]
         probe_ms: u64,
     },
 }
 
-/// What a sync lacks at its storage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum StorageProblem {
     /// The destination is full.
     NoSpace,
-    /// A storage path of a worker does not lead to what the worker opened.
+    /// A storage path of a worker does not lead to the directory that the worker opened.
     PathUnavailable {
-        /// Whose.
         worker: WorkerId,
         /// It holds the source (else: the destination).
         at_source: bool,
-        /// It is what the worker wrote that is to be flushed: no other worker helps.
+        /// The worker must flush what it wrote: no other worker can.
         flush: bool,
     },
 }
 
 impl StorageProblem {
-    /// What `error` of a task says is missing, if it says so.
+    /// The storage problem that `error` of a task reports, if any.
     fn from_error(error: &FileError, task: &Task) -> Option<StorageProblem> {
         if is_no_space(error) {
             return Some(StorageProblem::NoSpace);
@@ -80,7 +77,7 @@ impl StorageProblem {
         })
     }
 
-    /// What ends the waiting, in words.
+    /// The condition that ends the pause.
     fn resolution(&self) -> &'static str {
         match self {
             StorageProblem::NoSpace => "there is room",
@@ -90,7 +87,7 @@ impl StorageProblem {
 }
 
 impl Pause {
-    /// Whether nothing may be handed out at `now`.
+    /// Whether no task may be assigned at `now`.
     fn is_blocking(&self, now: Now) -> bool {
         match self {
             Pause::Operator => true,
@@ -98,7 +95,6 @@ impl Pause {
         }
     }
 
-    /// A sentence for operators.
     pub(super) fn reason(&self) -> String {
         match self {
             Pause::Operator => "paused by an operator; continue with: ctl sync resume".to_owned(),
@@ -109,36 +105,32 @@ impl Pause {
     }
 }
 
-/// Whether an error says that a storage path does not lead to what its worker opened.
 pub(super) fn is_storage_gone(error: &FileError) -> bool {
     error.class == ErrorClass::StorageGone
 }
 
-/// Whether an error says that there is no room.
 pub(super) fn is_no_space(error: &FileError) -> bool {
     error.errno.as_deref().is_some_and(|errno| NO_SPACE_ERRNOS.contains(&errno))
 }
 
 impl SyncJob {
-    /// Whether something of it may be handed out at `now`. What an ended sync leaves behind is removed
-    /// in any case.
+    /// Whether a task may be assigned at `now`. Clean-up of an ended sync is never paused.
     pub(super) fn can_dispatch(&self, now: Now) -> bool {
         !self.is_active() || self.pause.as_ref().is_none_or(|hold| !hold.is_blocking(now))
     }
 
-    /// Whether it is shown as paused.
+    /// Whether it is displayed as paused.
     pub(super) fn is_paused(&self) -> bool {
         self.is_active() && self.pause.is_some()
     }
 }
 
 impl State {
-    /// Hands out nothing more of a sync until it is resumed.
     pub(super) fn pause_sync(&mut self, id: &RequestId, now: Now) -> Reply {
         self.set_operator_pause(id, Some(Pause::Operator), now)
     }
 
-    /// Lets a sync go on, whyever it was paused.
+    /// Resumes a sync, whatever paused it.
     pub(super) fn resume_sync(&mut self, id: &RequestId, now: Now) -> Reply {
         self.set_operator_pause(id, None, now)
     }
@@ -162,8 +154,8 @@ impl State {
         self.progress_reply(id)
     }
 
-    /// Whether errors of a task mean that its sync waits for its storage: then it does from now on, and the
-    /// task is not to blame.
+    /// Pauses the sync if errors of a task report a storage problem. True: the task failed for that
+    /// reason and is not charged for it.
     pub(super) fn pause_on_storage_errors(
         &mut self,
         task: &Task,
@@ -176,10 +168,10 @@ impl State {
         let (elsewhere, lacks): (Vec<_>, Vec<_>) = lacks.partition(|(lack, _)| {
             self.is_served_elsewhere(task.sync, lack) || self.is_replaced(task.sync, lack)
         });
-        // The report is of a time before the path was known to be gone, or to lead elsewhere: other workers, or the
-        // other root, are asked from now on.
+        // The report predates the detection of the lost or replaced path: other workers, or the
+        // other root, are used from now on.
         let Some((lack, error)) = lacks.into_iter().next() else { return !elsewhere.is_empty() };
-        // What a flush could not write is lost: to wait does not bring it back.
+        // Data that a flush could not write are lost: a pause does not restore them.
         if lack == StorageProblem::NoSpace && task.spec == TaskSpec::Flush {
             return false;
         }
@@ -187,7 +179,8 @@ impl State {
         self.pause_for_storage(task.sync, lack, format!("{error}{at}"), now)
     }
 
-    /// Has a sync wait for its storage. False: it does not wait (any longer), or is not active.
+    /// Pauses a sync until its storage is usable. False: it does not pause (any longer), or is not
+    /// active.
     pub(super) fn pause_for_storage(
         &mut self,
         no: SyncNo,
@@ -219,7 +212,7 @@ impl State {
         true
     }
 
-    /// Something of a sync was written: if it waited for room, there is some.
+    /// A write succeeded: a sync that was paused for a full destination continues.
     pub(super) fn resume_after_write(&mut self, no: SyncNo, now: Now) {
         let full =
             |hold: &Pause| matches!(hold, Pause::Storage { problem: StorageProblem::NoSpace, .. });
@@ -228,7 +221,6 @@ impl State {
         }
     }
 
-    /// A sync that waited for its storage goes on.
     pub(super) fn end_storage_pause(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let Some(Pause::Storage { problem: lack, .. }) = &sync.pause else { return };
@@ -238,7 +230,7 @@ impl State {
         self.needs_dispatch = true;
     }
 
-    /// A task of a sync was handed out: while it waits for its storage, the next one has to wait.
+    /// A task of a paused sync was assigned as a probe: the next one waits an interval.
     pub(super) fn postpone_probe(&mut self, no: SyncNo, now: Now) {
         if let Some(Pause::Storage { probe_ms, .. }) =
             self.syncs.get_mut(&no).and_then(|sync| sync.pause.as_mut())
@@ -247,7 +239,7 @@ impl State {
         }
     }
 
-    /// Time passed: syncs that wait for their storage are tried again, or have waited for too long.
+    /// Releases syncs whose storage is usable and fails those that were paused for too long.
     pub(super) fn tick_pauses(&mut self, now: Now) {
         let served =
             self.syncs_with_tasks.iter().filter(|no| match self.syncs.get(no).map(|s| &s.pause) {
@@ -271,7 +263,7 @@ impl State {
                     }
                     self.needs_dispatch |= *probe_ms <= now.mono_ms;
                 }
-                // It does not wait (again): what needs storage that is not there fails at once.
+                // It does not pause (again): tasks without usable storage fail at once.
                 None if patience == 0 || sync.pause_exhausted => {
                     let sync = self.syncs.get(no);
                     in_vain.extend(
@@ -287,7 +279,6 @@ impl State {
         }
     }
 
-    /// When a sync that waits for its storage is tried again next.
     pub(super) fn next_probe_ms(&self, now: Now) -> Option<u64> {
         let holds =
             self.syncs_with_tasks.iter().filter_map(|no| self.syncs.get(no)?.pause.as_ref());
@@ -298,7 +289,7 @@ impl State {
         probes.min()
     }
 
-    /// A sync has waited long enough: what nobody has in hand fails, and there is no more waiting.
+    /// The maximum pause is over: tasks without a lease fail, and the sync does not pause again.
     pub(super) fn fail_paused_tasks(
         &mut self,
         no: SyncNo,
@@ -318,7 +309,7 @@ impl State {
                 (format!("{why}; waited {waited} for it"), None, ErrorClass::StorageGone)
             }
         };
-        // What is given up may leave a part file to be discarded: that can't be done either.
+        // A failed task may add a discard of its part file, which cannot be done either.
         while let Some(id) = self.next_task_to_fail(no, lack) {
             let Some(task) = self.tasks.get(&id) else { return };
             let error = FileError {
@@ -339,11 +330,11 @@ impl State {
         self.needs_dispatch = true;
     }
 
-    /// A task of a sync that can't be done for want of its storage and that nobody has in hand.
+    /// A task without a lease that cannot be done without the storage.
     fn next_task_to_fail(&self, no: SyncNo, lack: &StorageProblem) -> Option<TaskId> {
         let mut tasks = self.syncs.get(&no)?.tasks.iter().filter_map(|id| self.tasks.get(id));
         let fails = |task: &&Task| {
-            // Where there is no room, what needs none is done.
+            // On a full destination tasks that need no space are still done.
             let needs_room =
                 !matches!(task.spec, TaskSpec::Flush | TaskSpec::Discard | TaskSpec::CleanUp);
             task.lease().is_none() && (*lack != StorageProblem::NoSpace || needs_room)

@@ -1,5 +1,4 @@
-//! The stages of a sync: what follows when it has no task left, what keeps a mirror from deleting, and
-//! the end.
+//! The phases of a sync: what follows when it has no tasks, the guards of a mirror, and the end.
 
 use super::sync_job::{MirrorStop, SyncJob};
 use super::task::TaskState;
@@ -14,39 +13,39 @@ use crate::wire::task::{ScanPage, TaskSpec, WorkItem};
 use crate::wire::{RelPath, SyncNo, WorkerId};
 use serde::{Deserialize, Serialize};
 
-/// Where an active sync stands. It goes on when it has no task left; a stage that is not wanted is
-/// passed over.
+/// The phase of an active sync. It ends when the sync has no tasks left; a phase that is not needed
+/// is skipped.
 ///
 /// ```text
-/// Copy ─▶ Readback ─▶ Count ─▶ Secure ─▶ Prune ─▶ Replace ─▶ Sweep ─▶ Flush ─▶ COMPLETED or FAILED
-///   │         │          │        │                            ▲       ▲
-///   │         │          └────────┴─────── a guard stops ──────┤       │
-///   └─────────┴──────────────── an entry failed ───────────────┴───────┘
+/// Copy ─▶ Readback ─▶ CountExtraneous ─▶ FlushBeforeDelete ─▶ DeleteExtraneous ─▶ CopyBlocked ─▶ CleanUp ─▶ Flush ─▶ end
+///   │         │             │                    │                                                  ▲         ▲
+///   │         │             └────────────────────┴──────────────── a guard stops ───────────────────┤         │
+///   └─────────┴──────────────────────────────────── an entry failed ────────────────────────────────┴─────────┘
 /// ```
 ///
-/// A dry run has `Copy` and `Activity` only. From `FlushBeforeDelete` and `Flush` it goes back to `Readback` where a host lost what it had
-/// not flushed ([`recheck_after_reboot`](super::recheck)). A sync that was cancelled is swept as well, by a task that
-/// waits until nobody can be writing any more.
+/// A dry run has `Copy` and `CountExtraneous` only. From `FlushBeforeDelete` and `Flush` a sync
+/// returns to `Readback` if a host lost writes ([`recheck`](super::recheck)). A cancelled sync is
+/// also cleaned up, by a task that waits until no worker can be writing any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum PhaseState {
     /// The source is listed and copied.
     #[default]
     Copy,
-    /// The source is listed again and compared with what the destination has on its disks.
+    /// The source is listed again and compared with the destination's disks.
     Readback,
-    /// What the source does not have is counted.
+    /// Extraneous entries at the destination are counted.
     CountExtraneous,
-    /// What was copied is put on stable storage: a file that was renamed at the source must not go
-    /// before its new name is safe.
+    /// Copied data are flushed: a file that was renamed at the source must not be deleted before
+    /// its new name is durable.
     FlushBeforeDelete,
-    /// What the source does not have is deleted.
+    /// Extraneous entries are deleted.
     DeleteExtraneous,
-    /// The source is listed again, for entries in whose place directories stood that were deleted.
+    /// The source is listed again for entries that were blocked by deleted directories.
     CopyBlocked,
-    /// What was kept for the names of one file is removed.
+    /// Anchors of hard links are removed.
     CleanUp,
-    /// Everything is put on stable storage.
+    /// All data are flushed.
     Flush,
 }
 
@@ -64,7 +63,7 @@ impl PhaseState {
 }
 
 impl SyncJob {
-    /// How one of its tasks is to be done now. The filter goes only with those that look for entries.
+    /// The options of one of its tasks. Only walks get the filter.
     pub(super) fn task_options(&self, spec: &TaskSpec) -> SyncOptions {
         let mut options = self.request.options.clone();
         options.allow_overlap = false;
@@ -80,13 +79,13 @@ impl SyncJob {
         options
     }
 
-    /// Whether a task removes what an ended sync kept. Another sync may use the destination already: metadata of the
-    /// root, which a sweep sets otherwise, are that one's.
+    /// Whether a task cleans up an ended sync. Another sync may use the destination already, so the
+    /// metadata of the root are not set.
     fn is_late_clean_up(&self, spec: &TaskSpec) -> bool {
         *spec == TaskSpec::CleanUp && !self.is_active()
     }
 
-    /// … and how the destination is to be written by one of them.
+    /// The rules by which one of its tasks writes.
     pub(super) fn write_rules(&self, spec: &TaskSpec) -> WriteRules {
         let readback = self.phase == PhaseState::Readback;
         let mut rules = WriteRules { readback, ..self.request.options.write_rules() };
@@ -94,33 +93,31 @@ impl SyncJob {
             (rules.preserve, rules.chown) = (Preserve::NONE, Chown::default());
         }
         if readback || matches!(spec, TaskSpec::Range { compare: true, .. }) {
-            // Whatever the operator compares by: the range is to be looked at, not the whole file.
+            // The range is compared by content, whatever the operator chose.
             rules.compare = Compare::Checksum;
         }
         rules
     }
 
-    /// What the operator chose.
     pub(super) fn requested_options(&self) -> SyncOptions {
         SyncOptions { filter: self.filter.clone(), ..self.request.options.clone() }
     }
 
-    /// Whether it asks for anything that was not always there.
+    /// Whether it needs a worker that supports options.
     pub(super) fn has_nondefault_options(&self) -> bool {
-        // No agent needs that one.
+        // No agent needs this option.
         let allow_overlap = self.request.options.allow_overlap;
         let default = SyncOptions { allow_overlap, ..SyncOptions::default() };
         let asked = self.request.options != default || self.filter_key().is_some();
         asked || self.recheck.has_begun()
     }
 
-    /// Whether nothing is to be changed.
     pub(super) fn is_dry_run(&self) -> bool {
         self.request.options.dry_run
     }
 
-    /// Whether large files are compared before they are sent. That is also how a file that is there
-    /// gets its digest, where one is wanted: each range is read once, by whoever has time.
+    /// Whether large files are compared before they are sent. This also computes digests of present
+    /// files, if requested: each range is read once, by any worker.
     pub(super) fn compares_large_files(&self) -> bool {
         let options = &self.request.options;
         self.phase == PhaseState::Readback
@@ -128,25 +125,23 @@ impl SyncJob {
             || options.manifest
     }
 
-    /// Whether one range of a large file tells first whether it is worth comparing the others.
+    /// Whether the first range of a large file decides if the others are compared.
     pub(super) fn probes_first_range(&self) -> bool {
         self.phase == PhaseState::Copy
             && self.request.options.manifest
             && self.request.options.compare != Compare::Checksum
     }
 
-    /// Whether what is found and done now is what the sync is about: the second pass over the source
-    /// only checks what was counted before.
+    /// Whether found and done entries are counted: later passes only check what was counted.
     pub(super) fn counts_entries(&self) -> bool {
         self.phase == PhaseState::Copy
     }
 
-    /// Whether names of one file are to stay so: then the destination keeps something to find them.
+    /// Whether hard links are preserved, which needs anchors at the destination.
     pub(super) fn keeps_hard_links(&self) -> bool {
         !self.is_dry_run() && self.request.options.preserve.contains(Attribute::Hardlinks)
     }
 
-    /// The stage that follows, if any.
     fn next_phase(&self) -> Option<PhaseState> {
         if self.recheck.is_pending() {
             return Some(PhaseState::Readback);
@@ -164,7 +159,7 @@ impl SyncJob {
             PhaseState::Readback => {
                 options.verify == Verify::Readback && !options.dry_run && worked && !stopped
             }
-            // What was counted before all was compared again still holds.
+            // A count from before the recheck is still valid.
             PhaseState::CountExtraneous => {
                 mirror && !self.recheck.has_begun() && (!stopped || options.dry_run)
             }
@@ -180,7 +175,7 @@ impl SyncJob {
         }
     }
 
-    /// The guard that keeps a mirror from going on to `next`.
+    /// The guard that keeps a mirror from entering `next`, if any.
     fn check_guards(&self, next: Option<PhaseState>) -> Option<MirrorStop> {
         let delete = self.request.options.delete.as_ref().filter(|_| self.mirror_stop.is_none())?;
         match (self.phase, next) {
@@ -194,7 +189,8 @@ impl SyncJob {
         }
     }
 
-    /// What is deleted may be the only copy of what a task without evidence did not copy.
+    /// The deleted entry may be the only copy of something that a task without evidence did not
+    /// copy.
     fn guard_unverified_copy(&self) -> Option<MirrorStop> {
         let why = unverified_reason(self.counters.unverified)?;
         let why = format!("{why}: nothing was deleted at the destination");
@@ -202,14 +198,14 @@ impl SyncJob {
         Some(MirrorStop { reason: why, copy_complete: true })
     }
 
-    /// The guard `why`, with what was done until now and what allows it.
+    /// Builds the message of a guard: what was done so far and how to allow more.
     pub(super) fn mirror_stop_for(&self, why: &str, allow: &str) -> MirrorStop {
         let deleted =
             self.counters.actions.get(&EntryAction::Delete).map_or(0, |tally| tally.count);
         let (copied, done) = match self.phase {
             PhaseState::Copy if self.possible_writers.is_empty() => (false, "nothing was copied"),
             PhaseState::Copy => (false, "not everything was copied"),
-            // A host lost what it had not flushed, and this pass brings it again.
+            // This pass copies what a host lost.
             PhaseState::Readback if self.recheck.has_begun() => {
                 (false, "not everything was copied")
             }
@@ -229,14 +225,14 @@ impl SyncJob {
         MirrorStop { reason: format!("{why}: {done}, {deleted}; {allow}"), copy_complete: copied }
     }
 
-    /// The guard against a source of which no worker has said what its root is, and in which nothing was
-    /// found: see [`SyncJob::guard_source_root`].
+    /// Guard against an empty source without a reported root state; see
+    /// [`SyncJob::guard_source_root`].
     fn guard_empty_source(&self, delete: &DeleteOptions) -> Option<MirrorStop> {
-        // The root is a directory that is found.
+        // The root counts as a directory.
         let nothing = self.counters.files_total == 0 && self.counters.dirs_total <= 1;
         let empty = self.source_root.as_ref().is_none_or(|root| root.empty);
         (nothing && empty && !delete.allow_empty_source).then(|| {
-            // What was written, if anything, is the root itself.
+            // At most the root itself was written.
             let why = format!(
                 "the source {} is empty: there was nothing to copy, nothing was deleted; {EMPTY_SOURCE_HINT}",
                 self.request.source_path
@@ -276,7 +272,7 @@ impl SyncJob {
         })
     }
 
-    /// How many entries the limits let be deleted, of those that were counted.
+    /// Maximum number of deletions under the limits, given the counted entries.
     pub(super) fn max_deletions(&self) -> u64 {
         let Some(delete) = &self.request.options.delete else { return 0 };
         let part =
@@ -284,13 +280,12 @@ impl SyncJob {
         u64::try_from(part).unwrap_or(u64::MAX).min(delete.max.unwrap_or(u64::MAX))
     }
 
-    /// How many were deleted so far, as reported.
     pub(super) fn deleted_entries(&self) -> u64 {
         self.counters.actions.get(&EntryAction::Delete).map_or(0, |tally| tally.count)
     }
 
-    /// The guard against a source that has lost so much since the extra entries were counted that the
-    /// limits would not have let it pass. `used_up`: an agent met the end of its allowance.
+    /// Guard against a source that lost so many entries since the count that the limits would have
+    /// refused it. `used_up`: an agent reached its allowance.
     pub(super) fn guard_excess_deletions(&self, used_up: bool) -> Option<MirrorStop> {
         let over = used_up || self.deleted_entries() > self.max_deletions();
         (self.phase == PhaseState::DeleteExtraneous && over).then(|| {
@@ -303,9 +298,9 @@ impl SyncJob {
         })
     }
 
-    /// The guard against a source root that is not what it was on the file system `known` at the last
-    /// run (or at an earlier page of this one), or that is empty. An empty source is more often one that is
-    /// not mounted than one that was emptied.
+    /// Guard against a source on another file system than `known` (at the last run or an earlier
+    /// page), and against an empty source, which is more often an unmounted one than an emptied
+    /// one.
     fn guard_source_root(&self, page: &ScanPage, known: Option<&str>) -> Option<MirrorStop> {
         let (root, delete) = (page.root.as_ref()?, self.request.options.delete.as_ref()?);
         let other = known
@@ -330,18 +325,15 @@ impl SyncJob {
     }
 }
 
-/// How to go on where an empty source is no mistake …
 const EMPTY_SOURCE_HINT: &str = "check that it is mounted; if it is meant to be empty, allow it with \
                            delete.allow_empty_source (--allow-empty-source)";
-/// … where another file system is none …
 const NEW_FILE_SYSTEM_HINT: &str = "check what is mounted there; if it is right, allow it with \
                             delete.allow_new_source_fs (--allow-new-source-fs)";
-/// … and where both are none.
 const EMPTY_AND_NEW_HINT: &str = "check that it is mounted; if both are right, allow it with \
                           delete.allow_empty_source and delete.allow_new_source_fs \
                           (--allow-empty-source --allow-new-source-fs)";
 
-/// Whether a first page of the whole source is also the last one, with nothing but the root's own entry.
+/// Whether a first page is also the last one, with only the root's own entry.
 fn lists_only_root(page: &ScanPage) -> bool {
     let small = |item: &WorkItem| matches!(item, WorkItem::Copy { files: 0, dirs: 0..=1, .. });
     page.next.is_none()
@@ -352,7 +344,7 @@ fn lists_only_root(page: &ScanPage) -> bool {
 }
 
 impl State {
-    /// Moves a sync on that has no task left.
+    /// Advances a sync without tasks to its next phase.
     pub(super) fn advance_phase(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let (active, forgotten) = (sync.is_active(), sync.is_deleted);
@@ -383,7 +375,7 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         match sync.next_phase() {
             Some(next) => self.enter_phase(no, next),
-            // Another look: there may be something to compare now.
+            // Check again: there may be something to compare now.
             None if self.recheck_after_replacement(no) => return self.advance_phase(no, now),
             None => self.finish_sync(no, now),
         }
@@ -391,7 +383,6 @@ impl State {
         self.dirty_syncs.remove(&no);
     }
 
-    /// Begins a stage.
     fn enter_phase(&mut self, no: SyncNo, stage: PhaseState) {
         self.clear_hardlink_groups(no);
         let Some(sync) = self.syncs.get_mut(&no) else { return };
@@ -402,7 +393,7 @@ impl State {
             PhaseState::Readback => {
                 if sync.recheck.is_pending() {
                     sync.recheck.begin();
-                    // They tell of the last pass.
+                    // They describe the previous pass.
                     (sync.counters.verified_files, sync.counters.repaired_files) = (0, 0);
                 }
                 sync.blocked.reset_readback();
@@ -434,8 +425,7 @@ impl State {
         }
     }
 
-    /// A sync that was cancelled leaves nothing behind either: it is swept when nobody can be writing
-    /// any more.
+    /// Cleans up after a cancel, when no worker can write any more.
     pub(super) fn schedule_clean_up(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         if std::mem::take(&mut sync.needs_clean_up) {
@@ -445,7 +435,7 @@ impl State {
         }
     }
 
-    /// Notes what a page says of the source root. The guard that stops the sync there, if one does.
+    /// Records the source root of a page. Returns the guard that stops the sync, if any.
     pub(super) fn check_source_root(&mut self, no: SyncNo, page: &ScanPage) -> Option<MirrorStop> {
         let root = page.root.as_ref()?;
         let sync = self.syncs.get_mut(&no)?;
@@ -454,14 +444,15 @@ impl State {
         let stop = sync.guard_source_root(page, known);
         sync.source_root.get_or_insert_with(|| root.clone());
         if sync.is_dry_run() && stop.is_some() {
-            // It changes nothing, and goes on to report what it would do. The first guard would stop it.
+            // A dry run changes nothing and continues, to report all that it would do. The first
+            // guard is kept.
             sync.mirror_stop = sync.mirror_stop.take().or(stop);
             return None;
         }
         stop
     }
 
-    /// Ends a sync before it does harm. What was written is still swept and flushed.
+    /// Stops a mirror before it does damage. What was written is still cleaned up and flushed.
     pub(super) fn stop_mirror(&mut self, no: SyncNo, stop: MirrorStop, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         tracing::warn!(sync = %sync.id, why = stop.reason, "a mirror stops");
@@ -496,8 +487,8 @@ impl State {
     }
 }
 
-/// The final state of a sync once its work is done. `COMPLETED` only if every entry that was found is accounted for
-/// and none failed.
+/// The final state of a sync. `COMPLETED` only if every found entry is accounted for and none
+/// failed.
 fn final_state(sync: &SyncJob) -> (SyncState, Option<SyncOutcome>, Option<String>) {
     let counters = &sync.counters;
     let files = counters.files_done + counters.files_skipped + counters.files_failed;
@@ -517,7 +508,7 @@ fn final_state(sync: &SyncJob) -> (SyncState, Option<SyncOutcome>, Option<String
     if let (Some(stop), false) = (&sync.mirror_stop, sync.is_dry_run()) {
         let outcome = match (stop.copy_complete, &unverified) {
             (false, _) => SyncOutcome::CopyStopped,
-            // That everything was copied is not known.
+            // It is not known that everything was copied.
             (true, Some(_)) => SyncOutcome::Unverified,
             (true, None) => SyncOutcome::DeleteStopped,
         };
@@ -547,7 +538,7 @@ fn final_state(sync: &SyncJob) -> (SyncState, Option<SyncOutcome>, Option<String
     (SyncState::Completed, Some(outcome), unverified.or(lost))
 }
 
-/// Whether every file failed (where there are none, every directory): what failed is not a part of the whole.
+/// Whether every file (or without files, every directory) failed.
 fn copied_nothing(sync: &SyncJob) -> bool {
     let counters = &sync.counters;
     let (files, dirs) = (counters.files_failed, counters.dirs_failed);
@@ -555,7 +546,6 @@ fn copied_nothing(sync: &SyncJob) -> bool {
     none && (files > 0 || counters.dirs_done == 0 && dirs > 0)
 }
 
-/// The reason for the outcome [`Outcome::Unverified`], where `tasks` were done without evidence.
 fn unverified_reason(tasks: u64) -> Option<String> {
     (tasks > 0).then(|| {
         format!(

@@ -1,4 +1,5 @@
-//! Which task goes to which poll: found by what is filed, without a walk over all tasks, polls or workers.
+//! Placement: which task goes to which poll. Indexes give the answer without a walk over all tasks,
+//! polls or workers.
 
 use super::boot_ids::boot_part;
 use super::leases::needs_options;
@@ -11,26 +12,26 @@ use crate::wire::task::TaskSpec;
 use crate::wire::{SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeSet, HashSet};
 
-/// A sync that has something to hand out, and to whom.
+/// A sync with tasks to assign, and the kinds of workers that can take them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RunnableSync {
     pub(super) no: SyncNo,
     has_source_task: bool,
     has_destination_task: bool,
-    /// Flushes for certain workers.
+    /// Flushes that only certain workers can do.
     has_pinned: bool,
 }
 
 impl State {
-    /// The syncs that have a task to hand out now. Of the active ones so many are worked on at once as
-    /// is set; those that wait for a worker, or are paused, keep nobody from his turn.
+    /// The syncs with a task to assign now. At most `max_active_syncs` active ones are served;
+    /// paused ones and those without a worker take no slot.
     pub(super) fn runnable_syncs(&self, now: Now) -> Vec<RunnableSync> {
         let all = self.syncs_with_tasks.iter().filter_map(|no| self.syncs.get(no));
         let all = all.filter(|s| s.can_dispatch(now) && !self.is_waiting_for_overlap(s.no));
         let (mut active, ended): (Vec<&SyncJob>, Vec<&SyncJob>) = all.partition(|s| s.is_active());
         let most = self.settings.max_active_syncs;
         if active.len() > most {
-            // Begun ones first, each kind in the order in which they were submitted.
+            // Started syncs come first, each group in the order of submission.
             active.sort_by_key(|s| s.state == SyncState::Queued);
             let workable = active.into_iter().filter(|s| {
                 let request = &s.request;
@@ -49,7 +50,7 @@ impl State {
         open.filter(|o| o.has_source_task || o.has_destination_task || o.has_pinned).collect()
     }
 
-    /// Whether there is a scan to hand out, and room for what it finds.
+    /// Whether a scan is ready and the window has space for its results.
     fn can_scan(&self, sync: &SyncJob) -> bool {
         !sync.queue.scans.is_empty() && self.has_window_for_scans(sync)
     }
@@ -58,17 +59,18 @@ impl State {
         self.window_fill(sync) < 0.5
     }
 
-    /// Whether a worker takes tasks that read the source of a sync: it holds that, and another worker (or it itself)
-    /// can write what is read.
+    /// Whether a worker may take tasks that read the source: it serves the source, and some worker
+    /// can write to the destination.
     fn can_read(&self, sync: &SyncJob, worker: &Worker) -> bool {
         worker.drained.is_none()
             && worker.serves(&sync.request.source_path)
             && self.capable_workers(sync, &sync.request.destination_path).next().is_some()
     }
 
-    /// The task of a sync that fits a worker best. Publishing comes first (it frees the window), then
-    /// one scan (it finds work for the others), then copying, then further scans; of each the oldest.
-    /// What the worker has failed is left to others for a while. One that is drained only flushes.
+    /// The best task of a sync for a worker. Commits come first (they free the window), then one
+    /// scan (it produces work for others), then copies, then further scans; the oldest of each kind
+    /// first. Tasks that the worker failed go to other workers for a while. A drained worker only
+    /// flushes.
     pub(super) fn choose_task(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
         let queue = &sync.queue;
@@ -97,7 +99,7 @@ impl State {
         first.copied()
     }
 
-    /// Whether a task is for a worker that holds the path where it is done.
+    /// Whether a worker that serves the path of a task may get the task now.
     fn is_eligible(&self, sync: &SyncJob, task: &Task, worker: &Worker, now: Now) -> bool {
         let me = &worker.last_heartbeat.worker_id;
         let others = self.other_capable_workers(sync, worker);
@@ -118,7 +120,7 @@ impl State {
             && (task.pinned_to.is_none() || self.can_flush(sync, task, worker))
     }
 
-    /// Whether a worker can do a task that is ready, whatever else there is to do.
+    /// Whether a worker can run a ready task, regardless of other tasks.
     pub(super) fn can_run_task(&self, task: &Task, worker: &Worker, now: Now) -> bool {
         let Some(sync) = self.syncs.get(&task.sync) else { return false };
         let there = if task.pinned_to.is_none() && task.runs_at_source() {
@@ -130,8 +132,8 @@ impl State {
         there && self.is_eligible(sync, task, worker, now)
     }
 
-    /// Gives work to the polls that wait for it: first flushes to those who alone can do them, then in
-    /// the order in which the polls came. Only polls that may take something are looked at.
+    /// Assigns work to waiting polls: first flushes to the workers that alone can do them, then in
+    /// the order of arrival. Only polls that may get something are examined.
     pub(super) fn dispatch_waiting_polls(&mut self, now: Now) {
         if self.poll_queue.is_empty() {
             return;
@@ -142,7 +144,7 @@ impl State {
                 open = self.runnable_syncs(now);
             }
         }
-        // What one poll of a worker does not get, the next one does not get either.
+        // If one poll of a worker gets nothing, its other polls get nothing either.
         let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
         let mut after = None;
         while let Some(caller) = self.next_candidate_poll(&open, after) {
@@ -160,7 +162,7 @@ impl State {
         }
     }
 
-    /// Gives work to a poll that waits. False: there is none for it.
+    /// False: there is no task for the poll.
     fn dispatch_poll(&mut self, caller: Caller, open: &[RunnableSync], now: Now) -> bool {
         let Some(poll) = self.poll_queue.get(caller).cloned() else { return false };
         let Some(assignment) = self.assign_task(&poll, open, now) else { return false };
@@ -170,7 +172,7 @@ impl State {
         true
     }
 
-    /// The waiting polls of workers that may do a flush that not everybody can.
+    /// Waiting polls of workers that may do a pinned flush.
     fn polls_for_pinned_tasks(&self, open: &[RunnableSync]) -> Vec<Caller> {
         let syncs = open.iter().filter(|o| o.has_pinned).filter_map(|o| self.syncs.get(&o.no));
         let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
@@ -190,7 +192,7 @@ impl State {
         callers
     }
 
-    /// The poll that came next behind `after`, of those that may find something in the syncs `open`.
+    /// The first poll after `after` that may find a task in the syncs `open`.
     fn next_candidate_poll(&self, open: &[RunnableSync], after: Option<Caller>) -> Option<Caller> {
         let next = |o: &RunnableSync| {
             let request = &self.syncs.get(&o.no)?.request;

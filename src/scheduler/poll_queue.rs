@@ -1,32 +1,29 @@
-//! Polls that wait for work, found by what their workers hold: when a task turns up, only polls that may
-//! take it are looked at, however many wait.
+//! Polls that wait for work, indexed by the paths that their workers serve: a new task examines
+//! only polls that may take it.
 
 use super::{Caller, WaitingPoll};
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct PollQueue {
     polls: BTreeMap<Caller, WaitingPoll>,
-    /// When each gets an answer without work.
+    /// Each with the time of its empty reply.
     deadlines: BTreeSet<(u64, Caller)>,
     by_worker: HashMap<WorkerId, WorkerPolls>,
-    /// By a storage path of the worker.
+    /// By storage path of the worker.
     by_path: HashMap<Vec<u8>, BTreeSet<Caller>>,
 }
 
-/// The polls of one worker.
 #[derive(Debug)]
 struct WorkerPolls {
-    /// Under which they are filed.
+    /// The storage paths under which they are indexed.
     paths: Vec<AbsPath>,
     callers: BTreeSet<Caller>,
 }
 
 impl PollQueue {
-    /// Adds a poll of a worker that holds `paths`.
     pub(super) fn insert(&mut self, caller: Caller, poll: WaitingPoll, paths: &[AbsPath]) {
         self.update_paths(&poll.worker, paths);
         let of = self.by_worker.entry(poll.worker.clone());
@@ -40,7 +37,6 @@ impl PollQueue {
         self.polls.insert(caller, poll);
     }
 
-    /// Takes a poll out.
     pub(super) fn remove(&mut self, caller: Caller) -> Option<WaitingPoll> {
         let poll = self.polls.remove(&caller)?;
         self.deadlines.remove(&(poll.until_ms, caller));
@@ -54,7 +50,7 @@ impl PollQueue {
         Some(poll)
     }
 
-    /// A worker holds `paths` from now on.
+    /// Updates the storage paths of a worker.
     pub(super) fn update_paths(&mut self, worker: &WorkerId, paths: &[AbsPath]) {
         let Some(of) = self.by_worker.get_mut(worker).filter(|of| of.paths != paths) else {
             return;
@@ -68,22 +64,20 @@ impl PollQueue {
         of.paths = paths.to_vec();
     }
 
-    /// A poll.
     pub(super) fn get(&self, caller: Caller) -> Option<&WaitingPoll> {
         self.polls.get(&caller)
     }
 
-    /// Whether none waits.
     pub(super) fn is_empty(&self) -> bool {
         self.polls.is_empty()
     }
 
-    /// The callers that worker has, in the order in which they came.
+    /// In the order of arrival.
     pub(super) fn callers_of(&self, worker: &WorkerId) -> impl Iterator<Item = Caller> + use<'_> {
         self.by_worker.get(worker).into_iter().flat_map(|of| of.callers.iter().copied())
     }
 
-    /// The polls of workers that hold `path`; one that holds it in two ways may come twice.
+    /// Polls of workers that serve `path`; a poll may occur twice.
     pub(super) fn polls_at<'a>(
         &'a self,
         path: &'a AbsPath,
@@ -93,14 +87,14 @@ impl PollQueue {
         callers.filter_map(|caller| Some((*caller, self.polls.get(caller)?)))
     }
 
-    /// The poll of a worker that holds `path` that came first behind `after`.
+    /// The first poll after `after` of a worker that serves `path`.
     pub(super) fn next_poll_at(&self, path: &AbsPath, after: Option<Caller>) -> Option<Caller> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let sets = path.ancestors_from_root().filter_map(|p| self.by_path.get(p));
         sets.filter_map(|set| set.range((from, Bound::Unbounded)).next().copied()).min()
     }
 
-    /// Takes out the polls that wait no longer than until `now_ms`, in the order in which they came.
+    /// Removes the polls whose deadline is at most `now_ms`; returns them in the order of arrival.
     pub(super) fn take_expired(&mut self, now_ms: u64) -> Vec<Caller> {
         let last = (now_ms, Caller(u64::MAX));
         let mut ended: Vec<Caller> =
@@ -110,7 +104,6 @@ impl PollQueue {
         ended
     }
 
-    /// When the next one ends.
     pub(super) fn next_deadline_ms(&self) -> Option<u64> {
         self.deadlines.first().map(|(at, _)| *at)
     }

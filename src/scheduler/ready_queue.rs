@@ -1,30 +1,30 @@
-//! What of a sync may be handed out now, filed by who may take it, so that a poll is answered without a
-//! walk over all tasks.
+//! The tasks of a sync that may be assigned, by the workers that may take them, so that a poll
+//! needs no walk over all tasks.
 
 use super::task::{Task, TaskState};
 use crate::wire::TaskId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The tasks of a sync that are ready, each in one of these, the oldest first.
+/// Each ready task is in one of these, the oldest first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct ReadyQueue {
-    /// Walks: for workers that hold the source, as long as the window has room.
+    /// Walks: for workers that serve the source, while the window has space.
     pub(super) scans: BTreeSet<TaskId>,
-    /// For workers that hold the source.
+    /// For workers that serve the source.
     pub(super) at_source: BTreeSet<TaskId>,
-    /// For workers that hold the destination.
+    /// For workers that serve the destination.
     pub(super) at_destination: BTreeSet<TaskId>,
-    /// Flushes, by the boot under which was written (`None`: the writer did not say): for the writer,
-    /// or another worker under the same boot.
+    /// Flushes, by the boot id and root that were written to (`None`: not reported): for the
+    /// writer, or another worker with the same.
     pub(super) pinned: BTreeMap<Option<String>, BTreeSet<TaskId>>,
-    /// Under which boot each of those is filed.
+    /// The key in `pinned` of each task.
     pinned_boots: BTreeMap<TaskId, Option<String>>,
-    /// Walks that a worker has.
+    /// Leased walks.
     pub(super) leased_scans: usize,
 }
 
 impl ReadyQueue {
-    /// Files a task by its state; `boot` is that of what it is bound to.
+    /// Indexes a task by its state; `boot` is the boot id of the worker that it is pinned to.
     pub(super) fn insert(&mut self, task: &Task, boot: Option<&String>) {
         match &task.state {
             TaskState::Ready if task.pinned_to.is_some() => {
@@ -38,7 +38,7 @@ impl ReadyQueue {
         }
     }
 
-    /// Takes a task out, before its state changes.
+    /// Removes a task, before its state changes.
     pub(super) fn remove(&mut self, task: &Task) {
         match &task.state {
             TaskState::Ready if task.pinned_to.is_some() => {

@@ -1,13 +1,14 @@
-//! A host that lost power, or was rebooted, before it flushed what a sync wrote through it, or whose storage path
-//! leads to another directory by now. What it lost is not known: a
-//! file may have its length and time and not its content. So the sync walks its source a second time, compares by content
-//! what the disks have, brings what differs, and flushes again.
+//! Recheck after a host lost power or was rebooted before it flushed what a sync wrote through it,
+//! or after its storage path was replaced by another directory. What was lost is not known: a file
+//! may have its size and time but not its content. So the sync walks its source again, compares the
+//! content with the disks, copies what differs, and flushes again.
 //!
 //! ```text
-//! Secure, Flush ──the writer's host rebooted──▶ Readback ──▶ (Secure, Prune, Sweep,) Flush
+//! FlushBeforeDelete, Flush ──the writer's host rebooted──▶ Readback ──▶ (FlushBeforeDelete, DeleteExtraneous, CleanUp,) Flush
 //! ```
 //!
-//! What was deleted through such a host may be back, and nobody would see it: a mirror that has begun to delete fails.
+//! Deletions through such a host may be undone, which the recheck cannot detect: a mirror that has
+//! begun to delete fails.
 
 use super::boot_ids::is_different_root;
 use super::phase::PhaseState;
@@ -17,42 +18,36 @@ use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::{SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 
-/// A sync is compared again so often at most: hosts that reboot again and again are no place to write to.
+/// Maximum number of rechecks of a sync: a host that reboots repeatedly is no usable destination.
 const MAX_RECHECKS: u32 = 3;
 
-/// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Recheck {
-    /// It is compared again as soon as nothing of it is out.
+    /// It starts as soon as the sync has no tasks.
     is_pending: bool,
-    /// How often that was begun.
     count: u32,
 }
 
 impl Recheck {
-    /// Whether there is nothing to remember.
     pub(super) fn is_none(&self) -> bool {
         *self == Recheck::default()
     }
 
-    /// Whether it is to begin.
     pub(super) fn is_pending(&self) -> bool {
         self.is_pending
     }
 
-    /// Whether it has ever begun.
     pub(super) fn has_begun(&self) -> bool {
         self.count > 0
     }
 
-    /// It begins.
     pub(super) fn begin(&mut self) {
         *self = Recheck { is_pending: false, count: self.count + 1 };
     }
 }
 
 impl SyncJob {
-    /// Whether comparing its destination with its source again can make up for what a host lost.
+    /// Whether a recheck can repair what a host lost.
     fn can_recheck(&self) -> bool {
         let options = &self.request.options;
         let left_alone = options.update || options.ignore_existing || options.existing;
@@ -64,8 +59,8 @@ impl SyncJob {
 }
 
 impl State {
-    /// The host of the worker that a flush is bound to was rebooted: the sync is compared again instead. False: that
-    /// would not help.
+    /// The host of a pending flush was rebooted: the sync is rechecked. False: a recheck cannot
+    /// help.
     pub(super) fn recheck_after_reboot(&mut self, flush: TaskId, now: Now) -> bool {
         let Some(task) = self.tasks.get(&flush) else { return false };
         let (no, bound) = (task.sync, task.pinned_to.clone());
@@ -79,8 +74,8 @@ impl State {
             "its host was rebooted, or its storage path replaced, before what it wrote was flushed: all is compared again"
         );
         sync.recheck.is_pending = true;
-        // It may have written under its present boot already, and who compares finds that as it should be: it is to be
-        // flushed as well.
+        // The worker may have written under its present boot too, and the recheck finds that
+        // correct: it must also flush.
         let destination = &sync.request.destination_path;
         let place = self.workers.get(&bound).and_then(|worker| worker.boot_and_root(destination));
         sync.unflushed_writers.remove(&bound);
@@ -92,8 +87,9 @@ impl State {
         true
     }
 
-    /// The root that a worker wrote to and flushed was replaced before the sync ended: nothing of that is found under
-    /// the path. The sync is compared again, or the failure is recorded. False: nothing was replaced.
+    /// The root that a worker wrote to and flushed was replaced before the sync ended: nothing is
+    /// found under the path. The sync is rechecked, or the failure is recorded. False: nothing was
+    /// replaced.
     pub(super) fn recheck_after_replacement(&mut self, no: SyncNo) -> bool {
         let Some(sync) = self.syncs.get(&no) else { return false };
         let destination = &sync.request.destination_path;

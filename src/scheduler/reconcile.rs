@@ -1,5 +1,5 @@
-//! What an operator has put right who does not trust what he sees: leases that nobody holds, and what
-//! stands in the store and belongs to nothing. In a healthy installation it finds nothing.
+//! Repair on request of an operator: leases without a worker, and keys in the store without an
+//! owner. In a healthy installation it finds nothing.
 
 use super::event::StoredKeys;
 use super::sync_job::SyncJob;
@@ -8,11 +8,10 @@ use crate::wire::admin::{ReconcileReply, RequeuedTask};
 use crate::wire::{SyncNo, TaskId};
 use std::collections::BTreeSet;
 
-/// So many tasks are told one by one.
 const MAX_LISTED_TASKS: usize = 100;
 
 impl State {
-    /// See the module. `stored` is what the store holds after everything that was decided before.
+    /// `stored` must be listed after all earlier decisions were written.
     pub(super) fn reconcile(&mut self, stored: &StoredKeys, now: Now) -> Reply {
         let mut done = ReconcileReply::default();
         self.free_lost_leases(&mut done, now);
@@ -37,8 +36,8 @@ impl State {
         Reply::Reconciled(Box::new(done))
     }
 
-    /// Leases of workers that are not known, or not as this process. A master that has just begun
-    /// knows nobody yet: it waits as long as for a heartbeat.
+    /// Leases of unknown workers or of earlier processes. A new leader waits one heartbeat time-out
+    /// before a worker counts as unknown.
     fn free_lost_leases(&mut self, done: &mut ReconcileReply, now: Now) {
         let settled =
             now.mono_ms.saturating_sub(self.leading_since_ms) > self.settings.heartbeat_timeout_ms;
@@ -70,7 +69,7 @@ impl State {
         }
     }
 
-    /// What needs a manifest that the store does not hold can never be done: its sync begins anew.
+    /// A task whose manifest is missing can never be done: its sync restarts.
     fn restart_syncs_without_manifests(
         &mut self,
         stored: &BTreeSet<String>,
@@ -85,7 +84,7 @@ impl State {
         }
     }
 
-    /// The manifests that tasks and files of a sync need.
+    /// Keys of the manifests that tasks and large files of a sync need.
     fn manifest_keys(&self, no: SyncNo) -> impl Iterator<Item = &String> {
         let sync = self.syncs.get(&no).into_iter();
         sync.flat_map(|sync| {
@@ -95,7 +94,7 @@ impl State {
         })
     }
 
-    /// The keys of all blobs that are needed.
+    /// Keys of all needed blobs.
     pub fn blob_keys(&self) -> BTreeSet<String> {
         let of_tasks = self.syncs.keys().flat_map(|no| self.manifest_keys(*no).cloned());
         let lists = self.syncs.values().flat_map(|sync| {

@@ -1,22 +1,22 @@
-//! The state in the store and back. Only what cannot be learned again is stored:
+//! Records of the state in the store. Only what cannot be learned again is stored:
 //!
 //! | key | record |
 //! |---|---|
-//! | `meta` | the next numbers, the key that signs tickets, the time that masters have lived through |
+//! | `meta` | the next numbers, the key that signs tickets, the uptime of masters |
 //! | `s/SYNC` | a sync with its counters and first errors |
-//! | `x/SYNC` | what of its source is left out |
-//! | `r/SYNC/WORKER` | the place (boot, storage root) that a worker could first write to |
-//! | `w/SYNC/WORKER` | … that one wrote to that has not flushed yet |
-//! | `o/SYNC/WORKER` | … that one first read the source from |
+//! | `x/SYNC` | its filter |
+//! | `r/SYNC/WORKER` | boot id and root of a worker through which it may have written |
+//! | `w/SYNC/WORKER` | … of a worker with writes that are not flushed |
+//! | `o/SYNC/WORKER` | … of a worker that reads the source |
 //! | `t/SYNC/TASK` | a task with its lease |
 //! | `l/SYNC/FILE` | a large file that is not published yet |
 //! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
-//! | `g/SYNC/DIGEST` | a large file with several names of which one has been brought |
-//! | `d/WORKER` | that an operator keeps a worker from new work |
-//! | `p/PAIR` | the file system on which the source of a pair lay |
+//! | `g/SYNC/DIGEST` | a large file with several names of which one is present |
+//! | `d/WORKER` | a drain order |
+//! | `p/PAIR` | the file system of the source of a pair |
 //!
-//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE` (failures). Records
-//! are JSON: an operator can read them.
+//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
+//! (failures). Records are JSON, readable for an operator.
 
 use super::boot_ids::BootIds;
 use super::leases::LeaseIndex;
@@ -36,79 +36,73 @@ use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The key of the record of numbers.
+/// The key of the record of numbers and keys.
 pub const META_KEY: &str = "meta";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
-    /// Of these records; a later one is refused.
+    /// The version of all records; a newer one is refused.
     version: u32,
     next_sync: u64,
     next_task: u64,
-    /// Empty in a backup: the next load draws another.
+    /// Empty in a backup: the next load generates another.
     signer_key: Base64Bytes,
-    /// Kept when the signer's key changes, so that unfinished files are found again.
+    /// Kept when the signer's key changes, so that part files are found again.
     #[serde(default)]
     name_key: Option<Base64Bytes>,
     #[serde(default)]
     clock: Option<StoredClock>,
 }
 
-/// The version of the records that this program writes. 2: the workers of a sync have records of their
-/// own. 3: so has its filter.
 const RECORD_VERSION: u32 = 3;
 
-/// Why stored records could not be taken in.
+/// Why stored records could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A record is not what we write.
+    /// A record was not written by this program.
     #[error("the store's record `{key}` cannot be read: {reason}")]
     Unreadable {
         /// Its key.
         key: String,
-        /// What is wrong.
+        /// The error.
         reason: String,
     },
-    /// Written by a later program.
+    /// Written by a newer program.
     #[error(
         "the store was written by a later version (records {0}, this program reads up to {RECORD_VERSION})"
     )]
     NewerVersion(u32),
-    /// The key for tickets can't be made or read.
+    /// The signing key cannot be generated or read.
     #[error("the key that signs tickets: {0}")]
     Signer(#[from] TicketError),
 }
 
-/// The record [`META`] without the key that signs tickets: a load then draws a new one. `None`: it cannot be read.
+/// The record [`META_KEY`] without the signing key: a load then generates a new one. `None`: it
+/// cannot be read.
 pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     let meta: Meta = serde_json::from_slice(meta).ok()?;
-    // Each agent is sent this key with its tasks; the signer's key cannot be computed from it.
+    // Agents receive this key with their tasks; the signing key cannot be computed from it.
     let name_key =
         meta.name_key.or_else(|| Some(Base64Bytes(derive_name_key(&meta.signer_key.0).to_vec())));
     serde_json::to_vec(&Meta { signer_key: Base64Bytes(Vec::new()), name_key, ..meta }).ok()
 }
 
-/// The key of a part of a name list.
 pub(super) fn name_list_key(no: SyncNo, part: u64) -> String {
     format!("f/{no}/{part}")
 }
 
-/// The key of the record of a worker that a sync may write through.
 pub(super) fn possible_writer_key(no: SyncNo, worker: &WorkerId) -> String {
     format!("r/{no}/{worker}")
 }
 
-/// … and of one that wrote.
 pub(super) fn writer_key(no: SyncNo, worker: &WorkerId) -> String {
     format!("w/{no}/{worker}")
 }
 
-/// … and of one that reads the source.
 pub(super) fn source_reader_key(no: SyncNo, worker: &WorkerId) -> String {
     format!("o/{no}/{worker}")
 }
 
-/// What a record of a worker of a sync says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BootIdKind {
     PossibleWriter,
@@ -134,7 +128,6 @@ impl BootIdKind {
     }
 }
 
-/// The sync and the worker of such a key.
 fn parse_boot_id_key(key: &str) -> Option<(SyncNo, WorkerId, BootIdKind)> {
     let (kind, rest) = key.split_once('/')?;
     let (no, worker) = rest.split_once('/')?;
@@ -147,7 +140,6 @@ fn parse_boot_id_key(key: &str) -> Option<(SyncNo, WorkerId, BootIdKind)> {
     Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, place))
 }
 
-/// The key of the record of a worker that an operator keeps from new work.
 pub(super) fn drain_key(worker: &WorkerId) -> String {
     format!("d/{worker}")
 }
@@ -159,7 +151,6 @@ fn derive_name_key(signer_key: &[u8]) -> [u8; 32] {
     blake3::derive_key(NAME_KEY_CONTEXT, signer_key)
 }
 
-/// The key of the record of a file with several names of which one has been brought.
 pub(super) fn group_key(no: SyncNo, group: &Digest) -> String {
     format!("g/{no}/{group}")
 }
@@ -170,11 +161,11 @@ fn parse_group_key(key: &str) -> Option<(SyncNo, Digest)> {
 }
 
 impl State {
-    /// The state that `records` describe; an empty map gives a new one. `seed` must be random and
-    /// new at each start: assignment ids are drawn from it.
+    /// The state described by `records`; an empty map gives a new one. `seed` must be random and
+    /// different at each start: assignment ids are derived from it.
     ///
     /// # Errors
-    /// Records that this program didn't write.
+    /// Records that this program did not write.
     pub fn load(
         settings: Settings,
         seed: [u8; 32],
@@ -270,7 +261,7 @@ impl State {
     }
 
     fn load_sync(&mut self, mut sync: SyncJob, now: Now) {
-        // A worker whose lease was revoked may write for the length of a lease.
+        // A worker with a revoked lease may write for a whole lease.
         if let Some(lingering) = &mut sync.revoked_leases {
             lingering.until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
         }
@@ -336,7 +327,7 @@ impl State {
         let (sync, file, index) = (SyncNo(number()?), TaskId(number()?), number()?);
         let digest = value.try_into().map(Digest).map_err(|_| broken("not 32 bytes"))?;
         let large = self.syncs.get_mut(&sync).and_then(|s| s.large_files.get_mut(&file));
-        // A range of a file that is gone belongs to nobody.
+        // A range of a removed file.
         let Some(large) = large else { return Ok(()) };
         let slot =
             large.range_digests.get_mut(index as usize).ok_or_else(|| broken("no such range"))?;
@@ -362,12 +353,12 @@ impl State {
         task.waiting_since_ms = now.mono_ms;
         match &mut task.state {
             TaskState::Leased(lease) => {
-                // The agent goes on with it; it has a whole lease to tell us so.
+                // The agent continues; it has a whole lease to report.
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
                 lease.granted_ms = now.mono_ms;
                 self.lease_index.insert(lease, task.id);
             }
-            // Who may still be writing may do so for a whole lease.
+            // Workers may write for a whole lease.
             TaskState::Delayed { until_ms }
                 if matches!(task.spec, TaskSpec::Discard | TaskSpec::CleanUp) =>
             {
@@ -379,7 +370,7 @@ impl State {
         self.insert_task(task);
     }
 
-    /// The value of a record, as it is now; `None` if it is gone.
+    /// The present value of a record; `None` if it was removed.
     pub fn record(&self, key: &str) -> Option<Vec<u8>> {
         if key == META_KEY {
             let meta = Meta {
@@ -448,7 +439,7 @@ impl State {
 
 fn parse_record<T: for<'de> Deserialize<'de>>(key: &str, value: &[u8]) -> Result<T, LoadError> {
     serde_json::from_slice(value).map_err(|e| {
-        // It quotes from the record, which may be long and hold anything.
+        // The error quotes the record, which may be long and hold anything.
         let why: String = e.to_string().chars().take(300).collect();
         LoadError::Unreadable { key: key.to_owned(), reason: escape_bytes(why.as_bytes()) }
     })

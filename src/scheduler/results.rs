@@ -1,5 +1,5 @@
-//! Results. Each is believed only if it names a lease that is current, its worker and the task's digest;
-//! it counts once, because the task is gone with it.
+//! Results. A result is accepted only if it names a current lease, its worker and the digest of the
+//! task. It counts once, because the task is removed.
 
 use super::failures::TaskFailure;
 use super::pages::RetryHistory;
@@ -41,7 +41,7 @@ impl State {
         self.record_work(id, &report, now);
         if !report.returned {
             self.mark_progress(no, now);
-            // Storage that is gone is not the worker's fault.
+            // Unusable storage is not the fault of the worker.
             let gone = report.failures.iter().any(is_storage_gone);
             let failed = !result.success && !gone || report.failures.iter().any(is_worker_fault);
             if !gone {
@@ -50,7 +50,7 @@ impl State {
             self.judge_worker(id, &result.worker_id, failed, now);
         }
         if report.returned {
-            // Who wrote of it may have left something: the next try must know that it is not the first.
+            // A worker that wrote may have left something: the next attempt must not be the first.
             let unbegun = report.writers.is_empty();
             if let Some(task) = self.tasks.get_mut(&id).filter(|_| unbegun) {
                 task.attempt = task.attempt.saturating_sub(1);
@@ -67,10 +67,10 @@ impl State {
         ack(ResultOutcome::Applied)
     }
 
-    /// The leased task that a result is about.
+    /// The leased task of a result.
     fn find_result_task(&self, result: &TaskResult) -> Result<Option<&Task>, Box<Problem>> {
         if let Some(assignment) = result.assignment_id {
-            // Not by the name: a sync that was deleted has none any more, and is still cleaned up.
+            // Not by the id: a deleted sync has none any more and is still cleaned up.
             let named = |t: &&Task| {
                 self.syncs.get(&t.sync).is_some_and(|sync| sync.id == result.request_id)
             };
@@ -82,7 +82,8 @@ impl State {
             .held_by(&result.worker_id)
             .filter_map(|id| self.tasks.get(&id))
             .filter(|t| t.sync == *no)
-            // A process that names itself names its assignments; this result is from another program.
+            // An agent that reports an incarnation names its assignments; this result is from
+            // another program.
             .filter(|t| t.lease().is_some_and(|lease| lease.incarnation.is_none()))
             .collect();
         match held.as_slice() {
@@ -105,7 +106,7 @@ impl State {
         }
     }
 
-    /// What a bare success means: all of the task was done.
+    /// The report of a bare success: all of the task was done.
     fn assumed_report(&self, id: TaskId) -> TaskReport {
         match self.tasks.get(&id).map(|t| &t.spec) {
             Some(TaskSpec::Copy { files, dirs, bytes }) => TaskReport {
@@ -121,8 +122,8 @@ impl State {
         }
     }
 
-    /// What a report says of the destination whatever else became of the task: who wrote (each of
-    /// them flushes in the end), whether something is to be swept, what went over the wire.
+    /// Records what a report implies whatever the outcome: writers (each must flush), anchors to
+    /// clean up, bytes sent.
     fn record_work(&mut self, id: TaskId, report: &TaskReport, now: Now) {
         let Some(no) = self.tasks.get(&id).map(|t| t.sync) else { return };
         self.count_integrity_errors(no, report.integrity_errors);
@@ -133,7 +134,7 @@ impl State {
         for worker in &report.writers {
             let destination = &sync.request.destination_path;
             let heard = || self.workers.get(worker).map(|k| k.boot_and_root(destination));
-            // The first boot is kept: what was written under it is lost if there was another since.
+            // The first boot id is kept: writes under it are lost after a reboot.
             if let Some(boot) = sync.possible_writers.get(worker).cloned().or_else(heard) {
                 sync.unflushed_writers.add(worker, boot.as_ref());
             }
@@ -145,14 +146,13 @@ impl State {
         self.mark_changed(no, now);
     }
 
-    /// Counts a task that was reported done without evidence.
+    /// Counts a task without evidence.
     pub(super) fn count_unverified(&mut self, no: SyncNo) {
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.counters.unverified = sync.counters.unverified.saturating_add(1);
         }
     }
 
-    /// What an agent found damaged on the way.
     pub(super) fn count_integrity_errors(&mut self, no: SyncNo, found: u64) {
         if found > 0
             && let Some(sync) = self.syncs.get_mut(&no)
@@ -173,7 +173,7 @@ impl State {
         let Some(task) = self.tasks.get(&id).cloned() else { return };
         let readback = self.syncs.get(&task.sync).is_some_and(|s| s.phase == PhaseState::Readback);
         let fits = match &task.spec {
-            // An agent that does not know what a digest is has read nothing back.
+            // An agent that sends no digest has read nothing back.
             TaskSpec::Copy { .. } | TaskSpec::Scan { .. } | TaskSpec::List { .. }
                 if readback && !verified =>
             {
@@ -183,7 +183,7 @@ impl State {
                 count_failed_entries(*files, *dirs, &report).is_some()
                     && are_actions_possible(&report, files.saturating_add(*dirs))
             }
-            // It ends with its last page. A bare success is all that an agent of the guide can say.
+            // It ends with its last page. A bare success is all that a guide agent can report.
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => !verified,
             // Such an agent has deleted nothing.
             TaskSpec::Prune { .. } => false,
@@ -264,7 +264,7 @@ impl State {
         }
     }
 
-    /// Some entries of a batch failed: they are tried again as a batch of their own, or given up.
+    /// Entries of a batch failed: they are retried as a batch of their own, or fail.
     fn retry_or_fail_entries(
         &mut self,
         task: &Task,
@@ -299,7 +299,7 @@ impl State {
         let met_shortage = !waits && task.hit_resource_shortage(&report.failures);
         let spared = waits || met_shortage;
         let again = spared || self.is_retry_useful(task, &tried, &report.failures);
-        // A full disk is no fault of the task, nor is a host that can open nothing more.
+        // A full disk or a lack of descriptors is not charged to the task.
         let failures = task.failures + u32::from(!spared);
         let short = task.resource_retries + u32::from(met_shortage);
         if let (Some(item), true) = (retry, again) {

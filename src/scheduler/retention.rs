@@ -1,9 +1,10 @@
-//! How old ended syncs are: by the time that masters have lived through, not by the wall clock, which may be wrong by
-//! years after a restart or on another host.
+//! The age of ended syncs is measured in the total uptime of leading masters, not by the wall
+//! clock, which may be wrong by years after a restart or on another host.
 //!
-//! The time during which no master ran does not count, so a record is kept for the retention at least. A wall clock that
-//! differs much from what is expected is a sign that something is wrong: nothing is dropped until it is plausible
-//! again, or an operator confirms it. The number of syncs that are dropped in an hour is bounded.
+//! The time without a running master does not count, so a record is kept for at least the
+//! retention. A wall clock that differs much from the expected one is a sign of a fault: nothing is
+//! dropped until it is plausible again or an operator confirms it. The number of syncs that are
+//! dropped in an hour is bounded.
 
 use super::{Now, Reply, State, records};
 use crate::wire::SyncNo;
@@ -12,45 +13,43 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The wall clock may be ahead by this much, in milliseconds: as long may no master have run.
+/// Maximum lead of the wall clock over the expected one: no master may have run for as long.
 const MAX_AHEAD_MS: i64 = 14 * 24 * 3600 * 1000;
-/// It may be behind by this much, in milliseconds.
+/// Maximum lag of the wall clock.
 const MAX_BEHIND_MS: i64 = 3600 * 1000;
-/// The time lived through is stored this often, in milliseconds: a master that dies loses no more of it.
+/// Interval at which the uptime is stored: a crash loses at most this much of it.
 const STORE_INTERVAL_MS: u64 = 10 * 60 * 1000;
-/// In an hour so many ended syncs may be dropped, or this part of them where that is more.
+/// Maximum number of ended syncs dropped in an hour; or this fraction of them, if that is more.
 const MAX_DROPS_PER_HOUR: usize = 100;
 const MAX_DROPPED_FRACTION: usize = 20;
-/// So many names of dropped syncs go into one line of the log.
+/// Maximum number of dropped syncs named in one log line.
 const MAX_LOGGED_NAMES: usize = 20;
 const HOUR_MS: u64 = 3600 * 1000;
 
-/// What of it is stored.
+/// The stored part.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct StoredClock {
-    /// Milliseconds that masters have lived through.
+    /// Total uptime of leading masters.
     uptime_ms: u64,
-    /// The wall clock that was right then, in milliseconds since 1970.
+    /// The expected wall clock at that uptime, in milliseconds since 1970.
     wall_ms: i64,
-    /// The hour, of those lived through, in which syncs were dropped last, and how many.
+    /// The hour of uptime in which syncs were last dropped, and their number.
     hour: u64,
     dropped: u64,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct RetentionClock {
     stored: StoredClock,
-    /// When that was so, on the scheduler's clock.
+    /// Time on the scheduler's clock at which `stored` was exact.
     stored_at_ms: u64,
-    /// A wall clock that was plausible, and when it was so.
+    /// The last plausible wall clock, and its time on the scheduler's clock.
     anchor: (i64, u64),
-    /// Whether the wall clock was not plausible at the last look.
     is_implausible: bool,
 }
 
 impl RetentionClock {
-    /// The clock of a master that begins; `stored` by the one before, where there was one.
+    /// The clock of a new leader, from what the previous one `stored`.
     pub(super) fn start(stored: Option<StoredClock>, now: Now) -> RetentionClock {
         let stored =
             stored.unwrap_or(StoredClock { wall_ms: now.wall_ms, ..StoredClock::default() });
@@ -58,12 +57,11 @@ impl RetentionClock {
         RetentionClock { stored, stored_at_ms: now.mono_ms, anchor, is_implausible: false }
     }
 
-    /// What is to be stored.
     pub(super) fn stored(&self) -> &StoredClock {
         &self.stored
     }
 
-    /// Milliseconds that masters have lived through.
+    /// Total uptime of leading masters.
     pub(super) fn uptime_ms(&self, now: Now) -> u64 {
         self.stored.uptime_ms.saturating_add(now.mono_ms.saturating_sub(self.stored_at_ms))
     }
@@ -73,12 +71,12 @@ impl RetentionClock {
         self.anchor.0.saturating_add(i64::try_from(since).unwrap_or(i64::MAX))
     }
 
-    /// By how much the wall clock is ahead of what is expected, in milliseconds.
+    /// Lead of the wall clock over the expected one, in milliseconds.
     fn ahead_ms(&self, now: Now) -> i64 {
         now.wall_ms.saturating_sub(self.expected_wall_ms(now))
     }
 
-    /// Takes what the wall clock shows for right where that is plausible.
+    /// Accepts the wall clock if it is plausible.
     fn check_wall_clock(&mut self, now: Now) {
         let ahead = self.ahead_ms(now);
         let plausible = (-MAX_BEHIND_MS..=MAX_AHEAD_MS).contains(&ahead);
@@ -128,7 +126,7 @@ fn describe_offset(ahead_ms: i64) -> String {
 }
 
 impl State {
-    /// Time passed: what was lived through is stored now and then, old syncs are dropped.
+    /// Stores the uptime from time to time and drops expired syncs.
     pub(super) fn tick_retention(&mut self, now: Now) {
         self.retention_clock.check_wall_clock(now);
         if now.mono_ms.saturating_sub(self.retention_clock.stored_at_ms) >= STORE_INTERVAL_MS {
@@ -138,7 +136,7 @@ impl State {
         self.drop_expired_syncs(now);
     }
 
-    /// Takes the wall clock as it is for right.
+    /// Accepts the wall clock as it is.
     pub(super) fn confirm_clock(&mut self, now: Now) -> Reply {
         let ahead_ms = self.retention_clock.ahead_ms(now);
         self.retention_clock.anchor = (now.wall_ms, now.mono_ms);
@@ -155,7 +153,7 @@ impl State {
         })
     }
 
-    /// Drops ended syncs that were kept long enough, the oldest first.
+    /// Drops ended syncs after the retention, the oldest first.
     fn drop_expired_syncs(&mut self, now: Now) {
         if self.retention_clock.is_implausible {
             return;

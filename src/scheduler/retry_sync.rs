@@ -1,4 +1,4 @@
-//! Trying an ended sync again: as a new sync, because what has ended stays as it ended.
+//! Retry of an ended sync as a new sync: the record of the ended one stays unchanged.
 
 use super::sync_admin::{refuse, unknown_sync};
 use super::{IdempotencyKey, Now, Reply, State};
@@ -8,8 +8,8 @@ use crate::wire::sync::{SyncOutcome, SyncRequest, SyncState};
 use crate::wire::{RequestId, SyncNo};
 
 impl State {
-    /// Submits what an ended sync asked for again, under another id; where `only` is given, just these
-    /// names of it. Its list of names goes over to the new sync.
+    /// Submits the request of an ended sync under another id, with `only` just these names. Its
+    /// name list moves to the new sync.
     pub(super) fn retry_sync(
         &mut self,
         id: &RequestId,
@@ -22,8 +22,8 @@ impl State {
             return unknown_sync(id);
         };
         let mut request = SyncRequest { request_id: new, ..sync.as_submitted() };
-        // A directory that could not be listed failed with all that is in it. Of a sync with a list of names just
-        // these were asked for.
+        // A directory that could not be listed failed with all its entries. A sync with a name list
+        // requested just those names.
         request.options.recursive |= only.is_some() && sync.has_name_list == Some(false);
         if let Some(again) = self.find_repeated_submit(&request, idempotency.as_ref()) {
             return again;
@@ -31,7 +31,7 @@ impl State {
         let conflict = |code: &str, detail: String| Problem::new(409, "Conflict", code, detail);
         match sync.state {
             SyncState::Failed | SyncState::Cancelled => {}
-            // What was reported without evidence may not have been done.
+            // Work without evidence may not have been done.
             SyncState::Completed if sync.outcome == Some(SyncOutcome::Unverified) => {}
             SyncState::Completed => {
                 let detail = format!("sync `{id}` is completed: there is nothing to try again");
@@ -64,7 +64,6 @@ impl State {
         reply
     }
 
-    /// The list of a sync belongs to another one now.
     fn detach_name_list(&mut self, no: SyncNo, now: Now) {
         if let Some(sync) = self.syncs.get_mut(&no) {
             sync.name_list_parts = None;

@@ -1,37 +1,34 @@
-//! What is remembered of a source and a destination beyond the sync: on which file system the source
-//! lay when they were last made equal. By this a mirror knows a source that is not mounted.
+//! The file system of the source of each pair of source and destination at its last complete sync.
+//! With it a mirror detects a source that is not mounted.
 
 use crate::wire::AbsPath;
 use crate::wire::sync::SyncRequest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// So many pairs are remembered; the oldest go.
+/// Maximum number of remembered pairs; the oldest are removed.
 pub(super) const MAX_REMEMBERED_SOURCES: usize = 10_000;
 
-/// A pair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RememberedSource {
     /// See [`RootState`](crate::wire::task::RootState).
     pub(super) file_system: String,
-    /// When the last sync of it completed, in milliseconds since 1970.
+    /// End of the last complete sync, in milliseconds since 1970.
     pub(super) completed_ms: i64,
 }
 
-/// All pairs, by the keys of their records.
+/// By the keys of their records.
 #[derive(Debug, Default)]
 pub(super) struct SourceHistory(pub(super) BTreeMap<String, RememberedSource>);
 
-/// The key of a pair's record.
 fn request_key(request: &SyncRequest) -> String {
     path_pair_key(&request.source_path, &request.destination_path)
 }
 
-/// The record of a pair as it stands in a store, key and value: for a master whose store does not outlive
-/// it.
+/// The record of a pair, key and value: for a master with a temporary store.
 ///
 /// # Errors
-/// It can't be encoded.
+/// The record cannot be encoded.
 pub fn source_history_record(
     source: &AbsPath,
     destination: &AbsPath,
@@ -51,12 +48,12 @@ fn path_pair_key(source: &AbsPath, destination: &AbsPath) -> String {
 }
 
 impl SourceHistory {
-    /// The file system on which the source of a request lay.
     pub(super) fn last_file_system(&self, request: &SyncRequest) -> Option<&str> {
         self.0.get(&request_key(request)).map(|pair| pair.file_system.as_str())
     }
 
-    /// Remembers a pair; the keys of the records that changed: its own, and one that it drove out.
+    /// Remembers a pair. Returns the keys of the changed records: its own, and one that was
+    /// removed.
     pub(super) fn remember(
         &mut self,
         request: &SyncRequest,

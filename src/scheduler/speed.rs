@@ -1,30 +1,28 @@
-//! How fast a sync goes, from how many of its bytes have arrived at different times. Nothing of it is stored.
+//! The transfer rate of a sync, from samples of its byte count. Nothing is stored.
 
 use std::time::Duration;
 
-/// What was seen longer ago than this has little weight, in milliseconds.
+/// Time constant of the average.
 const AVERAGING_MS: u64 = 10_000;
-/// Bytes are looked at no more often than this, in milliseconds.
 const MIN_SAMPLE_MS: u64 = 900;
-/// Where no byte came for so long the speed is unknown, in milliseconds: four times what agents take between two
-/// heartbeats by default.
+/// Time without bytes after which the rate is unknown: four default heartbeat intervals.
 const STALE_RATE_MS: u64 = 20_000;
 
-/// A moving average of bytes per second that starts with the first byte: an exponentially weighted one with
-/// weights that add up to one from the first step on (D. P. Kingma, J. Ba, Adam, 2015, section 3).
+/// Exponentially weighted moving average of bytes per second, starting with the first byte; its
+/// weights add up to one from the first step (D. P. Kingma, J. Ba, Adam, 2015, section 3).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Speed {
-    /// When the bytes were looked at last, on the scheduler's clock, and how many there were.
+    /// Time on the scheduler's clock and byte count.
     last_sample: Option<(u64, u64)>,
-    /// When bytes came last, on the same clock.
+    /// On the same clock.
     last_growth_ms: u64,
-    /// The weighted sum of bytes per second, and of the weights; empty before the first byte.
+    /// Weighted sum of rates, and sum of weights; `None` before the first byte.
     weighted_sum: Option<(f64, f64)>,
 }
 
 impl Speed {
-    /// At `now_ms` so many bytes have arrived altogether. Fewer than before: an attempt failed, and how fast it
-    /// was says nothing of the next one.
+    /// Adds a sample. Fewer bytes than before: an attempt failed, and its rate is not
+    /// representative.
     pub(super) fn sample(&mut self, bytes: u64, now_ms: u64) {
         let Some((at_ms, before)) = self.last_sample else {
             self.last_sample = Some((now_ms, bytes));
@@ -50,21 +48,20 @@ impl Speed {
         self.weighted_sum = Some((sum * keep + fresh * (1.0 - keep), weight * keep + (1.0 - keep)));
     }
 
-    /// Forgets all: nothing is to move for a while.
     pub(super) fn reset(&mut self) {
         *self = Speed::default();
     }
 
-    /// Bytes per second of late; `None` before the first byte, and where none came for a while.
+    /// Bytes per second; `None` before the first byte and after a long time without bytes.
     pub(super) fn rate(&self) -> Option<f64> {
         self.weighted_sum.map(|(sum, weight)| sum / weight)
     }
 
-    /// How long `left` more bytes take, to the second and never none; `None` where that is no forecast.
+    /// Time for `left` more bytes, at least a second; `None` if there is no useful estimate.
     pub(super) fn estimate_time(&self, left: u64) -> Option<Duration> {
         let rate = self.rate().filter(|rate| *rate >= 1.0 && left > 0)?;
         let seconds = (left as f64 / rate).ceil().max(1.0);
-        // Longer than 100 years is no forecast.
+        // More than 100 years is no useful estimate.
         (seconds < 3.2e9).then(|| Duration::from_secs_f64(seconds))
     }
 }

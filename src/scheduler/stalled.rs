@@ -1,5 +1,6 @@
-//! Syncs in which nothing moves though workers are there: a file system hangs, a worker is slow beyond all
-//! measure, or we are wrong. It is only said, with what an operator needs to find out why.
+//! Stalled syncs: workers are active, but nothing progresses (a file system hangs, a worker is
+//! extremely slow, or the master is wrong). They are only reported, with what an operator needs for
+//! a diagnosis.
 
 use super::sync_job::SyncJob;
 use super::task::Task;
@@ -8,12 +9,10 @@ use crate::wire::SyncNo;
 use crate::wire::sync::{StallInfo, SyncState};
 use jiff::Timestamp;
 
-/// So long without a result, page or byte is too long, in milliseconds. A range or batch of ordinary size
-/// takes seconds.
+/// Time without a result, page or byte. A normal range or batch takes seconds.
 const STALL_MS: u64 = 5 * 60 * 1000;
 
 impl State {
-    /// Something of a sync moved.
     pub(super) fn mark_progress(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         sync.last_progress_ms = Some(now.mono_ms);
@@ -22,7 +21,7 @@ impl State {
         }
     }
 
-    /// Time passed, of which we slept `slept_ms`.
+    /// `slept_ms` is the time that the master was suspended.
     pub(super) fn tick_stalls(&mut self, slept_ms: u64, now: Now) {
         let mut stalled: Vec<SyncNo> = Vec::new();
         for no in &self.syncs_with_tasks {
@@ -59,7 +58,6 @@ impl State {
         }
     }
 
-    /// What is known of a sync in which nothing moves.
     pub(super) fn stall_report(&self, sync: &SyncJob) -> Option<StallInfo> {
         let since = Timestamp::from_millisecond(sync.stalled_since_ms?).unwrap_or_default();
         let since_ms =

@@ -1,11 +1,12 @@
-//! Storage paths that their workers do not serve: what waits for them, and what follows when one is served again but
-//! leads to another directory than before.
+//! Storage paths that are not served, or that lead to another directory than before.
 //!
-//! - A sync that is under way and has no other worker on that side waits ([`StorageProblem::RootDir`]).
-//! - What was read from another root than before is no part of the source: the sync restarts, and a mirror that has
-//!   begun to delete stops. What was written to another root is compared again ([`recheck_after_reboot`](super::recheck)).
-//! - A worker may open another root long before its heartbeat is heard. So each assignment names the roots that its
-//!   work is counted for, and an agent that has another one open does nothing for it.
+//! - A started sync without another worker on that side pauses
+//!   ([`StorageProblem::PathUnavailable`]).
+//! - If a worker read the source from another root than before, the sync restarts, and a mirror
+//!   that has begun to delete stops. Writes to another root are compared again
+//!   ([`recheck`](super::recheck)).
+//! - A worker may open another root long before its heartbeat arrives. So each assignment names the
+//!   expected roots, and an agent with another root open does nothing for it.
 
 use super::boot_ids::{is_different_root, unambiguous_root};
 use super::pause::{Pause, StorageProblem};
@@ -28,7 +29,7 @@ impl SyncJob {
 }
 
 impl State {
-    /// The heartbeat of a worker names other storage paths, or other roots, than the one before.
+    /// A heartbeat reports other storage paths or roots than the previous one.
     pub(super) fn handle_storage_change(&mut self, id: &WorkerId, now: Now) {
         for no in self.syncs_with_tasks.clone() {
             self.resume_if_served(no, now);
@@ -39,7 +40,6 @@ impl State {
         }
     }
 
-    /// A sync that waits for a storage path goes on where a worker serves that.
     fn resume_if_served(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(&no) else { return };
         let Some(Pause::Storage { problem: lack, .. }) = &sync.pause else { return };
@@ -51,8 +51,8 @@ impl State {
         }
     }
 
-    /// Whether the worker that a lack names is known not to serve the path any more (it is silent, or reports the path
-    /// as unavailable), and another worker serves it: then there is nothing to wait for.
+    /// Whether another worker serves the path and the named one does not (it is silent, or reports
+    /// the path as unavailable): then there is nothing to wait for.
     pub(super) fn is_served_elsewhere(&self, no: SyncNo, lack: &StorageProblem) -> bool {
         let StorageProblem::PathUnavailable { worker, at_source, flush: false } = lack else {
             return false;
@@ -63,8 +63,8 @@ impl State {
         !serves && self.capable_workers(sync, path).next().is_some()
     }
 
-    /// Whether the worker that a lack names serves the path again, and has reported another root than the one that it
-    /// was given work for: there is nothing to wait for.
+    /// Whether the named worker serves the path again with another root than the assigned one: then
+    /// there is nothing to wait for.
     pub(super) fn is_replaced(&self, no: SyncNo, lack: &StorageProblem) -> bool {
         let StorageProblem::PathUnavailable { worker, at_source, .. } = lack else { return false };
         let Some(sync) = self.syncs.get(&no) else { return false };
@@ -76,8 +76,8 @@ impl State {
         then.zip(here).is_some_and(|(then, here)| is_different_root(then, &here))
     }
 
-    /// A sync that is under way waits where nobody serves its source, or its destination, any more. One that waits
-    /// already gets the reason of now: the cause may be another one than at first.
+    /// Pauses a started sync whose source or destination no worker serves any more. A paused sync
+    /// gets the present reason, which may differ from the first.
     fn pause_if_unavailable(&mut self, no: SyncNo, id: &WorkerId, at_source: bool, now: Now) {
         let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Progress) else {
             return;
@@ -103,7 +103,7 @@ impl State {
         }
     }
 
-    /// A sync waits for the storage path of a worker that wrote and has not flushed.
+    /// Pauses a sync for a worker that wrote and has not flushed.
     pub(super) fn pause_for_flush(
         &mut self,
         no: SyncNo,
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// What a sync can't go on without, if a worker reports that it lost it and no other one has it.
+    /// The path that a worker reports as unavailable and that no other worker serves, if any.
     pub(super) fn find_unavailable_storage(
         &self,
         sync: &SyncJob,
@@ -139,8 +139,8 @@ impl State {
         })
     }
 
-    /// A task was done by `worker`, and through the workers that `wrote`: storage of theirs that its sync waited for is there
-    /// again.
+    /// A task was done by `by`, and through the workers `wrote`: a pause for storage of theirs
+    /// ends.
     pub(super) fn resume_if_storage_works(
         &mut self,
         id: TaskId,
@@ -165,7 +165,7 @@ impl State {
         }
     }
 
-    /// Notes from which root a worker reads the source of the sync of a task that it was given.
+    /// Records the root from which a worker reads the source.
     pub(super) fn record_source_reader(&mut self, id: TaskId, worker: &WorkerId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|task| task.runs_at_source()) else { return };
         if task.spec == TaskSpec::CleanUp {
@@ -183,7 +183,7 @@ impl State {
         }
     }
 
-    /// Notes the workers through which a task may write that is being handed out.
+    /// Records the workers through which a task may write that is being assigned.
     pub(super) fn record_possible_writers(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(&id).filter(|task| task.writes_destination()) else {
             return;
@@ -204,8 +204,8 @@ impl State {
         let mut changed = false;
         for (id, place) in &reached {
             changed |= sync.possible_writers.add(id, place.as_ref());
-            // What is at the path in the end may be the root of before again: then nothing else shows that some of
-            // the sync went to another one.
+            // The first root may be open again at the end: then nothing else shows that some writes
+            // went to another one.
             if let Some(place) = place {
                 changed |= sync.possible_writers.record_root_change(id, place)
                     | sync.unflushed_writers.record_root_change(id, place);
@@ -216,7 +216,7 @@ impl State {
         }
     }
 
-    /// Binds what a ticket allows to the roots that the writes of a task will be counted for.
+    /// Adds the roots for which the writes of a task count to its ticket.
     pub(super) fn add_expected_roots(
         &self,
         claims: &mut Claims,
@@ -237,7 +237,7 @@ impl State {
         }
     }
 
-    /// The root that a worker reads the source of a sync from.
+    /// The root from which a worker must read the source.
     pub(super) fn expected_source_root<'a>(
         &self,
         sync: &'a SyncJob,
@@ -246,7 +246,7 @@ impl State {
         self.current_root(worker, sync.source_roots.get(worker))
     }
 
-    /// The root of a noted place of a worker, where the worker runs under the kernel that numbered it.
+    /// The recorded root of a worker, if it runs under the kernel that numbered the root.
     fn current_root<'a>(
         &self,
         worker: &WorkerId,
@@ -256,7 +256,7 @@ impl State {
         unambiguous_root(place?.as_ref()?, boot)
     }
 
-    /// A worker reads the source of a sync from another root than before.
+    /// A worker reads the source from another root than before.
     fn restart_if_source_replaced(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
         let Some(sync) = self.syncs.get(&no).filter(|s| s.is_active()) else { return };
         let path = &sync.request.source_path;
@@ -283,8 +283,8 @@ impl State {
         }
     }
 
-    /// Keeps the scans of a sync that restarts for as long as workers may still publish what they read from the root
-    /// before: it would replace what the new pass brings.
+    /// Delays the scans of a restarted sync while workers may still publish what they read from the
+    /// old root: that would replace what the new pass copies.
     fn delay_scans(&mut self, no: SyncNo, now: Now) {
         let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
         let scans = self.syncs.get(&no).map(|sync| sync.tasks.clone()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What operators ask: submit, progress, list, cancel, delete.
+//! Operations on syncs: submit, show, list, cancel, delete.
 
 use super::phase::PhaseState;
 use super::sync_job::SyncJob;
@@ -44,7 +44,7 @@ impl State {
         self.create_sync(request, list, None, idempotency, now)
     }
 
-    /// A new sync with a `list` of its own, or one of so many parts `from` another sync.
+    /// Creates a sync with a `list` of its own, or with the parts of the list of another sync.
     pub(super) fn create_sync(
         &mut self,
         mut request: SyncRequest,
@@ -102,7 +102,7 @@ impl State {
         Reply::Submitted(SubmitReply { note, warnings: unserved, ..submitted_reply(&id) })
     }
 
-    /// For each of its two paths that no active worker serves: why, with the nearest storage paths.
+    /// For each path that no active worker serves: the reason, with the nearest storage paths.
     fn explain_unserved_paths(&self, request: &SyncRequest) -> Vec<String> {
         let paths = [(&request.source_path, "source"), (&request.destination_path, "destination")];
         let unserved =
@@ -110,7 +110,7 @@ impl State {
         unserved.map(|(path, role)| self.workers.explain_unserved(path, role)).collect()
     }
 
-    /// The first tasks of a sync: its whole source, or the parts of its list.
+    /// The first tasks of a sync: a scan of the source, or the parts of its name list.
     pub(super) fn add_scans(&mut self, no: SyncNo) {
         let list =
             self.syncs.get(&no).and_then(|s| Some((s.name_list_owner(), s.name_list_parts?)));
@@ -129,7 +129,7 @@ impl State {
         }
     }
 
-    /// The answer to a submit that was made before with the same key.
+    /// The reply to an earlier submit with the same key.
     pub(super) fn find_repeated_submit(
         &self,
         request: &SyncRequest,
@@ -151,7 +151,7 @@ impl State {
         Some(refuse(Problem::new(409, "Conflict", "idempotency_key_reused", detail)))
     }
 
-    /// A UUID of version 7 (RFC 9562): sorts by time.
+    /// A UUID of version 7 (RFC 9562), which sorts by time.
     fn generate_request_id(&mut self, now: Now) -> Option<RequestId> {
         let drawn = self.draw_random();
         let mut random = [0; 10];
@@ -230,7 +230,7 @@ impl State {
         Reply::Deleted { cancelled }
     }
 
-    /// Ends a sync that is still active.
+    /// Cancels an active sync.
     fn cancel_active(&mut self, no: SyncNo, now: Now) {
         let lived = self.retention_clock.uptime_ms(now);
         let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { return };
@@ -238,7 +238,7 @@ impl State {
         sync.outcome = Some(SyncOutcome::Cancelled);
         (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(lived));
         sync.reason = Some("cancelled by an operator".to_owned());
-        // Who has or lost such a task never tells what it left, nor how far a sweep came.
+        // A worker with such a task never reports what it left or how far a clean-up came.
         let keeps = sync.keeps_hard_links();
         let leaves = |task: &Task| {
             task.spec == TaskSpec::CleanUp
@@ -253,7 +253,7 @@ impl State {
         self.mark_changed(no, now);
     }
 
-    /// What operators see of a sync.
+    /// The document for operators.
     fn progress_document(&self, sync: &SyncJob) -> SyncProgress {
         let counters = &sync.counters;
         let listed = sync.phase > PhaseState::Copy || !self.is_scanning(sync);
@@ -333,7 +333,7 @@ impl State {
         sync.scan_count > 0
     }
 
-    /// Per worker what it has in hand of a sync.
+    /// The number of leased tasks by worker and kind.
     fn worker_details(&self, sync: &SyncJob) -> BTreeMap<String, String> {
         let mut kinds: BTreeMap<&WorkerId, BTreeMap<&str, u64>> = BTreeMap::new();
         for task in sync.tasks.iter().filter_map(|id| self.tasks.get(id)) {

@@ -1,5 +1,3 @@
-//! A sync as the master keeps it.
-
 use super::blocked::BlockedEntries;
 use super::boot_ids::BootIds;
 use super::deleter::Deleter;
@@ -20,7 +18,7 @@ use crate::wire::{Digest, RequestId, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is counted. Every entry ends in exactly one of done, skipped and failed.
+/// Every entry ends in exactly one of done, skipped and failed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Counters {
@@ -36,38 +34,37 @@ pub(super) struct Counters {
     pub(super) bytes_skipped: u64,
     pub(super) unverified: u64,
     pub(super) retries: u64,
-    /// Content bytes that went over the wire, for whatever reason.
+    /// Content bytes sent over the network.
     pub(super) sent_bytes: u64,
-    /// Content bytes of `bytes_done` that the destination had already.
+    /// Content bytes of `bytes_done` that the destination already had.
     pub(super) kept_bytes: u64,
     /// Content bytes that source and destination share.
     #[serde(default)]
     pub(super) cloned_bytes: u64,
-    /// What was done with the entries that did not fail.
+    /// Actions on entries that did not fail.
     pub(super) actions: BTreeMap<EntryAction, Tally>,
-    /// What the second pass found right …
+    /// Files that the read-back pass found correct …
     pub(super) verified_files: u64,
-    /// … and what it brought again.
+    /// … and those that it copied again.
     pub(super) repaired_files: u64,
-    /// What came damaged over the network.
+    /// Data that were corrupted on the network.
     pub(super) integrity_errors: u64,
-    /// What was counted before the deletion.
+    /// Counted before the deletion.
     pub(super) extraneous: PruneReport,
-    /// What failed beside entries.
+    /// Failures that are not of entries.
     pub(super) failed_steps: BTreeMap<FailedStep, u64>,
 }
 
 /// What an error stands for in the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureCount {
-    /// So many entries that are counted in the totals.
+    /// Entries that are counted in the totals.
     Entries { files: u64, dirs: u64 },
-    /// So often a step that is about no such entry.
+    /// Failures of a step.
     Step(FailedStep, u64),
 }
 
 impl FailureCount {
-    /// How many failures it stands for.
     pub(super) fn total(self) -> u64 {
         match self {
             FailureCount::Entries { files, dirs } => files.saturating_add(dirs),
@@ -77,12 +74,11 @@ impl FailureCount {
 }
 
 impl Counters {
-    /// Bytes are for people: too many of them are no reason to stop.
+    /// A wrong sum of bytes is no reason to stop.
     pub(super) fn add_bytes_total(&mut self, bytes: u64) {
         self.bytes_total = self.bytes_total.saturating_add(bytes);
     }
 
-    /// Adds what was done with entries.
     pub(super) fn add_actions(&mut self, actions: &BTreeMap<EntryAction, Tally>) {
         for (action, tally) in actions {
             self.actions.entry(*action).or_default().merge(*tally);
@@ -93,7 +89,7 @@ impl Counters {
 /// A guard that stopped a mirror.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MirrorStop {
-    /// What it found, what was done until then, and how to allow it.
+    /// The finding, what was done so far, and how to allow it.
     pub(super) reason: String,
     /// Everything was copied before.
     pub(super) copy_complete: bool,
@@ -112,22 +108,21 @@ pub(super) struct MirrorStop {
 pub(super) struct SyncJob {
     pub(super) no: SyncNo,
     pub(super) id: RequestId,
-    /// As submitted; a file list is kept apart, in parts, and so is the filter.
+    /// As submitted, without file list and filter.
     pub(super) request: SyncRequest,
-    /// What of the source is left out. It may be long and never changes, so it has a record of its own that
-    /// is not written again with each counter.
+    /// The filter may be long and never changes, so it has a record of its own that is not written
+    /// with each counter.
     #[serde(skip)]
     pub(super) filter: FilterSpec,
-    /// That record is not written yet.
     #[serde(skip)]
     filter_unsaved: bool,
-    /// All agents together send no more for it than this, in bytes per second. It stands here and not
-    /// in the request because it changes.
+    /// Limit of all agents together for this sync, in bytes per second. Separate from the request
+    /// because it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bwlimit: Option<u64>,
-    /// How many parts the file list has; `None`: the whole source.
+    /// Number of parts of the file list; `None`: the whole source.
     pub(super) name_list_parts: Option<u64>,
-    /// The sync under whose number the parts are kept, where that is another one.
+    /// The sync under whose number the parts are stored, if another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name_list_stored_under: Option<SyncNo>,
     /// The digest of the file list, to recognise the same request.
@@ -138,128 +133,111 @@ pub(super) struct SyncJob {
     pub(super) has_name_list: Option<bool>,
     pub(super) state: SyncState,
     pub(super) outcome: Option<SyncOutcome>,
-    /// Why it ended as it did.
     pub(super) reason: Option<String>,
     /// Milliseconds since 1970.
     pub(super) submitted_ms: i64,
     pub(super) started_ms: Option<i64>,
     pub(super) updated_ms: i64,
     pub(super) ended_ms: Option<i64>,
-    /// The same in milliseconds that masters have lived through.
+    /// In milliseconds of master uptime.
     #[serde(default)]
     pub(super) ended_uptime_ms: Option<u64>,
     pub(super) counters: Counters,
     /// The first failures, in full.
     pub(super) errors: Vec<FileError>,
-    /// All failures by name, as far as they are listed.
     #[serde(default, skip_serializing_if = "FailureList::is_empty")]
     pub(super) failure_list: FailureList,
-    /// All failures, per cause.
+    /// All failures, by cause.
     pub(super) error_counts: BTreeMap<String, u64>,
-    /// Whether a failure was anything but a source file that vanished or changed each time.
+    /// Whether a failure was anything but a vanished or changed source file.
     pub(super) has_hard_failures: bool,
-    /// The source itself could not be listed: nothing was copied at all.
+    /// The source itself could not be listed: nothing was copied.
     pub(super) source_root_failed: bool,
-    /// The workers that wrote to the destination and have not flushed yet, with the boot under which
-    /// they wrote.
+    /// Workers that wrote to the destination and have not flushed yet.
     #[serde(default, skip_serializing)]
     pub(super) unflushed_writers: BootIds,
-    /// The workers through which its tasks may have written, with the boot under which each was first
-    /// named to one: what a result or a worker that died says of them is judged by that, whatever
-    /// became of them since, and whether this master heard of them or the one before.
+    /// Workers through which its tasks may have written, with the boot id at their first use.
+    /// Results and deaths of workers are judged by it, whatever happened since, and whichever
+    /// master led then.
     #[serde(default, skip_serializing)]
     pub(super) possible_writers: BootIds,
-    /// The workers that read its source, each with the place that it first read from.
+    /// Workers that read its source.
     #[serde(default, skip_serializing)]
     pub(super) source_roots: BootIds,
-    /// Where it stands inside `PROGRESS`.
     #[serde(default)]
     pub(super) phase: PhaseState,
-    /// Whether it is, or was, compared again because a host lost what it had not flushed.
     #[serde(default, skip_serializing_if = "Recheck::is_none")]
     pub(super) recheck: Recheck,
-    /// Metadata that could not be held, and what was left out, by cause.
+    /// By cause.
     #[serde(default)]
     pub(super) metadata_warnings: EntryWarnings,
-    /// Entries that wait until directories in their place are deleted.
     #[serde(default, skip_serializing_if = "BlockedEntries::is_empty")]
     pub(super) blocked: BlockedEntries,
-    /// The source root as its first page said.
+    /// The source root, from its first page.
     #[serde(default)]
     pub(super) source_root: Option<RootState>,
-    /// The guard that stopped it, though nothing failed.
+    /// The guard that stopped it, if one did.
     #[serde(default)]
     pub(super) mirror_stop: Option<MirrorStop>,
-    /// Through which agent its tasks delete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) deleter: Option<Deleter>,
-    /// The destination keeps something for the names of one file.
+    /// The destination has anchors of hard links.
     #[serde(default)]
     pub(super) needs_clean_up: bool,
-    /// What is remembered of its list of files.
     #[serde(default)]
     pub(super) record_log: RecordLog,
-    /// Why nothing of it is handed out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pause: Option<Pause>,
-    /// Workers from which its tasks were taken may still write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) revoked_leases: Option<RevokedLeases>,
-    /// It has waited for room at the destination as long as it may.
+    /// It has waited the maximum time for its storage.
     #[serde(default)]
     pub(super) pause_exhausted: bool,
-    /// Deleted by an operator: not shown any more; stays until its part files are gone.
+    /// Deleted by an operator: hidden; kept until its part files are gone.
     pub(super) is_deleted: bool,
     /// The key and body of the submit.
     pub(super) idempotency: Option<(String, Digest)>,
 
-    /// Tasks of this sync.
     #[serde(skip)]
     pub(super) tasks: BTreeSet<TaskId>,
-    /// Those that may be handed out.
     #[serde(skip)]
     pub(super) queue: ReadyQueue,
-    /// How many tasks may be outstanding; follows from the workers.
+    /// Maximum number of outstanding tasks; follows from the workers.
     #[serde(skip)]
     pub(super) window: usize,
     /// Large files that are not published yet.
     #[serde(skip)]
     pub(super) large_files: BTreeMap<TaskId, LargeFile>,
-    /// The large files with several names of which one has been brought: further names become links.
+    /// Large files with several names of which one is present: further names become links.
     #[serde(skip)]
     pub(super) hardlink_groups: BTreeSet<Digest>,
-    /// How many of the tasks are scans.
     #[serde(skip)]
     pub(super) scan_count: usize,
     /// Manifest bytes in the store.
     #[serde(skip)]
     pub(super) manifest_bytes: u64,
-    /// When something of it moved last, on the scheduler's clock.
+    /// On the scheduler's clock.
     #[serde(skip)]
     pub(super) last_progress_ms: Option<u64>,
-    /// The same for people, once nothing has moved for too long.
+    /// In milliseconds since 1970.
     #[serde(skip)]
     pub(super) stalled_since_ms: Option<i64>,
-    /// How fast it goes.
     #[serde(skip)]
     pub(super) speed: Speed,
-    /// When its progress was last asked for, on the scheduler's clock.
+    /// On the scheduler's clock.
     #[serde(skip)]
     pub(super) last_watched_ms: Option<u64>,
-    /// When it was last given a lease, in leases: the least recent goes first.
+    /// Number of the last lease: the sync with the lowest is served first.
     #[serde(skip)]
     pub(super) last_served: u64,
 }
 
-/// Failures that are kept in full.
 pub(super) const MAX_FULL_ERRORS: usize = 100;
-/// Causes that are counted apart; further ones share one line.
+/// Maximum number of causes that are counted separately.
 const MAX_CAUSES: usize = 64;
-/// A cause of more characters is cut.
 const MAX_CAUSE_CHARS: usize = 500;
 
 impl SyncJob {
-    /// A sync that was just accepted.
     pub(super) fn new(no: SyncNo, id: RequestId, mut request: SyncRequest, wall_ms: i64) -> Self {
         let bwlimit = request.bwlimit.take();
         let mut sync = SyncJob {
@@ -321,7 +299,7 @@ impl SyncJob {
         sync
     }
 
-    /// Takes the filter out of the request, where it is submitted and where version 2 kept it.
+    /// Moves the filter out of the request.
     pub(super) fn split_off_filter(&mut self) {
         let filter = std::mem::take(&mut self.request.options.filter);
         if filter != FilterSpec::default() {
@@ -329,17 +307,17 @@ impl SyncJob {
         }
     }
 
-    /// Whether it still wants work done (removal of part files aside).
+    /// Whether its copy is not finished (clean-up aside).
     pub(super) fn is_active(&self) -> bool {
         !self.state.is_final()
     }
 
-    /// Counts entries of a task that failed for good, and returns how many failures they are. Entries that
-    /// are walked again were counted as copied before, but for those that were set aside.
+    /// Counts failed entries of a task, and returns the number of failures. In later passes only
+    /// deferred entries count; the others were counted as copied before.
     pub(super) fn count_failed_entries(&mut self, files: u64, dirs: u64) -> u64 {
         let all = files.saturating_add(dirs);
         if all == 0 {
-            // A batch of nothing can fail as well, and then there is an error.
+            // A batch without entries can fail too, and then there is an error.
             self.count_failure(FailureCount::Step(FailedStep::List, 1));
             return 1;
         }
@@ -354,7 +332,7 @@ impl SyncJob {
         all
     }
 
-    /// Counts failures; the errors that stand for them are noted by [`SyncJob::record_error`].
+    /// Counts failures; [`SyncJob::record_error`] records the error.
     pub(super) fn count_failure(&mut self, failed: FailureCount) {
         let counters = &mut self.counters;
         match failed {
@@ -370,7 +348,7 @@ impl SyncJob {
         }
     }
 
-    /// Notes the error of `count` failures.
+    /// Records an error that stands for `count` failures.
     pub(super) fn record_error(&mut self, error: FileError, count: u64) {
         let cause = match &error.errno {
             Some(errno) => format!("{errno} ({})", error.operation),
@@ -386,7 +364,6 @@ impl SyncJob {
         }
     }
 
-    /// Takes over what could not be held.
     pub(super) fn add_metadata_warnings(&mut self, notes: EntryWarnings) {
         for (cause, note) in notes {
             let cause = bounded_cause(&self.metadata_warnings, cause);
@@ -394,17 +371,17 @@ impl SyncJob {
         }
     }
 
-    /// Somebody may have written through any worker within reach, and will never say through which:
-    /// each of them flushes in the end.
+    /// A worker may have written through any reachable worker and will not report it: each of them
+    /// must flush.
     pub(super) fn mark_all_unflushed(&mut self) {
         for (worker, boot) in self.possible_writers.iter() {
             self.unflushed_writers.add(worker, boot.as_ref());
         }
     }
 
-    /// Begins anew: nothing out, nothing counted but damage.
+    /// Resets all progress except the count of corruptions.
     pub(super) fn reset_progress(&mut self) {
-        // That tells of the network, whatever has to be done again.
+        // It describes the network, whatever has to be repeated.
         let integrity_errors = self.counters.integrity_errors;
         self.counters = Counters { integrity_errors, ..Counters::default() };
         self.errors.clear();
@@ -422,7 +399,7 @@ impl SyncJob {
         self.record_log = RecordLog::default();
     }
 
-    /// The request with what is kept apart from it, but without its list.
+    /// The request as submitted, without its name list.
     pub(super) fn as_submitted(&self) -> SyncRequest {
         let mut request = self.request.clone();
         request.bwlimit = self.bwlimit;
@@ -430,22 +407,20 @@ impl SyncJob {
         request
     }
 
-    /// Under whose number the parts of its list are kept.
+    /// The sync under whose number the parts of its name list are stored.
     pub(super) fn name_list_owner(&self) -> SyncNo {
         self.name_list_stored_under.unwrap_or(self.no)
     }
 
-    /// The key of its record.
     pub(super) fn record_key(&self) -> String {
         format!("s/{}", self.no)
     }
 
-    /// The key of the record of its filter, where it has one.
     pub(super) fn filter_key(&self) -> Option<String> {
         (self.filter != FilterSpec::default()).then(|| format!("x/{}", self.no))
     }
 
-    /// The keys of the records beside its own that are not written as they are now.
+    /// Keys of its other records that must be written.
     pub(super) fn take_unsaved_keys(&mut self) -> impl Iterator<Item = String> + use<> {
         let no = self.no;
         let filter = std::mem::take(&mut self.filter_unsaved).then(|| self.filter_key()).flatten();
@@ -461,7 +436,7 @@ impl SyncJob {
         reach.chain(writers).chain(sources).chain(filter)
     }
 
-    /// The keys of all records of workers.
+    /// Keys of all its records of workers.
     pub(super) fn worker_record_keys(&self) -> impl Iterator<Item = String> {
         let reach =
             self.possible_writers.iter().map(|(w, _)| records::possible_writer_key(self.no, w));
@@ -471,7 +446,7 @@ impl SyncJob {
     }
 }
 
-/// The line under which a cause is counted: its own as long as there is room.
+/// The line under which a cause is counted: its own, or a common one when there are too many.
 fn bounded_cause<T>(known: &BTreeMap<String, T>, cause: String) -> String {
     let cause: String = cause.chars().take(MAX_CAUSE_CHARS).collect();
     if known.len() < MAX_CAUSES || known.contains_key(&cause) {

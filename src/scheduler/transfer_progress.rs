@@ -1,5 +1,5 @@
-//! How far the tasks are that are under way. Agents report it with their heartbeats; it stands beside the
-//! lease and goes with it, so that what a failed attempt had moved is taken back, and a result counts once.
+//! Progress of leased tasks. Agents report it in heartbeats. It is kept with the lease and ends
+//! with it, so the bytes of a failed attempt are subtracted and a result counts once.
 
 use super::phase::PhaseState;
 use super::sync_job::SyncJob;
@@ -12,13 +12,13 @@ use crate::wire::{AssignmentId, RequestId, SyncNo, TaskId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A sync of which nothing has moved for so long stands still, in milliseconds.
+/// A sync without progress for this time is idle.
 const NO_PROGRESS_MS: u64 = 10_000;
-/// A sync whose progress was asked for within this time is watched, in milliseconds.
+/// A sync whose progress was requested within this time is watched.
 const WATCH_TIMEOUT_MS: u64 = 5_000;
 
 impl State {
-    /// Takes in how many content bytes of its assignments a worker has moved.
+    /// Records the content bytes that a worker has moved for its assignments.
     pub(super) fn record_moved_bytes(&mut self, moved: &BTreeMap<AssignmentId, u64>, now: Now) {
         let mut grew: Vec<SyncNo> = Vec::new();
         for (assignment, bytes) in moved {
@@ -40,9 +40,9 @@ impl State {
         }
     }
 
-    /// Content bytes that tasks under way have moved and that no result has counted.
+    /// Content bytes that leased tasks have moved and that no result has counted.
     pub(super) fn bytes_in_flight(&self, sync: &SyncJob) -> u64 {
-        // What a second pass reads was counted before.
+        // A second pass reads what was counted before.
         if sync.phase != PhaseState::Copy && sync.phase != PhaseState::CopyBlocked {
             return 0;
         }
@@ -55,7 +55,6 @@ impl State {
         moved.min(counters.bytes_total.saturating_sub(counted))
     }
 
-    /// Looks how fast each sync goes.
     pub(super) fn tick_speeds(&mut self, now: Now) {
         for no in self.syncs_with_tasks.clone() {
             let Some(sync) = self.syncs.get(&no) else { continue };
@@ -70,19 +69,18 @@ impl State {
         }
     }
 
-    /// How long the rest of a sync takes, where it moves and all is listed.
+    /// Estimated time to the end, if the sync progresses.
     pub(super) fn estimate_time_left(&self, sync: &SyncJob, left: u64) -> Option<Duration> {
         let runs = sync.displayed_state() == SyncState::Progress;
         sync.speed.estimate_time(left).filter(|_| runs && !self.has_no_progress(sync))
     }
 
-    /// Whether nothing of a sync has moved for a while.
     fn has_no_progress(&self, sync: &SyncJob) -> bool {
         let since = |at_ms: u64| self.last_tick_ms.unwrap_or(0).saturating_sub(at_ms);
         sync.last_progress_ms.is_some_and(|at_ms| since(at_ms) >= NO_PROGRESS_MS)
     }
 
-    /// Which workers a sync waits for that stands still, if they are silent.
+    /// Names a silent worker that a sync without progress waits for.
     pub(super) fn silence_reason(&self, sync: &SyncJob) -> Option<String> {
         if !self.has_no_progress(sync) {
             return None;
@@ -99,14 +97,12 @@ impl State {
         ))
     }
 
-    /// Somebody asked for the progress of a sync.
     pub(super) fn mark_watched(&mut self, id: &RequestId, now: Now) {
         if let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) {
             sync.last_watched_ms = Some(now.mono_ms);
         }
     }
 
-    /// Whether somebody watches a sync of one of these tasks.
     pub(super) fn is_watched(&self, tasks: &[TaskId], now: Now) -> bool {
         let syncs = tasks.iter().filter_map(|id| self.syncs.get(&self.tasks.get(id)?.sync));
         syncs
@@ -115,7 +111,7 @@ impl State {
     }
 }
 
-/// The most content bytes that a task can count.
+/// Maximum of content bytes that a task can count.
 fn max_content_bytes(spec: &TaskSpec) -> u64 {
     match spec {
         TaskSpec::Copy { bytes, .. } => *bytes,

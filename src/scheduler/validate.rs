@@ -1,16 +1,14 @@
-//! Whether what agents send can be. Sums over all that a sync can ever have must not overflow, and a
-//! report must account for each entry of its task once.
+//! Validation of pages and reports. Sums over a whole sync must not overflow, and a report must
+//! account for each entry of its task exactly once.
 
 use crate::wire::options::EntryAction;
 use crate::wire::task::{ScanPage, TaskReport, TaskSpec, WorkItem};
 
-/// The name of a file system is no longer than this, in bytes.
 const MAX_FILE_SYSTEM_NAME_BYTES: usize = 1024;
-/// More than that in one page is nothing that was asked for.
 const MAX_PAGE_SUBTREES: usize = 1024;
 
-/// How many files and directories of a batch failed, by what a report says of the others; `None` where
-/// it does not account for every entry once.
+/// Numbers of failed files and directories of a batch, derived from its report; `None` if the
+/// report does not account for every entry exactly once.
 pub(super) fn count_failed_entries(
     files: u64,
     dirs: u64,
@@ -21,16 +19,14 @@ pub(super) fn count_failed_entries(
     (failed.0.checked_add(failed.1) == Some(report.failures.len() as u64)).then_some(failed)
 }
 
-/// Whether what a report says that was done can be: one action for each entry at most, and a copy
-/// deletes nothing.
+/// At most one action per entry, and a copy deletes nothing.
 pub(super) fn are_actions_possible(report: &TaskReport, entries: u64) -> bool {
     let counts = report.actions.values().map(|tally| tally.count);
     let sum = counts.fold(0, u64::saturating_add);
     sum <= entries && !report.actions.contains_key(&EntryAction::Delete)
 }
 
-/// Whether the numbers of a piece of work can be. Agents send them: sums over all that a sync can
-/// ever have must not overflow.
+/// Bounds the numbers of a work item, so that sums over a whole sync cannot overflow.
 pub(super) fn validate_item(item: &WorkItem) -> Result<(), String> {
     let most = u64::from(u32::MAX);
     match item {
@@ -44,7 +40,7 @@ pub(super) fn validate_item(item: &WorkItem) -> Result<(), String> {
     }
 }
 
-/// Whether a page can be one of the walk `spec`.
+/// Whether `page` can be a page of the walk `spec`.
 pub(super) fn validate_page(page: &ScanPage, spec: &TaskSpec) -> Result<(), String> {
     page.work.iter().try_for_each(validate_item)?;
     if page.unlisted_dirs > page.errors.len() as u64 {
@@ -73,7 +69,6 @@ pub(super) fn validate_page(page: &ScanPage, spec: &TaskSpec) -> Result<(), Stri
     validate_continuation(spec, page.next.as_ref())
 }
 
-/// Whether the walk `spec` can go on as `next`.
 fn validate_continuation(spec: &TaskSpec, next: Option<&TaskSpec>) -> Result<(), String> {
     use TaskSpec::{List, Prune, Scan};
     let fits = match (spec, next) {

@@ -1,5 +1,4 @@
-//! What operators want of workers: to be shown, to take nothing new, to work again, to leave tasks to
-//! others, to be forgotten.
+//! Operations on workers: show, drain, undrain, reassign, forget.
 
 use super::records::drain_key;
 use super::sync_admin::{self, refuse};
@@ -16,7 +15,6 @@ use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
-/// There is no such worker.
 fn unknown_worker(worker: &WorkerId) -> Reply {
     let detail = format!("no worker `{worker}` is known");
     let problem = Problem::new(404, "Not Found", "worker_not_found", detail);
@@ -37,7 +35,7 @@ impl State {
         }
     }
 
-    /// The syncs of which a worker holds tasks, those left out that an operator deleted.
+    /// The syncs of which a worker holds tasks, without deleted ones.
     pub(super) fn list_worker_requests(&self, id: &WorkerId) -> Reply {
         if self.workers.get(id).is_none() {
             return unknown_worker(id);
@@ -61,7 +59,8 @@ impl State {
         view
     }
 
-    /// Whether others write through a worker, or have a task that lists it, as they got that before it was drained.
+    /// Whether others write through a worker, or hold a task that lists it because they got it
+    /// before the drain.
     fn may_receive_writes(&self, worker: &Worker, now: Now) -> bool {
         if worker.last_heartbeat.incoming_requests > 0 {
             return true;
@@ -80,8 +79,7 @@ impl State {
         self.lease_index.leased_tasks().filter_map(|id| self.tasks.get(&id)).any(lists)
     }
 
-    /// Keeps a worker from new work, or lets it work again. It may be one that has not been heard of
-    /// since this master began, as long as it is drained.
+    /// Drains a worker or ends the drain. A drained worker may be unknown to this master.
     pub(super) fn drain_worker(
         &mut self,
         worker: &WorkerId,
@@ -115,8 +113,9 @@ impl State {
         Reply::DrainUpdated(Box::new(order))
     }
 
-    /// Takes the tasks of a sync that a worker has away from it. Its results come too late, and for a while
-    /// others come first. A flush stays: nobody else can put on stable storage what the worker wrote.
+    /// Revokes the tasks of a sync that a worker holds. Late results are ignored, and other workers
+    /// are preferred for a while. A flush is not revoked: no other worker can flush what this one
+    /// wrote.
     pub(super) fn reassign_tasks(&mut self, id: &RequestId, worker: &WorkerId, now: Now) -> Reply {
         let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
             return sync_admin::unknown_sync(id);
@@ -150,8 +149,7 @@ impl State {
         Reply::Reassigned(ReassignReply { request_id, worker_id, tasks })
     }
 
-    /// Forgets a worker that has stopped or fallen silent, and what was ordered of it; what it had is free for
-    /// others at once.
+    /// Removes an inactive worker and its drain order; its tasks are free at once.
     pub(super) fn forget_worker(&mut self, worker: &WorkerId, now: Now) -> Reply {
         let known = self.workers.get(worker);
         if known.is_some_and(|known| known.is_active) {

@@ -1,14 +1,14 @@
-//! Workers that fail much more than others that do the same: they are set aside, so that they don't take
-//! and spoil task after task, and tried again with one task every now and then.
+//! Quarantine for workers that fail much more often than their peers, so that they do not spoil
+//! task after task. They are probed with one task from time to time.
 //!
 //! ```text
-//! trusted ──half of the last tasks failed, of its peers' hardly any──▶ aside
+//! normal ──half of the last tasks failed, hardly any of its peers'──▶ quarantine
 //!    ▲                                                                  │
-//!    └────────── a probe succeeded, its agent was started anew ─────────┘
+//!    └────────── a probe succeeded, or its agent was restarted ─────────┘
 //! ```
 //!
-//! Who is set aside still does what nobody else can. Nothing of this is stored: a restarted master trusts
-//! everybody.
+//! A worker in quarantine still gets what no other worker can do. Nothing is stored: a restarted
+//! master has no quarantine.
 
 use super::pause::is_no_space;
 use super::{Now, State};
@@ -16,25 +16,23 @@ use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::{TaskId, WorkerId};
 use std::collections::{HashMap, VecDeque};
 
-/// So many outcomes of a worker are remembered …
+/// Number of kept outcomes of a worker.
 const MAX_OUTCOMES: usize = 24;
-/// … and it is judged by no fewer than these, nor are its peers.
+/// Minimum number of outcomes of a worker and of its peers for a decision.
 const MIN_OUTCOMES: usize = 8;
-/// Its share of failures must be so many times that of its peers.
+/// Minimum ratio of its failure rate to that of its peers.
 const MIN_FAILURE_RATIO: usize = 4;
-/// Between two probes, in milliseconds; twice as long after each that failed …
+/// First interval between probes; it doubles after each failure.
 const FIRST_PROBE_MS: u64 = 30_000;
-/// … up to this.
 const MAX_PROBE_MS: u64 = 8 * FIRST_PROBE_MS;
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct WorkerHealth(HashMap<WorkerId, OutcomeHistory>);
 
-/// What became of the last tasks of a worker.
+/// Outcomes of the last tasks of a worker.
 #[derive(Debug, Default)]
 struct OutcomeHistory {
-    /// Whether each failed, the latest last.
+    /// True: failed. The latest is last.
     failures: VecDeque<bool>,
     quarantine: Option<Quarantine>,
 }
@@ -42,44 +40,41 @@ struct OutcomeHistory {
 #[derive(Debug)]
 struct Quarantine {
     reason: String,
-    /// When it is tried again, on the scheduler's clock.
+    /// On the scheduler's clock.
     probe_ms: u64,
-    /// How long to wait after the next try.
+    /// Interval after the next probe.
     wait_ms: u64,
 }
 
 impl OutcomeHistory {
-    /// How many failed, of how many.
+    /// Failures and total.
     fn count_failures(&self) -> (usize, usize) {
         (self.failures.iter().filter(|failed| **failed).count(), self.failures.len())
     }
 }
 
 impl WorkerHealth {
-    /// Whether a worker is to be given nothing at `now` that others can do.
+    /// Whether a worker gets only tasks that no other worker can do.
     pub(super) fn is_quarantined(&self, worker: &WorkerId, now: Now) -> bool {
         let aside = self.0.get(worker).and_then(|record| record.quarantine.as_ref());
         aside.is_some_and(|aside| now.mono_ms < aside.probe_ms)
     }
 
-    /// Why a worker is set aside.
     pub(super) fn quarantine_reason(&self, worker: &WorkerId) -> Option<String> {
         Some(self.0.get(worker)?.quarantine.as_ref()?.reason.clone())
     }
 
-    /// A worker was given a task: if that is a probe, the next one has to wait.
+    /// If the assigned task is a probe, the next one waits an interval.
     pub(super) fn postpone_probe(&mut self, worker: &WorkerId, now: Now) {
         if let Some(aside) = self.0.get_mut(worker).and_then(|record| record.quarantine.as_mut()) {
             aside.probe_ms = now.mono_ms.saturating_add(aside.wait_ms);
         }
     }
 
-    /// A worker is gone, or began anew.
     pub(super) fn forget(&mut self, worker: &WorkerId) {
         self.0.remove(worker);
     }
 
-    /// Notes an outcome; what was known of the worker before is given back.
     fn record_outcome(&mut self, worker: &WorkerId, failed: bool, now: Now) {
         let record = self.0.entry(worker.clone()).or_default();
         match (&mut record.quarantine, failed) {
@@ -100,15 +95,15 @@ impl WorkerHealth {
     }
 }
 
-/// Whether an error may be the fault of the worker that tells it. A full disk and a source that changes
-/// are not.
+/// Whether an error may be the fault of the worker that reports it. A full disk and a changed
+/// source are not.
 pub(super) fn is_worker_fault(error: &FileError) -> bool {
-    // `StorageGone` is none of the two.
+    // `StorageGone` is neither.
     !is_no_space(error) && matches!(error.class, ErrorClass::Transient | ErrorClass::Permanent)
 }
 
 impl State {
-    /// A task ended at a worker, or ran out of its lease there. It is still leased.
+    /// Records the outcome or the expired lease of a task that is still leased.
     pub(super) fn judge_worker(&mut self, id: TaskId, worker: &WorkerId, failed: bool, now: Now) {
         let Some(task) = self.tasks.get(&id) else { return };
         let (no, at_source) = (task.sync, task.runs_at_source());
@@ -137,11 +132,11 @@ impl State {
         tracing::warn!(%worker, "{why}");
         let probe_ms = now.mono_ms.saturating_add(FIRST_PROBE_MS);
         record.quarantine = Some(Quarantine { reason: why, probe_ms, wait_ms: FIRST_PROBE_MS });
-        // What was to be left to others may be for nobody else.
+        // Tasks that were reserved for other workers may be for none now.
         self.needs_dispatch = true;
     }
 
-    /// Time passed: who is set aside may be tried again, who is gone is forgotten.
+    /// Removes unknown workers and allows due probes.
     pub(super) fn tick_worker_health(&mut self, now: Now) {
         self.worker_health.0.retain(|worker, _| self.workers.get(worker).is_some());
         let mut asides =

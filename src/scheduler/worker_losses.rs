@@ -1,5 +1,5 @@
-//! Tasks that are lost with their workers: one of their entries may crash each agent that works on it, so they are not
-//! retried without end.
+//! Tasks that are lost with their workers. An entry may crash each agent that works on it, so such
+//! tasks are not retried without bound.
 //!
 //! ```text
 //! ordinary ──lost `max_worker_losses` times──▶ isolated ──lost once more──▶ failed
@@ -7,14 +7,17 @@
 //!    └───── the process turns out to be alive ────┘
 //! ```
 //!
-//! A task is *lost with its worker* when a new process of the worker reports while the old one held the task, or when the lease
-//! ends and the worker was silent for all of it. What a worker hands back, what an operator or a hanging path takes away, the
-//! end of a worker that drained, a restart of the master, and a task that went to a process that had ended before do not count. Should the process report later, it was only cut off or
-//! stopped, and the loss is struck out.
+//! A task is *lost with its worker* when a new process of the worker reports while the old one held
+//! the task, or when the lease ends and the worker was silent for all of it. These do not count:
+//! returned tasks, tasks revoked by an operator or for a hanging path, the end of a draining
+//! worker, a restart of the master, and a task that was assigned to a process that had already
+//! ended. If the process reports later, it was only disconnected or suspended, and the loss is
+//! retracted.
 //!
-//! An isolated task runs on a worker that holds nothing else, and only one such task runs at a time, so that what it is lost with is
-//! its own doing. A worker that is never idle is kept free for it. The state does not hold manifests: the owner of the state reads the manifest
-//! ([`Effect::ReadEntries`]) and returns its entries ([`ProgressEvent::ManifestEntries`](super::Event::Entries)).
+//! An isolated task runs on a worker that holds nothing else, and only one such task runs at a
+//! time, so that it alone can cause the next loss. If no worker is idle, one is reserved. The state
+//! holds no manifests: the owner of the state reads the manifest ([`Effect::ReadEntries`]) and
+//! returns its entries ([`Event::ManifestEntries`](super::Event::ManifestEntries)).
 
 use super::pages::RetryHistory;
 use super::placement::RunnableSync;
@@ -30,14 +33,14 @@ use crate::wire::{BytePath, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A worker is kept free for an isolated task for at most this long, in milliseconds.
+/// Maximum duration of a reservation.
 const MAX_RESERVATION_MS: u64 = 5 * 60 * 1000;
-/// … and after that none for this long: what the worker holds may wait for work that it does not get meanwhile, as a walk
-/// waits for what it has found to be copied.
+/// Time without a reservation after one that expired: the tasks of the worker may wait for other
+/// work, as a walk waits for its batches.
 const RESERVATION_PAUSE_MS: u64 = 6 * MAX_RESERVATION_MS;
 
-/// No agent receives a task, ends, and is heard of again as another process in less time, in milliseconds: where that seems so,
-/// the poll that got the task had waited here, and its process had ended before.
+/// No agent can receive a task, end and report as another process in less time. So the poll that
+/// got the task had waited in the queue, and its process had already ended.
 const MIN_RESTART_MS: u64 = 10;
 
 /// A process with which a task was lost.
@@ -56,53 +59,48 @@ pub struct SingleEntry {
     pub item: WorkItem,
 }
 
-/// The isolated tasks.
 #[derive(Debug, Default)]
 pub(super) struct Isolation {
     tasks: BTreeSet<TaskId>,
-    /// The one that runs, where one does.
     running: Option<TaskId>,
-    /// The worker that is kept free, for which task, and until when on the scheduler's clock.
+    /// The reserved worker, the task, and the end on the scheduler's clock.
     reserved: Option<(WorkerId, TaskId, u64)>,
-    /// None is kept free before this, on the scheduler's clock: the last one did not become idle in time.
+    /// No reservation before this time on the scheduler's clock: the last worker did not become
+    /// idle.
     unreserved_until_ms: u64,
 }
 
 impl Isolation {
-    /// Whether a task runs alone only.
     pub(super) fn contains(&self, id: TaskId) -> bool {
         self.tasks.contains(&id)
     }
 
-    /// Whether there is any.
     pub(super) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
-    /// Notes that a task was leased.
     pub(super) fn mark_leased(&mut self, id: TaskId) {
         if self.contains(id) {
             (self.running, self.reserved) = (Some(id), None);
         }
     }
 
-    /// Notes that a task is gone.
     pub(super) fn remove(&mut self, id: TaskId) {
         self.tasks.remove(&id);
     }
 }
 
-/// What isolated tasks mean for a worker that asks for work.
+/// What isolated tasks mean for a polling worker.
 pub(super) enum IsolationDecision {
-    /// It gets what it would get without them.
+    /// Normal placement.
     Ordinary,
-    /// It gets this one.
+    /// It gets this task.
     RunAlone(TaskId),
     /// It gets nothing until it is idle.
     Wait,
 }
 
-/// The entries of a manifest, each as a batch of its own; none where it cannot be read.
+/// The entries of a manifest, each as a batch of its own; empty if it cannot be decoded.
 pub fn single_entries(manifest: &[u8]) -> Vec<SingleEntry> {
     let Ok(Manifest { dirs, entries }) = Manifest::decode(manifest) else { return Vec::new() };
     let single = |entry: crate::wire::manifest::Entry| {
@@ -118,7 +116,7 @@ pub fn single_entries(manifest: &[u8]) -> Vec<SingleEntry> {
 }
 
 impl Task {
-    /// The workers with which it was lost, each with how often where that was more than once.
+    /// The workers with which it was lost, with the number of times if more than one.
     fn describe_losses(&self) -> String {
         let mut times: BTreeMap<&WorkerId, usize> = BTreeMap::new();
         for loss in &self.losses {
@@ -131,7 +129,7 @@ impl Task {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// What it is, for operators.
+    /// For messages.
     fn description(&self) -> String {
         match (&self.spec, &self.entry) {
             (spec, Some(path)) if path.0.is_empty() => {
@@ -145,26 +143,25 @@ impl Task {
         }
     }
 
-    /// Whether its manifest is still to be read for one task for each entry.
+    /// Whether it is split into one task for each entry.
     fn needs_split(&self) -> bool {
         matches!(self.spec, TaskSpec::Copy { files, dirs, .. } if files + dirs > 1)
             && !self.is_unsplittable
     }
 
-    /// Whether its manifest says which entry it is about.
+    /// Whether its manifest names its entry.
     fn has_entry_manifest(&self) -> bool {
         use TaskSpec::{Commit, Copy, Range};
         matches!(self.spec, Copy { .. } | Range { .. } | Commit { .. })
     }
 
-    /// Whether a worker failed it, or was lost with it.
     pub(super) fn failed_or_lost_on(&self, worker: &WorkerId) -> bool {
         self.failed_on.contains(worker) || self.losses.iter().any(|loss| loss.worker == *worker)
     }
 }
 
 impl State {
-    /// Files a task by the losses that it has had.
+    /// Isolates a task that was lost too often.
     pub(super) fn isolate_if_lost(&mut self, id: TaskId) {
         let most = self.settings.max_worker_losses as usize;
         let Some(task) = self.tasks.get(&id).filter(|task| task.losses.len() >= most) else {
@@ -180,19 +177,19 @@ impl State {
         }
     }
 
-    /// Whether a task that a worker holds counts as lost with it, now that another process of the worker reports.
+    /// Whether a task counts as lost when another process of its worker reports.
     pub(super) fn counts_as_loss(&self, worker: &WorkerId, id: TaskId, now: Now) -> bool {
         let Some(lease) = self.tasks.get(&id).and_then(Task::lease) else { return false };
-        // One that drained may end at its time-out with tasks in hand.
+        // A draining worker may end at its time-out with tasks.
         let drained = |w: &Worker| w.last_heartbeat.status == WorkerStatus::Draining;
         let drained = self.workers.get(worker).is_none_or(drained);
         !drained && now.mono_ms.saturating_sub(lease.granted_ms) >= MIN_RESTART_MS
     }
 
-    /// Whether the process that holds a task was silent for the length of a lease.
+    /// Whether the process that holds a task was silent for a whole lease.
     pub(super) fn is_holder_silent(&self, id: TaskId, now: Now) -> bool {
         let Some(lease) = self.tasks.get(&id).and_then(Task::lease) else { return false };
-        // A master that has not heard of it yet has no record of it.
+        // A master without a heartbeat of the worker cannot know.
         self.is_process_silent(&lease.worker, lease.incarnation.as_ref(), now)
     }
 
@@ -231,7 +228,7 @@ impl State {
         self.requeue_task(id, now);
     }
 
-    /// Records a task that was lost too often as failed, and has removed what the dead agents left of it.
+    /// Fails a task that was lost too often, and discards what the dead agents left of it.
     fn fail_lost_task(&mut self, id: TaskId, why: &str, now: Now) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let no = task.sync;
@@ -253,7 +250,7 @@ impl State {
         );
     }
 
-    /// A process reports that may have been taken for dead: it was only cut off or stopped.
+    /// Retracts the losses of a process that reports: it was only disconnected or suspended.
     pub(super) fn retract_losses(
         &mut self,
         worker: &WorkerId,
@@ -280,7 +277,7 @@ impl State {
         changed.into_iter().for_each(|key| self.put_record(key));
     }
 
-    /// The entries of the manifest of a task that is isolated are known.
+    /// The entries of the manifest of an isolated task were read.
     pub(super) fn split_isolated_task(&mut self, id: TaskId, entries: Vec<SingleEntry>, now: Now) {
         if !self.isolation.contains(id) {
             return;
@@ -317,14 +314,14 @@ impl State {
             };
             let added = self.add_work_item(task.sync, item, Some(again));
             if let Some(one) = added.and_then(|id| self.tasks.get_mut(&id)) {
-                // What the tries of the whole left is known by that.
+                // The attempt shows that earlier attempts may have left something.
                 one.attempt = task.attempt;
             }
         }
         self.mark_changed(task.sync, now);
     }
 
-    /// Whether a worker that asks gets an isolated task, or is kept free for one.
+    /// Whether a polling worker gets an isolated task, or is reserved for one.
     pub(super) fn decide_isolation(
         &mut self,
         worker: &WorkerId,
@@ -391,7 +388,7 @@ impl State {
         ready.find(|task| self.can_run_task(task, worker, now)).map(|task| task.id)
     }
 
-    /// Why a sync is slower than it should be: what of it was lost with its workers.
+    /// Describes the task of a sync with the most losses.
     pub(super) fn loss_reason(&self, sync: &SyncJob) -> Option<String> {
         let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
         let worst = tasks.max_by_key(|task| task.losses.len()).filter(|t| !t.losses.is_empty())?;

@@ -1,5 +1,5 @@
-//! Workers as their heartbeats describe them. Of this only what operators ordered is stored: a restarted
-//! master learns the rest again within a heartbeat.
+//! Workers as their heartbeats describe them. Only drain orders are stored: a restarted master
+//! learns the rest within a heartbeat interval.
 
 use super::Now;
 use super::boot_ids::ROOT_SEPARATOR;
@@ -11,43 +11,38 @@ use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// A worker.
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
-    /// What it said last.
     pub(super) last_heartbeat: WorkerHeartbeat,
-    /// When, on the scheduler's clock.
+    /// On the scheduler's clock.
     pub(super) last_seen_ms: u64,
-    /// When, for people.
+    /// In milliseconds since 1970.
     pub(super) last_seen_wall_ms: i64,
-    /// Whether it was active at the last look.
+    /// As of the last tick.
     pub(super) is_active: bool,
-    /// The incarnation that it had before this one.
     pub(super) previous_incarnation: Option<String>,
-    /// Incarnations that want to run beside this one, under its id, and when each said so last, on the
-    /// scheduler's clock. Each would take the other's work away, so they are refused while this one lives.
+    /// Duplicate incarnations under this id and the time of their last heartbeat on the scheduler's
+    /// clock. They are refused while this process is alive.
     pub(super) refused_incarnations: BTreeMap<String, u64>,
-    /// An operator keeps it from new work.
     pub(super) drained: Option<DrainInfo>,
 }
 
-/// All workers.
 #[derive(Debug, Default)]
 pub(super) struct WorkerRegistry {
     by_id: BTreeMap<WorkerId, Worker>,
-    /// By a storage path, each list sorted: an order of chance that stays the same.
+    /// By storage path, each list sorted by rank.
     by_path: HashMap<Vec<u8>, Vec<(u64, WorkerId)>>,
-    /// By the boot of their kernel.
+    /// By boot id.
     by_boot: HashMap<String, BTreeSet<WorkerId>>,
-    /// Who is kept from new work by an operator; also those that have not been heard of yet.
+    /// Drain orders, also for workers without a heartbeat yet.
     drained: BTreeMap<WorkerId, DrainInfo>,
-    /// Workers that are known and were not heard of for longer than the time-out.
+    /// Workers without a heartbeat for longer than the time-out.
     silent: BTreeSet<WorkerId>,
-    /// Counts what changes who may be given work.
+    /// Changes when the set of workers that accept work changes.
     version: u64,
 }
 
-/// The place of a worker among others: of chance, and always the same.
+/// A pseudo-random order of workers that never changes.
 fn rank(id: &WorkerId, salt: u32) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(id.as_str().as_bytes()).update(&salt.to_le_bytes());
@@ -56,13 +51,13 @@ fn rank(id: &WorkerId, salt: u32) -> u64 {
     u64::from_le_bytes(first)
 }
 
-/// How long the longest of `paths` is that holds `path`.
+/// The length of the longest of `paths` that holds `path`.
 fn longest_prefix(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
     paths.iter().filter(|p| p.contains(path)).map(|p| p.as_bytes().len()).max()
 }
 
-/// The storage path of a worker that holds `path` and that it does not serve now, with the reason. A path below
-/// one that is served may lie in another one that is not.
+/// The unavailable storage path of a worker that holds `path`. A path below an available one may
+/// lie in another, unavailable one.
 pub(super) fn unavailable_path<'a>(
     said: &'a WorkerHeartbeat,
     path: &AbsPath,
@@ -75,15 +70,15 @@ pub(super) fn unavailable_path<'a>(
 }
 
 impl Worker {
-    /// Whether one of its storage paths holds `path`.
+    /// Whether one of its available storage paths holds `path`.
     pub(super) fn serves(&self, path: &AbsPath) -> bool {
         self.last_heartbeat.storage_paths.iter().any(|s| s.contains(path))
             && (self.last_heartbeat.unavailable_paths.is_empty()
                 || unavailable_path(&self.last_heartbeat, path).is_none())
     }
 
-    /// Where what it writes below `path` is until it is flushed: the kernel that has it in its cache, and the
-    /// storage root that the worker has open ([`BootIds`](super::boots::Boots)).
+    /// Identifies where writes below `path` are until a flush: the kernel with the page cache, and
+    /// the open storage root ([`BootIds`](super::boot_ids::BootIds)).
     pub(super) fn boot_and_root(&self, path: &AbsPath) -> Option<String> {
         let boot = self.last_heartbeat.boot_id.as_ref()?;
         match self.root_id(path) {
@@ -92,52 +87,48 @@ impl Worker {
         }
     }
 
-    /// The id of the storage root that it has open for `path`.
     pub(super) fn root_id(&self, path: &AbsPath) -> Option<&String> {
         let paths = self.last_heartbeat.storage_paths.iter().filter(|p| p.contains(path));
         let storage = paths.max_by_key(|p| p.as_bytes().len())?;
         self.last_heartbeat.root_ids.get(&storage.to_string())
     }
 
-    /// Whether it knows what stands in the options of an assignment and a ticket. Who does not would do
-    /// without: write in a dry run, keep what is to be left out.
+    /// Whether it obeys the options of an assignment. Other agents would ignore them: write in a
+    /// dry run, copy what is filtered.
     pub(super) fn supports_options(&self) -> bool {
         self.last_heartbeat.protocol.is_some_and(|protocol| protocol >= 2)
     }
 
-    /// Whether it keeps to limits on what it sends.
     pub(super) fn supports_limits(&self) -> bool {
         self.last_heartbeat.protocol.is_some_and(|protocol| protocol >= 3)
     }
 
-    /// Whether it may be given work.
     pub(super) fn accepts_work(&self) -> bool {
         self.is_ready() && self.drained.is_none()
     }
 
-    /// Whether it could be given work. One that is drained still flushes what was written.
+    /// Whether it could get work. A drained one still flushes.
     pub(super) fn is_ready(&self) -> bool {
         self.is_active && self.last_heartbeat.status.can_accept_work()
     }
 
-    /// Whether its process has ended as it should.
+    /// Whether its process ended regularly.
     pub(super) fn has_stopped(&self) -> bool {
         self.last_heartbeat.status == WorkerStatus::Stopped
     }
 
-    /// Whether it is gone, or goes and has ended all that it had.
+    /// Whether it is inactive, or draining without tasks.
     pub(super) fn has_left(&self) -> bool {
         let said = &self.last_heartbeat;
         let idle = said.assignments.is_empty() && said.incoming_requests == 0;
         !self.is_active || (said.status == WorkerStatus::Draining && idle)
     }
 
-    /// Whether an operator, or its own end, keeps it from new work.
     fn is_draining(&self) -> bool {
         self.drained.is_some() || self.last_heartbeat.status == WorkerStatus::Draining
     }
 
-    /// How it stands, where it has `in_flight` tasks and others may (`written`) write through it.
+    /// Its displayed state, with `in_flight` tasks; `written`: others may write through it.
     pub(super) fn state(&self, in_flight: u64, written: bool) -> WorkerState {
         match self.is_active {
             _ if self.has_stopped() => WorkerState::Stopped,
@@ -148,7 +139,7 @@ impl Worker {
         }
     }
 
-    /// What stands in its way, or its state, for people who want it to work at `path`.
+    /// Its state, or why it does not serve `path`.
     fn availability(&self, path: &AbsPath) -> String {
         if let Some(UnavailablePath { path, reason }) = unavailable_path(&self.last_heartbeat, path)
         {
@@ -160,7 +151,6 @@ impl Worker {
         }
     }
 
-    /// How assignments list it.
     pub(super) fn pool_member(&self) -> PoolMember {
         PoolMember {
             worker_id: self.last_heartbeat.worker_id.clone(),
@@ -170,7 +160,7 @@ impl Worker {
         }
     }
 
-    /// How operators see it.
+    /// The document for operators.
     pub(super) fn view(
         &self,
         (in_flight, written): (u64, bool),
@@ -228,37 +218,30 @@ impl Worker {
 }
 
 impl WorkerRegistry {
-    /// A worker.
     pub(super) fn get(&self, id: &WorkerId) -> Option<&Worker> {
         self.by_id.get(id)
     }
 
-    /// All, in order of their ids.
     pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
         self.by_id.values()
     }
 
-    /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Another value says that others may be given work than before.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
 
-    /// Why an operator keeps a worker from new work.
     pub(super) fn drain_order(&self, id: &WorkerId) -> Option<&DrainInfo> {
         self.drained.get(id)
     }
 
-    /// All that are.
     pub(super) fn drained_ids(&self) -> impl Iterator<Item = &WorkerId> {
         self.drained.keys()
     }
 
-    /// Keeps a worker from new work, or no longer.
     pub(super) fn set_drained(&mut self, id: &WorkerId, drained: Option<DrainInfo>) {
         match &drained {
             Some(drained) => drop(self.drained.insert(id.clone(), drained.clone())),
@@ -270,7 +253,7 @@ impl WorkerRegistry {
         }
     }
 
-    /// Takes over what a worker said.
+    /// Adds a worker or replaces its heartbeat.
     pub(super) fn insert(&mut self, mut worker: Worker) {
         let id = worker.last_heartbeat.worker_id.clone();
         match worker.is_active {
@@ -305,18 +288,17 @@ impl WorkerRegistry {
         self.by_id.insert(id, worker);
     }
 
-    /// A worker, to be changed in nothing by which it is filed.
+    /// The caller must not change indexed fields.
     pub(super) fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
         self.by_id.get_mut(id)
     }
 
-    /// Forgets a worker, but not what an operator ordered.
+    /// Removes a worker, but not its drain order.
     pub(super) fn remove(&mut self, id: &WorkerId) {
         self.silent.remove(id);
         self.remove_from_index(id);
     }
 
-    /// Takes a worker out of all that it is filed by.
     fn remove_from_index(&mut self, id: &WorkerId) {
         let Some(worker) = self.by_id.remove(id) else { return };
         let filed = (rank(id, 0), id.clone());
@@ -338,7 +320,7 @@ impl WorkerRegistry {
         }
     }
 
-    /// A worker was heard of. True: it had been silent.
+    /// True: it had been silent.
     pub(super) fn mark_seen(&mut self, id: &WorkerId, now: Now) -> bool {
         let Some(worker) = self.by_id.get_mut(id).filter(|worker| !worker.has_stopped()) else {
             return false;
@@ -351,8 +333,8 @@ impl WorkerRegistry {
         back
     }
 
-    /// Time passed, of which we slept `slept_ms`: who was not heard of for `timeout_ms` is inactive,
-    /// for `forget_ms` forgotten.
+    /// Marks workers without a heartbeat for `timeout_ms` as inactive and removes those without one
+    /// for `forget_ms`; `slept_ms` is the time that the master was suspended.
     pub(super) fn mark_silent(&mut self, now: Now, slept_ms: u64, timeout_ms: u64, forget_ms: u64) {
         let silent = |w: &Worker| now.mono_ms.saturating_sub(w.last_seen_ms);
         let gone = self.by_id.iter().filter(|(_, w)| silent(w) >= forget_ms);
@@ -371,17 +353,16 @@ impl WorkerRegistry {
         }
     }
 
-    /// Those that are known and were not heard of for longer than the time-out.
     pub(super) fn silent(&self) -> impl Iterator<Item = &Worker> {
         self.silent.iter().filter_map(|id| self.by_id.get(id))
     }
 
-    /// Workers that hold `path`, in an order of chance that stays the same, round from a place in it.
+    /// Workers that serve `path`, ordered by rank, starting at `from`.
     fn serving<'a>(&'a self, path: &'a AbsPath, from: u64) -> impl Iterator<Item = &'a Worker> {
         let lists = move || path.ancestors_from_root().filter_map(|p| self.by_path.get(p));
         lists().enumerate().flat_map(move |(nth, list)| {
             let (before, behind) = list.split_at(list.partition_point(|(at, _)| *at < from));
-            // Mostly there is one list; a worker that is in several comes with the first.
+            // Usually there is one list; a worker in several is returned with the first.
             let listed = move |filed| lists().take(nth).any(|l| l.binary_search(filed).is_ok());
             let new = behind.iter().chain(before).filter(move |filed| !listed(filed));
             let known = new.filter_map(|(_, id)| self.by_id.get(id));
@@ -389,15 +370,15 @@ impl WorkerRegistry {
         })
     }
 
-    /// Active workers that hold `path`.
+    /// Workers that serve `path` and accept work.
     pub(super) fn accepting<'a>(&'a self, path: &'a AbsPath) -> impl Iterator<Item = &'a Worker> {
         self.serving(path, 0).filter(|w| w.accepts_work())
     }
 
-    /// Active workers that hold `path` and can still be talked to (one that stops still receives,
-    /// unlike one that an operator drains),
-    /// beginning with those that fall to the worker `of` at this attempt. Each worker has its own ones,
-    /// and the same each time: so a few of them are enough for it, and all are used by all.
+    /// Active workers that serve `path` and can be contacted (a stopping one still receives, a
+    /// drained one does not), starting with those assigned to the worker `of` at this attempt. Each
+    /// worker starts elsewhere, always at the same place: so a few are enough for each, and all are
+    /// used.
     pub(super) fn reachable<'a>(
         &'a self,
         path: &'a AbsPath,
@@ -407,13 +388,12 @@ impl WorkerRegistry {
         self.serving(path, rank(of, attempt)).filter(|w| w.is_active && w.drained.is_none())
     }
 
-    /// Workers under a kernel of this boot.
     pub(super) fn with_boot(&self, boot: &str) -> impl Iterator<Item = &Worker> {
         let ids = self.by_boot.get(boot).into_iter().flatten();
         ids.filter_map(|id| self.by_id.get(id))
     }
 
-    /// Why nobody can serve `path`, with the storage paths that come nearest.
+    /// Why no worker serves `path`, with the nearest storage paths.
     pub(super) fn explain_unserved(&self, path: &AbsPath, role: &str) -> String {
         let idle: Vec<String> = self
             .by_id

@@ -20,7 +20,7 @@ fn small_demands_are_met_and_the_others_split_the_rest_equally() {
     assert_eq!(split_fairly(10, &[uncapped(u64::MAX), uncapped(10), uncapped(8)]), [4, 3, 3]);
     let capped = Demand { desired: u64::MAX, cap: 20 };
     assert_eq!(split_fairly(90, &[capped, uncapped(u64::MAX)]), [20, 70]);
-    // What nobody wants is handed out, but not beyond what somebody may have.
+    // What exceeds the demands is split too, but within the caps.
     assert_eq!(split_fairly(90, &[uncapped(10), uncapped(20)]), [40, 50]);
     assert_eq!(split_fairly(90, &[Demand { desired: 5, cap: 20 }]), [20]);
     assert_eq!(split_fairly(90, &[]), [0; 0]);
@@ -44,8 +44,8 @@ proptest! {
             prop_assert!(*share <= claim.cap);
             let content = *share >= claim.desired.min(claim.cap);
             for (other, theirs) in claims.iter().zip(&shares) {
-                // Who lacks something has no less than anybody who has what he did not ask for, or
-                // more than he (to the byte that can't be divided).
+                // A demand that is not met gets no less than any share above its demand, and no
+                // less than a larger unmet one (up to the byte that cannot be divided).
                 prop_assert!(content || *theirs <= share + 1, "{claim:?} {share}, {other:?} {theirs}");
             }
         }
@@ -58,7 +58,7 @@ struct Play {
     now_ms: u64,
     sync: SyncNo,
     own: Option<u64>,
-    /// What each needs in bytes per second, what it was told, and what it has said.
+    /// Need of each worker in bytes per second, its granted share, and its reported usage.
     workers: BTreeMap<usize, (u64, u64, BandwidthUsage)>,
 }
 
@@ -195,7 +195,7 @@ proptest! {
     ) {
         let mut play = Play::new(limit);
         for (n, needs) in steps {
-            // Needs in thousandths of the limit; some want all.
+            // Needs in thousandths of the limit; some are unbounded.
             let needs = if needs > 1000 { u64::MAX } else { limit / 1000 * needs };
             match play.workers.get_mut(&n) {
                 Some(known) if needs == 0 => {

@@ -1,4 +1,4 @@
-//! Limits on bytes per second: who is told what, and when.
+//! Limits on bytes per second: which shares workers get, and when.
 
 use super::*;
 use crate::wire::sync::SyncPatch;
@@ -32,7 +32,7 @@ fn sending(settings: Settings, bwlimit: Option<u64>) -> (World, [Assignment; 2])
     (world, copies)
 }
 
-/// A heartbeat of a worker that sent so much.
+/// A heartbeat of a worker with this usage.
 fn heartbeat_usage(
     world: &mut World,
     a: &Assignment,
@@ -105,7 +105,7 @@ fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
         (Some(None), Some(1_000)),
         "it is told that there is none"
     );
-    // Who knows nothing of limits any more is told nothing.
+    // An agent without support for limits gets none.
     assert_eq!(granted_share(&heartbeat_usage(&mut world, &one, None)), None);
 }
 
@@ -126,13 +126,13 @@ fn changes_that_are_not_possible_are_refused_with_the_reason() {
 
 #[test]
 fn the_timetable_bounds_all_syncs_together() {
-    // The world begins on 2027-01-15, a Friday, at 08:00.
+    // The clock starts on 2027-01-15, a Friday, at 08:00.
     let (mut world, [one, two]) = sending(timetable("Fri 08:00-08:01 30MiB/s"), None);
     assert_eq!((one.bwlimit, two.bwlimit), (Some(15 * MIB), Some(15 * MIB)));
     world.submit("other", "/src/c", "/dst/e");
     let scan = poll_kind(&mut world, "s0", "scan");
     world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
-    // The two before have all of it: this one begins with little.
+    // The two others have all of it: this one starts with little.
     let third = loop {
         let task = poll_kind(&mut world, "s1", "copy");
         if task.request_id.as_str() == "other" {

@@ -589,7 +589,7 @@ fn a_failed_flush_is_never_retried() {
     let copy = world.poll("s", "1").unwrap();
     world.post_result(result(&copy, true, all_done(&copy, "d")));
     let flush = world.poll("d", "1").unwrap();
-    // The kernel forgets an error that it has told: the second flush would succeed.
+    // The kernel reports an error only once: a second flush would succeed.
     let eio = FileError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
     let report = TaskReport { failures: vec![eio], ..TaskReport::default() };
     world.post_result(result(&flush, false, report));

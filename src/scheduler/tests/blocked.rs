@@ -1,9 +1,9 @@
-//! Files in whose place a directory stands that is not empty.
+//! Files blocked by a directory that is not empty.
 
 use super::*;
 use crate::wire::options::{EntryAction, Tally};
 
-/// A directory that is not empty stands in the place of a file.
+/// A directory that is not empty is in the place of a file.
 fn blocked_report() -> TaskReport {
     let failure = FileError {
         operation: "replace destination".into(),

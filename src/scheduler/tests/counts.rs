@@ -1,5 +1,5 @@
-//! What a failure is counted as. That each error stands for one failure is held after every event of
-//! every test ([`World::audit`]).
+//! How failures are counted. That each error stands for one failure is checked after every event of
+//! every test ([`World::check_invariants`]).
 
 use super::*;
 use crate::wire::options::Verify;

@@ -16,7 +16,7 @@ fn corruption_counts_once_however_often_it_is_reported() {
     world.post_page(&scan, page(&scan, 1, vec![], None));
     let copy = poll_kind(&mut world, "s", "copy");
     let failed = TaskReport { integrity_errors: 3, ..TaskReport::default() };
-    // Also of a task that failed, and of nobody's.
+    // Also of a task that failed, and of one that is not leased.
     for _ in 0..2 {
         world.post_result(result(&copy, false, failed.clone()));
     }

@@ -1,4 +1,4 @@
-//! Which tickets let what be deleted, how much, and through whom.
+//! Which deletions tickets allow, how many, and through which agent.
 
 use super::*;
 use crate::wire::ticket::{DeleteGrant, PrunePermit};
@@ -72,7 +72,7 @@ fn tasks_that_delete_at_once_share_one_grant_and_one_agent_and_so_does_a_retry()
     }
     let other = poll_kind(&mut world, "s", "prune");
     assert_eq!(deletion(&world, &other), (first.clone(), listed));
-    // Handed back, it begins again under the same grant.
+    // After it is returned, it restarts under the same grant.
     let report = TaskReport { returned: true, ..TaskReport::default() };
     world.post_result(result(&other, true, report));
     let again = poll_kind(&mut world, "s", "prune");

@@ -47,7 +47,7 @@ fn the_second_of_two_agents_is_refused_and_gets_no_work_while_the_first_lives() 
         assert!(reason.contains("two agents"), "{reason}");
     }
     assert!(world.poll("s", "first").is_some());
-    // A third one fares no better, and brings neither of them back.
+    // A third one is refused as well, and restores neither of them.
     assert!(ready(&mut world, "third") && ready(&mut world, "first"));
     assert!(!ready(&mut world, "second") && !ready(&mut world, "third"));
     // The first is gone: nothing that the second does keeps it alive.
@@ -77,7 +77,7 @@ fn a_stopping_agent_does_not_displace_its_successor() {
     let last = send_heartbeat(&mut world, "old", WorkerStatus::Draining);
     assert_eq!(last, Err("409 worker_id_taken".to_owned()));
     assert!(ready(&mut world, "new"));
-    // The other way round: who waits need not wait for the time-out.
+    // The other way round: a waiting agent need not wait for the time-out.
     let mut world = World::new();
     assert!(ready(&mut world, "first") && ready(&mut world, "second"));
     assert!(ready(&mut world, "first") && !ready(&mut world, "second"));

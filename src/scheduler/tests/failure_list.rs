@@ -1,4 +1,4 @@
-//! What failed is listed by name, whether or not records were asked for.
+//! Failures are listed by name, whether or not file records were requested.
 
 use super::*;
 
@@ -124,7 +124,7 @@ fn a_restarted_sync_clears_its_failures() {
     assert!(world.blobs.keys().all(|key| !key.starts_with("e/")), "{:?}", world.blobs.keys());
 }
 
-/// Its workers never said which of its entries failed.
+/// Its workers never reported which of its entries failed.
 #[test]
 fn the_manifest_of_a_batch_that_failed_as_a_whole_is_kept_for_its_names() {
     for room in [true, false] {
@@ -136,7 +136,7 @@ fn the_manifest_of_a_batch_that_failed_as_a_whole_is_kept_for_its_names() {
         world.state.settings.max_failed_entries = if room { 3 } else { 2 };
         world.post_result(result(&copy, false, TaskReport::default()));
         let end = world.progress("demo");
-        // Without room for its names one line stands for the batch.
+        // Without space for its names one line stands for the batch.
         let unlisted = if room { 0 } else { 2 };
         assert_eq!((end.failure_count(), end.failures_unlisted), (3, unlisted));
         let manifests = world.blobs.keys().filter(|key| key.starts_with("m/")).count();

@@ -40,7 +40,7 @@ fn a_reboot_between_a_write_and_its_result_is_noticed() {
     world.apply(Event::Heartbeat(rebooted));
     world.post_result(result(&copy, true, all_done(&copy, "d")));
     world.advance(1_000);
-    // What the host lost is not known: all is compared by content, and what differs is brought again.
+    // What the host lost is not known: all content is compared, and what differs is copied again.
     let scan = world.poll("s", "1").expect("the scan, again");
     assert!(matches!(scan.task, TaskSpec::Scan { .. }));
     assert_eq!(scan.options.compare, crate::wire::options::Compare::Checksum);

@@ -127,7 +127,7 @@ fn when_one_name_of_a_large_file_cannot_be_copied_the_next_one_is_tried() {
     world.post_result(result(&range, true, gone));
     let second = poll_kind(&mut world, "s", "range");
     assert_ne!(second.task_id, range.task_id);
-    // It is small now: what waits for it does not wait for ever.
+    // It is small now: names that wait for it do not wait for ever.
     let small = TaskReport { replacement: Some(copy_item(1, 0)), ..TaskReport::default() };
     world.post_result(result(&second, true, small));
     complete_kind(&mut world, "s", "copy");
@@ -251,7 +251,7 @@ fn link_anchors_are_removed_however_the_sync_ends() {
         complete_kind(&mut world, "d", "flush");
         assert!(world.progress("demo").state.is_final());
     }
-    // One that fails is told of.
+    // A failure is recorded.
     let (mut world, scan) = scanning();
     world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 0)], None));
     let copy = poll_kind(&mut world, "s", "copy");
@@ -261,7 +261,8 @@ fn link_anchors_are_removed_however_the_sync_ends() {
     world.post_result(result(&sweep, true, TaskReport { failures, ..TaskReport::default() }));
     complete_kind(&mut world, "d", "flush");
     assert_eq!(world.progress("demo").outcome, Some(SyncOutcome::Partial));
-    // After a cancel, when nobody writes any more; also for a batch that nobody will hear of.
+    // After a cancel, when no worker can write any more; also for a batch that will never be
+    // reported.
     for told in [true, false] {
         let (mut world, scan) = scanning();
         world
@@ -366,7 +367,7 @@ fn the_outcome_of_each_file_is_recorded_once_with_the_decision() {
     world.post_result(first.clone());
     world.post_result(first);
     assert_eq!(listed(&mut world), ["a Done", "b Skipped"], "`c` is tried again");
-    // A master that died after a write, before its decision.
+    // A master that crashed after a write, before its decision was committed.
     world.lists.values_mut().for_each(|list| list.extend(b"{\"path\": \"never"));
     world.restart();
     world.advance(5_000);

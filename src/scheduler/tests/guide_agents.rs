@@ -1,9 +1,9 @@
-//! Agents that know less than this master.
+//! Agents that support less than this master.
 
 use super::*;
 use crate::wire::options::Verify;
 
-/// A heartbeat of an agent that leases and reports as ours do, and knows no options.
+/// A heartbeat of an agent that leases and reports as ours do, without support for options.
 fn guide_heartbeat(world: &mut World, worker: &str, path: &str) {
     let beat = heartbeat(worker, Some("1"), &[path], &[]);
     let beat = WorkerHeartbeat { protocol: None, ..beat };

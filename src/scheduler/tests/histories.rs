@@ -22,7 +22,7 @@ enum Step {
     /// What is rare: entries that fail, a file that is there, a part file that is not.
     Odd(usize),
     Nonsense(usize),
-    /// There is no room.
+    /// The disk is full.
     Full(usize),
     Pause,
     Resume,
@@ -94,7 +94,7 @@ struct Play {
     sent: Vec<TaskResult>,
     /// Something was, or may have been, written since the last flush.
     dirty: bool,
-    /// Whose outcome was recorded.
+    /// Names whose outcome was recorded.
     recorded: Vec<String>,
     /// What came damaged, by results that counted.
     damaged: u64,
@@ -212,7 +212,7 @@ impl Play {
         }
     }
 
-    /// Those who hold these write, and will never be heard of.
+    /// Holders of these tasks write and will never report.
     fn write_unreported(&mut self, who: impl Fn(usize) -> bool) {
         let leases = &self.world.state.lease_index;
         self.dirty |= self
@@ -259,7 +259,7 @@ impl Play {
         }
     }
 
-    /// Who is drained is handed out nothing but flushes.
+    /// A drained worker gets only flushes.
     fn drain(&mut self, index: usize, on: bool) {
         let order = on.then(Default::default);
         let reply =
@@ -382,7 +382,7 @@ impl Play {
             Step::StoreLost => {
                 self.write_unreported(|_| true);
                 self.world.blobs.clear();
-                // What has ended does not begin anew.
+                // An ended sync does not restart.
                 if self.world.state.syncs.values().any(|sync| sync.is_active()) {
                     self.recorded.clear();
                 }
@@ -417,7 +417,7 @@ impl Play {
         }
     }
 
-    /// Everybody behaves from now on: the sync must end.
+    /// No more faults from now on: the sync must end.
     fn run_to_end(&mut self) -> SyncProgress {
         if self.world.progress("demo").state == SyncState::Paused {
             self.run_step(Step::Resume);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// As long as it takes until nobody can be writing any more, with a source worker of that incarnation.
+/// Until no worker can be writing any more, with a source worker of that incarnation.
 fn expire_lease(world: &mut World, incarnation: &str) {
     for _ in 0..7 {
         world.advance(5_000);
@@ -136,7 +136,7 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
     let sweep = poll_kind(&mut world, "s", "clean_up");
     assert!(claims(&world, &sweep).rules.preserve.is_all(), "the root gets its metadata back");
     world.apply(Event::CancelSync("demo".parse().unwrap()));
-    // How far it came, nobody hears.
+    // Its progress is never reported.
     assert_eq!(
         world.post_result(result(&sweep, false, TaskReport::default())),
         Some(ResultOutcome::Stale)
@@ -155,7 +155,7 @@ fn link_anchors_of_a_dead_agent_are_removed_after_a_cancel() {
     let (mut world, scan) = scanning();
     world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 0)], None));
     poll_kind(&mut world, "s", "copy");
-    // It begins anew: nobody has the batch now, and nobody tells what was kept for it.
+    // After a restart no worker has the batch, and nothing reports its anchors.
     world.heartbeat("s", "2", &["/src"], &[]);
     assert_eq!(world.state.lease_index.leased_tasks().count(), 0);
     world.apply(Event::CancelSync("demo".parse().unwrap()));
@@ -181,7 +181,7 @@ fn temporary_files_of_a_batch_whose_agent_died_are_removed_after_a_cancel() {
         }
     };
     let key = manifest(&mut world, "s", &copy);
-    // It begins anew: nobody has the batch now. The other one was never handed out.
+    // After a restart no worker has the batch. The other one was never leased.
     world.heartbeat("s", "2", &["/src"], &[]);
     world.apply(Event::CancelSync("demo".parse().unwrap()));
     let ended = world.progress("demo");

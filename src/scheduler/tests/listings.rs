@@ -81,7 +81,7 @@ fn a_sync_shows_when_it_was_submitted_started_updated_and_ended() {
     world.heartbeat("s", "1", &["/src"], &[]);
     world.heartbeat("d", "1", &["/dst"], &[]);
     world.submit("demo", "/src/a", "/dst/b");
-    // In seconds after the start of the world.
+    // In seconds after the start of the clock.
     let times = |world: &mut World| {
         let shown = world.progress("demo");
         let seconds = |at: jiff::Timestamp| (at.as_millisecond() - START.wall_ms) / 1000;

@@ -44,7 +44,7 @@ fn a_mirror_that_found_nothing_left_to_delete_flushes_nothing() {
     let count = poll_kind(&mut world, "s", "prune");
     world.post_page(&count, prune_page(&count, 3, 1));
     let apply = poll_kind(&mut world, "s", "prune");
-    // Somebody else deleted it meanwhile.
+    // Another process deleted it meanwhile.
     world.post_page(&apply, prune_page(&apply, 2, 0));
     let end = world.progress("demo");
     assert_eq!((end.state, end.outcome), (SyncState::Completed, Some(SyncOutcome::Full)));
@@ -140,7 +140,7 @@ fn a_source_that_is_filled_while_it_is_listed_is_not_empty() {
     assert_eq!(world.post_page(&scan, first), PageAction::Continue);
 }
 
-/// A mirror at the point where each guard stops it, and what it then says.
+/// A mirror at the point where each guard stops it, and its message.
 #[test]
 fn every_guard_reports_what_was_copied_and_deleted() {
     let copied = |delete: DeleteOptions| {
@@ -188,7 +188,7 @@ fn every_guard_reports_what_was_copied_and_deleted() {
     complete_kind(&mut world, "d", "flush");
     let more = world.progress("demo");
 
-    // The worker asks before it deletes the first entry.
+    // The worker checks before it deletes the first entry.
     let mut world = counted(two.clone(), 2);
     let apply = poll_kind(&mut world, "s", "prune");
     let emptied = ScanPage { root: root("fs-1", true), ..prune_page(&apply, 0, 0) };
@@ -196,7 +196,7 @@ fn every_guard_reports_what_was_copied_and_deleted() {
     complete_kind(&mut world, "d", "flush");
     let emptied = world.progress("demo");
 
-    // … and before it goes on, where another worker has deleted some.
+    // … and before it continues, when another worker has deleted some.
     let mut world = counted(two, 2);
     let apply = poll_kind(&mut world, "s", "prune");
     let some = ScanPage { subtrees: vec![RelPath::new("d").unwrap()], ..prune_page(&apply, 10, 1) };

@@ -1,5 +1,5 @@
-//! The scheduler played against a world of simulated agents, a store that is a map, and a clock that
-//! only moves when told.
+//! The scheduler in a world of simulated agents, a store that is a map, and a clock that the test
+//! moves.
 
 mod bandwidth_limits;
 mod basic_cases;
@@ -148,7 +148,7 @@ impl World {
         for sync in self.state.syncs.values() {
             let is_edge = match (before.get(&sync.no), sync.state) {
                 (Some(before), now) if *before == now => true,
-                // A poll may wait for it. A world may begin with records.
+                // A waiting poll may start it at once. A world may start with records.
                 (None, now) => matches!(now, Queued | Progress) || self.caller_count == 1,
                 (Some(Queued), now) => matches!(now, Progress | Cancelled),
                 (Some(Progress), now) => matches!(now, Completed | Failed | Cancelled),
@@ -229,7 +229,7 @@ impl World {
         }
     }
 
-    /// Of two syncs that conflict only one has begun; one that waits, waits for an earlier one.
+    /// Of two syncs that conflict only one has started; a waiting one waits for an earlier one.
     fn check_overlaps(&self) {
         let begun = || self.state.syncs.values().filter(|s| s.state == SyncState::Progress);
         for later in begun() {
@@ -263,7 +263,7 @@ impl World {
         }
     }
 
-    /// So many days pass at once.
+    /// Many days pass at once.
     fn skip_days(&mut self, days: u64) {
         self.now.mono_ms += days * 24 * 3_600_000;
         self.now.wall_ms += days as i64 * 24 * 3_600_000;
@@ -471,7 +471,8 @@ fn error(class: ErrorClass) -> FileError {
     }
 }
 
-/// A world with a source worker `s`, a destination worker `d` and the sync `demo` whose scan `s` holds.
+/// A world with a source worker `s`, a destination worker `d` and the sync `demo`, whose scan `s`
+/// holds.
 fn scanning() -> (World, Assignment) {
     let mut world = World::new();
     world.heartbeat("s", "1", &["/src"], &[]);
@@ -515,7 +516,7 @@ fn complete_kind(world: &mut World, worker: &str, kind: &str) -> Assignment {
     task
 }
 
-/// A poll that waits; who is to get its answer.
+/// A waiting poll; returns its caller.
 fn start_poll(world: &mut World, worker: &str, wait_ms: u64) -> Caller {
     let answer = world.apply(Event::Poll {
         worker: worker.parse().unwrap(),

@@ -1,4 +1,4 @@
-//! Syncs whose paths overlap.
+//! Syncs with overlapping paths.
 
 use super::*;
 use crate::wire::sync::SubmitReply;
@@ -36,7 +36,7 @@ fn poll_sync(world: &mut World, id: &str) -> Assignment {
     task
 }
 
-/// Why `id` has not begun.
+/// Why `id` has not started.
 fn overlap_reason(world: &mut World, id: &str) -> String {
     let progress = world.progress(id);
     assert_eq!(progress.state, SyncState::Queued, "{progress:?}");
@@ -88,7 +88,7 @@ fn a_sync_waits_for_each_way_in_which_paths_conflict_and_for_no_other() {
         assert_eq!(submitted.note.as_deref(), Some(reason.as_str()), "{b:?}");
         assert_eq!(world.poll("s", "1"), None, "{b:?}");
         assert_eq!(overlap_reason(&mut world, "b"), reason);
-        // It waits also under a master that starts anew, and begins when the first one has ended.
+        // It also waits after a restart of the master, and starts when the first one has ended.
         world.restart();
         send_heartbeat(&mut world);
         assert_eq!(overlap_reason(&mut world, "b"), reason);
@@ -234,7 +234,7 @@ fn two_syncs_run_at_once_where_that_is_allowed_and_neither_is_a_mirror() {
         submit(&mut world, "b", ("/b", "/d"), second.clone());
         let next = world.poll("s", "1");
         assert_eq!(next.is_some(), at_once, "{second:?}");
-        // Agents need not know of it: a worker without options gets its tasks.
+        // Agents do not need this option: a worker without options gets its tasks.
         let told = next.is_some_and(|task| task.options.allow_overlap);
         assert!(!told, "the scheduler alone decides by it");
     }

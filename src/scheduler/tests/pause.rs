@@ -27,7 +27,7 @@ fn advance(world: &mut World, ms: u64) {
     }
 }
 
-/// What a worker says of a batch of one file for which there is no room.
+/// The result of a batch of one file for which there is no space.
 fn no_space_result(a: &Assignment, errno: &str) -> TaskResult {
     let failure = FileError {
         errno: Some(errno.to_owned()),
@@ -48,7 +48,7 @@ fn a_paused_sync_assigns_nothing_and_leased_tasks_count() {
     assert_eq!(world.poll("s", "1"), None);
     let late = result(&first, true, all_done(&first, "d"));
     assert_eq!(world.post_result(late), Some(ResultOutcome::Applied));
-    // Also for a master that starts anew.
+    // Also after a restart of the master.
     world.restart();
     advance(&mut world, 60_000);
     assert_eq!(world.poll("s", "1"), None);
@@ -108,7 +108,7 @@ fn a_full_destination_pauses_the_sync_and_free_space_resumes_it() {
         assert_eq!(paused.state, SyncState::Paused, "{errno}");
         assert!(paused.reason.unwrap().contains("no room for `x`"));
         assert_eq!(world.poll("s", "1"), None);
-        // One task at a time finds out whether there is room, however long that takes.
+        // One task at a time probes for space, however long that takes.
         for _ in 0..50 {
             advance(&mut world, 15_000);
             let probe = poll_kind(&mut world, "s", "copy");
@@ -158,7 +158,7 @@ fn a_destination_that_stays_full_fails_the_sync_and_every_entry_is_counted() {
         world.post_result(no_space_result(&task, "ENOSPC"));
         advance(&mut world, 15_000);
     }
-    // Somebody has one in hand while the time runs out.
+    // A task is leased while the time runs out.
     let held = poll_kind(&mut world, "s", "copy");
     for _ in 0..125 {
         world.advance(5_000);
@@ -194,8 +194,8 @@ fn with_no_wait_time_a_full_destination_is_an_ordinary_failure() {
     assert_eq!(world.progress("demo").files_failed, 1);
 }
 
-/// What an entry that fails with each errno at the destination leads to: the sync waits for room, the entry is tried
-/// again on the only worker that there is, or it is given up at once.
+/// The consequence of each errno at the destination: the sync pauses, the entry is retried on the
+/// only worker, or it fails at once.
 #[test]
 fn each_errno_pauses_is_retried_or_fails() {
     #[derive(Debug, PartialEq)]

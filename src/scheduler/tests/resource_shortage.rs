@@ -2,14 +2,14 @@
 
 use super::*;
 
-/// So many tries are spared.
+/// Attempts that are not charged.
 const FREE_RETRIES: u32 = 120;
 
 fn shortage(errno: &str) -> Vec<FileError> {
     vec![FileError { errno: Some(errno.to_owned()), ..error(ErrorClass::Transient) }]
 }
 
-/// What a worker says of a task that met with a shortage.
+/// The result of a task that hit a shortage.
 fn shortage_result(a: &Assignment, errno: &str) -> TaskResult {
     let mut report = TaskReport { failures: shortage(errno), ..TaskReport::default() };
     let success = matches!(a.task, TaskSpec::Copy { .. } | TaskSpec::Range { .. });
@@ -29,7 +29,7 @@ fn advance(world: &mut World) {
     }
 }
 
-/// As often as that is spared, a task of a worker meets with a shortage.
+/// As many attempts as are free hit a shortage.
 fn fail_with_shortage(world: &mut World, worker: &str, kind: &str, errno: &str) {
     for _ in 0..FREE_RETRIES {
         let task = poll_kind(world, worker, kind);

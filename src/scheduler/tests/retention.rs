@@ -5,7 +5,7 @@ use super::*;
 const HOUR_MS: u64 = 3600 * 1000;
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
-/// A world with a sync that was cancelled, and a retention of two hours.
+/// A world with a cancelled sync and a retention of two hours.
 fn ended() -> World {
     let mut world = World::new();
     world.submit("demo", "/src/a", "/dst/b");
@@ -100,7 +100,7 @@ fn the_number_of_syncs_dropped_in_an_hour_is_bounded_and_the_oldest_go_first() {
     run_masters(&mut world, 2 * HOUR_MS + 120_000);
     assert_eq!(world.state.syncs.len(), 50, "a hundred");
     assert!(!has_sync(&world), "the oldest of them");
-    // Nor does a master that is started again begin to count anew.
+    // A restarted master does not count from zero.
     run_masters(&mut world, 600_000);
     restart(&mut world);
     run_masters(&mut world, 600_000);

@@ -80,7 +80,7 @@ fn a_completed_sync_is_not_tried_again() {
     assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "sync_completed");
 }
 
-/// What was reported without evidence may not have been done: it can be asked for again, with its list.
+/// Work without evidence may not have been done: it can be retried, with its list.
 #[test]
 fn an_unverified_sync_is_tried_again_though_it_is_completed() {
     let mut world = World::new();
@@ -110,7 +110,7 @@ fn a_name_list_moves_to_the_retrying_sync_and_ends_with_it() {
     assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "list_gone");
     cancel(&mut world, &second);
     let third = retry(&mut world, &second, None).unwrap();
-    // Nobody asks for the first any more: the list is not its.
+    // The first sync does not own the list any more.
     world.apply(Event::DeleteSync("demo".parse().unwrap()));
     world.restart();
     world.heartbeat("s", "1", &["/src"], &[]);

@@ -13,7 +13,7 @@ fn send_heartbeat(world: &mut World, worker: &str, id: Option<&str>, in_hand: &[
     assert!(matches!(world.apply(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
 }
 
-/// A world whose workers named their roots, with `batches` of one file each to copy.
+/// A world whose workers reported their roots, with `batches` of one file each to copy.
 fn copying(options: SyncOptions, batches: usize) -> World {
     let mut world = World::new();
     send_heartbeat(&mut world, "s", Some("s1"), &[]);
@@ -29,7 +29,7 @@ fn default_copying(batches: usize) -> World {
     copying(SyncOptions::default(), batches)
 }
 
-/// What says that the storage path of the one side of `worker` is gone.
+/// The error for an unavailable storage path on one side of `worker`.
 fn storage_gone(worker: &str, side: &str) -> FileError {
     FileError {
         operation: format!("use storage path {side}"),
@@ -42,7 +42,7 @@ fn storage_gone(worker: &str, side: &str) -> FileError {
     }
 }
 
-/// The ticket of `task` lets worker `d` act on the root `root` and on no other one.
+/// The ticket of `task` allows worker `d` to act on the root `root` only.
 #[track_caller]
 fn assert_roots(world: &World, task: &Assignment, root: &str) {
     let (claims, worker) = (claims(world, task), "d".parse().unwrap());
@@ -68,7 +68,7 @@ fn a_sync_whose_storage_is_unavailable_pauses_with_the_reason_and_resumes_when_i
             assert!(reason.contains(&part), "{part} in {reason}");
         }
         assert_eq!(world.poll("s", "1"), None, "{side}");
-        // It says so itself, and a master that starts anew has it in its store.
+        // The reason names it, also after a restart of the master.
         send_heartbeat(&mut world, worker, None, &[]);
         world.restart();
         send_heartbeat(&mut world, "s", (worker != "s").then_some("s1"), &[]);
@@ -140,7 +140,7 @@ fn a_heartbeat_before_the_failure_pauses_too_unless_another_worker_serves_the_pa
             let reason = now.reason.unwrap();
             assert!(reason.contains("storage path /dst of worker d is unavailable"), "{reason}");
         }
-        // What is told afterwards is of no use, and does not end the sync.
+        // A later report has no effect and does not end the sync.
         post_failure(&mut world, &copy, storage_gone("d", "destination"));
         send_heartbeat(&mut world, "d", Some("d1"), &[]);
         assert_eq!(world.progress("demo").state, SyncState::Progress);
@@ -217,7 +217,7 @@ fn a_flush_of_an_unavailable_root_does_not_count_and_is_repeated_when_it_is_back
     post_failure(&mut world, &flush, storage_gone("d", "destination"));
     assert_eq!(world.progress("demo").state, SyncState::Paused);
     send_heartbeat(&mut world, "d", None, &[]);
-    // Long after anybody would have given up a writer that is away.
+    // Long after the time-out for an absent writer.
     for _ in 0..40 {
         world.advance(60_000);
         send_heartbeat(&mut world, "s", Some("s1"), &[]);
@@ -255,7 +255,7 @@ fn a_flush_that_waits_for_an_unavailable_path_pauses_the_sync_before_any_attempt
     assert!(waits.reason.unwrap().contains("storage path /dst of worker d"));
 }
 
-/// What was written to a root that another one replaced, before or after it was flushed, is brought again.
+/// Writes to a root that was replaced, before or after its flush, are copied again.
 #[test]
 fn writes_to_a_replaced_root_are_compared_again_and_never_count_as_done() {
     for flushed in [false, true] {

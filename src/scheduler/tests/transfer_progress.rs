@@ -1,4 +1,4 @@
-//! How far tasks under way are, how fast a sync goes, and whom it waits for.
+//! Progress of leased tasks, rates of syncs, and the silent worker that a sync waits for.
 
 use super::*;
 use crate::wire::worker::HeartbeatReply;
@@ -13,7 +13,7 @@ fn sending(ranges: u64, taken: usize) -> (World, Vec<Assignment>) {
     (world, taken)
 }
 
-/// A heartbeat of `s` that has moved so many bytes for each of its assignments.
+/// A heartbeat of `s` with the bytes moved for each of its assignments.
 fn heartbeat_moved(world: &mut World, all: &[(&Assignment, u64)]) -> HeartbeatReply {
     let ids: Vec<AssignmentId> = all.iter().map(|(a, _)| a.assignment_id).collect();
     let beat = heartbeat("s", Some("1"), &["/src"], &ids);
@@ -126,7 +126,7 @@ fn a_sync_without_progress_has_no_estimate_and_names_the_silent_worker() {
     }
     assert!(world.progress("demo").eta_seconds.is_some());
     world.heartbeat("d2", "1", &["/dst"], &[]);
-    // `d`, to which it is sent, is heard of no more.
+    // `d`, the receiver, is silent from now on.
     for _ in 0..60 {
         world.advance(1_000);
         world.heartbeat("d2", "1", &["/dst"], &[]);

@@ -1,4 +1,4 @@
-//! What operators want of workers: drain, undrain, forget, reassign.
+//! Operations on workers: drain, undrain, forget, reassign.
 
 use super::*;
 use crate::wire::worker::{DrainReply, DrainRequest, WorkerState, WorkerView};
@@ -66,13 +66,13 @@ fn a_drained_worker_gets_nothing_new_and_what_it_has_counts() {
     let late = result(&first, true, all_done(&first, "d2"));
     assert_eq!(world.post_result(late), Some(ResultOutcome::Applied));
     world.post_result(result(&second, true, all_done(&second, "d")));
-    // Who wrote flushes, drained or not; only that.
+    // A writer flushes, drained or not; it gets nothing else.
     complete_kind(&mut world, "d", "flush");
     complete_kind(&mut world, "d2", "flush");
     assert_eq!(world.progress("demo").state, SyncState::Completed);
 }
 
-/// A heartbeat of a process of `d` that executes so many requests of others.
+/// A heartbeat of a process of `d` that executes this number of requests of others.
 fn receives(world: &mut World, incarnation: &str, receiving: u32, status: WorkerStatus) {
     let beat = heartbeat("d", Some(incarnation), &["/dst"], &[]);
     let event = Event::Heartbeat(WorkerHeartbeat { incoming_requests: receiving, status, ..beat });
@@ -212,7 +212,7 @@ fn reassigned_tasks_go_to_others_and_late_results_are_stale() {
     let beat = heartbeat("s", Some("1"), &["/src"], &[first.assignment_id, second.assignment_id]);
     let Some(Reply::Heartbeat(reply)) = world.apply(Event::Heartbeat(beat)) else { panic!() };
     assert_eq!(reply.revoked_assignments, [first.assignment_id, second.assignment_id]);
-    // Not for ever: the others may never ask.
+    // Not for ever: the others may never poll.
     for _ in 0..60 {
         world.advance(5_000);
         for (worker, path) in [("s", "/src"), ("s2", "/src"), ("d", "/dst"), ("d2", "/dst")] {
@@ -220,7 +220,7 @@ fn reassigned_tasks_go_to_others_and_late_results_are_stale() {
         }
     }
     complete_kind(&mut world, "s", "copy");
-    // Nobody knows through whom it wrote: all within its reach flush.
+    // It is not known through which workers it wrote: all reachable ones flush.
     complete_kind(&mut world, "d", "flush");
     complete_kind(&mut world, "d2", "flush");
     assert_completed(&mut world, 2, 2);

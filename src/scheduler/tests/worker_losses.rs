@@ -119,8 +119,8 @@ fn of_a_batch_that_kills_its_agents_only_the_entry_at_fault_fails() {
     }
 }
 
-/// A master that stood still answers the polls of processes that have ended meanwhile, before it hears of those
-/// that were started since.
+/// A suspended master replies to polls of processes that ended meanwhile, before the heartbeats of
+/// their successors arrive.
 #[test]
 fn a_task_assigned_to_an_already_ended_process_is_not_lost_with_it() {
     let mut world = found(vec![files(&["a", "b"])]);

@@ -1,19 +1,19 @@
-//! A simulated agent: it asks, works and reports as the real one does. Requests are repeated as they are
-//! until they are answered; work stops before its lease ends, counted from before the request.
+//! A simulated agent: it polls, works and reports as the real one does. Requests are repeated until
+//! they are answered; work stops before its lease ends, counted from before the request.
 
 use super::*;
 
-/// Work stops so long before its lease ends.
+/// Work stops this long before its lease ends.
 const MARGIN_MS: u64 = 5_000;
 /// A request without an answer is repeated after this; a poll may wait for longer.
 pub(super) const REPEAT_MS: u64 = 3_000;
-/// A poll waits for so long.
+/// A poll waits for this long.
 pub(super) const POLL_MS: u64 = 10_000;
 
 /// What a slot is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activity {
-    /// Nothing: it asks soon.
+    /// Idle: it polls soon.
     Rest,
     Poll,
     Manifest,
@@ -45,7 +45,7 @@ pub(super) struct Work {
 pub(super) struct Slot {
     pub(super) doing: Activity,
     pub(super) work: Option<Work>,
-    /// What was asked and is to be repeated; answers to anything else are not heard.
+    /// The request to repeat; replies to others are ignored.
     pub(super) request: Option<(u64, Event)>,
     pub(super) since: u64,
     /// Only the timer of this number counts.

@@ -59,7 +59,7 @@ impl Sim {
         }
         work.report.returned = back;
         if !done {
-            // What failed as a whole says nothing but through whom it wrote.
+            // A task that failed as a whole reports only its writers.
             let wrote = std::mem::take(&mut work.report.writers);
             work.report = TaskReport { returned: back, writers: wrote, ..TaskReport::default() };
         }
@@ -98,7 +98,7 @@ impl Sim {
         self.begin_work(agent, slot);
     }
 
-    /// Whether a slot must let go of what it has: an answer came when its lease was over.
+    /// Whether a slot must drop its work: a reply came after the end of its lease.
     fn is_too_late(&mut self, agent: usize, slot: usize) -> bool {
         let now = self.time;
         let s = &mut self.agents[agent].slots[slot];
@@ -163,7 +163,7 @@ impl Sim {
         }
     }
 
-    /// What was asked for a slot is answered.
+    /// The reply to a request of a slot.
     pub(super) fn handle_slot_reply(&mut self, agent: usize, slot: usize, reply: Reply) {
         let s = &mut self.agents[agent].slots[slot];
         match (s.doing, reply) {

@@ -24,7 +24,7 @@ pub(super) fn names(pages: &[usize]) -> FileListPart {
 }
 
 impl Sim {
-    /// The pages that the walk of an assignment goes through from where it begins.
+    /// The pages that the walk of an assignment visits from its start.
     pub(super) fn walk(&self, a: &Assignment, manifest: &[u8]) -> Option<Vec<usize>> {
         let tree = self.tree_of(&a.source_path);
         let from = |cursor: &Option<Cursor>| cursor.as_ref().map(|c| number(&c.after));
@@ -47,7 +47,7 @@ impl Sim {
         }
     }
 
-    /// The page that an agent posts next; none where it cannot go on.
+    /// The next page of an agent; `None` if it cannot continue.
     pub(super) fn next_page(&mut self, work: &mut Work) -> Option<ScanPage> {
         let tree = self.tree_of(&work.a.source_path);
         let at = work.walk.pop_front();
@@ -80,7 +80,7 @@ impl Sim {
         Some(found)
     }
 
-    /// Subtrees that come next are left to others, where that is asked for.
+    /// The next subtrees are split off on request.
     fn split_off(&self, work: &mut Work, tree: usize, found: &mut ScanPage) {
         while let Some(next) = work.walk.front().copied().filter(|_| work.spawn > 0) {
             let subtrees = &self.trees[tree].subtrees;
@@ -113,7 +113,7 @@ impl Sim {
         Some(PruneReport { checked: 10 + extra, extraneous: extra, bytes: extra * 10 })
     }
 
-    /// How what an agent writes is marked; none where nobody is there to write through.
+    /// The mark of a write; `None` if no worker can be written through.
     fn write_mark(&mut self, work: &mut Work) -> Option<WriteMark> {
         let (agent, incarnation) = work.through?;
         let through = &self.agents[agent];

@@ -137,9 +137,9 @@ impl Sim {
         self.ended(master, ended, old);
     }
 
-    /// Writes the lines of lists; where one is gone, its sync is told.
+    /// Writes file records; if a file is gone, the state is informed.
     fn write_lines(&mut self, master: &mut Master, old: bool) {
-        // Who was deposed writes to a spool of its own.
+        // A deposed master writes to a spool of its own.
         let mut own = if old { self.lists.clone() } else { BTreeMap::new() };
         for sync in master.write_lines(if old { &mut own } else { &mut self.lists }) {
             assert!(old || self.judge.forgetful, "I13: a gap in the list of sync {sync}");
@@ -231,7 +231,7 @@ impl Sim {
         self.schedule(ms, SimEvent::Reign);
     }
 
-    /// A master begins with what the store holds.
+    /// A new master loads the store.
     pub(super) fn elect_master(&mut self) {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.chance.next().to_le_bytes());
@@ -248,7 +248,7 @@ impl Sim {
         self.apply_event(Event::Tick);
     }
 
-    /// The one that rules takes in an event from nobody.
+    /// The leader applies an event without a caller.
     pub(super) fn apply_event(&mut self, event: Event) {
         let Some(mut master) = self.master.take() else { return };
         if master.stuck.is_some() || master.asleep_until > self.time {
@@ -258,7 +258,7 @@ impl Sim {
         self.settle(master, false);
     }
 
-    /// The master of an epoch reads the manifests that its state asked for.
+    /// The master of an epoch reads the manifests that its state requested.
     pub(super) fn answer_entry_reads(&mut self, epoch: u64) {
         let Some(mut master) = self.master.take() else { return };
         let busy = master.stuck.is_some() || master.asleep_until > self.time || self.store_down;

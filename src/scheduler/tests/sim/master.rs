@@ -13,7 +13,7 @@ pub(super) enum Requester {
     Operator(u64),
 }
 
-/// What events want written and answered.
+/// Writes and replies of the events so far.
 #[derive(Default)]
 pub(super) struct Pending {
     touched: BTreeSet<String>,
@@ -75,7 +75,7 @@ impl Master {
         caller
     }
 
-    /// Takes in what an event brought.
+    /// Collects the effects of an event.
     pub(super) fn queue_effects(&mut self, effects: Vec<Effect>) {
         let pending = &mut self.pending;
         for effect in effects {
@@ -120,7 +120,7 @@ impl Master {
         Writes { replace: false, records: records.collect(), blobs: self.pending.blobs.clone() }
     }
 
-    /// Commits `writes`, and gives what waits for them.
+    /// Commits `writes`, and returns the replies that wait for them.
     pub(super) fn commit(
         &mut self,
         writes: &Writes,
@@ -137,7 +137,7 @@ impl Master {
         CommitEnd::Done(self.replies(lists))
     }
 
-    /// What was decided is durable: who may be told.
+    /// The decision is durable: the replies are due.
     pub(super) fn replies(
         &mut self,
         lists: &mut BTreeMap<SyncNo, Vec<u8>>,
@@ -149,7 +149,7 @@ impl Master {
         replies.filter_map(|(to, reply)| Some((self.waiting.remove(&to)?, reply))).collect()
     }
 
-    /// The store lost data, and the state knows: all is written back.
+    /// The store lost data, and the state was informed: all is written back.
     pub(super) fn write_back(
         &mut self,
         store: &mut Store,

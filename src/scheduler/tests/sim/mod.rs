@@ -1,18 +1,19 @@
-//! The simulation: the scheduler with simulated agents, a simulated store and a simulated network, in
-//! virtual time, from one seed.
+//! The simulation: the scheduler with simulated agents, a simulated store and a simulated network,
+//! in virtual time, from one seed.
 //!
-//! Chance makes syncs of all kinds, kills, freezes and reboots agents, cuts them off, loses, repeats and
-//! delays messages, has the store fail, go back or lose everything, has masters die, sleep, and rule on
-//! when they are deposed. After every event the invariants are checked (`judge`; numbers as in the
-//! design); in the end everybody behaves, and every sync must end as the model says.
+//! A random generator submits syncs of all kinds; kills, suspends and reboots agents and cuts them
+//! off; loses, repeats and delays messages; has the store fail, roll back or lose everything; has
+//! masters crash, be suspended, and continue after they were deposed. After every event the
+//! invariants are checked (`oracle`; numbers as in the design). In the end no more faults occur,
+//! and every sync must end as the model requires.
 //!
 //! | variable | |
 //! |---|---|
-//! | `LONGHAUL_SIM_SEEDS` | so many seeds |
-//! | `LONGHAUL_SIM_FROM` | … from this one |
-//! | `LONGHAUL_SIM_STEPS` | steps of chance for each |
+//! | `LONGHAUL_SIM_SEEDS` | number of seeds |
+//! | `LONGHAUL_SIM_FROM` | first seed |
+//! | `LONGHAUL_SIM_STEPS` | random steps of each |
 //! | `LONGHAUL_SIM_SEED` | only this seed |
-//! | `LONGHAUL_SIM_TRACE` | so many lines of what happened before a failure, instead of 40 |
+//! | `LONGHAUL_SIM_TRACE` | number of traced lines before a failure, instead of 40 |
 
 mod agent;
 mod agent_slots;
@@ -34,11 +35,11 @@ use world::Sim;
 /// Seeds that found something once, with the steps that it took.
 const PINNED: [(u64, usize); 7] =
     [(48, 485), (455, 485), (2337, 353), (3418, 471), (10110, 488), (10113, 457), (13620, 500)];
-/// Without a word of the environment so many seeds are played, …
+/// Default number of seeds …
 const SEEDS: u64 = 150;
-/// … with so many steps each.
+/// … and of steps of each.
 const STEPS: usize = 300;
-/// The calm may last so long, in virtual milliseconds.
+/// Maximum duration of the end phase, in virtual milliseconds.
 const MAX_END_MS: u64 = 8 * 3600 * 1000;
 
 /// What playing a seed gave.
@@ -85,14 +86,14 @@ fn panic_message(panic: Box<dyn std::any::Any + Send>) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
 }
 
-/// Plays a seed with so many steps of chance.
+/// Runs a seed with this number of random steps.
 fn try_seed(seed: u64, steps: usize) -> Result<PlayResult, (usize, String)> {
     let mut sim = Sim::start(seed, false);
     catch_unwind(AssertUnwindSafe(|| run_steps(&mut sim, steps)))
         .map_err(|e| (sim.step, panic_message(e)))
 }
 
-/// Finds few steps with which a seed still fails, and tells how.
+/// Finds a small number of steps with which a seed still fails, and returns the trace.
 fn trace_failure(seed: u64, steps: usize) -> String {
     let (mut low, mut high) = (0, steps);
     while low < high {

@@ -1,4 +1,4 @@
-//! What operators want, and what goes wrong.
+//! Operations of operators, and faults.
 
 use super::agent_work::names;
 use super::master::Requester;
@@ -8,7 +8,7 @@ use super::*;
 use crate::scheduler::pause::Pause;
 use crate::wire::options::{Compare, Preserve, Verify};
 
-/// A sync that an operator wants.
+/// A sync that an operator submits.
 #[derive(Debug, Clone)]
 pub(super) struct PlannedSync {
     pub(super) tree: usize,
@@ -16,9 +16,9 @@ pub(super) struct PlannedSync {
     /// The pages of a list.
     pub(super) list: Option<Vec<usize>>,
     pub(super) request: u64,
-    /// It was accepted, says a master.
+    /// A master acknowledged it.
     pub(super) acknowledged: bool,
-    /// Somebody asked to cancel or delete it.
+    /// An operator cancelled or deleted it.
     pub(super) unwanted: bool,
     /// It is the retry of another one.
     pub(super) of: Option<u32>,
@@ -49,7 +49,7 @@ impl Sim {
         usize::from(path[path.len() - 1] - b'0')
     }
 
-    /// Somebody wants a sync.
+    /// An operator submits a sync.
     pub(super) fn plan_sync(&mut self) {
         let tree = self.chance.below(self.trees.len() as u64) as usize;
         let list = self.chance.permille(200).then(|| {
@@ -125,7 +125,7 @@ impl Sim {
         }
     }
 
-    /// I18: what was acknowledged is known to whoever rules next, unless the store lost it.
+    /// I18: the next master knows what was acknowledged, unless the store lost it.
     pub(super) fn acknowledged_are_known(&self, state: &State) {
         for (number, wish) in self.wishes.iter().enumerate() {
             let known = wish.unwanted || state.by_id.contains_key(&name(number as u32));
@@ -276,7 +276,7 @@ impl Sim {
         self.advance(ms);
     }
 
-    /// Everybody behaves from now on.
+    /// No more faults from now on.
     pub(super) fn calm_down(&mut self) {
         self.trace(|_| "everybody behaves from now on".to_owned());
         self.calm = true;
@@ -287,8 +287,8 @@ impl Sim {
             agent.draining = false;
         }
         self.master.iter_mut().for_each(|master| master.asleep_until = 0);
-        // What was sent to a master that slept comes late: a sync that is deleted by now may begin again, and
-        // a heartbeat of a process that is gone keeps out its successor until that is noticed.
+        // Messages to a suspended master arrive late: a deleted sync may be submitted again, and a
+        // heartbeat of an ended process blocks its successor until that is noticed.
         self.advance(self.in_flight_ms() + self.settings.heartbeat_timeout_ms + 10_000);
         if self.master.is_none() {
             self.elect_master();
@@ -298,7 +298,7 @@ impl Sim {
         }
     }
 
-    /// Everybody still wants what he wanted.
+    /// The operators still want their syncs.
     pub(super) fn heal(&mut self) {
         let Some(master) = &self.master else { return };
         let state = &master.state;

@@ -22,7 +22,7 @@ pub(super) struct Grant {
     pub(super) life: u32,
     /// The commit with which it was stored.
     seq: Option<u64>,
-    /// The store forgot it, and nobody remembers.
+    /// The store lost it, and no agent reports it.
     pub(super) void: bool,
 }
 
@@ -42,11 +42,11 @@ pub(super) struct Oracle {
     fresh: Vec<AssignmentId>,
     lives: BTreeMap<SyncNo, SyncRun>,
     count: u32,
-    /// Each sync as it was submitted, and whether it has begun.
+    /// Each sync as submitted, and whether it has started.
     submitted: HashMap<u32, (SyncJob, bool)>,
     /// When each was cancelled.
     stopped: HashMap<u32, u64>,
-    /// The store went back so far, and the master does not know.
+    /// Number of commits that the store lost without notice to the master.
     behind: Option<u64>,
     /// It ever did.
     pub(super) forgetful: bool,
@@ -256,7 +256,7 @@ impl Oracle {
         }
     }
 
-    /// I14: after a cancel nobody writes for longer than a lease. A dry run writes nothing.
+    /// I14: after a cancel no agent writes for longer than a lease. A dry run writes nothing.
     pub(super) fn writes(&self, a: &Assignment, time: u64, lease_ms: u64) {
         assert!(!a.options.dry_run, "I12: a dry run wrote");
         let Some(grant) = self.grants.get(&a.assignment_id) else { return };
@@ -270,7 +270,7 @@ impl Oracle {
         }
     }
 
-    /// I25: no sync writes when a later one that conflicts with it has begun.
+    /// I25: no sync writes after a later one that conflicts with it has started.
     fn writes_alone(&self, grant: &Grant, a: &Assignment) {
         let Some((sync, _)) = self.submitted.get(&grant.life) else { return };
         if grant.void || self.forgetful {
@@ -295,7 +295,7 @@ impl Oracle {
         }
     }
 
-    /// I18: who is told something, of that the store knows.
+    /// I18: what is reported to a caller is in the store.
     pub(super) fn check_reply(&mut self, reply: &Reply, state: &State, store: &Store) {
         match reply {
             Reply::Submitted(told) => {
@@ -327,7 +327,7 @@ impl Oracle {
         self.current.clear();
     }
 
-    /// A master begins with what the store holds. Whether the store had forgotten something.
+    /// A new master loads the store. Returns whether the store had lost something.
     pub(super) fn check_loaded(&mut self, state: &State, store: &Store) -> bool {
         let behind = self.behind.take();
         if let Some(seq) = behind {
@@ -361,7 +361,7 @@ impl Oracle {
     }
 }
 
-/// I1: every entry is waiting, in somebody's hand, done or failed; I2: and counted once.
+/// I1: every entry is waiting, leased, done or failed; I2: and counted once.
 fn entries_add_up(sync: &SyncJob, state: &State) {
     let c = &sync.counters;
     assert!(c.bytes_done + c.bytes_skipped <= c.bytes_total, "I2: too many bytes: {c:?}");
@@ -399,7 +399,7 @@ fn runs_alone(state: &State) {
     }
 }
 
-/// I25: of two syncs that conflict only one has begun and not ended.
+/// I25: of two syncs that conflict only one has started and not ended.
 fn conflicts_wait(state: &State) {
     let begun = || state.syncs.values().filter(|sync| sync.state == SyncState::Progress);
     for later in begun() {
@@ -443,7 +443,7 @@ fn tasks_are_in_one_place(state: &State) {
     );
 }
 
-/// The store holds what the master knows.
+/// The store holds the state of the master.
 pub(super) fn same_as_stored(state: &State, store: &Store) {
     let keys: BTreeSet<String> = state.record_keys().into_iter().collect();
     let stored: BTreeSet<String> = store.records.keys().cloned().collect();
@@ -485,7 +485,7 @@ impl Sim {
         self.send(super::master::Requester::Operator(request), Event::Result(result));
     }
 
-    /// What must hold when everybody has behaved for long enough.
+    /// What must hold after a long enough time without faults.
     pub(super) fn check_end(&self) {
         let Some(master) = &self.master else { return };
         let state = &master.state;

@@ -1,10 +1,10 @@
-//! The model of the data: what the sources hold, and what of it is at the destinations, on the disk or
-//! in the cache of a host. The scheduler is judged by it.
+//! The model of the data: the contents of the sources, and which of it is at the destinations, on
+//! the disk or in the cache of a host. The scheduler is checked against it.
 
 use super::rng::SimRng;
 use super::*;
 
-/// Prunes walk so many pages of a destination.
+/// Pages of a walk over extraneous entries.
 pub(super) const PRUNE_PAGES: usize = 3;
 /// The length of a range of a large file.
 pub(super) const RANGE: u64 = 1 << 20;
@@ -19,7 +19,7 @@ pub(super) struct Kind {
     pub(super) size: u64,
 }
 
-/// What a page of a walk brings.
+/// What a page of a walk contains.
 #[derive(Debug, Clone)]
 pub(super) enum Item {
     Batch(Vec<Id>),
@@ -31,7 +31,7 @@ pub(super) enum Item {
 pub(super) struct Tree {
     pub(super) entries: Vec<Kind>,
     pub(super) pages: Vec<Vec<Item>>,
-    /// Subtrees, each a range of pages, that a walk of the whole may give away.
+    /// Subtrees, each a range of pages, that a walk of the whole tree may split off.
     pub(super) subtrees: Vec<(usize, usize)>,
 }
 
@@ -139,7 +139,7 @@ pub(super) struct WriteMark {
 pub(super) struct Extra {
     /// Deleted, and not there again unless this is lost.
     pub(super) deleted: Option<BTreeSet<WriteMark>>,
-    /// By whom it had been deleted when a reboot brought it back.
+    /// The writer whose deletion a reboot undid.
     pub(super) lost: BTreeSet<WriteMark>,
 }
 
@@ -153,7 +153,7 @@ pub(super) struct StorageModel {
     pub(super) extras: Vec<Extra>,
     /// Syncs that keep something for the names of one file.
     pub(super) kept: BTreeSet<u32>,
-    /// By whom that was written which a reboot took away.
+    /// The writer of what a reboot undid.
     pub(super) lost: BTreeMap<Id, BTreeSet<WriteMark>>,
 }
 

@@ -4,7 +4,7 @@
 use super::*;
 use std::collections::VecDeque;
 
-/// It can go back so many commits.
+/// Number of commits that it can roll back.
 const MAX_UNDO_COMMITS: usize = 60;
 
 /// What a commit writes.

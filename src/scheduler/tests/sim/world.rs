@@ -1,4 +1,4 @@
-//! The simulated world: virtual time, a network that loses, repeats and delays, and who talks over it.
+//! The simulated world: virtual time, and a network that loses, repeats and delays messages.
 
 use super::agent::{Activity, Agent, POLL_MS, REPEAT_MS, Work};
 use super::master::{Master, Requester};
@@ -13,7 +13,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 /// The lines of the trace that a failure shows.
 const MAX_TRACE_LINES: usize = 40;
-/// Where the clock begins.
+/// Start of the clock.
 const START_MS: u64 = 1_000;
 
 /// What happens at a time.
@@ -25,7 +25,7 @@ pub(super) enum SimEvent {
     Beat(usize, u64),
     Timer(usize, u64, usize, u64),
     Tick,
-    /// The store answers again, a master begins its reign.
+    /// The store is available again, and a master is elected.
     StoreUp,
     Reign,
     Up(usize),
@@ -52,7 +52,7 @@ pub(super) struct Sim {
     pub(super) store: Store,
     pub(super) store_down: bool,
     pub(super) lists: BTreeMap<SyncNo, Vec<u8>>,
-    /// Who rules, and who ruled and does not know that he does not.
+    /// The leader, and a deposed master that does not know it yet.
     pub(super) master: Option<Master>,
     pub(super) deposed: Option<Master>,
     pub(super) wishes: Vec<PlannedSync>,
@@ -176,7 +176,7 @@ impl Sim {
         }
     }
 
-    /// Something happens `after` so many milliseconds.
+    /// Schedules an event in `after` milliseconds.
     pub(super) fn schedule(&mut self, after: u64, what: SimEvent) {
         self.count += 1;
         self.happenings.push(Reverse((self.time + after, self.count)));
@@ -193,7 +193,7 @@ impl Sim {
         last.map_or(0, |at| at.saturating_sub(self.time))
     }
 
-    /// Lets time pass, with all that happens in it.
+    /// Advances the time and runs what is due.
     pub(super) fn advance(&mut self, ms: u64) {
         let end = self.time + ms;
         while let Some(Reverse((at, number))) = self.happenings.peek().copied() {
@@ -234,7 +234,7 @@ impl Sim {
         }
     }
 
-    /// An agent's process begins.
+    /// Starts the process of an agent.
     pub(super) fn wake(&mut self, agent: usize) {
         self.agents[agent].restart();
         let incarnation = self.agents[agent].incarnation;
@@ -361,7 +361,7 @@ impl Sim {
         self.handle_slot_reply(agent, slot, reply);
     }
 
-    /// Asks, and asks again until there is an answer.
+    /// Sends a request, and repeats it until there is a reply.
     pub(super) fn send_request(
         &mut self,
         agent: usize,
