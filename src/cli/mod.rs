@@ -2,10 +2,10 @@
 //! code. The only layer that prints.
 //!
 //! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
-//! - [`args`], `options`, `env`, `given`: commands and options; `flags`, `rsync`: how errors name them
+//! - [`args`], `options`, `env_vars`, `path_args`: commands and options; `flag_names`, `rsync_options`: how errors name them
 //! - `submit`, `sync`, `records`, `verify`, `workers`, `admin` (with `backup`), `config`, `info`: the commands of operators
 //! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
-//! - `wait`, `signals`, [`get_sync`], `report`, `table`, `layout`, `names`, `b3sum`: what they are made of
+//! - `wait`, `signals`, `console`, `outcome_report`, `tables`, `table_layout`, `files_from`, `b3sum`: what they are made of
 
 mod admin;
 mod agent;

@@ -15,7 +15,7 @@ pub struct Download {
 }
 
 impl Download {
-    /// The check of the whole reply that came with it; see [`seal::Running`](crate::util::seal::Running).
+    /// The check of the whole reply that came with it; see [`seal::Running`](crate::util::checksum::ChecksumHasher).
     pub fn checksum(&self) -> Option<String> {
         let check = self.response.headers().get(crate::util::checksum::CHECKSUM_HEADER)?;
         check.to_str().ok().map(str::to_owned)

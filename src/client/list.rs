@@ -45,7 +45,7 @@ impl MasterClient {
         }
     }
 
-    /// The only id of a sync that begins with `prefix`, of at least [`MIN_ID_PREFIX`] characters; `None`
+    /// The only id of a sync that begins with `prefix`, of at least `MIN_ID_PREFIX` characters; `None`
     /// where there is none, or where `prefix` is an id itself.
     ///
     /// # Errors

@@ -34,8 +34,8 @@ pub struct BlockDigestsRequest {
     /// The length of all of them; the last one may be shorter.
     #[n(2)]
     pub length: u64,
-    /// The length of one, a power of two. For one longer than [`BLOCK`] the answer is only whether it is all zeros
-    /// ([`Target::blocks`](crate::fs::Target::blocks)).
+    /// The length of one, a power of two. For one longer than `BLOCK` the answer is only whether it is all zeros
+    /// (`Target::blocks`).
     #[n(3)]
     pub block_bytes: u64,
 }
@@ -56,7 +56,7 @@ impl BlockDigestsRequest {
     }
 }
 
-/// What is there of one block: its values ([`Hashing::block`](crate::wire::content::Hashing::block)).
+/// What is there of one block: its values (`Hashing::block`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct BlockDigests {
     /// In the part file of the entry's version.
@@ -231,7 +231,7 @@ pub struct PruneReply {
     /// Trashes of earlier mirrors that were left as they are …
     #[n(7)]
     pub old_trash: u64,
-    /// … and the first of them, at most [`Note::PATHS`], below the directory of the page.
+    /// … and the first of them, at most `Note::MAX_PATHS`, below the directory of the page.
     #[cbor(n(8), with = "cbor_paths")]
     pub old_trash_paths: Vec<RelPath>,
 }

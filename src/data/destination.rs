@@ -118,7 +118,7 @@ impl Destination {
     }
 
     /// Brings `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The
-    /// range must fit ([`validate_range`](super::protocol::range_fits)).
+    /// range must fit ([`validate_range`](super::protocol::validate_range)).
     ///
     /// # Errors
     /// See [`SendError`].
@@ -145,7 +145,7 @@ impl Destination {
 
     /// Compares `(offset, length)` of `entry`, the only file of `manifest`, with the file that the
     /// destination has; nothing is written. The range must fit, its offset must be a multiple of
-    /// [`BLOCK`].
+    /// `BLOCK`.
     ///
     /// # Errors
     /// See [`SendError`].

@@ -7,7 +7,7 @@
 //! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
 //! ```
 //!
-//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`seal`]). Header and
+//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own (`seal`). Header and
 //! bulk are apart: a header is read whole (its length is checked before anything is
 //! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
 //! came, or read to where it is wanted, without a copy. Every frame moves on by at least one byte of content or one entry, so there
@@ -27,7 +27,7 @@ use std::time::Duration;
 /// Bytes before a payload.
 pub const FRAME_HEADER_BYTES: usize = 5;
 
-/// What is asked of a stream ([`Ask`]).
+/// What is asked of a stream ([`ContentRequest`]).
 pub const REQUEST: u8 = b'Q';
 /// A reply's document.
 pub const REPLY: u8 = b'Y';
@@ -58,7 +58,7 @@ pub enum Frame {
     Range(RangeHead),
     /// Content, never empty.
     Content(Bytes),
-    /// So many bytes of content, never 0, that have not all come yet: to be [fetched](FrameReader::fetch)
+    /// So many bytes of content, never 0, that have not all come yet: to be [fetched](FrameReader::read_content)
     /// to where they shall be before the next frame is asked for.
     PendingContent(usize),
     /// So many bytes of a hole, never 0: they are read as zeros.

@@ -10,7 +10,7 @@ use crate::wire::worker::Endpoint;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// A connection in use. Dropped, it is closed at once; [`PooledConnection::mark_for_restart`] keeps it for the next.
+/// A connection in use. Dropped, it is closed at once; `PooledConnection::mark_for_restart` keeps it for the next.
 pub struct PooledConnection {
     pub(super) connection: Option<Connection>,
     pub(super) key: RouteKey,
@@ -29,7 +29,7 @@ impl PooledConnection {
         (self.connection, self.reused) = (Some(connection), reused);
     }
 
-    /// The connection; `None` only after [`PooledConnection::mark_for_restart`].
+    /// The connection; `None` only after `PooledConnection::mark_for_restart`.
     pub fn connection(&mut self) -> Option<&mut Connection> {
         self.connection.as_mut()
     }

@@ -9,16 +9,16 @@
 //! reading, sending and writing. Memory per stream is a megabyte or two, whatever is sent, and bounded for all of
 //! them ([`buffer_pool`]); the slowest stage sets the pace of all.
 //!
-//! - [`protocol`], [`control_messages`]: verbs, limits, requests, replies; [`frame`], [`request_content`]: how content travels
-//! - [`verifier`]: tickets and what they allow; [`full_or_read_only`]: the storage roots that a ticket must lie under
-//! - [`server`], [`verbs`], [`receive`], [`control_handlers`]: the receiving end; [`write_unless_failed`]: how both it and a
+//! - [`protocol`], [`control_messages`]: verbs, limits, requests, replies; [`frame`], [`stream`]: how content travels
+//! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
+//! - [`server`], [`verbs`], [`receive`], [`control_handlers`]: the receiving end; [`store`]: how both it and a
 //!   copy on one host write
 //! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`routing_state`],
-//!   [`route_ranking`], [`checkout`], [`monitor`], [`try_connect`]): over which
-//!   NICs; [`nics`], [`meter`]: our own; [`decode_reply`]: how both it and a copy on one host read
+//!   [`route_ranking`], [`lease`], [`watch`], [`connect`]): over which
+//!   NICs; [`nics`], [`meter`]: our own; [`read`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
 //!   ranges that are compared first; [`stripe`]: ranges over several NICs
-//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`read_worker`], [`buffer_pool`]: plumbing
+//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`stall`], [`buffer_pool`]: plumbing
 
 pub mod active_requests;
 pub mod buffer_pool;

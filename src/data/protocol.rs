@@ -179,7 +179,7 @@ pub struct EntryDigest {
     pub digest: Digest,
 }
 
-/// A [`Note`] without paths.
+/// A `Note` without paths.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct IndexedWarning {
     /// What the destination could not hold, and why.
@@ -191,7 +191,7 @@ pub struct IndexedWarning {
     /// The places of some of them among the entries (the files of a pack) of the request …
     #[n(2)]
     pub entries: Vec<u32>,
-    /// … and in its directory table; together at most [`Note::PATHS`].
+    /// … and in its directory table; together at most `Note::MAX_PATHS`.
     #[n(3)]
     pub dirs: Vec<u32>,
 }

@@ -21,7 +21,7 @@ pub trait Sink {
     /// Why no more is taken.
     type Stop;
     /// Where content of up to `want` bytes (at most [`READ_BYTES`]) is read to; on a page
-    /// ([`PAGE`]) where it shall be `aligned`.
+    /// (`PAGE`) where it shall be `aligned`.
     ///
     /// # Errors
     /// No more is taken.
@@ -91,7 +91,7 @@ pub struct Window {
     pub is_hole: bool,
 }
 
-/// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`WINDOW`] bytes, and holes of any
+/// Cuts `span` of `entry`'s version of its file into subtrees of its hash of [`WINDOW_BYTES`] bytes, and holes of any
 /// length.
 ///
 /// # Errors
@@ -344,7 +344,7 @@ pub fn changed_error(entry: &Entry) -> FsError {
 }
 
 /// The values of the blocks of `span` of `entry`'s version of its file; `scratch` has room for
-/// [one](super::pool::SCRATCH).
+/// [one](super::buffer_pool::BLOCK_BUFFER_BYTES).
 ///
 /// # Errors
 /// It can't be read, or is another version ([`Cause::Changed`]).

@@ -67,7 +67,7 @@ pub struct FrameWriter<'a> {
 
 impl<'a> FrameWriter<'a> {
     /// A feed that sends from the first of these buffers, and compares in the second
-    /// ([`BufferPool::acquire_for_send`](super::pool::Pool::to_send)). Reading what few bytes stand for counts as `moved`.
+    /// (`BufferPool::acquire_for_send`). Reading what few bytes stand for counts as `moved`.
     pub fn new(
         to: &'a mut dyn FrameSink,
         (buffer, scratch): (Buffer, Option<Buffer>),

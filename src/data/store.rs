@@ -92,10 +92,10 @@ pub fn keep_span<E>(
     Ok(Ok(()))
 }
 
-/// [`keep`] for blocks of these values, which are read back and checked one by one where that is asked for.
+/// `keep` for blocks of these values, which are read back and checked one by one where that is asked for.
 ///
 /// # Errors
-/// Like [`keep`].
+/// Like `keep`.
 pub fn keep_blocks<E>(
     part: &PartFile,
     from: ReuseSource,

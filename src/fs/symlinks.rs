@@ -36,7 +36,7 @@ pub(super) struct ResolvedPath {
 }
 
 impl Tree {
-    /// The tree of the whole storage root: [`Entry::real`] is a path in it.
+    /// The tree of the whole storage root: [`Entry::content_path`] is a path in it.
     pub fn storage_tree(&self) -> Tree {
         self.with_base(RelPath::root())
     }

@@ -1,11 +1,11 @@
 //! The master: it decides, and remembers what it decided.
 //!
 //! - [`http`]: the API
-//! - [`open_store`]: the typed way from the API to the owner
-//! - `reign`: following and leading, among several masters
-//! - `seat`: which of the two it is at the moment
-//! - `owner`: the loop that owns the state
-//! - `listing`, `failures`: what became of each file, what failed, read back
+//! - `handle`: the typed way from the API to the owner
+//! - `election`: following and leading, among several masters
+//! - `leadership`: which of the two it is at the moment
+//! - `state_actor`: the loop that owns the state
+//! - `file_records`, `failure_reader`: what became of each file, what failed, read back
 //! - `submission`, `faults`: requests checked, with all that is wrong with them
 //!
 //! Order of a start: bind and answer, follow, lead, load. Order of a stop: the API answers what it has, then
@@ -257,7 +257,7 @@ fn advertised_url(address: SocketAddr) -> Option<String> {
 /// Serves until `shutdown`.
 ///
 /// # Errors
-/// As [`Master::start`] and [`Master::stopped`].
+/// As [`Master::start`] and [`Master::wait_until_stopped`].
 pub async fn run(
     config: watch::Receiver<MasterConfig>,
     shutdown: CancellationToken,

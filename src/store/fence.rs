@@ -13,7 +13,7 @@ pub struct Fence {
 
 impl Fence {
     /// The fence with which a leader writes everything back after
-    /// [`StoreError::Lost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
+    /// [`StoreError::DataLost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
     /// state of the leader, including what the refused batch would have written.
     #[must_use]
     pub fn after_loss(self, found: u64) -> Fence {
@@ -63,7 +63,7 @@ pub enum AcquireOutcome {
         /// The time in milliseconds after which asking again is worth it, at least 1.
         retry_after_ms: u64,
     },
-    /// The store stands there, behind what the candidate [saw](Candidate::saw).
+    /// The store stands there, behind what the candidate [saw](Candidate::last_seen).
     Behind(Fence),
 }
 

@@ -14,7 +14,7 @@ type KeyValues = BTreeMap<String, Vec<u8>>;
 /// a second master would have. Leases follow tokio's clock, so a test may pause it.
 ///
 /// It can fail on demand, forget what was committed, and it notes what no careful leader does
-/// ([`violations`](Self::complaints)).
+/// (`violations`).
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     session_id: Arc<str>,

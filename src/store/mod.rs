@@ -12,7 +12,7 @@
 //!   fail-over and would then be given twice: they follow the clock of the server, and the handle
 //!   that acquired is part of the check.
 //! - **No gap.** A commit names the number of the one before it. When the store does not hold exactly
-//!   that one it was rolled back or emptied ([`StoreError::Lost`]), and the leader, whose memory holds everything, writes
+//!   that one it was rolled back or emptied ([`StoreError::DataLost`]), and the leader, whose memory holds everything, writes
 //!   everything back: see [`Fence::after_loss`].
 //! - **A repeat is harmless.** A commit whose reply was lost is sent again as it was; the store knows
 //!   the digest of the last batch and answers as it would have the first time. A copy that the
@@ -70,7 +70,7 @@ pub trait Store: Send + Sync + 'static {
     /// Prolongs the lease to `ttl` from now. May run while a commit is under way.
     ///
     /// # Errors
-    /// [`Deposed`](StoreError::Deposed), and [`Lost`](StoreError::Lost) when the store is behind
+    /// [`Deposed`](StoreError::Deposed), and [`Lost`](StoreError::DataLost) when the store is behind
     /// `fence`: a leader without work notices it here.
     fn renew(
         &self,
@@ -88,7 +88,7 @@ pub trait Store: Send + Sync + 'static {
     /// next one. It prolongs the lease as well.
     ///
     /// # Errors
-    /// [`Deposed`](StoreError::Deposed); [`Lost`](StoreError::Lost), see [`Fence::after_loss`].
+    /// [`Deposed`](StoreError::Deposed); [`Lost`](StoreError::DataLost), see [`Fence::after_loss`].
     fn commit(
         &self,
         fence: Fence,
@@ -166,7 +166,7 @@ pub struct Backup {
     pub file: std::fs::File,
     /// Its length.
     pub bytes: u64,
-    /// The [check](crate::util::seal::HEADER) of its content.
+    /// The [check](crate::util::checksum::CHECKSUM_HEADER) of its content.
     pub checksum: String,
     /// The next copy can be made when this is dropped.
     pub permit: OwnedSemaphorePermit,

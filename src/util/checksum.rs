@@ -2,7 +2,7 @@
 //! damaged on the way unseen. TCP's checksum lets one in 65,536 damaged segments through, and sees
 //! nothing of what a NIC or a memory did before it was reckoned.
 //!
-//! What goes between agents always has one, in its frame or in a [header](HEADER). Requests to the master and
+//! What goes between agents always has one, in its frame or in a [header](CHECKSUM_HEADER). Requests to the master and
 //! its answers have the header where ours sends them; who writes a request by hand sends none. The heads of
 //! HTTP messages have none: a URL or a status that is damaged is another one.
 

@@ -4,7 +4,7 @@
 //! - [`backoff`]: how long to wait before trying again
 //! - [`boot`]: which boot of the kernel this is
 //! - [`corruption`]: what was found damaged, until the master knows
-//! - [`limits`]: what the kernel lets this process use
+//! - [`rlimits`]: what the kernel lets this process use
 //! - [`private_files`]: files that only this user may read
 //! - [`rate`]: limits on bytes per second
 //! - [`checksum`]: a check on documents that travel

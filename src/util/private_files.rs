@@ -58,7 +58,7 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// same directory.
 ///
 /// # Errors
-/// As [`replace`].
+/// As [`replace_file`].
 pub fn replace_file_via(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     create_dir(dir)?;

@@ -5,12 +5,12 @@
 //! for that digest, content is hashed without its zeros:
 //!
 //! - Content is a sequence of blocks of [`BLOCK_BYTES`] bytes, the last of which may be shorter, from the start of
-//!   the file or range on. The value of a block is [`ZERO`] where all its bytes are zero, whether they are
+//!   the file or range on. The value of a block is [`ZERO_DIGEST`] where all its bytes are zero, whether they are
 //!   stored or a hole; otherwise it is its BLAKE3 chaining value at its offset in the file.
-//! - Blocks are joined to the tree of BLAKE3. The value of a node is [`ZERO`] where those of both its children
+//! - Blocks are joined to the tree of BLAKE3. The value of a node is [`ZERO_DIGEST`] where those of both its children
 //!   are, otherwise BLAKE3's of the two.
 //! - The value of a range is that of its topmost node, the digest of a file the same with the flag of the root;
-//!   of an empty file and of one of zeros it is [`ZERO`].
+//!   of an empty file and of one of zeros it is [`ZERO_DIGEST`].
 //!
 //! So content without a block of zeros has its BLAKE3 digest, equal content has equal values however it is
 //! stored, and any amount of hole costs a few steps. Two contents of one length with one value are equal as

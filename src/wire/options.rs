@@ -565,7 +565,7 @@ impl Tally {
 pub struct EntryWarning {
     /// How many entries.
     pub count: u64,
-    /// The first of them, at most [`EntryWarning::MAX_STORAGE_PATHS`].
+    /// The first of them, at most `EntryWarning::MAX_STORAGE_PATHS`.
     pub paths: Vec<BytePath>,
 }
 

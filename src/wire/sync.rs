@@ -252,7 +252,7 @@ pub struct SyncProgress {
     /// The shortest beginning of it, of at least [`MIN_ID_PREFIX_CHARS`] characters, with which no other id of the
     /// master begins; a shorter id is whole.
     ///
-    /// [`MIN_ID_PREFIX_CHARS`]: super::ids::MIN_ID_PREFIX
+    /// [`MIN_ID_PREFIX_CHARS`]: super::ids::MIN_ID_PREFIX_CHARS
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub short_id: Option<String>,
     /// Where it stands.

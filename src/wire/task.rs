@@ -57,7 +57,7 @@ pub enum TaskSpec {
         cursor: Option<Cursor>,
     },
     /// Look up the names of a part of the operator's list (the manifest is a
-    /// [`FileListPart`](super::manifest::NameList)), and post pages.
+    /// [`FileListPart`](super::manifest::FileListPart)), and post pages.
     List {
         /// Go on with the name at this index.
         start: u64,

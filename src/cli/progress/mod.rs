@@ -21,7 +21,7 @@ use std::io::IsTerminal;
 /// Something that a watcher may want to see.
 #[derive(Debug)]
 pub enum ProgressEvent<'a> {
-    /// A sync was looked at; its [`Pace`] has seen it.
+    /// A sync was looked at; its [`ProgressTracker`] has seen it.
     Updated(&'a SyncProgress, &'a ProgressTracker),
     /// Somebody wants to see a line now (SIGUSR1).
     StatusRequested(&'a SyncProgress, &'a ProgressTracker),

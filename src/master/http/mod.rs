@@ -2,7 +2,7 @@
 //!
 //! A request goes through [`server`] (connections, time limits), `guard` (what holds for all), `routes`
 //! (what is asked), `body` and `documents` (what is sent), and then through the
-//! [`MasterHandle`](super::Handle) to the owner of the state. Bodies are JSON in every content type but
+//! [`MasterHandle`](super::MasterHandle) to the owner of the state. Bodies are JSON in every content type but
 //! multipart; every error is a problem document. Nothing here decides anything.
 
 mod audit_log;
