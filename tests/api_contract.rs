@@ -299,7 +299,7 @@ fn a_scan_answered_with_one_empty_page_is_not_a_full_sync() {
             "status": "READY",
             "storage_paths": [cluster.data_path("")],
             "data_plane_endpoints": ["127.0.0.1"],
-            "protocol": 5,
+            "protocol": 1,
             "incarnation": incarnation,
         });
         cluster.master.post("/workers/heartbeat", &document).status

@@ -61,7 +61,7 @@ fn assert_undamaged(cluster: &mut Cluster, id: &str, src: &Path, dst: &Path) -> 
 
 /// How often a log says that something of this sync was damaged.
 fn warning_count(log: &str, id: &str) -> u64 {
-    let of_it = |line: &&str| line.contains("was damaged on the way") && line.contains(id);
+    let of_it = |line: &&str| line.contains("was corrupted in transit") && line.contains(id);
     log.lines().filter(of_it).count() as u64
 }
 
@@ -106,7 +106,7 @@ fn bits_flipped_between_agents_and_the_master_are_reported_and_have_no_effect() 
     assert!(warning_count(&log, "") >= 10, "{log}");
     let told = warning_count(&log, &id) + warning_count(&cluster.agents["b"].process.log(), &id);
     assert!(sync.integrity_errors >= 1 && sync.integrity_errors <= told, "{told} {sync:#?}");
-    assert!(cluster.master.process.log().contains("a request was damaged on the way"));
+    assert!(cluster.master.process.log().contains("a request was corrupted in transit"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Groups what a walk finds into batches, large files and pages.
 
+use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::options::EntryWarnings;
 use crate::wire::sync::FileError;
 use crate::wire::task::{Base64Bytes, ScanPage, WorkItem, range_length};
 use crate::wire::{Digest, RelPath};

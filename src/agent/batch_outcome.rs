@@ -4,8 +4,9 @@ use super::batch::{copy_item, merge_warnings};
 use super::job::{Job, entry_error};
 use crate::data::outcome::DirMetadataError;
 use crate::data::{Destination, WrittenFile};
+use crate::wire::entry_report::{EntryAction, EntryWarnings, FileRecord, FileState};
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
-use crate::wire::options::{EntryAction, EntryWarnings, FileRecord, FileState, SyncOptions};
+use crate::wire::options::SyncOptions;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::TaskReport;
 use crate::wire::{BytePath, Digest, RelPath};
@@ -244,8 +245,8 @@ pub(super) fn subset(manifest: &Manifest, indices: &HashSet<usize>) -> Manifest 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::entry_report::Tally;
     use crate::wire::manifest::{FileVersion, ManifestDir, Meta};
-    use crate::wire::options::Tally;
 
     fn meta() -> Meta {
         Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 }

@@ -7,8 +7,9 @@ use crate::data::WrittenFile;
 use crate::fs::{Cause, SentRanges, Target};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::HashMode;
-use crate::wire::manifest::{Entry, Manifest, ManifestDir, merge_ranges};
-use crate::wire::options::EntryAction;
+use crate::wire::content::merge_ranges;
+use crate::wire::entry_report::EntryAction;
+use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::task::TaskReport;
 use crate::wire::{Digest, RelPath};
 

@@ -8,8 +8,8 @@ use crate::data::protocol::validate_range;
 use crate::data::{CloneOutcome, Destination, OfferDecision, RangeOutcome, SendError, WrittenFile};
 use crate::fs::{self, Tree};
 use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
-use crate::wire::options::EntryAction;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{TaskReport, WorkItem};
 

@@ -6,8 +6,9 @@ use super::pages::{
     MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, SubtreeBudget, WalkHalt, join_walk,
 };
 use crate::fs::{Cause, Filter, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions};
+use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::{Entry, EntryKind, FileListPart, ManifestDir};
-use crate::wire::options::{EntryWarning, Links};
+use crate::wire::options::Links;
 use crate::wire::sync::ErrorClass;
 use crate::wire::task::{Cursor, RootIdentity, RootState, ScanPage, TaskSpec};
 use crate::wire::{BytePath, Digest, RelPath};

@@ -3,7 +3,7 @@
 use super::exit;
 use super::options::{self, SyncOptionArgs};
 use crate::util::units;
-use crate::wire::options::FileState;
+use crate::wire::entry_report::FileState;
 use crate::wire::sync::SyncState;
 use crate::wire::{RequestId, WorkerId};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};

@@ -10,11 +10,13 @@ pub(super) use to_cli_args::to_cli_args;
 use super::error::CliError;
 use crate::fs::Filter;
 use crate::util::units;
+use crate::wire::entry_report::FileState;
 use crate::wire::options::{
-    Attribute, Chown, Compare, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, FileState, Links,
-    MAX_MTIME_TOLERANCE, Preserve, SyncOptions, Verify,
+    Chown, Compare, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, Links, MAX_MTIME_TOLERANCE,
+    SyncOptions, Verify,
 };
 use crate::wire::path::escape_bytes;
+use crate::wire::preserve::{Attribute, Preserve};
 use crate::wire::{AbsPath, RelPath};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};

@@ -6,7 +6,7 @@ use super::exit::{Exit, root_error};
 use super::tables::{dry_run_table, duration_between, effective_rate};
 use crate::util::units;
 use crate::wire::BytePath;
-use crate::wire::options::{EntryAction, Tally};
+use crate::wire::entry_report::{EntryAction, Tally};
 use crate::wire::path::escape_bytes;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError, SyncOutcome, SyncProgress, SyncState};
 use std::collections::BTreeMap;
@@ -171,7 +171,7 @@ fn corruption_note(sync: &SyncProgress) -> Option<String> {
 
 /// What was not as asked for but failed nothing, a cause a line.
 pub(super) fn note_lines(sync: &SyncProgress) -> Vec<String> {
-    let line = |(cause, note): (&String, &crate::wire::options::EntryWarning)| {
+    let line = |(cause, note): (&String, &crate::wire::entry_report::EntryWarning)| {
         let first = note.paths.first().map(|path| match path.0.as_slice() {
             b"" => ".".to_owned(),
             _ => path.to_string(),
@@ -482,7 +482,7 @@ mod tests {
 
     #[test]
     fn notes_are_printed_once_per_cause_with_a_count_and_a_path() {
-        use crate::wire::options::EntryWarning;
+        use crate::wire::entry_report::EntryWarning;
         let note =
             |count, path: &[u8]| EntryWarning { count, paths: vec![BytePath(path.to_vec())] };
         let sync = SyncProgress {

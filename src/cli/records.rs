@@ -13,7 +13,7 @@ use super::{Context, console};
 use crate::client::{ClientError, Download, MasterClient};
 use crate::util::units;
 use crate::wire::RequestId;
-use crate::wire::options::{EntryAction, FileRecord, FileState};
+use crate::wire::entry_report::{EntryAction, FileRecord, FileState};
 use crate::wire::path::escape_bytes;
 use crate::wire::sync::SyncProgress;
 use std::fs::{File, OpenOptions};

@@ -3,7 +3,7 @@
 use super::url_text::error_chain;
 use super::{ClientError, MasterClient, Request, error_of_answer};
 use crate::wire::RequestId;
-use crate::wire::options::FileState;
+use crate::wire::entry_report::FileState;
 use bytes::Bytes;
 use reqwest::Method;
 
@@ -45,7 +45,7 @@ impl Download {
 
 impl MasterClient {
     /// `GET /sync/{id}/files`: what became of each file, one JSON document
-    /// ([`FileRecord`](crate::wire::options::FileRecord)) a line; those that ended as one of `states`,
+    /// ([`FileRecord`](crate::wire::entry_report::FileRecord)) a line; those that ended as one of `states`,
     /// or all where none is named.
     ///
     /// # Errors

@@ -469,7 +469,7 @@ async fn requests_carry_a_checksum_and_are_resent_when_they_arrive_corrupted() {
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(checksum_header(body).trim()), "{head}");
         if n < 2 {
-            let problem = Problem::new(400, "Bad Request", "damaged", "it was damaged");
+            let problem = Problem::new(400, "Bad Request", "corrupted", "it was corrupted");
             return ScriptedReply::Reply(400, "", serde_json::to_string(&problem).unwrap());
         }
         ScriptedReply::Reply(200, "", r#"{"status":"ack"}"#.to_owned())
@@ -522,7 +522,7 @@ async fn corruption_of_every_reply_ends_in_a_retryable_error() {
     })
     .await;
     let error = client(&[&master.url]).get_version().await.unwrap_err();
-    assert!(error.is_retryable() && error.to_string().contains("damaged on the way"), "{error}");
+    assert!(error.is_retryable() && error.to_string().contains("corrupted in transit"), "{error}");
     assert_eq!(master.requests().len(), 4);
 }
 
@@ -572,7 +572,7 @@ async fn a_command_without_any_reply_is_unconfirmed() {
 async fn a_command_is_unconfirmed_unless_a_reply_decides_it() {
     for (lost, status, code, unconfirmed) in [
         (0, 503, "store_unavailable", false),
-        (0, 503, "late", true),
+        (0, 503, "commit_timeout", true),
         (0, 502, "x", true),
         (0, 504, "x", true),
         (0, 500, "internal", false),

@@ -4,8 +4,9 @@
 use super::protocol::{Fault, entry_of_range};
 use crate::fs::RootKind;
 pub use crate::wire::content::BLOCK_BYTES;
-use crate::wire::manifest::{Entry, Manifest, ManifestDir, cbor_path, cbor_paths};
-use crate::wire::options::{EntryWarning, FilterSpec};
+use crate::wire::entry_report::EntryWarning;
+use crate::wire::manifest::{Entry, Manifest, ManifestDir};
+use crate::wire::options::FilterSpec;
 use crate::wire::sync::FileError;
 use crate::wire::task::PruneReport;
 use crate::wire::{BytePath, Digest, RelPath};
@@ -83,7 +84,7 @@ pub enum BlockDigestsReply {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PruneRequest {
     /// The directory, below the root of the sync.
-    #[cbor(n(0), with = "cbor_path")]
+    #[n(0)]
     pub dir: RelPath,
     /// The interval begins behind this name; `None`: with the first one.
     #[n(1)]
@@ -118,7 +119,7 @@ pub struct PruneRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PruneResume {
     /// Below the root of the sync: the entry that was settled last.
-    #[cbor(n(0), with = "cbor_path")]
+    #[n(0)]
     pub after: RelPath,
     /// How many of the directories on the way to it are known to keep something.
     #[n(1)]
@@ -186,7 +187,7 @@ impl PruneRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct RemovedEntry {
     /// Below the directory of the page.
-    #[cbor(n(0), with = "cbor_path")]
+    #[n(0)]
     pub path: RelPath,
     /// The length of its content.
     #[n(1)]
@@ -197,7 +198,7 @@ pub struct RemovedEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PruneError {
     /// Below the directory of the page; empty for that directory.
-    #[cbor(n(0), with = "cbor_path")]
+    #[n(0)]
     pub path: RelPath,
     /// Why.
     #[n(1)]
@@ -231,8 +232,8 @@ pub struct PruneReply {
     /// Trashes of earlier mirrors that were left as they are …
     #[n(7)]
     pub old_trash: u64,
-    /// … and the first of them, at most `Note::MAX_PATHS`, below the directory of the page.
-    #[cbor(n(8), with = "cbor_paths")]
+    /// … and the first of them, at most [`EntryWarning::MAX_PATHS`], below the directory of the page.
+    #[n(8)]
     pub old_trash_paths: Vec<RelPath>,
 }
 

@@ -8,8 +8,9 @@ use super::outcome::{CompareOutcome, RangeMode, RangeOutcome, SendError};
 use super::read::{self, Span, Window, hash_blocks};
 use crate::fs::{FsError, Tree};
 use crate::wire::Digest;
+use crate::wire::content::merge_blocks;
 use crate::wire::content::{HashMode, SubtreeStack, ZERO_DIGEST};
-use crate::wire::manifest::{Entry, Manifest, merge_blocks};
+use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::sync::{ErrorClass, FileError};
 
 /// What a destination has of the blocks of a window.

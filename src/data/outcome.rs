@@ -6,8 +6,8 @@ use super::protocol::{
 };
 use super::send::{SentFile, SentRange};
 use crate::fs::FsError;
+use crate::wire::entry_report::{EntryAction, EntryWarnings};
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::options::{EntryAction, EntryWarnings};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::{Digest, RelPath, WorkerId};
 

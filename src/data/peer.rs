@@ -199,7 +199,7 @@ impl Peer {
             manifest: manifest.clone(),
             offset: span.offset,
             length: span.length,
-            is_dense: None,
+            is_dense: false,
         };
         let (source, file, hashing) = (source.clone(), entry.clone(), self.sent_hashing);
         let size = (span.length, there.is_some());

@@ -3,15 +3,13 @@
 //!
 //! Names never come from a reply: replies speak of entries by their place in the request.
 
+use crate::wire::entry_report::{EntryAction, EntryWarning, EntryWarnings};
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::options::{EntryAction, EntryWarning, EntryWarnings};
 use crate::wire::path::escape_bytes;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::{Decode, Encode};
 
-/// The version that the paths begin with. A peer that speaks another one gets a refusal that says so.
-pub const PROTOCOL_VERSION: u32 = 1;
 /// Compare a manifest with what is there, and make all that needs no content.
 pub const OFFER: &str = "/v1/offer";
 /// The upgrade to a stream ([`request_content`](super::stream)); needs no ticket, what is asked on it does.
@@ -25,7 +23,7 @@ pub const BLOCK_DIGESTS: &str = "/v1/digest";
 /// Find (and remove) what the source does not have.
 pub const PRUNE: &str = "/v1/prune";
 /// Remove what was kept to find the names of one file.
-pub const CLEAN_UP: &str = "/v1/sweep";
+pub const CLEAN_UP: &str = "/v1/clean-up";
 /// Whether the root of a destination can be written.
 pub const ROOT_CHECK: &str = "/v1/root";
 /// Whether anybody is there; needs no ticket.
@@ -345,9 +343,9 @@ pub struct RangeHead {
     /// Its length; not 0, and no more than the BLAKE3 subtree at `offset` holds.
     #[n(2)]
     pub length: u64,
-    /// Whether all of it follows as content. Older agents do not say so.
+    /// Whether all of it follows as content.
     #[n(3)]
-    pub is_dense: Option<bool>,
+    pub is_dense: bool,
 }
 
 impl RangeHead {
@@ -401,7 +399,19 @@ pub struct DirTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::worker::PROTOCOL_VERSION;
     use proptest::prelude::*;
+
+    #[test]
+    fn paths_and_upgrade_carry_the_protocol_version() {
+        let prefix = format!("/v{PROTOCOL_VERSION}/");
+        for path in [OFFER, STREAM, PACK, RANGE, BLOCK_DIGESTS, PRUNE, CLEAN_UP, ROOT_CHECK, PROBE]
+        {
+            assert!(path.starts_with(&prefix), "{path}");
+        }
+        let upgrade = format!("longhaul-frames-{PROTOCOL_VERSION}");
+        assert_eq!(crate::data::stream::UPGRADE_PROTOCOL, upgrade);
+    }
 
     #[test]
     fn replies_round_trip() {
@@ -540,7 +550,7 @@ mod tests {
             let pack = PackReply { files, ..PackReply::default() };
             let _ = minicbor::decode::<PackReply>(&other(minicbor::to_vec(&pack).unwrap()));
             let manifest = Manifest::default();
-            let head = RangeHead { manifest, offset: 0, length: 1024, is_dense: Some(true) };
+            let head = RangeHead { manifest, offset: 0, length: 1024, is_dense: true };
             let bytes = other(minicbor::to_vec(&head).unwrap());
             let _ = minicbor::decode::<RangeHead>(&bytes).map(|head| head.validate().is_ok());
         }

@@ -11,8 +11,8 @@ use super::store::{ContentWriter, ReadBack, keep_span};
 use crate::fs::{FsError, NewFile, PartFile, ReconcileResult, ReuseSource, Target, Verdict};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
+use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::options::EntryWarnings;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
@@ -418,7 +418,7 @@ pub fn receive_range<P: ChunkSource>(
     };
     let entry = head.validate().map_err(FrameError::Unexpected)?;
     let most = range_length(entry.size(), target.rules().chunk_bytes);
-    if head.is_dense == Some(true) && head.length > most {
+    if head.is_dense && head.length > most {
         let why = format!("a range of {} bytes, where the ticket allows {most}", head.length);
         return Err(FrameError::Unexpected(why));
     }
@@ -455,7 +455,7 @@ fn receive_range_content<P: ChunkSource>(
     buffer: &mut [u8],
 ) -> Result<WriteOutcome, FrameError> {
     let mut store = open_part_file(frames, target, entry)?;
-    if let (Ok(part), Some(true)) = (&store, head.is_dense)
+    if let (Ok(part), true) = (&store, head.is_dense)
         && let Err(error) =
             part.reserve_blocks(head.offset, head.length.min(target.rules().chunk_bytes))
     {

@@ -14,8 +14,9 @@ use super::read::{
 use crate::fs::{FsError, ReuseSource, SourceFile, Tree};
 use crate::util::rate::Limiters;
 use crate::wire::Digest;
+use crate::wire::content::merge_blocks;
 use crate::wire::content::{ContentHasher, HashMode};
-use crate::wire::manifest::{Entry, ManifestDir, merge_blocks};
+use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::sync::{ErrorClass, FileError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -241,7 +242,7 @@ pub fn send_range(
     let span = Span { offset: head.offset, length: head.length };
     let opened = open_version(source, entry);
     let dense = there.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
-    feed.append(&frame::range(&RangeHead { is_dense: dense.then_some(true), ..head.clone() }))?;
+    feed.append(&frame::range(&RangeHead { is_dense: dense, ..head.clone() }))?;
     let (fed, end) = match opened {
         Err(error) => (error.into(), None),
         Ok(file) => {

@@ -1,5 +1,5 @@
 //! Content streams: connections that began as HTTP/1.1 and carry nothing but frames after an
-//! `Upgrade: longhaul-frames-3` (RFC 9110, section 7.8).
+//! `Upgrade: longhaul-frames-1` (RFC 9110, section 7.8).
 //!
 //! ```text
 //! stream = { ASK pack|range ( REPLY | REFUSAL ) }
@@ -37,7 +37,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// What a connection is upgraded to.
-pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-3";
+pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-1";
 /// A stream on which nothing is asked for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// An ask, once begun, must be complete within this.

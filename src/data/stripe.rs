@@ -5,7 +5,7 @@ use super::control_messages::{BLOCK_BYTES, BlockDigests};
 use super::delta::RangeTransfer;
 use super::destination::Destination;
 use super::outcome::{RangeOutcome, SendError};
-use crate::wire::manifest::merge_blocks;
+use crate::wire::content::merge_blocks;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use std::collections::BTreeMap;
 

@@ -11,8 +11,8 @@ use super::control_messages::{
 use super::frame::{FrameError, FrameReader};
 use super::gate::{self, Refusal};
 use super::protocol::{
-    BLOCK_DIGESTS, CLEAN_UP, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PROTOCOL_VERSION, PRUNE, RANGE,
-    ROOT_CHECK, TICKET_HEADER,
+    BLOCK_DIGESTS, CLEAN_UP, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PRUNE, RANGE, ROOT_CHECK,
+    TICKET_HEADER,
 };
 use super::receive::{handle_offer, receive_pack, receive_range};
 use super::server::{ConnectionContext, ServerContext};
@@ -23,6 +23,7 @@ use crate::util::checksum;
 use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem};
 use crate::wire::ticket::Claims;
+use crate::wire::worker::PROTOCOL_VERSION;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;

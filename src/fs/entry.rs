@@ -5,7 +5,7 @@ use super::inode::{ident_of, meta_of, size_of, stored_bytes_of, type_of};
 use super::xattr::{self, XattrObject};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, EntryKind};
-use crate::wire::options::{Attribute, Preserve};
+use crate::wire::preserve::{Attribute, Preserve};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{FileType, Stat};
 

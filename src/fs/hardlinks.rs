@@ -20,7 +20,7 @@ use super::target::Target;
 use super::temp_names;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
-use crate::wire::options::Attribute;
+use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir, Stat};
 use rustix::io::Errno;

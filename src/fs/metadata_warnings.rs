@@ -2,7 +2,7 @@
 
 use super::errno::errno_name;
 use crate::wire::RelPath;
-use crate::wire::options::EntryWarnings;
+use crate::wire::entry_report::EntryWarnings;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::fmt;

@@ -10,7 +10,7 @@ use super::fs_type::is_pseudo_fs;
 use super::inode::{ident_of, lstat, meta_of};
 use super::root_identity::{RootFingerprint, RootUnavailable};
 use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
-use crate::wire::options::Preserve;
+use crate::wire::preserve::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};

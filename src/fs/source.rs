@@ -10,7 +10,7 @@ use super::reflink::{can_reflink, reflink_or_copy};
 use super::root::{Tree, is_same_version};
 use super::xattr;
 use crate::wire::manifest::{Entry, EntryKind};
-use crate::wire::options::Attribute;
+use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;

@@ -9,7 +9,7 @@ use super::root::ParentAndName;
 use super::target::Target;
 use super::xattr::XattrObject;
 use crate::wire::manifest::{Entry, EntryKind};
-use crate::wire::options::Attribute;
+use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;

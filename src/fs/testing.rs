@@ -3,7 +3,8 @@
 
 use super::{DeletionBudget, PrunePage, RootDir, SourceFile, Target, TargetOptions, Tree, Verdict};
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
-use crate::wire::options::{Preserve, WriteRules};
+use crate::wire::options::WriteRules;
+use crate::wire::preserve::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -74,7 +74,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::xattr::{self, XattrObject};
     use super::*;
-    use crate::wire::options::Preserve;
+    use crate::wire::preserve::Preserve;
     use rustix::fd::AsFd as _;
 
     fn xattr_names(dir: &std::fs::File, name: &[u8]) -> Vec<Vec<u8>> {

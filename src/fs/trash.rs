@@ -13,7 +13,7 @@ use super::inode::{lstat, meta_of, set_mtime, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::target::Target;
 use super::temp_names::TRASH_MARKER;
-use crate::wire::options::Preserve;
+use crate::wire::preserve::Preserve;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::AsFd;
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat};

@@ -6,7 +6,7 @@ use super::inode::proc_path;
 use super::metadata_warnings::MetadataWarning;
 use super::thread_cwd;
 use crate::wire::manifest::Xattr;
-use crate::wire::options::{Attribute, Preserve};
+use crate::wire::preserve::{Attribute, Preserve};
 use rustix::buffer::spare_capacity;
 use rustix::fd::BorrowedFd;
 use rustix::fs::{AtFlags, XattrFlags};

@@ -11,8 +11,8 @@ use crate::scheduler::{
     Event, FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, Reply, decode_failures,
 };
 use crate::util::units;
+use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::{FileListPart, Manifest};
-use crate::wire::options::{FileRecord, FileState};
 use crate::wire::problem::Problem;
 use crate::wire::sync::SubmitReply;
 use crate::wire::{BytePath, RequestId};

@@ -10,7 +10,7 @@
 use crate::scheduler::{MAX_LINE_BYTES, RecordLogInfo};
 use crate::store::Spool;
 use crate::wire::AbsPath;
-use crate::wire::options::{EntryAction, FileRecord, FileState};
+use crate::wire::entry_report::{EntryAction, FileRecord, FileState};
 use crate::wire::problem::Problem;
 use bytes::Bytes;
 use std::collections::HashSet;

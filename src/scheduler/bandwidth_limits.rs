@@ -53,7 +53,7 @@ impl State {
         self.bandwidth.set_total_limit(self.total_limit(now));
         let Some(sync) = self.syncs.get(&no) else { return };
         let own = sync.bwlimit;
-        let knows = self.workers.get(id).is_some_and(Worker::supports_limits);
+        let knows = self.workers.get(id).is_some_and(Worker::supports_options);
         if knows && self.bandwidth.set_own_limit(no, own) {
             // Only a new share is compared with those of other workers.
             let joins = self.bandwidth.granted_to(no, id).is_none();
@@ -72,7 +72,7 @@ impl State {
         reply: &mut HeartbeatReply,
         now: Now,
     ) {
-        if !self.workers.get(id).is_some_and(Worker::supports_limits) {
+        if !self.workers.get(id).is_some_and(Worker::supports_options) {
             return;
         }
         let held: Vec<TaskId> = self.lease_index.held_by(id).collect();

@@ -11,7 +11,7 @@ use super::phase::PhaseState;
 use super::sync_job::{FailureCount, SyncJob};
 use super::{Now, State};
 use crate::wire::SyncNo;
-use crate::wire::options::{EntryAction, FileRecord, FileState, Tally};
+use crate::wire::entry_report::{EntryAction, FileRecord, FileState, Tally};
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskReport;
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@
 
 use super::sync_job::SyncJob;
 use super::{Effect, State};
-use crate::wire::options::{FileRecord, FileState};
+use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::sync::FileError;
 use crate::wire::{BytePath, SyncNo};
 use serde::{Deserialize, Serialize};

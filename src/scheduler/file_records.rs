@@ -6,7 +6,7 @@ use super::failure_list::failure_record;
 use super::phase::PhaseState;
 use super::sync_job::SyncJob;
 use super::{Effect, FailurePages, Now, State};
-use crate::wire::options::{FileRecord, FileState};
+use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::sync::FileError;
 use crate::wire::{AbsPath, RequestId, SyncNo};
 use serde::{Deserialize, Serialize};

@@ -11,8 +11,8 @@ use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, PoolMember, TaskSpec};
-use crate::wire::ticket::Claims;
-use crate::wire::worker::{HeartbeatReply, PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
+use crate::wire::ticket::{Claims, TICKET_LIFETIME_SECONDS};
+use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -102,11 +102,9 @@ impl State {
             unresponsive_workers: Vec::new(),
             bwlimits: BTreeMap::new(),
             next_heartbeat_ms: None,
-            protocol: None,
         };
         if said.incarnation.is_some() {
             reply.ticket_key = Some(self.signer.public_key());
-            reply.protocol = Some(PROTOCOL_VERSION);
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.unresponsive_workers = self.silent_destinations(&id);
         }
@@ -395,21 +393,22 @@ impl State {
                 w.accepts_work() && (w.supports_options() || !sync.has_nondefault_options())
             })
             .take(MAX_SOURCE_MEMBERS);
-        let mut claims = Claims::new(
-            sync.no,
-            &sync.id,
-            lease.assignment,
-            task.attempt,
-            &lease.worker,
-            &request.destination_path,
-            now.wall_ms.div_euclid(1000),
-            WriteRules {
+        let mut claims = Claims {
+            sync: sync.no.0,
+            request_id: sync.id.to_string(),
+            assignment: lease.assignment.0,
+            attempt: task.attempt,
+            worker: lease.worker.to_string(),
+            destination: request.destination_path.as_bytes().to_vec(),
+            expires: now.wall_ms.div_euclid(1000) + TICKET_LIFETIME_SECONDS,
+            rules: WriteRules {
                 part_name_key: self.name_key,
                 chunk_bytes: u64::from(request.chunk_size_mb) << 20,
                 ..sync.write_rules(&task.spec)
             },
-            sync.prune_permit(&task.spec),
-        );
+            prune: sync.prune_permit(&task.spec),
+            roots: BTreeMap::new(),
+        };
         let large = task.large_file.and_then(|file| sync.large_files.get(&file));
         let (chunk_offset, chunk_size) = task.spec.content_extent(large.map(|file| file.size));
         let source_workers = pool_members(sources);

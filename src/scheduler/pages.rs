@@ -7,7 +7,7 @@ use super::task::TaskState;
 use super::validate::validate_page;
 use super::worker_losses::WorkerLoss;
 use super::{NewTask, Now, Reply, State};
-use crate::wire::options::{EntryAction, Tally};
+use crate::wire::entry_report::{EntryAction, Tally};
 use crate::wire::problem::Problem;
 use crate::wire::sync::{FailedStep, FileError};
 use crate::wire::task::{PageAction, PageReply, PruneReport, ScanPage, TaskSpec, WorkItem};

@@ -4,10 +4,9 @@ use super::sync_job::{MirrorStop, SyncJob};
 use super::task::TaskState;
 use super::{NewTask, Now, State};
 use crate::util::units;
-use crate::wire::options::{
-    Attribute, Chown, Compare, DeleteOptions, EntryAction, Preserve, SyncOptions, Verify,
-    WriteRules,
-};
+use crate::wire::entry_report::EntryAction;
+use crate::wire::options::{Chown, Compare, DeleteOptions, SyncOptions, Verify, WriteRules};
+use crate::wire::preserve::{Attribute, Preserve};
 use crate::wire::sync::{SyncOutcome, SyncState};
 use crate::wire::task::{ScanPage, TaskSpec, WorkItem};
 use crate::wire::{RelPath, SyncNo, WorkerId};

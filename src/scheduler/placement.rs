@@ -107,7 +107,7 @@ impl State {
             && task.failed_or_lost_on(me)
             && others(task.runs_at_source()).any(|o| !task.failed_or_lost_on(o));
         let able = (worker.supports_options() || !needs_options(sync, &task.spec))
-            && (worker.supports_limits() || !(sync.is_limited() && task.spec.sends_content()));
+            && (worker.supports_options() || !(sync.is_limited() && task.spec.sends_content()));
         let aside = self.worker_health.is_quarantined(me, now)
             && task.pinned_to.is_none()
             && others(task.runs_at_source())

@@ -371,7 +371,7 @@ impl State {
         {
             let mut able = self.capable_workers(sync, path);
             let source = role == "source" && sync.is_limited();
-            if !able.any(|w| w.supports_limits() || !source) {
+            if !able.any(|w| w.supports_options() || !source) {
                 return Some(format!(
                     "no worker that holds the {role} path {path} is new enough for the options of \
                      this sync: install this version there"

@@ -1,7 +1,7 @@
 //! Validation of pages and reports. Sums over a whole sync must not overflow, and a report must
 //! account for each entry of its task exactly once.
 
-use crate::wire::options::EntryAction;
+use crate::wire::entry_report::EntryAction;
 use crate::wire::task::{ScanPage, TaskReport, TaskSpec, WorkItem};
 
 const MAX_FILE_SYSTEM_NAME_BYTES: usize = 1024;

@@ -5,7 +5,8 @@ use super::Now;
 use super::boot_ids::ROOT_SEPARATOR;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{
-    DrainInfo, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus, WorkerView,
+    DrainInfo, PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus,
+    WorkerView,
 };
 use crate::wire::{AbsPath, WorkerId};
 use jiff::Timestamp;
@@ -93,14 +94,10 @@ impl Worker {
         self.last_heartbeat.root_ids.get(&storage.to_string())
     }
 
-    /// Whether it obeys the options of an assignment. Other agents would ignore them: write in a
-    /// dry run, copy what is filtered.
+    /// Whether it reads the options and limits of an assignment and a ticket. Agents of the predecessor ignore them:
+    /// they would write in a dry run, and copy excluded entries.
     pub(super) fn supports_options(&self) -> bool {
-        self.last_heartbeat.protocol.is_some_and(|protocol| protocol >= 2)
-    }
-
-    pub(super) fn supports_limits(&self) -> bool {
-        self.last_heartbeat.protocol.is_some_and(|protocol| protocol >= 3)
+        self.last_heartbeat.protocol == Some(PROTOCOL_VERSION)
     }
 
     pub(super) fn accepts_work(&self) -> bool {

@@ -1,46 +1,46 @@
-//! What `POST /admin/reconcile` and `POST /admin/confirm-clock` answer.
+//! Replies to `POST /admin/reconcile` and `POST /admin/confirm-clock`.
 
 use super::{RequestId, TaskId, WorkerId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The wall clock of the leader is taken for right.
+/// The reply to `POST /admin/confirm-clock`: the wall clock of the leader is accepted as correct.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfirmClockReply {
-    /// What it shows.
+    /// The time that is accepted.
     pub time: Timestamp,
-    /// By how many seconds it was ahead of what was expected; negative: behind.
+    /// Difference to the expected time, in seconds; negative: the clock was behind.
     pub ahead_seconds: i64,
 }
 
-/// A task that was leased by nobody.
+/// A task with a lease that no worker holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequeuedTask {
-    /// Of which sync.
+    /// The sync of the task.
     pub request_id: RequestId,
-    /// Its number.
+    /// The number of the task.
     pub task_id: TaskId,
-    /// What is to be done.
+    /// The kind of task, e.g. `copy`.
     pub kind: String,
-    /// Who had it.
+    /// The worker in the lease.
     pub worker_id: WorkerId,
-    /// Why that was nobody.
+    /// The reason why the lease is invalid.
     pub reason: String,
 }
 
-/// What was put right.
+/// The reply to `POST /admin/reconcile`: the repairs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconcileReply {
     /// Tasks that went back to the queue.
     pub requeued_tasks: u64,
-    /// The first of them.
+    /// The first of these tasks.
     pub requeued: Vec<RequeuedTask>,
-    /// Records in the store that belonged to nothing.
+    /// Records in the store without an owner in the state.
     pub dropped_records: u64,
-    /// Manifests and name lists in the store that belonged to nothing.
+    /// Manifests and file lists in the store without an owner in the state.
     pub dropped_blobs: u64,
-    /// Records that were missing in the store and were written again.
+    /// Records that were missing in the store and were rewritten.
     pub restored_records: u64,
-    /// Syncs that began anew, because manifests of theirs were missing in the store.
+    /// Syncs that restarted, because the store lacked some of their manifests.
     pub restarted_syncs: Vec<RequestId>,
 }

@@ -1,4 +1,4 @@
-//! Documents that are almost right, for the tests of what reads them.
+//! Almost valid documents, for the tests of parsers.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -6,23 +6,18 @@ use serde_json::{Value, json};
 
 /// One change to bytes.
 #[derive(Debug, Clone)]
-pub enum Edit {
-    /// Flips a bit.
+pub(crate) enum Edit {
     FlipBit(Index, u8),
-    /// Puts a byte in the place of another.
     SetByte(Index, u8),
-    /// Puts bytes between.
     Insert(Index, Vec<u8>),
-    /// Takes some out.
     Remove(Index, usize),
-    /// Says some again.
+    /// Duplicates bytes.
     Repeat(Index, usize),
-    /// Ends here.
     Truncate(Index),
 }
 
 /// One to five changes.
-pub fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
+pub(crate) fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
     let at = any::<Index>;
     let edit = prop_oneof![
         4 => (at(), 0u8..8).prop_map(|(at, bit)| Edit::FlipBit(at, bit)),
@@ -36,7 +31,7 @@ pub fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
 }
 
 /// `bytes` with these changes, one after the other.
-pub fn apply_edits(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
+pub(crate) fn apply_edits(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for edit in edits {
         let (Edit::FlipBit(at, _)
@@ -64,8 +59,8 @@ pub fn apply_edits(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-/// Values that nobody expects.
-pub fn any_json() -> impl Strategy<Value = Value> {
+/// Unexpected values.
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
         any::<String>(),
         "[ -~]{0,40}",
@@ -102,8 +97,8 @@ pub fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// `document` with some of its values replaced, wherever they stand.
-pub fn replace_values(document: &Value, with: &[(Index, Value)]) -> Value {
+/// `document` with some of its values replaced, at any depth.
+pub(crate) fn replace_values(document: &Value, with: &[(Index, Value)]) -> Value {
     let mut document = document.clone();
     for (at, value) in with {
         let mut places = Vec::new();

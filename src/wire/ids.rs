@@ -1,10 +1,10 @@
-//! Identifiers, each a type of its own so that one cannot stand where another is meant.
+//! Identifiers, each a separate type so that one cannot be used in place of another.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// Why an identifier was refused.
+/// The reason why an identifier is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct IdError(&'static str);
@@ -14,33 +14,33 @@ const ID_RULE: IdError = IdError(
 );
 
 fn check_id(s: &str) -> Result<(), IdError> {
-    let fits = !s.is_empty()
+    let is_valid = !s.is_empty()
         && s.len() <= 128
         && !s.starts_with(['-', '.'])
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:@-".contains(&b));
-    if fits { Ok(()) } else { Err(ID_RULE) }
+    if is_valid { Ok(()) } else { Err(ID_RULE) }
 }
 
-/// A sync whose id the master made is named by the beginning of it where that is at least so long and no other such id
-/// begins so.
+/// The minimum length of a prefix that identifies a sync with a [generated](RequestId::is_generated) id. The prefix must
+/// also be unique.
 pub const MIN_ID_PREFIX_CHARS: usize = 8;
 
 impl RequestId {
-    /// Whether it looks like one that the master made: a UUID. Others are names that somebody gave.
+    /// Whether the id has the form of one that the master generates (a UUID). Other ids were chosen by an operator.
     pub fn is_generated(&self) -> bool {
         self.as_str().len() == 36 && uuid::Uuid::try_parse(self.as_str()).is_ok()
     }
 }
 
-/// The words behind `/workers/` that are routes of their own. A worker with one of these names could not
-/// be shown, drained or forgotten.
+/// Path segments below `/workers/` that are routes. A worker with one of these ids could not be shown, drained or
+/// forgotten.
 pub mod worker_routes {
     /// `POST /workers/heartbeat`.
     pub const HEARTBEAT: &str = "heartbeat";
     /// `POST /workers/result`.
     pub const RESULT: &str = "result";
-    /// All of them.
-    pub const RESERVED_IDS: [&str; 2] = [HEARTBEAT, RESULT];
+
+    pub(crate) const RESERVED_IDS: [&str; 2] = [HEARTBEAT, RESULT];
 }
 
 const RESERVED_ID_RULE: IdError = IdError(
@@ -55,20 +55,26 @@ fn check_worker_id(s: &str) -> Result<(), IdError> {
 macro_rules! string_id {
     ($(#[$doc:meta])* $t:ident, $check:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-        #[serde(transparent)]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
         pub struct $t(String);
 
         impl $t {
-            /// The text.
+            /// The text of the id.
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+        impl TryFrom<String> for $t {
+            type Error = IdError;
+            fn try_from(s: String) -> Result<Self, IdError> {
+                $check(&s).map(|()| $t(s))
             }
         }
         impl FromStr for $t {
             type Err = IdError;
             fn from_str(s: &str) -> Result<Self, IdError> {
-                $check(s).map(|()| $t(s.to_owned()))
+                s.to_owned().try_into()
             }
         }
         impl fmt::Display for $t {
@@ -76,21 +82,16 @@ macro_rules! string_id {
                 f.write_str(&self.0)
             }
         }
-        impl<'de> Deserialize<'de> for $t {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(de::Error::custom)
-            }
-        }
     };
 }
 
 string_id!(
-    /// The operator's name of a sync (`request_id` on the wire).
+    /// The id of a sync, given by the operator or generated (`request_id` on the wire).
     RequestId,
     check_id
 );
 string_id!(
-    /// The operator's name of an agent.
+    /// The id of an agent, given by the operator.
     WorkerId,
     check_worker_id
 );
@@ -117,39 +118,34 @@ macro_rules! number_id {
 }
 
 number_id!(
-    /// The master's own number of a sync: never used twice, also when an operator gives a deleted
-    /// `request_id` again.
+    /// The internal number of a sync. It is never reused, also if an operator gives the `request_id` of a deleted sync
+    /// again.
     SyncNo
 );
 number_id!(
-    /// The number of a task; never used twice.
+    /// The number of a task. It is never reused.
     TaskId
 );
 
 macro_rules! hex_id {
     ($(#[$doc:meta])* $t:ident, $len:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+        #[serde(try_from = "String")]
         pub struct $t(pub [u8; $len]);
 
+        impl TryFrom<String> for $t {
+            type Error = IdError;
+            fn try_from(s: String) -> Result<Self, IdError> {
+                s.parse()
+            }
+        }
         impl FromStr for $t {
             type Err = IdError;
             fn from_str(s: &str) -> Result<Self, IdError> {
-                const RULE: IdError = IdError("must be lower-case hexadecimal digits of the full length");
-                let raw = s.as_bytes();
-                if raw.len() != 2 * $len {
-                    return Err(RULE);
-                }
-                let digit = |b: u8| match b {
-                    b'0'..=b'9' => Ok(b - b'0'),
-                    b'a'..=b'f' => Ok(b - b'a' + 10),
-                    _ => Err(RULE),
-                };
-                let mut out = [0; $len];
-                for (byte, pair) in out.iter_mut().zip(raw.chunks_exact(2)) {
-                    *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-                }
-                Ok($t(out))
+                let mut bytes = [0; $len];
+                decode_hex(s.as_bytes(), &mut bytes)?;
+                Ok($t(bytes))
             }
         }
         impl fmt::Display for $t {
@@ -163,16 +159,52 @@ macro_rules! hex_id {
             }
         }
         impl Serialize for $t {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)
             }
         }
-        impl<'de> Deserialize<'de> for $t {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(de::Error::custom)
-            }
-        }
     };
+}
+
+/// Fills `out` from twice as many lower-case hexadecimal digits.
+fn decode_hex(digits: &[u8], out: &mut [u8]) -> Result<(), IdError> {
+    const RULE: IdError = IdError("must be lower-case hexadecimal digits of the full length");
+    let value = |digit: u8| match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(RULE),
+    };
+    if digits.len() != 2 * out.len() {
+        return Err(RULE);
+    }
+    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = value(pair[0])? << 4 | value(pair[1])?;
+    }
+    Ok(())
+}
+
+hex_id!(
+    /// A random id of one lease of one task; a result must carry it.
+    AssignmentId,
+    16
+);
+hex_id!(
+    /// A BLAKE3 digest.
+    Digest,
+    32
+);
+
+impl Digest {
+    /// The first 8 bytes.
+    pub(crate) fn prefix(&self) -> [u8; 8] {
+        self.0.first_chunk().copied().unwrap_or_default()
+    }
+}
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Digest(*hash.as_bytes())
+    }
 }
 
 impl<C> minicbor::Encode<C> for Digest {
@@ -187,28 +219,9 @@ impl<C> minicbor::Encode<C> for Digest {
 
 impl<'b, C> minicbor::Decode<'b, C> for Digest {
     fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        let at = d.position();
-        let bytes = d.bytes()?.try_into();
-        bytes
-            .map(Digest)
-            .map_err(|_| minicbor::decode::Error::message("a digest has 32 bytes").at(at))
-    }
-}
-
-hex_id!(
-    /// A random number that names one lease of one task; a result must carry it.
-    AssignmentId,
-    16
-);
-hex_id!(
-    /// A BLAKE3 digest.
-    Digest,
-    32
-);
-
-impl From<blake3::Hash> for Digest {
-    fn from(hash: blake3::Hash) -> Self {
-        Digest(*hash.as_bytes())
+        let position = d.position();
+        let invalid = || minicbor::decode::Error::message("a digest has 32 bytes").at(position);
+        d.bytes()?.try_into().map(Digest).map_err(|_| invalid())
     }
 }
 
@@ -229,11 +242,11 @@ mod tests {
     #[test]
     fn a_worker_id_must_not_equal_a_route_name() {
         for word in worker_routes::RESERVED_IDS {
-            let refused = word.parse::<WorkerId>().unwrap_err();
-            assert!(refused.to_string().contains(&format!("/workers/{word}")), "{refused}");
-            assert!(word.parse::<RequestId>().is_ok(), "there is no such route below /sync");
-            for near in [word.to_uppercase(), format!("{word}-1")] {
-                assert!(near.parse::<WorkerId>().is_ok(), "{near}");
+            let error = word.parse::<WorkerId>().unwrap_err();
+            assert!(error.to_string().contains(&format!("/workers/{word}")), "{error}");
+            assert!(word.parse::<RequestId>().is_ok(), "no such route exists below /sync");
+            for similar in [word.to_uppercase(), format!("{word}-1")] {
+                assert!(similar.parse::<WorkerId>().is_ok(), "{similar}");
             }
         }
     }

@@ -1,53 +1,53 @@
-//! Who leads, among several masters: what followers tell, and `GET /readyz?verbose`.
+//! Leadership among several masters: the leader that followers report, and `GET /readyz?verbose`.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The master that leads.
+/// The leading master.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
-    /// Its name: its host and where it listens.
+    /// Host and listen address.
     pub name: String,
-    /// Where clients reach it; absent where it does not know that (see `advertise_url`).
+    /// The URL for clients; absent without an `advertise_url` or a specific listen address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// The number of its reign: higher than that of every one before.
+    /// The number of its leadership term: higher than that of every earlier one.
     pub epoch: u64,
-    /// Since when it leads, by its own clock; absent where that is not known.
+    /// Start of its leadership by its own clock; absent where it is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
 }
 
-/// What a master is among the others.
+/// The role of a master in its installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MasterRole {
-    /// It decides.
+    /// It makes all decisions.
     Leader,
-    /// It sends requests on to the one that leads, and takes its place when it is gone.
+    /// It forwards requests to the leader, and takes over when the leader fails.
     Follower,
 }
 
-/// Whether a request that is sent to a master now gets where it belongs.
+/// Whether a master can serve a request now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadinessStatus {
-    /// It leads and can decide.
+    /// It is the leader and can commit decisions.
     Ready,
-    /// It follows, and knows where the leader is.
+    /// It is a follower and can forward requests to the leader.
     Following,
-    /// Requests are refused with 503 for now.
+    /// Requests are rejected with 503.
     Unavailable,
 }
 
-/// The store as one master sees it.
+/// The state of the store, observed by one master.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Where it is, without passwords.
+    /// The URL or path, without passwords.
     pub location: String,
     /// Whether decisions can be stored.
     pub ok: bool,
-    /// What is wrong with it; where it is `ok`, it takes in no new syncs.
+    /// The failure; with `ok`: the reason why new syncs are not accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -55,16 +55,16 @@ pub struct StoreStatus {
 /// `GET /readyz?verbose`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
-    /// Whether requests are answered; the HTTP status is 200 or 503 accordingly.
+    /// The HTTP status is 200, or 503 for `unavailable`.
     pub status: ReadinessStatus,
-    /// Why they are not.
+    /// The reason for `unavailable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What this master is.
+    /// The role of this master.
     pub role: MasterRole,
     /// The name of this master.
     pub name: String,
-    /// The one that leads as far as this one knows; itself, where it leads.
+    /// The leader known to this master; itself, if it leads.
     pub leader: Option<Leader>,
     /// The store.
     pub store: StoreStatus,

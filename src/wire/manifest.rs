@@ -1,27 +1,25 @@
 //! The entries of a batch, in CBOR with numbered fields (RFC 8949): written by the agent that scans,
-//! stored by the master without a look inside, read by the agents that copy.
+//! stored by the master without decoding, read by the agents that copy.
 
-use super::content::merge_subtrees;
 use super::{Digest, RelPath};
-use blake3::hazmat::{Mode, merge_subtrees_root};
 use minicbor::{Decode, Encode};
 
-/// At most this many entries stand in one manifest.
+/// The maximum number of entries of one manifest.
 pub const MAX_MANIFEST_ENTRIES: usize = 4096;
-/// At most this many encoded bytes are accepted as a manifest.
+/// The maximum length of an encoded manifest, in bytes.
 pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
-/// What an entry mostly takes, encoded, in bytes: a short name, no attributes.
+/// The typical length of an encoded entry, in bytes: a short name, no attributes.
 const TYPICAL_ENTRY_BYTES: usize = 96;
 
 /// A batch: its directories once, its entries by reference to them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct Manifest {
-    /// Every directory that holds an entry of this batch, and all directories above those up to the
-    /// root, each with the metadata that it shall have in the end; parents before children. A batch
-    /// re-stamps those that it wrote into.
+    /// Every directory that contains an entry of this batch, and all directories above those up to the
+    /// root, each with its final metadata; parents before children. A batch restores the metadata of the directories
+    /// that it wrote into.
     #[n(0)]
     pub dirs: Vec<ManifestDir>,
-    /// In the order of the walk.
+    /// In the order of the scan.
     #[n(1)]
     pub entries: Vec<Entry>,
 }
@@ -30,9 +28,9 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ManifestDir {
     /// Below the root of the sync; empty for the root.
-    #[cbor(n(0), with = "cbor_path")]
+    #[n(0)]
     pub path: RelPath,
-    /// What it shall have.
+    /// The final metadata.
     #[n(1)]
     pub meta: Meta,
 }
@@ -42,33 +40,32 @@ pub struct ManifestDir {
 pub struct Entry {
     /// Below the root of the sync; empty for the root itself (a source that is a file, or the root
     /// directory's own metadata).
-    #[cbor(n(0), with = "cbor_path")]
+    #[n(0)]
     pub path: RelPath,
-    /// What it is.
+    /// The file type.
     #[n(1)]
     pub kind: EntryKind,
     /// Mode, owner, time.
     #[n(2)]
     pub meta: Meta,
-    /// Which version of the source this is.
+    /// The version of the source file.
     #[n(3)]
     pub version: FileVersion,
-    /// Extended attributes and ACLs that are to be kept, sorted by name.
-    #[cbor(n(4), default)]
+    /// Extended attributes and ACLs to preserve, sorted by name.
+    #[n(4)]
     pub xattrs: Vec<Xattr>,
-    /// It has other names (of the same [`FileVersion`]) at the source: those are to be one file at the
-    /// destination as well.
-    #[cbor(n(5), default)]
+    /// The source file has several names (of the same [`FileVersion`]), which become hard links of one file at the
+    /// destination.
+    #[n(5)]
     pub is_hardlinked: bool,
-    /// The BLAKE3 digest of its content: sent where content is compared and this side has read it.
-    #[cbor(n(6), default)]
+    /// The BLAKE3 digest of the content; present if content is compared and the source was read.
+    #[n(6)]
     pub digest: Option<Digest>,
-    /// Where the content is read, below the storage root of the source: for what was reached through
-    /// a link that is followed.
-    #[cbor(n(7), with = "cbor_path_option", default)]
+    /// The path of the content below the storage root of the source, for an entry that was reached through a followed
+    /// link.
+    #[n(7)]
     pub content_path: Option<RelPath>,
-    /// Of a file with holes that are to be kept: what it takes on its disk, or how much of it is data, in
-    /// bytes. It is not encoded.
+    /// Of a file with holes to preserve: its allocated size or the length of its data, in bytes. Not encoded.
     #[cbor(skip)]
     pub stored_bytes: Option<u64>,
 }
@@ -84,13 +81,13 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
-/// What an entry is.
+/// The file type of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum EntryKind {
     /// A regular file.
     #[n(0)]
     File {
-        /// Its length in bytes.
+        /// Length in bytes.
         #[n(0)]
         size: u64,
     },
@@ -100,17 +97,17 @@ pub enum EntryKind {
     /// A symbolic link.
     #[n(2)]
     Symlink {
-        /// Its text, never followed.
+        /// The text of the link; it is never followed.
         #[cbor(n(0), with = "minicbor::bytes")]
         target: Vec<u8>,
     },
     /// A FIFO, socket or device.
     #[n(3)]
     Special {
-        /// `S_IFMT` bits of its mode.
+        /// The `S_IFMT` bits of the mode.
         #[n(0)]
         format: u32,
-        /// Its device number, where it is a device.
+        /// The device number of a device.
         #[n(1)]
         rdev: u64,
     },
@@ -136,10 +133,10 @@ pub struct Meta {
     pub mtime_nsec: u32,
 }
 
-/// What tells one version of a source file from another, beside size and mtime.
+/// Distinguishes versions of a source file, in addition to size and mtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct FileVersion {
-    /// Device of the source file as the host that looked at it numbers them; 0: that of the source root.
+    /// Device number on the host that scanned the file; 0: the device of the source root.
     #[n(0)]
     pub dev: u64,
     /// Inode number.
@@ -154,13 +151,13 @@ pub struct FileVersion {
 }
 
 impl Entry {
-    /// An entry without extended attributes, other names or a digest.
-    pub fn new(path: RelPath, kind: EntryKind, meta: Meta, ident: FileVersion) -> Self {
+    /// An entry without extended attributes, hard links or a digest.
+    pub fn new(path: RelPath, kind: EntryKind, meta: Meta, version: FileVersion) -> Self {
         Entry {
             path,
             kind,
             meta,
-            version: ident,
+            version,
             xattrs: Vec::new(),
             is_hardlinked: false,
             digest: None,
@@ -177,19 +174,18 @@ impl Entry {
         }
     }
 
-    /// Whether this is a directory.
+    /// Whether the entry is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == EntryKind::Dir
     }
 
-    /// The generation of a part file: it changes whenever the identity of the source does, so ranges
-    /// of two versions can never meet in one part file. Hosts may have other device numbers for one file
-    /// system, so these are no part of it.
+    /// The generation of a part file. It changes with the identity of the source, so one part file never contains ranges
+    /// of two versions. Device numbers are excluded, because hosts may have different ones for one file system.
     pub fn part_generation(&self) -> u64 {
         self.hash_identity("longhaul 2026 part file generation", 0)
     }
 
-    /// What all names of one file have in common, and no other file has: also not one of the same inode
+    /// Equal for all names of one file, and different for every other file, including one with the same inode
     /// number, length and times on another file system (a clone of this one).
     pub fn hardlink_key(&self) -> u64 {
         self.hash_identity("longhaul 2026 names of one file", self.version.dev)
@@ -204,13 +200,11 @@ impl Entry {
         hasher.update(&self.version.ino.to_le_bytes());
         hasher.update(&self.version.ctime_sec.to_le_bytes());
         hasher.update(&self.version.ctime_nsec.to_le_bytes());
-        let mut first = [0; 8];
-        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(first)
+        u64::from_le_bytes(Digest::from(hasher.finalize()).prefix())
     }
 }
 
-/// Why bytes are no manifest.
+/// The reason why bytes are not a valid manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Over [`MAX_MANIFEST_BYTES`].
@@ -219,7 +213,7 @@ pub enum ManifestError {
     /// Over [`MAX_MANIFEST_ENTRIES`].
     #[error("manifest of {0} entries is over the limit of {MAX_MANIFEST_ENTRIES}")]
     TooManyEntries(usize),
-    /// Not CBOR of the expected shape, or a path that leaves its root.
+    /// Invalid CBOR, or a path that leaves its root.
     #[error("manifest cannot be read: {0}")]
     Malformed(#[from] minicbor::decode::Error),
 }
@@ -234,10 +228,10 @@ impl Manifest {
         out
     }
 
-    /// Reads what [`Manifest::encode`] wrote.
+    /// Decodes the result of [`Manifest::encode`].
     ///
     /// # Errors
-    /// Bytes over the limits or of another shape.
+    /// Bytes over the limits or invalid CBOR.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() > MAX_MANIFEST_BYTES {
             return Err(ManifestError::TooManyBytes(bytes.len()));
@@ -259,7 +253,8 @@ impl Manifest {
         self.entries.iter().filter(|e| e.is_dir()).count() as u64
     }
 
-    /// A manifest of some of the entries, with just the directories that they need.
+    /// A manifest of some of the entries, with only the parent directories of these.
+    #[cfg(test)]
     pub fn subset(&self, keep: impl Fn(&Entry) -> bool) -> Manifest {
         let entries: Vec<Entry> = self.entries.iter().filter(|e| keep(e)).cloned().collect();
         let dirs = self
@@ -272,61 +267,11 @@ impl Manifest {
     }
 }
 
-/// A path; one that leaves its root is not read.
-pub(crate) mod cbor_path {
-    use super::RelPath;
-    use minicbor::decode::Error as DecodeError;
-    use minicbor::encode::{Error as EncodeError, Write};
-    use minicbor::{Decoder, Encoder};
-
-    pub(crate) fn encode<C, W: Write>(
-        path: &RelPath,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), EncodeError<W::Error>> {
-        e.bytes(path.as_bytes())?.ok()
-    }
-
-    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<RelPath, DecodeError> {
-        let at = d.position();
-        RelPath::new(d.bytes()?).map_err(|e| DecodeError::message(e.to_string()).at(at))
-    }
-}
-
-/// A path that may be missing.
-pub(super) mod cbor_path_option {
-    use super::RelPath;
-    use minicbor::decode::Error as DecodeError;
-    use minicbor::encode::{Error as EncodeError, Write};
-    use minicbor::{Decoder, Encoder};
-
-    pub(in crate::wire) fn encode<C, W: Write>(
-        path: &Option<RelPath>,
-        e: &mut Encoder<W>,
-        c: &mut C,
-    ) -> Result<(), EncodeError<W::Error>> {
-        match path {
-            Some(path) => super::cbor_path::encode(path, e, c),
-            None => e.null()?.ok(),
-        }
-    }
-
-    pub(in crate::wire) fn decode<C>(
-        d: &mut Decoder<'_>,
-        c: &mut C,
-    ) -> Result<Option<RelPath>, DecodeError> {
-        if d.datatype()? == minicbor::data::Type::Null {
-            return d.null().map(|()| None);
-        }
-        super::cbor_path::decode(d, c).map(Some)
-    }
-}
-
-/// A list of names given by the operator (`file_list`), one part of it.
+/// One part of the list of files of a request (`file_list`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct FileListPart {
     /// Below the source root, in the order given.
-    #[cbor(n(0), with = "cbor_paths")]
+    #[n(0)]
     pub paths: Vec<RelPath>,
 }
 
@@ -336,75 +281,18 @@ impl FileListPart {
         minicbor::to_vec(self).unwrap_or_default()
     }
 
-    /// Reads what [`FileListPart::encode`] wrote.
+    /// Decodes the result of [`FileListPart::encode`].
     ///
     /// # Errors
-    /// Bytes of another shape.
+    /// Invalid CBOR, or a path that leaves its root.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         Ok(minicbor::decode(bytes)?)
     }
 }
 
-pub(crate) mod cbor_paths {
-    use super::{RelPath, cbor_path};
-    use minicbor::decode::Error as DecodeError;
-    use minicbor::encode::{Error as EncodeError, Write};
-    use minicbor::{Decoder, Encoder};
-
-    pub(crate) fn encode<C, W: Write>(
-        names: &[RelPath],
-        e: &mut Encoder<W>,
-        c: &mut C,
-    ) -> Result<(), EncodeError<W::Error>> {
-        e.array(names.len() as u64)?;
-        names.iter().try_for_each(|n| cbor_path::encode(n, e, c))
-    }
-
-    pub(crate) fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Vec<RelPath>, DecodeError> {
-        let len = d.array()?.ok_or_else(|| DecodeError::message("a list of known length"))?;
-        // Grows as names arrive: a length that lies costs nothing.
-        let mut names = Vec::new();
-        for _ in 0..len {
-            names.push(cbor_path::decode(d, c)?);
-        }
-        Ok(names)
-    }
-}
-
-/// Merges the chaining values of equal, power-of-two ranges (the last one may be shorter) into the
-/// BLAKE3 digest of the whole file: what `b3sum` prints. Ranges are in order; `None` where fewer than
-/// two are given (a file of one range has no chaining value, only a digest).
-///
-/// Source: the BLAKE3 paper, section 2.1 (left subtrees are full), and `blake3::hazmat`.
-pub fn merge_ranges(values: &[Digest]) -> Option<Digest> {
-    if values.len() < 2 {
-        return None;
-    }
-    let (left, right) = values.split_at(left_subtree_len(values.len()));
-    let (left, right) = (merge_blocks(left)?, merge_blocks(right)?);
-    Some(merge_subtrees_root(&left.0, &right.0, Mode::Hash).into())
-}
-
-/// Merges the chaining values of equal, power-of-two blocks (the last one may be shorter) into the
-/// chaining value of the range that they make up; the same of values without zeros
-/// ([`content`](super::content)). Blocks are in order; `None` where there is none.
-pub fn merge_blocks(values: &[Digest]) -> Option<Digest> {
-    if let [] | [_] = values {
-        return values.first().copied();
-    }
-    let (left, right) = values.split_at(left_subtree_len(values.len()));
-    Some(merge_subtrees(&merge_blocks(left)?, &merge_blocks(right)?))
-}
-
-/// The largest power of two that leaves something for the right.
-fn left_subtree_len(n: usize) -> usize {
-    n.next_power_of_two() / 2
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blake3::hazmat::HasherExt as _;
     use proptest::prelude::*;
 
     fn meta() -> Meta {
@@ -451,43 +339,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn merged_ranges_give_the_blake3_digest(len in 2049usize..40_000, power in 0u32..3, seed: u8) {
-            let range = 1024usize << power;
-            prop_assume!(len > range);
-            let content: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
-            let values: Vec<Digest> = content.chunks(range).enumerate().map(|(i, part)| {
-                let mut hasher = blake3::Hasher::new();
-                hasher.set_input_offset((i * range) as u64);
-                hasher.update(part);
-                Digest(hasher.finalize_non_root())
-            }).collect();
-            prop_assert_eq!(merge_ranges(&values), Some(blake3::hash(&content).into()));
-        }
-
-        #[test]
-        fn merged_blocks_give_the_chaining_value_of_their_range(
-            len in 1usize..40_000,
-            power in 0u32..3,
-            first in 0u64..5,
-            seed: u8,
-        ) {
-            let block = 1024usize << power;
-            let content: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
-            let value = |offset: u64, part: &[u8]| {
-                let mut hasher = blake3::Hasher::new();
-                hasher.set_input_offset(offset);
-                hasher.update(part);
-                Digest(hasher.finalize_non_root())
-            };
-            // A range that begins where such a range of a file may.
-            let offset = first << 16;
-            let blocks = content.chunks(block).enumerate();
-            let values: Vec<Digest> =
-                blocks.map(|(i, part)| value(offset + (i * block) as u64, part)).collect();
-            prop_assert_eq!(merge_blocks(&values), Some(value(offset, &content)));
-        }
-
         #[test]
         fn an_edited_manifest_is_rejected_or_round_trips(edits in crate::wire::fuzz::any_edits()) {
             let real = Some(RelPath::new("real").unwrap());

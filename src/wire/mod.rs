@@ -2,31 +2,40 @@
 //! socket or a clock.
 //!
 //! - [`path`]: byte paths; [`RelPath`] is the security boundary (it cannot leave its root)
-//! - [`ids`]: identifiers, each a type of its own
-//! - [`sync`]: what an operator asks for and sees
-//! - [`options`]: how a sync is to be done
-//! - [`worker`]: what an agent says of itself
-//! - [`admin`]: what operators of the installation see
+//! - [`ids`]: identifiers, each a separate type
+//! - [`sync`]: the request and the progress of a sync
+//! - [`options`], [`preserve`]: the options of a sync
+//! - [`entry_report`]: actions, warnings and outcomes of entries
+//! - [`worker`]: heartbeats, and the view of workers that operators get
+//! - [`leader`], [`admin`]: the view of the installation that operators get
 //! - [`task`]: assignments, scan pages and results
-//! - [`content`]: how content is hashed
+//! - [`content`]: hash trees of content
 //! - [`manifest`]: the entries of a batch, opaque to the master
 //! - [`ticket`]: the signed permission to act on one destination root
 //! - [`problem`]: errors over HTTP (RFC 9457)
 
 pub mod admin;
 pub mod content;
+pub mod entry_report;
 #[cfg(test)]
-pub mod fuzz;
+pub(crate) mod fuzz;
 pub mod ids;
 pub mod leader;
 pub mod manifest;
 pub mod options;
 pub mod path;
+pub mod preserve;
 pub mod problem;
 pub mod sync;
 pub mod task;
+mod text_enum;
 pub mod ticket;
 pub mod worker;
 
 pub use ids::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
 pub use path::{AbsPath, BytePath, RelPath};
+
+/// For `skip_serializing_if`: a field with its default value is left out of the document.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

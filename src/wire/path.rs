@@ -1,24 +1,25 @@
-//! Paths are bytes. [`BytePath`] is any name to report, [`AbsPath`] a cleaned absolute path,
+//! Paths are bytes. [`BytePath`] is any path in a report, [`AbsPath`] a normalized absolute path,
 //! [`RelPath`] a path below a root that cannot leave it.
 //!
-//! In JSON each is a string, or, where its bytes are not UTF-8, `{"path": shown, "path_b64": exact}`.
+//! In JSON each is a string, or, if its bytes are not UTF-8, `{"path": escaped, "path_b64": exact}`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as B64;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
-/// The longest absolute path that a request may name, in bytes (Linux `PATH_MAX`).
-pub const MAX_ABS_PATH_BYTES: usize = 4096;
-/// The longest file name, in bytes (Linux `NAME_MAX`).
+/// The maximum length of an absolute path in a request, in bytes (Linux `PATH_MAX`).
+const MAX_ABS_PATH_BYTES: usize = 4096;
+/// The maximum length of a file name, in bytes (Linux `NAME_MAX`).
 pub const MAX_NAME_BYTES: usize = 255;
 
-/// Why a path was refused.
+/// The reason why a path is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// Nothing between the quotes.
+    /// The empty string.
     #[error("must not be empty")]
     Empty,
     /// An absolute path was expected.
@@ -33,7 +34,7 @@ pub enum PathError {
     /// A NUL byte.
     #[error("must not contain a NUL byte")]
     Nul,
-    /// Longer than the kernel takes.
+    /// Longer than the kernel accepts.
     #[error("is {0} bytes long, at most {MAX_ABS_PATH_BYTES} are allowed")]
     TooLong(usize),
     /// A component longer than a file name can be.
@@ -41,23 +42,23 @@ pub enum PathError {
     NameTooLong(usize),
 }
 
-/// Any bytes that name something, kept exactly; for reports.
+/// Any bytes, kept exactly; for reports.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct BytePath(pub Vec<u8>);
 
-/// An absolute path without `.`, `..`, doubled or trailing slashes; at most [`MAX_ABS_PATH_BYTES`] bytes.
+/// An absolute path without `.`, `..`, doubled or trailing slashes; at most `PATH_MAX` bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AbsPath(Vec<u8>);
 
-/// A path below a root: components joined by `/`, none empty, `.`, `..` or holding NUL.
-/// The empty path is the root itself. Its length is not limited (trees go deeper than `PATH_MAX`).
+/// A path below a root: components separated by `/`, none of them empty, `.`, `..` or with NUL.
+/// The empty path is the root itself. Its length is not limited (trees can be deeper than `PATH_MAX`).
 ///
-/// Order is that of a depth-first walk with names sorted by bytes: component by component.
+/// Ordered as in a depth-first walk with names sorted by bytes: component by component.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct RelPath(Vec<u8>);
 
 impl AbsPath {
-    /// Cleans `bytes` lexically.
+    /// Normalizes `bytes` lexically.
     ///
     /// # Errors
     /// A path that is empty, relative, too long, or has a `..` component or NUL.
@@ -72,11 +73,7 @@ impl AbsPath {
         if bytes.len() > MAX_ABS_PATH_BYTES {
             return Err(PathError::TooLong(bytes.len()));
         }
-        let rel = normalize(bytes)?;
-        let mut out = Vec::with_capacity(rel.len() + 1);
-        out.push(b'/');
-        out.extend_from_slice(&rel);
-        Ok(AbsPath(out))
+        Ok(AbsPath([b"/", normalize(bytes)?.as_slice()].concat()))
     }
 
     /// The bytes, starting with `/`.
@@ -84,26 +81,17 @@ impl AbsPath {
         &self.0
     }
 
-    /// What of `other` lies below `self`, by components: `/data` holds `/data/x`, not `/database`.
+    /// The path of `other` below `self`, by components: `/data` contains `/data/x`, not `/database`.
     pub fn relativize(&self, other: &AbsPath) -> Option<RelPath> {
-        if self.0 == b"/" {
-            return Some(RelPath(other.0[1..].to_vec()));
-        }
-        let rest = other.0.strip_prefix(self.0.as_slice())?;
-        match rest.first() {
-            None => Some(RelPath::default()),
-            Some(b'/') => Some(RelPath(rest[1..].to_vec())),
-            Some(_) => None,
-        }
+        strip_base(&self.0, &other.0).map(|rest| RelPath(rest.to_vec()))
     }
 
     /// Whether `other` is `self` or lies below it.
     pub fn contains(&self, other: &AbsPath) -> bool {
-        let rest = other.0.strip_prefix(self.0.as_slice());
-        self.0 == b"/" || rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+        strip_base(&self.0, &other.0).is_some()
     }
 
-    /// The bytes of the path itself, and of all that hold it, from `/` down.
+    /// The bytes of `/`, of each directory on the way to this path, and of the path itself.
     pub fn ancestors_from_root(&self) -> impl Iterator<Item = &[u8]> {
         let ends = (1..self.0.len()).filter(|at| self.0[*at] == b'/').chain([self.0.len()]);
         let below = ends.filter(|end| *end > 1).map(|end| &self.0[..end]);
@@ -112,14 +100,7 @@ impl AbsPath {
 
     /// `self` with `rel` below it.
     pub fn join(&self, rel: &RelPath) -> AbsPath {
-        let mut out = self.0.clone();
-        if !rel.is_root() {
-            if out != b"/" {
-                out.push(b'/');
-            }
-            out.extend_from_slice(rel.as_bytes());
-        }
-        AbsPath(out)
+        AbsPath(join_bytes(&self.0, &rel.0))
     }
 
     /// The last component; empty for `/`.
@@ -136,12 +117,10 @@ impl AbsPath {
         Some(AbsPath(self.0[..at.max(1)].to_vec()))
     }
 
-    /// The number of components that `self` and `other` share from the start.
+    /// The number of components that `self` and `other` have in common from the start.
     pub fn shared_components(&self, other: &AbsPath) -> usize {
-        let parts = |p: &AbsPath| -> Vec<Vec<u8>> {
-            p.0.split(|b| *b == b'/').skip(1).map(<[u8]>::to_vec).collect()
-        };
-        parts(self).iter().zip(parts(other).iter()).take_while(|(a, b)| a == b).count()
+        let [ours, theirs] = [self, other].map(|path| path.0.split(|b| *b == b'/').skip(1));
+        ours.zip(theirs).take_while(|(a, b)| a == b).count()
     }
 }
 
@@ -151,7 +130,7 @@ impl RelPath {
         RelPath::default()
     }
 
-    /// Checks and cleans `bytes` (doubled slashes, `.` components and a trailing slash go).
+    /// Checks and normalizes `bytes` (removes doubled slashes, `.` components and a trailing slash).
     ///
     /// # Errors
     /// An absolute path, a `..` component, NUL, or a component over [`MAX_NAME_BYTES`] bytes.
@@ -181,7 +160,7 @@ impl RelPath {
     /// `self` with one more component.
     ///
     /// # Errors
-    /// A `name` that is empty, `.`, `..`, too long, or holds a slash or NUL.
+    /// A `name` that is empty, `.`, `..`, too long, or contains a slash or NUL.
     pub fn child(&self, name: &[u8]) -> Result<RelPath, PathError> {
         if name.is_empty() || name == b"." {
             return Err(PathError::Empty);
@@ -190,26 +169,12 @@ impl RelPath {
             return Err(PathError::NotRelative);
         }
         check_component(name)?;
-        let mut out = Vec::with_capacity(self.0.len() + 1 + name.len());
-        out.extend_from_slice(&self.0);
-        if !out.is_empty() {
-            out.push(b'/');
-        }
-        out.extend_from_slice(name);
-        Ok(RelPath(out))
+        Ok(RelPath(join_bytes(&self.0, name)))
     }
 
     /// `self` with all of `rel` below it.
     pub fn join(&self, rel: &RelPath) -> RelPath {
-        if self.is_root() {
-            return rel.clone();
-        }
-        let mut out = self.0.clone();
-        if !rel.is_root() {
-            out.push(b'/');
-            out.extend_from_slice(&rel.0);
-        }
-        RelPath(out)
+        RelPath(join_bytes(&self.0, &rel.0))
     }
 
     /// The last component; `None` for the root.
@@ -228,8 +193,7 @@ impl RelPath {
 
     /// Whether `other` is `self` or lies below it.
     pub fn contains(&self, other: &RelPath) -> bool {
-        self.is_root()
-            || other.0.strip_prefix(self.0.as_slice()).is_some_and(|r| r.is_empty() || r[0] == b'/')
+        strip_base(&self.0, &other.0).is_some()
     }
 }
 
@@ -243,6 +207,19 @@ impl PartialOrd for RelPath {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
+}
+
+/// The bytes of `path` below `base`; empty if they are equal.
+fn strip_base<'a>(base: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
+    match path.strip_prefix(base)? {
+        rest if base.is_empty() || base == b"/" || rest.is_empty() => Some(rest),
+        rest => rest.strip_prefix(b"/"),
+    }
+}
+
+fn join_bytes(base: &[u8], rel: &[u8]) -> Vec<u8> {
+    let slash: &[u8] = if base.is_empty() || base == b"/" || rel.is_empty() { b"" } else { b"/" };
+    [base, slash, rel].concat()
 }
 
 fn check_component(c: &[u8]) -> Result<(), PathError> {
@@ -260,10 +237,7 @@ fn check_component(c: &[u8]) -> Result<(), PathError> {
 
 fn normalize(bytes: &[u8]) -> Result<Vec<u8>, PathError> {
     let mut out = Vec::with_capacity(bytes.len());
-    for c in bytes.split(|b| *b == b'/') {
-        if c.is_empty() || c == b"." {
-            continue;
-        }
+    for c in bytes.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".") {
         check_component(c)?;
         if !out.is_empty() {
             out.push(b'/');
@@ -273,8 +247,8 @@ fn normalize(bytes: &[u8]) -> Result<Vec<u8>, PathError> {
     Ok(out)
 }
 
-/// Bytes for a human: printable UTF-8 as it is, everything else (control bytes, bidirectional
-/// controls, broken UTF-8, the backslash) as `\#ooo`, so that a name can't write to a terminal.
+/// Text for a message or a log: printable UTF-8 remains, everything else (control bytes, bidirectional
+/// controls, invalid UTF-8, the backslash) becomes `\#ooo`, so that a file name can't control a terminal.
 pub fn escape_bytes(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     let octal = |out: &mut String, raw: &[u8]| {
@@ -284,9 +258,9 @@ pub fn escape_bytes(bytes: &[u8]) -> String {
     };
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            let hidden = c.is_control()
+            let is_hidden = c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-            if hidden || c == '\\' {
+            if is_hidden || c == '\\' {
                 octal(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes());
             } else {
                 out.push(c);
@@ -295,6 +269,34 @@ pub fn escape_bytes(bytes: &[u8]) -> String {
         octal(&mut out, chunk.invalid());
     }
     out
+}
+
+/// User input for an error message: escaped, in backticks, at most 80 characters.
+pub fn quote(text: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    match text.char_indices().nth(MAX_CHARS) {
+        None => format!("`{}`", escape_bytes(text.as_bytes())),
+        Some((end, _)) => format!("`{}…`", escape_bytes(&text.as_bytes()[..end])),
+    }
+}
+
+impl<C> minicbor::Encode<C> for RelPath {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+/// A path that leaves its root is an error.
+impl<'b, C> minicbor::Decode<'b, C> for RelPath {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let position = d.position();
+        let invalid = |e: PathError| minicbor::decode::Error::message(e.to_string()).at(position);
+        RelPath::new(d.bytes()?).map_err(invalid)
+    }
 }
 
 macro_rules! impl_escaped_display {
@@ -349,31 +351,28 @@ fn serialize_bytes<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error>
 }
 
 fn deserialize_bytes<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
-    struct V;
-    impl<'de> Visitor<'de> for V {
+    struct PathVisitor;
+    impl<'de> Visitor<'de> for PathVisitor {
         type Value = Vec<u8>;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a path: a string, or {\"path_b64\": base64} where it is not UTF-8")
+            f.write_str("a path: a string, or {\"path_b64\": base64} if it is not UTF-8")
         }
         fn visit_str<E: de::Error>(self, v: &str) -> Result<Self::Value, E> {
             Ok(v.as_bytes().to_vec())
         }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut exact = None;
-            while let Some(key) = map.next_key::<String>()? {
-                match key.as_str() {
-                    "path" => drop(map.next_value::<String>()?),
-                    "path_b64" => {
-                        let text: String = map.next_value()?;
-                        exact = Some(B64.decode(text).map_err(de::Error::custom)?);
-                    }
-                    other => return Err(de::Error::unknown_field(other, &["path", "path_b64"])),
-                }
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            #[derive(Deserialize)]
+            #[serde(deny_unknown_fields)]
+            struct Exact {
+                #[serde(rename = "path")]
+                _escaped: Option<String>,
+                path_b64: String,
             }
-            exact.ok_or_else(|| de::Error::missing_field("path_b64"))
+            let exact = Exact::deserialize(MapAccessDeserializer::new(map))?;
+            B64.decode(exact.path_b64).map_err(de::Error::custom)
         }
     }
-    d.deserialize_any(V)
+    d.deserialize_any(PathVisitor)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Errors over HTTP: problem documents (RFC 9457). `detail` is always a string, as the
-//! predecessor's clients expect; the fields at fault are listed in `errors`.
+//! Errors over HTTP: problem documents (RFC 9457). `detail` is always a string, because clients of the
+//! predecessor expect one; invalid fields are listed in `errors`.
 
 use super::leader::Leader;
 use serde::{Deserialize, Serialize};
@@ -7,46 +7,45 @@ use serde::{Deserialize, Serialize};
 /// The media type of a problem document.
 pub const PROBLEM_CONTENT_TYPE: &str = "application/problem+json";
 
-/// The [code](Problem::code) of an answer that came before the decision was durable: it may still take
-/// effect.
-pub const LATE_CODE: &str = "late";
+/// The [code](Problem::code) of a reply that was sent before the commit finished: the request may still take effect.
+pub const LATE_CODE: &str = "commit_timeout";
 
-/// The code of a submit that was refused because no active worker serves one of its paths.
+/// The code of a rejected submit: no active worker serves one of its paths.
 pub const NO_WORKER_CODE: &str = "no_worker";
 
-/// One field at fault.
+/// One invalid field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldError {
     /// JSON pointer (RFC 6901) to the field, e.g. `/chunk_size_mb`.
     pub pointer: String,
-    /// What is wrong with it.
+    /// The error message.
     pub detail: String,
 }
 
 /// A problem document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// `about:blank`: the status and `code` say it all.
+    /// Always `about:blank`: `code` identifies the problem.
     #[serde(rename = "type", default = "about_blank")]
     pub kind: String,
     /// The reason phrase of the status.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened, in a sentence.
+    /// The error message.
     pub detail: String,
-    /// A stable word for programs, e.g. `sync_exists`.
+    /// A stable identifier for programs, e.g. `sync_exists`.
     pub code: String,
-    /// Every field at fault, for status 422.
+    /// All invalid fields, for status 422.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// What to do next.
+    /// The next step for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// For `sync_exists`: the state of the sync that has the id.
+    /// For `sync_exists`: the state of the existing sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub existing: Option<String>,
-    /// For `not_leader`: the master that leads.
+    /// For `not_leader`: the leader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<Box<Leader>>,
 }
@@ -71,7 +70,7 @@ impl Problem {
         }
     }
 
-    /// Adds what to do next.
+    /// Adds the next step for the operator.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -1,8 +1,12 @@
-//! What an operator asks for ([`SyncRequest`]) and sees ([`SyncProgress`]).
+//! The request for a sync ([`SyncRequest`]) and its progress ([`SyncProgress`]).
 
-use super::options::{EntryAction, EntryWarnings, SyncOptions, Tally};
-use super::{AbsPath, BytePath, RequestId, WorkerId};
+use super::entry_report::{EntryAction, EntryWarnings, Tally};
+use super::options::SyncOptions;
+use super::text_enum::text_enum;
+use super::{AbsPath, BytePath, RequestId, WorkerId, is_default};
 use jiff::Timestamp;
+use serde::de::value::StringDeserializer;
+use serde::de::{self, IntoDeserializer as _};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -11,162 +15,150 @@ pub const DEFAULT_CHUNK_MIB: u32 = 64;
 /// The bounds of `chunk_size_mb`, in MiB, both inclusive.
 pub const CHUNK_MIB_RANGE: std::ops::RangeInclusive<u32> = 1..=1024;
 
-/// `POST /sync`: make `destination_path` hold what `source_path` holds.
+/// `POST /sync`: copy `source_path` to `destination_path`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncRequest {
-    /// The operator's name for it; the master makes a sortable one where it is left out.
+    /// The id of the sync; by default the master generates a sortable one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
     /// A directory (its contents are copied) or a file.
     pub source_path: AbsPath,
-    /// Where the contents (or the file) shall be.
+    /// The destination of the contents (or of the file).
     pub destination_path: AbsPath,
-    /// Batches and ranges hold at most this much, in MiB ([`CHUNK_MIB_RANGE`]).
+    /// The maximum content of a batch or range, in MiB ([`CHUNK_MIB_RANGE`]).
     #[serde(default = "default_chunk_mib")]
     pub chunk_size_mb: u32,
-    /// Copy just these: relative to the source, or absolute below it.
+    /// Copy only these paths: relative to the source, or absolute below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_list: Option<Vec<BytePath>>,
-    /// How it is to be done.
+    /// See [`SyncOptions`].
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub options: SyncOptions,
-    /// All agents together send no more for it than this, in bytes per second; none: as much as they can.
+    /// The limit of all agents together for this sync, in bytes per second; none: unlimited.
     /// It can be changed while the sync runs ([`SyncPatch`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bwlimit: Option<u64>,
 }
 
-/// `PATCH /sync/{id}`: what is to be different from now on.
+/// `PATCH /sync/{id}`: changes a running sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SyncPatch {
     /// See [`SyncRequest::bwlimit`].
     pub bwlimit: Option<u64>,
 }
 
-/// `POST /sync/{id}/retry`: submit what an ended sync asked for again.
+/// `POST /sync/{id}/retry`: submits the request of an ended sync again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct RetryRequest {
-    /// The name of the new sync; the master makes one where it is left out.
+    /// The id of the new sync; by default the master generates one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
-    /// Just the entries that failed.
+    /// Copy only the failed entries.
     pub failed_only: bool,
-}
-
-fn is_zero(n: &u64) -> bool {
-    *n == 0
 }
 
 fn default_chunk_mib() -> u32 {
     DEFAULT_CHUNK_MIB
 }
 
-/// The state of a sync, as operators see it. `Completed`, `Failed` and `Cancelled` are final.
+/// The state of a sync. `Completed`, `Failed` and `Cancelled` are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum SyncState {
-    /// Accepted; nothing handed out yet (`reason` says why).
+    /// Accepted; no task was assigned yet (see `reason`).
     Queued,
-    /// Tasks are handed out.
+    /// Tasks are assigned.
     Progress,
-    /// Nothing more is handed out for now; `reason` says why, and what goes on.
+    /// No more tasks are assigned; see `reason`, also for tasks that continue.
     Paused,
-    /// Everything is at the destination, checked and flushed.
+    /// All entries are at the destination, verified and flushed.
     Completed,
-    /// Ended with something missing; `errors` says what.
+    /// Ended with failures; see `errors`.
     Failed,
     /// Ended by an operator.
     Cancelled,
 }
 
 impl SyncState {
-    /// Whether the state can't change any more.
+    /// Whether the state can no longer change.
     pub fn is_final(self) -> bool {
         matches!(self, SyncState::Completed | SyncState::Failed | SyncState::Cancelled)
     }
-
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            SyncState::Queued => "QUEUED",
-            SyncState::Progress => "PROGRESS",
-            SyncState::Paused => "PAUSED",
-            SyncState::Completed => "COMPLETED",
-            SyncState::Failed => "FAILED",
-            SyncState::Cancelled => "CANCELLED",
-        }
-    }
 }
+
+text_enum!(SyncState {
+    Queued = "QUEUED",
+    Progress = "PROGRESS",
+    Paused = "PAUSED",
+    Completed = "COMPLETED",
+    Failed = "FAILED",
+    Cancelled = "CANCELLED",
+});
 
 impl std::str::FromStr for SyncState {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        use SyncState::*;
-        let upper = s.to_ascii_uppercase();
-        [Queued, Progress, Paused, Completed, Failed, Cancelled]
-            .into_iter()
-            .find(|state| state.as_str() == upper)
-            .ok_or_else(|| {
-                "must be one of QUEUED, PROGRESS, PAUSED, COMPLETED, FAILED, CANCELLED".to_owned()
-            })
+        let word: StringDeserializer<de::value::Error> = s.to_ascii_uppercase().into_deserializer();
+        let all = "must be one of QUEUED, PROGRESS, PAUSED, COMPLETED, FAILED, CANCELLED";
+        SyncState::deserialize(word).map_err(|_| all.to_owned())
     }
 }
 
-/// Where a sync stands inside its state.
+/// The phase of a sync within its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum SyncPhase {
-    /// Not begun.
+    /// Not started.
     Waiting,
-    /// The source is still being listed; copying goes on beside it.
+    /// The source is being scanned, and copied at the same time.
     Scanning,
-    /// Everything is listed; entries are being copied.
+    /// The scan is complete; entries are being copied.
     Transferring,
-    /// Everything is copied; it is read again and compared (`verify: readback`).
+    /// The copy is complete; the destination is read and compared (`verify: readback`).
     Verifying,
-    /// Everything is copied; what the source does not have is counted, then deleted.
+    /// The copy is complete; extraneous entries are counted, then deleted.
     Pruning,
-    /// Everything is copied; destination workers put it on stable storage.
+    /// The copy is complete; destination workers flush it to stable storage.
     Flushing,
     /// Ended.
     Done,
 }
 
-/// How a sync ended.
+/// The outcome of an ended sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SyncOutcome {
-    /// Every entry is there.
+    /// All entries are at the destination.
     Full,
     /// Some entries failed.
     Partial,
-    /// The only failures are source files that vanished or changed under the copy each time.
+    /// The only failures are source files that vanished or changed during every attempt.
     VanishedOnly,
-    /// Everything was copied, and a guard stopped the deletion of what the source does not have.
+    /// All entries were copied, and a limit stopped the deletion of extraneous entries.
     DeleteStopped,
-    /// A guard stopped a mirror before everything was copied, in general before anything was.
+    /// A check stopped a mirror before the copy was complete, usually before it started.
     CopyStopped,
-    /// Nothing is known to be missing, but tasks were reported done without evidence
+    /// No failure is known, but some tasks were reported as done without evidence
     /// ([`SyncProgress::unverified`]).
     Unverified,
-    /// An operator ended it.
+    /// Ended by an operator.
     Cancelled,
 }
 
-/// A part of the work of a sync whose failures are no failures of counted entries.
+/// A step of a sync with failures that do not belong to counted entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailedStep {
-    /// A directory could not be entered or listed, or a part of a list of names not be looked up.
+    /// A directory could not be listed, or a part of a file list not be looked up.
     List,
-    /// An entry that was copied could not be compared again (`verify: readback`).
+    /// A copied entry could not be read and compared (`verify: readback`).
     ReadBack,
-    /// Something that the source does not have could not be found or deleted.
+    /// An extraneous entry could not be listed or deleted.
     Delete,
-    /// What was kept for the names of one file could not be removed.
+    /// Auxiliary files for hard links could not be removed.
     CleanUp,
-    /// What a worker wrote could not be put on stable storage.
+    /// Written data could not be flushed to stable storage.
     Flush,
 }
 
@@ -176,45 +168,44 @@ pub enum FailedStep {
 pub struct FileError {
     /// Below the source (and destination) root; empty for the root itself.
     pub path: BytePath,
-    /// What was being done, as verb and side, e.g. `open source`, `rename destination`.
+    /// Verb and side, e.g. `open source`, `rename destination`.
     pub operation: String,
-    /// The name of the errno, e.g. `EACCES`, where a system call failed.
+    /// The name of the errno of a failed system call, e.g. `EACCES`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<String>,
-    /// What failed, where and why.
+    /// The error message, with path and cause.
     pub message: String,
-    /// What an operator can do about it.
+    /// The next step for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Which worker saw it.
+    /// The worker that reported the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<WorkerId>,
-    /// At which attempt, from 1.
+    /// The number of the attempt, from 1.
     #[serde(default)]
     pub attempt: u32,
-    /// Whether trying again can help.
+    /// See [`ErrorClass`].
     #[serde(default)]
     pub class: ErrorClass,
 }
 
 impl FileError {
-    /// What to do where there is no room.
+    /// The hint for `ENOSPC` and `EDQUOT`.
     pub const NO_SPACE_HINT: &str = "free space or inodes on the destination";
 
-    /// What went wrong without where: the same for all entries that fail alike.
+    /// The failure without its path: equal for all entries with the same failure.
     pub fn describe_cause(&self) -> String {
         let errno = self.errno.as_deref().unwrap_or("no errno");
         format!("cannot {}: {errno}", self.operation)
     }
 
-    /// Whether it says that the host that saw it had no descriptor or no memory left. That is no fault
-    /// of the entry.
+    /// Whether the host had no file descriptor or no memory left. Such a failure is not caused by the entry.
     pub fn is_resource_exhaustion(&self) -> bool {
         matches!(self.errno.as_deref(), Some("EMFILE" | "ENFILE" | "ENOMEM"))
     }
 }
 
-/// The message and the hint, for a log or a reason.
+/// Message and hint.
 impl std::fmt::Display for FileError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)?;
@@ -222,148 +213,146 @@ impl std::fmt::Display for FileError {
     }
 }
 
-/// Whether trying a failed entry again can help.
+/// Determines whether a failed entry is retried.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorClass {
-    /// It may work at another time (EIO, ENOSPC, a lost connection).
+    /// A retry may succeed (EIO, ENOSPC, a lost connection).
     #[default]
     Transient,
-    /// It can only work elsewhere or after somebody changes something (EACCES, EROFS).
+    /// Only another worker or a change by an operator can help (EACCES, EROFS).
     Permanent,
-    /// The source changed under the copy each time.
+    /// The source changed during every attempt.
     Changed,
-    /// The source entry is gone.
+    /// The source entry no longer exists.
     Vanished,
-    /// The storage path of a worker leads elsewhere than to the directory that the worker opened: the
-    /// sync waits until it is there again.
+    /// The storage path of a worker no longer leads to the directory that the worker opened: the
+    /// sync waits until it does.
     StorageGone,
-    /// The request contradicts what its paths lead to: no repetition of it can work.
+    /// The request does not fit the file types of its paths: no retry can succeed.
     InvalidRequest,
 }
 
 /// `GET /sync/{id}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SyncProgress {
-    /// The operator's name of the sync.
+    /// The id of the sync.
     pub request_id: RequestId,
-    /// The shortest beginning of it, of at least [`MIN_ID_PREFIX_CHARS`] characters, with which no other id of the
-    /// master begins; a shorter id is whole.
+    /// The shortest unique prefix of the id, of at least [`MIN_ID_PREFIX_CHARS`] characters; a shorter id is complete.
     ///
     /// [`MIN_ID_PREFIX_CHARS`]: super::ids::MIN_ID_PREFIX_CHARS
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub short_id: Option<String>,
-    /// Where it stands.
+    /// The current state.
     pub state: SyncState,
-    /// What is copied from.
+    /// See [`SyncRequest::source_path`].
     pub source_path: AbsPath,
-    /// What is copied to.
+    /// See [`SyncRequest::destination_path`].
     pub destination_path: AbsPath,
-    /// Content bytes that were sent and checked, and those of tasks under way; skipped ones are not in it. It
-    /// falls where an attempt fails.
+    /// Content bytes that were sent and verified, including those of active tasks, without skipped files. It
+    /// decreases when an attempt fails.
     pub transferred_bytes: u64,
-    /// Content bytes found so far; final once `scan_done`.
+    /// Content bytes found so far; final with `scan_done`.
     pub total_bytes: u64,
-    /// Content bytes per second of late (about ten seconds), once a byte has moved and while it runs.
+    /// Content bytes per second, averaged over about ten seconds; absent before the first byte and after the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,
-    /// When it may have copied the rest at that rate, in seconds from now; not before `scan_done`.
+    /// The remaining time at that rate, in seconds; absent before `scan_done`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<u64>,
-    /// When it was accepted.
+    /// The time of acceptance.
     pub submitted_at: Timestamp,
-    /// When the first task was handed out.
+    /// The time of the first assignment.
     pub started_at: Option<Timestamp>,
-    /// When anything of this last changed.
+    /// The time of the last change of this document.
     pub updated_at: Timestamp,
-    /// When it reached a final state.
+    /// The time of the final state.
     pub ended_at: Option<Timestamp>,
-    /// What each worker does for it, in words.
+    /// The activity of each worker for this sync, as text.
     pub detail: BTreeMap<String, String>,
-    /// Where it stands inside its state.
+    /// The phase within the state.
     pub phase: SyncPhase,
-    /// The file system of the source root: the same text as long as it is the same file system.
+    /// An id of the file system of the source root, equal as long as it is the same file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_file_system: Option<String>,
-    /// How it ended; `FAILED` without one: nothing was copied at all.
+    /// The outcome of an ended sync; a failed sync without one copied nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<SyncOutcome>,
-    /// Files, links and special files found so far (directories are counted apart).
+    /// Files, links and special files found so far (directories are counted separately).
     pub files_total: u64,
-    /// … copied.
+    /// Copied files.
     pub files_done: u64,
-    /// … equal already.
+    /// Files that were equal already.
     pub files_skipped: u64,
-    /// … given up.
+    /// Failed files.
     pub files_failed: u64,
     /// Directories found so far.
     pub dirs_total: u64,
-    /// … that exist at the destination with their metadata.
+    /// Directories that exist at the destination with their metadata.
     pub dirs_done: u64,
-    /// … given up.
+    /// Failed directories.
     pub dirs_failed: u64,
-    /// What failed beside entries. With `files_failed` and `dirs_failed` it is the sum of `error_counts`.
+    /// Failures outside of entries. Together with `files_failed` and `dirs_failed` the sum of `error_counts`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failed_steps: BTreeMap<FailedStep, u64>,
-    /// Content bytes of the files skipped.
+    /// Content bytes of skipped files.
     pub bytes_skipped: u64,
-    /// Content bytes that went over the wire (or between two files of one host), retries included.
+    /// Content bytes sent over the network (or between two files of one host), including retries.
     #[serde(default)]
     pub sent_bytes: u64,
-    /// Content bytes of copied files that the destination had already and that were kept.
+    /// Content bytes of copied files that the destination had already.
     #[serde(default)]
     pub kept_bytes: u64,
-    /// Content bytes of copied files that source and destination share: nothing was read or written.
+    /// Content bytes of copied files that source and destination share (reflinks).
     #[serde(default)]
     pub cloned_bytes: u64,
-    /// What was done (in a dry run: would be), by action.
+    /// Entries by action; in a dry run by the action that would be taken.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub actions: BTreeMap<EntryAction, Tally>,
-    /// Metadata that the destination could not hold, and what was left out, by cause.
+    /// Metadata that the destination could not store, and excluded entries, by cause.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub warnings: EntryWarnings,
-    /// Files that were read back and are right.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// Files that were read back and are correct.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub verified_files: u64,
-    /// Files that were wrong when they were read back, and were sent again.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// Files that were read back, differed, and were sent again.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub repaired_files: u64,
-    /// How often something came damaged over the network (a file, a range, a document), was found and was
-    /// sent again.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// The number of files, ranges and documents that arrived corrupted and were sent again.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub integrity_errors: u64,
-    /// How it was to be done.
+    /// See [`SyncOptions`].
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub options: SyncOptions,
-    /// All agents together send no more for it than this, in bytes per second.
+    /// See [`SyncRequest::bwlimit`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bwlimit: Option<u64>,
     /// Whether the totals are final.
     pub scan_done: bool,
-    /// Tasks reported done without evidence: a success without digest and report, a page without the source
-    /// root, anything from a worker without an incarnation. The outcome is then never [`SyncOutcome::Full`].
+    /// Tasks that were reported as done without evidence: a success without digest and report, a page without the source
+    /// root, any result of a worker without an incarnation. They exclude [`SyncOutcome::Full`].
     pub unverified: u64,
-    /// Tasks that were handed out again.
+    /// Repeated assignments of tasks.
     pub retries: u64,
-    /// Why it waits, or why it failed.
+    /// The reason why it waits or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// That nothing of it moves.
+    /// Present while the sync makes no progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<StallInfo>,
-    /// The first failures in full.
+    /// The first failures.
     pub errors: Vec<FileError>,
-    /// All failures, counted per cause.
+    /// The number of failures per cause.
     pub error_counts: BTreeMap<String, u64>,
-    /// How many of them `GET /sync/{id}/files?state=failed` does not name: those after the first 1,000,000.
+    /// Failures after the first 1,000,000, which `GET /sync/{id}/files?state=failed` does not list.
     #[serde(default)]
     pub failures_unlisted: u64,
 }
 
 impl SyncProgress {
-    /// Everything that failed: files, directories, and steps that are about neither.
+    /// Failed files, directories and steps.
     pub fn failure_count(&self) -> u64 {
         let steps = self.failed_steps.values().copied();
         [self.files_failed, self.dirs_failed].into_iter().chain(steps).fold(0, u64::saturating_add)
@@ -374,32 +363,32 @@ impl SyncProgress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReassignRequest {
-    /// Whose tasks of the sync are for others.
+    /// The worker that loses its tasks of the sync.
     pub worker_id: WorkerId,
 }
 
-/// The reply to it.
+/// The reply to `POST /sync/{id}/reassign`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReassignReply {
-    /// The sync.
+    /// The id of the sync.
     pub request_id: RequestId,
-    /// Who had them.
+    /// The worker that lost its tasks.
     pub worker_id: WorkerId,
-    /// How many tasks were taken away from it.
+    /// The number of these tasks.
     pub tasks: u64,
 }
 
-/// That nothing of a sync has moved for minutes, though workers are there and nobody paused it.
+/// A sync without progress for minutes, although workers are available and it is not paused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StallInfo {
-    /// The last result, page or byte came then.
+    /// The time of the last result, page or byte.
     pub since: Timestamp,
-    /// What is longest under way, or waits longest where nothing is, e.g. `copy`.
+    /// The kind of the oldest active task, or else of the oldest waiting task, e.g. `copy`.
     pub task: String,
-    /// Who has it.
+    /// The worker of that task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<WorkerId>,
-    /// For how long, in seconds.
+    /// The age of that task, in seconds.
     pub task_seconds: u64,
 }
 
@@ -408,14 +397,14 @@ pub struct StallInfo {
 pub struct SubmitReply {
     /// Always `queued`.
     pub status: String,
-    /// The name of the sync, given or made.
+    /// The id of the sync.
     pub request_id: RequestId,
-    /// Where to ask for its progress: a reference relative to the URL of the request (RFC 3986).
+    /// The progress of the sync: a reference relative to the URL of the request (RFC 3986).
     pub status_url: String,
-    /// That the same request is active already, or for which sync this one waits.
+    /// Present if the same request is active already, or if this sync waits for another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Why nothing of it can be done yet: for each path that no active worker serves, the nearest storage paths.
+    /// For each path that no active worker serves, the nearest storage paths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

@@ -1,10 +1,10 @@
-//! What passes between the master and an agent about one task: the assignment out, scan pages and
-//! the result back.
+//! The documents between master and agent for one task: the assignment, scan pages and the result.
 
-use super::options::{EntryAction, EntryWarnings, FileRecord, SyncOptions, Tally};
+use super::entry_report::{EntryAction, EntryWarnings, FileRecord, Tally};
+use super::options::SyncOptions;
 use super::sync::FileError;
 use super::worker::{Endpoint, WorkerStatus};
-use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId};
+use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId, is_default};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as B64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -16,7 +16,7 @@ pub struct Base64Bytes(pub Vec<u8>);
 
 impl std::fmt::Debug for Base64Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Blob({} bytes)", self.0.len())
+        write!(f, "Base64Bytes({} bytes)", self.0.len())
     }
 }
 
@@ -28,9 +28,9 @@ impl Serialize for Base64Bytes {
 
 impl<'de> Deserialize<'de> for Base64Bytes {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        /// Decodes where the string lies: a page is long.
-        struct Text;
-        impl de::Visitor<'_> for Text {
+        /// Decodes the borrowed string: a page is long.
+        struct Base64Visitor;
+        impl de::Visitor<'_> for Base64Visitor {
             type Value = Base64Bytes;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("bytes in base64")
@@ -39,30 +39,30 @@ impl<'de> Deserialize<'de> for Base64Bytes {
                 B64.decode(text).map(Base64Bytes).map_err(E::custom)
             }
         }
-        d.deserialize_str(Text)
+        d.deserialize_str(Base64Visitor)
     }
 }
 
-/// What is to be done. Manifests are fetched apart
+/// The work of a task. Manifests are fetched separately
 /// (`GET /workers/{id}/assignments/{assignment_id}/manifest`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum TaskSpec {
-    /// List a subtree of the source, depth first, names sorted by bytes, and post pages.
+    /// Scan a subtree of the source, depth first with names sorted by bytes, and post pages.
     Scan {
         /// The subtree, below the source root.
         dir: RelPath,
-        /// Go on behind this entry.
+        /// Continue after this entry.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cursor: Option<Cursor>,
     },
-    /// Look up the names of a part of the operator's list (the manifest is a
+    /// Look up the paths of one part of the file list (the manifest is a
     /// [`FileListPart`](super::manifest::FileListPart)), and post pages.
     List {
-        /// Go on with the name at this index.
+        /// The index of the first path to look up.
         start: u64,
     },
-    /// Bring a batch of entries to the destination.
+    /// Copy a batch of entries to the destination.
     Copy {
         /// Files, links and special files in the manifest.
         files: u64,
@@ -71,48 +71,48 @@ pub enum TaskSpec {
         /// Content bytes.
         bytes: u64,
     },
-    /// Bring a byte range of one large file (the manifest's only entry) into its part file.
+    /// Copy a byte range of one large file (the only entry of the manifest) into its part file.
     Range {
-        /// Where it starts, a multiple of the file's range length.
+        /// The start of the range, a multiple of the range length of the file.
         offset: u64,
-        /// How long it is; less than the file's range length only at the end of the file.
+        /// The length, less than the range length of the file only at its end.
         length: u64,
-        /// Only compare it with what the destination has (`compare: checksum`); write nothing.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        /// Only compare it with the destination (`compare: checksum`); write nothing.
+        #[serde(default, skip_serializing_if = "is_default")]
         compare: bool,
     },
-    /// Publish the part file of one large file: check it, set its metadata, rename it.
+    /// Publish the part file of one large file: verify it, set its metadata, rename it.
     Commit {
         /// The length of all ranges but the last, a power of two of at least 1 KiB.
         range_length: u64,
-        /// The BLAKE3 chaining value of each range, 32 bytes each, in order; empty where the ranges
+        /// The BLAKE3 chaining values of all ranges, 32 bytes each, in order; empty if the ranges
         /// were not hashed.
         chain: Base64Bytes,
-        /// All ranges were compared and are equal: there is no part file, only metadata to repair.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        /// All ranges were compared and are equal: no part file exists, and only metadata is repaired.
+        #[serde(default, skip_serializing_if = "is_default")]
         in_place: bool,
     },
     /// Remove the part file of one large file that will not be published.
     Discard,
-    /// Find what a subtree of the destination has and the source does not, and post pages
+    /// Find extraneous entries in a subtree of the destination, and post pages
     /// ([`ScanPage::pruned`]).
     Prune {
         /// The subtree, below both roots.
         dir: RelPath,
-        /// Go on behind this directory.
+        /// Continue after this directory.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cursor: Option<Cursor>,
-        /// Delete it; otherwise it is only counted.
+        /// Delete them; otherwise they are only counted.
         apply: bool,
     },
-    /// Remove what the sync kept at the destination to find the names of one file.
+    /// Remove the auxiliary files for hard links from the destination.
     CleanUp,
-    /// Put everything written below the destination root on stable storage.
+    /// Flush all data written below the destination root to stable storage.
     Flush,
 }
 
 impl TaskSpec {
-    /// The word for it.
+    /// The `kind` on the wire.
     pub fn kind(&self) -> &'static str {
         match self {
             TaskSpec::Scan { .. } => "scan",
@@ -127,14 +127,14 @@ impl TaskSpec {
         }
     }
 
-    /// Whether whoever does it sends content.
+    /// Whether the worker of the task sends content.
     pub fn sends_content(&self) -> bool {
         matches!(self, TaskSpec::Copy { .. } | TaskSpec::Range { compare: false, .. })
     }
 
-    /// The content that it is about, as offset and length in bytes: of a range its place in the file, of a
-    /// batch the sum of its entries, from 0. `file_size` is the length of the large file that the task
-    /// belongs to, where there is one. A task without content has the length 0.
+    /// Offset and length of the content of the task, in bytes: for a range its position in the file, for a
+    /// batch 0 and the sum of its entries. `file_size` is the length of the large file of the task. A task without
+    /// content has the length 0.
     pub fn content_extent(&self, file_size: Option<u64>) -> (u64, u64) {
         match *self {
             TaskSpec::Range { offset, length, .. } => (offset, length),
@@ -144,73 +144,73 @@ impl TaskSpec {
         }
     }
 
-    /// Whether a manifest goes with it.
+    /// Whether the task has a manifest.
     pub fn has_manifest(&self) -> bool {
         use TaskSpec::{CleanUp, Flush, Prune, Scan};
         !matches!(self, Scan { .. } | Prune { .. } | CleanUp | Flush)
     }
 }
 
-/// A place in a depth-first walk: behind `after`.
+/// A position in a depth-first scan: after the entry `after`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
-    /// The entry reported last, below the source root.
+    /// The last reported entry, below the source root.
     pub after: RelPath,
-    /// `after` is a directory whose contents are not to be walked (they are a task of their own).
+    /// `after` is a directory with contents that are not scanned (another task scans them).
     #[serde(default)]
     pub skip_contents: bool,
 }
 
-/// A member of a worker pool as an assignment lists it.
+/// A worker in the source or destination pool of an assignment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolMember {
-    /// Who.
+    /// The id of the worker.
     pub worker_id: WorkerId,
-    /// What it said last.
+    /// The last reported status.
     pub status: WorkerStatus,
-    /// The roots that it holds.
+    /// The directories that it can read and write.
     pub storage_paths: Vec<AbsPath>,
-    /// Where it serves the data plane.
+    /// The addresses of its data plane.
     pub data_plane_endpoints: Vec<Endpoint>,
 }
 
 /// `POST /workers/{id}/assignment`: a task leased to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
-    /// The lease's random name; the result must carry it.
+    /// The id of the lease; the result must carry it.
     pub assignment_id: AssignmentId,
-    /// The sync.
+    /// The id of the sync.
     pub request_id: RequestId,
-    /// To whom.
+    /// The worker that holds the lease.
     pub worker_id: WorkerId,
-    /// The task's number.
+    /// The number of the task.
     pub task_id: TaskId,
-    /// What the result must carry to count as verified.
+    /// The result must carry it to count as verified.
     pub task_digest: Digest,
-    /// From 1; grows with every lease of the task.
+    /// From 1; increases with every lease of the task.
     pub attempt: u32,
-    /// The lease runs out after this unless a heartbeat lists the assignment.
+    /// The lease expires after this time unless a heartbeat renews it.
     pub lease_seconds: u64,
     /// The root of the source.
     pub source_path: AbsPath,
     /// The root of the destination.
     pub destination_path: AbsPath,
-    /// Batches and ranges hold at most this much, in MiB.
+    /// The maximum content of a batch or range, in MiB.
     pub chunk_size_mb: u32,
-    /// Where the content of the task begins in its file, in bytes ([`TaskSpec::content_extent`]). Agents of the
-    /// predecessor require this and the next field; ours read `task`.
+    /// The offset of [`TaskSpec::content_extent`], in bytes. Agents of the predecessor require this and the next field;
+    /// current ones use `task`.
     pub chunk_offset: u64,
-    /// How much content the task is about, in bytes.
+    /// The length of [`TaskSpec::content_extent`], in bytes.
     pub chunk_size: u64,
-    /// What to do.
+    /// See [`TaskSpec`].
     pub task: TaskSpec,
-    /// How.
+    /// The options of the sync.
     #[serde(default, skip_serializing_if = "SyncOptions::is_default")]
     pub options: SyncOptions,
-    /// Active workers that hold the source.
+    /// Active workers that serve the source.
     pub source_workers: Vec<PoolMember>,
-    /// Active workers that hold the destination.
+    /// Active workers that serve the destination.
     pub destination_workers: Vec<PoolMember>,
     /// The ids of `source_workers`. Agents of the predecessor require this and the next field.
     pub source_worker_pool: Vec<WorkerId>,
@@ -218,18 +218,18 @@ pub struct Assignment {
     pub destination_worker_pool: Vec<WorkerId>,
     /// The permission to act on the destination.
     pub ticket: String,
-    /// The id of the storage root that the source is read from by this worker
-    /// ([`WorkerHeartbeat::root_ids`](crate::wire::worker::WorkerHeartbeat::root_ids)), where the worker named it. Those
+    /// The id of the storage root from which this worker reads the source
+    /// ([`WorkerHeartbeat::root_ids`](crate::wire::worker::WorkerHeartbeat::root_ids)), if the worker reported one. Those
     /// of the destination are in the ticket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_root: Option<String>,
-    /// What this worker may send for the sync with all its tasks together, in bytes per second; none: as
-    /// much as it can. Heartbeat replies change it.
+    /// The share of this worker in the limit of the sync, for all its tasks, in bytes per second; none:
+    /// unlimited. Heartbeat replies change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bwlimit: Option<u64>,
 }
 
-/// A piece of work that a scan (or a changed file) brings up.
+/// Work that a scan (or a changed file) produces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum WorkItem {
@@ -248,89 +248,87 @@ pub enum WorkItem {
     Large {
         /// An encoded [`Manifest`](super::manifest::Manifest) of one entry.
         manifest: Base64Bytes,
-        /// The file's length.
+        /// The length of the file.
         size: u64,
         /// The length of all ranges but the last, a power of two of at least 1 KiB.
         range_length: u64,
-        /// The same for all names of one file; none for a file with one name. The master has one
-        /// of them copied, the others are linked to it afterwards.
+        /// Equal for all names of one file; none for a file with one name. One name is copied, the others are
+        /// linked to it afterwards.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hardlink_group: Option<Digest>,
     },
 }
 
-/// At most this many ranges make up one file; longer files have longer ranges. It bounds what the
-/// master remembers of a file (32 bytes a range).
+/// The maximum number of ranges of one file; longer files have longer ranges. It limits the memory of the
+/// master for a file (32 bytes per range).
 pub const MAX_RANGES: u64 = 65_536;
 
-/// The range length for a file of `size` bytes: the largest power of two within `chunk` bytes, or
-/// more where that would give over [`MAX_RANGES`] ranges. At least 1 MiB.
+/// The range length for a file of `size` bytes: the largest power of two up to `chunk` bytes, or
+/// more if that would exceed [`MAX_RANGES`] ranges. At least 1 MiB.
 pub fn range_length(size: u64, chunk: u64) -> u64 {
     let within = 1u64 << (63 - chunk.max(1 << 20).leading_zeros());
     let needed = size.div_ceil(MAX_RANGES).max(1).next_power_of_two();
     within.max(needed)
 }
 
-/// `POST /workers/{id}/assignments/{assignment_id}/page`: what a scan found since its last page.
-/// The page's work is stored and the cursor moved together or not at all.
+/// `POST /workers/{id}/assignments/{assignment_id}/page`: the results of a scan since its last page.
+/// The work of the page and the new cursor are stored in one commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScanPage {
     /// From the assignment.
     pub task_digest: Digest,
-    /// 0, 1, 2 … within the assignment: a page sent twice counts once.
+    /// 0, 1, 2 … within the assignment: a page that is sent twice counts once.
     pub page: u64,
     /// Batches and large files.
     #[serde(default)]
     pub work: Vec<WorkItem>,
-    /// Subtrees to be walked by tasks of their own. The cursor is behind them.
+    /// Subtrees that become separate scan tasks. The cursor is after them.
     #[serde(default)]
     pub subtrees: Vec<RelPath>,
     /// Entries that could not be read, and directories that could not be entered or listed.
     #[serde(default)]
     pub errors: Vec<FileError>,
-    /// How many of `errors` are of directories that could not be entered or listed. While the source is
-    /// copied each of the others counts as a failed file.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// The number of `errors` for directories that could not be entered or listed. In a scan of the source each
+    /// other error counts as a failed file.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub unlisted_dirs: u64,
-    /// Of the first page of the whole source: what the source root is.
+    /// Only on the first page of the first scan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<RootState>,
-    /// Required on page 0 of each assignment: the source root that the walk has open. A walk without it
-    /// counts as unverified.
+    /// Required on page 0 of each assignment. A scan without it counts as unverified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_identity: Option<RootIdentity>,
-    /// For a prune: what was found since the last page.
+    /// For a prune: the results since the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned: Option<PruneReport>,
-    /// For a prune: more is extra than the ticket lets be deleted. Nothing more is deleted.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// For a prune: the number of extraneous entries exceeds the limit in the ticket. The deletion stopped.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub allowance_used_up: bool,
-    /// Entries that were left out, by cause.
-    #[serde(default, skip_serializing_if = "EntryWarnings::is_empty")]
+    /// Excluded entries, by cause.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub warnings: EntryWarnings,
-    /// What became of each file of `errors` and `pruned`, where that is recorded.
+    /// The outcome of each file of `errors` and `pruned`, if outcomes are recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<FileRecord>,
-    /// What the agent found damaged on the way since it told so last, whatever task it was about.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// The number of corrupted transfers that the agent found since its last report, for all its tasks.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub integrity_errors: u64,
-    /// The task as it is to go on behind this page; `None`: there is no more.
+    /// The remaining task after this page; `None`: the scan is complete.
     pub next: Option<TaskSpec>,
 }
 
-/// What a source root is; by this a mirror knows that nothing is mounted there today.
+/// The state of a source root. A mirror uses it to detect a missing mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootState {
-    /// The file system that it lies on: the same text as long as it is the same one, also after a
-    /// restart of the host.
+    /// An id of its file system, equal as long as it is the same one, also after a restart of the host.
     pub file_system: String,
-    /// There is nothing in it.
+    /// The directory is empty.
     pub empty: bool,
 }
 
-/// The identity of an open source root, as the host that walks it reports it. The master cannot check the
+/// The identity of an open source root, reported by the host that scans it. The master cannot verify the
 /// numbers; a page without them comes from a program that did not open the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -341,57 +339,57 @@ pub struct RootIdentity {
     pub inode: u64,
 }
 
-/// What a prune found.
+/// Counts of a prune.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PruneReport {
-    /// Entries at the destination that were looked at.
+    /// Entries at the destination.
     pub checked: u64,
-    /// … that the source does not have: deleted, or to be deleted.
+    /// Entries that the source lacks: deleted, or to be deleted.
     pub extraneous: u64,
-    /// Content bytes of those.
+    /// Content bytes of these.
     pub bytes: u64,
 }
 
 /// The reply to a page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageReply {
-    /// What the agent shall do with the scan.
+    /// See [`PageAction`].
     pub action: PageAction,
-    /// How many subtrees it may give away with its next page, for workers that have nothing to do.
+    /// The maximum number of subtrees in the next page, for idle workers.
     #[serde(default)]
     pub max_subtrees: u32,
 }
 
-/// See [`PageReply`].
+/// How the agent proceeds with the scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PageAction {
-    /// Go on.
+    /// Continue the scan.
     Continue,
-    /// Enough is outstanding: stop here; the master keeps the rest of the task for later.
+    /// Enough tasks are outstanding: stop here; the rest of the task is assigned later.
     /// No result is sent.
     Pause,
     /// The last page was accepted: the task is done. No result is sent.
     Done,
-    /// The assignment is not valid (any more): stop; nothing of the page counted.
+    /// The assignment is not valid: stop; the page was ignored.
     Stop,
 }
 
-/// `POST /workers/result`. An agent of the guide sends the first four; ours sends all.
+/// `POST /workers/result`. Agents of the predecessor send only the first four fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskResult {
-    /// The sync.
+    /// The id of the sync.
     pub request_id: RequestId,
-    /// Who did it.
+    /// The worker of the task.
     pub worker_id: WorkerId,
-    /// Whether the task is done (entries may have failed all the same: see the report).
+    /// Whether the task is done (single entries may have failed: see the report).
     pub success: bool,
-    /// A sentence.
+    /// A text for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Which assignment; without it: the one that the worker holds of that sync.
+    /// The default is the only assignment of the worker for that sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment_id: Option<AssignmentId>,
     /// From the assignment.
@@ -400,91 +398,86 @@ pub struct TaskResult {
     /// From the assignment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_digest: Option<Digest>,
-    /// What was done.
+    /// See [`TaskReport`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<TaskReport>,
 }
 
-/// What was done of a task.
+/// The work that was done.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TaskReport {
-    /// The task was not (wholly) done and costs no attempt: the agent drains.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    /// The task is not (completely) done and this attempt does not count: the agent drains.
+    #[serde(skip_serializing_if = "is_default")]
     pub returned: bool,
-    /// Files, links and special files brought over.
+    /// Copied files, links and special files.
     pub files_done: u64,
-    /// … equal already.
+    /// Files that were equal already.
     pub files_skipped: u64,
-    /// Directories that exist with their metadata.
+    /// Directories that exist with their metadata at the destination.
     pub dirs_done: u64,
-    /// Content bytes sent and checked.
+    /// Content bytes sent and verified.
     pub bytes_done: u64,
-    /// Content bytes of the files skipped.
+    /// Content bytes of skipped files.
     pub bytes_skipped: u64,
-    /// The workers that wrote to the destination, in this and in failed attempts at it.
+    /// The workers that wrote to the destination, in this attempt and in failed ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub writers: Vec<WorkerId>,
-    /// Entries that failed, one each.
+    /// One error for each failed entry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<FileError>,
-    /// A batch of exactly those entries, to try again.
+    /// A batch of exactly these entries, for a retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<WorkItem>,
     /// For a range: its BLAKE3 chaining value; for a commit: the digest of the whole file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
-    /// For a range: the source is another version now. This takes the place of the whole file.
+    /// For a range: the source file has changed. This replaces all work for the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replacement: Option<WorkItem>,
-    /// For a commit: ranges that were written are not in the part file any more. All are to be sent
-    /// again.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    /// For a commit: the part file lacks ranges that were written. All ranges are sent again.
+    #[serde(skip_serializing_if = "is_default")]
     pub part_lost: bool,
-    /// Content bytes that went over the wire, also of what failed.
-    #[serde(skip_serializing_if = "is_zero")]
+    /// Content bytes sent over the network, including failed transfers.
+    #[serde(skip_serializing_if = "is_default")]
     pub bytes_sent: u64,
-    /// Content bytes that the destination had already and kept; they count in `bytes_done` too.
-    #[serde(skip_serializing_if = "is_zero")]
+    /// Content bytes that the destination had already; `bytes_done` includes them.
+    #[serde(skip_serializing_if = "is_default")]
     pub bytes_kept: u64,
-    /// Content bytes that source and destination share since; they count in `bytes_done` too.
-    #[serde(skip_serializing_if = "is_zero")]
+    /// Content bytes that source and destination share (reflinks); `bytes_done` includes them.
+    #[serde(skip_serializing_if = "is_default")]
     pub bytes_cloned: u64,
-    /// What was done with the entries (in a dry run: would be); failed ones are not in it.
+    /// Entries by action (in a dry run by the action that would be taken), without failed ones.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub actions: BTreeMap<EntryAction, Tally>,
-    /// What the destination could not hold.
-    #[serde(skip_serializing_if = "EntryWarnings::is_empty")]
+    /// Metadata that the destination could not store, by cause.
+    #[serde(skip_serializing_if = "is_default")]
     pub warnings: EntryWarnings,
-    /// What became of each entry, where that is recorded (or its digest is wanted).
+    /// The outcome of each entry, if outcomes or digests are recorded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<FileRecord>,
-    /// The destination keeps something for the names of one file: a sweep is wanted in the end.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    /// The destination has auxiliary files for hard links: the sync ends with a clean-up.
+    #[serde(skip_serializing_if = "is_default")]
     pub needs_clean_up: bool,
-    /// For a range that is only compared: it differs, so the file is to be sent.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    /// For a range that is only compared: it differs, so the file must be sent.
+    #[serde(skip_serializing_if = "is_default")]
     pub differs: bool,
-    /// For a range: the destination holds this file: nothing needs to be sent any more. Counted as skipped, or
-    /// as done where the task has brought all of it (`files_done` is 1).
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    /// For a range: the destination has this file, so no range needs to be sent. It counts as skipped, or
+    /// as done if this task copied all of it (`files_done` is 1).
+    #[serde(skip_serializing_if = "is_default")]
     pub unchanged: bool,
-    /// What the agent found damaged on the way since it told so last, whatever task it was about.
-    #[serde(skip_serializing_if = "is_zero")]
+    /// The number of corrupted transfers that the agent found since its last report, for all its tasks.
+    #[serde(skip_serializing_if = "is_default")]
     pub integrity_errors: u64,
 }
 
-fn is_zero(n: &u64) -> bool {
-    *n == 0
-}
-
-/// What became of a result.
+/// The outcome of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResultOutcome {
-    /// It counted.
+    /// It was applied.
     Applied,
-    /// It matched no assignment and changed nothing.
+    /// It matched no assignment and was ignored.
     Stale,
 }
 
@@ -493,7 +486,7 @@ pub enum ResultOutcome {
 pub struct ResultReply {
     /// Always `ack`.
     pub status: String,
-    /// Said to agents that name an assignment.
+    /// Only for a result with an assignment id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<ResultOutcome>,
 }

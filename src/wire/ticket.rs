@@ -1,8 +1,8 @@
-//! Tickets: the permission, inside an assignment, to act on one destination root. The master signs
-//! (Ed25519, RFC 8032), agents hold only the public half: one agent cannot forge for another.
+//! Tickets: the permission, as part of an assignment, to act on one destination root. The master signs them
+//! (Ed25519, RFC 8032), agents have only the public key: an agent cannot forge a ticket.
 
 use super::options::WriteRules;
-use super::{AbsPath, AssignmentId, RequestId, SyncNo, WorkerId};
+use super::{Digest, WorkerId};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
@@ -10,108 +10,79 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How long a ticket is good for, in seconds: longer than any task should take, short enough that
-/// one that leaks is soon worth nothing.
+/// The lifetime of a ticket, in seconds: longer than any task should take, and short enough that
+/// a leaked one soon becomes invalid.
 pub const TICKET_LIFETIME_SECONDS: i64 = 15 * 60;
-/// How far expiry is stretched for clocks and queues, in seconds.
+/// The tolerance for clocks and queues after the expiry, in seconds.
 pub const CLOCK_LEEWAY_SECONDS: i64 = 60;
 
-/// What a ticket says.
+/// The content of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Claims {
-    /// The master's number of the sync; part of the names of part files.
+    /// The number of the sync; part of the names of part files.
     #[n(0)]
     pub sync: u64,
-    /// The operator's name of the sync, for logs.
+    /// The id of the sync, for logs.
     #[n(1)]
     pub request_id: String,
-    /// The lease under which the holder acts.
+    /// The assignment that carries the ticket.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub assignment: [u8; 16],
-    /// Its attempt, from 1.
+    /// The attempt of the task, from 1.
     #[n(3)]
     pub attempt: u32,
-    /// The agent that it was given to.
+    /// The agent that holds the assignment.
     #[n(4)]
     pub worker: String,
-    /// The only root that may be written below (and at).
+    /// The only root that may be written.
     #[cbor(n(5), with = "minicbor::bytes")]
     pub destination: Vec<u8>,
-    /// Seconds since 1970 by the master's clock.
+    /// The expiry, in seconds since 1970 by the clock of the master.
     #[n(6)]
     pub expires: i64,
-    /// How it may be written.
+    /// The rules for all writes.
     #[n(7)]
     pub rules: WriteRules,
-    /// What may be pruned; `None`: nothing, also where `rules` are of a mirror.
+    /// The permission to prune; `None`: no permission, also with `rules` of a mirror.
     #[n(8)]
     pub prune: Option<PrunePermit>,
-    /// By worker, the storage root that it may act on ([`Claims::restrict_to_root`]), both as their digests: there may be
-    /// many workers.
+    /// The storage root of each worker ([`Claims::restrict_to_root`]), both as digests, because there may be many workers.
     #[n(9)]
     pub roots: BTreeMap<u64, u64>,
 }
 
-/// What the ticket of a prune task allows.
+/// The permission of a prune task.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum PrunePermit {
-    /// Extra entries are counted.
+    /// Count extraneous entries.
     #[n(0)]
     Count,
-    /// … and deleted.
+    /// Count and delete them.
     #[n(1)]
     Delete(#[n(0)] DeleteGrant),
 }
 
-/// How much may be deleted, and where. The agent counts what it deletes under a grant, over all tickets of it.
+/// The limit of deletions. The agent counts its deletions for each grant, over all tickets with this grant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct DeleteGrant {
-    /// Drawn for each grant.
+    /// Random for each grant.
     #[n(0)]
     pub grant_id: u64,
-    /// At most so many entries are deleted under the grant.
+    /// The maximum number of deletions for the grant.
     #[n(1)]
     pub max_entries: u64,
-    /// The incarnation of the only agent that may delete: two agents would each delete as many.
+    /// The incarnation of the only agent that may delete: two agents would each delete the maximum.
     #[n(2)]
     pub incarnation: String,
 }
 
 impl Claims {
-    /// The claims of an assignment, from `now` (seconds since 1970).
-    #[expect(clippy::too_many_arguments, reason = "each is a claim of its own")]
-    pub fn new(
-        sync: SyncNo,
-        request_id: &RequestId,
-        assignment: AssignmentId,
-        attempt: u32,
-        worker: &WorkerId,
-        destination: &AbsPath,
-        now: i64,
-        rules: WriteRules,
-        prune: Option<PrunePermit>,
-    ) -> Self {
-        Claims {
-            sync: sync.0,
-            request_id: request_id.to_string(),
-            assignment: assignment.0,
-            attempt,
-            worker: worker.to_string(),
-            destination: destination.as_bytes().to_vec(),
-            expires: now + TICKET_LIFETIME_SECONDS,
-            rules,
-            prune,
-            roots: BTreeMap::new(),
-        }
-    }
-
-    /// Lets `worker` act on the storage root with the id `root` only: what it did to another one would be taken for
-    /// done to this one.
+    /// Restricts `worker` to the storage root with the id `root`: writes to another one would count as writes to this one.
     pub fn restrict_to_root(&mut self, worker: &WorkerId, root: &str) {
         self.roots.insert(short_digest(worker.as_str()), short_digest(root));
     }
 
-    /// Whether `worker` may act on the storage root with the id `root`; any, where none is named.
+    /// Whether `worker` may write to the storage root with the id `root`. Without a restriction it may write to any.
     pub fn allows_root(&self, worker: &WorkerId, root: &str) -> bool {
         let expected = self.roots.get(&short_digest(worker.as_str()));
         expected.is_none_or(|expected| *expected == short_digest(root))
@@ -119,51 +90,49 @@ impl Claims {
 }
 
 fn short_digest(text: &str) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
-    u64::from_le_bytes(first)
+    u64::from_le_bytes(Digest::from(blake3::hash(text.as_bytes())).prefix())
 }
 
-/// Why a ticket was refused.
+/// The reason why a ticket is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {
-    /// Not of the expected shape.
+    /// Invalid encoding.
     #[error("the ticket cannot be read")]
     Malformed,
-    /// Signed by nobody we know.
+    /// The signature is not that of the master.
     #[error("the ticket's signature does not match the master's key")]
     Forged,
-    /// Too old by the master's clock.
+    /// Expired by the clock of the master.
     #[error("the ticket expired {0} s ago")]
     Expired(i64),
 }
 
-/// The master's half.
+/// The private key of the master.
 pub struct Signer {
     pair: Ed25519KeyPair,
 }
 
 impl Signer {
-    /// A new key as PKCS#8 (RFC 8410), to be kept in the store.
+    /// Generates a key as PKCS#8 (RFC 8410), for the store.
     ///
     /// # Errors
-    /// The system has no randomness.
+    /// No random numbers are available.
     pub fn generate() -> Result<Vec<u8>, TicketError> {
         let document = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new())
             .map_err(|_| TicketError::Malformed)?;
         Ok(document.as_ref().to_vec())
     }
 
-    /// Reads what [`Signer::generate`] made.
+    /// Reads a key of [`Signer::generate`].
     ///
     /// # Errors
-    /// Bytes that are no such key.
+    /// Bytes that are not such a key.
     pub fn from_pkcs8(bytes: &[u8]) -> Result<Self, TicketError> {
         let pair = Ed25519KeyPair::from_pkcs8(bytes).map_err(|_| TicketError::Malformed)?;
         Ok(Signer { pair })
     }
 
-    /// The public half, for heartbeat replies.
+    /// The public key, for heartbeat replies.
     pub fn public_key(&self) -> String {
         B64.encode(self.pair.public_key())
     }
@@ -176,7 +145,7 @@ impl Signer {
     }
 }
 
-/// The agents' half.
+/// The public key of the master.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verifier {
     key: Vec<u8>,
@@ -186,7 +155,7 @@ impl Verifier {
     /// Reads [`Signer::public_key`].
     ///
     /// # Errors
-    /// Text that is no Ed25519 public key.
+    /// Text that is not an Ed25519 public key.
     pub fn new(public_key: &str) -> Result<Self, TicketError> {
         let key = B64.decode(public_key).map_err(|_| TicketError::Malformed)?;
         if key.len() != 32 {
@@ -195,10 +164,10 @@ impl Verifier {
         Ok(Verifier { key })
     }
 
-    /// What `ticket` allows, at `now` (seconds since 1970 by the master's clock).
+    /// The claims of `ticket`, at `now` (seconds since 1970 by the clock of the master).
     ///
     /// # Errors
-    /// A ticket that is broken, forged or expired. Claims are looked at only after the signature.
+    /// A malformed, forged or expired ticket. Claims are decoded only after the verification of the signature.
     pub fn verify(&self, ticket: &str, now: i64) -> Result<Claims, TicketError> {
         let (body, signature) = ticket.split_once('.').ok_or(TicketError::Malformed)?;
         let body = B64.decode(body).map_err(|_| TicketError::Malformed)?;
@@ -236,25 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_carries_its_assignment_and_expires() {
-        let claims = Claims::new(
-            SyncNo(7),
-            &"demo-1".parse().unwrap(),
-            AssignmentId([9; 16]),
-            1,
-            &"worker-a".parse().unwrap(),
-            &AbsPath::new(b"/data/\xff".as_slice()).unwrap(),
-            1_000 - TICKET_LIFETIME_SECONDS,
-            WriteRules::default(),
-            None,
-        );
-        assert_eq!(claims, self::claims());
+    fn a_ticket_expires_after_its_lifetime_and_the_tolerance() {
+        let claims = claims();
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let verifier = Verifier::new(&signer.public_key()).unwrap();
         let ticket = signer.sign(&claims);
         assert!(verifier.verify(&ticket, 1_000 + CLOCK_LEEWAY_SECONDS).is_ok());
         assert!(verifier.verify(&ticket, 1_001 + CLOCK_LEEWAY_SECONDS).is_err());
-        // An agent with a clock of its own far in the past is no reason to refuse.
+        // A clock far in the past does not invalidate a ticket.
         assert!(verifier.verify(&ticket, 0).is_ok());
     }
 
@@ -290,7 +248,7 @@ mod tests {
             let ticket = signer.sign(&claims());
             let other = crate::wire::fuzz::apply_edits(ticket.as_bytes(), &edits);
             let other = String::from_utf8_lossy(&other).into_owned();
-            // Edits may take each other back.
+            // Edits may cancel each other.
             prop_assert!(other == ticket || verifier.verify(&other, 900).is_err(), "{}", other);
             prop_assert!(verifier.verify(&text, 900).is_err());
             let _ = Verifier::new(&text);

@@ -1,93 +1,79 @@
-//! What an agent says of itself, and what operators see of it.
+//! Heartbeats, and the view of workers that operators get.
 
-use super::{AbsPath, AssignmentId, RequestId, WorkerId};
+use super::path::quote;
+use super::text_enum::text_enum;
+use super::{AbsPath, AssignmentId, RequestId, WorkerId, is_default};
 use jiff::Timestamp;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The data-plane port of an endpoint that names none.
+/// The data-plane port of an endpoint without one.
 pub const DEFAULT_DATA_PORT: u16 = 8889;
 
-/// What our agents understand ([`WorkerHeartbeat::protocol`]), and our masters
-/// ([`HeartbeatReply::protocol`]). 2: an assignment's options, by which a dry run is one, and the stages
-/// behind the copy. 3: limits on bytes per second, and how an agent's NICs do
-/// ([`WorkerHeartbeat::nics`]). 4: storage paths that are not
-/// there ([`WorkerHeartbeat::unavailable_paths`]). 5: how far what is in hand is
-/// ([`WorkerHeartbeat::moved_bytes`]), what others write through an agent ([`WorkerHeartbeat::incoming_requests`]),
-/// and [`WorkerStatus::Stopped`].
-pub const PROTOCOL_VERSION: u32 = 5;
+/// The version of the documents between master and agents ([`WorkerHeartbeat::protocol`]) and of the data plane. A
+/// change that the other side cannot read raises it.
+pub const PROTOCOL_VERSION: u32 = 1;
 
-/// What a worker is doing.
+/// The status that an agent reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum WorkerStatus {
     /// Ready for work (the same as `Idle`).
     Ready,
-    /// Nothing in hand.
+    /// No assignment.
     Idle,
-    /// Something in hand.
+    /// At least one assignment.
     Transferring,
-    /// Something is wrong with it: it gets no work.
+    /// It cannot work: it gets no assignments.
     Error,
-    /// It finishes what it has and takes no more.
+    /// It finishes its assignments and accepts no more.
     Draining,
-    /// It has ended: this is its last heartbeat. Only sent to a master that understands it.
+    /// The process ends: this is its last heartbeat.
     Stopped,
 }
 
 impl WorkerStatus {
-    /// Whether it may be given work.
+    /// Whether it may get assignments.
     pub fn can_accept_work(self) -> bool {
         matches!(self, WorkerStatus::Ready | WorkerStatus::Idle | WorkerStatus::Transferring)
     }
-
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            WorkerStatus::Ready => "READY",
-            WorkerStatus::Idle => "IDLE",
-            WorkerStatus::Transferring => "TRANSFERRING",
-            WorkerStatus::Error => "ERROR",
-            WorkerStatus::Draining => "DRAINING",
-            WorkerStatus::Stopped => "STOPPED",
-        }
-    }
 }
 
-/// What operators are shown of a worker in a word.
+text_enum!(WorkerStatus {
+    Ready = "READY",
+    Idle = "IDLE",
+    Transferring = "TRANSFERRING",
+    Error = "ERROR",
+    Draining = "DRAINING",
+    Stopped = "STOPPED",
+});
+
+/// The state of a worker that operators see: its status together with drain requests and missing heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum WorkerState {
-    /// Its heartbeats are recent.
+    /// A heartbeat arrived within the heartbeat timeout.
     Active,
-    /// It takes no new work, and still has some, or others still write through it.
+    /// It accepts no new work, and still has assignments or executes requests of other agents.
     Draining,
-    /// It takes no new work and has none, and nobody writes through it.
+    /// It accepts no new work, and has neither assignments nor requests of other agents.
     Drained,
-    /// Its process has ended as it should.
+    /// Its process ended regularly.
     Stopped,
-    /// It was not heard of for the heartbeat time-out.
+    /// No heartbeat within the heartbeat timeout.
     Inactive,
 }
 
-impl WorkerState {
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            WorkerState::Active => "ACTIVE",
-            WorkerState::Draining => "DRAINING",
-            WorkerState::Drained => "DRAINED",
-            WorkerState::Stopped => "STOPPED",
-            WorkerState::Inactive => "INACTIVE",
-        }
-    }
-}
-
-fn is_zero(n: &u32) -> bool {
-    *n == 0
-}
+text_enum!(WorkerState {
+    Active = "ACTIVE",
+    Draining = "DRAINING",
+    Drained = "DRAINED",
+    Stopped = "STOPPED",
+    Inactive = "INACTIVE",
+});
 
 /// An address on which an agent serves the data plane. On the wire `{iface, address, port?}` or a
 /// bare string `address` or `address:port`.
@@ -98,13 +84,13 @@ pub struct Endpoint {
     pub iface: Option<String>,
     /// A literal IP address, or a host name.
     pub address: String,
-    /// [`DEFAULT_DATA_PORT`] where it is left out.
+    /// The default is [`DEFAULT_DATA_PORT`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 
-/// Whether a host reads as an IPv4 address (its last part is a number) and is none, e.g. `300.1.1.1`. No host name
-/// ends so (WHATWG URL, "ends in a number").
+/// Whether a host has the form of an IPv4 address (its last part is a number) but is invalid, e.g. `300.1.1.1`. No host
+/// name ends in a number (WHATWG URL, "ends in a number").
 pub fn is_malformed_ipv4(host: &str) -> bool {
     let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     let is_number = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
@@ -122,27 +108,23 @@ impl Endpoint {
         }
     }
 
-    /// Puts one together from its parts.
+    /// An endpoint with checked parts.
     ///
     /// # Errors
-    /// An address that is neither an IP address nor a host name, or an interface name that is none.
+    /// An address that is neither an IP address nor a host name, or an invalid interface name.
     pub fn new(iface: Option<String>, address: &str, port: Option<u16>) -> Result<Self, String> {
         Self::from_parts(iface, address, port.map(u64::from))
     }
 
-    /// Checks the parts.
     fn from_parts(iface: Option<String>, address: &str, port: Option<u64>) -> Result<Self, String> {
-        let host_ok = address.parse::<std::net::IpAddr>().is_ok()
+        let is_host = address.parse::<std::net::IpAddr>().is_ok()
             || (!address.is_empty()
                 && !is_malformed_ipv4(address)
                 && address.len() <= 253
                 && !address.starts_with(['-', '.'])
                 && address.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'));
-        if !host_ok {
-            return Err(format!(
-                "`{}` is not an IP address",
-                super::path::escape_bytes(address.as_bytes())
-            ));
+        if !is_host {
+            return Err(format!("{} is not an IP address", quote(address)));
         }
         let port = match port {
             None => None,
@@ -154,10 +136,7 @@ impl Endpoint {
                 || name.len() > 15
                 || !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
         {
-            return Err(format!(
-                "`{}` is not an interface name",
-                super::path::escape_bytes(name.as_bytes())
-            ));
+            return Err(format!("{} is not an interface name", quote(name)));
         }
         Ok(Endpoint { iface, address: address.to_owned(), port })
     }
@@ -168,8 +147,7 @@ impl std::str::FromStr for Endpoint {
     /// `address`, `address:port`, `[v6]:port`.
     fn from_str(s: &str) -> Result<Self, String> {
         if s.contains('%') {
-            let shown = super::path::escape_bytes(s.as_bytes());
-            return Err(format!("`{shown}` names an interface, which goes into `iface`"));
+            return Err(format!("{} contains an interface, which belongs into `iface`", quote(s)));
         }
         if let Ok(sock) = s.parse::<std::net::SocketAddr>() {
             return Self::from_parts(None, &sock.ip().to_string(), Some(sock.port().into()));
@@ -186,8 +164,8 @@ impl std::str::FromStr for Endpoint {
 
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct EndpointVisitor;
+        impl<'de> Visitor<'de> for EndpointVisitor {
             type Value = Endpoint;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an endpoint: \"address\" or {\"iface\", \"address\", \"port\"}")
@@ -195,156 +173,148 @@ impl<'de> Deserialize<'de> for Endpoint {
             fn visit_str<E: de::Error>(self, v: &str) -> Result<Endpoint, E> {
                 v.parse().map_err(E::custom)
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Endpoint, A::Error> {
-                let (mut iface, mut address, mut port) = (None, None, None);
-                while let Some(key) = map.next_key::<String>()? {
-                    match key.as_str() {
-                        "iface" | "interface" => iface = map.next_value::<Option<String>>()?,
-                        "address" => address = Some(map.next_value::<String>()?),
-                        "port" => port = map.next_value::<Option<u64>>()?,
-                        other => {
-                            return Err(de::Error::unknown_field(
-                                other,
-                                &["iface", "address", "port"],
-                            ));
-                        }
-                    }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Parts {
+                    #[serde(alias = "interface")]
+                    iface: Option<String>,
+                    address: String,
+                    port: Option<u64>,
                 }
-                let address = address.ok_or_else(|| de::Error::missing_field("address"))?;
-                Endpoint::from_parts(iface, &address, port).map_err(de::Error::custom)
+                let parts = Parts::deserialize(MapAccessDeserializer::new(map))?;
+                Endpoint::from_parts(parts.iface, &parts.address, parts.port)
+                    .map_err(de::Error::custom)
             }
         }
-        d.deserialize_any(V)
+        d.deserialize_any(EndpointVisitor)
     }
 }
 
-/// `POST /workers/heartbeat`. An agent of the guide sends the first four; ours sends all.
+/// `POST /workers/heartbeat`. Agents of the predecessor send only the first six fields.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerHeartbeat {
-    /// Who.
+    /// The sender.
     pub worker_id: WorkerId,
-    /// What it is doing.
+    /// The current status.
     pub status: WorkerStatus,
-    /// The roots of what it can read and write.
+    /// The directories that it can read and write.
     #[serde(default)]
     pub storage_paths: Vec<AbsPath>,
-    /// Where it serves the data plane.
+    /// The addresses of its data plane.
     #[serde(default)]
     pub data_plane_endpoints: Vec<Endpoint>,
-    /// The predecessor's agents send these two; they are shown and not used.
+    /// Sent by agents of the predecessor; displayed, not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<serde_json::Value>,
-    /// Where the agent can be reached by people.
+    /// The address of the host for people; displayed, not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane_address: Option<String>,
-    /// Random per process start: a new one frees what the old one held.
+    /// Random per process start: a new one releases the assignments of the old one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<String>,
-    /// The boot id of its kernel: agents with the same one share a page cache.
+    /// The boot id of the kernel: agents with the same one share a page cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
-    /// Free bytes per storage path that could be asked.
+    /// Free bytes per storage path; a path that cannot be read is missing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub free_bytes: BTreeMap<String, u64>,
-    /// Every assignment it works on; their leases are renewed.
+    /// All assignments of the agent; their leases are renewed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assignments: Vec<AssignmentId>,
-    /// Content bytes that it has moved of those of `assignments` that move any. Only sent to a master that
-    /// understands it.
+    /// Content bytes moved so far, for each of `assignments` that moves content.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub moved_bytes: BTreeMap<AssignmentId, u64>,
-    /// Requests of other agents that it is executing. Only sent to a master that understands it.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// The number of requests of other agents that it executes.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub incoming_requests: u32,
-    /// How many tasks it executes at once.
+    /// The maximum number of concurrent tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
-    /// The version of its program.
+    /// The version of the agent program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
-    /// What it understands, see [`PROTOCOL_VERSION`]. Who does not say so gets no sync with options: it would
-    /// pass over them, and write in a dry run.
+    /// [`PROTOCOL_VERSION`]. An agent without one (of the predecessor) gets no task of a sync with options or with a
+    /// limit: it would ignore these, and write in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u32>,
-    /// What it sent for each sync of which it was told a limit, and only for these: a master that knows
-    /// no limits would refuse the document.
+    /// The usage of each sync with a bandwidth limit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub usage: BTreeMap<RequestId, BandwidthUsage>,
-    /// How its endpoints do. Only sent to a master that understands it: others refuse what they do not
-    /// know.
+    /// Statistics of the data-plane endpoints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
-    /// Those of its storage paths that are not served: not there, not what was opened, or a mount that hangs.
+    /// Storage paths that are not served: missing, replaced by another directory, or on a mount that hangs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable_paths: Vec<UnavailablePath>,
-    /// Those of its data-plane endpoints that it does not listen on.
+    /// Data-plane endpoints that it does not listen on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable_endpoints: Vec<UnavailableEndpoint>,
-    /// For each storage path a text that distinguishes the directory that is open there from every other one that the path
-    /// leads to at another time.
+    /// For each storage path an id of the directory that is open there. It changes if the path leads to another
+    /// directory.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub root_ids: BTreeMap<String, String>,
 }
 
-/// A storage path of a worker that is not served now.
+/// A storage path of a worker that is currently not served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnavailablePath {
-    /// As configured.
+    /// The configured path.
     pub path: AbsPath,
-    /// Why, for people.
+    /// A text for operators.
     pub reason: String,
 }
 
-/// A data-plane endpoint of a worker that is not listened on now.
+/// A data-plane endpoint on which a worker currently does not listen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnavailableEndpoint {
     /// `host:port`.
     pub endpoint: String,
-    /// Why, for people.
+    /// A text for operators.
     pub reason: String,
 }
 
-/// What an agent made of its share of a sync's limit. Both grow as long as the agent remembers the sync,
-/// and begin anew when it has forgotten it.
+/// How an agent used its share of the limit of a sync. Both counters start at 0 when the agent first works for the sync, or
+/// works for it again after it dropped the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BandwidthUsage {
-    /// Bytes that were sent.
+    /// Bytes sent.
     pub sent_bytes: u64,
-    /// For how long its share kept it waiting, in milliseconds.
+    /// The time that it waited because of its share, in milliseconds.
     pub throttled_ms: u64,
 }
 
-/// How one data-plane endpoint of an agent does, as it sees it.
+/// Statistics of one data-plane endpoint of an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicReport {
     /// `host:port`, as in the endpoints.
     pub endpoint: String,
-    /// Its interface, where one is given.
+    /// The configured interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iface: Option<String>,
-    /// Bytes sent through it since the agent started, with all that goes over a data connection.
+    /// Bytes sent over its data connections since the agent started, including protocol overhead.
     #[serde(default)]
     pub sent: u64,
     /// Bytes received.
     #[serde(default)]
     pub received: u64,
-    /// Data connections that are open.
+    /// Open data connections.
     #[serde(default)]
     pub connections: u32,
-    /// Requests of its own that are under way through it.
+    /// Active requests of this agent.
     #[serde(default)]
     pub requests: u32,
-    /// What it sends while it has content to send, in bytes per second; where that is known.
+    /// The send rate while there is content to send, in bytes per second, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput: Option<u64>,
-    /// What came through it since the heartbeat before, in bytes per second. Only sent to a master that understands it.
+    /// The receive rate since the previous heartbeat, in bytes per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_rate: Option<u64>,
-    /// Why nothing is sent through it, where that is so.
+    /// The reason why the endpoint is not used for sending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled_reason: Option<String>,
 }
@@ -354,111 +324,108 @@ pub struct NicReport {
 pub struct HeartbeatReply {
     /// Always `ok`.
     pub status: String,
-    /// The Ed25519 public key that checks tickets, base64.
+    /// The Ed25519 public key for the verification of tickets, base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket_key: Option<String>,
-    /// The master's clock, seconds since 1970: agents judge a ticket's expiry by it, not by their own.
+    /// The clock of the master, seconds since 1970: the expiry of a ticket is compared with it, not with the clock of the
+    /// agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<i64>,
-    /// What the master understands, see [`PROTOCOL_VERSION`]; older ones say nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<u32>,
-    /// Assignments out of `assignments` that are no longer valid: stop working on them.
+    /// Assignments of the heartbeat that are no longer valid: the agent stops them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked_assignments: Vec<AssignmentId>,
-    /// Workers that hold the destination of something in hand and sent no heartbeat for longer than the
-    /// time-out: their host is gone, or stands still.
+    /// Workers that serve the destination of one of the assignments and sent no heartbeat within the timeout.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unresponsive_workers: Vec<WorkerId>,
-    /// What the worker may send for a sync from now on, in bytes per second; `null`: as much as it can.
-    /// What is not named stays as it was.
+    /// The new share of the worker in the limit of a sync, in bytes per second; `null`: unlimited. Other syncs keep their
+    /// share.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bwlimits: BTreeMap<RequestId, Option<u64>>,
-    /// The next heartbeat is wanted after so many milliseconds, where that is sooner than the interval.
+    /// The time until the next heartbeat, in milliseconds, if that is sooner than the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_heartbeat_ms: Option<u64>,
 }
 
-/// One worker as operators see it.
+/// One worker in the view of operators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerView {
-    /// Who.
+    /// The id of the worker.
     pub worker_id: WorkerId,
-    /// What it said last.
+    /// The last reported status, or `DRAINING` with `drained`.
     pub status: WorkerStatus,
-    /// The same with what operators ordered, in a word.
+    /// See [`WorkerState`].
     pub state: WorkerState,
-    /// Whether its heartbeats are recent.
+    /// Whether a heartbeat arrived within the heartbeat timeout.
     pub active: bool,
-    /// When it was last heard of.
+    /// The arrival of the last heartbeat.
     pub last_heartbeat: Timestamp,
-    /// The roots that it holds.
+    /// The directories that it can read and write.
     pub storage_paths: Vec<AbsPath>,
-    /// Where it serves the data plane.
+    /// The addresses of its data plane.
     pub data_plane_endpoints: Vec<Endpoint>,
-    /// Where people can reach it.
+    /// The address of the host for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane_address: Option<String>,
     /// Free bytes per storage path.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub free_bytes: BTreeMap<String, u64>,
-    /// Tasks leased to it.
+    /// The number of its leased tasks.
     pub in_flight: u64,
-    /// Requests of other agents that it is executing: they write through it.
+    /// The number of requests of other agents that it executes.
     #[serde(default)]
     pub incoming_requests: u32,
-    /// Syncs that it works on.
+    /// The number of syncs that it works for.
     pub syncs: u64,
-    /// How many tasks it executes at once.
+    /// The maximum number of concurrent tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
-    /// The version of its program.
+    /// The version of the agent program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
-    /// Why it gets no work.
+    /// The reason why it gets no work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How its endpoints do.
+    /// Statistics of the data-plane endpoints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicReport>,
-    /// Storage paths of it that are not served: it gets no work there.
+    /// Storage paths that are not served: it gets no work there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable_paths: Vec<UnavailablePath>,
-    /// Data-plane endpoints of it that it does not listen on.
+    /// Data-plane endpoints that it does not listen on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable_endpoints: Vec<UnavailableEndpoint>,
-    /// That an operator keeps it from new work; `status` is then `DRAINING`.
+    /// Present while the worker is drained by an operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<DrainInfo>,
 }
 
-/// `POST /workers/{id}/drain`; the body may be left out.
+/// `POST /workers/{id}/drain`; the body is optional.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
-    /// Who wants it, in his own words.
+    /// The name of the operator, as free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// What for.
+    /// The purpose, as free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// That an operator keeps a worker from new work.
+/// The drain of a worker by an operator: it gets no new work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrainInfo {
-    /// Who, where he said so.
+    /// The name of the operator, as free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// What for.
+    /// The purpose, as free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Since when.
+    /// The time of the drain request.
     pub since: Timestamp,
 }
 
 impl DrainInfo {
-    /// In words, e.g. `drained by ann: new disks`.
+    /// A text for operators, e.g. `drained by ann: new disks`.
     pub fn describe(&self) -> String {
         let by = self.by.as_deref().unwrap_or("an operator");
         let reason = self.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
@@ -469,15 +436,15 @@ impl DrainInfo {
 /// The reply to `POST /workers/{id}/drain` and `…/undrain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrainReply {
-    /// Whom it is about.
+    /// The id of the worker.
     pub worker_id: WorkerId,
-    /// Whether it is kept from new work now, and by whom.
+    /// Present while the worker is drained.
     pub drained: Option<DrainInfo>,
-    /// How it stands now.
+    /// The current state.
     pub state: WorkerState,
-    /// Tasks that it still has.
+    /// The number of its remaining tasks.
     pub in_flight: u64,
-    /// Requests of other agents that it is executing.
+    /// The number of requests of other agents that it executes.
     pub incoming_requests: u32,
 }
 
@@ -486,18 +453,18 @@ pub struct DrainReply {
 pub struct ForgetWorkerReply {
     /// Always `forgotten`.
     pub status: String,
-    /// Whom it is about.
+    /// The id of the worker.
     pub worker_id: WorkerId,
-    /// Tasks that it had and that others may take now.
+    /// The number of its tasks that returned to the queue.
     pub requeued: u64,
 }
 
 /// `GET /workers`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerList {
-    /// Heard of recently.
+    /// Workers with a heartbeat within the heartbeat timeout.
     pub active: Vec<WorkerView>,
-    /// Not heard of for the heartbeat time-out.
+    /// Workers without one.
     pub inactive: Vec<WorkerView>,
 }
 
@@ -526,7 +493,7 @@ mod tests {
             r#""a:b:c""#,
             r#"{"address":"a","iface":"../x"}"#,
             r#""fe80::1%ib0""#,
-            // A scope is a number of the host that wrote it: dropped, the address would mean another one.
+            // A scope id is valid on one host only: without it the address would be another one.
             r#""[fe80::1%2]:9000""#,
         ] {
             assert!(of(bad).is_err(), "{bad}");

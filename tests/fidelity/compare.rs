@@ -6,7 +6,7 @@ use crate::support::tree::{
     chmod, make_symlink, random_bytes, set_mtime, write_file, write_many_files, write_unusual_tree,
 };
 use crate::{MIB, action_count, assert_full_outcome, flip_bit};
-use longhaul::wire::options::EntryAction;
+use longhaul::wire::entry_report::EntryAction;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::MetadataExt;

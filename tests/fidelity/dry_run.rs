@@ -5,7 +5,7 @@ use crate::support::tree::{
     chmod, make_dir, make_symlink, os_name, random_bytes, set_mtime, write_file, write_many_files,
 };
 use crate::{MIB, assert_full_outcome, metadata_by_path};
-use longhaul::wire::options::EntryAction;
+use longhaul::wire::entry_report::EntryAction;
 use longhaul::wire::sync::SyncProgress;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -191,7 +191,7 @@ fn unusual_names_are_recorded_without_ambiguity() {
     let sync = cluster.run_sync_with(&src, &dst, json!({"record": true}));
     assert_full_outcome(&sync);
     let text = cluster.master.get(&format!("/sync/{}/files", sync.request_id)).text();
-    let records: Vec<longhaul::wire::options::FileRecord> =
+    let records: Vec<longhaul::wire::entry_report::FileRecord> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: BTreeSet<Vec<u8>> = records.into_iter().map(|r| r.path.0).collect();
     for odd in [&b"new\nline"[..], b"not utf-8 \xff", b"not utf-8 \xfe"] {

@@ -39,7 +39,7 @@ fn assert_full_outcome(sync: &SyncProgress) {
 }
 
 /// How many entries an action is counted for.
-fn action_count(sync: &SyncProgress, action: longhaul::wire::options::EntryAction) -> u64 {
+fn action_count(sync: &SyncProgress, action: longhaul::wire::entry_report::EntryAction) -> u64 {
     sync.actions.get(&action).map_or(0, |tally| tally.count)
 }
 

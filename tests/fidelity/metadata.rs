@@ -12,7 +12,7 @@ use crate::support::tree::{
 };
 use crate::support::{await_true, tree};
 use crate::{MIB, action_count, assert_full_outcome, assert_root, note_count};
-use longhaul::wire::options::EntryAction;
+use longhaul::wire::entry_report::EntryAction;
 use longhaul::wire::sync::{FileError, SyncOutcome, SyncState};
 use rustix::fs::{XattrFlags, lgetxattr, lremovexattr, lsetxattr};
 use serde_json::json;

@@ -11,7 +11,7 @@ use crate::support::tree::{
 use crate::{
     MIB, action_count, assert_full_outcome, assert_root, metadata_by_path, note_count, paths_of,
 };
-use longhaul::wire::options::EntryAction;
+use longhaul::wire::entry_report::EntryAction;
 use longhaul::wire::sync::{SyncOutcome, SyncProgress};
 use serde_json::{Value, json};
 use std::fs;

@@ -12,7 +12,7 @@ mod tree;
 
 use edit::{Edit, Editor};
 use expected::{Expected, expected_after_sync, is_in};
-use longhaul::wire::options::{EntryAction, FileRecord, FileState};
+use longhaul::wire::entry_report::{EntryAction, FileRecord, FileState};
 use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;

@@ -132,7 +132,6 @@ async fn handle_request(
                 unresponsive_workers: Vec::new(),
                 bwlimits: Default::default(),
                 next_heartbeat_ms: None,
-                protocol: Some(crate::wire::worker::PROTOCOL_VERSION),
             };
             let mut deaf = false;
             master.update_script(|script| {

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::data::control_messages::BLOCK_BYTES;
-use crate::wire::options::{Attribute, Compare, EntryAction, FileState, Tally};
+use crate::wire::entry_report::{EntryAction, FileState, Tally};
+use crate::wire::options::Compare;
+use crate::wire::preserve::Attribute;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;

@@ -45,7 +45,6 @@ async fn reply_late(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
         unresponsive_workers: vec![],
         bwlimits: Default::default(),
         next_heartbeat_ms: None,
-        protocol: None,
     };
     axum::Json(reply).into_response()
 }

@@ -4,7 +4,9 @@ use super::*;
 use crate::agent::pages::ScanEnd;
 use crate::agent::prune::{PruneSpec, can_replace_directories, prune_subtree};
 use crate::agent::testing::{RecordingPageSink, page_reply};
-use crate::wire::options::{Attribute, DeleteOptions, FileState, FilterSpec, Links, SyncOptions};
+use crate::wire::entry_report::FileState;
+use crate::wire::options::{DeleteOptions, FilterSpec, Links, SyncOptions};
+use crate::wire::preserve::Attribute;
 use crate::wire::task::{Cursor, PageAction, PruneReport, ScanPage};
 
 /// Executes a prune of `dir` with worker `a`; its end and its writers.

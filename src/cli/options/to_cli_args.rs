@@ -4,8 +4,9 @@
 use super::{SyncOptionArgs, filter_rules};
 use crate::cli::shell_quote::quote_for_shell;
 use crate::wire::options::{
-    Compare, DEFAULT_MAX_DELETE_PERCENT, Links, Preserve, SyncOptions, Verify,
+    Chown, Compare, DEFAULT_MAX_DELETE_PERCENT, Links, SyncOptions, Verify,
 };
+use crate::wire::preserve::Preserve;
 use jiff::Timestamp;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ fn metadata_args(options: &SyncOptions) -> Vec<String> {
         let list = if options.preserve == Preserve::NONE { "none".into() } else { kept.join(",") };
         words.extend(["--preserve".to_owned(), list]);
     }
-    if !options.chown.is_none() {
+    if options.chown != Chown::default() {
         let uid = options.chown.uid.map(|id| id.to_string()).unwrap_or_default();
         let gid = options.chown.gid.map(|id| format!(":{id}")).unwrap_or_default();
         words.extend(["--chown".to_owned(), uid + &gid]);

@@ -198,7 +198,8 @@ fn sync_details_have_one_key_per_line() {
 
 #[test]
 fn sync_details_show_actions_sent_bytes_and_options_if_there_are_any() {
-    use crate::wire::options::{SyncOptions, Tally};
+    use crate::wire::entry_report::Tally;
+    use crate::wire::options::SyncOptions;
     use crate::wire::sync::{SyncOutcome, SyncPhase};
     let sync = SyncProgress {
         state: SyncState::Progress,

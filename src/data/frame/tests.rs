@@ -145,7 +145,7 @@ proptest! {
             manifest: Manifest { dirs: vec![], entries: vec![entry(b"x", 9)] },
             offset: 1024,
             length: 7,
-            is_dense: None,
+            is_dense: false,
         };
         bytes.extend(range(&head));
         expected.push(Frame::Range(head));
@@ -171,7 +171,7 @@ proptest! {
             manifest: Manifest { dirs: vec![], entries: vec![entry(b"x", 9)] },
             offset: 1024,
             length: 7,
-            is_dense: Some(true),
+            is_dense: true,
         }));
         let _ = read_all(&crate::wire::fuzz::apply_edits(&bytes, &edits), size);
     }

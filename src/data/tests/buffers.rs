@@ -6,7 +6,7 @@ use crate::data::buffer_pool::SEND_BUFFER_BYTES;
 use crate::data::control_messages::BLOCK_BYTES;
 use crate::data::{BufferPools, hash_source};
 use crate::wire::content::HashMode;
-use crate::wire::options::Preserve;
+use crate::wire::preserve::Preserve;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 

@@ -103,7 +103,7 @@ async fn a_range_with_a_wrong_digest_is_refused_and_never_published() {
     let entry = file_entry("big", 4096);
     let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
     let head =
-        |offset, length| RangeHead { manifest: manifest.clone(), offset, length, is_dense: None };
+        |offset, length| RangeHead { manifest: manifest.clone(), offset, length, is_dense: false };
     let body = |head: &RangeHead, content: &[u8]| {
         let mut out = frame::range(head);
         out.extend(frame::content_header(content.len()));
@@ -174,7 +174,7 @@ async fn a_name_that_is_damaged_in_transit_is_refused_and_nothing_is_created() {
         let (kind, document) = super::streams::read_reply(&mut stream).await;
         assert_eq!(kind, frame::REFUSAL);
         let text = String::from_utf8_lossy(&document).into_owned();
-        assert!(text.contains("damaged on the way"), "{text}");
+        assert!(text.contains("corrupted in transit"), "{text}");
         assert_eq!(world.names(), Vec::<String>::new());
     }
     world.shut_down().await;
@@ -193,7 +193,7 @@ async fn the_digest_of_another_range_is_a_mismatch() {
         Digest(hasher.finalize_non_root())
     };
     let send = |offset: u64, part: &[u8], value: Digest| {
-        let head = RangeHead { manifest: manifest.clone(), offset, length: 1024, is_dense: None };
+        let head = RangeHead { manifest: manifest.clone(), offset, length: 1024, is_dense: false };
         let mut body = frame::range(&head);
         body.extend(frame::content_header(part.len()));
         body.extend(part);

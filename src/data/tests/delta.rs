@@ -106,7 +106,7 @@ async fn content_of_an_interrupted_range_in_the_part_file_is_kept() {
         manifest: manifest.clone(),
         offset: 0,
         length: SIZE,
-        is_dense: None,
+        is_dense: false,
     };
     let mut body = frame::range(&head);
     for block in new.chunks(BLOCK_BYTES as usize).take(6) {
@@ -231,7 +231,7 @@ async fn kept_content_of_a_wrong_length_or_digest_is_refused() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: BLOCK_BYTES,
-        is_dense: None,
+        is_dense: false,
     };
     let take = |frames: &[&[u8]]| {
         let body = [&frame::range(&head)[..], &frames.concat()].concat();

@@ -26,8 +26,10 @@ use super::{
 };
 use crate::fs::{DeletionBudget, RootDir, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
-use crate::wire::manifest::{Entry, EntryKind, Manifest, merge_ranges};
-use crate::wire::options::{EntryAction, WriteRules};
+use crate::wire::content::merge_ranges;
+use crate::wire::entry_report::EntryAction;
+use crate::wire::manifest::{Entry, EntryKind, Manifest};
+use crate::wire::options::WriteRules;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::PoolMember;
@@ -363,7 +365,7 @@ fn planted_bodies() -> (Vec<u8>, Vec<u8>) {
     pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
     pack.extend(frame::end(1));
     let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-    let head = RangeHead { manifest, offset: 0, length: 3, is_dense: None };
+    let head = RangeHead { manifest, offset: 0, length: 3, is_dense: false };
     let mut range = frame::range(&head);
     range.extend(frame::content_header(3));
     range.extend(b"abc");

@@ -53,7 +53,7 @@ async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
     for (path, body) in [
         ("/v1/pack", pack),
         ("/v1/range", range),
-        ("/v1/sweep", cbor(&CleanUpRequest::default())),
+        ("/v1/clean-up", cbor(&CleanUpRequest::default())),
         ("/v1/prune", cbor(&prune(true, &["new"]))),
     ] {
         assert_refused(&world.post(path, &ticket, &body).await, 403, "dry_run");
@@ -253,7 +253,7 @@ async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired(
 async fn inconsistent_documents_are_refused_by_every_handler() {
     let world = TestBed::new().await;
     let ticket = world.ticket_with(&rules(|r| r.delete = true));
-    for path in ["/v1/digest", "/v1/prune", "/v1/sweep"] {
+    for path in ["/v1/digest", "/v1/prune", "/v1/clean-up"] {
         for body in [&b""[..], b"\xff\xff", b"{}", &[0x9f; 100]] {
             assert_refused(&world.post(path, &ticket, body).await, 400, "bad_frame");
         }
@@ -281,7 +281,7 @@ async fn inconsistent_documents_are_refused_by_every_handler() {
 
 #[tokio::test]
 async fn metadata_warnings_are_reported_with_the_names_that_were_sent() {
-    use crate::wire::options::Attribute;
+    use crate::wire::preserve::Attribute;
     use std::os::unix::fs::{PermissionsExt as _, chown};
     let world = TestBed::new().await;
     for name in ["plain", "set"] {

@@ -6,7 +6,7 @@ use crate::data::frame::{Frame, FrameReader};
 use crate::data::nics::Nic;
 use crate::data::send::send_range;
 use crate::wire::content::HashMode;
-use crate::wire::options::Preserve;
+use crate::wire::preserve::Preserve;
 
 /// Hands on what is sent, piece by piece.
 struct ChannelSink(mpsc::Sender<Bytes>);
@@ -117,11 +117,11 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
     let source = tree(dir.path()).preserving(Preserve::all());
     let unlike = [BlockDigests::default()];
     for (name, there, dense) in
-        [("data", None, Some(true)), ("data", Some(&unlike[..]), None), ("hole", None, None)]
+        [("data", None, true), ("data", Some(&unlike[..]), false), ("hole", None, false)]
     {
         let entry = Entry { stored_bytes: None, ..source.entry(&rel(name)).unwrap() };
         let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
-        let head = RangeHead { manifest, offset: 0, length: 8192, is_dense: None };
+        let head = RangeHead { manifest, offset: 0, length: 8192, is_dense: false };
         let mut sent = CollectingSink::default();
         let buffers = (test_buffer(&test_pool()), there.map(|_| test_buffer(&test_pool())));
         let mut feed = FrameWriter::new(&mut sent, buffers, Arc::default());

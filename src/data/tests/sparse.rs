@@ -8,7 +8,7 @@ use crate::data::outcome::CompareOutcome;
 use crate::data::receive::{receive_pack, receive_range};
 use crate::data::tests::damage::ScriptedChunks;
 use crate::wire::content::{BLOCK_BYTES, HashMode, ZERO_DIGEST};
-use crate::wire::options::Preserve;
+use crate::wire::preserve::Preserve;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::time::Duration;
 
@@ -173,7 +173,7 @@ async fn hashing_of_a_long_hole_ends_with_the_ticket() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 1 << 46,
-        is_dense: None,
+        is_dense: false,
     };
     let range = [&frame::range(&head)[..], &frame::hole(1 << 46)].concat();
     let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
@@ -220,7 +220,7 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
             manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
             offset: 0,
             length,
-            is_dense: Some(true),
+            is_dense: true,
         };
         let mut frames = FrameReader::new(ScriptedChunks::whole(frame::range(&head)));
         receive_range(&mut frames, &target, &mut gather_buffer())
@@ -246,7 +246,7 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 16 << 20,
-        is_dense: Some(true),
+        is_dense: true,
     };
     let mut frames = FrameReader::new(ScriptedChunks::whole(frame::range(&head)));
     assert!(matches!(
@@ -276,7 +276,7 @@ async fn hashing_of_a_long_hole_ends_with_the_connection() {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
         length: 1 << 40,
-        is_dense: None,
+        is_dense: false,
     };
     let keep = frame::keep(crate::fs::ReuseSource::PartFile, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();

@@ -151,7 +151,7 @@ async fn buffered_content_of_a_disconnected_peer_is_not_written() {
     let world = TestBed::with_pool(pool.clone()).await;
     world.write("f", b"abc");
     let (manifest, _) = world.only_file();
-    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, is_dense: None });
+    let mut range = frame::range(&RangeHead { manifest, offset: 0, length: 3, is_dense: false });
     range.extend(frame::content_header(3));
     range.extend(b"abc");
     // The only place for content is taken.

@@ -1,6 +1,7 @@
 use super::super::testing::*;
 use super::*;
-use crate::wire::manifest::{EntryKind, merge_ranges};
+use crate::wire::content::merge_ranges;
+use crate::wire::manifest::EntryKind;
 use crate::wire::options::WriteRules;
 use blake3::hazmat::HasherExt as _;
 use proptest::prelude::*;

@@ -3,8 +3,9 @@ use super::super::testing::*;
 use super::super::{RootDir, TargetOptions, Tree, Verdict};
 use super::*;
 use crate::wire::SyncNo;
+use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::Manifest;
-use crate::wire::options::{EntryAction, WriteRules};
+use crate::wire::options::WriteRules;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 

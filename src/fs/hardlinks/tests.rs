@@ -2,7 +2,9 @@ use super::super::testing::*;
 use super::super::{TargetOptions, Verdict};
 use super::*;
 use crate::wire::SyncNo;
-use crate::wire::options::{EntryAction, Preserve, WriteRules};
+use crate::wire::entry_report::EntryAction;
+use crate::wire::options::WriteRules;
+use crate::wire::preserve::Preserve;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 

@@ -1,8 +1,8 @@
 use super::super::testing::*;
 use super::super::{Target, Verdict};
 use super::*;
+use crate::wire::entry_report::{EntryAction, EntryWarning};
 use crate::wire::manifest::EntryKind;
-use crate::wire::options::{EntryAction, EntryWarning};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown as give, symlink};
 use std::path::Path;

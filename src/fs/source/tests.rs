@@ -1,7 +1,7 @@
 use super::super::testing::*;
 use super::*;
 use crate::wire::manifest::FileVersion;
-use crate::wire::options::Preserve;
+use crate::wire::preserve::Preserve;
 use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::io::Write as _;

@@ -1,8 +1,8 @@
 use super::super::testing::*;
 use super::super::{RootDir, Verdict};
 use super::*;
+use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
-use crate::wire::options::EntryAction;
 use crate::wire::sync::ErrorClass;
 use rustix::fs::{CWD, FileType, RenameFlags};
 use std::fs;

@@ -66,8 +66,8 @@ async fn waiting_for_a_reply_or_for_the_queue_times_out() {
         handle.list(SyncQuery::default()).await
     };
     let (second, third) = tokio::join!(second, third);
-    assert_eq!(first.await.unwrap().unwrap_err().code, "late");
-    assert_eq!(second.unwrap_err().code, "late");
+    assert_eq!(first.await.unwrap().unwrap_err().code, "commit_timeout");
+    assert_eq!(second.unwrap_err().code, "commit_timeout");
     assert_eq!(third.unwrap_err().code, "busy");
     assert!(held.reply.is_closed());
 }

@@ -449,7 +449,7 @@ mod tests {
             incoming_requests: 3,
             slots: Some(4),
             agent_version: Some("0.1.0".into()),
-            protocol: Some(2),
+            protocol: Some(1),
             usage: [("demo-1".parse().unwrap(), BandwidthUsage { sent_bytes: 5, throttled_ms: 6 })]
                 .into(),
             unavailable_paths: vec![UnavailablePath {

@@ -12,9 +12,9 @@ use crate::master::handle::MasterHandle;
 use crate::scheduler::{IdempotencyKey, SyncQuery};
 use crate::util::checksum;
 use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::entry_report::FileState;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
 use crate::wire::leader::ReadinessStatus;
-use crate::wire::options::FileState;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{RetryRequest, SubmitReply, SyncState};
 use crate::wire::task::ScanPage;
@@ -56,7 +56,7 @@ impl ApiState {
         read.inspect_err(|problem| {
             if problem.code == checksum::CORRUPTED_CODE {
                 let (method, path) = (&head.method, head.uri.path());
-                let what = "a request was damaged on the way; the client is asked to send it again";
+                let what = "a request was corrupted in transit; the client sends it again";
                 warn_ratelimited!(what, %method, path, "{what}");
             }
         })

@@ -121,7 +121,8 @@ fn percentage(value: Value) -> Result<u8, ValidationErrors> {
 mod tests {
     use super::*;
     use crate::wire::RelPath;
-    use crate::wire::options::{Compare, Links, Preserve, Verify};
+    use crate::wire::options::{Compare, Links, Verify};
+    use crate::wire::preserve::Preserve;
     use serde_json::json;
 
     // An option that is added must be added to its reader as well.

@@ -53,7 +53,7 @@ fn request(id: &str) -> SyncRequest {
 fn heartbeat() -> WorkerHeartbeat {
     serde_json::from_value(serde_json::json!({
         "worker_id": "w", "status": "READY", "storage_paths": ["/src", "/dst"],
-        "incarnation": "1", "protocol": 2,
+        "incarnation": "1", "protocol": 1,
     }))
     .unwrap()
 }

@@ -1,7 +1,7 @@
 //! Files blocked by a directory that is not empty.
 
 use super::*;
-use crate::wire::options::{EntryAction, Tally};
+use crate::wire::entry_report::{EntryAction, Tally};
 
 /// A directory that is not empty is in the place of a file.
 fn blocked_report() -> TaskReport {

@@ -1,7 +1,8 @@
 //! What a dry run reports is what the sync does.
 
 use super::*;
-use crate::wire::options::{DeleteOptions, EntryAction, SyncOptions, Tally};
+use crate::wire::entry_report::{EntryAction, Tally};
+use crate::wire::options::{DeleteOptions, SyncOptions};
 use crate::wire::task::RootState;
 
 fn dry_run_options(delete: DeleteOptions) -> SyncOptions {

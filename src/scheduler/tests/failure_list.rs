@@ -128,7 +128,7 @@ fn a_restarted_sync_clears_its_failures() {
 #[test]
 fn the_manifest_of_a_batch_that_failed_as_a_whole_is_kept_for_its_names() {
     for room in [true, false] {
-        let preserve = crate::wire::options::Preserve::NONE;
+        let preserve = crate::wire::preserve::Preserve::NONE;
         let (mut world, scan) = scanning_with(SyncOptions { preserve, ..SyncOptions::default() });
         world.post_page(&scan, page(&scan, 0, vec![copy_item(3, 0)], None));
         let copy = poll_kind(&mut world, "s", "copy");

@@ -1,9 +1,8 @@
 //! What is compared, linked, read back, noted and recorded.
 
 use super::*;
-use crate::wire::options::{
-    Compare, DeleteOptions, EntryAction, EntryWarning, FileState, SyncOptions, Tally, Verify,
-};
+use crate::wire::entry_report::{EntryAction, EntryWarning, FileState, Tally};
+use crate::wire::options::{Compare, DeleteOptions, SyncOptions, Verify};
 use crate::wire::sync::SyncPhase;
 
 const KEPT: u64 = 700_000;

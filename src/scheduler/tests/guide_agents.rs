@@ -38,7 +38,7 @@ fn a_limited_sync_waits_for_a_newer_source_worker_and_for_no_newer_destination()
     let limited = |source: &str, destination: &str| {
         let mut world = World::new();
         for (worker, path, protocol) in [("s", "/src", source), ("d", "/dst", destination)] {
-            let protocol = Some(if protocol == "old" { 2 } else { PROTOCOL_VERSION });
+            let protocol = (protocol == "new").then_some(PROTOCOL_VERSION);
             let beat = heartbeat(worker, Some("1"), &[path], &[]);
             world.apply(Event::Heartbeat(WorkerHeartbeat { protocol, ..beat }));
         }

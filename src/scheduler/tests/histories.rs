@@ -2,9 +2,8 @@
 //! handed back, fails in part, turns out to be done or lost, and agents send nonsense.
 
 use super::*;
-use crate::wire::options::{
-    Compare, DeleteOptions, EntryAction, FileRecord, FileState, SyncOptions, Verify,
-};
+use crate::wire::entry_report::{EntryAction, FileRecord, FileState};
+use crate::wire::options::{Compare, DeleteOptions, SyncOptions, Verify};
 use crate::wire::task::{PruneReport, RootState};
 use proptest::prelude::*;
 
@@ -69,7 +68,7 @@ fn options() -> impl Strategy<Value = SyncOptions> {
             compare: if checksum { Compare::Checksum } else { Compare::SizeTime },
             verify: if readback && !dry_run { Verify::Readback } else { Verify::Transfer },
             delete: delete.then(DeleteOptions::default),
-            preserve: crate::wire::options::Preserve::parse_names(if sweep {
+            preserve: crate::wire::preserve::Preserve::parse_names(if sweep {
                 ["all"]
             } else {
                 ["no-hardlinks"]

@@ -144,7 +144,7 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
     expire_lease(&mut world, "1");
     let late = complete_kind(&mut world, "s", "clean_up");
     // The next sync may use the root already.
-    let none = crate::wire::options::Preserve::NONE;
+    let none = crate::wire::preserve::Preserve::NONE;
     assert_eq!((claims(&world, &late).rules.preserve, late.options.preserve), (none, none));
     assert!(world.state.tasks.is_empty());
     assert_eq!(world.progress("demo").state, SyncState::Cancelled);

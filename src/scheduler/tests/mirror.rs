@@ -1,7 +1,8 @@
 //! What is deleted, and all that keeps it from being.
 
 use super::*;
-use crate::wire::options::{DeleteOptions, EntryAction, SyncOptions, Tally};
+use crate::wire::entry_report::{EntryAction, Tally};
+use crate::wire::options::{DeleteOptions, SyncOptions};
 use crate::wire::sync::SyncPhase;
 use crate::wire::task::RootState;
 

@@ -33,8 +33,9 @@ mod worker_admin;
 mod worker_losses;
 
 use super::*;
+use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::FileListPart;
-use crate::wire::options::{DeleteOptions, FileRecord, FileState, SyncOptions};
+use crate::wire::options::{DeleteOptions, SyncOptions};
 use crate::wire::sync::{
     ErrorClass, FailedStep, FileError, SyncOutcome, SyncProgress, SyncRequest, SyncState,
 };

@@ -40,7 +40,7 @@ fn choose_by_full_search(
         let may = t.state == TaskState::Ready
             && knows
             && (worker.drained.is_none() || t.spec == TaskSpec::Flush)
-            && (worker.supports_limits() || sync.bwlimit.is_none() || !t.spec.sends_content())
+            && (worker.supports_options() || sync.bwlimit.is_none() || !t.spec.sends_content())
             && if t.runs_at_source() { at_source } else { at_destination }
             && (!t.is_scan() || state.window_fill(sync) < 0.5)
             && (t.pinned_to.is_none() || state.can_flush(sync, t, worker))

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::client::{ClientOptions, MasterClient};
-use crate::wire::options::{FileRecord, FileState};
+use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::sync::SyncPatch;
 use crate::wire::worker::DrainRequest;
 use crate::wire::{BytePath, Digest};

@@ -351,10 +351,10 @@ async fn a_body_with_a_wrong_checksum_changes_nothing_and_is_requested_again() {
         let mut damaged = body.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
         let got = served.send("POST", "/workers/result", &[&check], &damaged).await;
-        assert_eq!((got.status, got.problem_code().as_str()), (400, "damaged"), "bit {bit}");
+        assert_eq!((got.status, got.problem_code().as_str()), (400, "corrupted"), "bit {bit}");
     }
     let other = served.send("POST", "/workers/result", &["longhaul-checksum: \u{fc}"], body).await;
-    assert_eq!((other.status, other.problem_code().as_str()), (400, "damaged"));
+    assert_eq!((other.status, other.problem_code().as_str()), (400, "corrupted"));
     assert!(served.has_no_event());
     let got = served.send("POST", "/workers/result", &[&check], body).await;
     assert_eq!(got.status, 200);

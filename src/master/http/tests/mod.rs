@@ -144,7 +144,6 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             unresponsive_workers: Vec::new(),
             bwlimits: Default::default(),
             next_heartbeat_ms: None,
-            protocol: None,
         }),
         Event::ListWorkers => Reply::Workers(WorkerList {
             active: vec![worker("up")],

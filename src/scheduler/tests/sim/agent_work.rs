@@ -196,7 +196,7 @@ impl Sim {
         }
         if let Some(mark) = mark {
             self.written(&work.a);
-            if work.a.options.preserve.contains(crate::wire::options::Attribute::Hardlinks)
+            if work.a.options.preserve.contains(crate::wire::preserve::Attribute::Hardlinks)
                 && all.iter().any(|id| id % 3 == 0)
             {
                 self.sites[tree].kept.insert(mark.sync);

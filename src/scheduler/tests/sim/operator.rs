@@ -6,7 +6,8 @@ use super::storage_model::Id;
 use super::world::{Sim, SimEvent};
 use super::*;
 use crate::scheduler::pause::Pause;
-use crate::wire::options::{Compare, Preserve, Verify};
+use crate::wire::options::{Compare, Verify};
+use crate::wire::preserve::Preserve;
 
 /// A sync that an operator submits.
 #[derive(Debug, Clone)]
