@@ -88,7 +88,7 @@ fn an_unreachable_peer_is_logged_once_and_then_counted() {
     let a = cluster.agents.get_mut("a").unwrap();
     a.terminate();
     let log = a.process.log();
-    assert!(!lines_with(&log, " WARN ", "the same again").is_empty(), "{log}");
+    assert!(!lines_with(&log, " WARN ", "repeated: ").is_empty(), "{log}");
 }
 
 #[test]

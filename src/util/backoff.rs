@@ -1,4 +1,4 @@
-//! How long to wait before trying again.
+//! Delays between retries.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Backoff {
     /// The delay after the first failure.
     pub first: Duration,
-    /// No delay is longer than this.
+    /// The maximum delay.
     pub max: Duration,
 }
 
@@ -17,17 +17,17 @@ impl Backoff {
         Backoff { first, max }
     }
 
-    /// The delay after `failures` failures in a row: none after none, `first` after one, doubled
-    /// after each further one, never above `max`.
+    /// The delay after `failures` consecutive failures: zero for none, `first` for one, doubled
+    /// for each further one, at most `max`.
     pub fn delay(&self, failures: u32) -> Duration {
         let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
         let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
         self.first.saturating_mul(factor).min(self.max)
     }
 
-    /// [`delay`](Self::delay) shortened by up to a quarter, so that many who failed together do not
-    /// come back together. The same `seed` and count give the same delay; a caller passes a number
-    /// of its own (a random one, or a hash of its name).
+    /// [`delay`](Self::delay) reduced by up to a quarter, so that clients that failed at the same time do not
+    /// retry at the same time. The same `seed` and count give the same delay; each caller passes a different
+    /// seed (a random number, or a hash of its name).
     pub fn jittered_delay(&self, failures: u32, seed: u64) -> Duration {
         let full = self.delay(failures);
         let share = (mix_bits(seed ^ u64::from(failures).rotate_left(32)) >> 40) as f64;
@@ -35,7 +35,7 @@ impl Backoff {
     }
 }
 
-/// Turns close numbers into distant ones (the finisher of SplitMix64).
+/// Maps similar numbers to distant ones (the finalizer of SplitMix64).
 fn mix_bits(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

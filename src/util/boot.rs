@@ -1,7 +1,7 @@
-//! Which boot of the kernel this is.
+//! The boot id of the kernel.
 
-/// The kernel's random name for its present boot; the same for all processes (and containers) of a
-/// host. `None` where `/proc` does not tell.
+/// The random id of the current boot of the kernel; equal for all processes (and containers) of a
+/// host. `None` if `/proc` is not readable.
 pub fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned()).filter(|id| !id.is_empty())

@@ -1,63 +1,58 @@
-//! A check on documents: content has digests, and so nothing but names, metadata and answers could be
-//! damaged on the way unseen. TCP's checksum lets one in 65,536 damaged segments through, and sees
-//! nothing of what a NIC or a memory did before it was reckoned.
+//! Checksums of documents. Content has digests; a checksum detects corruption of names, metadata and replies in
+//! transit. The TCP checksum misses one in 65,536 corrupted segments, and does not cover corruption in a NIC or in
+//! memory before it is computed.
 //!
-//! What goes between agents always has one, in its frame or in a [header](CHECKSUM_HEADER). Requests to the master and
-//! its answers have the header where ours sends them; who writes a request by hand sends none. The heads of
-//! HTTP messages have none: a URL or a status that is damaged is another one.
+//! Documents between agents always have a checksum, in the frame or in a [header](CHECKSUM_HEADER). Requests of
+//! our clients to the master, and its replies, have the header; it is optional for other clients. The heads of HTTP
+//! messages have no checksum.
 
-/// The length of a check, in bytes.
-pub const CHECKSUM_BYTES: usize = 8;
-/// The header that carries the check of a body, in hexadecimal digits.
+use crate::wire::Digest;
+
+/// The length of a checksum, in bytes.
+const CHECKSUM_BYTES: usize = 8;
+/// The header with the checksum of a body, in hexadecimal digits.
 pub const CHECKSUM_HEADER: &str = "longhaul-checksum";
+/// The error message for a corrupted document.
+pub const CHECKSUM_MISMATCH: &str = "checksum mismatch: it was corrupted in transit";
+/// The problem code for a corrupted request: it was not executed, and the client sends it again.
+pub const CORRUPTED_CODE: &str = "corrupted";
 
-/// The check of a document: the beginning of its BLAKE3 digest.
+/// The checksum of a document: the first bytes of its BLAKE3 digest.
 pub fn compute_checksum(document: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let mut check = [0; CHECKSUM_BYTES];
-    check.copy_from_slice(&blake3::hash(document).as_bytes()[..CHECKSUM_BYTES]);
-    check
+    Digest::from(blake3::hash(document)).prefix()
 }
 
-/// The check as a header's value.
+/// The checksum of a document as the value of the header.
 pub fn header_value(document: &[u8]) -> String {
     format!("{:016x}", u64::from_be_bytes(compute_checksum(document)))
 }
 
-/// The check of a document that comes in pieces.
+/// Computes the checksum of a document that arrives in chunks.
 #[derive(Debug, Default)]
 pub struct ChecksumHasher(blake3::Hasher);
 
 impl ChecksumHasher {
-    /// The next piece.
-    pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece);
+    /// Adds the next chunk.
+    pub fn update(&mut self, chunk: &[u8]) {
+        self.0.update(chunk);
     }
 
-    /// The check of all pieces, as a header's value.
+    /// The checksum of all chunks as the value of the header.
     pub fn header_value(&self) -> String {
-        let digest = self.0.finalize();
-        let start: String = digest.to_hex().chars().take(2 * CHECKSUM_BYTES).collect();
-        start
+        format!("{:016x}", u64::from_be_bytes(Digest::from(self.0.finalize()).prefix()))
     }
 }
 
-/// Whether a body is what was sent, as far as the header that came with it tells; without one it is taken as
-/// it is.
+/// Whether the header matches the body. A body without the header is accepted.
 pub fn matches_header(header: Option<&[u8]>, body: &[u8]) -> bool {
-    header.is_none_or(|sent| sent == header_value(body).as_bytes())
+    header.is_none_or(|value| value == header_value(body).as_bytes())
 }
 
-/// The document in front of its check; `None`: it is not what was sent.
-pub fn verify_and_strip(sealed: &[u8]) -> Option<&[u8]> {
-    let (document, sent) = sealed.split_at_checked(sealed.len().checked_sub(CHECKSUM_BYTES)?)?;
-    (compute_checksum(document) == sent).then_some(document)
+/// The document before its checksum; `None` for a mismatch.
+pub fn verify_and_strip(bytes: &[u8]) -> Option<&[u8]> {
+    let (document, checksum) = bytes.split_last_chunk()?;
+    (compute_checksum(document) == *checksum).then_some(document)
 }
-
-/// Why a damaged document is not read.
-pub const CHECKSUM_MISMATCH: &str = "it does not match its check: it was damaged on the way";
-/// The code of the problem that answers a damaged request: nothing was changed, and the same request is to
-/// be sent again.
-pub const CORRUPTED_CODE: &str = "damaged";
 
 #[cfg(test)]
 mod tests {
@@ -66,12 +61,12 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_detected() {
         let document = b"names and modes";
-        let sealed = [&document[..], &compute_checksum(document)].concat();
-        assert_eq!(verify_and_strip(&sealed), Some(&document[..]));
-        for bit in 0..sealed.len() * 8 {
-            let mut damaged = sealed.clone();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(verify_and_strip(&damaged), None, "bit {bit}");
+        let with_checksum = [&document[..], &compute_checksum(document)].concat();
+        assert_eq!(verify_and_strip(&with_checksum), Some(&document[..]));
+        for bit in 0..with_checksum.len() * 8 {
+            let mut corrupted = with_checksum.clone();
+            corrupted[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(verify_and_strip(&corrupted), None, "bit {bit}");
         }
         assert_eq!(verify_and_strip(b"short"), None);
         assert_eq!(header_value(document).len(), 2 * CHECKSUM_BYTES);
@@ -79,20 +74,20 @@ mod tests {
 
     #[test]
     fn chunks_have_the_checksum_of_the_whole() {
-        let mut running = ChecksumHasher::default();
-        running.update(b"names ");
-        running.update(b"and modes");
-        assert_eq!(running.header_value(), header_value(b"names and modes"));
+        let mut hasher = ChecksumHasher::default();
+        hasher.update(b"names ");
+        hasher.update(b"and modes");
+        assert_eq!(hasher.header_value(), header_value(b"names and modes"));
     }
 
     #[test]
     fn a_header_is_compared_with_its_body_and_a_missing_header_is_accepted() {
-        let sent = header_value(b"a page");
+        let value = header_value(b"a page");
         assert!(
-            matches_header(Some(sent.as_bytes()), b"a page") && matches_header(None, b"a page")
+            matches_header(Some(value.as_bytes()), b"a page") && matches_header(None, b"a page")
         );
         assert!(
-            !matches_header(Some(sent.as_bytes()), b"a pagf")
+            !matches_header(Some(value.as_bytes()), b"a pagf")
                 && !matches_header(Some(b""), b"a page")
         );
     }

@@ -1,34 +1,34 @@
-//! What the kernel says of network interfaces.
+//! Network interfaces of the kernel.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-/// One thing (`speed`, `operstate`, `ifindex` …) about an interface, as
-/// `/sys/class/net/IFACE/WHAT` says it. `None` where there is no such interface, or nothing said.
-pub fn read_attribute(iface: &str, what: &str) -> Option<String> {
-    let path = Path::new("/sys/class/net").join(iface).join(what);
+/// An attribute (`speed`, `operstate`, `ifindex` …) of an interface, from `/sys/class/net/IFACE/ATTRIBUTE`. `None` if the
+/// interface does not exist, or the attribute is not readable.
+pub fn read_attribute(iface: &str, attribute: &str) -> Option<String> {
+    let path = Path::new("/sys/class/net").join(iface).join(attribute);
     Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-/// The number that the kernel gave an interface.
+/// The interface index of the kernel.
 pub fn interface_index(iface: &str) -> Option<u32> {
     read_attribute(iface, "ifindex")?.parse().ok()
 }
 
-/// Whether an address means something only together with an interface (`fe80::/10`).
+/// Whether an address is valid only together with an interface (`fe80::/10`).
 pub fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// `at` as a socket takes it: a link-local address gets the number of `iface` as its scope.
+/// A link-local address without a scope id gets that of `iface`; other addresses are returned unchanged.
 ///
 /// # Errors
-/// A link-local address without an interface, or with one that this host does not have.
-pub fn with_scope_id(at: SocketAddr, iface: Option<&str>) -> io::Result<SocketAddr> {
-    let SocketAddr::V6(mut v6) = at else { return Ok(at) };
-    if !is_link_local(at.ip()) || v6.scope_id() != 0 {
-        return Ok(at);
+/// A link-local address without an interface, or with one that does not exist on this host.
+pub fn with_scope_id(address: SocketAddr, iface: Option<&str>) -> io::Result<SocketAddr> {
+    let SocketAddr::V6(mut v6) = address else { return Ok(address) };
+    if !is_link_local(address.ip()) || v6.scope_id() != 0 {
+        return Ok(address);
     }
     let Some(iface) = iface else {
         return Err(io::Error::other(format!(

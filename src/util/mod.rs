@@ -1,17 +1,20 @@
-//! Small things that every layer above needs and that know nothing of Longhaul's own work.
+//! Utilities for all layers above, independent of the work of Longhaul.
 //!
-//! - [`units`]: sizes, rates, counts and durations as people write and read them
-//! - [`backoff`]: how long to wait before trying again
-//! - [`boot`]: which boot of the kernel this is
-//! - [`corruption`]: what was found damaged, until the master knows
-//! - [`rlimits`]: what the kernel lets this process use
+//! - [`units`]: text forms of sizes, rates, counts and durations
+//! - [`backoff`]: delays between retries
+//! - [`boot`]: the boot id of the kernel
+//! - [`checksum`]: checksums of documents
+//! - [`corruption`]: counts of corrupted transfers
+//! - [`iface`]: network interfaces
+//! - [`logging`]: the log of the program
 //! - [`private_files`]: files that only this user may read
 //! - [`rate`]: limits on bytes per second
-//! - [`checksum`]: a check on documents that travel
-//! - [`shutdown`]: one token tells every task to stop
+//! - [`repeated_warnings`]: rate-limited warnings
+//! - [`rlimits`]: resource limits of this process
+//! - [`shutdown`]: the shutdown of the process
+//! - [`suggest`]: suggestions for mistyped words
 //! - [`timetable`]: limits by the time of the week
-//! - [`logging`]: what the program says on standard error
-//! - [`suggest`]: "did you mean …?"
+//! - [`unique_id`]: random ids
 
 pub mod backoff;
 pub mod boot;

@@ -1,28 +1,27 @@
-//! Files and directories that only the user of this process may read or write: the state that daemons and
-//! commands keep, which names paths and holds secrets.
+//! Files and directories that only the user of this process may read or write: the state of daemons and
+//! commands, which contains paths and secrets.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-/// For `custom_flags`: a link is not followed.
+/// For `custom_flags`: a symbolic link is not followed.
 pub const OPEN_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 
-/// Makes the directory `dir` and what is missing above it, with the mode 0700. One that is there keeps its
-/// mode, which was chosen when it was made.
+/// Creates the directory `dir` and missing ones above it, with the mode 0700. Existing directories keep their mode.
 ///
 /// # Errors
-/// It can't be made.
+/// The system call failed.
 pub fn create_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Makes the file `path` with the mode 0600. What has that name is removed first: it may be a link, or a
+/// Creates the file `path` with the mode 0600. An existing entry is removed first: it may be a link, or a
 /// file that another user has open.
 ///
 /// # Errors
-/// It can't be made, or what is there not be removed.
+/// A system call failed.
 pub fn create_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).custom_flags(OPEN_NOFOLLOW);
@@ -35,27 +34,27 @@ pub fn create_file(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens the file `path` to read and write, made with the mode 0600 where it is missing. One that is there keeps
-/// its content and its mode.
+/// Opens the file `path` for reading and writing. A missing file is created with the mode 0600; an existing one keeps
+/// its content and mode.
 ///
 /// # Errors
-/// It can't be opened or made.
+/// The system call failed.
 pub fn open_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Replaces the file `path` by one that holds `bytes`, with the mode 0600; both names are on stable storage
-/// when it returns. A crash leaves the old file or the new one.
+/// Replaces the content of the file `path` atomically, with the mode 0600. The new file is on stable storage
+/// when it returns.
 ///
 /// # Errors
-/// One of the steps failed.
+/// A system call failed.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_file_via(path, &path.with_extension("new"), bytes)
 }
 
-/// The same for a file that several processes may replace at once: each needs its own temporary name `new`, in the
-/// same directory.
+/// [`replace_file`] for a file that several processes may replace at the same time: each needs its own temporary file
+/// `new`, in the same directory.
 ///
 /// # Errors
 /// As [`replace_file`].
@@ -74,25 +73,24 @@ pub fn replace_file_via(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()>
     replaced
 }
 
-/// The content of the file `path`, of at most `limit` bytes.
+/// The first `limit` bytes of the file `path`.
 ///
 /// # Errors
-/// It can't be read, or is a link; it belongs to another user, or others may read or write it
+/// A system call failed, or the file is a link; it belongs to another user, or other users may read or write it
 /// ([`io::ErrorKind::PermissionDenied`]).
 pub fn read_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    use io::Read as _;
     let file = OpenOptions::new().read(true).custom_flags(OPEN_NOFOLLOW).open(path)?;
     let meta = file.metadata()?;
-    let own = meta.uid() == rustix::process::geteuid().as_raw();
-    if !meta.is_file() || !own || meta.mode() & 0o077 != 0 {
-        let why = format!(
+    let is_own = meta.uid() == rustix::process::geteuid().as_raw();
+    if !meta.is_file() || !is_own || meta.mode() & 0o077 != 0 {
+        let message = format!(
             "{} belongs to uid {} and has the mode {:04o}: it must be a file of this user that no other user may \
              read or write (0600)",
             path.display(),
             meta.uid(),
             meta.mode() & 0o7777
         );
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
     }
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes)?;
@@ -125,7 +123,7 @@ mod tests {
             assert_eq!(fs::read(&victim).unwrap(), b"victim");
             assert_eq!((mode(&file), read_file(&file, 10).unwrap()), (0o600, b"2".to_vec()));
         }
-        // A file that was wider is narrow once it is written again.
+        // A rewrite restricts the mode of a file again.
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(read_file(&file, 10).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         replace_file(&file, b"3").unwrap();

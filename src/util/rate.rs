@@ -1,46 +1,43 @@
-//! Limits on bytes per second: what moves content takes from a [`RateLimiter`] and waits until time has paid
-//! for it.
+//! Limits on bytes per second. A sender reserves bytes from a [`RateLimiter`] and waits until they are granted.
 //!
-//! A buffer may be larger than a second's worth, so it is taken whole, as a debt, and its taker waits
-//! until its place in the queue of debts is paid: takers get their turns in the order in which they
-//! came, and a rate that changes meanwhile changes the wait of all of them.
+//! A buffer may be larger than the bytes of a second, so it is reserved as a whole, and its sender waits
+//! until its position in the sequence of reserved bytes is granted: senders are granted in the order of their
+//! reservations, and a change of the limit applies to all waiting ones.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How much time may be saved up while nothing is taken: enough to make good a thread that came late,
-/// too little to be seen as a burst.
+/// The idle time that can be used later: long enough for a thread that is scheduled late, too short for a visible burst.
 const MAX_BURST: Duration = Duration::from_millis(125);
-/// Waiting is done in pieces of this, so that cancelling and a changed rate take effect at once.
+/// The longest sleep, so that cancellation and a changed limit take effect immediately.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Content goes on in so many pieces a second, so that slow streams are even …
+/// Content is sent in this number of chunks per second, so that slow streams are smooth.
 const CHUNKS_PER_SECOND: u64 = 32;
-/// … of no less than this, in bytes.
+/// The minimum size of such a chunk.
 const MIN_CHUNK_BYTES: u64 = 16 << 10;
-/// Stands for no limit.
+/// The value of [`RateLimiter::limit`] without a limit.
 const UNLIMITED: u64 = u64::MAX;
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
 /// A limit on bytes per second that several threads share; it can be changed while they use it. Without
-/// a limit, taking is one addition.
+/// a limit, a reservation is one addition.
 #[derive(Debug)]
 pub struct RateLimiter {
     /// Bytes per second; [`UNLIMITED`] for none.
     limit: AtomicU64,
-    /// All bytes that were ever taken. A place in this count is a place in the queue.
+    /// All bytes that were ever reserved. Positions in the queue are values of this counter.
     reserved: AtomicU64,
     grants: Mutex<Grants>,
 }
 
-/// Up to where takers may go on.
 #[derive(Debug)]
 struct Grants {
-    /// As a place in [`RateLimiter::reserved`].
+    /// Bytes granted so far, comparable with [`RateLimiter::reserved`].
     granted: u64,
-    /// When it was so.
     updated_at: Instant,
-    /// For how long altogether there was something that waited.
+    /// The total time in which a reservation waited.
     throttled: Duration,
 }
 
@@ -51,16 +48,13 @@ impl Default for RateLimiter {
 }
 
 impl RateLimiter {
-    /// At most `limit` bytes per second; `None`: as many as there are.
+    /// A limiter with `limit` bytes per second; `None`: unlimited.
     pub fn new(limit: Option<u64>) -> Self {
+        let grants = Grants { granted: 0, updated_at: Instant::now(), throttled: Duration::ZERO };
         RateLimiter {
             limit: AtomicU64::new(limit.unwrap_or(UNLIMITED)),
             reserved: AtomicU64::new(0),
-            grants: Mutex::new(Grants {
-                granted: 0,
-                updated_at: Instant::now(),
-                throttled: Duration::ZERO,
-            }),
+            grants: Mutex::new(grants),
         }
     }
 
@@ -69,131 +63,132 @@ impl RateLimiter {
         Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit != UNLIMITED)
     }
 
-    /// All bytes that were ever taken.
+    /// All bytes that were ever reserved.
     pub fn reserved_bytes(&self) -> u64 {
         self.reserved.load(Ordering::Relaxed)
     }
 
-    /// For how long altogether, as of `now`, this limit has kept somebody waiting.
+    /// The total time up to `now` in which a reservation waited.
     pub fn throttled_time(&self, now: Instant) -> Duration {
         self.refill(now).throttled
     }
 
-    /// Another limit from `now` on, also for who waits already. With a limit of 0 all wait until there
-    /// is another one.
+    /// Changes the limit at `now`, also for waiting reservations. With a limit of 0 all of them wait for the next change.
     pub fn set_limit(&self, limit: Option<u64>, now: Instant) {
-        let mut paid = self.refill(now);
+        let mut grants = self.refill(now);
         if self.limit().is_none() {
-            (paid.granted, paid.updated_at) = (self.reserved_bytes(), now);
+            (grants.granted, grants.updated_at) = (self.reserved_bytes(), now);
         }
         self.limit.store(limit.unwrap_or(UNLIMITED), Ordering::Relaxed);
     }
 
-    /// Takes `bytes`; returns the place in the queue whose [`RateLimiter::wait_time`] is to be waited for.
+    /// Reserves `bytes` and returns their position in the queue, for [`RateLimiter::wait_time`].
     pub fn reserve(&self, bytes: u64, now: Instant) -> u64 {
         if self.limit().is_some() {
-            // What was not taken until now is saved up to [`MAX_BURST`] only.
+            // Limits unused grants to [`MAX_BURST`].
             drop(self.refill(now));
         }
         self.reserved.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes)
     }
 
-    /// How long, as of `now`, who has this `place` still waits.
-    pub fn wait_time(&self, place: u64, now: Instant) -> Duration {
+    /// The time from `now` until `position` is granted.
+    fn wait_time(&self, position: u64, now: Instant) -> Duration {
         if self.limit().is_none() {
             return Duration::ZERO;
         }
-        let paid = self.refill(now);
-        let owed = place.saturating_sub(paid.granted);
+        let grants = self.refill(now);
+        let missing = position.saturating_sub(grants.granted);
         match self.limit.load(Ordering::Relaxed) {
-            _ if owed == 0 => Duration::ZERO,
+            _ if missing == 0 => Duration::ZERO,
             0 => Duration::MAX,
-            limit => duration_for(u128::from(owed), limit)
-                .saturating_sub(now.duration_since(paid.updated_at)),
+            limit => duration_for(u128::from(missing), limit)
+                .saturating_sub(now.duration_since(grants.updated_at)),
         }
     }
 
-    /// What is paid as of `now`.
+    /// Grants the bytes of the time up to `now`.
     fn refill(&self, now: Instant) -> MutexGuard<'_, Grants> {
-        let mut paid = self.grants.lock();
+        let mut grants = self.grants.lock();
         let limit = self.limit.load(Ordering::Relaxed);
-        let elapsed = now.saturating_duration_since(paid.updated_at);
+        let elapsed = now.saturating_duration_since(grants.updated_at);
         let bytes = elapsed.as_nanos() * u128::from(limit) / NANOS_PER_SECOND;
-        let owed = self.reserved_bytes().saturating_sub(paid.granted);
+        let waiting = self.reserved_bytes().saturating_sub(grants.granted);
         if limit == 0 || limit == UNLIMITED {
-            if limit == 0 && owed > 0 {
-                paid.throttled += elapsed;
+            if limit == 0 && waiting > 0 {
+                grants.throttled += elapsed;
             }
-            paid.updated_at = paid.updated_at.max(now);
+            grants.updated_at = grants.updated_at.max(now);
         } else if bytes > 0 {
-            paid.throttled += duration_for(u128::from(owed), limit).min(elapsed);
-            let most = self.reserved_bytes().saturating_add(bytes_in(limit, MAX_BURST));
-            paid.granted = paid.granted.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
-            if paid.granted >= most {
-                (paid.granted, paid.updated_at) = (most, now);
+            grants.throttled += duration_for(u128::from(waiting), limit).min(elapsed);
+            let max_granted = self.reserved_bytes().saturating_add(bytes_in(limit, MAX_BURST));
+            grants.granted =
+                grants.granted.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+            if grants.granted >= max_granted {
+                (grants.granted, grants.updated_at) = (max_granted, now);
             } else {
-                // The fraction of a byte that is left is paid with the next one.
-                paid.updated_at += duration_for(bytes, limit).min(elapsed);
+                // The remaining fraction of a byte is granted with the next one.
+                grants.updated_at += duration_for(bytes, limit).min(elapsed);
             }
         }
-        paid
+        grants
     }
 }
 
-const NANOS_PER_SECOND: u128 = 1_000_000_000;
-
-/// How long `bytes` take, rounded up.
+/// The transmission time of `bytes`, rounded up.
 fn duration_for(bytes: u128, limit: u64) -> Duration {
     let nanos = bytes.saturating_mul(NANOS_PER_SECOND).div_ceil(u128::from(limit.max(1)));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// What goes through in `time`.
+/// The bytes that can be sent in `time`.
 fn bytes_in(limit: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(limit) * time.as_nanos() / NANOS_PER_SECOND).unwrap_or(u64::MAX)
 }
 
-/// All the limits that one stream of content is under; without any it costs nothing.
+/// All limiters of one stream of content. Without a limiter it has no cost.
 #[derive(Debug, Clone, Default)]
 pub struct Limiters(Vec<Arc<RateLimiter>>);
 
 impl Limiters {
-    /// These limits.
-    pub fn new(rates: Vec<Arc<RateLimiter>>) -> Self {
-        Limiters(rates)
+    /// Combines `limiters`.
+    pub fn new(limiters: Vec<Arc<RateLimiter>>) -> Self {
+        Limiters(limiters)
     }
 
-    /// The same, and `rate` as well.
-    pub fn with(mut self, rate: Arc<RateLimiter>) -> Self {
-        self.0.push(rate);
+    /// Adds `limiter`.
+    pub fn with(mut self, limiter: Arc<RateLimiter>) -> Self {
+        self.0.push(limiter);
         self
     }
 
-    /// How much content should go on at once at most, in bytes: little where the limits are low, so that
-    /// no stream stands still for long; `None`: any.
+    /// The maximum content of one write, in bytes: small for a low limit, so that
+    /// no stream pauses for long; `None`: any size.
     pub fn max_chunk_bytes(&self) -> Option<u64> {
-        let least = self.0.iter().filter_map(|rate| rate.limit()).min()?;
-        Some((least / CHUNKS_PER_SECOND).max(MIN_CHUNK_BYTES))
+        let lowest = self.0.iter().filter_map(|limiter| limiter.limit()).min()?;
+        Some((lowest / CHUNKS_PER_SECOND).max(MIN_CHUNK_BYTES))
     }
 
-    /// Takes `bytes` from all the limits, and blocks until the slowest of them lets go on. Asks `go_on`
-    /// while it waits.
+    /// Reserves `bytes` from all limiters, and blocks until all of them grant these. Calls `check_active` while it waits.
     ///
     /// # Errors
-    /// What `go_on` says; the bytes count as taken.
-    pub fn acquire<E>(&self, bytes: u64, go_on: impl Fn() -> Result<(), E>) -> Result<(), E> {
-        let begun = Instant::now();
-        let limited = self.0.iter().map(|rate| (rate, rate.reserve(bytes, begun)));
-        // Where nothing is limited, this allocates nothing.
-        let places: Vec<_> = limited.filter(|(rate, _)| rate.limit().is_some()).collect();
+    /// The error of `check_active`; the bytes count as reserved.
+    pub fn acquire<E>(
+        &self,
+        bytes: u64,
+        check_active: impl Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let start = Instant::now();
+        let positions = self.0.iter().map(|limiter| (limiter, limiter.reserve(bytes, start)));
+        // Without a limit this does not allocate.
+        let limited: Vec<_> = positions.filter(|(limiter, _)| limiter.limit().is_some()).collect();
         loop {
             let now = Instant::now();
-            let waits = places.iter().map(|(rate, place)| rate.wait_time(*place, now));
+            let waits = limited.iter().map(|(limiter, position)| limiter.wait_time(*position, now));
             match waits.max() {
                 None | Some(Duration::ZERO) => return Ok(()),
                 Some(wait) => std::thread::sleep(wait.min(POLL_INTERVAL)),
             }
-            go_on()?;
+            check_active()?;
         }
     }
 }
@@ -203,14 +198,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A decimal megabyte, so that times come out even.
+    /// A decimal megabyte, for round times.
     const MB: u64 = 1_000_000;
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
 
-    /// A limit that has existed since the returned instant, with nothing saved up.
+    /// A limiter that was created at the returned instant, without unused grants.
     fn new_limiter(limit: u64) -> (RateLimiter, Instant) {
         let rate = RateLimiter::new(None);
         let now = Instant::now();
@@ -225,7 +220,7 @@ mod tests {
         assert_eq!(rate.wait_time(place, t), ms(500));
         assert_eq!(rate.wait_time(place, t + ms(200)), ms(300));
         assert_eq!(rate.wait_time(place, t + ms(500)), Duration::ZERO);
-        // One that is much more than a second's worth, and one behind it.
+        // A buffer that is much larger than the bytes of a second, and another one after it.
         let (large, behind) = (rate.reserve(4 * MB, t + ms(500)), rate.reserve(MB, t + ms(500)));
         assert_eq!(rate.wait_time(large, t + ms(500)), ms(4000));
         assert_eq!(rate.wait_time(behind, t + ms(500)), ms(5000));
@@ -250,10 +245,10 @@ mod tests {
         rate.set_limit(Some(0), t + ms(3000));
         assert_eq!(rate.wait_time(place, t + ms(60_000)), Duration::MAX);
         rate.set_limit(Some(8 * MB), t + ms(60_000));
-        assert_eq!(rate.wait_time(place, t + ms(60_000)), ms(500), "time at nought pays nothing");
+        assert_eq!(rate.wait_time(place, t + ms(60_000)), ms(500), "a limit of 0 grants nothing");
         rate.set_limit(None, t + ms(60_100));
         assert_eq!((rate.wait_time(place, t + ms(60_100)), rate.limit()), (Duration::ZERO, None));
-        // What went through without a limit is not owed afterwards.
+        // Bytes that were sent without a limit do not delay later ones.
         rate.reserve(1000 * MB, t + ms(60_150));
         rate.set_limit(Some(MB), t + ms(60_200));
         let place = rate.reserve(MB, t + ms(60_200));
@@ -267,7 +262,7 @@ mod tests {
         let (first, second) = (rate.reserve(MB, later), rate.reserve(MB, later));
         assert_eq!(rate.wait_time(first, later), Duration::ZERO);
         assert_eq!(rate.wait_time(second, later), ms(125));
-        // Also where nobody looked in between.
+        // Also without a call in between.
         let later = later + Duration::from_secs(3600);
         let place = rate.reserve(8 * MB, later);
         assert_eq!(rate.wait_time(place, later), ms(875));
@@ -280,7 +275,7 @@ mod tests {
         assert_eq!(
             rate.throttled_time(t + ms(3000)),
             ms(375),
-            "half a second, an eighth was saved up"
+            "half a second, without the burst of an eighth"
         );
         rate.reserve(5 * MB, t + ms(3000));
         assert_eq!(rate.throttled_time(t + ms(4000)), ms(1375));
@@ -309,7 +304,7 @@ mod tests {
     }
 
     proptest! {
-        /// Several takers that wait for their places and take again at once, but come late at times.
+        /// Several senders that reserve again as soon as they are granted, with random delays.
         #[test]
         fn throughput_equals_the_limit_while_there_is_demand(
             limit in 1000u64..(4 << 30),
@@ -330,7 +325,7 @@ mod tests {
                 }
                 let (all, most) = (bytes_in(limit, now - t), bytes_in(limit, MAX_BURST) + 1);
                 prop_assert!(through <= all + most, "{} of {}", through, all);
-                // What waits may lack no more than its last byte.
+                // Waiting bytes may lack at most the last one.
                 let waiting: u64 = sizes.iter().sum();
                 prop_assert!(through + waiting + 1 >= all, "{} of {}", through, all);
             }

@@ -1,41 +1,36 @@
-//! What the kernel lets this process use.
+//! Resource limits of this process.
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the number of descriptors that this process may have open to the most that it may ask for:
-/// the default of 1,024 is meant for programs that use `select`, and a master has a connection for
-/// each slot of each agent. Tells the number in force; `None`: no limit.
+/// Raises the soft limit of open file descriptors to the hard limit: the default of 1,024 is meant for programs that
+/// use `select`, and a master has a connection for each slot of each agent. Returns the limit in force; `None`: no limit.
 pub fn raise_open_files_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
         return limit.current;
     }
-    let most = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
-    match setrlimit(Resource::Nofile, most) {
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit.clone() }) {
         Ok(()) => limit.maximum,
-        // What there is goes on to count.
+        // The old limit remains in force.
         Err(_) => limit.current,
     }
 }
 
-/// Why this process can open nothing more, if so: the name of the error, and a sentence.
+/// Checks whether this process can open another file. Otherwise returns the name of the errno and an error message.
 pub fn detect_resource_exhaustion() -> Option<(&'static str, String)> {
-    use rustix::fs::{Mode, OFlags};
-    use rustix::io::Errno;
     let errno = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).err()?;
-    let name = match errno {
-        Errno::MFILE => "EMFILE",
-        Errno::NFILE => "ENFILE",
-        Errno::NOMEM => "ENOMEM",
+    const RAISE_LIMIT: &str = "raise the limit of open files (LimitNOFILE)";
+    let (name, hint) = match errno {
+        Errno::MFILE => ("EMFILE", RAISE_LIMIT),
+        Errno::NFILE => ("ENFILE", RAISE_LIMIT),
+        Errno::NOMEM => ("ENOMEM", "give the host more memory"),
         _ => return None,
     };
     let text = std::io::Error::from(errno).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
-    let hint = match errno {
-        Errno::NOMEM => "give the host more memory",
-        _ => "raise the limit of open files (LimitNOFILE)",
-    };
-    Some((name, format!("this agent can open nothing more: {text} ({name}); {hint}")))
+    Some((name, format!("this agent cannot open another file: {text} ({name}); {hint}")))
 }
 
 #[cfg(test)]

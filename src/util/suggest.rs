@@ -1,43 +1,23 @@
-//! "Did you mean …?"
+//! Suggestions for mistyped words ("did you mean …?").
 
-/// The candidate that is nearest to `word`, if one is near enough to be what was meant: at most a
-/// third of the word mistyped (swapped neighbours count as one mistake), upper and lower case alike.
-/// Of several equally near ones the first.
+/// The candidate closest to `word`, if at most a third of the word is mistyped (two swapped letters count as one
+/// mistake, upper and lower case are equal). Of several the first.
 pub fn closest_match<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    // A word longer than any key or command is no typing mistake; the bound also keeps this cheap.
+    // A longer word is not a mistyped key or command; the limit also bounds the time.
     if word.is_empty() || word.len() > 100 {
         return None;
     }
-    let letters = |s: &str| s.to_lowercase().chars().collect::<Vec<char>>();
-    let wanted = letters(word);
-    let limit = (wanted.len() / 3).max(1);
+    let word = word.to_lowercase();
+    let max_distance = (word.chars().count() / 3).max(1);
     candidates
         .into_iter()
-        .map(|c| (distance(&wanted, &letters(c)), c))
-        .filter(|(d, c)| *d <= limit && *d < c.chars().count())
-        .min_by_key(|(d, _)| *d)
-        .map(|(_, c)| c)
-}
-
-/// Edit distance with transpositions of neighbours (optimal string alignment).
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut before: Vec<usize> = Vec::new();
-    let mut above: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut row = vec![i; b.len() + 1];
-        for j in 1..=b.len() {
-            let change = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            row[j] = change.min(above[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                row[j] = row[j].min(before[j - 2] + 1);
-            }
-        }
-        before = std::mem::replace(&mut above, row);
-    }
-    above[b.len()]
+        .map(|candidate| (strsim::osa_distance(&word, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, c)| *distance <= max_distance && *distance < c.chars().count())
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
-//! Limits on bytes per second by the time of the week, as operators write them:
-//! `08:00-18:00 100MiB/s, Sat-Sun 00:00-24:00 none`. Times are of the local clock; where nothing is
-//! said there is no limit.
+//! Limits on bytes per second by the time of the week, as in
+//! `08:00-18:00 100MiB/s, Sat-Sun 00:00-24:00 none`. Times are local; outside of all entries there is no limit.
 
 use super::units;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use std::ops::Range;
 
 const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
-/// Minutes of a day, and of a week.
 const MINUTES_PER_DAY: usize = 24 * 60;
 const MINUTES_PER_WEEK: usize = 7 * MINUTES_PER_DAY;
 
@@ -15,159 +14,123 @@ const MINUTES_PER_WEEK: usize = 7 * MINUTES_PER_DAY;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Timetable(Vec<Entry>);
 
-/// One line of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    /// As it was written.
+    /// The configured text.
     text: String,
-    /// Minutes of the week, the end excluded; a part that wraps over the end of the week is two.
-    spans: Vec<(usize, usize)>,
+    /// Whether the entry applies, for each minute of the week.
+    minutes: Vec<bool>,
     /// Bytes per second.
     limit: Option<u64>,
 }
 
 impl Timetable {
-    /// Adds an entry: `[DAYS] [HH:MM-HH:MM] LIMIT`. A time that ends before it begins ends on the next
-    /// day; without days or times all are meant.
+    /// Adds an entry: `[DAYS] [HH:MM-HH:MM] LIMIT`. A range with an end before its start ends on the next
+    /// day; the default is all days and the whole day.
     ///
     /// # Errors
-    /// A sentence that quotes what is wrong.
+    /// An error message that quotes the invalid part.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
         let entry = Entry::parse(text)?;
         for earlier in &self.0 {
-            if let Some(at) = earlier.first_overlap(&entry) {
+            let mut pairs = earlier.minutes.iter().zip(&entry.minutes);
+            if let Some(overlap) = pairs.position(|(a, b)| *a && *b) {
                 return Err(format!(
                     "`{}` overlaps `{}`: both set the limit on {}; give each its own times",
                     entry.text,
                     earlier.text,
-                    format_minute(at)
+                    format_minute(overlap)
                 ));
             }
         }
-        // That is what holds anyway.
-        if entry.limit.is_some()
-            || entry.spans.iter().map(|(from, to)| to - from).sum::<usize>() < MINUTES_PER_WEEK
-        {
+        // No limit at any time is the default.
+        if entry.limit.is_some() || entry.minutes.contains(&false) {
             self.0.push(entry);
         }
         Ok(())
     }
 
-    /// The limit at a time of `zone`, in bytes per second.
+    /// The limit at a time in `zone`, in bytes per second.
     pub fn limit_at(&self, time: Timestamp, zone: &TimeZone) -> Option<u64> {
         if self.0.is_empty() {
             return None;
         }
         let local = zone.to_datetime(time);
-        let day = usize::from(local.weekday().to_monday_zero_offset().unsigned_abs());
-        let clock = |part: i8| usize::from(part.unsigned_abs());
-        let at = day * MINUTES_PER_DAY + clock(local.hour()) * 60 + clock(local.minute());
-        self.0.iter().find(|entry| entry.contains_minute(at))?.limit
+        let number = |part: i8| usize::from(part.unsigned_abs());
+        let day = number(local.weekday().to_monday_zero_offset());
+        let minute = day * MINUTES_PER_DAY + number(local.hour()) * 60 + number(local.minute());
+        self.0.iter().find(|entry| entry.minutes[minute])?.limit
     }
 }
 
 impl Entry {
     fn parse(text: &str) -> Result<Self, String> {
         let text: String = text.trim().chars().take(80).flat_map(char::escape_debug).collect();
-        let wrong = |why: String| format!("`{text}`: {why}");
+        let error = |why: String| format!("`{text}`: {why}");
         let mut words = text.split_whitespace().peekable();
-        let days = match words.peek().filter(|word| word.starts_with(char::is_alphabetic)) {
-            // A limit such as `none` stands at the end.
-            Some(_) if text.split_whitespace().count() == 1 => (0, 6),
-            Some(word) => {
-                let days = parse_days(word).map_err(wrong)?;
-                words.next();
-                days
-            }
-            None => (0, 6),
+        // A single word is the limit, e.g. `none`.
+        let is_days = |word: &&str| {
+            word.starts_with(char::is_alphabetic) && text.split_whitespace().nth(1).is_some()
         };
-        let times = match words.peek().filter(|word| word.contains(':')) {
-            Some(word) => {
-                let times = parse_times(word).map_err(wrong)?;
-                words.next();
-                times
-            }
-            None => (0, MINUTES_PER_DAY),
-        };
-        let rest: Vec<&str> = words.collect();
-        if rest.is_empty() {
-            return Err(wrong(
-                "there is no limit in it; write for example 08:00-18:00 100MiB/s".into(),
+        let days = words.next_if(is_days).map(parse_days).transpose().map_err(error)?;
+        let times = words.next_if(|word| word.contains(':')).map(parse_times).transpose();
+        let (days, times) =
+            (days.unwrap_or(0..7), times.map_err(error)?.unwrap_or(0..MINUTES_PER_DAY));
+        let limit: Vec<&str> = words.collect();
+        if limit.is_empty() {
+            return Err(error(
+                "the limit is missing; write for example 08:00-18:00 100MiB/s".into(),
             ));
         }
-        let limit = units::parse_bwlimit(&rest.join(" ")).map_err(wrong)?;
-        Ok(Entry { spans: week_spans(days, times), text, limit })
-    }
-
-    fn contains_minute(&self, at: usize) -> bool {
-        self.spans.iter().any(|(from, to)| (*from..*to).contains(&at))
-    }
-
-    /// The first minute that both have.
-    fn first_overlap(&self, other: &Entry) -> Option<usize> {
-        let pairs = self.spans.iter().flat_map(|a| other.spans.iter().map(move |b| (a, b)));
-        let common = pairs.map(|(a, b)| (a.0.max(b.0), a.1.min(b.1)));
-        common.filter(|(from, to)| from < to).map(|(from, _)| from).min()
+        let limit = units::parse_bwlimit(&limit.join(" ")).map_err(error)?;
+        let mut minutes = vec![false; MINUTES_PER_WEEK];
+        for minute in days.flat_map(|day| times.clone().map(move |m| day * MINUTES_PER_DAY + m)) {
+            minutes[minute % MINUTES_PER_WEEK] = true;
+        }
+        Ok(Entry { text, minutes, limit })
     }
 }
 
-/// `Mon` or `Mon-Fri`, as numbers from 0.
-fn parse_days(word: &str) -> Result<(usize, usize), String> {
+/// `Mon` or `Mon-Fri`, as numbers from 0; those after Sunday continue with 7.
+fn parse_days(word: &str) -> Result<Range<usize>, String> {
     let day = |name: &str| {
-        let found = DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
-        found.ok_or_else(|| {
-            format!(
-                "`{name}` is not a day; the days are Mon, Tue, Wed, Thu, Fri, Sat, Sun, e.g. Mon-Fri"
-            )
+        let index = DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
+        index.ok_or_else(|| {
+            format!("`{name}` is not a day; the days are {}, e.g. Mon-Fri", DAYS.join(", "))
         })
     };
-    match word.split_once('-') {
-        Some((from, to)) => Ok((day(from)?, day(to)?)),
-        None => day(word).map(|day| (day, day)),
-    }
+    let (first, last) = word.split_once('-').unwrap_or((word, word));
+    let (first, last) = (day(first)?, day(last)?);
+    Ok(first..last + 1 + if last < first { 7 } else { 0 })
 }
 
-/// `HH:MM-HH:MM`, as minutes; the end is larger than the start, by a day where it has to be.
-fn parse_times(word: &str) -> Result<(usize, usize), String> {
-    let time = |text: &str| {
+/// `HH:MM-HH:MM`, in minutes; an end on the next day is after [`MINUTES_PER_DAY`].
+fn parse_times(word: &str) -> Result<Range<usize>, String> {
+    let minutes = |text: &str| {
         let number = |part: &str| part.parse::<usize>().ok().filter(|_| part.len() == 2);
         let (hour, minute) = text.split_once(':')?;
         let (hour, minute) = (number(hour)?, number(minute)?);
-        let at = hour * 60 + minute;
-        (minute < 60 && at <= MINUTES_PER_DAY).then_some(at)
+        let total = hour * 60 + minute;
+        (minute < 60 && total <= MINUTES_PER_DAY).then_some(total)
     };
-    let bad =
+    let invalid =
         |text: &str| format!("`{text}` is not a time; write times as 08:00, from 00:00 to 24:00");
     let (from, to) = word
         .split_once('-')
-        .ok_or_else(|| format!("`{word}` names one time; write from and to, e.g. 08:00-18:00"))?;
-    let (start, end) = (time(from).ok_or_else(|| bad(from))?, time(to).ok_or_else(|| bad(to))?);
-    if start == MINUTES_PER_DAY {
-        return Err(bad(from));
+        .ok_or_else(|| format!("`{word}` is one time; write from and to, e.g. 08:00-18:00"))?;
+    let start = minutes(from).filter(|start| *start < MINUTES_PER_DAY);
+    let start = start.ok_or_else(|| invalid(from))?;
+    let end = minutes(to).ok_or_else(|| invalid(to))?;
+    if start == end {
+        return Err(format!("{word} has no length; omit the time for the whole day"));
     }
-    match start == end {
-        true => Err(format!("{word} has no length; leave the time out to mean the whole day")),
-        false if end < start => Ok((start, end + MINUTES_PER_DAY)),
-        false => Ok((start, end)),
-    }
+    Ok(start..if end < start { end + MINUTES_PER_DAY } else { end })
 }
 
-/// The minutes of the week that are meant.
-fn week_spans((first, last): (usize, usize), (start, end): (usize, usize)) -> Vec<(usize, usize)> {
-    let days = if first <= last { last - first } else { last + 7 - first };
-    let each = (0..=days).map(|n| (first + n) % 7 * MINUTES_PER_DAY);
-    each.flat_map(|day| {
-        let (from, to) = (day + start, day + end);
-        let wrapped = (to > MINUTES_PER_WEEK).then(|| (0, to - MINUTES_PER_WEEK));
-        [Some((from, to.min(MINUTES_PER_WEEK))), wrapped].into_iter().flatten()
-    })
-    .collect()
-}
-
-/// A minute of the week, for people.
-fn format_minute(at: usize) -> String {
-    let day = DAYS[at / MINUTES_PER_DAY % 7];
-    format!("{day} {:02}:{:02}", at % MINUTES_PER_DAY / 60, at % 60)
+/// A minute of the week, e.g. `Mon 08:00`.
+fn format_minute(minute: usize) -> String {
+    let day = DAYS[minute / MINUTES_PER_DAY % 7];
+    format!("{day} {:02}:{:02}", minute % MINUTES_PER_DAY / 60, minute % 60)
 }
 
 #[cfg(test)]
@@ -181,7 +144,7 @@ mod tests {
         entries.iter().try_for_each(|entry| table.add(entry)).map(|()| table)
     }
 
-    /// In MiB, at local times of a zone that is two hours before UTC; 2026-06-01 is a Monday.
+    /// In MiB, at local times two hours ahead of UTC; 2026-06-01 is a Monday.
     fn at(table: &Timetable, local: &str) -> Option<u64> {
         let zone = TimeZone::fixed(jiff::tz::offset(2));
         let time = local.parse::<jiff::civil::DateTime>().unwrap();
@@ -245,8 +208,8 @@ mod tests {
     #[test]
     fn errors_quote_the_wrong_part() {
         for (bad, why) in [
-            ("", "no limit"),
-            ("08:00-18:00", "no limit"),
+            ("", "limit is missing"),
+            ("08:00-18:00", "limit is missing"),
             ("Mon-Fri", "is not a limit"),
             ("08:00 1M", "from and to"),
             ("8:00-18:00 1M", "`8:00` is not a time"),
@@ -259,8 +222,8 @@ mod tests {
             ("08:00-18:00 fast", "is not a limit"),
             ("08:00-18:00 100Mb/s", "bits or bytes"),
         ] {
-            let told = table(&[bad]).unwrap_err();
-            assert!(told.contains(why) && told.contains(&format!("`{bad}`")), "{bad}: {told}");
+            let error = table(&[bad]).unwrap_err();
+            assert!(error.contains(why) && error.contains(&format!("`{bad}`")), "{bad}: {error}");
         }
         assert!(table(&["1M", "2M"]).unwrap_err().contains("both set the limit on Mon 00:00"));
         assert!(table(&["Sun 23:00-01:00 1M", "Mon 00:30-02:00 2M"]).is_err());

@@ -1,16 +1,16 @@
-//! Sizes, rates, counts and durations as people write and read them. Sizes are binary (IEC):
-//! one MiB is 1,048,576 bytes.
+//! Text forms of sizes, rates, counts and durations. Sizes are binary (IEC): one MiB is 1,048,576 bytes.
 
+use crate::wire::path::quote;
 use std::time::Duration;
 
 const PREFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
 
-/// A number of bytes in three or four digits: `0 B`, `1023 B`, `6.1 TiB`.
+/// A number of bytes with up to four digits: `0 BACKOFF`, `1023 BACKOFF`, `6.1 TiB`.
 pub fn format_bytes(n: u64) -> String {
     if n < 1024 { format!("{n} B") } else { format_scaled(n as f64, "iB") }
 }
 
-/// Bytes per second: `11.8 GiB/s`, `0 B/s` (also for what is no positive number).
+/// Bytes per second: `11.8 GiB/s`, `0 BACKOFF/s` (also for what is no positive number).
 pub fn format_rate(bytes_per_second: f64) -> String {
     if !bytes_per_second.is_finite() || bytes_per_second < 0.5 {
         "0 B/s".to_owned()
@@ -24,7 +24,7 @@ pub fn format_rate(bytes_per_second: f64) -> String {
 fn format_scaled(n: f64, unit: &str) -> String {
     let mut value = n / 1024.0;
     let mut prefix = 0;
-    // 1023.96 would be printed as 1024.0.
+    // 1023.96 would become 1024.0.
     while value >= 1023.95 && prefix + 1 < PREFIXES.len() {
         value /= 1024.0;
         prefix += 1;
@@ -32,7 +32,7 @@ fn format_scaled(n: f64, unit: &str) -> String {
     format!("{value:.1} {}{unit}", PREFIXES[prefix])
 }
 
-/// A count with separators of thousands: `81,204`.
+/// A count with thousands separators: `81,204`.
 pub fn format_count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -45,7 +45,7 @@ pub fn format_count(n: u64) -> String {
     out
 }
 
-/// A count with what is counted: `1 entry`, `81,204 entries`.
+/// A count with its noun: `1 entry`, `81,204 entries`.
 pub fn pluralize(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", format_count(n), if n == 1 { one } else { many })
 }
@@ -67,105 +67,78 @@ pub fn format_duration(d: Duration) -> String {
     }
 }
 
-/// Reads a duration: `45s`, `500ms`, `5m`, `2h`, `60d`, `1h30m`, or a bare number of seconds. Each
+/// Parses a duration: `45s`, `500ms`, `5m`, `2h`, `60d`, `1h30m`, or a number of seconds. Each
 /// unit at most once, larger ones first.
 ///
 /// # Errors
-/// A sentence that says what is expected, to be printed behind the name of the setting.
+/// An error message, to be printed after the name of the setting.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    const UNITS: [(&str, u64); 6] = [
-        ("w", 7 * 86_400_000),
-        ("d", 86_400_000),
-        ("h", 3_600_000),
-        ("m", 60_000),
-        ("s", 1000),
-        ("ms", 1),
-    ];
-    let bad = || {
-        format!(
-            "`{}` is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d",
-            escape_input(text)
-        )
+    let too_long = || format!("{} is too long a duration", quote(text));
+    let invalid = || {
+        format!("{} is not a duration; write for example 45s, 5m, 2h, 1h30m or 60d", quote(text))
     };
-    let too_long = || format!("`{}` is too long a duration", escape_input(text));
-    let mut rest = text.trim();
-    if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) {
-        // Milliseconds must fit as well, so that both spellings have the same limit.
-        let seconds: u64 = rest.parse().map_err(|_| too_long())?;
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // The limit is that of milliseconds, as for a number with a unit.
+        let seconds: u64 = text.parse().map_err(|_| too_long())?;
         return seconds.checked_mul(1000).map(Duration::from_millis).ok_or_else(too_long);
     }
-    let mut total: Option<u64> = None;
-    let mut units = UNITS.iter();
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, tail) = rest.split_at(digits);
-        let unit_len = tail.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let (unit, tail) = tail.split_at(unit_len);
-        if number.is_empty() || unit.is_empty() {
-            return Err(bad());
-        }
-        let (_, ms) = units.find(|(name, _)| *name == unit).ok_or_else(bad)?;
-        let number: u64 = number.parse().map_err(|_| too_long())?;
-        let part = number.checked_mul(*ms).ok_or_else(too_long)?;
-        total = Some(total.unwrap_or(0).checked_add(part).ok_or_else(too_long)?);
-        rest = tail.trim_start();
-    }
-    total.map(Duration::from_millis).ok_or_else(bad)
+    // Stricter than jiff: no ISO 8601, no sign, no fraction, no space between a number and its unit.
+    let is_plain = text.starts_with(|c: char| c.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b' ')
+        && !text.as_bytes().windows(2).any(|w| w[0].is_ascii_digit() && w[1] == b' ');
+    let span = text.parse::<jiff::Span>().ok().filter(|_| is_plain).ok_or_else(invalid)?;
+    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours());
+    duration.ok().and_then(|d| Duration::try_from(d).ok()).ok_or_else(invalid)
 }
 
-/// Reads a size in bytes: `4096`, `64K`, `64KB` and `64KiB` are binary alike; so for M, G, T, P.
+/// Parses a size in bytes: `4096`, `64K`, `64KB`, `64KiB` (all binary); also with M, G, T, P.
 /// Upper and lower case, a space before the unit and a fraction (`1.5G`) are allowed.
 ///
 /// # Errors
-/// A sentence that says what is expected, to be printed behind the name of the setting.
+/// An error message, to be printed after the name of the setting.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let bad =
-        || format!("`{}` is not a size; write for example 4096, 64MiB or 1.5G", escape_input(text));
-    let too_large = || format!("`{}` is too large a size", escape_input(text));
-    let trimmed = text.trim();
-    let end = trimmed.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
-    let (number, unit) = trimmed.split_at(end);
-    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        "p" | "pb" | "pib" => 50,
-        _ => return Err(bad()),
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let fraction_fits = fraction.len() <= 6 && fraction.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || !fraction_fits || number.ends_with('.') {
-        return Err(bad());
+    let invalid =
+        || format!("{} is not a size; write for example 4096, 64MiB or 1.5G", quote(text));
+    let too_large = || format!("{} is too large a size", quote(text));
+    let text = text.trim();
+    let end = text.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+    let (number, unit) = text.split_at(end);
+    let unit = unit.trim_start().to_ascii_lowercase();
+    let prefix = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == prefix);
+    let shift = 10 * power.filter(|_| unit != "ib").ok_or_else(invalid)?;
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let is_fraction =
+        (1..=6).contains(&fraction.len()) && fraction.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !is_fraction {
+        return Err(invalid());
     }
     let whole: u64 = whole.parse().map_err(|_| too_large())?;
     let whole = whole.checked_mul(1 << shift).ok_or_else(too_large)?;
-    let part: u64 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| bad())? };
-    let scale = 10u128.pow(fraction.len() as u32);
-    let part = ((u128::from(part) << shift) / scale) as u64;
+    let fraction_value: u128 = fraction.parse().map_err(|_| invalid())?;
+    let part = ((fraction_value << shift) / 10u128.pow(fraction.len() as u32)) as u64;
     whole.checked_add(part).ok_or_else(too_large)
 }
 
-/// The least limit that can be set, in bytes per second: below it the streams of a copy would stand still
-/// for so long that they were taken for broken.
-pub const MIN_BWLIMIT: u64 = 64 << 10;
+/// The minimum limit, in bytes per second: with a lower one the streams of a copy would pause so long
+/// that they count as failed.
+const MIN_BWLIMIT: u64 = 64 << 10;
 
-/// Reads a limit in bytes per second, a [size](parse_size) with or without `/s` behind it; `None` for
+/// Parses a limit in bytes per second, a [size](parse_size) with an optional `/s`; `None` for
 /// `none`, `unlimited` and `0`.
 ///
 /// # Errors
-/// A sentence that says what is expected, to be printed behind the name of the setting.
+/// An error message, to be printed after the name of the setting.
 pub fn parse_bwlimit(text: &str) -> Result<Option<u64>, String> {
-    let bad = |why: &str| {
-        format!("`{}` {why}; write for example 100MiB/s, 1.5G or none", escape_input(text))
-    };
+    let bad =
+        |why: &str| format!("{} {why}; write for example 100MiB/s, 1.5G or none", quote(text));
     let trimmed = text.trim();
     if ["none", "unlimited"].contains(&trimmed) {
         return Ok(None);
     }
     let size = trimmed.strip_suffix("/s").unwrap_or(trimmed).trim_end();
-    // Elsewhere `Mb` means bits; eight times too much would go unnoticed.
+    // `Mb` usually means bits: the limit would be eight times too high.
     if size.ends_with('b') && size.trim_end_matches('b').ends_with(['K', 'M', 'G', 'T', 'P']) {
         return Err(bad("may mean bits or bytes: limits are in bytes per second"));
     }
@@ -174,11 +147,6 @@ pub fn parse_bwlimit(text: &str) -> Result<Option<u64>, String> {
         1..MIN_BWLIMIT => Err(bad("is too slow for a copy: at least 64KiB/s")),
         limit => Ok(Some(limit)),
     }
-}
-
-/// Foreign text as it may stand in a message: escaped and not long.
-fn escape_input(text: &str) -> String {
-    text.chars().take(40).flat_map(char::escape_debug).collect()
 }
 
 #[cfg(test)]
@@ -322,13 +290,13 @@ mod tests {
         fn any_text_is_parsed_or_rejected_with_a_short_message(
             text in proptest::prop_oneof!["\\PC{0,20}", "-?[0-9]{0,25}[.,]?[0-9]{0,5} ?[a-zA-Z]{0,4}(/s)?"],
         ) {
-            let said = [
+            let errors = [
                 parse_size(&text).err(),
                 parse_duration(&text).err(),
                 parse_bwlimit(&text).err(),
                 crate::util::timetable::Timetable::default().add(&text).err(),
             ];
-            for why in said.into_iter().flatten() {
+            for why in errors.into_iter().flatten() {
                 proptest::prop_assert!(!why.is_empty() && why.len() < 500, "{}", why);
             }
         }

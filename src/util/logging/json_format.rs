@@ -1,5 +1,5 @@
 //! Log lines as JSON objects with the keys `time`, `level`, `msg` and `target`, then the fields of the event, then
-//! those of the spans around it, each span an object under its name.
+//! one object with the fields of each enclosing span.
 
 use serde_json::{Value, json};
 use std::fmt;
@@ -9,10 +9,9 @@ use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The keys that every line has; a field of such a name gets a `_` behind it.
+/// The keys of every line; a field with such a name gets the suffix `_`.
 const RESERVED_KEYS: [&str; 4] = ["time", "level", "msg", "target"];
 
-/// See the module.
 pub(super) struct JsonFormat;
 
 impl<S, N> FormatEvent<S, N> for JsonFormat
@@ -33,12 +32,12 @@ where
         let msg = json!(fields.message);
         write!(writer, r#"{{"time":"{time:.6}","level":"{level}","msg":{msg},"target":{target}"#)?;
         for (name, value) in &fields.others {
-            let mark = if RESERVED_KEYS.contains(name) { "_" } else { "" };
-            write!(writer, ",{}:{value}", json!(format!("{name}{mark}")))?;
+            let suffix = if RESERVED_KEYS.contains(name) { "_" } else { "" };
+            write!(writer, ",{}:{value}", json!(format!("{name}{suffix}")))?;
         }
         for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             let extensions = span.extensions();
-            // As `JsonFields` wrote them: an object.
+            // `JsonFields` formatted them as an object.
             if let Some(fields) = extensions.get::<FormattedFields<JsonFields>>() {
                 write!(writer, ",{}:{}", json!(span.name()), fields.fields)?;
             }
@@ -47,7 +46,7 @@ where
     }
 }
 
-/// The fields of an event, in their order.
+/// The fields of an event, in order.
 #[derive(Default)]
 struct Fields {
     message: String,

@@ -1,8 +1,10 @@
-//! What the program logs, on standard error or to a file: one line an event, times in UTC. Level and file can be
+//! The log of the program, on standard error or in a file: one line per event, times in UTC. Level and file can be
 //! changed while it runs.
 
 mod json_format;
 
+use crate::util::suggest::closest_match;
+use crate::wire::path::quote;
 use anyhow::Context as _;
 use json_format::JsonFormat;
 use parking_lot::RwLock;
@@ -11,24 +13,22 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
-use tracing_subscriber::filter::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::reload;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
-/// Replaces the filter.
-type FilterSetter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
-
-static FILTER_SETTER: OnceLock<FilterSetter> = OnceLock::new();
-/// The file that lines go to; `None`: standard error.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+/// The log file; `None`: standard error.
 static LOG_FILE: RwLock<Option<File>> = RwLock::new(None);
 
 /// Starts logging to `file`, or to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`
-/// (the last two for Longhaul itself; libraries stay at `info`), or a list of directives such as
-/// `info,longhaul::store=trace`; without it the variable `RUST_LOG` counts, else `info`. `json`
-/// writes one JSON object a line, with the keys `time`, `level`, `msg` and `target` first. Colours only on a terminal and without `NO_COLOR`.
+/// (the last two only for Longhaul; libraries remain at `info`), or a list of directives such as
+/// `info,longhaul::store=trace`; the default is the variable `RUST_LOG`, or `info`. `json`
+/// writes one JSON object per line, with the keys `time`, `level`, `msg` and `target` first. Colors only on a terminal
+/// and without `NO_COLOR`.
 ///
 /// # Errors
-/// A level that does not exist, a file that cannot be opened, or logging that was started before.
+/// An invalid level, a file that cannot be opened, or a second call.
 pub fn init_logging(level: Option<&str>, json: bool, file: Option<&Path>) -> anyhow::Result<()> {
     let filter = match (level, std::env::var("RUST_LOG")) {
         (Some(level), _) => parse_filter(level)?,
@@ -36,43 +36,36 @@ pub fn init_logging(level: Option<&str>, json: bool, file: Option<&Path>) -> any
         _ => parse_filter("info")?,
     };
     set_log_file(file)?;
-    let colours = !json
+    let has_colors = !json
         && file.is_none()
         && io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(has_colors)
         .log_internal_errors(false)
-        .with_writer(Lines);
-    let (started, set): (_, FilterSetter) = if json {
-        let builder = builder.json().event_format(JsonFormat).with_filter_reloading();
-        let handle = builder.reload_handle();
-        (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
-    } else {
-        let builder = builder.with_filter_reloading();
-        let handle = builder.reload_handle();
-        (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
-    };
-    started.map_err(|e| anyhow::anyhow!("logging could not be started: {e}"))?;
-    // Only set once, as logging is only started once.
-    let _ = FILTER_SETTER.set(set);
+        .with_writer(|| SanitizedWriter);
+    let lines = if json { lines.json().event_format(JsonFormat).boxed() } else { lines.boxed() };
+    let started = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    started.context("logging could not be started")?;
+    // The first call: `try_init` fails in a second one.
+    let _ = FILTER.set(handle);
     Ok(())
 }
 
-/// Changes the level of logging that was started.
+/// Changes the log level.
 ///
 /// # Errors
-/// A level that does not exist, or logging that was not started.
+/// An invalid level, or no call of [`init_logging`] before.
 pub fn set_log_level(level: &str) -> anyhow::Result<()> {
-    let set = FILTER_SETTER.get().context("logging was not started")?;
-    set(parse_filter(level)?).context("change the log level")
+    let filter = FILTER.get().context("logging was not started")?;
+    filter.reload(parse_filter(level)?).context("change the log level")
 }
 
-/// Logs to `file` (`None`: standard error) from now on. A file that was moved away is created again.
+/// Changes the log file (`None`: standard error). A file that was moved is created again.
 ///
 /// # Errors
-/// The file cannot be opened; lines go where they went before.
+/// The file cannot be opened; the old one remains in use.
 pub fn set_log_file(file: Option<&Path>) -> anyhow::Result<()> {
     let opened = match file {
         None => None,
@@ -86,43 +79,51 @@ pub fn set_log_file(file: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn parse_filter(level: &str) -> anyhow::Result<EnvFilter> {
+/// Checks a log level: a name (in any case, or a synonym of other programs), or a list of directives. Returns
+/// its normal form.
+///
+/// # Errors
+/// An error message that lists the levels.
+pub fn parse_level(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let level = level.trim().to_ascii_lowercase();
-    let directives = match level.as_str() {
-        own @ ("debug" | "trace") => format!("info,longhaul={own},ctl={own}"),
-        list if list.contains([',', '=']) => list.to_owned(),
-        word if LEVELS.contains(&word) => word.to_owned(),
-        word => anyhow::bail!(
-            "log level `{}`: expected one of {}",
-            word.escape_debug(),
-            LEVELS.join(", ")
-        ),
+    let text = text.trim();
+    let word = text.to_ascii_lowercase();
+    let level = match word.as_str() {
+        "warning" => "warn",
+        "critical" | "fatal" => "error",
+        other => other,
     };
-    EnvFilter::try_new(&directives)
-        .map_err(|e| anyhow::anyhow!("log level `{}`: {e}", directives.escape_debug()))
-}
-
-/// The file or standard error, with every control character inside a line escaped: a file name can neither
-/// forge a line nor talk to the terminal.
-struct Lines;
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Line;
-
-    fn make_writer(&'a self) -> Line {
-        Line
+    if LEVELS.contains(&level) {
+        return Ok(level.to_owned());
     }
+    // A single unknown word would be the name of a module, and disable all other output.
+    if text.contains(['=', ',']) && EnvFilter::builder().parse(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    let hint = closest_match(level, LEVELS).map(|near| format!(" — did you mean `{near}`?"));
+    let (text, hint) = (quote(text), hint.unwrap_or_default());
+    Err(format!("{text} is not a log level: use one of {}{hint}", LEVELS.join(", ")))
 }
 
-struct Line;
+fn parse_filter(level: &str) -> anyhow::Result<EnvFilter> {
+    let level = parse_level(level).map_err(anyhow::Error::msg)?;
+    let directives = match level.as_str() {
+        "debug" | "trace" => format!("info,longhaul={level},ctl={level}"),
+        _ => level,
+    };
+    Ok(EnvFilter::try_new(directives)?)
+}
 
-impl Write for Line {
-    /// The formatter hands over each event whole, in one call.
+/// Writes to the log file or standard error, with escaped control characters: a file name can neither
+/// forge a line nor control the terminal.
+struct SanitizedWriter;
+
+impl Write for SanitizedWriter {
+    /// The formatter passes each event in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = sanitize_line(&String::from_utf8_lossy(event));
         match &*LOG_FILE.read() {
-            // In one call: lines of several threads do not mix.
+            // In one call, so that lines of several threads do not mix.
             Some(file) => (&*file).write_all(line.as_bytes())?,
             None => io::stderr().write_all(line.as_bytes())?,
         }
@@ -134,7 +135,7 @@ impl Write for Line {
     }
 }
 
-/// Escapes control and direction-changing characters, except the end of the line and colours.
+/// Escapes control and bidirectional characters, except the end of the line and colors.
 fn sanitize_line(event: &str) -> String {
     let (line, end) = match event.strip_suffix('\n') {
         Some(line) => (line, "\n"),
@@ -158,7 +159,7 @@ fn sanitize_line(event: &str) -> String {
     out + end
 }
 
-/// The length of the colour sequence at the start of `text`, if there is one.
+/// The length of the color sequence at the start of `text`.
 fn color_sequence_len(text: &str) -> Option<usize> {
     let parameters = text.strip_prefix("\x1b[")?;
     let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
@@ -171,9 +172,22 @@ mod tests {
 
     #[test]
     fn levels_are_checked_by_name() {
-        for good in ["info", "DEBUG", "off", "info,longhaul::store=trace"] {
-            assert!(parse_filter(good).is_ok(), "{good}");
+        for (text, level) in [
+            ("info", "info"),
+            ("DEBUG", "debug"),
+            ("off", "off"),
+            ("Warning", "warn"),
+            ("CRITICAL", "error"),
+            ("info,longhaul::store=trace", "info,longhaul::store=trace"),
+        ] {
+            assert_eq!(parse_level(text).as_deref(), Ok(level));
+            assert!(parse_filter(text).is_ok(), "{text}");
         }
+        assert_eq!(
+            parse_level("inof").unwrap_err(),
+            "`inof` is not a log level: use one of off, error, warn, info, debug, trace — did you mean `info`?"
+        );
+        assert!(parse_level("").is_err());
         let error = parse_filter("loud").unwrap_err().to_string();
         assert!(error.contains("`loud`") && error.contains("warn"), "{error}");
         assert!(parse_filter("longhaul=loud").is_err());
