@@ -1,66 +1,66 @@
-//! The agents' configuration: one file for all workers, of which each agent takes its own.
+//! The configuration of agents: one file for all workers, and each agent uses the part of its worker.
 
 use super::Env;
 use super::log::LogConfig;
-use super::master::read_dir;
+use super::master_url::check_master_url;
 use super::nic::{self, NicConfig};
-use super::reader::{Diagnostics, Fields, Item, did_you_mean, quoted};
+use super::reader::{Diagnostics, Fields, Item, did_you_mean};
 use super::report::Pos;
 use crate::util::iface::is_link_local;
 use crate::util::units;
+use crate::wire::path::quote;
 use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
-use url::Url;
 
-/// Everything that one agent is told, checked.
+/// All settings of an agent, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentConfig {
-    /// Its name.
+    /// The id of the worker.
     pub worker_id: WorkerId,
-    /// The masters, tried in turn; at least one, `http://…` without a trailing slash.
+    /// The URLs of the masters, in the order of attempts; at least one, without a trailing slash.
     pub master_urls: Vec<String>,
-    /// The roots of what it may read and write; at least one, none twice.
+    /// The directories that it may read and write; at least one, without duplicates.
     pub storage_paths: Vec<AbsPath>,
-    /// Where people can reach the host; shown, not used.
+    /// The address of the host for people; displayed, not used.
     pub control_plane_address: Option<String>,
-    /// Where it serves the data plane; at least one.
+    /// The addresses of the data plane; at least one.
     pub data_plane_endpoints: Vec<NicConfig>,
-    /// How often it tells the master that it is alive.
+    /// The time between two heartbeats.
     pub heartbeat_interval: Duration,
-    /// How long it may finish what it has in hand when it is told to stop.
+    /// The time for active tasks to finish after a shutdown request.
     pub drain_timeout: Duration,
-    /// At most so many tasks it executes at once.
+    /// The maximum number of concurrent tasks.
     pub slots: usize,
-    /// It sends no more than this, whatever for, in bytes per second.
+    /// The limit of all sends of the agent, in bytes per second.
     pub bwlimit: Option<u64>,
-    /// Its buffers for content are at most so many bytes, half of them to send and half to receive.
+    /// The maximum size of all content buffers, in bytes: one half for sending, one half for receiving.
     pub buffer_memory: u64,
-    /// Large source files are read past the page cache, where that can be.
+    /// Large source files are read with O_DIRECT, if the file system supports it.
     pub direct_io: bool,
-    /// Where it remembers what was not flushed; `None`: it does not.
+    /// The directory of the dirty journal; `None`: no journal.
     pub data_dir: Option<PathBuf>,
-    /// What is logged, and how.
+    /// See [`LogConfig`].
     pub log: LogConfig,
 }
 
-/// `buffer_memory` where it is not given, in bytes: more than a hundred exchanges at a time need.
+/// The default of `buffer_memory`, in bytes: enough for more than a hundred concurrent exchanges.
 pub const DEFAULT_BUFFER_MEMORY_BYTES: u64 = 128 << 20;
-/// The least `buffer_memory`, in bytes: an exchange in each direction takes up to 1.3 MB of its half.
+/// The minimum of `buffer_memory`, in bytes: an exchange in each direction needs up to 1.3 MB of its half.
 pub const MIN_BUFFER_MEMORY_BYTES: u64 = 4 << 20;
-/// The most: nobody has so much.
+/// The maximum of `buffer_memory`.
 const MAX_BUFFER_MEMORY_BYTES: u64 = 1 << 40;
 
-/// `slots` where it is not given: four for each core, at least 8, at most 24 (each may hold a few
-/// megabytes). How many of them are used follows what they bring.
+/// The default of `slots`: four per core, at least 8, at most 24 (each may use a few
+/// megabytes). The number of active slots depends on the measured throughput.
 pub fn default_slots() -> usize {
     (4 * core_count()).clamp(8, 24)
 }
 
-/// How many slots are used at first: one for each core and one more, that of a scan or of whoever waits
-/// for an answer; at least 3, at most 8.
+/// The initial number of active slots: one per core and one more for a scan or a task that waits
+/// for a reply; at least 3, at most 8.
 pub fn initial_slots() -> usize {
     (core_count() + 1).clamp(3, 8)
 }
@@ -69,7 +69,7 @@ fn core_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The keys that only an agents file has, to tell it from a master's file.
+/// The keys of an agents file, for the detection of the file kind.
 pub(super) const AGENT_KEYS: [&str; 13] = [
     "master_url",
     "workers",
@@ -86,29 +86,29 @@ pub(super) const AGENT_KEYS: [&str; 13] = [
     "log",
 ];
 
-/// A beat more than this apart, and a master with default settings takes leases away (30 s, three beats).
+/// With a longer interval a master with default settings revokes leases (30 s, three heartbeats).
 const MAX_SAFE_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Storage paths go out with every heartbeat.
+/// Every heartbeat contains all storage paths.
 const MAX_STORAGE_PATHS: usize = 256;
 
-/// All that an agents file says.
 pub(super) struct AgentsFile {
-    /// In the order of the file; those without a usable id are left out.
+    /// In the order of the file, without those with an invalid id.
     pub(super) workers: Vec<Worker>,
 }
 
-/// One worker, and where it stands in the file.
+/// One worker with its positions in the file.
 pub(super) struct Worker {
     pub(super) config: AgentConfig,
-    /// The storage paths, in the order of the file, with their places (host checks need them).
+    /// The positions of the storage paths, for the checks on the host.
     pub(super) path_positions: Vec<Pos>,
-    /// The same for the endpoints; none where the endpoint is the default.
+    /// The positions of the endpoints; empty for the default endpoint.
     pub(super) endpoint_positions: Vec<Pos>,
+    /// The path of the entry, e.g. `workers[0]`.
     pub(super) label: String,
 }
 
-/// What a worker's entry may set and the top of the file sets for all.
+/// Settings of a worker with defaults at the top of the file.
 #[derive(Clone)]
 struct SharedSettings {
     heartbeat_interval: Duration,
@@ -123,58 +123,45 @@ struct SharedSettings {
 
 impl SharedSettings {
     fn read(&mut self, fields: &Fields<'_>) {
-        let time = |key, low, high| {
-            let allowed = Duration::from_millis(low)..=Duration::from_secs(high);
-            fields.get(key).and_then(|i| Some((i.duration(allowed)?, i)))
-        };
-        if let Some((interval, item)) = time("heartbeat_interval", 100, 3600) {
+        let duration =
+            |min_ms, max_seconds| Duration::from_millis(min_ms)..=Duration::from_secs(max_seconds);
+        fields.set("heartbeat_interval", &mut self.heartbeat_interval, |item| {
+            let interval = item.duration(duration(100, 3600))?;
             if interval > MAX_SAFE_HEARTBEAT_INTERVAL {
                 item.warn(
                     "longer than 10s: leases of a master with default settings end after 30s, and three \
                      heartbeats must fit — raise `lease` and `heartbeat_interval` in the master's file too",
                 );
             }
-            self.heartbeat_interval = interval;
-        }
-        if let Some((timeout, _)) = time("drain_timeout", 0, 86_400) {
-            self.drain_timeout = timeout;
-        }
-        if let Some(slots) = fields.get("slots").and_then(|i| i.number(1..=256)) {
-            self.slots = usize::try_from(slots).unwrap_or(self.slots);
-        }
-        if let Some(limit) = fields.get("bwlimit").and_then(|i| i.limit()) {
-            self.bwlimit = limit;
-        }
-        if let Some(item) = fields.get("buffer_memory")
-            && let Some(bytes) = item.size(0..=MAX_BUFFER_MEMORY_BYTES)
-        {
+            Some(interval)
+        });
+        fields.set("drain_timeout", &mut self.drain_timeout, |i| i.duration(duration(0, 86_400)));
+        fields.set("slots", &mut self.slots, |i| i.number(1..=256));
+        fields.set("bwlimit", &mut self.bwlimit, |i| i.limit());
+        fields.set("buffer_memory", &mut self.buffer_memory, |item| {
+            let bytes = item.size(0..=MAX_BUFFER_MEMORY_BYTES)?;
             if bytes < MIN_BUFFER_MEMORY_BYTES {
-                let least = units::format_bytes(MIN_BUFFER_MEMORY_BYTES);
+                let [bytes, min] = [bytes, MIN_BUFFER_MEMORY_BYTES].map(units::format_bytes);
                 item.error(format!(
-                    "{} is too little: what is sent and what is received at a time must fit into half of it \
-                     each — give at least {least}",
-                    units::format_bytes(bytes)
+                    "{bytes} is too little: what is sent and what is received at a time must fit into half of it \
+                     each — give at least {min}"
                 ));
             }
-            self.buffer_memory = bytes;
-        }
-        if let Some(direct) = fields.get("direct_io").and_then(|i| i.flag()) {
-            self.direct_io = direct;
-        }
-        if let Some(dir) = fields.get("data_dir").and_then(|i| read_dir(&i)) {
-            self.data_dir = dir;
-        }
+            Some(bytes)
+        });
+        fields.set("direct_io", &mut self.direct_io, |i| i.flag());
+        fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
         self.log.read(fields.get("log"));
     }
 }
 
 impl AgentsFile {
-    /// Reads the whole file, every worker of it. Every problem is noted.
-    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Diagnostics) -> Self {
+    /// Reads all workers of the file. All problems are recorded.
+    pub(super) fn read(root: &Item<'_>, env: &Env, diagnostics: &Diagnostics) -> Self {
         let mut file = AgentsFile { workers: Vec::new() };
         let Some(fields) = root.fields() else { return file };
         let from_file = fields.get("master_url").map(|i| read_master_urls(&i));
-        let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, findings));
+        let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, diagnostics));
         if from_file.is_none() && from_env.is_none() {
             fields.report_missing(
                 "master_url",
@@ -197,13 +184,12 @@ impl AgentsFile {
             endpoints: BTreeMap::new(),
         };
         reader.shared.read(&fields);
-        let several = fields.get("workers");
-        match (fields.get("worker_id"), several) {
+        match (fields.get("worker_id"), fields.get("workers")) {
             (Some(id), Some(_)) => {
                 id.error("give either one worker at the top of the file or a list in `workers`, not both");
             }
             (Some(id), None) => {
-                file.workers.extend(reader.read_worker(Some((read_worker_id(&id), id.at)), &fields))
+                file.workers.extend(reader.read_worker(read_worker_id(&id), id.at, &fields));
             }
             (None, Some(workers)) => file.workers = reader.read_workers(&workers),
             (None, None) => {
@@ -214,48 +200,46 @@ impl AgentsFile {
         for worker in &mut file.workers {
             let log = &mut worker.config.log;
             match env.agent_log_level.as_deref() {
-                Some(level) => log.apply_env("AGENT_LOG_LEVEL", Some(level), findings),
-                None => log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), findings),
+                Some(level) => log.apply_env("AGENT_LOG_LEVEL", Some(level), diagnostics),
+                None => log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), diagnostics),
             }
         }
         file
     }
 
-    /// The worker that `id` names, or the only one; `None` with an error noted when there is no such.
-    pub(super) fn select_worker(self, id: Option<&str>, findings: &Diagnostics) -> Option<Worker> {
-        let ids: Vec<String> =
-            self.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
-        let names: Vec<&str> = ids.iter().map(String::as_str).collect();
-        let listed = match names.is_empty() {
-            true => "it names no worker".to_owned(),
-            false => format!("worker ids in this file: {}", names.join(" ")),
+    /// The worker with this `id`, or the only one; `None` after an error.
+    pub(super) fn select_worker(
+        mut self,
+        id: Option<&str>,
+        diagnostics: &Diagnostics,
+    ) -> Option<Worker> {
+        let ids: Vec<&str> = self.workers.iter().map(|w| w.config.worker_id.as_str()).collect();
+        let index = match id {
+            Some(id) => ids.iter().position(|known| *known == id),
+            None => (ids.len() == 1).then_some(0),
         };
-        match id {
-            Some(id) => {
-                if !names.contains(&id) {
-                    let hint = did_you_mean(id, &names);
-                    findings.error(None, format!("no worker {}{hint}   {listed}", quoted(id)));
-                }
-                self.workers.into_iter().find(|w| w.config.worker_id.as_str() == id)
-            }
-            None if names.len() == 1 => self.workers.into_iter().next(),
-            None => {
-                findings.error(
-                    None,
-                    format!("say which worker this is, with `--worker-id ID`   {listed}"),
-                );
-                None
-            }
+        if let Some(index) = index {
+            return Some(self.workers.swap_remove(index));
         }
+        let list = match ids.is_empty() {
+            true => "it names no worker".to_owned(),
+            false => format!("worker ids in this file: {}", ids.join(" ")),
+        };
+        let message = match id {
+            Some(id) => format!("no worker {}{}", quote(id), did_you_mean(id, &ids)),
+            None => "say which worker this is, with `--worker-id ID`".to_owned(),
+        };
+        diagnostics.error(None, format!("{message}   {list}"));
+        None
     }
 }
 
 struct WorkerReader {
     master_urls: Vec<String>,
     shared: SharedSettings,
-    /// Where each id was given first.
+    /// The first position of each id.
     ids: BTreeMap<WorkerId, Pos>,
-    /// Which worker has an endpoint.
+    /// The worker of each endpoint.
     endpoints: BTreeMap<(String, u16), WorkerId>,
 }
 
@@ -263,44 +247,45 @@ impl WorkerReader {
     /// `workers`: a list of entries with `worker_id`, or a map of id → entry.
     fn read_workers(&mut self, workers: &Item<'_>) -> Vec<Worker> {
         let mut found = Vec::new();
-        if workers.is_map() {
-            let Some(entries) = workers.fields() else { return found };
-            for (name, at, item) in entries.entries() {
-                let id = name
-                    .parse()
-                    .map_err(|e| entries.error_at(at, &format!("worker id {} {e}", quoted(name))))
-                    .ok();
-                if let Some(fields) = item.fields() {
-                    if let Some(inner) = fields.get("worker_id")
-                        && read_worker_id(&inner).is_some_and(|inner| Some(inner) != id)
-                    {
-                        inner
-                            .error(format!("differs from the name of the entry, {}", quoted(name)));
-                    }
-                    found.extend(self.read_worker(Some((id, at)), &fields));
-                    fields.finish();
-                }
-            }
-        } else if let Some(items) = workers.items() {
-            for item in items {
+        let count = if workers.is_map() {
+            let Some(map) = workers.fields() else { return found };
+            let entries = map.entries();
+            for (name, at, item) in &entries {
+                let invalid = |e| map.error_at(*at, &format!("worker id {} {e}", quote(name)));
+                let id: Option<WorkerId> = name.parse().map_err(invalid).ok();
                 let Some(fields) = item.fields() else { continue };
-                let id = fields.require("worker_id", "").map(|i| (read_worker_id(&i), i.at));
-                found.extend(self.read_worker(id, &fields));
+                if let Some(inner) = fields.get("worker_id")
+                    && read_worker_id(&inner).is_some_and(|inner| Some(inner) != id)
+                {
+                    inner.error(format!("differs from the name of the entry, {}", quote(name)));
+                }
+                found.extend(self.read_worker(id, *at, &fields));
                 fields.finish();
             }
+            entries.len()
         } else {
-            return found;
-        }
-        if found.is_empty() && workers.is_empty() {
+            let Some(items) = workers.items() else { return found };
+            for item in &items {
+                let Some(fields) = item.fields() else { continue };
+                let id = fields.require("worker_id", "");
+                let at = id.as_ref().map_or(item.at, |id| id.at);
+                let id = id.and_then(|id| read_worker_id(&id));
+                found.extend(self.read_worker(id, at, &fields));
+                fields.finish();
+            }
+            items.len()
+        };
+        if count == 0 {
             workers.error("must name at least one worker");
         }
         found
     }
 
-    /// What an entry says besides the id; `None` when its id is unusable or given before.
+    /// Reads the entry of the worker with the id at `at`; `None` for an invalid or duplicate id.
     fn read_worker(
         &mut self,
-        id: Option<(Option<WorkerId>, Pos)>,
+        id: Option<WorkerId>,
+        at: Pos,
         fields: &Fields<'_>,
     ) -> Option<Worker> {
         let mut shared = self.shared.clone();
@@ -311,7 +296,6 @@ impl WorkerReader {
         let paths = paths.map(|i| read_storage_paths(&i, allow_root)).unwrap_or_default();
         let network = fields.get("network").and_then(|i| read_network(&i)).unwrap_or_default();
 
-        let (id, at) = id?;
         let id = id?;
         if let Some(first) = self.ids.get(&id) {
             let message = format!("worker id `{id}` is given twice — first on line {}", first.line);
@@ -320,16 +304,13 @@ impl WorkerReader {
         }
         self.ids.insert(id.clone(), at);
         self.check_endpoints(&id, &network.endpoints);
-        let (mut endpoints, mut endpoint_places) = (Vec::new(), Vec::new());
-        for (endpoint, item) in network.endpoints {
-            endpoints.push(endpoint);
-            endpoint_places.push(item.at);
-        }
+        let (mut endpoints, endpoint_items): (Vec<_>, Vec<_>) =
+            network.endpoints.into_iter().unzip();
         if endpoints.is_empty() {
             let control = network.control_plane_address.as_deref();
             endpoints.push(default_endpoint(control, fields, at).into());
         }
-        let (storage_paths, path_places) = paths.into_iter().unzip();
+        let (storage_paths, path_positions) = paths.into_iter().unzip();
         let config = AgentConfig {
             worker_id: id,
             master_urls: self.master_urls.clone(),
@@ -345,12 +326,9 @@ impl WorkerReader {
             data_dir: Some(shared.data_dir),
             log: shared.log,
         };
-        Some(Worker {
-            config,
-            path_positions: path_places,
-            endpoint_positions: endpoint_places,
-            label: fields.item.path.clone(),
-        })
+        let endpoint_positions = endpoint_items.iter().map(|item| item.at).collect();
+        let label = fields.item.path.clone();
+        Some(Worker { config, path_positions, endpoint_positions, label })
     }
 
     fn check_endpoints(&mut self, id: &WorkerId, endpoints: &[(NicConfig, Item<'_>)]) {
@@ -376,21 +354,21 @@ impl WorkerReader {
 }
 
 fn read_worker_id(item: &Item<'_>) -> Option<WorkerId> {
-    item.parse("a worker's name", |text| text.parse().map_err(|e| format!("{} {e}", quoted(text))))
+    item.parse("a worker's name", |text| text.parse().map_err(|e| format!("{} {e}", quote(text))))
 }
 
-/// Without endpoints, an agent serves where the file says that its host is, or on this host only.
+/// The default endpoint of an agent: the address of the host in the file, otherwise the loopback address.
 fn default_endpoint(control: Option<&str>, fields: &Fields<'_>, at: Pos) -> Endpoint {
-    // A link-local one can't be served without its interface.
-    let usable = |e: &Endpoint| !e.address.parse().is_ok_and(is_link_local);
-    let given = control.and_then(|text| text.parse::<Endpoint>().ok()).filter(usable);
+    // A link-local address needs an interface.
+    let is_usable = |e: &Endpoint| !e.address.parse().is_ok_and(is_link_local);
+    let given = control.and_then(|text| text.parse::<Endpoint>().ok()).filter(is_usable);
     let address = given.map(|e| e.address).unwrap_or_else(|| {
-        let place = fields.item.path.as_str();
-        let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+        let label = fields.item.path.as_str();
+        let label = if label.is_empty() { String::new() } else { format!("{label}: ") };
         fields.warn_at(
             at,
             &format!(
-                "{place}no `network.data_plane_endpoints`: it serves on 127.0.0.1:{DEFAULT_DATA_PORT}, which \
+                "{label}no `network.data_plane_endpoints`: it serves on 127.0.0.1:{DEFAULT_DATA_PORT}, which \
                  only agents on the same host reach"
             ),
         );
@@ -410,7 +388,7 @@ fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> 
         let read = |text: &str| {
             AbsPath::new(text).map_err(|e| match text {
                 "" => format!("{e}"),
-                _ => format!("{} {e}", quoted(text)),
+                _ => format!("{} {e}", quote(text)),
             })
         };
         let Some(path) = item.parse("an absolute path", read) else { continue };
@@ -465,7 +443,7 @@ fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
 }
 
 fn read_master_urls(item: &Item<'_>) -> Vec<String> {
-    let items = if item.is_list() { item.items().unwrap_or_default() } else { vec![item.clone()] };
+    let items = item.items_or_self();
     if items.is_empty() {
         item.error("must name at least one URL");
     }
@@ -480,33 +458,10 @@ fn read_master_urls(item: &Item<'_>) -> Vec<String> {
     urls
 }
 
-fn env_master_urls(text: &str, findings: &Diagnostics) -> Vec<String> {
+fn env_master_urls(text: &str, diagnostics: &Diagnostics) -> Vec<String> {
     let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
     let urls = parts.filter_map(|part| {
-        check_master_url(part).map_err(|e| findings.env_error("CTL_MASTER_URL", e)).ok()
+        check_master_url(part).map_err(|e| diagnostics.env_error("CTL_MASTER_URL", e)).ok()
     });
     urls.collect()
-}
-
-/// Checks the URL of a master and drops its trailing slashes.
-///
-/// # Errors
-/// Says what is wrong with it and what a right one looks like.
-pub fn check_master_url(text: &str) -> Result<String, String> {
-    let example = "write for example `http://127.0.0.1:8888`";
-    if !text.contains("://") {
-        return Err(format!("{} has no `http://` in front — {example}", quoted(text)));
-    }
-    let url =
-        Url::parse(text).map_err(|cause| format!("{} is not a URL ({cause})", quoted(text)))?;
-    if url.scheme() != "http" {
-        return Err(format!("{} is not an `http://` URL — {example}", quoted(text)));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(format!("must not carry a user name or password — {example}"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("{} has a query or fragment — {example}", quoted(text)));
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
 }

@@ -1,28 +1,32 @@
-//! YAML text → a tree in which every key and value knows its place.
+//! YAML text → a tree with the position of every key and value.
 //!
-//! One parser gives both values and positions (`saphyr-parser`, events only), so the two cannot
-//! disagree. Scalars stay text: what type a value should have is the business of whoever asks for it,
-//! so `no`, `012` and `12:30` are what the operator wrote. Aliases and `<<` merges work, within a
-//! budget; duplicate keys are kept so that they can be reported.
+//! One parser provides both values and positions (`saphyr-parser`, events only), so the two cannot
+//! disagree. Scalars remain text, and the getters determine the type of a value,
+//! so `no`, `012` and `12:30` are read as written. Aliases and `<<` merges work within
+//! limits; duplicate keys are kept, so that they can be reported.
 
 use super::report::Pos;
+use crate::wire::path::quote;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 use std::collections::{HashMap, HashSet};
 
-/// Deeper than any shipped configuration by far.
+/// Far deeper than any useful configuration.
 const MAX_DEPTH: usize = 32;
-/// Values in one file after its aliases are written out: thousands of workers, no alias bomb.
+/// The maximum number of values with expanded aliases: enough for thousands of workers, not for an alias bomb.
 const MAX_NODES: usize = 200_000;
 
-/// A value and where it starts.
+const TOO_MANY_VALUES: &str = "holds too many values (aliases written out)";
+const KEY_IS_NOT_TEXT: &str = "a key must be plain text, not a list or map";
+
+/// A value and its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) at: Pos,
-    pub(super) kind: Kind,
+    pub(super) kind: NodeKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum NodeKind {
     /// Nothing, `~` or `null`.
     Null,
     Scalar(String),
@@ -30,7 +34,7 @@ pub(super) enum Kind {
     Map(Vec<Entry>),
 }
 
-/// A key with its value, in the order of the file.
+/// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) key: String,
@@ -38,19 +42,18 @@ pub(super) struct Entry {
     pub(super) value: Node,
 }
 
-/// What is wrong with the text as YAML, and where.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct YamlError {
     pub(super) at: Pos,
     pub(super) message: String,
 }
 
-/// Parses the one document in `text`; `None` when there is none (nothing but comments).
+/// Parses the only document in `text`; `None` for a text with only comments.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, YamlError> {
     let mut parser = Parser::new_from_str(text);
     let mut tree = TreeBuilder::default();
     while let Some(event) = parser.next_event() {
-        let (event, span) = event.map_err(|flaw| syntax_error(text, &flaw))?;
+        let (event, span) = event.map_err(|error| syntax_error(text, &error))?;
         tree.handle_event(event, to_pos(&span.start))?;
     }
     Ok(tree.root)
@@ -67,12 +70,12 @@ fn yaml_error<T>(at: Pos, message: impl Into<String>) -> Result<T, YamlError> {
 fn syntax_error(text: &str, error: &saphyr_parser::ScanError) -> YamlError {
     let at = to_pos(error.marker());
     let line = text.lines().nth(at.line - 1).unwrap_or_default();
-    let indent: String = line.chars().take_while(|c| c.is_whitespace()).collect();
-    let hint = if indent.contains('\t') { " — indent with spaces, not tabs" } else { "" };
+    let has_tab = line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
+    let hint = if has_tab { " — indent with spaces, not tabs" } else { "" };
     YamlError { at, message: format!("not valid YAML: {}{hint}", error.info()) }
 }
 
-/// A list or map whose end has not come yet.
+/// A list or map before its end.
 struct OpenNode {
     at: Pos,
     anchor: usize,
@@ -88,7 +91,7 @@ enum PartialContent {
 struct TreeBuilder {
     open: Vec<OpenNode>,
     anchors: HashMap<usize, Node>,
-    nodes: usize,
+    node_count: usize,
     root: Option<Node>,
 }
 
@@ -100,147 +103,115 @@ impl TreeBuilder {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 check_tag(tag.as_deref(), at)?;
-                if self.expects_key() {
-                    self.store_anchor(anchor, || Node { at, kind: Kind::Scalar(text.to_string()) });
-                    return self.set_key(text.into_owned(), at);
-                }
-                let null = style == ScalarStyle::Plain
+                let is_null = style == ScalarStyle::Plain
                     && matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL");
-                let kind = if null { Kind::Null } else { Kind::Scalar(text.into_owned()) };
+                let kind = match is_null && !self.expects_key() {
+                    true => NodeKind::Null,
+                    false => NodeKind::Scalar(text.into_owned()),
+                };
                 self.insert_node(Node { at, kind }, anchor, 1)
             }
             Event::SequenceStart(anchor, tag) => {
-                self.start(PartialContent::List(Vec::new()), anchor, tag.as_deref(), at)
+                let content = PartialContent::List(Vec::new());
+                self.start(OpenNode { at, anchor, content }, tag.as_deref())
             }
-            Event::MappingStart(anchor, tag) => self.start(
-                PartialContent::Map { entries: Vec::new(), key: None },
-                anchor,
-                tag.as_deref(),
-                at,
-            ),
+            Event::MappingStart(anchor, tag) => {
+                let content = PartialContent::Map { entries: Vec::new(), key: None };
+                self.start(OpenNode { at, anchor, content }, tag.as_deref())
+            }
             Event::SequenceEnd | Event::MappingEnd => self.end(),
             Event::Alias(anchor) => {
                 let Some(node) = self.anchors.get(&anchor) else {
                     return yaml_error(at, "an alias (`*`) to a value that it is part of");
                 };
-                let cost = count_nodes(node);
-                if self.nodes + cost > MAX_NODES {
+                let size = count_nodes(node);
+                if self.node_count + size > MAX_NODES {
                     return yaml_error(at, TOO_MANY_VALUES);
                 }
                 let node = node.clone();
-                if self.expects_key() {
-                    return match node.kind {
-                        Kind::Scalar(text) => self.set_key(text, at),
-                        _ => yaml_error(at, KEY_IS_NOT_TEXT),
-                    };
-                }
-                self.insert_node(node, 0, cost)
+                let node = if self.expects_key() { Node { at, ..node } } else { node };
+                self.insert_node(node, 0, size)
             }
             _ => Ok(()),
         }
     }
 
     fn expects_key(&self) -> bool {
-        matches!(
-            self.open.last(),
-            Some(OpenNode { content: PartialContent::Map { key: None, .. }, .. })
-        )
+        let open = self.open.last().map(|open| &open.content);
+        matches!(open, Some(PartialContent::Map { key: None, .. }))
     }
 
-    fn set_key(&mut self, text: String, at: Pos) -> Result<(), YamlError> {
-        self.nodes += 1;
-        if let Some(OpenNode { content: PartialContent::Map { key, .. }, .. }) =
-            self.open.last_mut()
-        {
-            *key = Some((text, at));
-        }
-        Ok(())
-    }
-
-    fn store_anchor(&mut self, anchor: usize, node: impl FnOnce() -> Node) {
-        if anchor != 0 {
-            self.anchors.insert(anchor, node());
-        }
-    }
-
-    fn start(
-        &mut self,
-        inside: PartialContent,
-        anchor: usize,
-        tag: Option<&Tag>,
-        at: Pos,
-    ) -> Result<(), YamlError> {
-        check_tag(tag, at)?;
+    fn start(&mut self, node: OpenNode, tag: Option<&Tag>) -> Result<(), YamlError> {
+        check_tag(tag, node.at)?;
         if self.expects_key() {
-            return yaml_error(at, KEY_IS_NOT_TEXT);
+            return yaml_error(node.at, KEY_IS_NOT_TEXT);
         }
         if self.open.len() >= MAX_DEPTH {
-            return yaml_error(at, format!("nested more than {MAX_DEPTH} levels deep"));
+            return yaml_error(node.at, format!("nested more than {MAX_DEPTH} levels deep"));
         }
-        self.open.push(OpenNode { at, anchor, content: inside });
+        self.open.push(node);
         Ok(())
     }
 
     fn end(&mut self) -> Result<(), YamlError> {
-        let Some(OpenNode { at, anchor, content: inside }) = self.open.pop() else { return Ok(()) };
-        let kind = match inside {
-            PartialContent::List(items) => Kind::List(items),
-            PartialContent::Map { entries, .. } => Kind::Map(self.apply_merges(entries)?),
+        let Some(OpenNode { at, anchor, content }) = self.open.pop() else { return Ok(()) };
+        let kind = match content {
+            PartialContent::List(items) => NodeKind::List(items),
+            PartialContent::Map { entries, .. } => NodeKind::Map(apply_merges(entries)?),
         };
         self.insert_node(Node { at, kind }, anchor, 1)
     }
 
-    /// Hangs a finished node into the list or map that is open.
-    fn insert_node(&mut self, node: Node, anchor: usize, cost: usize) -> Result<(), YamlError> {
-        self.nodes += cost;
-        if self.nodes > MAX_NODES {
+    /// Adds a complete node of `size` values to the open list or map.
+    fn insert_node(&mut self, node: Node, anchor: usize, size: usize) -> Result<(), YamlError> {
+        self.node_count += size;
+        if self.node_count > MAX_NODES {
             return yaml_error(node.at, TOO_MANY_VALUES);
         }
-        self.store_anchor(anchor, || node.clone());
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
         match self.open.last_mut().map(|open| &mut open.content) {
             None => self.root = Some(node),
             Some(PartialContent::List(items)) => items.push(node),
-            Some(PartialContent::Map { entries, key }) => {
-                if let Some((key, at)) = key.take() {
-                    entries.push(Entry { key, at, value: node });
+            Some(PartialContent::Map { entries, key }) => match (key.take(), node.kind) {
+                (Some((key, at)), kind) => {
+                    entries.push(Entry { key, at, value: Node { at: node.at, kind } });
                 }
-            }
+                (None, NodeKind::Scalar(text)) => *key = Some((text, node.at)),
+                (None, _) => return yaml_error(node.at, KEY_IS_NOT_TEXT),
+            },
         }
         Ok(())
     }
-
-    /// Writes out `<<: *other` and `<<: [*one, *two]`: keys of its own go before merged ones, and
-    /// earlier merged ones before later.
-    fn apply_merges(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, YamlError> {
-        if !entries.iter().any(|e| e.key == "<<") {
-            return Ok(entries);
-        }
-        let (merges, mut own): (Vec<_>, Vec<_>) = entries.into_iter().partition(|e| e.key == "<<");
-        let mut names: HashSet<String> = own.iter().map(|e| e.key.clone()).collect();
-        for merge in merges {
-            let sources = match merge.value.kind {
-                Kind::List(items) => items,
-                _ => vec![merge.value],
-            };
-            for source in sources {
-                let Kind::Map(more) = source.kind else {
-                    return yaml_error(merge.at, "`<<` takes a map, as in `<<: *name`");
-                };
-                own.extend(more.into_iter().filter(|entry| names.insert(entry.key.clone())));
-            }
-        }
-        Ok(own)
-    }
 }
 
-const TOO_MANY_VALUES: &str = "holds too many values (aliases written out)";
-const KEY_IS_NOT_TEXT: &str = "a key must be plain text, not a list or map";
+/// Expands `<<: *other` and `<<: [*one, *two]`: keys of the map override merged ones, and
+/// earlier merged ones override later ones.
+fn apply_merges(entries: Vec<Entry>) -> Result<Vec<Entry>, YamlError> {
+    let (merges, mut own): (Vec<_>, Vec<_>) = entries.into_iter().partition(|e| e.key == "<<");
+    let mut names: HashSet<String> = own.iter().map(|e| e.key.clone()).collect();
+    for merge in merges {
+        let sources = match merge.value.kind {
+            NodeKind::List(items) => items,
+            _ => vec![merge.value],
+        };
+        for source in sources {
+            let NodeKind::Map(more) = source.kind else {
+                return yaml_error(merge.at, "`<<` takes a map, as in `<<: *name`");
+            };
+            own.extend(more.into_iter().filter(|entry| names.insert(entry.key.clone())));
+        }
+    }
+    Ok(own)
+}
 
 fn check_tag(tag: Option<&Tag>, at: Pos) -> Result<(), YamlError> {
     match tag {
         Some(tag) if !tag.is_yaml_core_schema() => {
-            let shown = crate::wire::path::escape_bytes(tag.to_string().as_bytes());
-            yaml_error(at, format!("tag `{shown}` has no meaning here — remove it"))
+            let message =
+                format!("tag {} has no meaning here — remove it", quote(&tag.to_string()));
+            yaml_error(at, message)
         }
         _ => Ok(()),
     }
@@ -248,9 +219,9 @@ fn check_tag(tag: Option<&Tag>, at: Pos) -> Result<(), YamlError> {
 
 fn count_nodes(node: &Node) -> usize {
     1 + match &node.kind {
-        Kind::Null | Kind::Scalar(_) => 0,
-        Kind::List(items) => items.iter().map(count_nodes).sum(),
-        Kind::Map(entries) => entries.iter().map(|e| 1 + count_nodes(&e.value)).sum(),
+        NodeKind::Null | NodeKind::Scalar(_) => 0,
+        NodeKind::List(items) => items.iter().map(count_nodes).sum(),
+        NodeKind::Map(entries) => entries.iter().map(|e| 1 + count_nodes(&e.value)).sum(),
     }
 }
 
@@ -262,12 +233,12 @@ mod tests {
     fn shape(node: &Node) -> String {
         let at = format!("@{}:{}", node.at.line, node.at.col);
         match &node.kind {
-            Kind::Null => format!("null{at}"),
-            Kind::Scalar(text) => format!("{text:?}{at}"),
-            Kind::List(items) => {
+            NodeKind::Null => format!("null{at}"),
+            NodeKind::Scalar(text) => format!("{text:?}{at}"),
+            NodeKind::List(items) => {
                 format!("[{}]{at}", items.iter().map(shape).collect::<Vec<_>>().join(" "))
             }
-            Kind::Map(entries) => {
+            NodeKind::Map(entries) => {
                 let inner = entries
                     .iter()
                     .map(|e| format!("{}@{}:{}={}", e.key, e.at.line, e.at.col, shape(&e.value)));
@@ -305,9 +276,9 @@ mod tests {
         }
         assert_eq!(parse(&bomb).unwrap_err().message, TOO_MANY_VALUES);
         for deep in ["[".repeat(100_000), "a: {".repeat(50_000), "- ".repeat(100_000)] {
-            let flaw = parse(&deep).unwrap_err();
-            let refused = ["nested more than 32", "recursion limit"];
-            assert!(refused.iter().any(|r| flaw.message.contains(r)), "{}", flaw.message);
+            let error = parse(&deep).unwrap_err();
+            let expected = ["nested more than 32", "recursion limit"];
+            assert!(expected.iter().any(|e| error.message.contains(e)), "{}", error.message);
         }
         assert!(parse("a: &a [*a]\n").unwrap_err().message.contains("part of"));
     }
@@ -322,12 +293,12 @@ mod tests {
             ("a: 'x\n", 1, 4, "not valid YAML"),
             ("a:\n\t- b\n", 2, 2, "spaces, not tabs"),
         ] {
-            let flaw = parse(text).unwrap_err();
-            assert!(flaw.message.contains(part), "{text:?}: {}", flaw.message);
-            assert_eq!(flaw.at, Pos { line, col }, "{text:?}: {}", flaw.message);
+            let error = parse(text).unwrap_err();
+            assert!(error.message.contains(part), "{text:?}: {}", error.message);
+            assert_eq!(error.at, Pos { line, col }, "{text:?}: {}", error.message);
         }
         assert_eq!(parse(""), Ok(None));
-        assert_eq!(parse("# only words\n"), Ok(None));
+        assert_eq!(parse("# only comments\n"), Ok(None));
     }
 
     proptest! {

@@ -1,29 +1,29 @@
-//! What the environment says, read once at the edge of the program, so that everything below takes
-//! it as a plain value (and tests never touch the process's own variables).
+//! The environment variables, read once at the start of the program. All other code gets
+//! them as a value, so tests do not change the variables of the process.
 
 use std::path::PathBuf;
 
-/// The system-wide directory for state, where a service runs as root.
+/// The state directory of a service that runs as root.
 const SYSTEM_STATE_DIR: &str = "/var/lib/longhaul";
 
-/// The environment's part of a configuration.
+/// The environment variables of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Env {
-    /// `REDIS_URL`: the master keeps its state there, whatever its file says.
+    /// `REDIS_URL`: the store of the master; overrides the file.
     pub redis_url: Option<String>,
-    /// `CTL_MASTER_URL`: the master that agents talk to; several are separated by commas.
+    /// `CTL_MASTER_URL`: the master of the agents; several are separated by commas.
     pub master_url: Option<String>,
     /// `CTL_LOG_LEVEL`: for master and agent.
     pub log_level: Option<String>,
-    /// `AGENT_LOG_LEVEL`: for the agent; goes before `CTL_LOG_LEVEL`.
+    /// `AGENT_LOG_LEVEL`: for the agent; overrides `CTL_LOG_LEVEL`.
     pub agent_log_level: Option<String>,
-    /// Where state is kept when `data_dir` is not given: `/var/lib/longhaul` for root, for others
+    /// The default of `data_dir`: `/var/lib/longhaul` for root, for others
     /// `$XDG_STATE_HOME/longhaul` or `~/.local/state/longhaul`.
     pub state_dir: PathBuf,
 }
 
 impl Env {
-    /// An environment that says nothing.
+    /// An environment without variables.
     pub fn empty() -> Self {
         Env {
             redis_url: None,
@@ -37,7 +37,7 @@ impl Env {
     /// The environment of this process.
     pub fn from_process() -> Self {
         let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        // A value that is not UTF-8 is kept, visibly broken, so that the check of the value names it.
+        // A value that is not UTF-8 is kept with replacement characters, so that its check reports it.
         let text = |name: &str| var(name).map(|value| value.to_string_lossy().into_owned());
         Env {
             redis_url: text("REDIS_URL"),
@@ -53,7 +53,7 @@ impl Env {
     }
 }
 
-/// Relative values count as unset, as the XDG base directory rules ask.
+/// Relative values count as unset (XDG base directory specification).
 fn state_dir(root: bool, state_home: Option<PathBuf>, home: Option<PathBuf>) -> PathBuf {
     if root {
         return SYSTEM_STATE_DIR.into();

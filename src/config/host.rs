@@ -1,5 +1,5 @@
-//! Does what the file says of a worker hold on this host? `ctl config check --worker-id` asks, and warns: the file is
-//! usually checked somewhere else as well. So does `ctl agent --check`, for which it is an error.
+//! Checks the settings of a worker on this host. `ctl config check --worker-id` reports warnings, because a file is
+//! usually checked on other hosts as well; `ctl agent --check` reports errors.
 
 use super::agent::Worker;
 use super::reader::Diagnostics;
@@ -13,18 +13,17 @@ use std::path::Path;
 use std::time::Duration;
 use url::Url;
 
-/// A master that does not accept a connection within this is reported.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Warns of each master of a worker that accepts no connection from this host.
-pub(super) fn check_master_connections(worker: &Worker, findings: &Diagnostics) {
+/// Warns of each master of a worker that does not accept a connection from this host.
+pub(super) fn check_master_connections(worker: &Worker, diagnostics: &Diagnostics) {
     let id = &worker.config.worker_id;
     for url in &worker.config.master_urls {
-        let Err(why) = try_connect(url) else { continue };
+        let Err(cause) = try_connect(url) else { continue };
         let message = format!(
-            "master_url: {url} cannot be reached: {why} (checked on this host for worker {id})"
+            "master_url: {url} cannot be reached: {cause} (checked on this host for worker {id})"
         );
-        findings.record(None, Severity::Warning, message);
+        diagnostics.record(None, Severity::Warning, message);
     }
 }
 
@@ -34,25 +33,25 @@ fn try_connect(url: &str) -> Result<(), String> {
     let host = host.trim_matches(['[', ']']);
     let addresses =
         (host, port.unwrap_or_default()).to_socket_addrs().map_err(|e| e.to_string())?;
-    let mut why = "the name has no address".to_owned();
+    let mut cause = "the name has no address".to_owned();
     for address in addresses {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
             Ok(_) => return Ok(()),
-            Err(e) => why = e.to_string(),
+            Err(e) => cause = e.to_string(),
         }
     }
-    Err(why)
+    Err(cause)
 }
 
-pub(super) fn check_worker_on_host(worker: &Worker, severity: Severity, findings: &Diagnostics) {
+pub(super) fn check_worker_on_host(worker: &Worker, severity: Severity, diagnostics: &Diagnostics) {
     let id = &worker.config.worker_id;
-    let place = match worker.label.as_str() {
+    let prefix = match worker.label.as_str() {
         "" => String::new(),
         label => format!("{label}."),
     };
-    let note = |severity: Severity, at: Pos, key: &str, what: String| {
-        let message = format!("{place}{key}: {what} (checked on this host for worker {id})");
-        findings.record(Some(at), severity, message);
+    let report = |severity: Severity, at: Pos, key: &str, what: String| {
+        let message = format!("{prefix}{key}: {what} (checked on this host for worker {id})");
+        diagnostics.record(Some(at), severity, message);
     };
     for (path, at) in worker.config.storage_paths.iter().zip(&worker.path_positions) {
         let target = Path::new(OsStr::from_bytes(path.as_bytes()));
@@ -60,7 +59,7 @@ pub(super) fn check_worker_on_host(worker: &Worker, severity: Severity, findings
             Ok(meta) if meta.is_dir() => continue,
             Ok(meta) if meta.is_symlink() && target.is_dir() => {
                 let what = format!("{path} is a symbolic link — name its target");
-                note(Severity::Warning, *at, "storage_paths", what);
+                report(Severity::Warning, *at, "storage_paths", what);
                 continue;
             }
             Ok(_) => format!("{path} is not a directory"),
@@ -69,23 +68,23 @@ pub(super) fn check_worker_on_host(worker: &Worker, severity: Severity, findings
             }
             Err(e) => format!("{path} cannot be accessed: {e}"),
         };
-        note(severity, *at, "storage_paths", what);
+        report(severity, *at, "storage_paths", what);
     }
-    // Places are there for given endpoints only; the default one needs no check.
+    // Positions exist for configured endpoints only; the default one needs no check.
     for (nic, at) in worker.config.data_plane_endpoints.iter().zip(&worker.endpoint_positions) {
         let (key, endpoint) = ("network.data_plane_endpoints", &nic.endpoint);
-        super::nic::check_congestion(nic, *at, &format!("{place}{key}"), findings);
+        super::nic::check_congestion(nic, *at, &format!("{prefix}{key}"), diagnostics);
         if let Some(iface) = &endpoint.iface
             && !Path::new("/sys/class/net").join(iface).exists()
         {
-            note(severity, *at, key, format!("this host has no interface {iface}"));
+            report(severity, *at, key, format!("this host has no interface {iface}"));
         }
         if let Ok(ip) = endpoint.address.parse::<IpAddr>()
             && let Ok(socket) = with_scope_id(SocketAddr::new(ip, 0), endpoint.iface.as_deref())
             && let Err(e) = UdpSocket::bind(socket)
             && e.kind() == ErrorKind::AddrNotAvailable
         {
-            note(severity, *at, key, format!("{ip} is not an address of this host"));
+            report(severity, *at, key, format!("{ip} is not an address of this host"));
         }
     }
 }

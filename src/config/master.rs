@@ -1,118 +1,81 @@
-//! The master's configuration.
+//! The configuration of a master.
 
 use super::Env;
 use super::log::LogConfig;
+use super::master_url::check_master_url;
 use super::reader::{Diagnostics, Fields, Item};
-use super::{RedisOptions, RedisTopology, RedisUrl};
+use super::store::{StoreConfig, check_name};
 use crate::util::timetable::Timetable;
 use crate::util::units;
+use crate::wire::path::quote;
 use crate::wire::sync::DEFAULT_CHUNK_MIB;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Everything that a master is told, checked.
+/// All settings of a master, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MasterConfig {
-    /// Where the API is served. Port 0: the kernel chooses.
+    /// The address of the API. Port 0: the kernel chooses.
     pub listen: SocketAddr,
-    /// Where clients and other masters reach it; `None`: at `listen`, where that names an address.
+    /// The URL for clients and other masters; `None`: that of `listen`, if it is a specific address.
     pub advertise_url: Option<String>,
-    /// The installation that it belongs to: its masters have this name in common. `None`: it makes one up.
+    /// The name of the installation, equal for all its masters. `None`: a generated name.
     pub installation: Option<String>,
-    /// How long this master leads without a word to the store: after this another one takes over.
+    /// The time that this master remains the leader without a renewal in the store: after it another one takes over.
     pub leadership_lease: Duration,
-    /// Where the master keeps files of its own.
+    /// The directory for files of the master.
     pub data_dir: PathBuf,
-    /// Where its state is kept.
+    /// The store of the state.
     pub store: StoreConfig,
-    /// How often agents send heartbeats; what the two below are checked against.
+    /// The heartbeat interval of agents; the minimum of the two settings below depends on it.
     pub heartbeat_interval: Duration,
-    /// A worker not heard of for so long is taken for dead, and its work is given to others.
+    /// A worker without a heartbeat for this time is inactive, and its tasks are requeued.
     pub worker_heartbeat_timeout: Duration,
-    /// How long an assignment is valid without a heartbeat that renews it.
+    /// The time that an assignment is valid without a heartbeat that renews it.
     pub lease: Duration,
-    /// The longest time that a poll for work is held open.
+    /// The maximum time of a long poll.
     pub poll_wait_max: Duration,
-    /// How long ended syncs can be asked for.
+    /// The time that ended syncs are kept.
     pub retention: Duration,
-    /// What bounds the master's memory.
+    /// Limits of the memory of the master.
     pub limits: Limits,
-    /// All agents together send no more than this, by the local time of the master.
+    /// The limit of all agents together, by local time of the master.
     pub bwlimit: Timetable,
-    /// What a request gets that does not say.
+    /// Defaults for requests.
     pub defaults: SyncDefaults,
-    /// What is logged, and how.
+    /// See [`LogConfig`].
     pub log: LogConfig,
 }
 
-/// Where the master's state is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreConfig {
-    /// In Redis.
-    Redis {
-        /// Where it is.
-        url: RedisUrl,
-        /// How it is set up beyond that.
-        options: RedisOptions,
-        /// What keeps several installations in one Redis apart; part of every key.
-        namespace: String,
-        /// Whether a Redis that forgets its data at a restart (no AOF) is good enough.
-        allow_volatile: bool,
-    },
-    /// In one file, for one master.
-    Embedded {
-        /// The directory of the file.
-        dir: PathBuf,
-    },
-}
-
-impl StoreConfig {
-    /// Where it is, for people: without passwords.
-    pub fn location(&self) -> String {
-        match self {
-            StoreConfig::Redis { url, options: setup, .. } => match &setup.topology {
-                RedisTopology::Single => url.to_string(),
-                RedisTopology::Sentinel { master, .. } => format!("sentinel {master}"),
-                RedisTopology::Cluster(nodes) => {
-                    let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
-                    format!("cluster {}", nodes.join(","))
-                }
-            },
-            StoreConfig::Embedded { dir } => dir.display().to_string(),
-        }
-    }
-}
-
-/// What bounds the master's memory.
+/// Limits of the memory of the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Syncs that are worked on at once; more wait in the queue.
+    /// The maximum number of active syncs; more wait in the queue.
     pub max_active_syncs: usize,
-    /// How long a sync waits for room at its destination before it fails; 0: not at all.
+    /// The time that a sync waits for space at its destination before it fails; 0: it fails immediately.
     pub no_space_timeout: Duration,
-    /// Copy tasks of one sync that may be outstanding before its scan is held back.
+    /// The maximum number of outstanding copy tasks of one sync; its scan pauses at this number.
     pub window_tasks: usize,
-    /// Connections at once: each poll that waits has one, so it is about the slots of all agents, and
-    /// one more for each agent. Further ones wait to be accepted.
+    /// The maximum number of connections. Each waiting poll has one, so the slots of all agents and one more for each
+    /// agent are needed. Further connections wait to be accepted.
     pub max_connections: usize,
-    /// The longest request body of a `POST /sync`, which carries its `file_list`, in bytes.
+    /// The maximum body of a `POST /sync`, which contains its `file_list`, in bytes.
     pub max_file_list_bytes: u64,
 }
 
-/// What a request gets that does not say.
+/// Defaults for requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyncDefaults {
-    /// The unit of work, in MiB.
+    /// The default chunk size, in MiB.
     pub chunk_size_mb: u32,
-    /// How often a failed task or file is tried again before it is recorded as failed.
+    /// The maximum number of retries of a task or file before it fails.
     pub max_retries: u32,
-    /// After how many times that a task was lost with its worker it runs alone only; lost once more it fails.
+    /// A task that was lost with its worker this many times runs alone; after one more loss it fails.
     pub max_worker_losses: u32,
 }
 
-/// The keys of a master's file, to tell it from an agents file.
+/// The keys of a master's file, for the detection of the file kind.
 pub(super) const MASTER_KEYS: [&str; 17] = [
     "listen",
     "advertise_url",
@@ -133,13 +96,13 @@ pub(super) const MASTER_KEYS: [&str; 17] = [
     "network",
 ];
 
-/// How many heartbeats may get lost before somebody is given up.
+/// A timeout must last for this number of heartbeats.
 const MIN_HEARTBEATS: u32 = 3;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 impl MasterConfig {
-    /// What a master does that is told nothing: it serves this host only, with its state in `state_dir`.
+    /// Serves this host only, with the state in `state_dir`.
     fn defaults(env: &Env) -> Self {
         MasterConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8888)),
@@ -170,274 +133,109 @@ impl MasterConfig {
         }
     }
 
-    /// Reads a master's file. Every problem is noted; the value is only usable if there is no error.
-    pub(super) fn read(root: &Item<'_>, env: &Env, findings: &Diagnostics) -> Self {
+    /// Reads the file of a master (`None`: no file). All problems are recorded; the value is valid only without errors.
+    pub(super) fn read(root: Option<&Item<'_>>, env: &Env, diagnostics: &Diagnostics) -> Self {
         let mut config = MasterConfig::defaults(env);
-        if let Some(fields) = root.fields() {
+        if let Some(fields) = root.and_then(Item::fields) {
             config.read_fields(&fields);
             fields.finish();
         }
-        config.apply_env(env, findings);
-        config
-    }
-
-    /// A master that was given no file.
-    pub(super) fn without_file(env: &Env, findings: &Diagnostics) -> Self {
-        let mut config = MasterConfig::defaults(env);
-        config.apply_env(env, findings);
+        match env.redis_url.as_deref().map(str::parse) {
+            None => {}
+            Some(Ok(url)) => config.store.override_url(url),
+            Some(Err(message)) => diagnostics.env_error("REDIS_URL", message),
+        }
+        config.log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), diagnostics);
         config
     }
 
     fn read_fields(&mut self, fields: &Fields<'_>) {
-        set_if_some(&mut self.listen, fields.get("listen").and_then(|i| read_listen(&i)));
-        let url = fields.get("advertise_url");
-        self.advertise_url = url.and_then(|i| i.parse("a URL", super::agent::check_master_url));
-        let name = fields.get("installation");
-        self.installation = name.and_then(|i| i.parse("a name", check_namespace));
-        set_if_some(&mut self.data_dir, fields.get("data_dir").and_then(|i| read_dir(&i)));
+        fields.set("listen", &mut self.listen, read_listen);
+        let url = |i: &Item<'_>| i.parse("a URL", check_master_url).map(Some);
+        fields.set("advertise_url", &mut self.advertise_url, url);
+        let name = |i: &Item<'_>| i.parse("a name", check_name).map(Some);
+        fields.set("installation", &mut self.installation, name);
+        fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
         self.store = StoreConfig::Embedded { dir: self.data_dir.clone() };
-        // The predecessor's files name it; there is one way to schedule here.
+        // Files of the predecessor contain this key; the only scheduler is the round robin one.
         if let Some(item) = fields.get("scheduler") {
             item.word(&[("round_robin", ())]);
         }
         fields.warn_outdated("network", "it has no effect; `listen` says where the API is served");
         self.read_times(fields);
-        if let Some(item) = fields.get("redis") {
-            self.read_redis(&item, fields.get("retention").is_some());
+        if let Some(redis) = fields.get("redis").and_then(|i| i.fields()) {
+            if let Some(days) = redis.get("expiry_days").and_then(|i| i.number(1..=36_500)) {
+                let advice = format!("write `retention: {days}d` instead");
+                redis.warn_outdated("expiry_days", &advice);
+                self.retention = DAY * days;
+            }
+            if let Some(store) = StoreConfig::read_redis(&redis) {
+                self.store = store;
+            }
+            redis.finish();
         }
-        if let Some(item) = fields.get("retention") {
-            set_if_some(&mut self.retention, read_retention(&item));
-        }
+        fields.set("retention", &mut self.retention, read_retention);
         if let Some(limits) = fields.get("limits").and_then(|i| i.fields()) {
-            let number = |key, allowed| {
-                let value: Option<u64> = limits.get(key).and_then(|i| i.number(allowed));
-                value.and_then(|n| usize::try_from(n).ok())
-            };
-            set_if_some(&mut self.limits.max_active_syncs, number("max_active_syncs", 1..=10_000));
-            let wait =
-                limits.get("no_space_timeout").and_then(|i| i.duration(Duration::ZERO..=30 * DAY));
-            set_if_some(&mut self.limits.no_space_timeout, wait);
-            set_if_some(&mut self.limits.window_tasks, number("window_tasks", 4..=100_000));
-            set_if_some(
-                &mut self.limits.max_connections,
-                number("max_connections", 16..=1_000_000),
-            );
-            let size = limits.get("max_file_list_bytes").and_then(|i| i.size(1024..=1 << 30));
-            set_if_some(&mut self.limits.max_file_list_bytes, size);
+            self.limits.read(&limits);
             limits.finish();
         }
-        if let Some(item) = fields.get("bwlimit") {
-            self.bwlimit = read_timetable(&item);
-        }
+        fields.set("bwlimit", &mut self.bwlimit, |i| Some(read_timetable(i)));
         if let Some(defaults) = fields.get("defaults").and_then(|i| i.fields()) {
-            let number = |key, allowed: RangeInclusive<u64>| {
-                let value = defaults.get(key).and_then(|i| i.number(allowed));
-                value.and_then(|n| u32::try_from(n).ok())
-            };
-            set_if_some(&mut self.defaults.chunk_size_mb, number("chunk_size_mb", 1..=1024));
-            set_if_some(&mut self.defaults.max_retries, number("max_retries", 0..=100));
-            set_if_some(&mut self.defaults.max_worker_losses, number("max_worker_losses", 1..=100));
+            self.defaults.read(&defaults);
             defaults.finish();
         }
         self.log.read(fields.get("log"));
     }
 
-    /// The times, and how they must fit together.
     fn read_times(&mut self, fields: &Fields<'_>) {
-        let time = |key, allowed| fields.get(key).and_then(|i| i.duration(allowed));
-        let from = |ms| Duration::from_millis(ms);
-        set_if_some(&mut self.heartbeat_interval, time("heartbeat_interval", from(100)..=HOUR));
-        let timeout = time("worker_heartbeat_timeout", from(300)..=DAY);
-        set_if_some(&mut self.worker_heartbeat_timeout, timeout);
-        set_if_some(&mut self.lease, time("lease", from(300)..=DAY));
-        let lease = time("leadership_lease", from(500)..=from(300_000));
-        set_if_some(&mut self.leadership_lease, lease);
-        set_if_some(&mut self.poll_wait_max, time("poll_wait_max", from(0)..=from(300_000)));
+        let set = |key, target: &mut Duration, min_ms, max| {
+            fields.set(key, target, |i| i.duration(Duration::from_millis(min_ms)..=max));
+        };
+        let max_wait = Duration::from_secs(300);
+        set("heartbeat_interval", &mut self.heartbeat_interval, 100, HOUR);
+        set("worker_heartbeat_timeout", &mut self.worker_heartbeat_timeout, 300, DAY);
+        set("lease", &mut self.lease, 300, DAY);
+        set("leadership_lease", &mut self.leadership_lease, 500, max_wait);
+        set("poll_wait_max", &mut self.poll_wait_max, 0, max_wait);
 
-        let least = self.heartbeat_interval * MIN_HEARTBEATS;
-        let beat = units::format_duration(self.heartbeat_interval);
+        let min = self.heartbeat_interval * MIN_HEARTBEATS;
         for (key, value) in
             [("worker_heartbeat_timeout", self.worker_heartbeat_timeout), ("lease", self.lease)]
         {
-            if value < least {
-                // Said where it can be changed: at the key that is there.
-                let item = fields.get(key).or_else(|| fields.get("heartbeat_interval"));
-                let (value, least) = (units::format_duration(value), units::format_duration(least));
-                if let Some(item) = item {
-                    item.error_for_sibling(
-                        key,
-                        &format!(
-                            "{value} is shorter than {MIN_HEARTBEATS} heartbeats of {beat}: it must be at least \
-                             {least}, or your agents' `heartbeat_interval` be shorter"
-                        ),
-                    );
-                }
-            }
-        }
-    }
-
-    fn read_redis(&mut self, item: &Item<'_>, retention_given: bool) {
-        let Some(fields) = item.fields() else { return };
-        let url = fields.get("url").map(|i| (i.clone(), i.parse("a Redis URL", str::parse)));
-        let host = fields.get("host").map(|i| i.text());
-        let port = fields.get("port").map(|i| i.number(1..=65535));
-        let db = fields.get("db").map(|i| i.number(0..=u64::from(u32::MAX)));
-        let username = fields.get("username").map(|i| i.text());
-        let password = fields.get("password").map(|i| i.secret());
-        let namespace = fields.get("namespace").and_then(|i| i.parse("a name", check_namespace));
-        let allow_volatile = fields.get("allow_volatile").and_then(|i| i.flag()).unwrap_or(false);
-        if let Some(days) = fields.get("expiry_days").and_then(|i| i.number(1..=36_500)) {
-            let advice = format!("write `retention: {days}d` instead");
-            fields.warn_outdated("expiry_days", &advice);
-            if !retention_given {
-                self.retention = DAY * u32::try_from(days).unwrap_or(u32::MAX);
-            }
-        }
-
-        let parts = host.is_some() || port.is_some() || db.is_some();
-        let parts = parts || username.is_some() || password.is_some();
-        let url: Option<RedisUrl> = match url {
-            Some((item, url)) => {
-                if parts {
-                    item.error("give either `url` or `host`, `port`, `db`, not both");
-                }
-                url
-            }
-            None => {
-                let number = |n: Option<Option<u64>>, default| n.flatten().unwrap_or(default);
-                let made = RedisUrl::from_parts(
-                    host.flatten().unwrap_or("localhost"),
-                    u16::try_from(number(port, 6379)).unwrap_or(6379),
-                    u32::try_from(number(db, 0)).unwrap_or(0),
-                    username.flatten(),
-                    password.flatten(),
+            // Reported at the key that is present.
+            let item = fields.get(key).or_else(|| fields.get("heartbeat_interval"));
+            if let Some(item) = item.filter(|_| value < min) {
+                let [value, min, interval] =
+                    [value, min, self.heartbeat_interval].map(units::format_duration);
+                item.error_for_sibling(
+                    key,
+                    &format!(
+                        "{value} is shorter than {MIN_HEARTBEATS} heartbeats of {interval}: it must be at least \
+                         {min}, or your agents' `heartbeat_interval` be shorter"
+                    ),
                 );
-                made.map_err(|message| match fields.get("host") {
-                    Some(host) => host.error(message),
-                    None => fields.item.error(message),
-                })
-                .ok()
             }
-        };
-        let tls = fields.get("tls").and_then(|i| i.flag()).unwrap_or(false);
-        let url = match url {
-            Some(url) if tls => url.with_tls().map_err(|message| fields.item.error(message)).ok(),
-            url => url,
-        };
-        if let Some(url) = url {
-            let setup = read_setup(&fields, &url, username.flatten(), password.flatten());
-            if url.has_password() {
-                fields.item.mark_secret();
-            }
-            let namespace = namespace.unwrap_or_else(default_namespace);
-            self.store = StoreConfig::Redis { url, options: setup, namespace, allow_volatile };
         }
-        fields.finish();
-    }
-
-    /// What the environment says goes before the file.
-    fn apply_env(&mut self, env: &Env, findings: &Diagnostics) {
-        match env.redis_url.as_deref().map(str::parse) {
-            None => {}
-            Some(Ok(new)) => match &mut self.store {
-                StoreConfig::Redis { url, .. } => *url = new,
-                StoreConfig::Embedded { .. } => {
-                    let namespace = default_namespace();
-                    let setup = RedisOptions::default();
-                    self.store = StoreConfig::Redis {
-                        url: new,
-                        options: setup,
-                        namespace,
-                        allow_volatile: false,
-                    };
-                }
-            },
-            Some(Err(message)) => findings.env_error("REDIS_URL", message),
-        }
-        self.log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), findings);
     }
 }
 
-/// The certificates, and the nodes of sentinels or of a cluster.
-fn read_setup(
-    fields: &Fields<'_>,
-    url: &RedisUrl,
-    username: Option<&str>,
-    password: Option<&str>,
-) -> RedisOptions {
-    let mut setup = RedisOptions::default();
-    if let Some(item) = fields.get("ca_file") {
-        setup.ca_file = read_dir(&item);
-        if !url.is_tls() {
-            item.error("is for TLS only — set `tls: true`, or a `rediss://` URL");
-        }
+impl Limits {
+    fn read(&mut self, fields: &Fields<'_>) {
+        fields.set("max_active_syncs", &mut self.max_active_syncs, |i| i.number(1..=10_000));
+        let wait = |i: &Item<'_>| i.duration(Duration::ZERO..=30 * DAY);
+        fields.set("no_space_timeout", &mut self.no_space_timeout, wait);
+        fields.set("window_tasks", &mut self.window_tasks, |i| i.number(4..=100_000));
+        fields.set("max_connections", &mut self.max_connections, |i| i.number(16..=1_000_000));
+        fields
+            .set("max_file_list_bytes", &mut self.max_file_list_bytes, |i| i.size(1024..=1 << 30));
     }
-    let sentinel = fields.get("sentinel");
-    let cluster = fields.get("cluster");
-    if let Some(item) = &cluster {
-        if sentinel.is_some() {
-            item.error("give either `sentinel` or `cluster`");
-        }
-        if fields.get("url").is_some() {
-            item.error(
-                "is not for use with `url` — give `username`, `password` and `tls` beside it",
-            );
-        }
-        setup.topology =
-            RedisTopology::Cluster(read_nodes(item, 6379, url.is_tls(), username, password));
-    }
-    if let Some(below) = sentinel.and_then(|item| item.fields()) {
-        let master = below.require("master", ": the name under which the sentinels watch it");
-        let nodes = below.require("nodes", ": where the sentinels are, e.g. `[host-a:26379]`");
-        let username = below.get("username").and_then(|i| i.text());
-        let password = below.get("password").and_then(|i| i.secret());
-        if let (Some(master), Some(nodes)) = (master.and_then(|i| i.text()), nodes) {
-            let nodes = read_nodes(&nodes, 26_379, url.is_tls(), username, password);
-            setup.topology = RedisTopology::Sentinel { master: master.to_owned(), nodes };
-        }
-        below.finish();
-    }
-    setup
 }
 
-/// `[host:port, …]`.
-fn read_nodes(
-    item: &Item<'_>,
-    port: u16,
-    tls: bool,
-    username: Option<&str>,
-    password: Option<&str>,
-) -> Vec<RedisUrl> {
-    let items = item.items().unwrap_or_default();
-    if items.is_empty() {
-        item.error("must name at least one node");
-    }
-    let read = |item: Item<'_>| {
-        item.parse("a host and port such as `host-a:6379`", |text| {
-            let (host, port) = match text.rsplit_once(':') {
-                Some((host, given)) => (
-                    host,
-                    given
-                        .parse()
-                        .map_err(|_| format!("{} is not a port", super::reader::quoted(given)))?,
-                ),
-                None => (text, port),
-            };
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            let url = RedisUrl::from_parts(host, port, 0, username, password)?;
-            if tls { url.with_tls() } else { Ok(url) }
-        })
-    };
-    items.into_iter().filter_map(read).collect()
-}
-
-fn default_namespace() -> String {
-    "default".to_owned()
-}
-
-fn set_if_some<T>(slot: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *slot = value;
+impl SyncDefaults {
+    fn read(&mut self, fields: &Fields<'_>) {
+        fields.set("chunk_size_mb", &mut self.chunk_size_mb, |i| i.number(1..=1024));
+        fields.set("max_retries", &mut self.max_retries, |i| i.number(0..=100));
+        fields.set("max_worker_losses", &mut self.max_worker_losses, |i| i.number(1..=100));
     }
 }
 
@@ -445,28 +243,18 @@ fn read_listen(item: &Item<'_>) -> Option<SocketAddr> {
     item.parse("an address and port such as `127.0.0.1:8888`", |text| {
         let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |p| format!("127.0.0.1:{p}"));
         text.parse().map_err(|_| {
-            let shown = super::reader::quoted(&text);
-            format!("{shown} is not an address with a port — write for example `0.0.0.0:8888` or `[::]:8888`")
+            let text = quote(&text);
+            format!("{text} is not an address with a port — write for example `0.0.0.0:8888` or `[::]:8888`")
         })
     })
 }
 
-pub(super) fn read_dir(item: &Item<'_>) -> Option<PathBuf> {
-    let dir = PathBuf::from(item.text()?);
-    if !dir.is_absolute() {
-        item.error("must be an absolute path (start with `/`)");
-        return None;
-    }
-    Some(dir)
-}
-
 /// A limit, entries such as `08:00-18:00 100MiB/s` separated by commas, or a list of them.
 fn read_timetable(item: &Item<'_>) -> Timetable {
-    let items = if item.is_list() { item.items().unwrap_or_default() } else { vec![item.clone()] };
+    let expected = "a limit such as `100MiB/s`, or times with theirs: `08:00-18:00 100MiB/s`";
     let mut table = Timetable::default();
-    for item in items {
-        let wanted = "a limit such as `100MiB/s`, or times with theirs: `08:00-18:00 100MiB/s`";
-        for entry in item.parse(wanted, |text| Ok(text.split(','))).into_iter().flatten() {
+    for item in item.items_or_self() {
+        for entry in item.parse(expected, |text| Ok(text.split(','))).into_iter().flatten() {
             if let Err(message) = table.add(entry) {
                 item.error(message);
             }
@@ -485,14 +273,4 @@ fn read_retention(item: &Item<'_>) -> Option<Duration> {
     let time = fields.get("finished_syncs").and_then(|i| i.duration(allowed));
     fields.finish();
     time
-}
-
-/// A namespace becomes part of every key, inside the braces that Redis Cluster hashes.
-fn check_namespace(text: &str) -> Result<String, String> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
-        Ok(text.to_owned())
-    } else {
-        Err("must be 1 to 64 characters out of A-Z a-z 0-9 . _ -".into())
-    }
 }

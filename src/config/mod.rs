@@ -1,9 +1,9 @@
-//! Configuration files → checked values. Everything wrong with a file is reported at once, each
-//! problem with its line and column; only a checked value travels further.
+//! Configuration files → checked values. All problems of a file are reported together, each
+//! with its line and column; all other code gets checked values only.
 //!
 //! ```text
-//! bytes ─source─▶ text ─document─▶ tree with places ─reader─▶ MasterConfig | AgentConfig
-//!                                                      └────▶ every problem found (report)
+//! bytes ─source─▶ text ─document─▶ tree with positions ─reader─▶ MasterConfig | AgentConfig
+//!                                                         └────▶ all problems (report)
 //! ```
 
 pub mod agent;
@@ -11,13 +11,14 @@ pub mod env;
 pub mod log;
 pub mod master;
 pub mod nic;
-mod redis_options;
 pub mod redis_url;
 pub mod reload;
 pub mod report;
+pub mod store;
 
 mod document;
 mod host;
+mod master_url;
 mod reader;
 mod source;
 #[cfg(test)]
@@ -26,14 +27,15 @@ mod tests;
 pub use agent::AgentConfig;
 pub use env::Env;
 pub use log::{LogConfig, LogFormat};
-pub use master::{MasterConfig, StoreConfig};
+pub use master::MasterConfig;
 pub use nic::{NicConfig, NicSettings};
-pub use redis_options::{RedisOptions, RedisTopology};
 pub use redis_url::RedisUrl;
 pub use reload::{Reload, ReloadReport};
 pub use report::{CheckReport, ConfigErrors, ConfigProblem, FileKind, Pos, Severity};
+pub use store::{RedisOptions, RedisTopology, StoreConfig};
 
 use agent::AgentsFile;
+use document::{Entry, NodeKind};
 use reader::{Diagnostics, Item};
 use source::ConfigSource;
 use std::path::Path;
@@ -43,64 +45,57 @@ use std::path::Path;
 pub struct Loaded<T> {
     /// The checked values.
     pub config: T,
-    /// What should be logged at the start.
+    /// Warnings for the log.
     pub warnings: Vec<ConfigProblem>,
 }
 
-/// Loads a master's file; without one (`None`), every setting has its default. `env` goes before the
+/// Loads the file of a master; without one (`None`), all settings have their defaults. `env` overrides the
 /// file.
 ///
 /// # Errors
-/// Everything that is wrong with the file or the environment, at once.
+/// All problems of the file and the environment.
 pub fn load_master(path: Option<&Path>, env: &Env) -> Result<Loaded<MasterConfig>, ConfigErrors> {
     let Some(path) = path else {
-        let findings = Diagnostics::new("built-in defaults".into());
-        let config = MasterConfig::without_file(env, &findings);
-        return findings.finish(Some(config));
+        let diagnostics = Diagnostics::new("built-in defaults".into());
+        let config = MasterConfig::read(None, env, &diagnostics);
+        return diagnostics.finish(Some(config));
     };
-    let findings = Diagnostics::new(path.display().to_string());
-    let config = source::open(path, &findings).and_then(|source| {
-        check_file_kind(&source, FileKind::Master, &findings)
-            .then(|| read_master(&source, path, env, &findings))
-    });
-    findings.finish(config)
+    let diagnostics = Diagnostics::new(path.display().to_string());
+    let source = open_kind(path, FileKind::Master, &diagnostics);
+    let config = source.map(|source| read_master(&source, path, env, &diagnostics));
+    diagnostics.finish(config)
 }
 
-/// Loads one worker of an agents file: `worker_id`, or the only one in it. All of the file must be
-/// right, not only this worker's part. `env` goes before the file.
+/// Loads one worker of an agents file: the one with the id `worker_id`, or the only one. The whole file must be
+/// valid, not only the part of this worker. `env` overrides the file.
 ///
 /// # Errors
-/// Everything that is wrong with the file or the environment, at once.
+/// All problems of the file and the environment.
 pub fn load_agent(
     path: &Path,
     worker_id: Option<&str>,
     env: &Env,
 ) -> Result<Loaded<AgentConfig>, ConfigErrors> {
-    let findings = Diagnostics::new(path.display().to_string());
-    let config = source::open(path, &findings).and_then(|source| {
-        if !check_file_kind(&source, FileKind::Agents, &findings) {
-            return None;
-        }
-        let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
-        source.check_privacy(path, &findings);
-        Some(file.select_worker(worker_id, &findings)?.config)
-    });
-    findings.finish(config)
+    let diagnostics = Diagnostics::new(path.display().to_string());
+    let source = open_kind(path, FileKind::Agents, &diagnostics);
+    let file = source.map(|source| read_agents(&source, path, env, &diagnostics));
+    let worker = file.and_then(|file| file.select_worker(worker_id, &diagnostics));
+    diagnostics.finish(worker.map(|worker| worker.config))
 }
 
-/// Checks a file of either kind, for `ctl config check`. With a `worker_id` it also checks whether
-/// that worker's directories, interfaces and addresses are there on this host.
+/// Checks a file of either kind, for `ctl config check`. With a `worker_id` it also warns of missing
+/// directories, interfaces and addresses of that worker on this host.
 pub fn check_file(path: &Path, worker_id: Option<&str>, env: &Env) -> CheckReport {
     run_checks(path, worker_id, env, worker_id.map(|_| Severity::Warning))
 }
 
-/// The same for `ctl agent --check`, which runs where the agent is going to: what of its worker's directories,
-/// interfaces and addresses is not there is an error.
+/// Checks a file for `ctl agent --check` on the host of the agent: missing directories, interfaces and addresses of
+/// the worker are errors.
 pub fn check_file_on_host(path: &Path, worker_id: Option<&str>, env: &Env) -> CheckReport {
     run_checks(path, worker_id, env, Some(Severity::Error))
 }
 
-/// `host`: how serious it is that something is not there on this host; `None`: that is not looked at.
+/// `host`: the severity of problems on this host; `None`: they are not checked.
 fn run_checks(
     path: &Path,
     worker_id: Option<&str>,
@@ -108,67 +103,78 @@ fn run_checks(
     host: Option<Severity>,
 ) -> CheckReport {
     let file = path.display().to_string();
-    let findings = Diagnostics::new(file.clone());
-    let (mut kind, mut worker_ids) = (None, Vec::new());
-    if let Some(source) = source::open(path, &findings) {
-        let found = detect_file_kind(&source);
-        kind = Some(found);
-        match found {
-            FileKind::Master => drop(read_master(&source, path, env, &findings)),
-            FileKind::Agents => {
-                let file = AgentsFile::read(&Item::root(&source.root, &findings), env, &findings);
-                source.check_privacy(path, &findings);
-                worker_ids = file.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
-                if let Some(severity) = host
-                    && let Some(worker) = file.select_worker(worker_id, &findings)
-                {
-                    host::check_worker_on_host(&worker, severity, &findings);
-                    if severity == Severity::Warning {
-                        host::check_master_connections(&worker, &findings);
-                    }
+    let diagnostics = Diagnostics::new(file.clone());
+    let source = source::open(path, &diagnostics);
+    let kind = source.as_ref().map(detect_file_kind);
+    let mut worker_ids = Vec::new();
+    match source.zip(kind) {
+        None => {}
+        Some((source, FileKind::Master)) => drop(read_master(&source, path, env, &diagnostics)),
+        Some((source, FileKind::Agents)) => {
+            let agents = read_agents(&source, path, env, &diagnostics);
+            worker_ids = agents.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
+            if let Some(severity) = host
+                && let Some(worker) = agents.select_worker(worker_id, &diagnostics)
+            {
+                host::check_worker_on_host(&worker, severity, &diagnostics);
+                if severity == Severity::Warning {
+                    host::check_master_connections(&worker, &diagnostics);
                 }
             }
         }
     }
-    CheckReport { file, kind, problems: findings.into_problems(), worker_ids }
+    CheckReport { file, kind, problems: diagnostics.into_problems(), worker_ids }
 }
 
 fn read_master(
     source: &ConfigSource,
     path: &Path,
     env: &Env,
-    findings: &Diagnostics,
+    diagnostics: &Diagnostics,
 ) -> MasterConfig {
-    let root = Item::root(&source.root, findings);
-    let config = MasterConfig::read(&root, env, findings);
-    source.check_privacy(path, findings);
+    let root = Item::root(&source.root, diagnostics);
+    let config = MasterConfig::read(Some(&root), env, diagnostics);
+    source.check_privacy(path, diagnostics);
     config
 }
 
-/// Which kind of file has more of these keys; a master's, when neither.
-fn detect_file_kind(source: &ConfigSource) -> FileKind {
-    let keys = match &source.root.kind {
-        document::Kind::Map(entries) => entries.as_slice(),
+fn read_agents(
+    source: &ConfigSource,
+    path: &Path,
+    env: &Env,
+    diagnostics: &Diagnostics,
+) -> AgentsFile {
+    let file = AgentsFile::read(&Item::root(&source.root, diagnostics), env, diagnostics);
+    source.check_privacy(path, diagnostics);
+    file
+}
+
+fn root_entries(source: &ConfigSource) -> &[Entry] {
+    match &source.root.kind {
+        NodeKind::Map(entries) => entries,
         _ => &[],
-    };
-    let known = |names: &[&str]| keys.iter().filter(|e| names.contains(&e.key.as_str())).count();
-    if known(&agent::AGENT_KEYS) > known(&master::MASTER_KEYS) {
-        FileKind::Agents
-    } else {
-        FileKind::Master
     }
 }
 
-/// One clear error for the wrong file, instead of one for each key in it.
-fn check_file_kind(source: &ConfigSource, wanted: FileKind, findings: &Diagnostics) -> bool {
-    let found = detect_file_kind(source);
-    let empty = !matches!(&source.root.kind, document::Kind::Map(entries) if !entries.is_empty());
-    if found == wanted || empty {
-        return true;
+/// The kind with more known keys in this file; a master's file without a difference.
+fn detect_file_kind(source: &ConfigSource) -> FileKind {
+    let entries = root_entries(source);
+    let count = |keys: &[&str]| entries.iter().filter(|e| keys.contains(&e.key.as_str())).count();
+    match count(&agent::AGENT_KEYS) > count(&master::MASTER_KEYS) {
+        true => FileKind::Agents,
+        false => FileKind::Master,
     }
-    findings.error(
+}
+
+/// Opens a file that should be of the given kind. For another kind it reports one error, instead of one for each key.
+fn open_kind(path: &Path, expected: FileKind, diagnostics: &Diagnostics) -> Option<ConfigSource> {
+    let source = source::open(path, diagnostics)?;
+    if detect_file_kind(&source) == expected || root_entries(&source).is_empty() {
+        return Some(source);
+    }
+    diagnostics.error(
         source.root.at,
-        match wanted {
+        match expected {
             FileKind::Master => {
                 "this is an agents file — `ctl master` needs a master's, see example_master.yml"
             }
@@ -177,5 +183,5 @@ fn check_file_kind(source: &ConfigSource, wanted: FileKind, findings: &Diagnosti
             }
         },
     );
-    false
+    None
 }

@@ -1,31 +1,32 @@
-//! The data-plane endpoints of an agent, and what is set for each network interface behind one.
+//! The data-plane endpoints of an agent with their settings.
 
-use super::reader::{Diagnostics, Item, quoted};
+use super::reader::{Diagnostics, Item};
 use super::report::Pos;
 use crate::util::iface::is_link_local;
+use crate::wire::path::quote;
 use crate::wire::worker::Endpoint;
 use std::net::IpAddr;
 
-/// What the kernel offers, separated by spaces.
+/// The congestion controls of the kernel, separated by spaces.
 const AVAILABLE_CONGESTION_CONTROLS: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
 
 /// An endpoint with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicConfig {
-    /// Where it serves. Port `Some(0)`: the kernel chooses.
+    /// The address. Port `Some(0)`: the kernel chooses.
     pub endpoint: Endpoint,
-    /// How its connections are.
+    /// The settings of its connections.
     pub settings: NicSettings,
 }
 
-/// What may be set for an endpoint; all but the weight is left to the kernel where it is not given.
+/// The settings of an endpoint; the default of all but the weight is that of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicSettings {
-    /// At most this much content is sent through it, in bytes per second.
+    /// The limit of sends, in bytes per second.
     pub bwlimit: Option<u64>,
-    /// How much it is preferred: one of 10 counts as ten times as fast as one of 1 that is as fast.
+    /// The preference: an endpoint with weight 10 counts as ten times as fast as one with weight 1.
     pub weight: u32,
-    /// TCP's congestion control, e.g. `bbr`.
+    /// The congestion control of TCP, e.g. `bbr`.
     pub congestion: Option<String>,
     /// The size of a socket's send buffer, in bytes.
     pub send_buffer: Option<usize>,
@@ -79,8 +80,8 @@ fn read_map(item: &Item<'_>) -> Option<NicConfig> {
     let fields = item.fields()?;
     let address = fields.require("address", "").and_then(|i| i.parse("an address", parse_endpoint));
     let (iface, interface) = (fields.get("iface"), fields.get("interface"));
-    if let (Some(_), Some(twice)) = (&iface, &interface) {
-        twice.error("the same as `iface`, which is given too");
+    if let (Some(_), Some(duplicate)) = (&iface, &interface) {
+        duplicate.error("the same as `iface`, which is given too");
     }
     let iface = iface.or(interface).and_then(|i| {
         i.parse("an interface such as `ib0`", |text| {
@@ -89,49 +90,41 @@ fn read_map(item: &Item<'_>) -> Option<NicConfig> {
     });
     let port_item = fields.get("port");
     let port = port_item.as_ref().and_then(|i| i.number(0..=65_535));
-    let buffer = |key| {
-        let size = fields.get(key).and_then(|i| i.size(4096..=1 << 30));
-        size.and_then(|size| usize::try_from(size).ok())
-    };
-    let tuning = NicSettings {
-        bwlimit: fields.get("bwlimit").and_then(|i| i.limit()).flatten(),
-        weight: fields
-            .get("weight")
-            .and_then(|i| i.number(1..=1000))
-            .and_then(|n| u32::try_from(n).ok())
-            .unwrap_or(1),
-        congestion: fields.get("congestion").and_then(|i| read_congestion(&i)),
-        send_buffer: buffer("send_buffer"),
-        receive_buffer: buffer("receive_buffer"),
-    };
+    let mut settings = NicSettings::default();
+    fields.set("bwlimit", &mut settings.bwlimit, |i| i.limit());
+    fields.set("weight", &mut settings.weight, |i| i.number(1..=1000));
+    fields.set("congestion", &mut settings.congestion, |i| read_congestion(i).map(Some));
+    let buffer = |i: &Item<'_>| i.size(4096..=1 << 30).map(Some);
+    fields.set("send_buffer", &mut settings.send_buffer, buffer);
+    fields.set("receive_buffer", &mut settings.receive_buffer, buffer);
     fields.finish();
     let mut endpoint = address?;
     if let (Some(_), Some(item)) = (endpoint.port, &port_item) {
         item.error("`address` names a port too — give one of the two");
     }
     endpoint.iface = iface;
-    endpoint.port = port.and_then(|p| u16::try_from(p).ok()).or(endpoint.port);
-    Some(NicConfig { endpoint, settings: tuning })
+    endpoint.port = port.or(endpoint.port);
+    Some(NicConfig { endpoint, settings })
 }
 
-/// The name of a congestion control. Whether the kernel has it, only the host can say.
+/// The name of a congestion control. [`check_congestion`] checks whether the kernel provides it.
 fn read_congestion(item: &Item<'_>) -> Option<String> {
     item.parse("a congestion control such as `bbr`", |text| {
-        let name = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if name && (1..16).contains(&text.len()) {
+        let is_name = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if is_name && (1..16).contains(&text.len()) {
             return Ok(text.to_owned());
         }
-        Err(format!("{} is not a congestion control such as `bbr`", quoted(text)))
+        Err(format!("{} is not a congestion control such as `bbr`", quote(text)))
     })
 }
 
-/// As on the wire, and also port 0: the kernel chooses, the heartbeat says which.
+/// An endpoint as in heartbeats, but also with port 0: the kernel chooses the port.
 fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     if let Some((address, scope)) = text.trim_matches(['[', ']']).split_once('%') {
         let scope = scope.split(']').next().unwrap_or_default();
         return Err(format!(
             "{} names an interface — write it apart: `{{address: {address}, iface: {scope}}}`",
-            quoted(text)
+            quote(text)
         ));
     }
     if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
@@ -140,23 +133,23 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
     }
     let mut endpoint: Endpoint = text.parse()?;
     if let Ok(ip) = endpoint.address.parse::<IpAddr>() {
-        // One spelling, so that two of the same address are seen.
+        // The normal form, so that duplicates are detected.
         endpoint.address = ip.to_string();
     }
     Ok(endpoint)
 }
 
-/// Warns of a congestion control that this host's kernel has not loaded.
-pub(super) fn check_congestion(nic: &NicConfig, at: Pos, place: &str, findings: &Diagnostics) {
-    let Some(wanted) = &nic.settings.congestion else { return };
+/// Warns of a congestion control that the kernel of this host has not loaded.
+pub(super) fn check_congestion(nic: &NicConfig, at: Pos, path: &str, diagnostics: &Diagnostics) {
+    let Some(requested) = &nic.settings.congestion else { return };
     let Ok(available) = std::fs::read_to_string(AVAILABLE_CONGESTION_CONTROLS) else { return };
-    if !available.split_whitespace().any(|name| name == wanted) {
+    if !available.split_whitespace().any(|name| name == requested) {
         let available = available.trim();
-        findings.warn(
+        diagnostics.warn(
             at,
             format!(
-                "{place}: this kernel has no congestion control {wanted}, only {available}: load it \
-                 (modprobe tcp_{wanted})"
+                "{path}: this kernel has no congestion control {requested}, only {available}: load it \
+                 (modprobe tcp_{requested})"
             ),
         );
     }

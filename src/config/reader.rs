@@ -1,34 +1,35 @@
-//! Reads a document as its schema asks for it, and notes every problem on the way instead of
-//! stopping at the first. The code that asks *is* the schema: a key that nobody asked for is unknown.
+//! Reads the values of a document with typed getters, and records all problems instead of
+//! stopping at the first one. The calls of the getters are the schema: a key without a call is unknown.
 
 use super::Loaded;
-use super::document::{Entry, Kind, Node};
+use super::document::{Entry, Node, NodeKind};
 use super::report::{ConfigErrors, ConfigProblem, Pos, Severity};
 use crate::util::{suggest, units};
-use crate::wire::path::escape_bytes;
+use crate::wire::path::{escape_bytes, quote};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// More lines than these help nobody.
+/// The maximum number of reported problems.
 const MAX_PROBLEMS: usize = 100;
 
-/// Collects what is wrong with one file.
+/// Collects the problems of one file.
 pub(super) struct Diagnostics {
     origin: String,
     problems: RefCell<Vec<ConfigProblem>>,
-    secret: Cell<bool>,
+    has_secret: Cell<bool>,
 }
 
 impl Diagnostics {
     pub(super) fn new(origin: String) -> Self {
-        Diagnostics { origin, problems: RefCell::default(), secret: Cell::new(false) }
+        Diagnostics { origin, problems: RefCell::default(), has_secret: Cell::new(false) }
     }
 
-    /// Whether the file holds something that other users must not read.
+    /// Whether the file contains a secret.
     pub(super) fn has_secret(&self) -> bool {
-        self.secret.get()
+        self.has_secret.get()
     }
 
     pub(super) fn record(&self, at: Option<Pos>, severity: Severity, message: String) {
@@ -44,147 +45,138 @@ impl Diagnostics {
         self.record(at.into(), Severity::Warning, message.into());
     }
 
-    /// Notes what is wrong with an environment variable.
+    /// Records an error of an environment variable.
     pub(super) fn env_error(&self, variable: &str, message: String) {
-        let origin = variable.to_owned();
-        self.problems.borrow_mut().push(ConfigProblem {
-            origin,
-            at: None,
-            severity: Severity::Error,
-            message,
-        });
+        let (origin, severity) = (variable.to_owned(), Severity::Error);
+        self.problems.borrow_mut().push(ConfigProblem { origin, at: None, severity, message });
     }
 
-    /// Everything found, in the order of the file.
+    /// All problems, in the order of the file.
     pub(super) fn into_problems(self) -> Vec<ConfigProblem> {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|p| p.at);
         problems.dedup();
         if problems.len() > MAX_PROBLEMS {
-            let rest = problems.len() - MAX_PROBLEMS;
+            let rest = (problems.len() - MAX_PROBLEMS) as u64;
             let severity = problems.iter().map(|p| p.severity).min().unwrap_or(Severity::Error);
             problems.truncate(MAX_PROBLEMS);
             let message =
-                format!("and {}", units::pluralize(rest as u64, "more problem", "more problems"));
+                format!("and {}", units::pluralize(rest, "more problem", "more problems"));
             problems.push(ConfigProblem { origin: self.origin, at: None, severity, message });
         }
         problems
     }
 
-    /// `config` if nothing is wrong with it.
+    /// `config` with the warnings, or all problems if one of them is an error.
     pub(super) fn finish<T>(self, config: Option<T>) -> Result<Loaded<T>, ConfigErrors> {
-        let failed = self.problems.borrow().iter().any(|p| p.severity == Severity::Error);
+        let has_error = self.problems.borrow().iter().any(|p| p.severity == Severity::Error);
         match config {
-            Some(config) if !failed => Ok(Loaded { config, warnings: self.into_problems() }),
+            Some(config) if !has_error => Ok(Loaded { config, warnings: self.into_problems() }),
             _ => Err(ConfigErrors { problems: self.into_problems() }),
         }
     }
 }
 
-/// A value, where it is and how it is called.
+/// A value with its position and its path in the document.
 #[derive(Clone)]
 pub(super) struct Item<'a> {
     /// E.g. `workers[0].storage_paths`; empty for the whole document.
     pub(super) path: String,
     pub(super) at: Pos,
     node: &'a Node,
-    findings: &'a Diagnostics,
+    diagnostics: &'a Diagnostics,
 }
 
 impl<'a> Item<'a> {
-    pub(super) fn root(node: &'a Node, findings: &'a Diagnostics) -> Self {
-        Item { path: String::new(), at: node.at, node, findings }
+    pub(super) fn root(node: &'a Node, diagnostics: &'a Diagnostics) -> Self {
+        Item { path: String::new(), at: node.at, node, diagnostics }
     }
 
     pub(super) fn error(&self, message: impl AsRef<str>) {
-        self.findings.error(self.at, self.named(message.as_ref()));
+        self.diagnostics.error(self.at, self.with_path(message.as_ref()));
     }
 
     pub(super) fn warn(&self, message: impl AsRef<str>) {
-        self.findings.warn(self.at, self.named(message.as_ref()));
+        self.diagnostics.warn(self.at, self.with_path(message.as_ref()));
     }
 
-    /// An error that shows up here and is about the neighbouring `key`.
+    /// Records an error at this position for the key `key` of the same map.
     pub(super) fn error_for_sibling(&self, key: &str, message: &str) {
         let parent =
             self.path.rsplit_once('.').map_or(String::new(), |(above, _)| format!("{above}."));
-        self.findings.error(self.at, format!("{parent}{key}: {message}"));
+        self.diagnostics.error(self.at, format!("{parent}{key}: {message}"));
     }
 
-    fn named(&self, message: &str) -> String {
+    fn with_path(&self, message: &str) -> String {
         if self.path.is_empty() { message.to_owned() } else { format!("{}: {message}", self.path) }
     }
 
-    fn unexpected<T>(&self, wanted: &str) -> Option<T> {
+    fn unexpected<T>(&self, expected: &str) -> Option<T> {
         let found = match &self.node.kind {
-            Kind::Null => "nothing".to_owned(),
-            Kind::Scalar(text) => quoted(text),
-            Kind::List(_) => "a list".to_owned(),
-            Kind::Map(_) => "keys and values".to_owned(),
+            NodeKind::Null => "nothing".to_owned(),
+            NodeKind::Scalar(text) => quote(text),
+            NodeKind::List(_) => "a list".to_owned(),
+            NodeKind::Map(_) => "keys and values".to_owned(),
         };
-        self.error(format!("expected {wanted}, found {found}"));
+        self.error(format!("expected {expected}, found {found}"));
         None
     }
 
     pub(super) fn is_list(&self) -> bool {
-        matches!(self.node.kind, Kind::List(_))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        match &self.node.kind {
-            Kind::Null => true,
-            Kind::Scalar(text) => text.is_empty(),
-            Kind::List(items) => items.is_empty(),
-            Kind::Map(entries) => entries.is_empty(),
-        }
+        matches!(self.node.kind, NodeKind::List(_))
     }
 
     pub(super) fn is_map(&self) -> bool {
-        matches!(self.node.kind, Kind::Map(_))
+        matches!(self.node.kind, NodeKind::Map(_))
     }
 
-    /// Its keys; nothing at all counts as no keys.
+    /// The keys of a map; a missing value is an empty map.
     pub(super) fn fields(&self) -> Option<Fields<'a>> {
         let entries: &'a [Entry] = match &self.node.kind {
-            Kind::Map(entries) => entries,
-            Kind::Null => &[],
+            NodeKind::Map(entries) => entries,
+            NodeKind::Null => &[],
             _ => return self.unexpected("keys and values (`key: value`)"),
         };
         Some(Fields { item: self.clone(), entries, requested: RefCell::default() })
     }
 
-    /// Its elements.
+    /// The elements of a list.
     pub(super) fn items(&self) -> Option<Vec<Item<'a>>> {
-        let Kind::List(nodes) = &self.node.kind else {
+        let NodeKind::List(nodes) = &self.node.kind else {
             return self.unexpected("a list (`- one` lines, or `[one, two]`)");
         };
         let item = |(i, node): (usize, &'a Node)| {
             let path = format!("{}[{i}]", self.path);
-            Item { path, at: node.at, node, findings: self.findings }
+            Item { path, at: node.at, node, diagnostics: self.diagnostics }
         };
         Some(nodes.iter().enumerate().map(item).collect())
     }
 
-    /// Its text as `parse` understands it; `wanted` says in words what that is.
+    /// The elements of a list, or the item itself as the only element.
+    pub(super) fn items_or_self(&self) -> Vec<Item<'a>> {
+        if self.is_list() { self.items().unwrap_or_default() } else { vec![self.clone()] }
+    }
+
+    /// A scalar parsed by `parse`; `expected` describes a valid one.
     pub(super) fn parse<T>(
         &self,
-        wanted: &str,
+        expected: &str,
         parse: impl FnOnce(&'a str) -> Result<T, String>,
     ) -> Option<T> {
-        let Kind::Scalar(text) = &self.node.kind else { return self.unexpected(wanted) };
+        let NodeKind::Scalar(text) = &self.node.kind else { return self.unexpected(expected) };
         parse(text).map_err(|message| self.error(message)).ok()
     }
 
     pub(super) fn text(&self) -> Option<&'a str> {
         self.parse("text", |text| {
-            let bad = text.is_empty() || text.contains(char::is_control);
-            if bad { Err(format!("{} is not usable text", quoted(text))) } else { Ok(text) }
+            let is_usable = !text.is_empty() && !text.contains(char::is_control);
+            if is_usable { Ok(text) } else { Err(format!("{} is not usable text", quote(text))) }
         })
     }
 
-    /// Text that must not be repeated in a message.
+    /// Text that no message repeats.
     pub(super) fn secret(&self) -> Option<&'a str> {
-        let Kind::Scalar(text) = &self.node.kind else {
+        let NodeKind::Scalar(text) = &self.node.kind else {
             self.error("expected text");
             return None;
         };
@@ -192,57 +184,44 @@ impl<'a> Item<'a> {
         Some(text)
     }
 
-    /// Notes that other users must not read the file.
+    /// Records that the file contains a secret.
     pub(super) fn mark_secret(&self) {
-        self.findings.secret.set(true);
+        self.diagnostics.has_secret.set(true);
     }
 
     pub(super) fn flag(&self) -> Option<bool> {
         self.parse("`true` or `false`", |text| match text {
             "true" | "True" | "TRUE" => Ok(true),
             "false" | "False" | "FALSE" => Ok(false),
-            _ => Err(format!("expected `true` or `false`, found {}", quoted(text))),
+            _ => Err(format!("expected `true` or `false`, found {}", quote(text))),
         })
     }
 
-    pub(super) fn number(&self, allowed: RangeInclusive<u64>) -> Option<u64> {
-        let (low, high) = (*allowed.start(), *allowed.end());
-        let wanted = format!("a whole number from {low} to {high}");
-        self.parse(&wanted, |text| {
+    pub(super) fn number<T: TryFrom<u64>>(&self, allowed: RangeInclusive<u64>) -> Option<T> {
+        let expected = format!("a whole number from {} to {}", allowed.start(), allowed.end());
+        let value = self.parse(&expected, |text| {
             let value =
-                text.parse().map_err(|_| format!("expected {wanted}, found {}", quoted(text)))?;
-            if allowed.contains(&value) {
-                Ok(value)
-            } else {
-                Err(format!("{value} is out of range: it must be from {low} to {high}"))
-            }
-        })
+                text.parse().map_err(|_| format!("expected {expected}, found {}", quote(text)))?;
+            check_range(value, allowed, &value.to_string(), u64::to_string)
+        })?;
+        T::try_from(value).ok()
     }
 
-    /// A time: `45s`, `1h30m`, or a bare number of seconds, whole or not.
+    /// `45s`, `1h30m`, or a number of seconds, also with a fraction.
     pub(super) fn duration(&self, allowed: RangeInclusive<Duration>) -> Option<Duration> {
+        let format = |value: &Duration| units::format_duration(*value);
         self.parse("a time such as `45s`, `5m` or `2h`", |text| {
-            let value = parse_duration(text)?;
-            if allowed.contains(&value) {
-                return Ok(value);
-            }
-            let (low, high) =
-                (units::format_duration(*allowed.start()), units::format_duration(*allowed.end()));
-            Err(format!("{} is out of range: it must be from {low} to {high}", quoted(text)))
+            check_range(parse_duration(text)?, allowed, &quote(text), format)
         })
     }
 
     /// A size in bytes: `64MiB`, `1GiB`.
-    pub(super) fn size(&self, allowed: RangeInclusive<u64>) -> Option<u64> {
-        self.parse("a size such as `64MiB`", |text| {
-            let value = units::parse_size(text)?;
-            if allowed.contains(&value) {
-                return Ok(value);
-            }
-            let (low, high) =
-                (units::format_bytes(*allowed.start()), units::format_bytes(*allowed.end()));
-            Err(format!("{} is out of range: it must be from {low} to {high}", quoted(text)))
-        })
+    pub(super) fn size<T: TryFrom<u64>>(&self, allowed: RangeInclusive<u64>) -> Option<T> {
+        let format = |value: &u64| units::format_bytes(*value);
+        let value = self.parse("a size such as `64MiB`", |text| {
+            check_range(units::parse_size(text)?, allowed, &quote(text), format)
+        })?;
+        T::try_from(value).ok()
     }
 
     /// Bytes per second: `100MiB/s`, or `none`.
@@ -250,20 +229,42 @@ impl<'a> Item<'a> {
         self.parse("a limit such as `100MiB/s`, or `none`", units::parse_bwlimit)
     }
 
-    /// One of a few words.
+    pub(super) fn absolute_path(&self) -> Option<PathBuf> {
+        let path = PathBuf::from(self.text()?);
+        if !path.is_absolute() {
+            self.error("must be an absolute path (start with `/`)");
+            return None;
+        }
+        Some(path)
+    }
+
+    /// One of some words.
     pub(super) fn word<T: Copy>(&self, words: &[(&'static str, T)]) -> Option<T> {
         let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
-        let wanted = names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ");
-        self.parse(&wanted, |text| {
+        let expected = names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ");
+        self.parse(&expected, |text| {
             let found = words.iter().find(|(name, _)| *name == text);
             found.map(|(_, value)| *value).ok_or_else(|| {
-                format!("expected {wanted}, found {}{}", quoted(text), did_you_mean(text, &names))
+                format!("expected {expected}, found {}{}", quote(text), did_you_mean(text, &names))
             })
         })
     }
 }
 
-/// The keys of a map. Call [`Fields::finish`] after asking for all that may be there.
+fn check_range<T: PartialOrd>(
+    value: T,
+    allowed: RangeInclusive<T>,
+    text: &str,
+    format: impl Fn(&T) -> String,
+) -> Result<T, String> {
+    if allowed.contains(&value) {
+        return Ok(value);
+    }
+    let (low, high) = (format(allowed.start()), format(allowed.end()));
+    Err(format!("{text} is out of range: it must be from {low} to {high}"))
+}
+
+/// The keys of a map. [`Fields::finish`] must be called after all known keys were requested.
 pub(super) struct Fields<'a> {
     /// The map itself.
     pub(super) item: Item<'a>,
@@ -272,13 +273,25 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The value of `key`, if it is there.
+    /// The value of `key`, if it is present.
     pub(super) fn get(&self, key: &'static str) -> Option<Item<'a>> {
         self.requested.borrow_mut().push(key);
         self.entries.iter().find(|e| e.key == key).map(|e| self.to_item(e))
     }
 
-    /// The value of `key`, which must be there.
+    /// Assigns the value of `key` to `target`, if it is present and `read` accepts it.
+    pub(super) fn set<T>(
+        &self,
+        key: &'static str,
+        target: &mut T,
+        read: impl FnOnce(&Item<'a>) -> Option<T>,
+    ) {
+        if let Some(value) = self.get(key).and_then(|item| read(&item)) {
+            *target = value;
+        }
+    }
+
+    /// The value of `key`, which must be present.
     pub(super) fn require(&self, key: &'static str, hint: &str) -> Option<Item<'a>> {
         let found = self.get(key);
         if found.is_none() {
@@ -289,57 +302,47 @@ impl<'a> Fields<'a> {
 
     pub(super) fn report_missing(&self, key: &str, hint: &str) {
         let message = format!("missing key `{key}`{}{hint}", self.location_suffix());
-        self.item.findings.error(self.item.at, message);
+        self.item.diagnostics.error(self.item.at, message);
     }
 
     pub(super) fn error_at(&self, at: Pos, message: &str) {
-        self.item.findings.error(at, message);
+        self.item.diagnostics.error(at, message);
     }
 
     pub(super) fn warn_at(&self, at: Pos, message: &str) {
-        self.item.findings.warn(at, message);
+        self.item.diagnostics.warn(at, message);
     }
 
-    /// Where a key itself stands.
-    fn key_at(&self, key: &str) -> Pos {
-        self.entries.iter().find(|e| e.key == key).map_or(self.item.at, |e| e.at)
-    }
-
-    /// Every key with its value, where the keys are names that the operator chooses.
+    /// All keys with their values, for keys that the operator chooses.
     pub(super) fn entries(&self) -> Vec<(&'a str, Pos, Item<'a>)> {
         self.entries.iter().map(|e| (e.key.as_str(), e.at, self.to_item(e))).collect()
     }
 
-    /// Warns of `key`, if it is there: it is accepted, and something else takes its place.
+    /// Warns of `key`, if it is present: it is accepted, but replaced by another setting.
     pub(super) fn warn_outdated(&self, key: &'static str, advice: &str) {
-        if self.get(key).is_some() {
+        self.requested.borrow_mut().push(key);
+        if let Some(entry) = self.entries.iter().find(|e| e.key == key) {
             let message = format!("`{key}`{} is outdated — {advice}", self.location_suffix());
-            self.item.findings.warn(self.key_at(key), message);
+            self.item.diagnostics.warn(entry.at, message);
         }
     }
 
-    /// Reports the keys given twice and those that nobody asked for.
+    /// Reports duplicate keys and those that were not requested.
     pub(super) fn finish(self) {
-        let asked = self.requested.borrow();
-        let mut lines: HashMap<&str, usize> = HashMap::new();
+        let requested = self.requested.borrow();
+        let mut first_lines: HashMap<&str, usize> = HashMap::new();
         for entry in self.entries {
-            let name = quoted(&entry.key);
-            if let Some(line) = lines.get(entry.key.as_str()) {
-                self.item.findings.error(
-                    entry.at,
-                    format!(
-                        "duplicate key {name}{} — first given on line {line}",
-                        self.location_suffix()
-                    ),
-                );
-            } else if !asked.contains(&entry.key.as_str()) {
-                let crowded = self.item.findings.problems.borrow().len() > MAX_PROBLEMS;
-                let hint = if crowded { String::new() } else { did_you_mean(&entry.key, &asked) };
-                self.item
-                    .findings
-                    .error(entry.at, format!("unknown key {name}{}{hint}", self.location_suffix()));
+            let key = entry.key.as_str();
+            let (name, suffix) = (quote(key), self.location_suffix());
+            if let Some(line) = first_lines.get(key) {
+                let message = format!("duplicate key {name}{suffix} — first given on line {line}");
+                self.error_at(entry.at, &message);
+            } else if !requested.contains(&key) {
+                let is_full = self.item.diagnostics.problems.borrow().len() > MAX_PROBLEMS;
+                let hint = if is_full { String::new() } else { did_you_mean(key, &requested) };
+                self.error_at(entry.at, &format!("unknown key {name}{suffix}{hint}"));
             }
-            lines.entry(&entry.key).or_insert(entry.at.line);
+            first_lines.entry(key).or_insert(entry.at.line);
         }
     }
 
@@ -348,26 +351,18 @@ impl<'a> Fields<'a> {
     }
 
     fn to_item(&self, entry: &'a Entry) -> Item<'a> {
+        let key = escape_bytes(entry.key.as_bytes());
         let path = match self.item.path.as_str() {
-            "" => escape_bytes(entry.key.as_bytes()),
-            above => format!("{above}.{}", escape_bytes(entry.key.as_bytes())),
+            "" => key,
+            above => format!("{above}.{key}"),
         };
-        // A value that is not there has no place of its own.
-        let at = if entry.value.kind == Kind::Null { entry.at } else { entry.value.at };
-        Item { path, at, node: &entry.value, findings: self.item.findings }
+        // A missing value has the position of its key.
+        let at = if entry.value.kind == NodeKind::Null { entry.at } else { entry.value.at };
+        Item { path, at, node: &entry.value, diagnostics: self.item.diagnostics }
     }
 }
 
-/// Text between backticks, safe to print and not too long.
-pub(super) fn quoted(text: &str) -> String {
-    const MAX_QUOTED_CHARS: usize = 80;
-    match text.char_indices().nth(MAX_QUOTED_CHARS) {
-        None => format!("`{}`", escape_bytes(text.as_bytes())),
-        Some((end, _)) => format!("`{}…`", escape_bytes(&text.as_bytes()[..end])),
-    }
-}
-
-/// ` — did you mean …?`, or nothing.
+/// ` — did you mean …?`, or empty.
 pub(super) fn did_you_mean(word: &str, candidates: &[&str]) -> String {
     match suggest::closest_match(word, candidates.iter().copied()) {
         Some(near) => format!(" — did you mean `{near}`?"),
@@ -375,12 +370,12 @@ pub(super) fn did_you_mean(word: &str, candidates: &[&str]) -> String {
     }
 }
 
-/// [`units::parse_duration`], and the predecessor's `45.0`.
+/// [`units::parse_duration`], or a number of seconds with a fraction as in files of the predecessor.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let decimal = text.contains('.') && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    if decimal && let Ok(seconds) = text.parse() {
+    let is_decimal = text.contains('.') && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if is_decimal && let Ok(seconds) = text.parse() {
         return Duration::try_from_secs_f64(seconds)
-            .map_err(|_| format!("{} is too long a time", quoted(text)));
+            .map_err(|_| format!("{} is too long a time", quote(text)));
     }
     units::parse_duration(text)
 }

@@ -1,36 +1,40 @@
-//! Where Redis is, with its password kept out of every log line.
+//! The URL of a Redis, with a password that is not printed.
 
+use crate::wire::path::quote;
 use crate::wire::worker::is_malformed_ipv4;
 use std::fmt;
 use url::Url;
 
-/// The URL that the `redis:` block without any key, and the predecessor's files, mean.
-pub const DEFAULT_REDIS_URL: &str = "redis://localhost:6379/0";
+/// The URL of a `redis:` block without keys.
+const DEFAULT_REDIS_URL: &str = "redis://localhost:6379/0";
 
-/// A checked Redis URL. `Debug` and `Display` show `***` for the password; the whole text is only
-/// given out by [`RedisUrl::expose`].
+/// A checked Redis URL. `Debug` and `Display` print `***` for the password; only
+/// [`RedisUrl::expose`] returns the complete text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl(Url);
 
+/// The credentials of a URL that is made of parts.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RedisLogin<'a> {
+    pub(super) username: Option<&'a str>,
+    pub(super) password: Option<&'a str>,
+    pub(super) tls: bool,
+}
+
 impl RedisUrl {
-    /// The URL with its password, to connect with. Never print it.
+    /// The URL with its password, for the connection. Never print it.
     pub fn expose(&self) -> &str {
         self.0.as_str()
     }
 
-    /// Puts one together from the parts of a `redis:` block.
-    ///
-    /// # Errors
-    /// A host that is none.
-    pub fn from_parts(
+    /// The URL of the parts of a `redis:` block. An invalid host is an error.
+    pub(super) fn from_parts(
         host: &str,
         port: u16,
         db: u32,
-        username: Option<&str>,
-        password: Option<&str>,
+        login: &RedisLogin<'_>,
     ) -> Result<Self, String> {
-        let bad =
-            || format!("`{}` is not a host name", crate::wire::path::escape_bytes(host.as_bytes()));
+        let invalid = || format!("{} is not a host name", quote(host));
         let mut url = Url::parse(DEFAULT_REDIS_URL).map_err(|e| e.to_string())?;
         let bracketed = match host.parse::<std::net::Ipv6Addr>() {
             Ok(_) => format!("[{host}]"),
@@ -40,32 +44,27 @@ impl RedisUrl {
             return Err(not_an_address(host));
         }
         if host.contains(['/', '@', ' ', '?', '#']) || (host.contains(':') && bracketed == host) {
-            return Err(bad());
+            return Err(invalid());
         }
-        url.set_host(Some(&bracketed)).map_err(|_| bad())?;
-        url.set_port(Some(port)).map_err(|()| bad())?;
+        url.set_host(Some(&bracketed)).map_err(|_| invalid())?;
+        url.set_port(Some(port)).map_err(|()| invalid())?;
         url.set_path(&format!("/{db}"));
-        url.set_username(username.unwrap_or_default()).map_err(|()| bad())?;
-        url.set_password(password).map_err(|()| bad())?;
-        Ok(RedisUrl(url))
+        url.set_username(login.username.unwrap_or_default()).map_err(|()| invalid())?;
+        url.set_password(login.password).map_err(|()| invalid())?;
+        if login.tls { RedisUrl(url).with_tls() } else { Ok(RedisUrl(url)) }
     }
 
-    /// The same with TLS.
-    ///
-    /// # Errors
-    /// A socket, which has none.
-    pub fn with_tls(mut self) -> Result<Self, String> {
+    /// The URL with TLS. A socket is an error.
+    pub(super) fn with_tls(mut self) -> Result<Self, String> {
         self.0.set_scheme("rediss").map_err(|()| "TLS is for hosts, not for sockets".to_owned())?;
         Ok(self)
     }
 
-    /// Whether it uses TLS.
-    pub fn is_tls(&self) -> bool {
+    pub(super) fn is_tls(&self) -> bool {
         self.0.scheme() == "rediss"
     }
 
-    /// Whether it carries a password.
-    pub fn has_password(&self) -> bool {
+    pub(super) fn has_password(&self) -> bool {
         self.0.password().is_some() || self.0.query_pairs().any(|(key, _)| key == "pass")
     }
 }
@@ -73,13 +72,13 @@ impl RedisUrl {
 impl std::str::FromStr for RedisUrl {
     type Err = String;
 
-    /// The message never repeats the text: it may hold a password.
+    /// The error message never repeats the text: it may contain a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let url = Url::parse(text.trim()).map_err(|cause| {
             format!("is not a URL ({cause}) — write `redis://HOST:PORT/DB` or `unix:///PATH`")
         })?;
         if url.fragment().is_some() {
-            // What follows may be the rest of a password.
+            // The fragment may be a part of a password.
             return Err("has a `#`: write `%23` for one in a password".into());
         }
         match url.scheme() {
@@ -100,7 +99,7 @@ impl std::str::FromStr for RedisUrl {
 }
 
 fn not_an_address(host: &str) -> String {
-    format!("`{}` is not an IPv4 address", crate::wire::path::escape_bytes(host.as_bytes()))
+    format!("{} is not an IPv4 address", quote(host))
 }
 
 fn check_tcp(url: &Url) -> Result<(), String> {
@@ -112,7 +111,7 @@ fn check_tcp(url: &Url) -> Result<(), String> {
     }
     let db = url.path().trim_start_matches('/');
     if !db.is_empty() && db.parse::<u32>().is_err() {
-        // What stands there may be the rest of a password with a slash in it.
+        // The path may be a part of a password with a slash.
         return Err("the database is not a number — write `redis://HOST:PORT/DB`, and `%2F` for a `/` in a password".into());
     }
     Ok(())
@@ -173,7 +172,7 @@ mod tests {
             "hunter2",
             "redis://",
             "unix://x/y",
-            // The password stands behind the `#`, in what is no part of the address.
+            // The password is in the fragment, which is not a part of the address.
             "redis://user:x@a#redis://user:hunter2@db:6379/2",
         ] {
             let message = bad.parse::<RedisUrl>().unwrap_err();
@@ -183,7 +182,9 @@ mod tests {
 
     #[test]
     fn parts_make_a_url() {
-        let url = |host, user, pass| RedisUrl::from_parts(host, 6379, 2, user, pass);
+        let url = |host, username, password| {
+            RedisUrl::from_parts(host, 6379, 2, &RedisLogin { username, password, tls: false })
+        };
         assert_eq!(url("localhost", None, None).unwrap().expose(), "redis://localhost:6379/2");
         assert_eq!(url("fe80::1", None, None).unwrap().expose(), "redis://[fe80::1]:6379/2");
         let with = url("db", Some("me"), Some("p@ss/word")).unwrap();
@@ -203,7 +204,7 @@ mod tests {
             let right = b"redis://user:hunter2@db.example:6379/2";
             let other = crate::wire::fuzz::apply_edits(right, &edits);
             let other = String::from_utf8_lossy(&other);
-            // Elsewhere than in its place it is no password.
+            // At another position it is not a password.
             proptest::prop_assume!(other.matches("hunter2").count() == 1 && other.contains(":hunter2@"));
             match other.parse::<RedisUrl>() {
                 Err(why) => proptest::prop_assert!(!why.contains("hunter2"), "{}", why),

@@ -1,14 +1,14 @@
-//! A configuration that is read again while its program runs: what takes effect at once, and what needs a restart.
+//! The reload of a configuration: some changes take effect immediately, others need a restart.
 
 use super::master::{Limits, SyncDefaults};
 use super::{AgentConfig, LogConfig, MasterConfig, NicConfig, StoreConfig};
 
-/// What a file that was read again changes.
+/// The changes of a reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReloadReport {
-    /// Keys whose new values are in effect.
+    /// Keys with changes that are in effect.
     pub applied: Vec<&'static str>,
-    /// Keys whose new values take effect after a restart; the old ones stay.
+    /// Keys with changes that need a restart; the old values remain in effect.
     pub needs_restart: Vec<&'static str>,
 }
 
@@ -25,87 +25,68 @@ impl ReloadReport {
             self.needs_restart.push(key);
         }
     }
-
-    fn log(&mut self, old: &mut LogConfig, new: LogConfig) {
-        let LogConfig { level, format, file } = new;
-        self.apply_change("log.level", &mut old.level, level);
-        self.apply_change("log.file", &mut old.file, file);
-        self.mark_for_restart("log.format", &old.format, &format);
-    }
 }
 
-/// A configuration that can be read again.
+/// Takes `$new` apart. Changes of the first fields are applied to `$old`, changes of the second fields need a restart,
+/// and the last fields are left to the caller. All fields are listed: a new one does not compile without an entry here.
+macro_rules! reload_fields {
+    (
+        $report:ident, $prefix:literal, $old:expr, $new:ident: $type:ident,
+        apply [$($applied:ident),*], restart [$($fixed:ident),*], other [$($other:ident),*]
+    ) => {
+        let $type { $($applied,)* $($fixed,)* $($other,)* } = $new;
+        $($report.apply_change(
+            concat!($prefix, stringify!($applied)), &mut $old.$applied, $applied,
+        );)*
+        $($report.mark_for_restart(
+            concat!($prefix, stringify!($fixed)), &$old.$fixed, &$fixed,
+        );)*
+    };
+}
+
+/// A configuration that can be reloaded.
 pub trait Reload: Clone {
-    /// Takes what can take effect at once from `new`.
+    /// Applies the changes in `new` that take effect immediately.
     fn reload(&mut self, new: Self) -> ReloadReport;
 
-    /// What is logged, and how.
+    /// The settings of the log.
     fn log(&self) -> &LogConfig;
 
-    /// The same, to be changed.
+    /// The settings of the log.
     fn log_mut(&mut self) -> &mut LogConfig;
 }
 
 impl Reload for MasterConfig {
     fn reload(&mut self, new: Self) -> ReloadReport {
-        // By name, so that a new key is given its place here.
-        let MasterConfig {
-            listen,
-            advertise_url,
-            installation,
-            leadership_lease,
-            data_dir,
-            store,
-            heartbeat_interval,
-            worker_heartbeat_timeout,
-            lease,
-            poll_wait_max,
-            retention,
-            limits,
-            bwlimit,
-            defaults,
-            log,
-        } = new;
-        let mut found = ReloadReport::default();
-        found.apply_change("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
-        found.apply_change("retention", &mut self.retention, retention);
-        let Limits {
-            max_active_syncs,
-            no_space_timeout,
-            window_tasks,
-            max_connections,
-            max_file_list_bytes,
-        } = limits;
-        let old = &mut self.limits;
-        found.apply_change("limits.max_active_syncs", &mut old.max_active_syncs, max_active_syncs);
-        found.apply_change("limits.no_space_timeout", &mut old.no_space_timeout, no_space_timeout);
-        found.apply_change("limits.window_tasks", &mut old.window_tasks, window_tasks);
-        let bytes = &mut old.max_file_list_bytes;
-        found.apply_change("limits.max_file_list_bytes", bytes, max_file_list_bytes);
-        found.mark_for_restart("limits.max_connections", &old.max_connections, &max_connections);
-        found.apply_change("bwlimit", &mut self.bwlimit, bwlimit);
-        let SyncDefaults { chunk_size_mb, max_retries, max_worker_losses } = defaults;
-        let old = &mut self.defaults;
-        found.apply_change("defaults.chunk_size_mb", &mut old.chunk_size_mb, chunk_size_mb);
-        found.apply_change("defaults.max_retries", &mut old.max_retries, max_retries);
-        let losses = &mut old.max_worker_losses;
-        found.apply_change("defaults.max_worker_losses", losses, max_worker_losses);
-        found.log(&mut self.log, log);
-        found.mark_for_restart("listen", &self.listen, &listen);
-        found.mark_for_restart("advertise_url", &self.advertise_url, &advertise_url);
-        found.mark_for_restart("installation", &self.installation, &installation);
-        found.mark_for_restart("leadership_lease", &self.leadership_lease, &leadership_lease);
-        found.mark_for_restart("data_dir", &self.data_dir, &data_dir);
-        let embedded = |store: &StoreConfig| matches!(store, StoreConfig::Embedded { .. });
-        // Where the embedded store is, `data_dir` says.
-        if !(embedded(&self.store) && embedded(&store)) {
-            found.mark_for_restart("redis", &self.store, &store);
+        let mut report = ReloadReport::default();
+        reload_fields!(
+            report, "", self, new: MasterConfig,
+            apply [heartbeat_interval, retention, bwlimit],
+            restart [
+                listen, advertise_url, installation, leadership_lease, data_dir,
+                worker_heartbeat_timeout, lease, poll_wait_max
+            ],
+            other [store, limits, defaults, log]
+        );
+        reload_fields!(
+            report, "limits.", self.limits, limits: Limits,
+            apply [max_active_syncs, no_space_timeout, window_tasks, max_file_list_bytes],
+            restart [max_connections], other []
+        );
+        reload_fields!(
+            report, "defaults.", self.defaults, defaults: SyncDefaults,
+            apply [chunk_size_mb, max_retries, max_worker_losses], restart [], other []
+        );
+        reload_fields!(
+            report, "log.", self.log, log: LogConfig,
+            apply [level, file], restart [format], other []
+        );
+        // `data_dir` determines the directory of an embedded store.
+        let is_embedded = |store: &StoreConfig| matches!(store, StoreConfig::Embedded { .. });
+        if !(is_embedded(&self.store) && is_embedded(&store)) {
+            report.mark_for_restart("redis", &self.store, &store);
         }
-        let timeout = &worker_heartbeat_timeout;
-        found.mark_for_restart("worker_heartbeat_timeout", &self.worker_heartbeat_timeout, timeout);
-        found.mark_for_restart("lease", &self.lease, &lease);
-        found.mark_for_restart("poll_wait_max", &self.poll_wait_max, &poll_wait_max);
-        found
+        report
     }
 
     fn log(&self) -> &LogConfig {
@@ -119,47 +100,27 @@ impl Reload for MasterConfig {
 
 impl Reload for AgentConfig {
     fn reload(&mut self, new: Self) -> ReloadReport {
-        let AgentConfig {
-            worker_id,
-            master_urls,
-            storage_paths,
-            control_plane_address,
-            data_plane_endpoints,
-            heartbeat_interval,
-            drain_timeout,
-            slots,
-            bwlimit,
-            buffer_memory,
-            direct_io,
-            data_dir,
-            log,
-        } = new;
-        let mut found = ReloadReport::default();
-        found.apply_change("heartbeat_interval", &mut self.heartbeat_interval, heartbeat_interval);
-        found.apply_change("drain_timeout", &mut self.drain_timeout, drain_timeout);
-        found.apply_change("bwlimit", &mut self.bwlimit, bwlimit);
+        let mut report = ReloadReport::default();
+        reload_fields!(
+            report, "", self, new: AgentConfig,
+            apply [heartbeat_interval, drain_timeout, bwlimit],
+            restart [worker_id, storage_paths, slots, buffer_memory, direct_io, data_dir],
+            other [master_urls, control_plane_address, data_plane_endpoints, log]
+        );
+        reload_fields!(
+            report, "log.", self.log, log: LogConfig,
+            apply [level, file], restart [format], other []
+        );
+        report.mark_for_restart("master_url", &self.master_urls, &master_urls);
+        let key = "network.control_plane_address";
+        report.mark_for_restart(key, &self.control_plane_address, &control_plane_address);
         let key = "network.data_plane_endpoints";
         if without_bwlimits(&self.data_plane_endpoints) == without_bwlimits(&data_plane_endpoints) {
-            // Only their limits differ.
-            found.apply_change(key, &mut self.data_plane_endpoints, data_plane_endpoints);
+            report.apply_change(key, &mut self.data_plane_endpoints, data_plane_endpoints);
         } else {
-            found.mark_for_restart(key, &self.data_plane_endpoints, &data_plane_endpoints);
+            report.mark_for_restart(key, &self.data_plane_endpoints, &data_plane_endpoints);
         }
-        found.log(&mut self.log, log);
-        found.mark_for_restart("worker_id", &self.worker_id, &worker_id);
-        found.mark_for_restart("master_url", &self.master_urls, &master_urls);
-        found.mark_for_restart("storage_paths", &self.storage_paths, &storage_paths);
-        let address = &control_plane_address;
-        found.mark_for_restart(
-            "network.control_plane_address",
-            &self.control_plane_address,
-            address,
-        );
-        found.mark_for_restart("slots", &self.slots, &slots);
-        found.mark_for_restart("buffer_memory", &self.buffer_memory, &buffer_memory);
-        found.mark_for_restart("direct_io", &self.direct_io, &direct_io);
-        found.mark_for_restart("data_dir", &self.data_dir, &data_dir);
-        found
+        report
     }
 
     fn log(&self) -> &LogConfig {
@@ -171,14 +132,10 @@ impl Reload for AgentConfig {
     }
 }
 
-/// The endpoints without their limits.
 fn without_bwlimits(nics: &[NicConfig]) -> Vec<NicConfig> {
-    let without = |nic: &NicConfig| {
-        let mut nic = nic.clone();
-        nic.settings.bwlimit = None;
-        nic
-    };
-    nics.iter().map(without).collect()
+    let mut nics = nics.to_vec();
+    nics.iter_mut().for_each(|nic| nic.settings.bwlimit = None);
+    nics
 }
 
 #[cfg(test)]
@@ -245,7 +202,7 @@ mod tests {
             };
             assert_eq!((changed.as_slice(), kept.len()), (&[key][..], 0), "{line}: {found:?}");
             assert_eq!(running, if applied { new.clone() } else { old }, "{line}");
-            // What needs a restart is named again, what is in effect is not.
+            // A second reload reports only the keys that need a restart.
             assert_eq!(running.reload(new).needs_restart, found.needs_restart, "{line}");
         }
         let mut running = master("");

@@ -1,35 +1,36 @@
-//! What is wrong with a configuration: every problem at once, each with its place.
+//! The problems of a configuration with their positions.
 
+use crate::util::units;
 use std::fmt;
 
-/// A place in a file; both numbers count from 1, columns in characters.
+/// A position in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pos {
-    /// The line.
+    /// From 1.
     pub line: usize,
-    /// The column.
+    /// In characters, from 1.
     pub col: usize,
 }
 
-/// Whether a problem stops the program.
+/// Determines whether a problem ends the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// The file cannot be used.
     Error,
-    /// The file can be used, and something in it is probably not what was meant.
+    /// The file can be used, but probably contains a mistake.
     Warning,
 }
 
-/// One problem. Shown as `file:line:col: error: message`.
+/// One problem. Displayed as `file:line:col: error: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigProblem {
-    /// The file as it was named, or the environment variable.
+    /// The path of the file, or the name of the environment variable.
     pub origin: String,
-    /// Where in it; `None` when the whole of it is meant.
+    /// The position in the file; `None`: the whole file.
     pub at: Option<Pos>,
-    /// Error or warning.
+    /// See [`Severity`].
     pub severity: Severity,
-    /// What, and what to do next.
+    /// The error message, with the next step.
     pub message: String,
 }
 
@@ -47,11 +48,11 @@ impl fmt::Display for ConfigProblem {
     }
 }
 
-/// A configuration that cannot be used. Displayed one problem a line, warnings included, without a
+/// A configuration that cannot be used. Displayed with one problem per line, including warnings, without a
 /// final newline. The program ends with exit code 78.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
-    /// At least one error, and the warnings found beside it, in the order of the file.
+    /// At least one error, and all warnings, in the order of the file.
     pub problems: Vec<ConfigProblem>,
 }
 
@@ -63,36 +64,36 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Which of the two configuration files one is.
+/// The kind of a configuration file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// For `ctl master`.
     Master,
-    /// For `ctl agent`: shared by all the workers in it.
+    /// For `ctl agent`: contains all workers.
     Agents,
 }
 
-/// What `ctl config check` has to say. Displayed as the problems, one a line, and a closing line
+/// The result of `ctl config check`. Displayed as the problems, one per line, and a last line
 /// with their number, e.g. `2 errors, 1 warning.   worker ids in this file: worker-a worker-b`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckReport {
-    /// The file as it was named.
+    /// The path of the file.
     pub file: String,
-    /// What it was recognised as; `None` when it could not be read at all.
+    /// The detected kind; `None` for an unreadable file.
     pub kind: Option<FileKind>,
-    /// Everything found, in the order of the file.
+    /// All problems, in the order of the file.
     pub problems: Vec<ConfigProblem>,
-    /// The workers that an agents file names, in its order.
+    /// The workers of an agents file, in its order.
     pub worker_ids: Vec<String>,
 }
 
 impl CheckReport {
-    /// How many problems are errors.
+    /// The number of errors.
     pub fn error_count(&self) -> usize {
         self.problems.iter().filter(|p| p.severity == Severity::Error).count()
     }
 
-    /// How many problems are warnings.
+    /// The number of warnings.
     pub fn warning_count(&self) -> usize {
         self.problems.len() - self.error_count()
     }
@@ -109,7 +110,7 @@ impl fmt::Display for CheckReport {
             write_lines(f, &self.problems)?;
             writeln!(f)?;
         }
-        let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
+        let count = |n: usize, word: &str| units::pluralize(n as u64, word, &format!("{word}s"));
         match (self.error_count(), self.warning_count()) {
             (0, 0) => {
                 let kind = match self.kind {
@@ -119,10 +120,10 @@ impl fmt::Display for CheckReport {
                 };
                 write!(f, "{}: {kind} ok.", self.file)?;
             }
-            (errors, 0) => write!(f, "{}.", plural(errors, "error"))?,
-            (0, warnings) => write!(f, "{}.", plural(warnings, "warning"))?,
+            (errors, 0) => write!(f, "{}.", count(errors, "error"))?,
+            (0, warnings) => write!(f, "{}.", count(warnings, "warning"))?,
             (errors, warnings) => {
-                write!(f, "{}, {}.", plural(errors, "error"), plural(warnings, "warning"))?;
+                write!(f, "{}, {}.", count(errors, "error"), count(warnings, "warning"))?;
             }
         }
         if !self.worker_ids.is_empty() {

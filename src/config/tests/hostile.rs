@@ -65,7 +65,7 @@ proptest! {
         if let Some(root) = source::parse(text.as_bytes(), &findings) {
             let item = Item::root(&root, &findings);
             AgentsFile::read(&item, &Env::empty(), &findings);
-            MasterConfig::read(&item, &Env::empty(), &findings);
+            MasterConfig::read(Some(&item), &Env::empty(), &findings);
         }
         // Secrets aside, what was found can always be shown on one line each.
         let shown: Vec<String> =
@@ -84,7 +84,7 @@ proptest! {
             if let Some(root) = source::parse(&crate::wire::fuzz::apply_edits(&shipped, &edits), &findings) {
                 let item = Item::root(&root, &findings);
                 AgentsFile::read(&item, &Env::empty(), &findings);
-                MasterConfig::read(&item, &Env::empty(), &findings);
+                MasterConfig::read(Some(&item), &Env::empty(), &findings);
             }
             for problem in findings.into_problems() {
                 let line = problem.to_string();
