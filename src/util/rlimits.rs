@@ -11,7 +11,7 @@ pub fn raise_open_files_limit() -> Option<u64> {
     if limit.current == limit.maximum {
         return limit.current;
     }
-    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit.clone() }) {
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         Ok(()) => limit.maximum,
         // The old limit remains in force.
         Err(_) => limit.current,
