@@ -11,6 +11,7 @@ use crate::data::{ActiveRequests, Endpoints, Peers, Roots, TicketVerifier};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::rlimits;
+use crate::wire::problem::ProblemCode;
 use crate::wire::worker::{NicReport, PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -196,7 +197,7 @@ impl Heartbeater {
         let reply = match client.send_heartbeat(&heartbeat).await {
             Ok(reply) => reply,
             Err(error) => {
-                if error.code() == Some("worker_id_taken") {
+                if error.code() == Some(ProblemCode::WorkerIdTaken.as_str()) {
                     // The assignments belong to the other agent.
                     let all = &heartbeat.assignments;
                     lease_table.apply_renewal(all, sent, all);

@@ -4,7 +4,7 @@ use super::console;
 use super::exit::Exit;
 use crate::client::ClientError;
 use crate::config::ConfigErrors;
-use crate::wire::problem::NO_WORKER_CODE;
+use crate::wire::problem::ProblemCode;
 
 /// Printed as `error: what`, then notes, then the hint with the exit code.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl From<ClientError> for CliError {
             (ClientError::Unreachable { .. }, _) => Exit::Unreachable,
             (ClientError::Problem { .. }, Some(401 | 403)) => Exit::Denied,
             (ClientError::Problem { .. }, Some(404)) => Exit::NotFound,
-            (ClientError::Problem { problem, .. }, _) if problem.code == NO_WORKER_CODE => {
+            (ClientError::Problem { problem, .. }, _) if problem.is(ProblemCode::NoWorker) => {
                 Exit::Failed
             }
             (ClientError::Problem { .. }, Some(409)) => Exit::Conflict,
@@ -140,7 +140,11 @@ mod tests {
     use crate::wire::problem::{FieldError, Problem};
 
     fn problem(status: u16) -> ClientError {
-        let mut problem = Problem::new(status, "x", "x", "no\x1b such thing");
+        let mut problem = Problem {
+            status,
+            code: "x".to_owned(),
+            ..Problem::new(ProblemCode::Internal, "no\x1b such thing")
+        };
         problem.errors =
             vec![FieldError { pointer: "/a".to_owned(), detail: "is wrong".to_owned() }];
         ClientError::Problem { problem: Box::new(problem), retry_after: None }

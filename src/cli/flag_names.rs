@@ -101,10 +101,10 @@ mod tests {
     use super::*;
     use crate::cli::error::CliError;
     use crate::wire::options::{DeleteOptions, FilterSpec, SyncOptions};
-    use crate::wire::problem::Problem;
+    use crate::wire::problem::{Problem, ProblemCode};
 
     fn shown(errors: &[(&str, &str)]) -> String {
-        let mut problem = Problem::new(422, "x", "invalid_fields", "/x: y");
+        let mut problem = Problem::new(ProblemCode::InvalidFields, "/x: y");
         let fault = |(pointer, detail): &(&str, &str)| FieldError {
             pointer: (*pointer).to_owned(),
             detail: (*detail).to_owned(),

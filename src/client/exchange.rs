@@ -5,7 +5,7 @@ use super::url_text::{describe_transport_error, sanitize};
 use super::{ClientError, MasterClient, error_of_answer};
 use crate::util::checksum;
 use crate::util::corruption::CorruptionCounter;
-use crate::wire::problem::{self, Problem};
+use crate::wire::problem::{Problem, ProblemCode};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Url};
@@ -344,7 +344,7 @@ fn mark_unconfirmed(
             // A gateway answers so after it passed a request on, or before.
             let doubtful = repeated
                 || matches!(e.status(), Some(502 | 504))
-                || e.code() == Some(problem::LATE_CODE);
+                || e.code() == Some(ProblemCode::CommitTimeout.as_str());
             Err(if doubtful { ClientError::Unconfirmed(Box::new(e)) } else { e })
         }
         other => other,
@@ -383,7 +383,7 @@ async fn read_body(response: &mut reqwest::Response) -> Result<Option<Bytes>, re
 /// Whether an answer says that its request came damaged.
 fn reports_corruption(body: &[u8]) -> bool {
     serde_json::from_slice::<Problem>(body)
-        .is_ok_and(|problem| problem.code == checksum::CORRUPTED_CODE)
+        .is_ok_and(|problem| problem.is(ProblemCode::ChecksumMismatch))
 }
 
 /// Why a master gave no answer.

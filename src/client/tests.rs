@@ -3,6 +3,7 @@
 
 use super::exchange::{FAILOVER_TIMEOUT, MAX_REDIRECTS};
 use super::*;
+use crate::wire::problem::ProblemCode;
 use crate::wire::sync::{SyncRequest, SyncState};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -223,7 +224,7 @@ async fn a_master_without_page_tokens_is_asked_for_the_whole_list() {
 #[tokio::test]
 async fn a_problem_document_becomes_a_typed_error() {
     let master = FakeMaster::start(|_, _| {
-        let mut problem = Problem::new(409, "Conflict", "sync_exists", "there is a sync run42");
+        let mut problem = Problem::new(ProblemCode::SyncExists, "there is a sync run42");
         problem.existing = Some("PROGRESS".to_owned());
         ScriptedReply::Reply(
             409,
@@ -327,13 +328,13 @@ async fn a_redirect_loop_is_an_error() {
 #[tokio::test]
 async fn after_a_503_the_next_master_is_asked_and_the_503_is_returned_when_all_reply_so() {
     let busy = |_: usize, _: &str| {
-        let problem = Problem::new(503, "Service Unavailable", "store_down", "the store is away");
+        let problem = Problem::new(ProblemCode::StoreUnavailable, "the store is unavailable");
         ScriptedReply::Reply(503, "retry-after: 2\r\n", serde_json::to_string(&problem).unwrap())
     };
     let (a, b) = (FakeMaster::start(busy).await, FakeMaster::start(reply_empty_worker_list).await);
     client(&[&a.url, &b.url]).list_workers().await.unwrap();
     let e = client(&[&a.url]).list_workers().await.unwrap_err();
-    assert_eq!((e.status(), e.code()), (Some(503), Some("store_down")));
+    assert_eq!((e.status(), e.code()), (Some(503), Some("store_unavailable")));
     assert!(e.is_retryable());
 }
 
@@ -351,7 +352,7 @@ async fn a_broken_connection_is_retried_once() {
 #[tokio::test]
 async fn a_deletion_whose_reply_was_lost_succeeds() {
     let gone = || {
-        let problem = Problem::new(404, "Not Found", "sync_not_found", "no sync x");
+        let problem = Problem::new(ProblemCode::SyncNotFound, "no sync x");
         ScriptedReply::Reply(404, "", serde_json::to_string(&problem).unwrap())
     };
     let master =
@@ -469,7 +470,7 @@ async fn requests_carry_a_checksum_and_are_resent_when_they_arrive_corrupted() {
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(checksum_header(body).trim()), "{head}");
         if n < 2 {
-            let problem = Problem::new(400, "Bad Request", "corrupted", "it was corrupted");
+            let problem = Problem::new(ProblemCode::ChecksumMismatch, "it was corrupted");
             return ScriptedReply::Reply(400, "", serde_json::to_string(&problem).unwrap());
         }
         ScriptedReply::Reply(200, "", r#"{"status":"ack"}"#.to_owned())
@@ -506,7 +507,7 @@ async fn a_reply_that_does_not_match_its_checksum_is_requested_again() {
 
 #[tokio::test]
 async fn a_deletion_whose_reply_was_corrupted_succeeds() {
-    let gone = serde_json::to_string(&Problem::new(404, "", "sync_not_found", "no")).unwrap();
+    let gone = serde_json::to_string(&Problem::new(ProblemCode::SyncNotFound, "no")).unwrap();
     let master = FakeMaster::start(move |n, _| match n {
         0 => ScriptedReply::WithChecksum(200, checksum_header("{}"), "[}".to_owned()),
         _ => ScriptedReply::WithChecksum(404, checksum_header(&gone), gone.clone()),
@@ -584,7 +585,11 @@ async fn a_command_is_unconfirmed_unless_a_reply_decides_it() {
         let master = FakeMaster::start(move |n, _| match n < lost {
             true => ScriptedReply::CloseConnection,
             false => {
-                let problem = Problem::new(status, "No", code, "no");
+                let problem = Problem {
+                    status,
+                    code: code.to_owned(),
+                    ..Problem::new(ProblemCode::Internal, "no")
+                };
                 ScriptedReply::Reply(status, "", serde_json::to_string(&problem).unwrap())
             }
         })
@@ -604,7 +609,7 @@ async fn a_command_is_unconfirmed_unless_a_reply_decides_it() {
 #[tokio::test]
 async fn a_404_to_a_resent_removal_confirms_the_first_attempt() {
     let gone = |lost| {
-        let text = serde_json::to_string(&Problem::new(404, "", "worker_not_found", "no")).unwrap();
+        let text = serde_json::to_string(&Problem::new(ProblemCode::WorkerNotFound, "no")).unwrap();
         FakeMaster::start(move |n, _| match n < lost {
             true => ScriptedReply::CloseConnection,
             false => ScriptedReply::Reply(404, "", text.clone()),

@@ -8,7 +8,7 @@ use super::stream::{ContentRequest, UPGRADE_PROTOCOL, poll_ready};
 use super::until::Deadline;
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -176,7 +176,7 @@ impl Exchange<'_> {
         }
         let problem = serde_json::from_slice(&document);
         Ok(ContentReply::Refused(
-            problem.unwrap_or_else(|_| Problem::new(500, "", "unknown", "it gave no reason")),
+            problem.unwrap_or_else(|_| Problem::new(ProblemCode::Unknown, "it gave no reason")),
         ))
     }
 

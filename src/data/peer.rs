@@ -21,14 +21,14 @@ use super::stall::{MIN_PROGRESS_BYTES, STALL_TIMEOUT, wait_for_stall};
 use super::stream::ContentRequest;
 use super::until::Deadline;
 use crate::fs::{RootKind, Tree};
-use crate::util::checksum::{self, CHECKSUM_MISMATCH, CORRUPTED_CODE};
+use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::util::corruption::CorruptionCounter;
 use crate::util::rate::Limiters;
 use crate::util::shutdown::Shutdown;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::WriteRules;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::FileError;
 use crate::wire::task::PoolMember;
 use crate::wire::ticket::TICKET_LIFETIME_SECONDS;
@@ -533,7 +533,7 @@ impl Peer {
         leased.record_success();
         let status = status.as_u16();
         let problem = serde_json::from_slice::<Problem>(&body)
-            .unwrap_or_else(|_| Problem::new(status, "", "unknown", "it gave no reason"));
+            .unwrap_or_else(|_| Problem::new(ProblemCode::Unknown, "it gave no reason"));
         Err(self.refusal_error(path, Problem { status, ..problem }))
     }
 
@@ -548,7 +548,7 @@ impl Peer {
     fn refusal_error(&self, what: &str, problem: Problem) -> SendError {
         let detail = super::protocol::sanitize_text(&problem.detail);
         let worker = self.worker.clone();
-        if problem.code == CORRUPTED_CODE {
+        if problem.is(ProblemCode::ChecksumMismatch) {
             self.damage.record(&format!("a {what} ({detail})"), &worker);
             return SendError::ConnectionFailed { worker, message: format!("{what}: {detail}") };
         }

@@ -21,7 +21,7 @@ use super::stream::{ContentRequest, SocketReader};
 use crate::fs::Target;
 use crate::util::checksum;
 use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
-use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem};
+use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem, ProblemCode};
 use crate::wire::ticket::Claims;
 use crate::wire::worker::PROTOCOL_VERSION;
 use bytes::Bytes;
@@ -72,49 +72,39 @@ impl RequestFailure {
     pub(super) fn into_problem(self) -> Problem {
         match self {
             RequestFailure::Refused(refused) => {
-                let (status, title, code) = match refused {
-                    Refusal::NoKey => (503, "Service Unavailable", "not_ready"),
-                    Refusal::NoTicket => (401, "Unauthorized", "no_ticket"),
-                    Refusal::DryRun(_) => (403, "Forbidden", "dry_run"),
-                    Refusal::NoDeletion | Refusal::OtherReceiver => {
-                        (403, "Forbidden", "deletion_not_allowed")
-                    }
-                    Refusal::Ticket(_) | Refusal::NoRoot(_) => (403, "Forbidden", "ticket_refused"),
+                let code = match refused {
+                    Refusal::NoKey => ProblemCode::NotReady,
+                    Refusal::NoTicket => ProblemCode::NoTicket,
+                    Refusal::DryRun(_) => ProblemCode::DryRun,
+                    Refusal::NoDeletion | Refusal::OtherReceiver => ProblemCode::DeletionNotAllowed,
+                    Refusal::Ticket(_) | Refusal::NoRoot(_) => ProblemCode::TicketRefused,
                 };
-                Problem::new(status, title, code, refused.to_string())
+                Problem::new(code, refused.to_string())
             }
             RequestFailure::MissingDigest => {
                 let detail = FrameError::MissingDigest.to_string();
-                Problem::new(403, "Forbidden", "digest_required", detail)
+                Problem::new(ProblemCode::DigestRequired, detail)
             }
             RequestFailure::UnknownVerb(path) => {
                 let detail = format!(
                     "this is an agent's data port, not a master: it does not serve `{path}`"
                 );
-                Problem::new(404, "Not Found", "unknown_verb", detail).with_hint(format!(
+                Problem::new(ProblemCode::RouteNotFound, detail).with_hint(format!(
                     "this agent supports version {PROTOCOL_VERSION}: paths begin with /v{PROTOCOL_VERSION}/"
                 ))
             }
-            RequestFailure::WrongMethod => Problem::new(
-                405,
-                "Method Not Allowed",
-                "method_not_allowed",
-                "requests are POST; a probe is GET",
-            ),
-            RequestFailure::BadRequest(detail) => {
-                Problem::new(400, "Bad Request", "bad_frame", detail)
+            RequestFailure::WrongMethod => {
+                Problem::new(ProblemCode::MethodNotAllowed, "requests are POST; a probe is GET")
             }
+            RequestFailure::BadRequest(detail) => Problem::new(ProblemCode::InvalidFrame, detail),
             RequestFailure::Damaged(detail) => {
-                Problem::new(400, "Bad Request", checksum::CORRUPTED_CODE, detail)
-                    .with_hint("send the same again")
+                Problem::new(ProblemCode::ChecksumMismatch, detail).with_hint("send the same again")
             }
             RequestFailure::TooLong => {
                 let detail = format!("a document is at most {MAX_MANIFEST_BYTES} bytes");
-                Problem::new(413, "Content Too Large", "too_long", detail)
+                Problem::new(ProblemCode::BodyTooLarge, detail)
             }
-            RequestFailure::Internal(detail) => {
-                Problem::new(500, "Internal Server Error", "internal", detail)
-            }
+            RequestFailure::Internal(detail) => Problem::new(ProblemCode::Internal, detail),
         }
     }
 }

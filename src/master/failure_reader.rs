@@ -13,7 +13,7 @@ use crate::scheduler::{
 use crate::util::units;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::{FileListPart, Manifest};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::SubmitReply;
 use crate::wire::{BytePath, RequestId};
 use std::collections::{HashSet, VecDeque};
@@ -111,7 +111,7 @@ impl FailureReader {
     fn failures_incomplete(&self, why: &str) -> Problem {
         let id = &self.id;
         let detail = format!("the stored failures of sync `{id}` are not complete: {why}");
-        Problem::new(409, "Conflict", "failures_lost", detail).with_hint(format!(
+        Problem::new(ProblemCode::FailuresIncomplete, detail).with_hint(format!(
             "retry all of it: ctl sync retry {id} (files already copied are skipped)"
         ))
     }
@@ -292,11 +292,17 @@ mod tests {
             "a name is listed once"
         );
         assert_eq!(read_failures(&blobs, 3, false).await.unwrap(), all[..3]);
-        assert_eq!(read_failures(&blobs, 9, false).await, Err("failures_lost".to_owned()));
-        assert_eq!(read_failures(&blobs[..2], 6, false).await, Err("failures_lost".to_owned()));
-        assert_eq!(read_failures(&blobs[1..], 6, false).await, Err("failures_lost".to_owned()));
+        assert_eq!(read_failures(&blobs, 9, false).await, Err("failures_incomplete".to_owned()));
+        assert_eq!(
+            read_failures(&blobs[..2], 6, false).await,
+            Err("failures_incomplete".to_owned())
+        );
+        assert_eq!(
+            read_failures(&blobs[1..], 6, false).await,
+            Err("failures_incomplete".to_owned())
+        );
         let mut other = blobs;
         other[2].1 = manifest(&["x"]);
-        assert_eq!(read_failures(&other, 6, false).await, Err("failures_lost".to_owned()));
+        assert_eq!(read_failures(&other, 6, false).await, Err("failures_incomplete".to_owned()));
     }
 }

@@ -11,7 +11,7 @@ use crate::scheduler::{MAX_LINE_BYTES, RecordLogInfo};
 use crate::store::Spool;
 use crate::wire::AbsPath;
 use crate::wire::entry_report::{EntryAction, FileRecord, FileState};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -79,25 +79,24 @@ pub(super) async fn stream_records(
 }
 
 fn check_available(listing: &RecordLogInfo, wanted: &FileRecordQuery) -> Result<(), Problem> {
-    let conflict = |code: &str, detail: &str| Problem::new(409, "Conflict", code, detail);
     let id = &listing.id;
     if let Some(why) = &listing.error {
         return Err(records_lost(why));
     }
     match wanted {
         FileRecordQuery::Records(_) if !listing.is_recorded => {
-            Err(conflict("not_recorded", "this sync did not record the outcome of each file")
+            Err(Problem::new(ProblemCode::NotRecorded, "this sync did not record the outcome of each file")
                 .with_hint(format!(
                     "what failed is listed for every sync: ctl sync files {id} --state failed; for all paths submit it \
                      with --record (options.record)"
                 )))
         }
         FileRecordQuery::Digests(_) if !listing.has_digests => {
-            Err(conflict("not_recorded", "the digests of the files were not kept by this sync")
+            Err(Problem::new(ProblemCode::NotRecorded, "the digests of the files were not kept by this sync")
                 .with_hint("submit it with options.manifest (ctl: --manifest)"))
         }
         FileRecordQuery::Digests(_) if !listing.has_ended => {
-            Err(conflict("not_ended", "the sync has not ended: its manifest is not complete yet")
+            Err(Problem::new(ProblemCode::NotEnded, "the sync has not ended: its manifest is not complete yet")
                 .with_hint(format!("wait for its end: ctl sync wait {id}")))
         }
         _ => Ok(()),
@@ -106,7 +105,7 @@ fn check_available(listing: &RecordLogInfo, wanted: &FileRecordQuery) -> Result<
 
 fn records_lost(why: &str) -> Problem {
     let detail = format!("the records of this sync are not complete: {why}");
-    Problem::new(409, "Conflict", "records_lost", detail).with_hint(
+    Problem::new(ProblemCode::RecordsLost, detail).with_hint(
         "records are kept in the data_dir of the master that led; submit the sync again to have them",
     )
 }

@@ -11,7 +11,7 @@ use crate::store::{AdmissionBlock, Backup, Spool};
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::leader::Readiness;
 use crate::wire::manifest::FileListPart;
-use crate::wire::problem::{self, Problem};
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
 use crate::wire::worker::{
@@ -412,9 +412,7 @@ impl MasterHandle {
             Ok(Ok(Some(bytes))) => Ok(bytes),
             // The task ended between the two steps, and its manifest went with it.
             Ok(Ok(None)) => Err(Problem::new(
-                404,
-                "Not Found",
-                "assignment_not_held",
+                ProblemCode::AssignmentNotHeld,
                 "the manifest of this assignment is gone: its task has ended",
             )),
             Ok(Err(why)) => Err(store_unavailable(&why)),
@@ -490,14 +488,14 @@ impl MasterHandle {
                     "this master keeps its state in Redis at {}, which has its own backups",
                     self.identity.store_location
                 );
-                Err(Problem::new(501, "Not Implemented", "backup_elsewhere", detail).with_hint(
+                Err(Problem::new(ProblemCode::BackupUnsupported, detail).with_hint(
                     "on the host of Redis: `redis-cli BGSAVE`, then copy dump.rdb; or copy its appendonlydir as \
                      described in docs/operations.md",
                 ))
             }
             Err(why) => {
                 let detail = format!("the store cannot be copied now: {why}");
-                Err(Problem::new(503, "Service Unavailable", "backup_failed", detail)
+                Err(Problem::new(ProblemCode::BackupFailed, detail)
                     .with_hint("repeat the request after the time in Retry-After"))
             }
         }
@@ -536,37 +534,35 @@ impl MasterHandle {
     }
 }
 
-fn unavailable(code: &str, detail: impl Into<String>) -> Problem {
-    Problem::new(503, "Service Unavailable", code, detail)
-}
-
 fn over_capacity(shortage: &AdmissionBlock) -> Problem {
     let detail = format!("new syncs are not accepted: {}", shortage.reason());
     match shortage {
-        AdmissionBlock::Full(_) => Problem::new(507, "Insufficient Storage", "store_full", detail)
-            .with_hint(
-                "queued syncs continue and free space when they end; or give the store more memory",
-            ),
-        AdmissionBlock::Unsafe(_) => unavailable("store_unsafe", detail).with_hint(
+        AdmissionBlock::Full(_) => Problem::new(ProblemCode::StoreFull, detail).with_hint(
+            "queued syncs continue and free space when they end; or give the store more memory",
+        ),
+        AdmissionBlock::Unsafe(_) => Problem::new(ProblemCode::StoreUnsafe, detail).with_hint(
             "accepted syncs continue; repeat the request after the setting was changed back",
         ),
     }
 }
 
 fn shutting_down() -> Problem {
-    unavailable("stopping", "the master is stopping, or does not lead any more")
+    Problem::new(ProblemCode::ShuttingDown, "the master is stopping, or does not lead any more")
         .with_hint("repeat the request, or send it to another master")
 }
 
 fn queue_full() -> Problem {
-    unavailable("busy", "too many requests wait for the master; this one changed nothing")
-        .with_hint("repeat the request after the time in Retry-After")
+    Problem::new(
+        ProblemCode::Overloaded,
+        "too many requests wait for the master; this one changed nothing",
+    )
+    .with_hint("repeat the request after the time in Retry-After")
 }
 
 fn deadline_exceeded(why: Option<String>) -> Problem {
     let why = why.unwrap_or_else(|| "the store is slow".to_owned());
-    unavailable(
-        problem::LATE_CODE,
+    Problem::new(
+        ProblemCode::CommitTimeout,
         format!(
             "the decision was not durable after {} s; it may still take effect: {why}",
             REPLY_TIMEOUT.as_secs()
@@ -578,12 +574,7 @@ fn deadline_exceeded(why: Option<String>) -> Problem {
 /// A reply of another kind than the question: a defect of the owner, never of the caller.
 pub(super) fn unexpected_reply(reply: Reply) -> Problem {
     tracing::error!(?reply, "the reply does not fit the request");
-    Problem::new(
-        500,
-        "Internal Server Error",
-        "internal",
-        "internal error of the master; see its log",
-    )
+    Problem::new(ProblemCode::Internal, "internal error of the master; see its log")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::handle::ActorChannel;
 use crate::wire::leader::{Leader, MasterRole, Readiness, ReadinessStatus, StoreStatus};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 
 /// See the [module](self).
 #[derive(Clone)]
@@ -55,7 +55,7 @@ impl LeadershipStatus {
                 Some(store_unavailable(why))
             }
             LeadershipStatus::NoLeader(NoLeaderReason::Transition(why)) => Some(
-                Problem::new(503, "Service Unavailable", "no_leader", *why)
+                Problem::new(ProblemCode::NoLeader, *why)
                     .with_hint("repeat the request after the time in Retry-After"),
             ),
         }
@@ -104,12 +104,12 @@ pub(super) fn not_leader(leader: &Leader) -> Problem {
     let mut problem = match &leader.url {
         Some(url) => {
             let detail = format!("this master follows; {name} leads, at {url}");
-            Problem::new(307, "Temporary Redirect", "not_leader", detail)
+            Problem::new(ProblemCode::NotLeader, detail)
                 .with_hint("send the request to the URL in Location")
         }
         None => {
             let detail = format!("this master follows; {name} leads, and its URL is not known");
-            Problem::new(503, "Service Unavailable", "not_leader", detail).with_hint(
+            Problem::new(ProblemCode::LeaderUrlUnknown, detail).with_hint(
                 "send the request to that master; set its `advertise_url`, so that others can name it",
             )
         }
@@ -121,7 +121,7 @@ pub(super) fn not_leader(leader: &Leader) -> Problem {
 /// Nothing can be decided: the store is not there.
 pub(super) fn store_unavailable(why: &str) -> Problem {
     let detail = format!("the master can't decide anything now: {why}");
-    Problem::new(503, "Service Unavailable", "store_unavailable", detail)
+    Problem::new(ProblemCode::StoreUnavailable, detail)
         .with_hint("transfers in flight continue; repeat the request after the time in Retry-After")
 }
 

@@ -5,7 +5,7 @@ use crate::fs::{Filter, FilterError, find_absolute_patterns};
 use crate::wire::manifest::FileListPart;
 use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
 use crate::wire::path::PathError;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{CHUNK_MIB_RANGE, SyncProgress, SyncRequest, SyncState};
 use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
@@ -50,7 +50,7 @@ pub(super) fn validate_submit(
 
 /// Why the entries that failed in a sync can't be tried again by themselves.
 pub(super) fn failures_unknown(id: &RequestId, detail: String) -> Problem {
-    Problem::new(409, "Conflict", "failures_unknown", detail).with_hint(format!(
+    Problem::new(ProblemCode::FailuresUnknown, detail).with_hint(format!(
         "retry all of it: ctl sync retry {id} (files already copied are skipped)"
     ))
 }
@@ -69,7 +69,7 @@ pub(super) fn retry_name_lists(
     if names.is_empty() {
         let none = format!("sync `{id}` has no failed entries");
         if sync.state == SyncState::Completed {
-            let problem = Problem::new(409, "Conflict", "sync_completed", none);
+            let problem = Problem::new(ProblemCode::SyncCompleted, none);
             return Err(problem.with_hint("to run it once more, submit it again"));
         }
         return Err(failures_unknown(id, none));

@@ -1,7 +1,7 @@
 //! All that is wrong with a document, collected so that its sender can mend it in one go.
 
 use crate::util::units;
-use crate::wire::problem::{FieldError, Problem};
+use crate::wire::problem::{FieldError, Problem, ProblemCode};
 
 /// A problem document lists at most this many fields; a list of a million bad names must not make
 /// an answer of a million lines.
@@ -61,7 +61,7 @@ impl ValidationErrors {
             Some(only) => named(only),
             None => "the document is wrong".to_owned(),
         };
-        let mut problem = Problem::new(422, "Unprocessable Content", "invalid_fields", detail);
+        let mut problem = Problem::new(ProblemCode::InvalidFields, detail);
         problem.errors = self.listed;
         if self.unlisted > 0 {
             problem = problem.with_hint(format!(

@@ -4,7 +4,7 @@ use super::sync_admin::{refuse, unknown_sync};
 use super::sync_job::SyncJob;
 use super::worker_registry::Worker;
 use super::{Now, Reply, State};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::SyncPatch;
 use crate::wire::worker::{BandwidthUsage, HeartbeatReply};
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
@@ -29,7 +29,7 @@ impl State {
             let state = sync.state.as_str();
             let detail =
                 format!("sync `{id}` has ended, in state {state}: its limit has no meaning");
-            return refuse(Problem::new(409, "Conflict", "sync_ended", detail));
+            return refuse(Problem::new(ProblemCode::SyncEnded, detail));
         }
         let no = sync.no;
         if sync.bwlimit != change.bwlimit {

@@ -7,7 +7,7 @@
 
 use super::{Now, State};
 use crate::wire::WorkerId;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::worker::WorkerHeartbeat;
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
         "another agent runs as worker `{}` and is alive: this one gets no work until that one is stopped",
         said.worker_id
     );
-    let problem = Problem::new(409, "Conflict", "worker_id_taken", detail);
+    let problem = Problem::new(ProblemCode::WorkerIdTaken, detail);
     problem.with_hint("give one of the two another worker_id, or stop it")
 }
 

@@ -8,7 +8,7 @@ use super::worker_registry::{Worker, unavailable_path};
 use super::{Caller, Effect, Now, Reply, State, WaitingPoll};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::options::WriteRules;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::{Claims, TICKET_LIFETIME_SECONDS};
@@ -74,7 +74,7 @@ impl State {
         let id = said.worker_id.clone();
         if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
             let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
-            let problem = Problem::new(429, "Too Many Requests", "too_many_workers", detail)
+            let problem = Problem::new(ProblemCode::TooManyWorkers, detail)
                 .with_hint("workers without heartbeats are removed after a day");
             return Reply::Refused(Box::new(problem));
         }
@@ -474,9 +474,7 @@ impl State {
         match task.and_then(|t| t.manifest_key.clone()) {
             Some(key) => Reply::ManifestKey(key),
             None => Reply::Refused(Box::new(Problem::new(
-                404,
-                "Not Found",
-                "assignment_not_held",
+                ProblemCode::AssignmentNotHeld,
                 format!("worker {worker} holds no assignment {assignment} with a manifest"),
             ))),
         }

@@ -8,7 +8,7 @@ use super::validate::validate_page;
 use super::worker_losses::WorkerLoss;
 use super::{NewTask, Now, Reply, State};
 use crate::wire::entry_report::{EntryAction, Tally};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{FailedStep, FileError};
 use crate::wire::task::{PageAction, PageReply, PruneReport, ScanPage, TaskSpec, WorkItem};
 use crate::wire::{AssignmentId, BytePath, RelPath, SyncNo, TaskId, WorkerId};
@@ -59,7 +59,7 @@ impl State {
         }
         if let Err(why) = validate_page(&page, &spec) {
             let detail = format!("an invalid page of worker {worker}: {why}");
-            let problem = Problem::new(422, "Unprocessable Content", "bad_page", detail);
+            let problem = Problem::new(ProblemCode::InvalidPage, detail);
             return Reply::Refused(Box::new(problem));
         }
         if let Some(stop_now) = self.check_source_root(no, &page) {

@@ -17,7 +17,7 @@ use super::sync_job::SyncJob;
 use super::task::Task;
 use super::{Now, Reply, State};
 use crate::util::units;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::TaskSpec;
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
@@ -143,7 +143,7 @@ impl State {
             let state = sync.state.as_str();
             let verb = if hold.is_some() { "paused" } else { "resumed" };
             let detail = format!("sync `{id}` has ended, in state {state}: it cannot be {verb}");
-            return refuse(Problem::new(409, "Conflict", "sync_ended", detail));
+            return refuse(Problem::new(ProblemCode::SyncEnded, detail));
         }
         if sync.pause != hold {
             let no = sync.no;

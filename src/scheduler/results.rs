@@ -9,7 +9,7 @@ use super::task::Task;
 use super::validate::{are_actions_possible, count_failed_entries, validate_item};
 use super::worker_health::is_worker_fault;
 use super::{Now, Reply, State};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{ResultOutcome, ResultReply, TaskReport, TaskResult, TaskSpec, WorkItem};
 use crate::wire::{SyncNo, TaskId, WorkerId};
 
@@ -91,9 +91,7 @@ impl State {
             [one] => Ok(Some(one)),
             many => Err(Box::new(
                 Problem::new(
-                    409,
-                    "Conflict",
-                    "assignment_unclear",
+                    ProblemCode::AssignmentAmbiguous,
                     format!(
                         "worker {} holds {} assignments of sync `{}`",
                         result.worker_id,

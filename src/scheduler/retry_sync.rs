@@ -3,7 +3,7 @@
 use super::sync_admin::{refuse, unknown_sync};
 use super::{IdempotencyKey, Now, Reply, State};
 use crate::wire::manifest::FileListPart;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SyncOutcome, SyncRequest, SyncState};
 use crate::wire::{RequestId, SyncNo};
 
@@ -28,19 +28,18 @@ impl State {
         if let Some(again) = self.find_repeated_submit(&request, idempotency.as_ref()) {
             return again;
         }
-        let conflict = |code: &str, detail: String| Problem::new(409, "Conflict", code, detail);
         match sync.state {
             SyncState::Failed | SyncState::Cancelled => {}
             // Work without evidence may not have been done.
             SyncState::Completed if sync.outcome == Some(SyncOutcome::Unverified) => {}
             SyncState::Completed => {
                 let detail = format!("sync `{id}` is completed: there is nothing to try again");
-                let problem = conflict("sync_completed", detail);
+                let problem = Problem::new(ProblemCode::SyncCompleted, detail);
                 return refuse(problem.with_hint("to run it once more, submit it again"));
             }
             _ => {
                 let detail = format!("sync `{id}` has not ended; what fails in it is tried again");
-                let problem = conflict("sync_active", detail);
+                let problem = Problem::new(ProblemCode::SyncActive, detail);
                 return refuse(problem.with_hint(format!("end it first: ctl sync cancel {id}")));
             }
         }
@@ -53,7 +52,9 @@ impl State {
                     None => "an earlier version did not keep whether it had a list of names",
                 };
                 let detail = format!("sync `{id}` cannot be tried again: {why}");
-                return refuse(conflict("list_gone", detail).with_hint("submit it again"));
+                return refuse(
+                    Problem::new(ProblemCode::FileListGone, detail).with_hint("submit it again"),
+                );
             }
         };
         let old = sync.no;

@@ -6,7 +6,7 @@ use super::task::{Task, TaskState};
 use super::{Effect, IdempotencyKey, NewTask, Now, Reply, State, SyncPage, SyncQuery, records};
 use crate::wire::ids::MIN_ID_PREFIX_CHARS;
 use crate::wire::manifest::FileListPart;
-use crate::wire::problem::{NO_WORKER_CODE, Problem};
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{
     SubmitReply, SyncOutcome, SyncPhase, SyncProgress, SyncRequest, SyncState,
 };
@@ -21,8 +21,7 @@ pub(super) fn refuse(problem: Problem) -> Reply {
 }
 
 pub(super) fn unknown_sync(id: &RequestId) -> Reply {
-    let problem =
-        Problem::new(404, "Not Found", "sync_not_found", format!("there is no sync `{id}`"));
+    let problem = Problem::new(ProblemCode::SyncNotFound, format!("there is no sync `{id}`"));
     refuse(problem.with_hint("list the syncs with: ctl sync list"))
 }
 
@@ -59,7 +58,7 @@ impl State {
                 Some(id) => id,
                 None => {
                     let detail = "no name could be made for the sync";
-                    return refuse(Problem::new(500, "Internal Server Error", "no_id", detail));
+                    return refuse(Problem::new(ProblemCode::Internal, detail));
                 }
             },
         };
@@ -70,7 +69,7 @@ impl State {
         if std::mem::take(&mut request.options.no_queue)
             && let Some(why) = unserved.first()
         {
-            let problem = Problem::new(409, "Conflict", NO_WORKER_CODE, why);
+            let problem = Problem::new(ProblemCode::NoWorker, why);
             return refuse(problem.with_hint(
                 "start an agent that serves it, correct the path, or submit without --no-queue (options.no_queue)",
             ));
@@ -148,7 +147,7 @@ impl State {
             "the Idempotency-Key was used before, for sync `{}` with another body",
             known.id
         );
-        Some(refuse(Problem::new(409, "Conflict", "idempotency_key_reused", detail)))
+        Some(refuse(Problem::new(ProblemCode::IdempotencyKeyReused, detail)))
     }
 
     /// A UUID of version 7 (RFC 9562), which sorts by time.
@@ -416,7 +415,7 @@ fn digest_name_list(parts: &[Vec<u8>]) -> Digest {
 fn sync_exists(sync: &SyncJob) -> Problem {
     let state = sync.state.as_str();
     let detail = format!("there is a sync `{}` already, in state {state}", sync.id);
-    let mut problem = Problem::new(409, "Conflict", "sync_exists", detail).with_hint(format!(
+    let mut problem = Problem::new(ProblemCode::SyncExists, detail).with_hint(format!(
         "choose another request_id, or delete it first: ctl sync delete {}",
         sync.id
     ));

@@ -5,7 +5,7 @@ use super::sync_admin::{self, refuse};
 use super::task::{DEPRIORITISED_MS, Lease, Task};
 use super::worker_registry::Worker;
 use super::{Now, Reply, State};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::ReassignReply;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::{
@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 fn unknown_worker(worker: &WorkerId) -> Reply {
     let detail = format!("no worker `{worker}` is known");
-    let problem = Problem::new(404, "Not Found", "worker_not_found", detail);
+    let problem = Problem::new(ProblemCode::WorkerNotFound, detail);
     refuse(problem.with_hint("list the workers with: ctl workers list"))
 }
 
@@ -123,7 +123,7 @@ impl State {
         if !sync.is_active() {
             let state = sync.state.as_str();
             let detail = format!("sync `{id}` has ended, in state {state}: nothing is to be done");
-            return refuse(Problem::new(409, "Conflict", "sync_ended", detail));
+            return refuse(Problem::new(ProblemCode::SyncEnded, detail));
         }
         let no = sync.no;
         let leased = self.lease_index.held_by(worker).filter_map(|id| self.tasks.get(&id));
@@ -154,7 +154,7 @@ impl State {
         let known = self.workers.get(worker);
         if known.is_some_and(|known| known.is_active) {
             let detail = format!("worker `{worker}` is alive: it sends heartbeats");
-            let problem = Problem::new(409, "Conflict", "worker_alive", detail);
+            let problem = Problem::new(ProblemCode::WorkerActive, detail);
             return refuse(problem.with_hint(format!(
                 "stop its agent first, or keep it from new work with: ctl workers drain {worker}"
             )));

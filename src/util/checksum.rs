@@ -14,8 +14,6 @@ const CHECKSUM_BYTES: usize = 8;
 pub const CHECKSUM_HEADER: &str = "longhaul-checksum";
 /// The error message for a corrupted document.
 pub const CHECKSUM_MISMATCH: &str = "checksum mismatch: it was corrupted in transit";
-/// The problem code for a corrupted request: it was not executed, and the client sends it again.
-pub const CORRUPTED_CODE: &str = "corrupted";
 
 /// The checksum of a document: the first bytes of its BLAKE3 digest.
 pub fn compute_checksum(document: &[u8]) -> [u8; CHECKSUM_BYTES] {

@@ -8,7 +8,7 @@ use crate::config::AgentConfig;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::manifest::Manifest;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::ErrorClass;
 use crate::wire::task::{Assignment, ScanPage, TaskResult, TaskSpec};
 use crate::wire::ticket::{Claims, Signer};
@@ -148,7 +148,7 @@ async fn handle_request(
                 script.manifest_requests += 1;
                 reply = match script.manifest_error {
                     Some(status) => {
-                        let problem = Problem::new(status.as_u16(), "Refused", "not_found", "no");
+                        let problem = Problem::new(ProblemCode::NotFound, "no");
                         (status, axum::Json(problem)).into_response()
                     }
                     None => script.manifest.clone().into_response(),

@@ -3,7 +3,7 @@
 use super::super::fixtures;
 use super::*;
 use crate::client::ClientOptions;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SyncOutcome, SyncState};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ fn sync_reply(sync: &SyncProgress) -> Option<(u16, String)> {
 }
 
 fn not_found_reply() -> Option<(u16, String)> {
-    let problem = Problem::new(404, "Not Found", "sync_not_found", "no such sync");
+    let problem = Problem::new(ProblemCode::SyncNotFound, "no such sync");
     Some((404, serde_json::to_string(&problem).unwrap()))
 }
 

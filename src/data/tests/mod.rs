@@ -530,7 +530,7 @@ async fn a_ticket_for_another_root_at_the_same_path_allows_nothing() {
 async fn unknown_versions_and_paths_are_refused() {
     let world = TestBed::new().await;
     let reply = world.post("/v2/offer", &world.ticket(), b"").await;
-    assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("unknown_verb"), "{reply}");
+    assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("route_not_found"), "{reply}");
     assert!(reply.contains("supports version 1"), "{reply}");
     let reply = world.post("/v1/offer", &world.ticket(), b"\xff\xff").await;
     assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");

@@ -101,8 +101,8 @@ async fn every_refused_request_has_its_code_and_changes_nothing() {
                 too_long,
                 too_long,
                 too_long,
-                Some((400, "bad_frame")),
-                Some((400, "bad_frame")),
+                Some((400, "invalid_frame")),
+                Some((400, "invalid_frame")),
             ],
         ),
         (

@@ -255,7 +255,7 @@ async fn inconsistent_documents_are_refused_by_every_handler() {
     let ticket = world.ticket_with(&rules(|r| r.delete = true));
     for path in ["/v1/digest", "/v1/prune", "/v1/clean-up"] {
         for body in [&b""[..], b"\xff\xff", b"{}", &[0x9f; 100]] {
-            assert_refused(&world.post(path, &ticket, body).await, 400, "bad_frame");
+            assert_refused(&world.post(path, &ticket, body).await, 400, "invalid_frame");
         }
     }
     let manifest = Manifest { dirs: vec![], entries: vec![file_entry("f", 10 * BLOCK_BYTES)] };
@@ -264,17 +264,17 @@ async fn inconsistent_documents_are_refused_by_every_handler() {
     {
         let ask =
             BlockDigestsRequest { manifest: manifest.clone(), offset, length, block_bytes: block };
-        assert_refused(&world.post("/v1/digest", &ticket, &cbor(&ask)).await, 400, "bad_frame");
+        assert_refused(&world.post("/v1/digest", &ticket, &cbor(&ask)).await, 400, "invalid_frame");
     }
     let unsorted = prune(true, &["b", "a"]);
-    assert_refused(&world.post("/v1/prune", &ticket, &cbor(&unsorted)).await, 400, "bad_frame");
+    assert_refused(&world.post("/v1/prune", &ticket, &cbor(&unsorted)).await, 400, "invalid_frame");
     fs::write(world.dst().join("a"), b"").unwrap();
     let endless_filter = PruneRequest {
         filter: FilterSpec { rules: vec!["x".repeat(MAX_FILTER_BYTES)], ..FilterSpec::default() },
         ..prune(true, &[])
     };
     let reply = world.post("/v1/prune", &ticket, &cbor(&endless_filter)).await;
-    assert_refused(&reply, 400, "bad_frame");
+    assert_refused(&reply, 400, "invalid_frame");
     assert_eq!(world.names(), ["a"]);
     world.shut_down().await;
 }

@@ -33,7 +33,7 @@ async fn the_caller_gets_the_problem_of_the_actor_unchanged() {
     let answer = async {
         let request = owner.requests.recv().await.unwrap();
         assert_eq!(request.event, Event::GetProgress(id("demo-1")));
-        let problem = Problem::new(404, "Not Found", "sync_not_found", "no");
+        let problem = Problem::new(ProblemCode::SyncNotFound, "no");
         request.reply.send(Reply::Refused(Box::new(problem))).unwrap();
     };
     let (result, ()) = tokio::join!(handle.progress(id("demo-1")), answer);
@@ -68,7 +68,7 @@ async fn waiting_for_a_reply_or_for_the_queue_times_out() {
     let (second, third) = tokio::join!(second, third);
     assert_eq!(first.await.unwrap().unwrap_err().code, "commit_timeout");
     assert_eq!(second.unwrap_err().code, "commit_timeout");
-    assert_eq!(third.unwrap_err().code, "busy");
+    assert_eq!(third.unwrap_err().code, "overloaded");
     assert!(held.reply.is_closed());
 }
 

@@ -2,7 +2,7 @@
 
 use super::HttpLimits;
 use crate::util::{checksum, units};
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use axum::body::Body;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
@@ -111,15 +111,14 @@ pub(super) async fn decode_body<T: Send + 'static>(
     let decoded = tokio::task::spawn_blocking(move || decode(&body.bytes)).await;
     decoded.unwrap_or_else(|e| {
         tracing::error!(error = %e, "decoding a body failed");
-        Err(Problem::new(500, "Internal Server Error", "internal", "the body could not be decoded"))
+        Err(Problem::new(ProblemCode::Internal, "the body could not be decoded"))
     })
 }
 
 /// Every content type is taken for JSON, because `curl -d` says that it sends a form. A multipart body
 /// is the one that can't be JSON.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let refused =
-        |detail: String| Problem::new(415, "Unsupported Media Type", "unsupported_body", detail);
+    let refused = |detail: String| Problem::new(ProblemCode::UnsupportedMediaType, detail);
     for encoding in headers.get_all(CONTENT_ENCODING) {
         if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
             return Err(refused("an encoded body is not accepted".to_owned())
@@ -136,34 +135,26 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
 
 fn checksum_mismatch() -> Problem {
     let detail = format!("the body: {}; nothing was changed", checksum::CHECKSUM_MISMATCH);
-    Problem::new(400, "Bad Request", checksum::CORRUPTED_CODE, detail)
-        .with_hint("send the same request again")
+    Problem::new(ProblemCode::ChecksumMismatch, detail).with_hint("send the same request again")
 }
 
 fn body_too_large(limit: usize) -> Problem {
     let limit = units::format_bytes(limit as u64);
-    Problem::new(
-        413,
-        "Content Too Large",
-        "too_large",
-        format!("the body is over the limit of {limit}"),
-    )
+    Problem::new(ProblemCode::BodyTooLarge, format!("the body is over the limit of {limit}"))
 }
 
 fn body_timeout() -> Problem {
-    Problem::new(408, "Request Timeout", "too_slow", "the body did not come in time")
+    Problem::new(ProblemCode::BodyTimeout, "the body did not come in time")
 }
 
 fn body_budget_exhausted() -> Problem {
     Problem::new(
-        503,
-        "Service Unavailable",
-        "busy",
+        ProblemCode::Overloaded,
         "too many large requests at once; this one changed nothing",
     )
     .with_hint("repeat the request after the time in Retry-After")
 }
 
 fn body_read_failed(error: &axum::Error) -> Problem {
-    Problem::new(400, "Bad Request", "broken_body", format!("the body could not be read: {error}"))
+    Problem::new(ProblemCode::BodyReadFailed, format!("the body could not be read: {error}"))
 }

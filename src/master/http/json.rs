@@ -2,7 +2,7 @@
 
 use crate::master::validation_errors::ValidationErrors;
 use crate::wire::path::escape_bytes;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor,
 };
@@ -93,7 +93,7 @@ fn check_utf8(body: &[u8]) -> Result<&str, Problem> {
 }
 
 fn invalid_json(detail: impl Into<String>) -> Problem {
-    Problem::new(400, "Bad Request", "bad_json", detail)
+    Problem::new(ProblemCode::InvalidJson, detail)
 }
 
 fn syntax_problem(text: &str, error: &serde_json::Error) -> Problem {
@@ -201,7 +201,7 @@ mod tests {
 
     fn parse_error_detail(body: &[u8]) -> String {
         let problem = parse_json(body).unwrap_err();
-        assert_eq!((problem.status, problem.code.as_str()), (400, "bad_json"));
+        assert_eq!((problem.status, problem.code.as_str()), (400, "invalid_json"));
         problem.detail
     }
 

@@ -4,7 +4,7 @@
 use super::audit_log::OperatorAction;
 use super::response::ProblemResponse;
 use crate::util::repeated_warnings::warn_ratelimited;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -126,9 +126,7 @@ fn check_host_and_origin(
         let own = authority.is_some() && authority == host;
         if !own && !advertised.is_some_and(|own| own.is_origin(origin)) {
             return Err(Problem::new(
-                403,
-                "Forbidden",
-                "foreign_origin",
+                ProblemCode::ForeignOrigin,
                 "requests of other sites' web pages are not accepted",
             ));
         }
@@ -139,10 +137,7 @@ fn check_host_and_origin(
                 && !is_local_host(host)
                 && !advertised.is_some_and(|own| own.is_host(host)) =>
         {
-            Err(Problem::new(
-                421,
-                "Misdirected Request",
-                "foreign_host",
+            Err(Problem::new(ProblemCode::ForeignHost,
                 "this master listens on loopback and does not answer to another host's name",
             )
             .with_hint(

@@ -5,7 +5,7 @@ use super::middleware::is_token;
 use super::response::ProblemResponse;
 use crate::util::suggest::closest_match;
 use crate::util::units;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::Uri;
@@ -55,9 +55,7 @@ impl<T: FromPathSegments, S: Send + Sync> FromRequestParts<S> for PathId<T> {
             segments.into_iter().flat_map(|Path(all)| all).map(|(_, value)| value).collect();
         T::parse(&segments).map(PathId).ok_or_else(|| {
             ProblemResponse(Problem::new(
-                404,
-                "Not Found",
-                "not_found",
+                ProblemCode::NotFound,
                 format!("there is no {}", T::DESCRIPTION),
             ))
         })
@@ -66,7 +64,7 @@ impl<T: FromPathSegments, S: Send + Sync> FromRequestParts<S> for PathId<T> {
 
 /// The 400 for a parameter or header.
 pub(super) fn invalid_parameter(detail: impl Into<String>) -> Problem {
-    Problem::new(400, "Bad Request", "bad_parameter", detail)
+    Problem::new(ProblemCode::InvalidParameter, detail)
 }
 
 /// The parameters in the query of a URL.

@@ -10,12 +10,11 @@ use super::{HttpLimits, middleware, request_documents};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::handle::MasterHandle;
 use crate::scheduler::{IdempotencyKey, SyncQuery};
-use crate::util::checksum;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::entry_report::FileState;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
 use crate::wire::leader::ReadinessStatus;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{RetryRequest, SubmitReply, SyncState};
 use crate::wire::task::ScanPage;
 
@@ -54,7 +53,7 @@ impl ApiState {
         let (head, body) = request.into_parts();
         let read = body::read_body(&head.headers, body, limit, &self.limits, &self.budget).await;
         read.inspect_err(|problem| {
-            if problem.code == checksum::CORRUPTED_CODE {
+            if problem.is(ProblemCode::ChecksumMismatch) {
                 let (method, path) = (&head.method, head.uri.path());
                 let what = "a request was corrupted in transit; the client sends it again";
                 warn_ratelimited!(what, %method, path, "{what}");
@@ -458,12 +457,12 @@ async fn version() -> RouteResult {
 async fn route_not_found() -> ProblemResponse {
     let detail = "there is nothing at this path";
     ProblemResponse(
-        Problem::new(404, "Not Found", "no_such_route", detail)
+        Problem::new(ProblemCode::RouteNotFound, detail)
             .with_hint("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /healthz, /livez, /readyz, /version"),
     )
 }
 
 async fn method_not_allowed(method: Method) -> ProblemResponse {
     let detail = format!("{method} is not possible here; see the Allow header");
-    ProblemResponse(Problem::new(405, "Method Not Allowed", "wrong_method", detail))
+    ProblemResponse(Problem::new(ProblemCode::MethodNotAllowed, detail))
 }

@@ -107,7 +107,7 @@ fn a_name_list_moves_to_the_retrying_sync_and_ends_with_it() {
     cancel(&mut world, "demo");
     assert_eq!(world.blobs.len(), 2, "it may be tried again");
     let second = retry(&mut world, "demo", None).unwrap();
-    assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "list_gone");
+    assert_eq!(retry(&mut world, "demo", None).unwrap_err().code, "file_list_gone");
     cancel(&mut world, &second);
     let third = retry(&mut world, &second, None).unwrap();
     // The first sync does not own the list any more.

@@ -85,7 +85,10 @@ async fn a_worker_id_that_equals_a_route_is_refused() {
     let mut served = start_server().await;
     for word in worker_routes::RESERVED_IDS {
         // It is one, and so nothing about a worker of that name could be asked for.
-        assert_eq!(served.get(&format!("/workers/{word}")).await.problem_code(), "wrong_method");
+        assert_eq!(
+            served.get(&format!("/workers/{word}")).await.problem_code(),
+            "method_not_allowed"
+        );
         let beat = json!({"worker_id": word, "status": "READY"}).to_string();
         let got = served.post("/workers/heartbeat", beat).await;
         assert_eq!((got.status, &got.json()["errors"][0]["pointer"]), (422, &json!("/worker_id")));
@@ -121,7 +124,7 @@ async fn a_private_master_returns_404_without_its_secret() {
             let got = served.get(&format!("{root}{path}")).await;
             assert_eq!(
                 (got.status, got.problem_code().as_str()),
-                (404, "no_such_route"),
+                (404, "route_not_found"),
                 "{root}{path}"
             );
         }

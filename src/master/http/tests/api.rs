@@ -65,7 +65,10 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     let got = served.send("DELETE", "/workers/w", &[], b"").await.json();
     assert_eq!(got, json!({"status": "forgotten", "worker_id": "w", "requeued": 1}));
     assert_eq!(served.events.recv().await, Some(Event::ForgetWorker("w".parse().unwrap())));
-    assert_eq!(served.send("DELETE", "/workers/up", &[], b"").await.problem_code(), "worker_alive");
+    assert_eq!(
+        served.send("DELETE", "/workers/up", &[], b"").await.problem_code(),
+        "worker_active"
+    );
     let got = served.post("/sync/x/reassign", r#"{"worker_id": "w"}"#).await.json();
     assert_eq!(got, json!({"request_id": "x", "worker_id": "w", "tasks": 2}));
     for bad in ["{}", r#"{"worker_id": "/"}"#, r#"{"worker_id": "w", "to": "x"}"#] {
@@ -86,7 +89,7 @@ async fn unknown_paths_and_wrong_methods_are_problems() {
     let mut served = start_server().await;
     for target in ["/", "/syncs", "/sync/a/b", "/v1", "/v1/nothing", "/v2/sync", "/workers/a/b/c"] {
         let got = served.get(target).await;
-        assert_eq!((got.status, got.problem_code().as_str()), (404, "no_such_route"), "{target}");
+        assert_eq!((got.status, got.problem_code().as_str()), (404, "route_not_found"), "{target}");
     }
     for (method, target, allow) in [
         ("PUT", "/sync", "POST,GET,HEAD"),
@@ -98,7 +101,7 @@ async fn unknown_paths_and_wrong_methods_are_problems() {
         let got = served.send(method, target, &[], b"").await;
         assert_eq!(
             (got.status, got.problem_code().as_str()),
-            (405, "wrong_method"),
+            (405, "method_not_allowed"),
             "{method} {target}"
         );
         let sorted = |s: &str| {
@@ -198,7 +201,7 @@ async fn a_list_is_a_bare_array_that_can_be_filtered() {
         "state=%ff",
     ] {
         let got = served.get(&format!("/sync?{bad}")).await;
-        assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_parameter"), "{bad}");
+        assert_eq!((got.status, got.problem_code().as_str()), (400, "invalid_parameter"), "{bad}");
     }
 }
 
@@ -270,7 +273,7 @@ async fn a_submit_accepts_a_file_list_and_an_idempotency_key() {
         let got = served
             .send("POST", "/sync", &[&format!("Idempotency-Key: {key}")], GOOD.as_bytes())
             .await;
-        assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_parameter"), "{key}");
+        assert_eq!((got.status, got.problem_code().as_str()), (400, "invalid_parameter"), "{key}");
     }
     let twice = ["Idempotency-Key: a", "Idempotency-Key: b"];
     assert_eq!(served.send("POST", "/sync", &twice, GOOD.as_bytes()).await.status, 400);
@@ -324,7 +327,7 @@ async fn an_agent_gets_its_manifest_and_posts_pages() {
         served.post(&target, r#"{"page": -1}"#).await.json()["errors"][0]["pointer"],
         "/page"
     );
-    assert_eq!(served.post(&target, "{").await.problem_code(), "bad_json");
+    assert_eq!(served.post(&target, "{").await.problem_code(), "invalid_json");
 }
 
 #[tokio::test]
@@ -463,7 +466,11 @@ async fn file_records_are_sent_as_lines_and_filtered_by_state() {
     assert_eq!(got.dechunk(), format!("{}  a\n", Digest([7; 32])));
     for query in ["state=lost", "state=", "state=done,", "state=done&state=failed", "sate=done"] {
         let got = served.get(&format!("{root}/files?{query}")).await;
-        assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_parameter"), "{query}");
+        assert_eq!(
+            (got.status, got.problem_code().as_str()),
+            (400, "invalid_parameter"),
+            "{query}"
+        );
     }
 }
 

@@ -41,7 +41,7 @@ async fn curl(served: &TestServer, command: &str) -> TestResponse {
 async fn the_first_documented_request_is_refused_for_its_trailing_comma() {
     let mut served = start_server().await;
     let got = curl(&served, SUBMIT).await;
-    assert_eq!((got.status, got.problem_code().as_str()), (400, "bad_json"));
+    assert_eq!((got.status, got.problem_code().as_str()), (400, "invalid_json"));
     assert_eq!(
         got.json()["detail"],
         "the body is not valid JSON: line 5, column 28: a trailing comma is not allowed in JSON; remove it"

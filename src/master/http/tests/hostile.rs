@@ -29,7 +29,7 @@ async fn a_body_over_its_limit_is_refused_before_it_is_read() {
         let mut answer = Vec::new();
         with_deadline(stream.read_to_end(&mut answer)).await.unwrap();
         let got = TestResponse::parse(&answer);
-        assert_eq!((got.status, got.problem_code().as_str()), (413, "too_large"), "{target}");
+        assert_eq!((got.status, got.problem_code().as_str()), (413, "body_too_large"), "{target}");
     }
     assert!(served.has_no_event());
 }
@@ -39,7 +39,7 @@ async fn a_client_that_reads_only_after_sending_everything_gets_its_413() {
     let served = start_server().await;
     let body = vec![b' '; 33 << 20];
     let got = with_deadline(served.post("/workers/result", body)).await;
-    assert_eq!((got.status, got.problem_code().as_str()), (413, "too_large"));
+    assert_eq!((got.status, got.problem_code().as_str()), (413, "body_too_large"));
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn encoded_and_multipart_bodies_are_refused() {
         let got = served.send("POST", "/sync", &[header], b"{}").await;
         assert_eq!(
             (got.status, got.problem_code().as_str()),
-            (415, "unsupported_body"),
+            (415, "unsupported_media_type"),
             "{header}"
         );
     }
@@ -146,7 +146,7 @@ async fn a_connection_that_sends_no_http_is_closed() {
         request_head(&served, "/sync", "Transfer-Encoding: chunked\r\n") + "zz\r\n{}\r\n0\r\n\r\n";
     assert_eq!(
         TestResponse::parse(&with_deadline(served.send_raw(raw.as_bytes())).await).problem_code(),
-        "broken_body"
+        "body_read_failed"
     );
 }
 
@@ -176,7 +176,7 @@ async fn a_body_that_stalls_or_trickles_times_out() {
     let start = tokio::time::Instant::now();
     stalled.read_to_end(&mut answer).await.unwrap();
     let got = TestResponse::parse(&answer);
-    assert_eq!((got.status, got.problem_code().as_str()), (408, "too_slow"));
+    assert_eq!((got.status, got.problem_code().as_str()), (408, "body_timeout"));
     assert!(start.elapsed() < Duration::from_secs(40));
 
     let mut stream =
@@ -234,7 +234,7 @@ async fn all_bodies_together_stay_within_their_budget() {
         }
     })
     .await;
-    assert_eq!((refused.status, refused.problem_code().as_str()), (503, "busy"));
+    assert_eq!((refused.status, refused.problem_code().as_str()), (503, "overloaded"));
     assert!(refused.header("retry-after").is_some());
     assert_eq!(
         served.post("/sync", r#"{"source_path": "/a", "destination_path": "/b"}"#).await.status,
@@ -351,10 +351,14 @@ async fn a_body_with_a_wrong_checksum_changes_nothing_and_is_requested_again() {
         let mut damaged = body.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
         let got = served.send("POST", "/workers/result", &[&check], &damaged).await;
-        assert_eq!((got.status, got.problem_code().as_str()), (400, "corrupted"), "bit {bit}");
+        assert_eq!(
+            (got.status, got.problem_code().as_str()),
+            (400, "checksum_mismatch"),
+            "bit {bit}"
+        );
     }
     let other = served.send("POST", "/workers/result", &["longhaul-checksum: \u{fc}"], body).await;
-    assert_eq!((other.status, other.problem_code().as_str()), (400, "corrupted"));
+    assert_eq!((other.status, other.problem_code().as_str()), (400, "checksum_mismatch"));
     assert!(served.has_no_event());
     let got = served.send("POST", "/workers/result", &[&check], body).await;
     assert_eq!(got.status, 200);

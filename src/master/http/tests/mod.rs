@@ -10,7 +10,7 @@ use super::{HttpLimits, serve};
 use crate::master::handle::{ActorHealth, ActorRequest, BlobReader, MasterHandle};
 use crate::scheduler::{Event, RecordLogInfo, Reply, SyncPage, SyncQuery};
 use crate::store::Spool;
-use crate::wire::problem::Problem;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncPhase, SyncProgress, SyncState};
 use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
 use crate::wire::worker::{
@@ -74,13 +74,11 @@ async fn start_server_with(limits: HttpLimits) -> TestServer {
 }
 
 fn scripted_reply(event: &Event) -> Option<Reply> {
-    let refused = |status, code: &str| {
-        Some(Reply::Refused(Box::new(Problem::new(status, "Refused", code, "no"))))
-    };
+    let refused = |code| Some(Reply::Refused(Box::new(Problem::new(code, "no"))));
     let gone = |id: &RequestId| id.as_str() == "gone";
     Some(match event {
         Event::Submit { request, .. } => match &request.request_id {
-            Some(id) if id.as_str() == "taken" => return refused(409, "sync_exists"),
+            Some(id) if id.as_str() == "taken" => return refused(ProblemCode::SyncExists),
             id => {
                 let id = id.clone().unwrap_or_else(|| "made".parse().unwrap());
                 let status_url = format!("sync/{id}");
@@ -101,14 +99,14 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         | Event::ChangeSync { id, .. }
             if gone(id) =>
         {
-            return refused(404, "sync_not_found");
+            return refused(ProblemCode::SyncNotFound);
         }
         Event::GetProgress(id) if id.as_str() == "held" => return None,
         Event::ChangeSync { id, change } => Reply::Progress(Box::new(SyncProgress {
             bwlimit: change.bwlimit,
             ..progress(id.as_str(), SyncState::Progress)
         })),
-        Event::RetrySync { id, .. } if gone(id) => return refused(404, "sync_not_found"),
+        Event::RetrySync { id, .. } if gone(id) => return refused(ProblemCode::SyncNotFound),
         Event::RetrySync { .. } => Reply::Submitted(SubmitReply {
             status: "queued".into(),
             request_id: "again".parse().unwrap(),
@@ -121,7 +119,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))
         }
         Event::ListSyncs(select) => Reply::Syncs(selected(select)),
-        Event::GetFileRecords(id) if gone(id) => return refused(404, "sync_not_found"),
+        Event::GetFileRecords(id) if gone(id) => return refused(ProblemCode::SyncNotFound),
         Event::GetFileRecords(id) => Reply::FileRecords(Box::new(RecordLogInfo {
             sync: SyncNo(1),
             id: id.clone(),
@@ -154,7 +152,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         | Event::ListWorkerRequests(id)
             if id.as_str() == "gone" =>
         {
-            return refused(404, "worker_not_found");
+            return refused(ProblemCode::WorkerNotFound);
         }
         Event::GetWorker(id) => Reply::Worker(Box::new(worker(id.as_str()))),
         Event::ListWorkerRequests(_) => {
@@ -182,7 +180,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             ahead_seconds: -7,
         }),
         Event::ForgetWorker(worker) if worker.as_str() == "up" => {
-            return refused(409, "worker_alive");
+            return refused(ProblemCode::WorkerActive);
         }
         Event::ForgetWorker(worker) => Reply::Forgotten(ForgetWorkerReply {
             status: "forgotten".into(),
