@@ -21,13 +21,6 @@ impl Fence {
     }
 }
 
-impl Fence {
-    /// Whether a store that stands there has lost something since it stood at `saw`.
-    pub(super) fn is_behind(self, saw: Fence) -> bool {
-        (self.epoch, self.seq) < (saw.epoch, saw.seq)
-    }
-}
-
 /// Who asks for leadership.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Candidate {

@@ -145,6 +145,11 @@ impl MemoryStore {
     }
 }
 
+/// Whether a store at `now` has lost something since it was at `seen`.
+fn is_behind(now: Fence, seen: Fence) -> bool {
+    (now.epoch, now.seq) < (seen.epoch, seen.seq)
+}
+
 fn restore_values(map: &mut KeyValues, before: BTreeMap<String, Option<Vec<u8>>>) {
     for (key, value) in before {
         match value {
@@ -176,7 +181,7 @@ impl Inner {
     fn acquire(&mut self, candidate: &Candidate, owner: &str, ttl: Duration) -> AcquireOutcome {
         let now = Instant::now();
         let at = self.leader.fence();
-        if at.is_behind(candidate.last_seen) {
+        if is_behind(at, candidate.last_seen) {
             return AcquireOutcome::Behind(at);
         }
         if let Some(end) = self.lease_end

@@ -25,7 +25,7 @@
 //! |---|---|---|
 //! | [`RedisStore`] | several masters | a lease in Redis |
 //! | [`EmbeddedStore`] | one master without Redis; one-shot use (in memory) | a lock on a file |
-//! | [`MemoryStore`] | tests: strict, fails and forgets on demand | a lease in memory |
+//! | `MemoryStore` | tests: strict, fails and forgets on demand | a lease in memory |
 //!
 //! One contract suite (`contract.rs`) runs on all three. Beside them stands the [`Spool`]: lists of files
 //! that are too long for a store.
@@ -33,17 +33,19 @@
 mod batch;
 mod embedded;
 mod fence;
-mod memory;
 mod redis;
 mod spool;
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod memory;
 
 pub use batch::Batch;
 pub use embedded::{EmbeddedStore, Location};
 pub use fence::{AcquireOutcome, Candidate, Fence};
-pub use memory::MemoryStore;
+#[cfg(test)]
+pub(crate) use memory::MemoryStore;
 pub use redis::{Installation, RedisStore};
 pub use spool::Spool;
 
