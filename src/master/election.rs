@@ -5,7 +5,7 @@
 //! leader any more, whose memory holds everything. So a follower that finds the store behind what it has
 //! seen gives the leader time to write it back, before it takes the lead of what is left.
 
-use super::handle::{ActorChannel, BackupMaker, BlobReader};
+use super::channel::{ActorChannel, BackupMaker, BlobReader};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
 use super::name_key::NameKeyFile;
 use super::state_actor::{self, LeaderLease, StateActor};

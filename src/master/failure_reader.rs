@@ -1,10 +1,11 @@
 //! The failures of a sync, read from the store page by page, to be listed or retried; and the list of what became of each
 //! file, which a sync has where that was asked for.
 
+use super::channel::BlobReader;
 use super::file_records::{
     self, ChunkReceiver, FileRecordQuery, MAX_QUEUED_CHUNKS, MAX_REPEATED_NAMES, path_hash,
 };
-use super::handle::{BlobReader, MasterHandle, REPLY_TIMEOUT, unexpected_reply};
+use super::handle::{MasterHandle, REPLY_TIMEOUT, unexpected_reply};
 use super::leadership::store_unavailable;
 use super::submit_validation::{failures_unknown, retry_name_lists};
 use crate::scheduler::{

@@ -4,6 +4,7 @@
 //! when the decision is durable. It never waits without an end: an owner that can't answer in time
 //! (its store hangs) becomes a 503 that says whether a repeat is safe.
 
+use super::channel::{ActorChannel, ActorRequest};
 use super::leadership::{LeadershipStatus, MasterIdentity, not_leader, store_unavailable};
 use super::submit_validation;
 use crate::scheduler::{Event, IdempotencyKey, Reply, StoredKeys, SyncPage, SyncQuery};
@@ -19,7 +20,6 @@ use crate::wire::worker::{
     WorkerView,
 };
 use crate::wire::{AssignmentId, RequestId, WorkerId};
-use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,59 +28,6 @@ use tokio::time::{Instant, timeout_at};
 /// How long a caller waits for a reply. Longer than any commit takes on a store that works, shorter
 /// than the patience of a client.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// An event and where its reply goes. The receiver of `reply` is dropped when the caller goes away.
-#[derive(Debug)]
-pub(super) struct ActorRequest {
-    /// What the caller says.
-    pub(super) event: Event,
-    /// Where it waits.
-    pub(super) reply: oneshot::Sender<Reply>,
-}
-
-/// Whether decisions can be made durable now; otherwise why not, in a sentence.
-pub(super) type ActorHealth = Result<(), String>;
-
-/// Reads a blob of the store by its key. `None`: there is none. The error is a sentence.
-pub(super) type BlobReader =
-    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Option<Vec<u8>>, String>> + Send + Sync>;
-
-/// Copies the store. `None`: this store is not copied by the master. The error is a sentence.
-pub(super) type BackupMaker =
-    Arc<dyn Fn() -> BoxFuture<'static, Result<Option<Backup>, String>> + Send + Sync>;
-
-/// The way to the owner of one reign.
-#[derive(Clone)]
-pub(super) struct ActorChannel {
-    /// Where its requests go.
-    pub(super) requests: mpsc::Sender<ActorRequest>,
-    /// What it tells of itself.
-    pub(super) health: watch::Receiver<ActorHealth>,
-    /// The way to its blobs.
-    pub(super) blobs: BlobReader,
-    /// The way to a copy of its store.
-    pub(super) backup: BackupMaker,
-    /// What keeps the store from taking in more than it must.
-    pub(super) admission_block: watch::Receiver<Option<AdmissionBlock>>,
-}
-
-impl ActorChannel {
-    /// Whether decisions can be made now; otherwise why not, in a sentence.
-    pub(super) fn health(&self) -> ActorHealth {
-        if self.requests.is_closed() {
-            return Err("the master is stopping".to_owned());
-        }
-        self.health.borrow().clone()
-    }
-
-    /// Resolves when no decision can be made (any more), with the reason.
-    async fn wait_for_failure(&self) -> String {
-        let mut health = self.health.clone();
-        let ended = "the master is stopping".to_owned();
-        let seen = health.wait_for(Result::is_err).await.map(|health| health.clone());
-        seen.unwrap_or_else(|_| Err(ended.clone())).err().unwrap_or(ended)
-    }
-}
 
 /// The typed way to the owner of the state, through all reigns of this master. Cheap to clone.
 #[derive(Clone)]
@@ -104,14 +51,15 @@ impl MasterHandle {
     #[cfg(test)]
     pub(super) fn for_actor(
         requests: mpsc::Sender<ActorRequest>,
-        health: watch::Receiver<ActorHealth>,
-        blobs: BlobReader,
+        health: watch::Receiver<super::channel::ActorHealth>,
+        blobs: super::channel::BlobReader,
         spool: Spool,
     ) -> Self {
         let leader =
             crate::wire::leader::Leader { name: "here".into(), url: None, epoch: 1, since: None };
         let shortage = watch::Sender::new(None).subscribe();
-        let backup: BackupMaker = Arc::new(|| Box::pin(std::future::ready(Ok(None))));
+        let backup: super::channel::BackupMaker =
+            Arc::new(|| Box::pin(std::future::ready(Ok(None))));
         let seat = LeadershipStatus::Leader(
             leader,
             ActorChannel { requests, health, blobs, backup, admission_block: shortage },

@@ -1,6 +1,6 @@
 //! What a master is at the moment, for those who answer requests: it leads, it follows, or nobody leads.
 
-use super::handle::ActorChannel;
+use super::channel::ActorChannel;
 use crate::wire::leader::{Leader, MasterRole, Readiness, ReadinessStatus, StoreStatus};
 use crate::wire::problem::{Problem, ProblemCode};
 

@@ -11,6 +11,7 @@
 //! Order of a start: bind and answer, follow, lead, load. Order of a stop: the API answers what it has, then
 //! the owner commits what it has and ends its reign.
 
+mod channel;
 mod election;
 mod failure_reader;
 mod file_records;

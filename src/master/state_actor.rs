@@ -7,7 +7,7 @@
 //! the whole state written back; a master that was deposed stops to decide. Lines of lists of files go to their
 //! spool before the commit that counts them; where they can't be written the sync says so and goes on.
 
-use super::handle::{ActorHealth, ActorRequest};
+use super::channel::{ActorHealth, ActorRequest};
 use super::leadership::store_unavailable;
 use crate::scheduler::{
     Caller, Effect, Event, Now, Reply, Settings, State, StoredKeys, single_entries,

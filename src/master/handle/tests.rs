@@ -1,5 +1,6 @@
 //! What a caller gets of an owner that refuses, is late, or is away.
 
+use super::super::channel::{ActorHealth, BlobReader};
 use super::*;
 use std::str::FromStr;
 

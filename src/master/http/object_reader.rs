@@ -201,6 +201,11 @@ pub(super) fn deserialize<T: DeserializeOwned>(value: Value) -> Result<T, Valida
     })
 }
 
+/// Puts a document together whose reading noted no fault, so no member can be missing.
+pub(super) fn assemble<T>(build: impl FnOnce() -> Option<T>) -> Result<T, ValidationErrors> {
+    build().ok_or_else(|| ValidationErrors::single("can't be read"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use super::json;
 use super::object_reader::{
-    ObjectReader, array, boolean, deserialize, integer, rate_limit, string,
+    ObjectReader, array, assemble, boolean, deserialize, integer, rate_limit, string,
 };
 use crate::master::submit_validation;
 use crate::master::validation_errors::ValidationErrors;
@@ -249,11 +249,6 @@ fn read_result(value: Value) -> Result<TaskResult, ValidationErrors> {
             report: report?,
         })
     })
-}
-
-/// Puts a document together whose reading noted no fault, so no member can be missing.
-pub(super) fn assemble<T>(build: impl FnOnce() -> Option<T>) -> Result<T, ValidationErrors> {
-    build().ok_or_else(|| ValidationErrors::single("can't be read"))
 }
 
 /// An endpoint that another agent can connect to. Loopback is one: all on one host is a set-up.

@@ -1,6 +1,6 @@
 //! `options` of `POST /sync`, read member by member.
 
-use super::object_reader::{ObjectReader, array, boolean, deserialize, integer};
+use super::object_reader::{ObjectReader, array, assemble, boolean, deserialize, integer};
 use crate::master::validation_errors::ValidationErrors;
 use crate::wire::options::{
     Chown, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, FilterSpec, MAX_FILTER_BYTES, SyncOptions,
@@ -35,7 +35,7 @@ pub(super) fn read_options(value: Value) -> Result<SyncOptions, ValidationErrors
     let verify = doc.optional("verify", deserialize);
     let delete = doc.optional("delete", read_delete);
     doc.finish()?;
-    super::request_documents::assemble(|| {
+    assemble(|| {
         Some(SyncOptions {
             preserve: preserve?.unwrap_or_default(),
             chown: chown?.unwrap_or_default(),
@@ -67,7 +67,7 @@ fn read_chown(value: Value) -> Result<Chown, ValidationErrors> {
     let uid = doc.optional("uid", integer(0..=u32::MAX - 1));
     let gid = doc.optional("gid", integer(0..=u32::MAX - 1));
     doc.finish()?;
-    super::request_documents::assemble(|| Some(Chown { uid: uid?, gid: gid? }))
+    assemble(|| Some(Chown { uid: uid?, gid: gid? }))
 }
 
 fn read_filter(value: Value) -> Result<FilterSpec, ValidationErrors> {
@@ -79,7 +79,7 @@ fn read_filter(value: Value) -> Result<FilterSpec, ValidationErrors> {
     let newer_than = doc.optional("newer_than", deserialize);
     let older_than = doc.optional("older_than", deserialize);
     doc.finish()?;
-    super::request_documents::assemble(|| {
+    assemble(|| {
         Some(FilterSpec {
             rules: rules?.unwrap_or_default(),
             min_size: min_size?,
@@ -99,7 +99,7 @@ fn read_delete(value: Value) -> Result<DeleteOptions, ValidationErrors> {
     let allow_empty_source = doc.optional("allow_empty_source", boolean);
     let allow_new_source_fs = doc.optional("allow_new_source_fs", boolean);
     doc.finish()?;
-    super::request_documents::assemble(|| {
+    assemble(|| {
         Some(DeleteOptions {
             max: max?,
             max_percent: max_percent?.unwrap_or(DEFAULT_MAX_DELETE_PERCENT),

@@ -1,7 +1,8 @@
 //! The owner on a store that fails and forgets on demand.
 
+use super::super::channel::BlobReader;
 use super::super::file_records::FileRecordQuery;
-use super::super::handle::{BlobReader, MasterHandle};
+use super::super::handle::MasterHandle;
 use super::*;
 use crate::scheduler::{Settings, SyncQuery};
 use crate::store::{AcquireOutcome, Candidate, MemoryStore};

@@ -1,7 +1,7 @@
 //! The connection to the Redis server that leads, made again when it broke, and what its errors mean. Where
 //! sentinels watch it they are asked for it each time; the nodes of a cluster are found by the `redis` crate.
 
-use super::topology::{Connection, RedisClients};
+use super::topology::{Connection, RedisClients, Timeouts};
 use crate::config::RedisOptions;
 use crate::store::StoreError;
 use crate::util::backoff::Backoff;
@@ -17,20 +17,6 @@ use tokio::time::Instant;
 const RECONNECT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// How often a call whose connection broke is tried. The calls are safe to repeat.
 const MAX_ATTEMPTS: u32 = 3;
-
-/// How long to wait for the server.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timeouts {
-    pub(super) connect: Duration,
-    /// For one answer, including the time that it takes to send what was asked.
-    pub(super) response: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Timeouts { connect: Duration::from_secs(3), response: Duration::from_secs(10) }
-    }
-}
 
 /// One connection, shared by all calls. `redis::aio::ConnectionManager` is not used: it keeps a connection
 /// whose answers time out, which a host that vanished leaves behind for a quarter of an hour.

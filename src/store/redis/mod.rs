@@ -22,11 +22,12 @@ use super::{
     check_schema, lease_ms, new_session_id,
 };
 use crate::config::RedisOptions;
-use client::{RedisClient, Timeouts};
+use client::RedisClient;
 use parking_lot::Mutex;
 use redis::{Script, ScriptInvocation};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use topology::Timeouts;
 
 /// What one script may carry; more is staged. It bounds for how long other callers of the server wait.
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,5 @@
 //! Which servers there are, and how the one that leads is found.
 
-use super::client::Timeouts;
 use crate::config::{RedisOptions, RedisTopology};
 use crate::store::StoreError;
 use redis::aio::MultiplexedConnection;
@@ -9,6 +8,21 @@ use redis::cluster_async::ClusterConnection;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, RedisError, TlsCertificates,
 };
+use std::time::Duration;
+
+/// How long to wait for the server.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timeouts {
+    pub(super) connect: Duration,
+    /// For one answer, including the time that it takes to send what was asked.
+    pub(super) response: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { connect: Duration::from_secs(3), response: Duration::from_secs(10) }
+    }
+}
 
 /// See the [module](self).
 pub(super) enum RedisClients {

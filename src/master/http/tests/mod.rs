@@ -7,7 +7,8 @@ mod hostile;
 mod parsers;
 
 use super::{HttpLimits, serve};
-use crate::master::handle::{ActorHealth, ActorRequest, BlobReader, MasterHandle};
+use crate::master::channel::{ActorHealth, ActorRequest, BlobReader};
+use crate::master::handle::MasterHandle;
 use crate::scheduler::{Event, RecordLogInfo, Reply, SyncPage, SyncQuery};
 use crate::store::Spool;
 use crate::wire::problem::{Problem, ProblemCode};
