@@ -22,7 +22,9 @@ use crate::wire::worker::{
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+#[cfg(test)]
+use tokio::sync::mpsc;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 /// How long a caller waits for a reply. Longer than any commit takes on a store that works, shorter
