@@ -16,7 +16,7 @@ type KeyValues = BTreeMap<String, Vec<u8>>;
 /// It can fail on demand, forget what was committed, and it notes what no careful leader does
 /// (`violations`).
 #[derive(Debug, Clone)]
-pub struct MemoryStore {
+pub(crate) struct MemoryStore {
     session_id: Arc<str>,
     inner: Arc<Mutex<Inner>>,
 }
@@ -67,29 +67,29 @@ impl Default for MemoryStore {
 
 impl MemoryStore {
     /// An empty store.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         MemoryStore { session_id: new_session_id().into(), inner: Arc::default() }
     }
 
     /// The same data as another master sees it.
     #[must_use]
-    pub fn another_handle(&self) -> Self {
+    pub(crate) fn another_handle(&self) -> Self {
         MemoryStore { session_id: new_session_id().into(), inner: Arc::clone(&self.inner) }
     }
 
     /// The next call that is not yet marked to fail fails with `error` and changes nothing.
-    pub fn fail_next(&self, error: StoreError) {
+    pub(crate) fn fail_next(&self, error: StoreError) {
         self.lock().injected_errors.push_back(InjectedError { error, after_write: false });
     }
 
     /// The next call that is not yet marked to fail takes effect, but answers with `error`: the reply was lost.
-    pub fn lose_next_reply(&self, error: StoreError) {
+    pub(crate) fn lose_next_reply(&self, error: StoreError) {
         self.lock().injected_errors.push_back(InjectedError { error, after_write: true });
     }
 
     /// From now on calls that concern the lead (acquire, renew, commit) are answered so long after they took
     /// effect.
-    pub fn delay_replies(&self, delay: Duration) {
+    pub(crate) fn delay_replies(&self, delay: Duration) {
         self.lock().reply_delay = delay;
     }
 
@@ -104,7 +104,7 @@ impl MemoryStore {
 
     /// Goes back to how everything (leadership as well) was right after commit `seq`, as Redis does
     /// on a fail-over to a late replica; `0` is the empty store. Reaches back 10,000 changes.
-    pub fn roll_back_to(&self, seq: u64) {
+    pub(crate) fn roll_back_to(&self, seq: u64) {
         let mut inner = self.lock();
         while let Some(undo) = inner.undo_log.pop_back_if(|undo| undo.leader.seq >= seq) {
             inner.leader = undo.leader;
@@ -116,12 +116,12 @@ impl MemoryStore {
 
     /// What was done that no careful leader does: deleting what does not exist, putting and
     /// deleting the same key, an empty commit.
-    pub fn violations(&self) -> Vec<String> {
+    pub(crate) fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
     }
 
     /// How many commits were written (repeats not counted).
-    pub fn commits(&self) -> u64 {
+    pub(crate) fn commits(&self) -> u64 {
         self.lock().commits
     }
 
