@@ -110,7 +110,7 @@ fn an_ending_agent_is_draining_while_it_receives_and_stopped_once_it_reports_tha
     let mut world = four_workers();
     receives(&mut world, "1", 1, WorkerStatus::Draining);
     assert_eq!(view(&mut world, "d").state, WorkerState::Draining);
-    assert_eq!(code(forget(&mut world, "d")), "409 worker_alive");
+    assert_eq!(code(forget(&mut world, "d")), "409 worker_active");
     receives(&mut world, "1", 0, WorkerStatus::Stopped);
     let seen = view(&mut world, "d");
     assert_eq!((seen.state, seen.active), (WorkerState::Stopped, false));
@@ -175,7 +175,7 @@ fn a_silent_worker_is_forgotten_and_its_tasks_are_free_at_once() {
     let mut world = four_workers();
     let held = poll_kind(&mut world, "s", "copy");
     drained(&mut world, "s");
-    assert_eq!(code(forget(&mut world, "s")), "409 worker_alive");
+    assert_eq!(code(forget(&mut world, "s")), "409 worker_active");
     // It falls silent before its lease runs out.
     world.state.settings.heartbeat_timeout_ms = 10_000;
     for _ in 0..3 {
