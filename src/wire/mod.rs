@@ -18,6 +18,8 @@ pub mod admin;
 pub mod content;
 pub mod entry_report;
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub mod ids;
 pub mod leader;
@@ -26,6 +28,8 @@ pub mod options;
 pub mod path;
 pub mod preserve;
 pub mod problem;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod sync;
 pub mod task;
 mod text_enum;
