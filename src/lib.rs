@@ -22,13 +22,13 @@ pub mod util;
 pub mod config;
 
 pub mod client;
-pub mod fs;
-pub mod store;
+mod fs;
+mod store;
 
 pub mod data;
 pub mod scheduler;
 
-pub mod agent;
+mod agent;
 pub mod master;
 
 pub mod cli;

@@ -104,7 +104,8 @@ impl Agent {
     }
 
     /// The endpoints with the ports that the kernel chose.
-    pub fn endpoints(&self) -> &Endpoints {
+    #[cfg(test)]
+    pub(crate) fn endpoints(&self) -> &Endpoints {
         self.server.endpoints()
     }
 

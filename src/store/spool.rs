@@ -43,11 +43,6 @@ impl Spool {
         Spool(Arc::new(SpoolDir { dir: std::env::temp_dir().join(name), temporary: true }))
     }
 
-    /// Where they are.
-    pub fn dir(&self) -> &Path {
-        &self.0.dir
-    }
-
     fn path(&self, number: u64) -> PathBuf {
         self.0.dir.join(format!("{number}.jsonl"))
     }
@@ -162,7 +157,7 @@ mod tests {
         assert!(spool.open(1, 0).is_err() && spool.open(2, 1).is_ok());
         spool.remove(2).unwrap();
         spool.remove(2).unwrap();
-        let dir = spool.dir().to_owned();
+        let dir = spool.0.dir.clone();
         assert!(dir.exists());
         drop(spool);
         assert!(!dir.exists());
