@@ -6,7 +6,7 @@ use super::limits::SendLimits;
 use super::storage::StorageMonitor;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
-use crate::data::gate::boottime;
+use crate::data::ticket_verifier::boottime;
 use crate::data::{ActiveRequests, Endpoints, Peers, Roots, TicketVerifier};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;

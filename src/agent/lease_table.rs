@@ -5,7 +5,7 @@
 //! never runs at the same time as a writer of this lease.
 
 use crate::data::Deadline;
-use crate::data::gate::boottime;
+use crate::data::ticket_verifier::boottime;
 use crate::util::rate::RateLimiter;
 use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;

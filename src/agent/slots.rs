@@ -11,7 +11,7 @@ use super::publish::CommitSpec;
 use super::scan::{Listing, ScanOptions, scan_source};
 use super::{copy, publish, range};
 use crate::client::{ClientError, MasterClient};
-use crate::data::gate::boottime;
+use crate::data::ticket_verifier::boottime;
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::rlimits;

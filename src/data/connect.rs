@@ -73,7 +73,7 @@ pub struct ConnectionPath {
 pub enum ConnectionKind {
     /// Requests whose bodies are documents.
     Documents,
-    /// Packs and ranges ([`request_content`](super::stream)).
+    /// Packs and ranges ([`request_content`](super::content_server)).
     Content,
 }
 

@@ -5,7 +5,7 @@ use super::buffer_pool::BLOCK_BUFFER_BYTES;
 use super::control_messages::{BLOCK_BYTES, BlockDigests, BlockDigestsRequest, WINDOW_BYTES};
 use super::destination::Destination;
 use super::outcome::{CompareOutcome, RangeMode, RangeOutcome, SendError};
-use super::read::{self, Span, Window, hash_blocks};
+use super::source_reader::{self, Span, Window, hash_blocks};
 use crate::fs::{FsError, Tree};
 use crate::wire::Digest;
 use crate::wire::content::merge_blocks;
@@ -94,7 +94,7 @@ impl Destination {
             return Ok(Ok(span.split(WINDOW_BYTES).map(whole).collect()));
         }
         let (source, entry) = (source.clone(), entry.clone());
-        read_blocking(move || read::split_into_windows(&source, &entry, span)).await
+        read_blocking(move || source_reader::split_into_windows(&source, &entry, span)).await
     }
 
     /// Sends one window. What is kept may have become another one since it was compared: then the

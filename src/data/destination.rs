@@ -10,7 +10,7 @@ use super::outcome::{
     CompareOutcome, OfferOutcome, PackOutcome, RangeMode, RangeOutcome, SendError,
 };
 use super::peer::Peer;
-use super::read::Span;
+use super::source_reader::Span;
 use crate::fs::{RootKind, Tree};
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;

@@ -14,9 +14,9 @@
 //! is no way to keep a receiver busy with nothing; what is left of a file or range bounds holes and
 //! kept content like it bounds content.
 
-use super::gate::boottime;
+use super::content_server::ContentRequest;
 use super::protocol::{DirTable, MAX_CONTENT_FRAME_BYTES, RangeHead};
-use super::stream::ContentRequest;
+use super::ticket_verifier::boottime;
 use crate::fs::ReuseSource;
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::wire::Digest;

@@ -1,23 +1,25 @@
 //! A destination on this host: the same outcomes as with a peer, without the network.
 
 use super::buffer_pool::{BLOCK_BUFFER_BYTES, Buffer, BufferPool, SEND_BUFFER_BYTES};
+use super::content_writer::{ContentWriter, keep_blocks};
 use super::control_handlers;
 use super::control_messages::{
     BLOCK_BYTES, BlockDigests, BlockDigestsReply, BlockDigestsRequest, CleanUpRequest,
     PruneOutcome, PruneRequest, RootCheckRequest,
 };
+use super::deadline::Deadline;
 use super::delta::RangeTransfer;
-use super::gate::{self, Refusal};
 use super::outcome::{
     DirMetadataError, OfferDecision, OfferOutcome, PackOutcome, RangeOutcome, SendError,
     WrittenFile,
 };
 use super::protocol::{CLEAN_UP, PACK, RANGE};
-use super::read::{HashOnlySink, ReadOutcome, Sink, Span, changed_error, open_version, read_whole};
 use super::receive;
 use super::send::read_range;
-use super::store::{ContentWriter, keep_blocks};
-use super::until::Deadline;
+use super::source_reader::{
+    HashOnlySink, ReadOutcome, Sink, Span, changed_error, open_version, read_whole,
+};
+use super::ticket_verifier::{self, Refusal};
 use crate::fs::{FsError, NewFile, ReuseSource, RootKind, SourceFile, Target, Tree};
 use crate::util::rate::Limiters;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -128,7 +130,7 @@ impl Local {
         dirs: Vec<ManifestDir>,
         files: Vec<Entry>,
     ) -> Result<PackOutcome, SendError> {
-        gate::check_permission(&self.claims, PACK)?;
+        ticket_verifier::check_permission(&self.claims, PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
         let (claims, pace) = (self.claims.clone(), self.limiters.clone());
         let (until, clones) = (self.deadline.clone(), self.can_clone);
@@ -163,7 +165,7 @@ impl Local {
         source: &Tree,
         manifest: &Manifest,
     ) -> Result<CloneOutcome, SendError> {
-        gate::check_permission(&self.claims, PACK)?;
+        ticket_verifier::check_permission(&self.claims, PACK)?;
         if !self.can_clone {
             return Ok(CloneOutcome::Unavailable);
         }
@@ -224,7 +226,7 @@ impl Local {
         ranged: RangeTransfer<'_>,
         there: Option<Vec<BlockDigests>>,
     ) -> Result<RangeOutcome, SendError> {
-        gate::check_permission(&self.claims, RANGE)?;
+        ticket_verifier::check_permission(&self.claims, RANGE)?;
         let (target, pace) = (self.target.clone(), self.limiters.clone());
         let until = self.deadline.clone();
         let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
@@ -307,7 +309,7 @@ impl Local {
     /// # Errors
     /// [`SendError::Internal`].
     pub async fn prune(&self, ask: PruneRequest) -> Result<PruneOutcome, SendError> {
-        gate::check_prune_permission(&self.claims, ask.apply)?;
+        ticket_verifier::check_prune_permission(&self.claims, ask.apply)?;
         let (target, claims) = (self.target.clone(), self.claims.clone());
         run_blocking(move |_| {
             control_handlers::handle_prune(&target, &claims, &ask).map_err(SendError::Internal)
@@ -323,7 +325,7 @@ impl Local {
         &self,
         root: Option<ManifestDir>,
     ) -> Result<Result<(), FileError>, SendError> {
-        gate::check_permission(&self.claims, CLEAN_UP)?;
+        ticket_verifier::check_permission(&self.claims, CLEAN_UP)?;
         let target = self.target.clone();
         run_blocking(move |_| {
             let reply = control_handlers::handle_clean_up(&target, &CleanUpRequest { root });

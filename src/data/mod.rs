@@ -9,29 +9,31 @@
 //! reading, sending and writing. Memory per stream is a megabyte or two, whatever is sent, and bounded for all of
 //! them ([`buffer_pool`]); the slowest stage sets the pace of all.
 //!
-//! - [`protocol`], [`control_messages`]: verbs, limits, requests, replies; [`frame`], [`stream`]: how content travels
-//! - [`gate`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
-//! - [`server`], [`verbs`], [`receive`], [`control_handlers`]: the receiving end; [`store`]: how both it and a
+//! - [`protocol`], [`control_messages`]: verbs, limits, requests, replies; [`frame`], [`content_server`]: how content travels
+//! - [`ticket_verifier`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
+//! - [`server`], [`handlers`], [`receive`], [`control_handlers`]: the receiving end; [`content_writer`]: how both it and a
 //!   copy on one host write
 //! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`routing_state`],
-//!   [`route_ranking`], [`lease`], [`watch`], [`connect`]): over which
-//!   NICs; [`nics`], [`meter`]: our own; [`read`]: how both it and a copy on one host read
+//!   [`route_ranking`], [`pooled_connection`], [`route_monitor`], [`connect`]): over which
+//!   NICs; [`nics`], [`meter`]: our own; [`source_reader`]: how both it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
 //!   ranges that are compared first; [`stripe`]: ranges over several NICs
-//! - [`outcome`]: what became of entries; [`until`]: when work ends; [`stall`], [`buffer_pool`]: plumbing
+//! - [`outcome`]: what became of entries; [`deadline`]: when work ends; [`stall`], [`buffer_pool`]: plumbing
 
 pub mod active_requests;
 pub mod buffer_pool;
 pub mod connect;
 pub mod content_client;
+pub mod content_server;
+pub mod content_writer;
 pub mod control_handlers;
 pub mod control_messages;
+pub mod deadline;
 pub mod delta;
 pub mod destination;
 pub mod endpoints;
 pub mod frame;
-pub mod gate;
-pub mod lease;
+pub mod handlers;
 pub mod listen;
 pub mod local;
 pub mod meter;
@@ -39,31 +41,29 @@ pub mod nics;
 pub mod outcome;
 pub mod peer;
 pub mod peers;
+pub mod pooled_connection;
 pub mod protocol;
-pub mod read;
 pub mod receive;
 pub mod roots;
+pub mod route_monitor;
 pub mod route_ranking;
 pub mod routes;
 mod routing_state;
 pub mod send;
 pub mod server;
+pub mod source_reader;
 pub mod stall;
-pub mod store;
-pub mod stream;
 mod stripe;
 #[cfg(test)]
 mod tests;
-pub mod until;
-pub mod verbs;
-pub mod watch;
+pub mod ticket_verifier;
 
 pub use active_requests::ActiveRequests;
 pub use buffer_pool::BufferPools;
 pub use control_messages::{PruneOutcome, PruneRequest, PruneResume};
+pub use deadline::Deadline;
 pub use destination::Destination;
 pub use endpoints::Endpoints;
-pub use gate::TicketVerifier;
 pub use local::{CloneOutcome, Local};
 pub use outcome::{
     CompareOutcome, DirMetadataError, OfferDecision, OfferOutcome, PackOutcome, RangeMode,
@@ -71,7 +71,7 @@ pub use outcome::{
 };
 pub use peer::Peer;
 pub use peers::Peers;
-pub use read::hash_source;
 pub use roots::Roots;
 pub use server::{DataServer, ServerContext};
-pub use until::Deadline;
+pub use source_reader::hash_source;
+pub use ticket_verifier::TicketVerifier;

@@ -4,22 +4,22 @@
 use super::buffer_pool::Buffer;
 use super::connect::ConnectionKind;
 use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink};
+use super::content_server::ContentRequest;
 use super::control_messages::{
     BlockDigests, BlockDigestsReply, BlockDigestsRequest, CleanUpReply, CleanUpRequest,
     PruneOutcome, PruneReply, PruneRequest, RootCheckReply, RootCheckRequest, WINDOW_BYTES,
 };
+use super::deadline::Deadline;
 use super::delta::RangeTransfer;
-use super::lease::PooledConnection;
 use super::outcome::{OfferOutcome, PackOutcome, RangeOutcome, SendError};
 use super::peers::Peers;
+use super::pooled_connection::PooledConnection;
 use super::protocol::{
     BLOCK_DIGESTS, CLEAN_UP, MAX_REPLY_BYTES, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE,
     ROOT_CHECK, RangeHead, RangeReply, TICKET_HEADER, WriteOutcome,
 };
 use super::send::{FrameWriter, SentFile, SentRange, send_pack, send_range};
 use super::stall::{MIN_PROGRESS_BYTES, STALL_TIMEOUT, wait_for_stall};
-use super::stream::ContentRequest;
-use super::until::Deadline;
 use crate::fs::{RootKind, Tree};
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::util::corruption::CorruptionCounter;

@@ -12,7 +12,7 @@ use minicbor::{Decode, Encode};
 
 /// Compare a manifest with what is there, and make all that needs no content.
 pub const OFFER: &str = "/v1/offer";
-/// The upgrade to a stream ([`request_content`](super::stream)); needs no ticket, what is asked on it does.
+/// The upgrade to a stream ([`request_content`](super::content_server)); needs no ticket, what is asked on it does.
 pub const STREAM: &str = "/v1/stream";
 /// Many files with their content; asked on a stream.
 pub const PACK: &str = "/v1/pack";
@@ -410,7 +410,7 @@ mod tests {
             assert!(path.starts_with(&prefix), "{path}");
         }
         let upgrade = format!("longhaul-frames-{PROTOCOL_VERSION}");
-        assert_eq!(crate::data::stream::UPGRADE_PROTOCOL, upgrade);
+        assert_eq!(crate::data::content_server::UPGRADE_PROTOCOL, upgrade);
     }
 
     #[test]

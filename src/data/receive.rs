@@ -1,13 +1,13 @@
 //! The receiving end: manifests, packs and ranges into a destination. Everything here blocks and runs
 //! in threads of its own. Whether the ticket allows it was asked before.
 
+use super::content_writer::{ContentWriter, ReadBack, keep_span};
 use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
 use super::protocol::{
     DirMetadataFault, EntryDigest, Fault, IndexedWarning, OfferReply, OfferResult, PackReply,
     RangeHead, RangeReply, RequestIndex, WriteOutcome, index_warnings,
 };
-use super::read::Span;
-use super::store::{ContentWriter, ReadBack, keep_span};
+use super::source_reader::Span;
 use crate::fs::{FsError, NewFile, PartFile, ReconcileResult, ReuseSource, Target, Verdict};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;

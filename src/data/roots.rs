@@ -1,7 +1,7 @@
 //! The storage roots of an agent: every path that it is asked for must lie below (or at) one. One that is missing, or
 //! that another file system was mounted over, can be opened later.
 
-use super::gate::{Refusal, TicketVerifier};
+use super::ticket_verifier::{Refusal, TicketVerifier};
 use crate::fs::{DirtyJournal, FsError, RootDir, RootUnavailable, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};

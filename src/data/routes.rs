@@ -10,12 +10,12 @@
 //! them again and again. Only when none is usable is every one tried.
 
 use super::connect::{ConnectError, Connection, ConnectionKind, ConnectionPath, connect, probe};
-use super::lease::PooledConnection;
 use super::meter::GoodputMeter;
 use super::nics::Nic;
+use super::pooled_connection::PooledConnection;
+use super::route_monitor::probe_until_answered;
 use super::route_ranking::{self, Candidate, EndLoad, RouteAffinity, affinity, can_connect};
 use super::routing_state::{Outage, OutageEnd, Route, RouteKey, RoutingState};
-use super::watch::probe_until_answered;
 use crate::util::backoff::Backoff;
 use crate::wire::worker::Endpoint;
 use futures_util::StreamExt as _;
@@ -30,7 +30,7 @@ use tokio::time::Instant;
 /// A peer that does not accept within this is not there, as long as there are other routes …
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// … or within this where there are none. That is tried again as often as there is time for: a network that was lost for a
-/// moment must not cost a task. Together with the three probes of [`monitor`](super::watch) it keeps below 25 s.
+/// moment must not cost a task. Together with the three probes of [`monitor`](super::route_monitor) it keeps below 25 s.
 const LAST_ROUTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before another try.
 const CONNECT_RETRY_PAUSE: Duration = Duration::from_millis(250);

@@ -7,7 +7,7 @@ use super::control_messages::BlockDigests;
 use super::frame::{self, FRAME_HEADER_BYTES};
 use super::outcome::WrittenFile;
 use super::protocol::RangeHead;
-use super::read::{
+use super::source_reader::{
     MAX_KEEP_RUN_BYTES, ReadOutcome, Sink, Span, changed_error, open_version, read_delta,
     read_whole,
 };

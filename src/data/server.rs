@@ -1,17 +1,17 @@
 //! The receiving agent's HTTP server: one accept loop per endpoint. What is answered stands in
-//! [`verbs`](super::verbs).
+//! [`handlers`](super::handlers).
 
 use super::active_requests::ActiveRequests;
 use super::buffer_pool::BufferPool;
+use super::content_server;
 use super::endpoints::{Endpoints, PendingEndpoint, is_address_missing};
-use super::gate::TicketVerifier;
+use super::handlers::handle_request;
 use super::listen::Listener;
 use super::meter::CountedStream;
 use super::nics::Nic;
 use super::roots::Roots;
 use super::stall::STALL_TIMEOUT;
-use super::stream;
-use super::verbs::handle_request;
+use super::ticket_verifier::TicketVerifier;
 use crate::config::NicConfig as Configured;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
@@ -221,7 +221,7 @@ async fn serve_connection(
         service_fn(move |mut request| {
             let (shared, upgrade) = (shared.clone(), upgrade.clone());
             async move {
-                let response = match stream::accept_upgrade(&mut request) {
+                let response = match content_server::accept_upgrade(&mut request) {
                     Some((on, response)) => {
                         *upgrade.lock() = Some(on);
                         response
@@ -253,9 +253,9 @@ async fn serve_connection(
     }
     let upgrade = upgrade.lock().take();
     if let Some(on) = upgrade
-        && let Some((stream, flows)) = stream::upgraded_socket(on).await
+        && let Some((stream, flows)) = content_server::upgraded_socket(on).await
     {
-        stream::serve_stream(stream, flows, peer, (&shared, &stop)).await;
+        content_server::serve_stream(stream, flows, peer, (&shared, &stop)).await;
     }
 }
 

@@ -8,7 +8,7 @@ use crate::agent::lease_table::{LEASE_MARGIN, LeaseTable};
 use crate::agent::slots::Slots;
 use crate::agent::testing::{abs, agent_config, assignment};
 use crate::client::{ClientOptions, MasterClient};
-use crate::data::gate::boottime;
+use crate::data::ticket_verifier::boottime;
 use crate::data::{BufferPools, Peers, Roots, TicketVerifier};
 use crate::util::shutdown::Shutdown;
 use crate::wire::task::{Assignment, TaskSpec};

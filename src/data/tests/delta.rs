@@ -5,7 +5,7 @@ use super::*;
 use crate::data::control_messages::{BLOCK_BYTES, BlockDigests, WINDOW_BYTES};
 use crate::data::delta::RangeTransfer;
 use crate::data::outcome::CompareOutcome;
-use crate::data::read::{Span, hash_blocks};
+use crate::data::source_reader::{Span, hash_blocks};
 use crate::wire::content::HashMode;
 use std::os::unix::fs::FileExt as _;
 

@@ -4,8 +4,8 @@ use super::*;
 use crate::data::control_messages::{
     BLOCK_BYTES, BlockDigestsRequest, CleanUpRequest, PruneRequest, RootCheckRequest,
 };
+use crate::data::handlers::DOCUMENT_PATHS;
 use crate::data::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, PRUNE, ROOT_CHECK};
-use crate::data::verbs::DOCUMENT_PATHS;
 use crate::fs::RootKind;
 use crate::wire::options::FilterSpec;
 use crate::wire::ticket::CLOCK_LEEWAY_SECONDS;

@@ -181,7 +181,7 @@ async fn hashing_of_a_long_hole_ends_with_the_ticket() {
     for left in [Duration::ZERO, Duration::from_millis(20)] {
         let ended = |body: &Vec<u8>| {
             let mut frames = FrameReader::new(ScriptedChunks::whole(body.clone()));
-            frames.set_ticket_expiry(crate::data::gate::boottime() + left);
+            frames.set_ticket_expiry(crate::data::ticket_verifier::boottime() + left);
             frames
         };
         let taken = receive_pack(&mut ended(&pack), &target, &claims, &mut gather_buffer());
@@ -198,11 +198,12 @@ async fn hashing_of_a_long_hole_ends_with_the_ticket() {
     world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
     // The end of a ticket by this host's clock.
-    let gate = crate::data::gate::TicketVerifier::new();
+    let gate = crate::data::ticket_verifier::TicketVerifier::new();
     let signer =
         crate::wire::ticket::Signer::from_pkcs8(&crate::wire::ticket::Signer::generate().unwrap());
     gate.update(&signer.unwrap().public_key(), claims.expires - 100).unwrap();
-    let left = gate.expires_at(&claims).saturating_sub(crate::data::gate::boottime()).as_secs();
+    let left =
+        gate.expires_at(&claims).saturating_sub(crate::data::ticket_verifier::boottime()).as_secs();
     let want = 100 + crate::wire::ticket::CLOCK_LEEWAY_SECONDS as u64;
     assert!((want - 60..=want).contains(&left), "{left}");
     world.shut_down().await;

@@ -177,7 +177,7 @@ async fn nothing_is_sent_or_written_after_the_deadline() {
     let (manifest, entry) = world.only_file();
     let claims = world.claims(&world.dst());
     let rules = WriteRules::default();
-    let now = crate::data::gate::boottime();
+    let now = crate::data::ticket_verifier::boottime();
     for (until, brought) in
         [(Deadline::new(now), false), (Deadline::new(now + STALL_TIMEOUT), true)]
     {

@@ -2,6 +2,7 @@
 //! threads as they come.
 
 use super::buffer_pool::{BLOCK_BUFFER_BYTES, Buffer};
+use super::content_server::{ContentRequest, SocketReader};
 use super::control_handlers::{
     handle_block_digests, handle_clean_up, handle_prune, handle_root_check,
 };
@@ -9,7 +10,6 @@ use super::control_messages::{
     BlockDigestsRequest, CleanUpRequest, PruneReply, PruneRequest, RootCheckRequest,
 };
 use super::frame::{FrameError, FrameReader};
-use super::gate::{self, Refusal};
 use super::protocol::{
     BLOCK_DIGESTS, CLEAN_UP, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PRUNE, RANGE, ROOT_CHECK,
     TICKET_HEADER,
@@ -17,7 +17,7 @@ use super::protocol::{
 use super::receive::{handle_offer, receive_pack, receive_range};
 use super::server::{ConnectionContext, ServerContext};
 use super::stall::drain_body;
-use super::stream::{ContentRequest, SocketReader};
+use super::ticket_verifier::{self, Refusal};
 use crate::fs::Target;
 use crate::util::checksum;
 use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
@@ -167,7 +167,7 @@ async fn dispatch(
         return drain_and_refuse(request, RequestFailure::WrongMethod).await;
     }
     let admitted = authorize_request(&request, &shared.server).and_then(|(claims, target)| {
-        gate::check_permission(&claims, verb)?;
+        ticket_verifier::check_permission(&claims, verb)?;
         Ok((claims, target))
     });
     let (claims, target) = match admitted {
@@ -198,7 +198,7 @@ async fn dispatch(
         PRUNE => {
             let take = move |bytes: &[u8]| {
                 let ask: PruneRequest = decode_cbor(bytes)?;
-                gate::check_prune_permission(&claims, ask.apply)?;
+                ticket_verifier::check_prune_permission(&claims, ask.apply)?;
                 let page =
                     handle_prune(&target, &claims, &ask).map_err(RequestFailure::BadRequest)?;
                 Ok(PruneReply::from_outcome(&ask.dir, page))
@@ -238,7 +238,7 @@ pub(super) fn content_handler(
     served: &ServerContext,
 ) -> Result<ContentHandler, RequestFailure> {
     let (claims, target) = served.roots.authorize(&served.verifier, &ask.ticket)?;
-    gate::check_permission(&claims, &ask.verb)?;
+    ticket_verifier::check_permission(&claims, &ask.verb)?;
     let end = served.verifier.expires_at(&claims);
     // Encoding into a Vec can't fail.
     match ask.verb.as_str() {

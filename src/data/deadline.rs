@@ -1,6 +1,6 @@
 //! Until when somebody may go on with what he was given.
 
-use super::gate::boottime;
+use super::ticket_verifier::boottime;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -3,9 +3,9 @@
 use super::connect::Connection;
 use super::content_client::ContentClient;
 use super::nics::Nic;
+use super::route_monitor::RouteMonitor;
 use super::routes::Routes;
 use super::routing_state::RouteKey;
-use super::watch::RouteMonitor;
 use crate::wire::worker::Endpoint;
 use std::sync::Arc;
 use tokio::time::Instant;

@@ -11,11 +11,11 @@
 
 use super::buffer_pool::{Buffer, GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
 use super::frame::{self, ChunkSource, FRAME_HEADER_BYTES, FrameReader};
+use super::handlers::{self, RequestFailure};
 use super::meter::{CountedStream, TrafficCounter};
 use super::protocol::{MAX_TICKET_BYTES, STREAM};
 use super::server::ConnectionContext;
 use super::stall::MIN_PROGRESS_BYTES;
-use super::verbs::{self, RequestFailure};
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
@@ -177,7 +177,7 @@ async fn receive_content(
     ask: &ContentRequest,
     shared: &ConnectionContext,
 ) -> Option<(TcpStream, Result<Vec<u8>, RequestFailure>)> {
-    let taking = match verbs::content_handler(ask, &shared.server) {
+    let taking = match handlers::content_handler(ask, &shared.server) {
         Ok(taking) => taking,
         Err(refused) => return Some((stream, Err(refused))),
     };

@@ -1,7 +1,7 @@
 //! Where content goes at a destination: the file of a pack, or the part file of a range. Both ends of
 //! a copy on one host, and the receiving end of a connection, write through this.
 
-use super::read::{MAX_KEEP_RUN_BYTES, Span};
+use super::source_reader::{MAX_KEEP_RUN_BYTES, Span};
 use crate::fs::{Cause, FsError, NewFile, PartFile, Result, ReuseSource, Side};
 use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::{Digest, RelPath};
