@@ -12,7 +12,7 @@
 //! file begins on a page, so that it can be read past the page cache.
 
 use super::control_messages::BLOCK_BYTES;
-use super::frame::FRAME_HEADER_BYTES;
+use super::protocol::FRAME_HEADER_BYTES;
 use crate::fs::DIRECT_ALIGN_BYTES;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;

@@ -1,11 +1,13 @@
 //! The asking end of content streams: a thread owns the socket while it reads files, hashes them and
 //! sends what it read, and waits for the answer.
 
-use super::content_server::{ContentRequest, UPGRADE_PROTOCOL, poll_ready};
 use super::deadline::Deadline;
-use super::frame::{self, FRAME_HEADER_BYTES};
+use super::frame;
 use super::meter::{CountedStream, TrafficCounter};
-use super::protocol::{MAX_REPLY_BYTES, STREAM};
+use super::protocol::{
+    ContentRequest, FRAME_HEADER_BYTES, MAX_REPLY_BYTES, STREAM, UPGRADE_PROTOCOL,
+};
+use super::socket_reader::poll_ready;
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use crate::wire::problem::{Problem, ProblemCode};

@@ -9,13 +9,15 @@
 //! hashes and writes without handing anything to another thread, and allocates nothing per piece. A
 //! connection serves one ask after another; after a refusal it ends.
 
-use super::buffer_pool::{Buffer, GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
-use super::frame::{self, ChunkSource, FRAME_HEADER_BYTES, FrameReader};
+use super::buffer_pool::{GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
+use super::frame::{self, FrameReader};
 use super::handlers::{self, RequestFailure};
 use super::meter::{CountedStream, TrafficCounter};
-use super::protocol::{MAX_TICKET_BYTES, STREAM};
-use super::server::ConnectionContext;
-use super::stall::MIN_PROGRESS_BYTES;
+use super::protocol::{
+    ContentRequest, FRAME_HEADER_BYTES, MAX_TICKET_BYTES, STREAM, UPGRADE_PROTOCOL,
+};
+use super::server_context::ConnectionContext;
+use super::socket_reader::SocketReader;
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
@@ -25,43 +27,21 @@ use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use minicbor::{Decode, Encode};
-use parking_lot::{Mutex, MutexGuard};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// What a connection is upgraded to.
-pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-1";
 /// A stream on which nothing is asked for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// An ask, once begun, must be complete within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a thread that waits for bytes looks whether anybody still wants it to.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// What is read from a socket at once behind content that was read to its place: mostly the head of the
-/// next frame. Otherwise it is a [`RECEIVE_BUFFER_BYTES`].
-const HEADER_READ_BYTES: usize = 4 << 10;
+
 /// How much of a refused ask is read, so that the refusal arrives, and for how long.
 const DRAIN_LIMITS: (u64, Duration) = (8 << 20, Duration::from_secs(5));
 /// The longest ask: a ticket and a verb.
 const MAX_REQUEST_BYTES: usize = MAX_TICKET_BYTES + 64;
-
-/// What a stream is asked to take next.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct ContentRequest {
-    /// [`PACK`](super::protocol::PACK) or [`RANGE`](super::protocol::RANGE).
-    #[n(0)]
-    pub verb: String,
-    /// The ticket that allows it.
-    #[n(1)]
-    pub ticket: String,
-}
 
 /// If `request` asks for a stream: what becomes of the connection, and the response.
 pub(super) fn accept_upgrade(
@@ -190,7 +170,7 @@ async fn receive_content(
     let work = tokio::task::spawn_blocking(move || {
         let mut frames = FrameReader::new(wire);
         let taken = taking(&mut frames, gathered);
-        (frames.into_source().stream, taken)
+        (frames.into_source().into_stream(), taken)
     });
     match work.await {
         Ok((back, taken)) => {
@@ -219,185 +199,4 @@ async fn drain_socket(stream: &mut TcpStream) {
         }
     };
     let _ = tokio::time::timeout(patience, all).await;
-}
-
-/// Whether any of `flags` hold of `stream` within `patience`.
-///
-/// # Errors
-/// A sentence: `poll` failed.
-pub(super) fn poll_ready(
-    stream: &std::net::TcpStream,
-    flags: PollFlags,
-    patience: Duration,
-) -> Result<bool, String> {
-    let mut fds = [PollFd::new(stream, flags)];
-    let patience =
-        Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
-    match poll(&mut fds, Some(&patience)) {
-        Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
-        Err(errno) => Err(errno.to_string()),
-    }
-}
-
-/// A socket being read by a thread.
-pub struct SocketReader {
-    stream: std::net::TcpStream,
-    /// What counts its bytes.
-    counters: Vec<Arc<TrafficCounter>>,
-    /// What pieces are read to; empty while one is in use.
-    free_buffer: Arc<Mutex<Option<Buffer>>>,
-    cancelled: Shutdown,
-    /// A peer that sends less than [`MIN_PROGRESS_BYTES`] in so much waiting is given up.
-    stall_timeout: Duration,
-    waiting_time: Duration,
-    recent_bytes: u64,
-    /// What is read at once next.
-    next_read_bytes: usize,
-}
-
-impl SocketReader {
-    fn new(
-        stream: std::net::TcpStream,
-        flows: &[Arc<TrafficCounter>],
-        piece: Buffer,
-        (shared, abandoned): (&ConnectionContext, Shutdown),
-    ) -> Self {
-        let (flows, patience) = (flows.to_vec(), shared.stall_timeout);
-        SocketReader {
-            stream,
-            counters: flows,
-            free_buffer: Arc::new(Mutex::new(Some(piece))),
-            cancelled: abandoned,
-            stall_timeout: patience,
-            waiting_time: Duration::ZERO,
-            recent_bytes: 0,
-            next_read_bytes: RECEIVE_BUFFER_BYTES,
-        }
-    }
-
-    /// Waits for bytes, for a while.
-    fn wait_readable(&mut self) -> Result<(), String> {
-        if self.cancelled.is_cancelled() {
-            return Err("the requester is gone".to_owned());
-        }
-        if self.waiting_time >= self.stall_timeout {
-            let patience = self.stall_timeout;
-            return Err(format!("less than {MIN_PROGRESS_BYTES} bytes came in {patience:?}"));
-        }
-        let since = Instant::now();
-        poll_ready(&self.stream, PollFlags::IN, POLL_INTERVAL.min(self.stall_timeout))?;
-        self.waiting_time += since.elapsed();
-        Ok(())
-    }
-
-    /// Reads what there is to `room`, at least a byte; 0 at the end.
-    fn receive_some(&mut self, room: &mut [u8]) -> Result<usize, String> {
-        loop {
-            match rustix::net::recv(&self.stream, &mut *room, RecvFlags::empty()) {
-                Ok((n, _)) => {
-                    self.count_progress(n);
-                    self.counters.iter().for_each(|flow| flow.add_received(n as u64));
-                    return Ok(n);
-                }
-                Err(Errno::AGAIN) => self.wait_readable()?,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.to_string()),
-            }
-        }
-    }
-
-    fn count_progress(&mut self, n: usize) {
-        self.recent_bytes += n as u64;
-        if self.recent_bytes >= MIN_PROGRESS_BYTES {
-            (self.waiting_time, self.recent_bytes) = (Duration::ZERO, 0);
-        }
-    }
-}
-
-/// What was read of a socket at once; its buffer goes home when nobody uses it any more.
-struct PooledChunk {
-    buffer: Option<Buffer>,
-    length: usize,
-    free_buffer: Arc<Mutex<Option<Buffer>>>,
-}
-
-fn lock_buffer(home: &Mutex<Option<Buffer>>) -> MutexGuard<'_, Option<Buffer>> {
-    home.lock()
-}
-
-impl AsRef<[u8]> for PooledChunk {
-    fn as_ref(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], |buffer| &buffer.content()[..self.length])
-    }
-}
-
-impl Drop for PooledChunk {
-    fn drop(&mut self) {
-        *lock_buffer(&self.free_buffer) = self.buffer.take();
-    }
-}
-
-impl ChunkSource for SocketReader {
-    fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
-        let buffer =
-            lock_buffer(&self.free_buffer).take().ok_or("the piece before it is still in use")?;
-        let mut piece =
-            PooledChunk { buffer: Some(buffer), length: 0, free_buffer: self.free_buffer.clone() };
-        let most = std::mem::replace(&mut self.next_read_bytes, RECEIVE_BUFFER_BYTES);
-        if let Some(buffer) = &mut piece.buffer {
-            piece.length = self.receive_some(&mut buffer.content_mut()[..most])?;
-        }
-        Ok((piece.length > 0).then(|| Bytes::from_owner(piece)))
-    }
-
-    fn fill(&mut self, mut out: &mut [u8]) -> Option<Result<(), String>> {
-        self.next_read_bytes = HEADER_READ_BYTES;
-        while !out.is_empty() {
-            match self.receive_some(out) {
-                Ok(0) => return Some(Err("it ended within content".to_owned())),
-                Ok(n) => out = &mut out[n..],
-                Err(why) => return Some(Err(why)),
-            }
-        }
-        Some(Ok(()))
-    }
-
-    fn record_progress(&mut self, bytes: u64) {
-        self.count_progress(usize::try_from(bytes).unwrap_or(usize::MAX));
-    }
-
-    fn is_abandoned(&self) -> bool {
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        self.cancelled.is_cancelled()
-            || poll_ready(&self.stream, gone, Duration::ZERO).unwrap_or(true)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_stall_timeout_restarts_whenever_enough_bytes_arrived() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let patience = Duration::from_millis(1);
-        let mut wire = SocketReader {
-            stream,
-            counters: Vec::new(),
-            free_buffer: Arc::default(),
-            cancelled: Shutdown::new(),
-            stall_timeout: patience,
-            waiting_time: Duration::ZERO,
-            recent_bytes: 0,
-            next_read_bytes: RECEIVE_BUFFER_BYTES,
-        };
-        for _ in 0..2 {
-            wire.waiting_time = patience;
-            wire.record_progress(MIN_PROGRESS_BYTES - 1);
-            assert_eq!(wire.wait_readable(), Err("less than 4096 bytes came in 1ms".to_owned()));
-            wire.record_progress(1);
-            assert_eq!(wire.wait_readable(), Ok(()));
-        }
-    }
 }

@@ -397,7 +397,7 @@ pub struct RootCheckReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::content_server::ContentRequest;
+    use crate::data::protocol::ContentRequest;
     use crate::wire::manifest::{EntryKind, FileVersion, Meta};
     use proptest::prelude::*;
 

@@ -5,7 +5,7 @@ use super::buffer_pool::BLOCK_BUFFER_BYTES;
 use super::control_messages::{BLOCK_BYTES, BlockDigests, BlockDigestsRequest, WINDOW_BYTES};
 use super::destination::Destination;
 use super::outcome::{CompareOutcome, RangeMode, RangeOutcome, SendError};
-use super::source_reader::{self, Span, Window, hash_blocks};
+use super::source_reader::{self, RangeTransfer, Span, Window, hash_blocks};
 use crate::fs::{FsError, Tree};
 use crate::wire::Digest;
 use crate::wire::content::merge_blocks;
@@ -16,20 +16,50 @@ use crate::wire::sync::{ErrorClass, FileError};
 /// What a destination has of the blocks of a window.
 type DestinationBlocks = Result<Vec<BlockDigests>, FileError>;
 
-/// A range of the only file of a manifest.
-#[derive(Clone, Copy)]
-pub struct RangeTransfer<'a> {
-    /// Where it is read.
-    pub source: &'a Tree,
-    /// With the directories above the file.
-    pub manifest: &'a Manifest,
-    /// The file.
-    pub entry: &'a Entry,
-    /// What of it.
-    pub span: Span,
-}
-
 impl Destination {
+    /// Brings `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The
+    /// range must fit ([`validate_range`](super::protocol::validate_range)).
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn transfer_range(
+        &self,
+        source: &Tree,
+        manifest: &Manifest,
+        entry: &Entry,
+        (offset, length): (u64, u64),
+        mode: RangeMode,
+    ) -> Result<RangeOutcome, SendError> {
+        let ranged = RangeTransfer { source, manifest, entry, span: Span { offset, length } };
+        match mode {
+            RangeMode::Delta if offset.is_multiple_of(BLOCK_BYTES) => {
+                self.send_windows(ranged, mode).await
+            }
+            // A long hole is one request, not one for each of its pieces.
+            _ if self.is_multi_rail() && length > WINDOW_BYTES => {
+                self.send_windows(ranged, mode).await
+            }
+            _ => self.send_striped(ranged, None).await,
+        }
+    }
+
+    /// Compares `(offset, length)` of `entry`, the only file of `manifest`, with the file that the
+    /// destination has; nothing is written. The range must fit, its offset must be a multiple of
+    /// [`BLOCK_BYTES`].
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn compare(
+        &self,
+        source: &Tree,
+        manifest: &Manifest,
+        entry: &Entry,
+        (offset, length): (u64, u64),
+    ) -> Result<CompareOutcome, SendError> {
+        self.compare_range(RangeTransfer { source, manifest, entry, span: Span { offset, length } })
+            .await
+    }
+
     /// Sends a range window by window; in a delta what differs, and has the rest kept.
     pub(super) async fn send_windows(
         &self,

@@ -1,16 +1,11 @@
 //! Where an executor sends to: a peer, or this host itself.
 
 use super::buffer_pool::BufferPool;
-use super::control_messages::{
-    BLOCK_BYTES, BlockDigests, BlockDigestsRequest, PruneOutcome, PruneRequest, WINDOW_BYTES,
-};
-use super::delta::RangeTransfer;
+use super::control_messages::{BlockDigests, BlockDigestsRequest, PruneOutcome, PruneRequest};
 use super::local::{CloneOutcome, Local};
-use super::outcome::{
-    CompareOutcome, OfferOutcome, PackOutcome, RangeMode, RangeOutcome, SendError,
-};
+use super::outcome::{OfferOutcome, PackOutcome, RangeOutcome, SendError};
 use super::peer::Peer;
-use super::source_reader::Span;
+use super::source_reader::RangeTransfer;
 use crate::fs::{RootKind, Tree};
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
@@ -115,49 +110,6 @@ impl Destination {
             Destination::Local { local, .. } => local.clone_file(source, manifest).await,
             Destination::Remote(_) => Ok(CloneOutcome::Unavailable),
         }
-    }
-
-    /// Brings `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The
-    /// range must fit ([`validate_range`](super::protocol::validate_range)).
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn transfer_range(
-        &self,
-        source: &Tree,
-        manifest: &Manifest,
-        entry: &Entry,
-        (offset, length): (u64, u64),
-        mode: RangeMode,
-    ) -> Result<RangeOutcome, SendError> {
-        let ranged = RangeTransfer { source, manifest, entry, span: Span { offset, length } };
-        match mode {
-            RangeMode::Delta if offset.is_multiple_of(BLOCK_BYTES) => {
-                self.send_windows(ranged, mode).await
-            }
-            // A long hole is one request, not one for each of its pieces.
-            _ if self.is_multi_rail() && length > WINDOW_BYTES => {
-                self.send_windows(ranged, mode).await
-            }
-            _ => self.send_striped(ranged, None).await,
-        }
-    }
-
-    /// Compares `(offset, length)` of `entry`, the only file of `manifest`, with the file that the
-    /// destination has; nothing is written. The range must fit, its offset must be a multiple of
-    /// `BLOCK`.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn compare(
-        &self,
-        source: &Tree,
-        manifest: &Manifest,
-        entry: &Entry,
-        (offset, length): (u64, u64),
-    ) -> Result<CompareOutcome, SendError> {
-        self.compare_range(RangeTransfer { source, manifest, entry, span: Span { offset, length } })
-            .await
     }
 
     /// Finds (and, where it is to be applied, removes) what the destination has beside the names of

@@ -14,8 +14,9 @@
 //! is no way to keep a receiver busy with nothing; what is left of a file or range bounds holes and
 //! kept content like it bounds content.
 
-use super::content_server::ContentRequest;
-use super::protocol::{DirTable, MAX_CONTENT_FRAME_BYTES, RangeHead};
+use super::protocol::{
+    ContentRequest, DirTable, FRAME_HEADER_BYTES, MAX_CONTENT_FRAME_BYTES, RangeHead,
+};
 use super::ticket_verifier::boottime;
 use crate::fs::ReuseSource;
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
@@ -23,9 +24,6 @@ use crate::wire::Digest;
 use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, MAX_MANIFEST_ENTRIES, ManifestDir};
 use bytes::{Buf, Bytes};
 use std::time::Duration;
-
-/// Bytes before a payload.
-pub const FRAME_HEADER_BYTES: usize = 5;
 
 /// What is asked of a stream ([`ContentRequest`]).
 pub const REQUEST: u8 = b'Q';

@@ -2,7 +2,6 @@
 //! threads as they come.
 
 use super::buffer_pool::{BLOCK_BUFFER_BYTES, Buffer};
-use super::content_server::{ContentRequest, SocketReader};
 use super::control_handlers::{
     handle_block_digests, handle_clean_up, handle_prune, handle_root_check,
 };
@@ -11,11 +10,12 @@ use super::control_messages::{
 };
 use super::frame::{FrameError, FrameReader};
 use super::protocol::{
-    BLOCK_DIGESTS, CLEAN_UP, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PRUNE, RANGE, ROOT_CHECK,
-    TICKET_HEADER,
+    BLOCK_DIGESTS, CLEAN_UP, ContentRequest, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PRUNE, RANGE,
+    ROOT_CHECK, TICKET_HEADER,
 };
 use super::receive::{handle_offer, receive_pack, receive_range};
-use super::server::{ConnectionContext, ServerContext};
+use super::server_context::{ConnectionContext, ServerContext};
+use super::socket_reader::SocketReader;
 use super::stall::drain_body;
 use super::ticket_verifier::{self, Refusal};
 use crate::fs::Target;

@@ -8,7 +8,6 @@ use super::control_messages::{
     PruneOutcome, PruneRequest, RootCheckRequest,
 };
 use super::deadline::Deadline;
-use super::delta::RangeTransfer;
 use super::outcome::{
     DirMetadataError, OfferDecision, OfferOutcome, PackOutcome, RangeOutcome, SendError,
     WrittenFile,
@@ -17,7 +16,7 @@ use super::protocol::{CLEAN_UP, PACK, RANGE};
 use super::receive;
 use super::send::read_range;
 use super::source_reader::{
-    HashOnlySink, ReadOutcome, Sink, Span, changed_error, open_version, read_whole,
+    HashOnlySink, RangeTransfer, ReadOutcome, Sink, Span, changed_error, open_version, read_whole,
 };
 use super::ticket_verifier::{self, Refusal};
 use crate::fs::{FsError, NewFile, ReuseSource, RootKind, SourceFile, Target, Tree};

@@ -51,6 +51,8 @@ pub mod routes;
 mod routing_state;
 pub mod send;
 pub mod server;
+pub mod server_context;
+pub mod socket_reader;
 pub mod source_reader;
 pub mod stall;
 mod stripe;
@@ -72,6 +74,7 @@ pub use outcome::{
 pub use peer::Peer;
 pub use peers::Peers;
 pub use roots::Roots;
-pub use server::{DataServer, ServerContext};
+pub use server::DataServer;
+pub use server_context::ServerContext;
 pub use source_reader::hash_source;
 pub use ticket_verifier::TicketVerifier;

@@ -4,7 +4,6 @@ use super::protocol::{
     DirMetadataFault, EntryDigest, Fault, OfferReply, OfferResult, PackReply, RangeReply,
     WriteOutcome, resolve_warnings,
 };
-use super::send::{SentFile, SentRange};
 use crate::fs::FsError;
 use crate::wire::entry_report::{EntryAction, EntryWarnings};
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
@@ -115,6 +114,35 @@ pub struct WrittenFile {
     pub bytes: u64,
     /// Of its content, where that is hashed.
     pub digest: Option<Digest>,
+}
+
+/// What the sending side knows of one file of a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SentFile {
+    /// Sent whole.
+    Complete(WrittenFile),
+    /// Begun and taken back.
+    Aborted(FileError),
+    /// Not begun.
+    Unreadable(FileError),
+}
+
+/// What the sending side knows of a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SentRange {
+    /// Sent.
+    Sent {
+        /// Its chaining value, where content is hashed.
+        value: Option<Digest>,
+        /// Content that was sent, in bytes.
+        sent: u64,
+        /// Content that the receiver was told to keep, in bytes.
+        kept: u64,
+    },
+    /// The source is another version than the manifest says.
+    Changed,
+    /// It cannot be read.
+    Failed(FileError),
 }
 
 /// How a range is sent.
@@ -296,6 +324,15 @@ impl PackOutcome {
             dir_errors: dir_errors(dirs, reply.dir_faults)?,
             needs_clean_up: reply.needs_clean_up,
         })
+    }
+}
+
+impl From<FsError> for SentRange {
+    fn from(error: FsError) -> Self {
+        match error.class() {
+            ErrorClass::Changed => SentRange::Changed,
+            _ => SentRange::Failed(error.to_file_error()),
+        }
     }
 }
 

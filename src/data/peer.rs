@@ -4,21 +4,20 @@
 use super::buffer_pool::Buffer;
 use super::connect::ConnectionKind;
 use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink};
-use super::content_server::ContentRequest;
 use super::control_messages::{
     BlockDigests, BlockDigestsReply, BlockDigestsRequest, CleanUpReply, CleanUpRequest,
     PruneOutcome, PruneReply, PruneRequest, RootCheckReply, RootCheckRequest, WINDOW_BYTES,
 };
 use super::deadline::Deadline;
-use super::delta::RangeTransfer;
-use super::outcome::{OfferOutcome, PackOutcome, RangeOutcome, SendError};
+use super::outcome::{OfferOutcome, PackOutcome, RangeOutcome, SendError, SentFile, SentRange};
 use super::peers::Peers;
 use super::pooled_connection::PooledConnection;
 use super::protocol::{
-    BLOCK_DIGESTS, CLEAN_UP, MAX_REPLY_BYTES, OFFER, OfferReply, PACK, PRUNE, PackReply, RANGE,
-    ROOT_CHECK, RangeHead, RangeReply, TICKET_HEADER, WriteOutcome,
+    BLOCK_DIGESTS, CLEAN_UP, ContentRequest, MAX_REPLY_BYTES, OFFER, OfferReply, PACK, PRUNE,
+    PackReply, RANGE, ROOT_CHECK, RangeHead, RangeReply, TICKET_HEADER, WriteOutcome,
 };
-use super::send::{FrameWriter, SentFile, SentRange, send_pack, send_range};
+use super::send::{FrameWriter, send_pack, send_range};
+use super::source_reader::RangeTransfer;
 use super::stall::{MIN_PROGRESS_BYTES, STALL_TIMEOUT, wait_for_stall};
 use crate::fs::{RootKind, Tree};
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
@@ -80,6 +79,15 @@ pub struct Peer {
     /// See [`REPLY_TIMEOUT`].
     reply_timeout: Duration,
     pub(super) peers: Arc<Peers>,
+}
+
+impl Peers {
+    /// `member`, to send to under `ticket`, which has these `rules`. It counts as busy until it is
+    /// dropped.
+    pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str, rules: &WriteRules) -> Peer {
+        self.acquire(&member.worker_id);
+        Peer::new(self.clone(), member, ticket, rules)
+    }
 }
 
 impl Drop for Peer {

@@ -2,11 +2,9 @@
 
 use super::buffer_pool::BufferPool;
 use super::nics::Nic;
-use super::peer::Peer;
 use super::routes::{NicStatus, Routes};
 use crate::util::backoff::Backoff;
 use crate::wire::WorkerId;
-use crate::wire::options::WriteRules;
 use crate::wire::task::PoolMember;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,11 +82,9 @@ impl Peers {
         Some(best)
     }
 
-    /// `member`, to send to under `ticket`, which has these `rules`. It counts as busy until it is
-    /// dropped.
-    pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str, rules: &WriteRules) -> Peer {
-        self.lock().workers.entry(member.worker_id.clone()).or_default().in_flight += 1;
-        Peer::new(self.clone(), member, ticket, rules)
+    /// Counts a peer as busy until [`Peers::release`].
+    pub(super) fn acquire(&self, worker: &WorkerId) {
+        self.lock().workers.entry(worker.clone()).or_default().in_flight += 1;
     }
 
     /// A peer was dropped.
@@ -128,6 +124,7 @@ impl Peers {
 mod tests {
     use super::super::buffer_pool::tests::test_pool;
     use super::*;
+    use crate::wire::options::WriteRules;
     use crate::wire::worker::WorkerStatus;
 
     fn member(name: &str, status: WorkerStatus) -> PoolMember {

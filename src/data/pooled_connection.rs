@@ -1,12 +1,14 @@
 //! A connection that is used for one request.
 
-use super::connect::Connection;
+use super::connect::{Connection, ConnectionKind};
 use super::content_client::ContentClient;
 use super::nics::Nic;
 use super::route_monitor::RouteMonitor;
-use super::routes::Routes;
+use super::routes::{CONNECT_TIMEOUT, Routes};
 use super::routing_state::RouteKey;
 use crate::wire::worker::Endpoint;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -95,6 +97,106 @@ impl PooledConnection {
         let flow = self.connection.as_ref()?.counter.clone();
         let (routes, key) = (self.routes.clone(), self.key.clone());
         Some(RouteMonitor::new(routes, key, flow, self.in_flight_id))
+    }
+}
+
+impl Routes {
+    /// A connection to any of the `remote` endpoints, kept or new, for a request of `size` bytes. With
+    /// `fresh` only a new one.
+    ///
+    /// # Errors
+    /// Every route, with why it failed.
+    pub async fn checkout(
+        self: &Arc<Self>,
+        remote: &[Endpoint],
+        fresh: bool,
+        kind: ConnectionKind,
+        size: u64,
+    ) -> Result<PooledConnection, Vec<(String, String)>> {
+        let (mut failed, mut tried) = (Vec::new(), Vec::new());
+        // Each turn takes a route out of those that are usable.
+        while let Some(mut leased) = self.reserve(remote, size) {
+            if !fresh && let Some(connection) = self.take_idle_connection(&leased.key, kind) {
+                leased.attach(connection, true);
+                return Ok(leased);
+            }
+            let connected = match self.has_alternative(&leased.key, remote) {
+                true => {
+                    let connected =
+                        self.connect(&leased.key, kind, (CONNECT_TIMEOUT, CONNECT_TIMEOUT), false);
+                    connected.await.map_err(|error| error.message)
+                }
+                false => self.connect_with_retries(&leased.key, kind, false).await,
+            };
+            match connected {
+                Ok(connection) => {
+                    leased.attach(connection, false);
+                    return Ok(leased);
+                }
+                Err(why) => {
+                    failed.push((leased.key.1.clone(), why.clone()));
+                    self.disable_until_probed(&leased.key, why);
+                    tried.push(leased.key.clone());
+                }
+            }
+        }
+        let left: Vec<RouteKey> = {
+            let mut state = self.state();
+            let all = self.rank_pairs(&mut state, remote, size).into_iter().map(|(key, _)| key);
+            all.filter(|key| !tried.contains(key)).collect()
+        };
+        self.checkout_any(left, kind, size, failed).await
+    }
+
+    /// The best usable route, with the request counted on it.
+    fn reserve(self: &Arc<Self>, remote: &[Endpoint], size: u64) -> Option<PooledConnection> {
+        let mut state = self.state();
+        let best = self.rank_pairs(&mut state, remote, size).into_iter().next();
+        let (key, _) = best.filter(|(_, aside)| !aside)?;
+        let flight = state.start_request(&key, size);
+        drop(state);
+        Some(PooledConnection {
+            connection: None,
+            key,
+            in_flight_id: flight,
+            routes: self.clone(),
+            reused: false,
+        })
+    }
+
+    /// The first of `left` that answers a request: no route is known to work.
+    async fn checkout_any(
+        self: &Arc<Self>,
+        left: Vec<RouteKey>,
+        kind: ConnectionKind,
+        size: u64,
+        mut failed: Vec<(String, String)>,
+    ) -> Result<PooledConnection, Vec<(String, String)>> {
+        let mut tries: FuturesUnordered<_> = left
+            .into_iter()
+            .map(|key| async move { (self.connect_with_retries(&key, kind, true).await, key) })
+            .collect();
+        while let Some((connected, key)) = tries.next().await {
+            match connected {
+                Ok(connection) => {
+                    let flight = self.state().start_request(&key, size);
+                    let mut leased = PooledConnection {
+                        connection: None,
+                        key,
+                        in_flight_id: flight,
+                        routes: self.clone(),
+                        reused: false,
+                    };
+                    leased.attach(connection, false);
+                    return Ok(leased);
+                }
+                Err(why) => {
+                    self.disable_until_probed(&key, why.clone());
+                    failed.push((key.1, why));
+                }
+            }
+        }
+        Err(failed)
     }
 }
 

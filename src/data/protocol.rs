@@ -12,7 +12,7 @@ use minicbor::{Decode, Encode};
 
 /// Compare a manifest with what is there, and make all that needs no content.
 pub const OFFER: &str = "/v1/offer";
-/// The upgrade to a stream ([`request_content`](super::content_server)); needs no ticket, what is asked on it does.
+/// The upgrade to a stream ([`content_server`](super::content_server)); needs no ticket, what is asked on it does.
 pub const STREAM: &str = "/v1/stream";
 /// Many files with their content; asked on a stream.
 pub const PACK: &str = "/v1/pack";
@@ -28,9 +28,13 @@ pub const CLEAN_UP: &str = "/v1/clean-up";
 pub const ROOT_CHECK: &str = "/v1/root";
 /// Whether anybody is there; needs no ticket.
 pub const PROBE: &str = "/v1/probe";
+/// What a connection is upgraded to.
+pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-1";
 /// The request header that carries the ticket.
 pub const TICKET_HEADER: &str = "x-longhaul-ticket";
 
+/// The kind and the length before the payload of a frame.
+pub const FRAME_HEADER_BYTES: usize = 5;
 /// A ticket is a few hundred bytes and one path; nothing longer is looked at.
 pub const MAX_TICKET_BYTES: usize = 16 << 10;
 /// The longest content frame, and the size of the pooled buffers, in bytes.
@@ -388,6 +392,17 @@ pub fn validate_range(offset: u64, length: u64, size: u64) -> Result<(), String>
     Err(format!("{length} bytes at {offset} are not within a file of {size} bytes"))
 }
 
+/// What a stream is asked to take next.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ContentRequest {
+    /// [`PACK`](super::protocol::PACK) or [`RANGE`](super::protocol::RANGE).
+    #[n(0)]
+    pub verb: String,
+    /// The ticket that allows it.
+    #[n(1)]
+    pub ticket: String,
+}
+
 /// A directory table, as a pack begins with.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct DirTable {
@@ -410,7 +425,7 @@ mod tests {
             assert!(path.starts_with(&prefix), "{path}");
         }
         let upgrade = format!("longhaul-frames-{PROTOCOL_VERSION}");
-        assert_eq!(crate::data::content_server::UPGRADE_PROTOCOL, upgrade);
+        assert_eq!(UPGRADE_PROTOCOL, upgrade);
     }
 
     #[test]

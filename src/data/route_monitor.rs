@@ -5,7 +5,7 @@ use super::route_ranking::{self, Candidate};
 use super::routes::Routes;
 use super::routing_state::{OutageEnd, RouteKey};
 use crate::wire::worker::Endpoint;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -19,33 +19,6 @@ const QUIET_AFTER_PROBE: Duration = Duration::from_secs(5);
 /// to a peer: its host is gone then, and at the other end keepalive has closed the connection as well. One is
 /// enough where the master reports the peer silent.
 const MAX_UNANSWERED_PROBES: u32 = 3;
-
-/// Asks a route again and again until it answers, or nobody wants it any more.
-pub(super) async fn probe_until_answered(routes: Weak<Routes>, key: RouteKey) {
-    loop {
-        let wait = {
-            let Some(routes) = routes.upgrade() else { return };
-            let mut state = routes.state();
-            let Some(wait) = state.next_probe(&key) else { return };
-            wait
-        };
-        tokio::time::sleep(wait).await;
-        let Some(routes) = routes.upgrade() else { return };
-        let answer = routes.probe(&key).await;
-        let mut state = routes.state();
-        match answer {
-            Ok(took) => {
-                state.record_connect(&key, took);
-                state.record_success(&key);
-                if routes.nics.len() > 1 {
-                    tracing::info!(?key, "route works");
-                }
-                return;
-            }
-            Err(why) => state.record_probe_failure(&key, why),
-        }
-    }
-}
 
 /// Looks at a request that is under way.
 pub struct RouteMonitor {

@@ -12,23 +12,19 @@
 use super::connect::{ConnectError, Connection, ConnectionKind, ConnectionPath, connect, probe};
 use super::meter::GoodputMeter;
 use super::nics::Nic;
-use super::pooled_connection::PooledConnection;
-use super::route_monitor::probe_until_answered;
 use super::route_ranking::{self, Candidate, EndLoad, RouteAffinity, affinity, can_connect};
 use super::routing_state::{Outage, OutageEnd, Route, RouteKey, RoutingState};
 use crate::util::backoff::Backoff;
 use crate::wire::worker::Endpoint;
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// A peer that does not accept within this is not there, as long as there are other routes …
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// … or within this where there are none. That is tried again as often as there is time for: a network that was lost for a
 /// moment must not cost a task. Together with the three probes of [`monitor`](super::route_monitor) it keeps below 25 s.
 const LAST_ROUTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -154,7 +150,7 @@ impl Routes {
 
     /// The routes to `remote`, the best for a request of `size` bytes first, with whether each is aside.
     /// Pairs of different networks are probed before they are used.
-    fn rank_pairs(
+    pub(super) fn rank_pairs(
         self: &Arc<Self>,
         state: &mut RoutingState,
         remote: &[Endpoint],
@@ -223,106 +219,8 @@ impl Routes {
         }
     }
 
-    /// A connection to any of the `remote` endpoints, kept or new, for a request of `size` bytes. With
-    /// `fresh` only a new one.
-    ///
-    /// # Errors
-    /// Every route, with why it failed.
-    pub async fn checkout(
-        self: &Arc<Self>,
-        remote: &[Endpoint],
-        fresh: bool,
-        kind: ConnectionKind,
-        size: u64,
-    ) -> Result<PooledConnection, Vec<(String, String)>> {
-        let (mut failed, mut tried) = (Vec::new(), Vec::new());
-        // Each turn takes a route out of those that are usable.
-        while let Some(mut leased) = self.reserve(remote, size) {
-            if !fresh && let Some(connection) = self.take_idle_connection(&leased.key, kind) {
-                leased.attach(connection, true);
-                return Ok(leased);
-            }
-            let connected = match self.has_alternative(&leased.key, remote) {
-                true => {
-                    let connected =
-                        self.connect(&leased.key, kind, (CONNECT_TIMEOUT, CONNECT_TIMEOUT), false);
-                    connected.await.map_err(|error| error.message)
-                }
-                false => self.connect_with_retries(&leased.key, kind, false).await,
-            };
-            match connected {
-                Ok(connection) => {
-                    leased.attach(connection, false);
-                    return Ok(leased);
-                }
-                Err(why) => {
-                    failed.push((leased.key.1.clone(), why.clone()));
-                    self.disable_until_probed(&leased.key, why);
-                    tried.push(leased.key.clone());
-                }
-            }
-        }
-        let left: Vec<RouteKey> = {
-            let mut state = self.state();
-            let all = self.rank_pairs(&mut state, remote, size).into_iter().map(|(key, _)| key);
-            all.filter(|key| !tried.contains(key)).collect()
-        };
-        self.checkout_any(left, kind, size, failed).await
-    }
-
-    /// The best usable route, with the request counted on it.
-    fn reserve(self: &Arc<Self>, remote: &[Endpoint], size: u64) -> Option<PooledConnection> {
-        let mut state = self.state();
-        let best = self.rank_pairs(&mut state, remote, size).into_iter().next();
-        let (key, _) = best.filter(|(_, aside)| !aside)?;
-        let flight = state.start_request(&key, size);
-        drop(state);
-        Some(PooledConnection {
-            connection: None,
-            key,
-            in_flight_id: flight,
-            routes: self.clone(),
-            reused: false,
-        })
-    }
-
-    /// The first of `left` that answers a request: no route is known to work.
-    async fn checkout_any(
-        self: &Arc<Self>,
-        left: Vec<RouteKey>,
-        kind: ConnectionKind,
-        size: u64,
-        mut failed: Vec<(String, String)>,
-    ) -> Result<PooledConnection, Vec<(String, String)>> {
-        let mut tries: FuturesUnordered<_> = left
-            .into_iter()
-            .map(|key| async move { (self.connect_with_retries(&key, kind, true).await, key) })
-            .collect();
-        while let Some((connected, key)) = tries.next().await {
-            match connected {
-                Ok(connection) => {
-                    let flight = self.state().start_request(&key, size);
-                    let mut leased = PooledConnection {
-                        connection: None,
-                        key,
-                        in_flight_id: flight,
-                        routes: self.clone(),
-                        reused: false,
-                    };
-                    leased.attach(connection, false);
-                    return Ok(leased);
-                }
-                Err(why) => {
-                    self.disable_until_probed(&key, why.clone());
-                    failed.push((key.1, why));
-                }
-            }
-        }
-        Err(failed)
-    }
-
     /// Connects over what may be the last route, again and again while the network does not reach the peer.
-    async fn connect_with_retries(
+    pub(super) async fn connect_with_retries(
         &self,
         key: &RouteKey,
         kind: ConnectionKind,
@@ -336,7 +234,7 @@ impl Routes {
     }
 
     /// Connects within the first time, and has an answer within the second one; with `asking` that of a request.
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         key: &RouteKey,
         kind: ConnectionKind,
@@ -370,7 +268,11 @@ impl Routes {
         Ok(connection)
     }
 
-    fn take_idle_connection(&self, key: &RouteKey, kind: ConnectionKind) -> Option<Connection> {
+    pub(super) fn take_idle_connection(
+        &self,
+        key: &RouteKey,
+        kind: ConnectionKind,
+    ) -> Option<Connection> {
         let mut state = self.state();
         let kept = &mut state.routes.get_mut(key)?.idle_connections;
         kept.retain(|(since, connection)| {
@@ -438,6 +340,33 @@ impl Routes {
         };
         let since = Instant::now();
         probe(&way, &theirs, PROBE_TIMEOUT + worked * 4).await.map(|()| since.elapsed())
+    }
+}
+
+/// Asks a route again and again until it answers, or nobody wants it any more.
+async fn probe_until_answered(routes: Weak<Routes>, key: RouteKey) {
+    loop {
+        let wait = {
+            let Some(routes) = routes.upgrade() else { return };
+            let mut state = routes.state();
+            let Some(wait) = state.next_probe(&key) else { return };
+            wait
+        };
+        tokio::time::sleep(wait).await;
+        let Some(routes) = routes.upgrade() else { return };
+        let answer = routes.probe(&key).await;
+        let mut state = routes.state();
+        match answer {
+            Ok(took) => {
+                state.record_connect(&key, took);
+                state.record_success(&key);
+                if routes.nics.len() > 1 {
+                    tracing::info!(?key, "route works");
+                }
+                return;
+            }
+            Err(why) => state.record_probe_failure(&key, why),
+        }
     }
 }
 

@@ -4,54 +4,24 @@
 use super::buffer_pool::Buffer;
 use super::content_client::{Disconnected, FrameSink};
 use super::control_messages::BlockDigests;
-use super::frame::{self, FRAME_HEADER_BYTES};
-use super::outcome::WrittenFile;
-use super::protocol::RangeHead;
+use super::frame;
+use super::outcome::{SentFile, SentRange, WrittenFile};
+use super::protocol::{FRAME_HEADER_BYTES, RangeHead};
 use super::source_reader::{
     MAX_KEEP_RUN_BYTES, ReadOutcome, Sink, Span, changed_error, open_version, read_delta,
     read_whole,
 };
-use crate::fs::{FsError, ReuseSource, SourceFile, Tree};
+use crate::fs::{ReuseSource, SourceFile, Tree};
 use crate::util::rate::Limiters;
 use crate::wire::Digest;
 use crate::wire::content::merge_blocks;
 use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::manifest::{Entry, ManifestDir};
-use crate::wire::sync::{ErrorClass, FileError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A buffer with this much in it is sent on after a file, so that the receiver has something to do.
 const FLUSH_BYTES: usize = 256 << 10;
-
-/// What the sending side knows of one file of a pack.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SentFile {
-    /// Sent whole.
-    Complete(WrittenFile),
-    /// Begun and taken back.
-    Aborted(FileError),
-    /// Not begun.
-    Unreadable(FileError),
-}
-
-/// What the sending side knows of a range.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SentRange {
-    /// Sent.
-    Sent {
-        /// Its chaining value, where content is hashed.
-        value: Option<Digest>,
-        /// Content that was sent, in bytes.
-        sent: u64,
-        /// Content that the receiver was told to keep, in bytes.
-        kept: u64,
-    },
-    /// The source is another version than the manifest says.
-    Changed,
-    /// It cannot be read.
-    Failed(FileError),
-}
 
 /// Frames on their way to a peer, gathered in a buffer.
 pub struct FrameWriter<'a> {
@@ -291,13 +261,4 @@ pub fn read_range<S: Sink>(
         .filter(|_| matches!(read, ReadOutcome::Complete))
         .and_then(ContentHasher::chaining_value);
     Ok((read, value))
-}
-
-impl From<FsError> for SentRange {
-    fn from(error: FsError) -> Self {
-        match error.class() {
-            ErrorClass::Changed => SentRange::Changed,
-            _ => SentRange::Failed(error.to_file_error()),
-        }
-    }
 }

@@ -9,9 +9,8 @@ use super::handlers::handle_request;
 use super::listen::Listener;
 use super::meter::CountedStream;
 use super::nics::Nic;
-use super::roots::Roots;
+use super::server_context::{ConnectionContext, ServerContext};
 use super::stall::STALL_TIMEOUT;
-use super::ticket_verifier::TicketVerifier;
 use crate::config::NicConfig as Configured;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
@@ -45,14 +44,6 @@ pub struct BindError {
     pub endpoint: String,
     /// What the kernel (or the resolver) said.
     pub source: std::io::Error,
-}
-
-/// What requests are judged by and act on.
-pub struct ServerContext {
-    /// Who may.
-    pub verifier: Arc<TicketVerifier>,
-    /// Where.
-    pub roots: Arc<Roots>,
 }
 
 /// A data plane that listens and does not answer yet.
@@ -158,16 +149,6 @@ impl DataServer {
     }
 }
 
-/// What all connections share.
-pub(super) struct ConnectionContext {
-    pub(super) server: Arc<ServerContext>,
-    pub(super) requests: Arc<ActiveRequests>,
-    /// What content is received into.
-    pub(super) pool: BufferPool,
-    /// A body that stands still for this long is given up.
-    pub(super) stall_timeout: Duration,
-}
-
 async fn accept_loop(
     mut listener: Listener,
     shared: Arc<ConnectionContext>,
@@ -256,12 +237,5 @@ async fn serve_connection(
         && let Some((stream, flows)) = content_server::upgraded_socket(on).await
     {
         content_server::serve_stream(stream, flows, peer, (&shared, &stop)).await;
-    }
-}
-
-impl ConnectionContext {
-    /// One line a minute, whatever the cause: peers can make any number of mistakes.
-    pub(super) fn log_failure(&self, peer: SocketAddr, what: &str) {
-        warn_ratelimited!("a data connection ended", %peer, "data connection ended: {what}");
     }
 }

@@ -6,7 +6,7 @@ use super::control_messages::{BLOCK_BYTES, BlockDigests, WINDOW_BYTES};
 use crate::fs::{Cause, DIRECT_ALIGN_BYTES, FsError, ReuseSource, Side, SourceFile, Tree};
 use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST};
-use crate::wire::manifest::Entry;
+use crate::wire::manifest::{Entry, Manifest};
 use std::convert::Infallible;
 
 /// Neighbouring blocks that are kept are told as one, up to this length: both ends hear of each other
@@ -80,6 +80,19 @@ impl Span {
             (self.offset..self.end()).step_by(usize::try_from(length).unwrap_or(usize::MAX));
         starts.map(move |offset| Span { offset, length: length.min(self.end() - offset) })
     }
+}
+
+/// A range of the only file of a manifest.
+#[derive(Clone, Copy)]
+pub struct RangeTransfer<'a> {
+    /// Where it is read.
+    pub source: &'a Tree,
+    /// With the directories above the file.
+    pub manifest: &'a Manifest,
+    /// The file.
+    pub entry: &'a Entry,
+    /// What of it.
+    pub span: Span,
 }
 
 /// A part of a range that is sent or compared at once.

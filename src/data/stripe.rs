@@ -2,9 +2,9 @@
 //! the others to other ranges.
 
 use super::control_messages::{BLOCK_BYTES, BlockDigests};
-use super::delta::RangeTransfer;
 use super::destination::Destination;
 use super::outcome::{RangeOutcome, SendError};
+use super::source_reader::RangeTransfer;
 use crate::wire::content::merge_blocks;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use std::collections::BTreeMap;

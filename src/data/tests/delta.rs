@@ -3,9 +3,8 @@
 
 use super::*;
 use crate::data::control_messages::{BLOCK_BYTES, BlockDigests, WINDOW_BYTES};
-use crate::data::delta::RangeTransfer;
 use crate::data::outcome::CompareOutcome;
-use crate::data::source_reader::{Span, hash_blocks};
+use crate::data::source_reader::{RangeTransfer, Span, hash_blocks};
 use crate::wire::content::HashMode;
 use std::os::unix::fs::FileExt as _;
 
@@ -264,7 +263,7 @@ async fn kept_content_of_a_wrong_length_or_digest_is_refused() {
         body[bit / 8] ^= 1 << (bit % 8);
         // A flip may have made content of it.
         assert_eq!(take(&[&half, &half, &good]).unwrap().outcome, WriteOutcome::Written);
-        let from_part = bit == 8 * frame::FRAME_HEADER_BYTES;
+        let from_part = bit == 8 * crate::data::protocol::FRAME_HEADER_BYTES;
         match take(&[&body]) {
             Ok(reply) if from_part => assert_eq!(reply.outcome, WriteOutcome::Written),
             Ok(reply) => assert_ne!(reply.outcome, WriteOutcome::Written, "bit {bit}"),

@@ -15,11 +15,10 @@ mod unresponsive_peers;
 use super::buffer_pool::tests::{test_buffer, test_pool};
 use super::buffer_pool::{BufferPool, GATHER_BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::content_client::{Disconnected, FrameSink};
-use super::content_server::{ContentRequest, UPGRADE_PROTOCOL};
 use super::frame;
-use super::outcome::{OfferDecision, RangeMode, RangeOutcome, SendError, WrittenFile};
-use super::protocol::{PACK, RANGE, RangeHead};
-use super::send::{FrameWriter, SentFile, send_pack};
+use super::outcome::{OfferDecision, RangeMode, RangeOutcome, SendError, SentFile, WrittenFile};
+use super::protocol::{ContentRequest, PACK, RANGE, RangeHead, UPGRADE_PROTOCOL};
+use super::send::{FrameWriter, send_pack};
 use super::stall::STALL_TIMEOUT;
 use super::{
     DataServer, Deadline, Destination, Local, Peers, Roots, ServerContext, TicketVerifier,

@@ -3,8 +3,10 @@
 use super::*;
 use crate::data::buffer_pool::RECEIVE_BUFFER_BYTES;
 use crate::data::connect::ConnectionKind;
-use crate::data::frame::{FRAME_HEADER_BYTES, REFUSAL, REPLY};
-use crate::data::protocol::{PackReply, RangeHead, TICKET_HEADER, WriteOutcome};
+use crate::data::frame::{REFUSAL, REPLY};
+use crate::data::protocol::{
+    FRAME_HEADER_BYTES, PackReply, RangeHead, TICKET_HEADER, WriteOutcome,
+};
 
 fn pack_request(world: &TestBed) -> Vec<u8> {
     frame::ask(&ContentRequest { verb: PACK.to_owned(), ticket: world.ticket() })
