@@ -112,6 +112,14 @@ impl BufferPool {
         })
     }
 
+    /// A buffer for one block, where it `is_needed`.
+    pub async fn acquire_block(&self, is_needed: bool) -> Option<Buffer> {
+        match is_needed {
+            true => self.acquire([BLOCK_BUFFER_BYTES]).await.into_iter().next(),
+            false => None,
+        }
+    }
+
     /// What sending needs; with room for a block if it is to be compared.
     pub async fn acquire_for_send(&self, compared: bool) -> (Buffer, Option<Buffer>) {
         if compared {

@@ -1,91 +1,185 @@
-//! The receiving end of questions without content: block values, prunes, sweeps, the root.
+//! How each request of one document is executed: offers, block digests, prunes, the clean-up, the check of the root.
 
 use super::control_messages::{
-    BlockDigests, BlockDigestsReply, BlockDigestsRequest, CleanUpReply, CleanUpRequest,
-    PruneOutcome, PruneRequest, PruneResume, RootCheckReply, RootCheckRequest,
+    BlockDigests, BlockDigestsRequest, CleanUpRequest, ControlRequest, PruneOutcome, PruneReply,
+    PruneRequest, PruneResume, RootCheckRequest, WINDOW_BYTES,
 };
+use super::outcome::OfferOutcome;
+use super::protocol::{BLOCK_DIGESTS, CLEAN_UP, Fault, OFFER, OfferReply, PRUNE, ROOT_CHECK};
+use super::receive::{handle_offer, to_fault};
+use super::ticket_verifier::{Refusal, check_prune_permission};
 use crate::fs::{BlockHashes, Filter, PruneCursor, PrunePage, PruneResult, Target};
-use crate::wire::manifest::Entry;
+use crate::wire::RelPath;
+use crate::wire::manifest::Manifest;
+use crate::wire::sync::FileError;
 use crate::wire::ticket::Claims;
+use bytes::Bytes;
 
-/// What is there of the blocks that are asked for, which are `entry`'s; they are read to `scratch`, which
-/// has room for one.
-pub fn handle_block_digests(
-    target: &Target,
-    entry: &Entry,
-    ask: &BlockDigestsRequest,
-    scratch: &mut [u8],
-) -> BlockDigestsReply {
-    let blocks = || target.hash_blocks(entry, (ask.offset, ask.length), ask.block_bytes, scratch);
-    match target.with_root_checked(blocks) {
-        Ok(values) => {
-            let value = |v: BlockHashes| BlockDigests { part: v.part, basis: v.basis };
-            BlockDigestsReply::Digests(values.into_iter().map(value).collect())
-        }
-        Err(error) => BlockDigestsReply::Failed(error.to_file_error().into()),
+impl ControlRequest for Manifest {
+    const PATH: &'static str = OFFER;
+    type Reply = OfferReply;
+    type Outcome = OfferOutcome;
+
+    fn to_document(&self) -> Bytes {
+        self.encode().into()
+    }
+
+    fn from_document(document: &[u8]) -> Result<Self, String> {
+        Manifest::decode(document).map_err(|e| e.to_string())
+    }
+
+    fn bytes_to_read(&self) -> Option<u64> {
+        Some(self.content_bytes())
+    }
+
+    fn handle(&self, target: &Target, claims: &Claims, _: &mut [u8]) -> Result<OfferReply, String> {
+        Ok(handle_offer(target, self, claims.rules.dry_run))
+    }
+
+    fn read_reply(&self, reply: OfferReply) -> Result<OfferOutcome, String> {
+        OfferOutcome::from_reply(self, reply)
     }
 }
 
-/// Finds (and removes) what is extra. Whose trash it goes to is said by the ticket.
-///
-/// # Errors
-/// A sentence, where it can't be asked like this.
-pub fn handle_prune(
-    target: &Target,
-    claims: &Claims,
-    ask: &PruneRequest,
-) -> Result<PruneOutcome, String> {
-    ask.validate()?;
-    let name = |name: &minicbor::bytes::ByteVec| name.to_vec().into_boxed_slice();
-    let page = PrunePage {
-        dir: ask.dir.clone(),
-        after: ask.after.as_ref().map(name),
-        through: ask.through.as_ref().map(name),
-        names: ask.names.iter().map(name).collect(),
-        filter: Filter::cached(&ask.filter).map_err(|e| e.to_string())?,
-        non_directories: ask.replacing_dirs.clone(),
-        delete_excluded: ask.delete_excluded,
-        apply: ask.apply,
-        request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,
-        dirs: ask.dirs.clone(),
-        resume: ask
-            .resume
-            .as_ref()
-            .map(|at| PruneCursor { after: at.after.clone(), kept_levels: at.kept_dirs }),
-    };
-    match target.with_root_checked(|| target.prune(&page)) {
-        Ok(PruneResult {
-            pruned,
-            removed,
-            errors,
-            earlier_trash: old_trash,
-            next,
-            budget_exhausted: used_up,
-        }) => {
-            let next = next.map(|at| PruneResume { after: at.after, kept_dirs: at.kept_levels });
-            Ok(PruneOutcome {
-                pruned,
-                removed,
-                errors,
-                old_trash,
-                resume: next,
-                allowance_exhausted: used_up,
-            })
-        }
-        Err(error) => {
-            Ok(PruneOutcome { errors: vec![error.to_file_error()], ..PruneOutcome::default() })
+impl ControlRequest for BlockDigestsRequest {
+    const PATH: &'static str = BLOCK_DIGESTS;
+    const NEEDS_BUFFER: bool = true;
+    type Reply = Result<Vec<BlockDigests>, Fault>;
+    type Outcome = Result<Vec<BlockDigests>, FileError>;
+
+    /// The part file and the basis file, up to a window of each.
+    fn bytes_to_read(&self) -> Option<u64> {
+        Some(2 * self.length.min(2 * WINDOW_BYTES))
+    }
+
+    fn handle(
+        &self,
+        target: &Target,
+        _: &Claims,
+        buffer: &mut [u8],
+    ) -> Result<Self::Reply, String> {
+        let (entry, range) = (self.validate()?, (self.offset, self.length));
+        let hash = || target.hash_blocks(entry, range, self.block_bytes, buffer);
+        let digests = |block: BlockHashes| BlockDigests { part: block.part, basis: block.basis };
+        let blocks = target.with_root_checked(hash).map_err(to_fault);
+        Ok(blocks.map(|blocks| blocks.into_iter().map(digests).collect()))
+    }
+
+    fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
+        let entry = self.validate()?;
+        match reply {
+            Ok(blocks) if blocks.len() as u64 != self.length.div_ceil(self.block_bytes) => {
+                Err(format!("{} values of {} bytes", blocks.len(), self.length))
+            }
+            reply => Ok(reply.map_err(|fault| fault.into_error(&entry.path))),
         }
     }
 }
 
-/// Removes what was kept to find the names of one file.
-pub fn handle_clean_up(target: &Target, ask: &CleanUpRequest) -> CleanUpReply {
-    let swept = target.with_root_checked(|| target.clean_up_anchors(ask.root.as_ref()));
-    CleanUpReply { fault: swept.err().map(|error| error.to_file_error().into()) }
+impl ControlRequest for PruneRequest {
+    const PATH: &'static str = PRUNE;
+    type Reply = PruneReply;
+    type Outcome = PruneOutcome;
+
+    fn bytes_to_read(&self) -> Option<u64> {
+        None
+    }
+
+    fn check_permission(&self, claims: &Claims) -> Result<(), Refusal> {
+        check_prune_permission(claims, self.apply)
+    }
+
+    fn handle(
+        &self,
+        target: &Target,
+        claims: &Claims,
+        buffer: &mut [u8],
+    ) -> Result<PruneReply, String> {
+        let outcome = self.handle_locally(target, claims, buffer)?;
+        Ok(PruneReply::from_outcome(&self.dir, outcome))
+    }
+
+    fn read_reply(&self, reply: PruneReply) -> Result<PruneOutcome, String> {
+        reply.into_outcome(self)
+    }
+
+    /// The ticket names the request, and with it the trash that removed entries go to.
+    fn handle_locally(
+        &self,
+        target: &Target,
+        claims: &Claims,
+        _: &mut [u8],
+    ) -> Result<PruneOutcome, String> {
+        self.validate()?;
+        let name = |name: &minicbor::bytes::ByteVec| name.to_vec().into_boxed_slice();
+        let cursor =
+            |at: &PruneResume| PruneCursor { after: at.after.clone(), kept_levels: at.kept_dirs };
+        let page = PrunePage {
+            dir: self.dir.clone(),
+            after: self.after.as_ref().map(name),
+            through: self.through.as_ref().map(name),
+            names: self.names.iter().map(name).collect(),
+            filter: Filter::cached(&self.filter).map_err(|e| e.to_string())?,
+            non_directories: self.replacing_dirs.clone(),
+            delete_excluded: self.delete_excluded,
+            apply: self.apply,
+            request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,
+            dirs: self.dirs.clone(),
+            resume: self.resume.as_ref().map(cursor),
+        };
+        Ok(match target.with_root_checked(|| target.prune(&page)) {
+            Ok(PruneResult { pruned, removed, errors, earlier_trash, next, budget_exhausted }) => {
+                let resume =
+                    next.map(|at| PruneResume { after: at.after, kept_dirs: at.kept_levels });
+                PruneOutcome {
+                    pruned,
+                    removed,
+                    errors,
+                    old_trash: earlier_trash,
+                    resume,
+                    allowance_exhausted: budget_exhausted,
+                }
+            }
+            Err(error) => {
+                PruneOutcome { errors: vec![error.to_file_error()], ..PruneOutcome::default() }
+            }
+        })
+    }
 }
 
-/// Looks whether the root can be written.
-pub fn handle_root_check(target: &Target, ask: &RootCheckRequest) -> RootCheckReply {
-    let checked = target.check_writable(ask.source_kind);
-    RootCheckReply { fault: checked.err().map(|error| error.to_file_error().into()) }
+impl ControlRequest for CleanUpRequest {
+    const PATH: &'static str = CLEAN_UP;
+    type Reply = Result<(), Fault>;
+    type Outcome = Result<(), FileError>;
+
+    fn bytes_to_read(&self) -> Option<u64> {
+        None
+    }
+
+    fn handle(&self, target: &Target, _: &Claims, _: &mut [u8]) -> Result<Self::Reply, String> {
+        let clean_up = || target.clean_up_anchors(self.root.as_ref());
+        Ok(target.with_root_checked(clean_up).map_err(to_fault))
+    }
+
+    fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
+        Ok(reply.map_err(|fault| fault.into_error(&RelPath::root())))
+    }
+}
+
+impl ControlRequest for RootCheckRequest {
+    const PATH: &'static str = ROOT_CHECK;
+    type Reply = Result<(), Fault>;
+    type Outcome = Result<(), FileError>;
+
+    fn bytes_to_read(&self) -> Option<u64> {
+        Some(0)
+    }
+
+    fn handle(&self, target: &Target, _: &Claims, _: &mut [u8]) -> Result<Self::Reply, String> {
+        Ok(target.check_writable(self.source_kind).map_err(to_fault))
+    }
+
+    fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
+        Ok(reply.map_err(|fault| fault.into_error(&RelPath::root())))
+    }
 }

@@ -2,14 +2,17 @@
 //! the only names that a reply holds; they are read like those of any peer.
 
 use super::protocol::{Fault, entry_of_range};
-use crate::fs::RootKind;
+use super::ticket_verifier::{Refusal, check_permission};
+use crate::fs::{RootKind, Target};
 pub use crate::wire::content::BLOCK_BYTES;
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::FilterSpec;
 use crate::wire::sync::FileError;
 use crate::wire::task::PruneReport;
+use crate::wire::ticket::Claims;
 use crate::wire::{BytePath, Digest, RelPath};
+use bytes::Bytes;
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
@@ -22,6 +25,73 @@ const MAX_BLOCKS: u64 = 4096;
 pub const MAX_PRUNE_NAMES: usize = 65_536;
 /// A reply to a prune names removed entries in about so many bytes; of more it gives the counts.
 const MAX_REMOVED_BYTES: usize = 8 << 20;
+
+/// A request of one document that is answered with one document, by a peer or on this host.
+pub trait ControlRequest: Encode<()> + for<'b> Decode<'b, ()> + Send + 'static {
+    /// Its path over HTTP.
+    const PATH: &'static str;
+    /// Whether handling it needs a buffer of one block.
+    const NEEDS_BUFFER: bool = false;
+    /// What is sent back.
+    type Reply: Encode<()> + for<'b> Decode<'b, ()> + Send + 'static;
+    /// What the requester makes of the reply.
+    type Outcome: Send + 'static;
+
+    /// The request as a document.
+    fn to_document(&self) -> Bytes {
+        // Encoding into a Vec can't fail: its error type is `Infallible`.
+        minicbor::to_vec(self).unwrap_or_default().into()
+    }
+
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// A message: the document holds no such request.
+    fn from_document(document: &[u8]) -> Result<Self, String> {
+        minicbor::decode(document).map_err(|e| e.to_string())
+    }
+
+    /// How many bytes of content are read for the reply; `None` where the work has no such bound.
+    fn bytes_to_read(&self) -> Option<u64>;
+
+    /// Checks that `claims` allow the request.
+    ///
+    /// # Errors
+    /// See [`check_permission`].
+    fn check_permission(&self, claims: &Claims) -> Result<(), Refusal> {
+        check_permission(claims, Self::PATH)
+    }
+
+    /// Executes the request; blocks meanwhile. `buffer` has room for a block where that is needed.
+    ///
+    /// # Errors
+    /// A message: the request is invalid.
+    fn handle(
+        &self,
+        target: &Target,
+        claims: &Claims,
+        buffer: &mut [u8],
+    ) -> Result<Self::Reply, String>;
+
+    /// Checks and reads the reply.
+    ///
+    /// # Errors
+    /// A message: the reply does not match the request.
+    fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String>;
+
+    /// [`handle`](ControlRequest::handle) where no reply has to be sent.
+    ///
+    /// # Errors
+    /// A message: the request is invalid.
+    fn handle_locally(
+        &self,
+        target: &Target,
+        claims: &Claims,
+        buffer: &mut [u8],
+    ) -> Result<Self::Outcome, String> {
+        self.read_reply(self.handle(target, claims, buffer)?)
+    }
+}
 
 /// The request for block values.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -66,17 +136,6 @@ pub struct BlockDigests {
     /// In the file that has the name now.
     #[n(1)]
     pub basis: Option<Digest>,
-}
-
-/// The reply to [`BlockDigestsRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum BlockDigestsReply {
-    /// One for each block, in order.
-    #[n(0)]
-    Digests(#[n(0)] Vec<BlockDigests>),
-    /// What is there cannot be read.
-    #[n(1)]
-    Failed(#[n(0)] Fault),
 }
 
 /// A page of a prune: the names that the source has in an interval of one directory. What the
@@ -370,28 +429,12 @@ pub struct CleanUpRequest {
     pub root: Option<ManifestDir>,
 }
 
-/// The reply to [`CleanUpRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
-pub struct CleanUpReply {
-    /// Why not all is removed.
-    #[n(0)]
-    pub fault: Option<Fault>,
-}
-
 /// The question whether the root of the destination can be written.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct RootCheckRequest {
     /// What the root of the source is.
     #[n(0)]
     pub source_kind: RootKind,
-}
-
-/// The reply to [`RootCheckRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
-pub struct RootCheckReply {
-    /// Why it can't be.
-    #[n(0)]
-    pub fault: Option<Fault>,
 }
 
 #[cfg(test)]
@@ -565,13 +608,12 @@ mod tests {
         #[test]
         fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
             let _ = minicbor::decode::<BlockDigestsRequest>(&bytes).map(|ask| ask.validate().is_ok());
-            let _ = minicbor::decode::<BlockDigestsReply>(&bytes);
+            let _ = minicbor::decode::<Result<Vec<BlockDigests>, Fault>>(&bytes);
             let _ = minicbor::decode::<PruneRequest>(&bytes).map(|ask| ask.validate());
             let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_outcome(&prune_request(&[])));
             let _ = minicbor::decode::<CleanUpRequest>(&bytes);
-            let _ = minicbor::decode::<CleanUpReply>(&bytes);
+            let _ = minicbor::decode::<Result<(), Fault>>(&bytes);
             let _ = minicbor::decode::<RootCheckRequest>(&bytes);
-            let _ = minicbor::decode::<RootCheckReply>(&bytes);
         }
 
         #[test]
@@ -583,8 +625,8 @@ mod tests {
             let bytes = other(minicbor::to_vec(&asked).unwrap());
             let _ = minicbor::decode::<PruneRequest>(&bytes).map(|ask| ask.validate());
             let there = BlockDigests { part: Some(Digest([1; 32])), basis: Some(Digest([2; 32])) };
-            let bytes = other(minicbor::to_vec(BlockDigestsReply::Digests(vec![there; 3])).unwrap());
-            let _ = minicbor::decode::<BlockDigestsReply>(&bytes);
+            let bytes = other(minicbor::to_vec(Ok::<_, Fault>(vec![there; 3])).unwrap());
+            let _ = minicbor::decode::<Result<Vec<BlockDigests>, Fault>>(&bytes);
             let bytes = other(minicbor::to_vec(PruneReply::default()).unwrap());
             let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_outcome(&asked));
             let ask = ContentRequest { verb: "/v1/pack".into(), ticket: "t".repeat(50) };

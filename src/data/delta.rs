@@ -160,7 +160,7 @@ impl Destination {
             length: window.length,
             block_bytes: block,
         };
-        self.block_digests(ask).await
+        self.request(ask).await
     }
 
     /// Compares `ranged` with the file that the destination has; nothing is sent.

@@ -1,7 +1,9 @@
 //! Where an executor sends to: a peer, or this host itself.
 
 use super::buffer_pool::BufferPool;
-use super::control_messages::{BlockDigests, BlockDigestsRequest, PruneOutcome, PruneRequest};
+use super::control_messages::{
+    BlockDigests, CleanUpRequest, ControlRequest, PruneOutcome, PruneRequest, RootCheckRequest,
+};
 use super::local::{CloneOutcome, Local};
 use super::outcome::{OfferOutcome, PackOutcome, RangeOutcome, SendError};
 use super::peer::Peer;
@@ -62,7 +64,7 @@ impl Destination {
     /// # Errors
     /// See [`SendError`].
     pub async fn offer(&self, manifest: &Manifest) -> Result<OfferOutcome, SendError> {
-        self.offer_encoded(manifest, || manifest.encode().into()).await
+        self.offer_encoded(manifest, || manifest.to_document()).await
     }
 
     /// The same for a manifest of which `encoded` gives the bytes.
@@ -75,9 +77,51 @@ impl Destination {
         encoded: impl FnOnce() -> Bytes,
     ) -> Result<OfferOutcome, SendError> {
         match self {
-            Destination::Local { local, .. } => local.offer(manifest).await,
-            Destination::Remote(peer) => peer.offer(manifest, encoded()).await,
+            Destination::Local { local, .. } => local.request(manifest.clone()).await,
+            Destination::Remote(peer) => peer.request(manifest, encoded()).await,
         }
+    }
+
+    /// Has a request executed at the destination.
+    pub(super) async fn request<R: ControlRequest>(
+        &self,
+        request: R,
+    ) -> Result<R::Outcome, SendError> {
+        match self {
+            Destination::Local { local, .. } => local.request(request).await,
+            Destination::Remote(peer) => peer.request(&request, request.to_document()).await,
+        }
+    }
+
+    /// Finds (and, where the request applies it, removes) the entries of one page that the source does not have.
+    ///
+    /// # Errors
+    /// See [`SendError`]; the ticket may not allow it.
+    pub async fn prune(&self, request: PruneRequest) -> Result<PruneOutcome, SendError> {
+        self.request(request).await
+    }
+
+    /// Removes the anchors of hard links that the sync kept at the destination, and sets the metadata of `root` again;
+    /// inside: the error of what is left.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn clean_up(
+        &self,
+        root: Option<ManifestDir>,
+    ) -> Result<Result<(), FileError>, SendError> {
+        self.request(CleanUpRequest { root }).await
+    }
+
+    /// Whether the root of a source of this kind can be written there; inside: the error if not.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn check_root(
+        &self,
+        source_kind: RootKind,
+    ) -> Result<Result<(), FileError>, SendError> {
+        self.request(RootCheckRequest { source_kind }).await
     }
 
     /// Sends `files` of `source`, which lie in `dirs`, as what each of them is now.
@@ -112,44 +156,6 @@ impl Destination {
         }
     }
 
-    /// Finds (and, where it is to be applied, removes) what the destination has beside the names of
-    /// one page.
-    ///
-    /// # Errors
-    /// See [`SendError`]; the ticket may not allow it.
-    pub async fn prune(&self, ask: PruneRequest) -> Result<PruneOutcome, SendError> {
-        match self {
-            Destination::Local { local, .. } => local.prune(ask).await,
-            Destination::Remote(peer) => peer.prune(ask).await,
-        }
-    }
-
-    /// Removes what the sync kept at the destination to find the names of one file, and gives `root`
-    /// its metadata back; inside, why not all is removed.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn clean_up(
-        &self,
-        root: Option<ManifestDir>,
-    ) -> Result<Result<(), FileError>, SendError> {
-        match self {
-            Destination::Local { local, .. } => local.clean_up(root).await,
-            Destination::Remote(peer) => peer.clean_up(root).await,
-        }
-    }
-
-    /// Whether the root of a `source` of this kind can be written there; inside, why it can't be.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn check_root(&self, source: RootKind) -> Result<Result<(), FileError>, SendError> {
-        match self {
-            Destination::Local { local, .. } => local.check_root(source).await,
-            Destination::Remote(peer) => peer.check_root(source).await,
-        }
-    }
-
     /// Sends a range; with `there` only what differs from those blocks.
     pub(super) async fn send_range(
         &self,
@@ -159,17 +165,6 @@ impl Destination {
         match self {
             Destination::Local { local, .. } => local.transfer_range(ranged, there).await,
             Destination::Remote(peer) => peer.transfer_range(ranged, there).await,
-        }
-    }
-
-    /// What is there of some blocks; inside, why it can't be read.
-    pub(super) async fn block_digests(
-        &self,
-        ask: BlockDigestsRequest,
-    ) -> Result<Result<Vec<BlockDigests>, FileError>, SendError> {
-        match self {
-            Destination::Local { local, .. } => local.block_digests(ask).await,
-            Destination::Remote(peer) => peer.block_digests(ask).await,
         }
     }
 }

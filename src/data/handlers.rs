@@ -1,19 +1,16 @@
 //! What a receiving agent answers: tickets are checked before anything else, bodies handed to blocking
 //! threads as they come.
 
-use super::buffer_pool::{BLOCK_BUFFER_BYTES, Buffer};
-use super::control_handlers::{
-    handle_block_digests, handle_clean_up, handle_prune, handle_root_check,
-};
+use super::buffer_pool::Buffer;
 use super::control_messages::{
-    BlockDigestsRequest, CleanUpRequest, PruneReply, PruneRequest, RootCheckRequest,
+    BlockDigestsRequest, CleanUpRequest, ControlRequest, PruneRequest, RootCheckRequest,
 };
 use super::frame::{FrameError, FrameReader};
 use super::protocol::{
     BLOCK_DIGESTS, CLEAN_UP, ContentRequest, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PRUNE, RANGE,
     ROOT_CHECK, TICKET_HEADER,
 };
-use super::receive::{handle_offer, receive_pack, receive_range};
+use super::receive::{receive_pack, receive_range};
 use super::server_context::{ConnectionContext, ServerContext};
 use super::socket_reader::SocketReader;
 use super::stall::drain_body;
@@ -175,49 +172,37 @@ async fn dispatch(
         Err(refused) => return drain_and_refuse(request, RequestFailure::Refused(refused)).await,
     };
     let _under_way = shared.requests.start().await;
-    let rules = claims.rules.clone();
     match verb {
-        OFFER => {
-            let take = move |bytes: &[u8]| {
-                let manifest = Manifest::decode(bytes)
-                    .map_err(|e| RequestFailure::BadRequest(e.to_string()))?;
-                Ok(handle_offer(&target, &manifest, rules.dry_run))
-            };
-            handle_document(request, shared, take).await
-        }
+        OFFER => handle_control::<Manifest>(request, shared, claims, target).await,
         BLOCK_DIGESTS => {
-            let asked = read_body(request, shared.stall_timeout).await?;
-            let [mut scratch] = shared.pool.acquire([BLOCK_BUFFER_BYTES]).await;
-            let take = move || {
-                let ask: BlockDigestsRequest = decode_cbor(&asked)?;
-                let entry = ask.validate().map_err(RequestFailure::BadRequest)?;
-                Ok(handle_block_digests(&target, entry, &ask, scratch.content_mut()))
-            };
-            run_blocking(take).await
+            handle_control::<BlockDigestsRequest>(request, shared, claims, target).await
         }
-        PRUNE => {
-            let take = move |bytes: &[u8]| {
-                let ask: PruneRequest = decode_cbor(bytes)?;
-                ticket_verifier::check_prune_permission(&claims, ask.apply)?;
-                let page =
-                    handle_prune(&target, &claims, &ask).map_err(RequestFailure::BadRequest)?;
-                Ok(PruneReply::from_outcome(&ask.dir, page))
-            };
-            handle_document(request, shared, take).await
-        }
-        ROOT_CHECK => {
-            let take = move |bytes: &[u8]| {
-                Ok(handle_root_check(&target, &decode_cbor::<RootCheckRequest>(bytes)?))
-            };
-            handle_document(request, shared, take).await
-        }
-        _ => {
-            let take = move |bytes: &[u8]| {
-                Ok(handle_clean_up(&target, &decode_cbor::<CleanUpRequest>(bytes)?))
-            };
-            handle_document(request, shared, take).await
-        }
+        PRUNE => handle_control::<PruneRequest>(request, shared, claims, target).await,
+        ROOT_CHECK => handle_control::<RootCheckRequest>(request, shared, claims, target).await,
+        _ => handle_control::<CleanUpRequest>(request, shared, claims, target).await,
     }
+}
+
+/// Reads the request, executes it in a thread of its own, and encodes the reply.
+async fn handle_control<R: ControlRequest>(
+    request: Request<Incoming>,
+    context: &ConnectionContext,
+    claims: Claims,
+    target: Target,
+) -> Result<Vec<u8>, RequestFailure> {
+    let document = read_body(request, context.stall_timeout).await?;
+    let mut buffer = context.pool.acquire_block(R::NEEDS_BUFFER).await;
+    let reply = tokio::task::spawn_blocking(move || {
+        let request = R::from_document(&document).map_err(RequestFailure::BadRequest)?;
+        request.check_permission(&claims)?;
+        let buffer = buffer.as_mut().map_or(&mut [][..], Buffer::content_mut);
+        let reply = request.handle(&target, &claims, buffer).map_err(RequestFailure::BadRequest)?;
+        minicbor::to_vec(&reply).map_err(|e| RequestFailure::Internal(e.to_string()))
+    });
+    reply.await.unwrap_or_else(|e| {
+        tracing::error!("a data request panicked: {e}");
+        Err(RequestFailure::Internal("internal error of the agent; see its log".to_owned()))
+    })
 }
 
 async fn drain_and_refuse(
@@ -269,19 +254,6 @@ fn authorize_request(
     served.roots.authorize(&served.verifier, ticket)
 }
 
-/// Runs `take` in a thread of its own on the document that the body is.
-async fn handle_document<T>(
-    request: Request<Incoming>,
-    shared: &ConnectionContext,
-    take: impl FnOnce(&[u8]) -> Result<T, RequestFailure> + Send + 'static,
-) -> Result<Vec<u8>, RequestFailure>
-where
-    T: minicbor::Encode<()> + Send + 'static,
-{
-    let bytes = read_body(request, shared.stall_timeout).await?;
-    run_blocking(move || take(&bytes)).await
-}
-
 /// The document that the body is, which has so long to come.
 async fn read_body(
     request: Request<Incoming>,
@@ -304,29 +276,6 @@ async fn read_body(
         Ok(Err(e)) => Err(RequestFailure::BadRequest(e.to_string())),
         Err(_) => {
             Err(RequestFailure::BadRequest(format!("the document did not arrive in {patience:?}")))
-        }
-    }
-}
-
-fn decode_cbor<A: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<A, RequestFailure> {
-    minicbor::decode(bytes).map_err(|e| RequestFailure::BadRequest(e.to_string()))
-}
-
-/// Runs blocking work and encodes what it returns.
-async fn run_blocking<T, F>(work: F) -> Result<Vec<u8>, RequestFailure>
-where
-    T: minicbor::Encode<()> + Send + 'static,
-    F: FnOnce() -> Result<T, RequestFailure> + Send + 'static,
-{
-    let encoded = tokio::task::spawn_blocking(move || {
-        let value = work()?;
-        minicbor::to_vec(&value).map_err(|e| RequestFailure::Internal(e.to_string()))
-    });
-    match encoded.await {
-        Ok(done) => done,
-        Err(e) => {
-            tracing::error!("a data request panicked: {e}");
-            Err(RequestFailure::Internal("internal error of the agent; see its log".to_owned()))
         }
     }
 }

@@ -1,25 +1,20 @@
 //! A destination on this host: the same outcomes as with a peer, without the network.
 
-use super::buffer_pool::{BLOCK_BUFFER_BYTES, Buffer, BufferPool, SEND_BUFFER_BYTES};
+use super::buffer_pool::{Buffer, BufferPool, SEND_BUFFER_BYTES};
 use super::content_writer::{ContentWriter, keep_blocks};
-use super::control_handlers;
-use super::control_messages::{
-    BLOCK_BYTES, BlockDigests, BlockDigestsReply, BlockDigestsRequest, CleanUpRequest,
-    PruneOutcome, PruneRequest, RootCheckRequest,
-};
+use super::control_messages::{BLOCK_BYTES, BlockDigests, ControlRequest};
 use super::deadline::Deadline;
 use super::outcome::{
-    DirMetadataError, OfferDecision, OfferOutcome, PackOutcome, RangeOutcome, SendError,
-    WrittenFile,
+    DirMetadataError, OfferOutcome, PackOutcome, RangeOutcome, SendError, WrittenFile,
 };
-use super::protocol::{CLEAN_UP, PACK, RANGE};
+use super::protocol::{OfferDecision, PACK, RANGE};
 use super::receive;
 use super::send::read_range;
 use super::source_reader::{
     HashOnlySink, RangeTransfer, ReadOutcome, Sink, Span, changed_error, open_version, read_whole,
 };
 use super::ticket_verifier::{self, Refusal};
-use crate::fs::{FsError, NewFile, ReuseSource, RootKind, SourceFile, Target, Tree};
+use crate::fs::{FsError, NewFile, ReuseSource, SourceFile, Target, Tree};
 use crate::util::rate::Limiters;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
@@ -104,16 +99,20 @@ impl Local {
         &self.claims.rules
     }
 
-    /// Offers `manifest`.
+    /// Executes a request.
     ///
     /// # Errors
     /// [`SendError::Internal`].
-    pub async fn offer(&self, manifest: &Manifest) -> Result<OfferOutcome, SendError> {
-        let (target, manifest) = (self.target.clone(), manifest.clone());
-        let dry_run = self.rules().dry_run;
+    pub(super) async fn request<R: ControlRequest>(
+        &self,
+        request: R,
+    ) -> Result<R::Outcome, SendError> {
+        request.check_permission(&self.claims)?;
+        let (target, claims) = (self.target.clone(), self.claims.clone());
+        let mut buffer = self.pool.acquire_block(R::NEEDS_BUFFER).await;
         run_blocking(move |_| {
-            let reply = receive::handle_offer(&target, &manifest, dry_run);
-            OfferOutcome::from_reply(&manifest, reply).map_err(SendError::Internal)
+            let buffer = buffer.as_mut().map_or(&mut [][..], Buffer::content_mut);
+            request.handle_locally(&target, &claims, buffer).map_err(SendError::Internal)
         })
         .await
     }
@@ -272,79 +271,6 @@ impl Local {
                 Ok(()) => RangeOutcome::Written { value, sent, kept },
                 Err(error) => RangeOutcome::from(error),
             })
-        })
-        .await
-    }
-
-    /// What is there of some blocks.
-    ///
-    /// # Errors
-    /// [`SendError::Internal`].
-    pub(super) async fn block_digests(
-        &self,
-        ask: BlockDigestsRequest,
-    ) -> Result<Result<Vec<BlockDigests>, FileError>, SendError> {
-        let target = self.target.clone();
-        let [mut scratch] = self.pool.acquire([BLOCK_BUFFER_BYTES]).await;
-        run_blocking(move |_| {
-            let entry = ask.validate().map_err(SendError::Internal)?;
-            Ok(
-                match control_handlers::handle_block_digests(
-                    &target,
-                    entry,
-                    &ask,
-                    scratch.content_mut(),
-                ) {
-                    BlockDigestsReply::Digests(values) => Ok(values),
-                    BlockDigestsReply::Failed(fault) => Err(fault.into_error(&entry.path)),
-                },
-            )
-        })
-        .await
-    }
-
-    /// Finds (and removes) what is extra.
-    ///
-    /// # Errors
-    /// [`SendError::Internal`].
-    pub async fn prune(&self, ask: PruneRequest) -> Result<PruneOutcome, SendError> {
-        ticket_verifier::check_prune_permission(&self.claims, ask.apply)?;
-        let (target, claims) = (self.target.clone(), self.claims.clone());
-        run_blocking(move |_| {
-            control_handlers::handle_prune(&target, &claims, &ask).map_err(SendError::Internal)
-        })
-        .await
-    }
-
-    /// Removes what was kept to find the names of one file.
-    ///
-    /// # Errors
-    /// [`SendError::Internal`].
-    pub async fn clean_up(
-        &self,
-        root: Option<ManifestDir>,
-    ) -> Result<Result<(), FileError>, SendError> {
-        ticket_verifier::check_permission(&self.claims, CLEAN_UP)?;
-        let target = self.target.clone();
-        run_blocking(move |_| {
-            let reply = control_handlers::handle_clean_up(&target, &CleanUpRequest { root });
-            Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
-        })
-        .await
-    }
-
-    /// Whether the root can be written.
-    ///
-    /// # Errors
-    /// [`SendError::Internal`].
-    pub async fn check_root(&self, source: RootKind) -> Result<Result<(), FileError>, SendError> {
-        let target = self.target.clone();
-        run_blocking(move |_| {
-            let reply = control_handlers::handle_root_check(
-                &target,
-                &RootCheckRequest { source_kind: source },
-            );
-            Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
         })
         .await
     }

@@ -68,11 +68,12 @@ pub use destination::Destination;
 pub use endpoints::Endpoints;
 pub use local::{CloneOutcome, Local};
 pub use outcome::{
-    CompareOutcome, DirMetadataError, OfferDecision, OfferOutcome, PackOutcome, RangeMode,
-    RangeOutcome, SendError, WrittenFile,
+    CompareOutcome, DirMetadataError, OfferOutcome, PackOutcome, RangeMode, RangeOutcome,
+    SendError, WrittenFile,
 };
 pub use peer::Peer;
 pub use peers::Peers;
+pub use protocol::OfferDecision;
 pub use roots::Roots;
 pub use server::DataServer;
 pub use server_context::ServerContext;

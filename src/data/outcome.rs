@@ -1,11 +1,11 @@
 //! What became of entries that were offered or sent: the same words for a peer and for this host.
 
 use super::protocol::{
-    DirMetadataFault, EntryDigest, Fault, OfferReply, OfferResult, PackReply, RangeReply,
+    DirMetadataFault, EntryDigest, Fault, OfferDecision, OfferReply, PackReply, RangeReply,
     WriteOutcome, resolve_warnings,
 };
 use crate::fs::FsError;
-use crate::wire::entry_report::{EntryAction, EntryWarnings};
+use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::{Digest, RelPath, WorkerId};
@@ -72,22 +72,6 @@ pub struct OfferOutcome {
     pub needs_clean_up: bool,
     /// Directories on the way to the entries that are new at the destination, and no entries themselves.
     pub created_dirs: Vec<RelPath>,
-}
-
-/// What a destination made of one entry that did not fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OfferDecision {
-    /// It is there as it should be, or left alone. (In a dry run: it needs no content to be so.)
-    Done(EntryAction),
-    /// Its content is wanted.
-    NeedsContent {
-        /// What it will be.
-        action: EntryAction,
-        /// There is something at the destination to compare blocks with.
-        has_basis: bool,
-    },
-    /// It is to be offered again with the digest of the source's content.
-    NeedsDigest,
 }
 
 /// What became of the files of a pack.
@@ -207,28 +191,22 @@ impl OfferOutcome {
         if expected != found {
             return Err(format!("{found} results for {expected} entries"));
         }
-        let answers = manifest
-            .entries
-            .iter()
-            .zip(reply.results)
-            .map(|(entry, answer)| match answer {
-                OfferResult::NeedsContent { .. } | OfferResult::NeedsDigest if !is_file(entry) => {
+        let results =
+            manifest.entries.iter().zip(reply.results).map(|(entry, result)| match result {
+                Ok(OfferDecision::NeedsContent { .. } | OfferDecision::NeedsDigest)
+                    if !is_file(entry) =>
+                {
                     Err("it requests content of an entry without content")
                 }
-                OfferResult::NeedsDigest if entry.digest.is_some() => {
+                Ok(OfferDecision::NeedsDigest) if entry.digest.is_some() => {
                     Err("it requests a digest twice")
                 }
-                OfferResult::Done(action) => Ok(Ok(OfferDecision::Done(action))),
-                OfferResult::NeedsContent { action, has_basis: base } => {
-                    Ok(Ok(OfferDecision::NeedsContent { action, has_basis: base }))
-                }
-                OfferResult::NeedsDigest => Ok(Ok(OfferDecision::NeedsDigest)),
-                OfferResult::Failed(fault) => Ok(Err(fault.into_error(&entry.path))),
-            })
-            .collect::<Result<_, _>>()?;
+                result => Ok(result.map_err(|fault| fault.into_error(&entry.path))),
+            });
+        let results = results.collect::<Result<_, _>>()?;
         let entries: Vec<&Entry> = manifest.entries.iter().collect();
         Ok(OfferOutcome {
-            results: answers,
+            results,
             digests: digests_by_entry(&manifest.entries, reply.digests)?,
             warnings: resolve_warnings(reply.warnings, &entries, &manifest.dirs)?,
             dir_errors: dir_errors(&manifest.dirs, reply.dir_faults)?,
@@ -377,6 +355,7 @@ impl RangeOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::entry_report::EntryAction;
     use crate::wire::manifest::Meta;
 
     #[test]
@@ -390,23 +369,25 @@ mod tests {
         let entries =
             vec![entry("dir", EntryKind::Dir), entry("file", EntryKind::File { size: 1 }), read];
         let manifest = Manifest { dirs: vec![], entries };
-        let skip = OfferResult::Done(EntryAction::Skip);
-        let reply = |answers: [&OfferResult; 3], digests: &[u32]| {
+        let skip = Ok(OfferDecision::Done(EntryAction::Skip));
+        let check = Ok(OfferDecision::NeedsDigest);
+        let reply = |answers: [&Result<OfferDecision, Fault>; 3], digests: &[u32]| {
             let digests = digests.iter().map(|entry| EntryDigest { entry: *entry, digest });
-            let answers = answers.map(OfferResult::clone).into();
+            let answers = answers.map(Clone::clone).into();
             let digests = digests.collect();
             OfferOutcome::from_reply(
                 &manifest,
                 OfferReply { results: answers, digests, ..OfferReply::default() },
             )
         };
-        let needed = OfferResult::NeedsContent { action: EntryAction::Update, has_basis: false };
-        let good = reply([&skip, &OfferResult::NeedsDigest, &needed], &[1]).unwrap();
+        let needed =
+            Ok(OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: false });
+        let good = reply([&skip, &check, &needed], &[1]).unwrap();
         assert_eq!(good.digests, [None, Some(digest), None]);
-        assert!(reply([&OfferResult::NeedsDigest, &skip, &skip], &[]).is_err());
+        assert!(reply([&check, &skip, &skip], &[]).is_err());
         assert!(reply([&needed, &skip, &skip], &[]).is_err());
         // It was sent with the offer.
-        assert!(reply([&skip, &skip, &OfferResult::NeedsDigest], &[]).is_err());
+        assert!(reply([&skip, &skip, &check], &[]).is_err());
         assert!(reply([&skip, &skip, &skip], &[0]).is_err());
         assert!(reply([&skip, &skip, &skip], &[3]).is_err());
         let made = |made: &[u32]| {

@@ -4,35 +4,31 @@
 use super::buffer_pool::Buffer;
 use super::connect::ConnectionKind;
 use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink};
-use super::control_messages::{
-    BlockDigests, BlockDigestsReply, BlockDigestsRequest, CleanUpReply, CleanUpRequest,
-    PruneOutcome, PruneReply, PruneRequest, RootCheckReply, RootCheckRequest, WINDOW_BYTES,
-};
+use super::control_messages::{BlockDigests, ControlRequest};
 use super::deadline::Deadline;
-use super::outcome::{OfferOutcome, PackOutcome, RangeOutcome, SendError, SentFile, SentRange};
+use super::outcome::{PackOutcome, RangeOutcome, SendError, SentFile, SentRange};
 use super::peers::Peers;
 use super::pooled_connection::PooledConnection;
 use super::protocol::{
-    BLOCK_DIGESTS, CLEAN_UP, ContentRequest, MAX_REPLY_BYTES, OFFER, OfferReply, PACK, PRUNE,
-    PackReply, RANGE, ROOT_CHECK, RangeHead, RangeReply, TICKET_HEADER, WriteOutcome,
+    ContentRequest, MAX_REPLY_BYTES, PACK, PackReply, RANGE, RangeHead, RangeReply, TICKET_HEADER,
+    WriteOutcome,
 };
 use super::send::{FrameWriter, send_pack, send_range};
 use super::source_reader::RangeTransfer;
 use super::stall::{MIN_PROGRESS_BYTES, STALL_TIMEOUT, wait_for_stall};
-use crate::fs::{RootKind, Tree};
+use crate::fs::Tree;
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::util::corruption::CorruptionCounter;
 use crate::util::rate::Limiters;
 use crate::util::shutdown::Shutdown;
+use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
-use crate::wire::manifest::{Entry, Manifest, ManifestDir};
+use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::FileError;
 use crate::wire::task::PoolMember;
 use crate::wire::ticket::TICKET_LIFETIME_SECONDS;
 use crate::wire::worker::Endpoint;
-use crate::wire::{RelPath, WorkerId};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::header::HOST;
@@ -148,19 +144,21 @@ impl Peer {
         &self.worker
     }
 
-    /// Offers `manifest`, which is `encoded`.
+    /// Sends a request, which is `document`.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn offer(
+    pub(super) async fn request<R: ControlRequest>(
         &self,
-        manifest: &Manifest,
-        encoded: Bytes,
-    ) -> Result<OfferOutcome, SendError> {
-        let reply: OfferReply = self
-            .request_document(OFFER, encoded, self.reply_timeout_for(manifest.content_bytes()))
-            .await?;
-        OfferOutcome::from_reply(manifest, reply).map_err(|why| self.protocol_error(why))
+        request: &R,
+        document: Bytes,
+    ) -> Result<R::Outcome, SendError> {
+        let timeout = request.bytes_to_read().map_or(LONG_REPLY_TIMEOUT, |bytes| {
+            let reading = Duration::from_secs(bytes / MIN_READ_BYTES_PER_SECOND);
+            self.reply_timeout.saturating_add(reading).min(LONG_REPLY_TIMEOUT)
+        });
+        let reply = self.request_document(R::PATH, document, timeout).await?;
+        request.read_reply(reply).map_err(|reason| self.protocol_error(reason))
     }
 
     /// Sends `files` of `source`, which lie in `dirs`, as what each of them is now.
@@ -223,69 +221,6 @@ impl Peer {
         Ok(RangeOutcome::from_reply(entry, reply, fed))
     }
 
-    /// Asks for block values.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub(super) async fn block_digests(
-        &self,
-        ask: BlockDigestsRequest,
-    ) -> Result<Result<Vec<BlockDigests>, FileError>, SendError> {
-        let entry = ask.validate().map_err(SendError::Internal)?;
-        // The part file and the file that is there.
-        let patience = self.reply_timeout_for(2 * ask.length.min(2 * WINDOW_BYTES));
-        match self.request_document(BLOCK_DIGESTS, encode(&ask), patience).await? {
-            BlockDigestsReply::Digests(values)
-                if values.len() as u64 == ask.length.div_ceil(ask.block_bytes) =>
-            {
-                Ok(Ok(values))
-            }
-            BlockDigestsReply::Digests(values) => {
-                Err(self.protocol_error(format!("{} values of {} bytes", values.len(), ask.length)))
-            }
-            BlockDigestsReply::Failed(fault) => Ok(Err(fault.into_error(&entry.path))),
-        }
-    }
-
-    /// Finds (and removes) what is extra.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn prune(&self, ask: PruneRequest) -> Result<PruneOutcome, SendError> {
-        let reply: PruneReply =
-            self.request_document(PRUNE, encode(&ask), LONG_REPLY_TIMEOUT).await?;
-        reply.into_outcome(&ask).map_err(|why| self.protocol_error(why))
-    }
-
-    /// Removes what was kept to find the names of one file.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn clean_up(
-        &self,
-        root: Option<ManifestDir>,
-    ) -> Result<Result<(), FileError>, SendError> {
-        let reply: CleanUpReply = self
-            .request_document(CLEAN_UP, encode(&CleanUpRequest { root }), LONG_REPLY_TIMEOUT)
-            .await?;
-        Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
-    }
-
-    /// Asks whether the root can be written.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn check_root(&self, source: RootKind) -> Result<Result<(), FileError>, SendError> {
-        let reply: RootCheckReply = self
-            .request_document(
-                ROOT_CHECK,
-                encode(&RootCheckRequest { source_kind: source }),
-                self.reply_timeout,
-            )
-            .await?;
-        Ok(reply.fault.map_or(Ok(()), |fault| Err(fault.into_error(&RelPath::root()))))
-    }
-
     /// How many pieces of a range are best sent at a time: one for each pair of NICs, as long as not
     /// much is under way already.
     pub(super) fn parallel_stripes(&self) -> usize {
@@ -297,13 +232,6 @@ impl Peer {
     /// Whether there are several pairs of NICs to it.
     pub(super) fn is_multi_rail(&self) -> bool {
         self.peers.routes.count_rails(&self.endpoints) > 1
-    }
-
-    /// How long a reply may take for which so much content is read.
-    fn reply_timeout_for(&self, bytes: u64) -> Duration {
-        self.reply_timeout
-            .saturating_add(Duration::from_secs(bytes / MIN_READ_BYTES_PER_SECOND))
-            .min(LONG_REPLY_TIMEOUT)
     }
 
     /// Sends a document, and reads the reply.
@@ -581,11 +509,6 @@ impl Peer {
         let message = format!("its reply is invalid: {why}");
         SendError::ConnectionFailed { worker: self.worker.clone(), message }
     }
-}
-
-fn encode<T: minicbor::Encode<()>>(document: &T) -> Bytes {
-    // Encoding into a Vec can't fail: its error type is `Infallible`.
-    minicbor::to_vec(document).unwrap_or_default().into()
 }
 
 /// A hyper error with its causes.

@@ -19,13 +19,13 @@ pub const PACK: &str = "/v1/pack";
 /// A byte range of one large file; asked on a stream.
 pub const RANGE: &str = "/v1/range";
 /// Block values of what is there of a file.
-pub const BLOCK_DIGESTS: &str = "/v1/digest";
+pub const BLOCK_DIGESTS: &str = "/v1/block-digests";
 /// Find (and remove) what the source does not have.
 pub const PRUNE: &str = "/v1/prune";
 /// Remove what was kept to find the names of one file.
 pub const CLEAN_UP: &str = "/v1/clean-up";
 /// Whether the root of a destination can be written.
-pub const ROOT_CHECK: &str = "/v1/root";
+pub const ROOT_CHECK: &str = "/v1/root-check";
 /// Whether anybody is there; needs no ticket.
 pub const PROBE: &str = "/v1/probe";
 /// What a connection is upgraded to.
@@ -135,28 +135,25 @@ pub fn sanitize_text(text: &str) -> String {
     if cut.chars().any(char::is_control) { escape_bytes(cut.as_bytes()) } else { cut }
 }
 
-/// What the destination made of one offered entry.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub enum OfferResult {
-    /// It is there as it should be, or left alone; in a dry run: needs no content.
+/// What a destination decided about one offered entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum OfferDecision {
+    /// The entry is up to date now, or skipped. In a dry run: it needs no content to become so.
     #[n(0)]
     Done(#[n(0)] EntryAction),
-    /// Its content is wanted.
+    /// Its content is to be sent.
     #[n(1)]
     NeedsContent {
-        /// What it will be.
+        /// What the transfer does to the entry.
         #[n(0)]
         action: EntryAction,
-        /// There is something to compare blocks with.
+        /// The destination has content to compare blocks with.
         #[n(1)]
         has_basis: bool,
     },
-    /// It cannot be told without the digest of the source's content.
+    /// The entry is to be offered again with the digest of the content of the source.
     #[n(2)]
     NeedsDigest,
-    /// It cannot be.
-    #[n(3)]
-    Failed(#[n(0)] Fault),
 }
 
 /// A directory that could not get its metadata back after a write into it.
@@ -275,7 +272,7 @@ pub fn resolve_warnings(
 pub struct OfferReply {
     /// One for each entry, in order.
     #[n(0)]
-    pub results: Vec<OfferResult>,
+    pub results: Vec<Result<OfferDecision, Fault>>,
     /// Directories without their metadata.
     #[n(1)]
     pub dir_faults: Vec<DirMetadataFault>,
@@ -347,7 +344,7 @@ pub struct RangeHead {
     /// Its length; not 0, and no more than the BLAKE3 subtree at `offset` holds.
     #[n(2)]
     pub length: u64,
-    /// Whether all of it follows as content.
+    /// Whether all of it follows as content: then its space is reserved first.
     #[n(3)]
     pub is_dense: bool,
 }
@@ -433,10 +430,10 @@ mod tests {
         let fault = Fault::transient("write destination", "no space");
         let offer = OfferReply {
             results: vec![
-                OfferResult::Done(EntryAction::Skip),
-                OfferResult::NeedsContent { action: EntryAction::Update, has_basis: true },
-                OfferResult::NeedsDigest,
-                OfferResult::Failed(fault.clone()),
+                Ok(OfferDecision::Done(EntryAction::Skip)),
+                Ok(OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: true }),
+                Ok(OfferDecision::NeedsDigest),
+                Err(fault.clone()),
             ],
             dir_faults: vec![DirMetadataFault { dir: 3, fault: fault.clone() }],
             digests: vec![EntryDigest { entry: 1, digest: Digest([1; 32]) }],
@@ -556,7 +553,7 @@ mod tests {
         fn mutated_replies_decode_without_a_panic(edits in crate::wire::fuzz::any_edits()) {
             let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
             let failed = || Fault::transient("write destination", "no room");
-            let answers = vec![OfferResult::NeedsDigest, OfferResult::Failed(failed())];
+            let answers = vec![Ok(OfferDecision::NeedsDigest), Err(failed())];
             let digests = vec![EntryDigest { entry: 0, digest: Digest([1; 32]) }];
             let unstamped = vec![DirMetadataFault { dir: 0, fault: failed() }];
             let offer = OfferReply { results: answers, digests, dir_faults: unstamped, ..OfferReply::default() };

@@ -4,7 +4,7 @@
 use super::content_writer::{ContentWriter, ReadBack, keep_span};
 use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
 use super::protocol::{
-    DirMetadataFault, EntryDigest, Fault, IndexedWarning, OfferReply, OfferResult, PackReply,
+    DirMetadataFault, EntryDigest, Fault, IndexedWarning, OfferDecision, OfferReply, PackReply,
     RangeHead, RangeReply, RequestIndex, WriteOutcome, index_warnings,
 };
 use super::source_reader::Span;
@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
     let reply = target.with_root_checked(|| Ok(reconcile_offer(target, manifest, dry_run)));
     reply.unwrap_or_else(|gone| {
-        let failed = |_: &Entry| OfferResult::Failed(to_fault(gone.clone()));
+        let failed = |_: &Entry| Err(to_fault(gone.clone()));
         let answers = manifest.entries.iter().map(failed).collect();
         OfferReply {
             results: answers,
@@ -34,20 +34,21 @@ pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offe
 
 fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
     let ReconcileResult { verdicts, digests, created_dirs: made } = target.reconcile(manifest);
-    let answers: Vec<OfferResult> = verdicts
+    let answers: Vec<Result<OfferDecision, Fault>> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
-            Verdict::Done(action) => OfferResult::Done(action),
-            Verdict::ContentNeeded { action, has_basis: base } => {
-                OfferResult::NeedsContent { action, has_basis: base }
+            Verdict::Done(action) => Ok(OfferDecision::Done(action)),
+            Verdict::ContentNeeded { action, has_basis } => {
+                Ok(OfferDecision::NeedsContent { action, has_basis })
             }
-            Verdict::DigestNeeded => OfferResult::NeedsDigest,
-            Verdict::Failed(error) => OfferResult::Failed(error.into()),
+            Verdict::DigestNeeded => Ok(OfferDecision::NeedsDigest),
+            Verdict::Failed(error) => Err(error.into()),
         })
         .collect();
     // An attempt that died between its last file and its last stamp left directories with a time of
     // their own. Where content follows, the pack stamps them.
-    let later = answers.iter().any(|answer| matches!(answer, OfferResult::NeedsContent { .. }));
+    let later =
+        answers.iter().any(|answer| matches!(answer, Ok(OfferDecision::NeedsContent { .. })));
     let unstamped =
         if dry_run || later { Vec::new() } else { apply_dir_metadata(target, &manifest.dirs) };
     let digests = digests.into_iter().enumerate();
@@ -84,7 +85,7 @@ pub fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<DirMetad
         .collect()
 }
 
-fn to_fault(error: FsError) -> Fault {
+pub(super) fn to_fault(error: FsError) -> Fault {
     error.to_file_error().into()
 }
 
@@ -455,7 +456,8 @@ fn receive_range_content<P: ChunkSource>(
     buffer: &mut [u8],
 ) -> Result<WriteOutcome, FrameError> {
     let mut store = open_part_file(frames, target, entry)?;
-    if let (Ok(part), true) = (&store, head.is_dense)
+    if head.is_dense
+        && let Ok(part) = &store
         && let Err(error) =
             part.reserve_blocks(head.offset, head.length.min(target.rules().chunk_bytes))
     {

@@ -16,8 +16,8 @@ use super::buffer_pool::tests::{test_buffer, test_pool};
 use super::buffer_pool::{BufferPool, GATHER_BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::content_client::{Disconnected, FrameSink};
 use super::frame;
-use super::outcome::{OfferDecision, RangeMode, RangeOutcome, SendError, SentFile, WrittenFile};
-use super::protocol::{ContentRequest, PACK, RANGE, RangeHead, UPGRADE_PROTOCOL};
+use super::outcome::{RangeMode, RangeOutcome, SendError, SentFile, WrittenFile};
+use super::protocol::{ContentRequest, OfferDecision, PACK, RANGE, RangeHead, UPGRADE_PROTOCOL};
 use super::send::{FrameWriter, send_pack};
 use super::stall::STALL_TIMEOUT;
 use super::{

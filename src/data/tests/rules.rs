@@ -253,7 +253,7 @@ async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired(
 async fn inconsistent_documents_are_refused_by_every_handler() {
     let world = TestBed::new().await;
     let ticket = world.ticket_with(&rules(|r| r.delete = true));
-    for path in ["/v1/digest", "/v1/prune", "/v1/clean-up"] {
+    for path in ["/v1/block-digests", "/v1/prune", "/v1/clean-up"] {
         for body in [&b""[..], b"\xff\xff", b"{}", &[0x9f; 100]] {
             assert_refused(&world.post(path, &ticket, body).await, 400, "invalid_frame");
         }
@@ -264,7 +264,8 @@ async fn inconsistent_documents_are_refused_by_every_handler() {
     {
         let ask =
             BlockDigestsRequest { manifest: manifest.clone(), offset, length, block_bytes: block };
-        assert_refused(&world.post("/v1/digest", &ticket, &cbor(&ask)).await, 400, "invalid_frame");
+        let reply = world.post("/v1/block-digests", &ticket, &cbor(&ask)).await;
+        assert_refused(&reply, 400, "invalid_frame");
     }
     let unsorted = prune(true, &["b", "a"]);
     assert_refused(&world.post("/v1/prune", &ticket, &cbor(&unsorted)).await, 400, "invalid_frame");

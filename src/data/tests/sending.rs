@@ -116,7 +116,7 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
     fs::File::create(dir.path().join("hole")).unwrap().set_len(8192).unwrap();
     let source = tree(dir.path()).preserving(Preserve::all());
     let unlike = [BlockDigests::default()];
-    for (name, there, dense) in
+    for (name, there, is_dense) in
         [("data", None, true), ("data", Some(&unlike[..]), false), ("hole", None, false)]
     {
         let entry = Entry { stored_bytes: None, ..source.entry(&rel(name)).unwrap() };
@@ -127,11 +127,7 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
         let mut feed = FrameWriter::new(&mut sent, buffers, Arc::default());
         send_range(&source, &head, &entry, there, Some(HashMode::SkipZeros), &mut feed).unwrap();
         let first = FrameReader::new(damage::ScriptedChunks::whole(sent.0)).next_frame();
-        assert_eq!(
-            first,
-            Ok(Frame::Range(RangeHead { is_dense: dense, ..head })),
-            "{name} {there:?}"
-        );
+        assert_eq!(first, Ok(Frame::Range(RangeHead { is_dense, ..head })), "{name} {there:?}");
     }
 }
 
