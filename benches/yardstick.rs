@@ -152,7 +152,7 @@ fn send_stream(
         }
         out.extend_from_slice(hasher.finalize().as_bytes());
     }
-    // A name without a length ends the stream; the receiver says that it is done.
+    // A name without a length ends the stream; the receiver confirms it.
     out.extend_from_slice(&0u64.to_le_bytes());
     stream.write_all(&out)?;
     let mut done = [0];

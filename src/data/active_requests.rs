@@ -1,4 +1,4 @@
-//! The requests of other agents that are being executed here: so many at once, and when there are none.
+//! The requests of other agents that are executed here: their limit, and whether there are any.
 
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
@@ -11,7 +11,7 @@ pub struct ActiveRequests {
     now: watch::Sender<Activity>,
 }
 
-/// What is known of them at a time.
+/// How many there are.
 #[derive(Debug, Default)]
 struct Activity {
     /// How many are under way, those included that wait for a permit.
@@ -77,16 +77,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_ends_at_once_without_requests_or_long_after_the_last_one() {
-        let (requests, begun) = (ActiveRequests::new(1), Instant::now());
+        let (requests, started) = (ActiveRequests::new(1), Instant::now());
         requests.wait_idle_for(Duration::from_secs(1)).await;
-        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(started.elapsed(), Duration::ZERO);
         drop(requests.start().await);
         tokio::time::sleep(Duration::from_millis(700)).await;
         requests.wait_idle_for(Duration::from_secs(1)).await;
-        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+        assert_eq!(started.elapsed(), Duration::from_secs(1));
         tokio::time::sleep(Duration::from_secs(9)).await;
         requests.wait_idle_for(Duration::from_secs(1)).await;
-        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        assert_eq!(started.elapsed(), Duration::from_secs(10));
     }
 
     #[tokio::test(start_paused = true)]
@@ -101,7 +101,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             drop(last);
         });
-        let begun = Instant::now();
+        let started = Instant::now();
         let first = async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             assert_eq!(requests.active(), 2, "one waits");
@@ -109,7 +109,7 @@ mod tests {
         };
         let over = async {
             requests.wait_idle_for(Duration::from_secs(1)).await;
-            begun.elapsed()
+            started.elapsed()
         };
         let ((), (), over) = tokio::join!(two, first, over);
         assert_eq!(over, Duration::from_millis(3_000 + 5_000 + 900 + 1_000 + 1_000));

@@ -1,12 +1,12 @@
 //! The memory for content: buffers that are used again and again, bounded in bytes for a whole agent.
 //!
-//! **Nobody waits for a buffer while he holds one.** What an exchange needs is taken in one step, before
-//! its thread is started, and goes back when it ends; who waits longest is served first.
+//! **An exchange that holds a buffer never waits for another one.** It acquires all that it needs in one step, before
+//! its thread starts, and releases it when it ends; waiting exchanges are served in order.
 //!
 //! **Sending and receiving have a half each** ([`BufferPools`]). A sender holds its buffers until its peer
-//! has received; were there one purse, two agents that send to each other could both spend it on
-//! sending, and each would wait for the other to receive. So senders wait for receivers, and receivers
-//! for nobody but the disk.
+//! has received; with one pool, two agents that send to each other could both use all of it for
+//! sending, and each would wait for the other to receive. So senders wait for receivers, and receivers only
+//! for the disk.
 //!
 //! Allocating and zeroing a buffer per read costs more than the read, so some are kept. What is read of a
 //! file begins on a page, so that it can be read past the page cache.
@@ -29,7 +29,7 @@ pub const BLOCK_BUFFER_BYTES: usize = BLOCK_BYTES as usize;
 pub const GATHER_BUFFER_BYTES: usize = 1 << 20;
 /// What is read from a socket at once where nothing is known of what comes, in bytes.
 pub const RECEIVE_BUFFER_BYTES: usize = 256 << 10;
-/// At most this many buffers are kept while nobody uses them.
+/// At most this many unused buffers are kept.
 const MAX_FREE_BUFFERS: usize = 32;
 
 /// What the largest exchange of either half needs, in bytes.
@@ -83,7 +83,7 @@ struct PoolInner {
 
 #[derive(Default)]
 struct FreeBuffers {
-    /// What nobody uses.
+    /// Unused buffers.
     free: Vec<Vec<u8>>,
     /// Of all, in use and free.
     bytes: usize,
@@ -133,17 +133,17 @@ impl BufferPool {
 
     fn build_buffer(&self, size: usize, permit: Option<OwnedSemaphorePermit>) -> Buffer {
         let memory = self.lock().allocate(allocation_bytes(size), self.0.limit);
-        // As far as a page, whatever the pointer is said to be.
-        let page = FRAME_HEADER_BYTES
+        // At most a page: `align_offset` may return any number.
+        let content_start = FRAME_HEADER_BYTES
             + memory[FRAME_HEADER_BYTES..]
                 .as_ptr()
                 .align_offset(DIRECT_ALIGN_BYTES)
                 .min(DIRECT_ALIGN_BYTES - 1);
         Buffer {
             memory,
-            content_start: page,
+            content_start,
             content_capacity: size,
-            filled_end: page - FRAME_HEADER_BYTES,
+            filled_end: content_start - FRAME_HEADER_BYTES,
             pool: self.clone(),
             _permit: permit,
         }
@@ -258,8 +258,8 @@ impl Buffer {
 
     /// All of it from its page on, as many bytes as were asked for, whatever is in it.
     pub fn content_mut(&mut self) -> &mut [u8] {
-        let (page, end) = (self.content_start, self.end());
-        &mut self.memory[page..end]
+        let (content_start, end) = (self.content_start, self.end());
+        &mut self.memory[content_start..end]
     }
 }
 

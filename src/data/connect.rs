@@ -32,8 +32,8 @@ pub struct ConnectError {
 }
 
 impl From<String> for ConnectError {
-    fn from(why: String) -> Self {
-        ConnectError { message: why, is_transient: false }
+    fn from(reason: String) -> Self {
+        ConnectError { message: reason, is_transient: false }
     }
 }
 
@@ -52,8 +52,8 @@ impl From<std::io::Error> for ConnectError {
 
 impl ConnectError {
     /// Nothing came back within `patience`.
-    pub fn timed_out(what: &str, patience: Duration) -> Self {
-        ConnectError { message: format!("no {what} within {patience:?}"), is_transient: true }
+    pub fn timed_out(what: &str, timeout: Duration) -> Self {
+        ConnectError { message: format!("no {what} within {timeout:?}"), is_transient: true }
     }
 }
 
@@ -62,7 +62,7 @@ impl ConnectError {
 pub struct ConnectionPath {
     /// Our NIC. Without one the kernel chooses, and nothing is set or counted.
     pub from: Option<Arc<Nic>>,
-    /// Whether it is bound to the NIC: with one NIC only the kernel knows best.
+    /// Whether the socket is bound to the NIC: with a single NIC the routing table decides.
     pub is_bound: bool,
     /// The peer, as `host:port`.
     pub to: String,
@@ -71,9 +71,9 @@ pub struct ConnectionPath {
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionKind {
-    /// Requests whose bodies are documents.
+    /// Requests with documents as bodies.
     Documents,
-    /// Packs and ranges ([`request_content`](super::content_server)).
+    /// Packs and ranges ([`content_server`](super::content_server)).
     Content,
 }
 
@@ -95,7 +95,7 @@ impl Connection {
         if self.stream.is_some() { ConnectionKind::Content } else { ConnectionKind::Documents }
     }
 
-    /// Whether its peer has not closed it, as far as is known: of a stream only its use tells.
+    /// Whether the peer has not closed it, as far as is known: of a stream only the next exchange shows it.
     pub fn is_open(&self) -> bool {
         self.stream.is_some() || !self.sender.is_closed()
     }
@@ -138,17 +138,17 @@ impl Drop for Connection {
 /// # Errors
 /// It was refused, or nothing came back in time.
 pub async fn connect(
-    way: &ConnectionPath,
+    path: &ConnectionPath,
     theirs: &Arc<TrafficCounter>,
     kind: ConnectionKind,
-    (accepted, patience): (Duration, Duration),
+    (accepted, timeout): (Duration, Duration),
 ) -> Result<Connection, ConnectError> {
     let open = async {
         let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host(&way.to).await.map_err(|e| e.to_string())?.collect();
+            tokio::net::lookup_host(&path.to).await.map_err(|e| e.to_string())?.collect();
         let mut last = ConnectError::from("the name has no address".to_owned());
         for address in addresses {
-            match open_socket(way, address).await {
+            match open_socket(path, address).await {
                 Ok(stream) => return Ok(stream),
                 Err(e) => last = e.into(),
             }
@@ -159,11 +159,11 @@ pub async fn connect(
         .await
         .map_err(|_| ConnectError::timed_out("answer", accepted))??;
     let _ = stream.set_nodelay(true);
-    let flow = Arc::new(TrafficCounter::default());
-    let mut flows = vec![flow.clone(), theirs.clone()];
-    flows.extend(way.from.as_ref().map(|nic| nic.counter.clone()));
+    let counter = Arc::new(TrafficCounter::default());
+    let mut counters = vec![counter.clone(), theirs.clone()];
+    counters.extend(path.from.as_ref().map(|nic| nic.counter.clone()));
     let (send, connection) = http1::Builder::new()
-        .handshake(TokioIo::new(CountedStream::new(stream, flows)))
+        .handshake(TokioIo::new(CountedStream::new(stream, counters)))
         .await
         .map_err(|e| e.to_string())?;
     let driver = tokio::spawn(async move {
@@ -171,32 +171,32 @@ pub async fn connect(
             tracing::debug!("a data connection ended: {e}");
         }
     });
-    let _open = way.from.as_ref().map(Nic::count_open_connection);
+    let _open = path.from.as_ref().map(Nic::count_open_connection);
     let driver = driver.abort_handle();
-    let mut connection = Connection { sender: send, stream: None, counter: flow, driver, _open };
+    let mut connection = Connection { sender: send, stream: None, counter, driver, _open };
     if kind == ConnectionKind::Content {
-        let opened = tokio::time::timeout(patience, connection.upgrade(&way.to)).await;
-        opened.map_err(|_| ConnectError::timed_out("stream", patience))??;
+        let opened = tokio::time::timeout(timeout, connection.upgrade(&path.to)).await;
+        opened.map_err(|_| ConnectError::timed_out("stream", timeout))??;
     }
     Ok(connection)
 }
 
-async fn open_socket(way: &ConnectionPath, to: SocketAddr) -> std::io::Result<TcpStream> {
-    // The peer's interface says nothing here: the scope is that of our end.
-    let to = match &way.from {
+async fn open_socket(path: &ConnectionPath, to: SocketAddr) -> std::io::Result<TcpStream> {
+    // The interface of the peer's endpoint does not matter here: the scope is that of this host.
+    let to = match &path.from {
         Some(nic) => nic.scoped(to),
         None => iface::with_scope_id(to, None),
     }?;
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    if let Some(nic) = &way.from {
+    if let Some(nic) = &path.from {
         nic.set_socket_options(SockRef::from(&socket));
-        if let Some(local) = nic.ip().filter(|_| way.is_bound) {
+        if let Some(local) = nic.ip().filter(|_| path.is_bound) {
             // What stays on this host goes through its loopback, whatever the address.
             if let Some(iface) =
                 nic.endpoint.iface.as_deref().filter(|_| !is_local_address(to.ip()))
                 && let Err(e) = socket.bind_device(Some(iface.as_bytes()))
             {
-                // Old kernels want a capability for it; the address alone is the next best.
+                // Old kernels need a capability for it; the address alone is the next best.
                 tracing::debug!(iface, "cannot bind to the interface: {e}");
             }
             // What waits in the kernel is on no way yet, and would hide how fast the way is.
@@ -211,17 +211,17 @@ async fn open_socket(way: &ConnectionPath, to: SocketAddr) -> std::io::Result<Tc
 /// Asks over a new connection whether an agent is there, within `patience` in all.
 ///
 /// # Errors
-/// A sentence.
+/// A message.
 pub async fn probe(
-    way: &ConnectionPath,
+    path: &ConnectionPath,
     theirs: &Arc<TrafficCounter>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<(), String> {
-    let ask = async {
-        let connected = connect(way, theirs, ConnectionKind::Documents, (patience, patience)).await;
+    let request = async {
+        let connected = connect(path, theirs, ConnectionKind::Documents, (timeout, timeout)).await;
         let mut connection = connected.map_err(|error| error.message)?;
-        connection.probe(&way.to).await
+        connection.probe(&path.to).await
     };
-    let end = tokio::time::timeout(patience, ask).await;
-    end.unwrap_or_else(|_| Err(format!("no answer to a probe within {patience:?}")))
+    let end = tokio::time::timeout(timeout, request).await;
+    end.unwrap_or_else(|_| Err(format!("no answer to a probe within {timeout:?}")))
 }

@@ -26,10 +26,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How often a thread that waits for its peer looks whether anybody still wants it to.
+/// How often a thread that waits for its peer checks for cancellation.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The connection is gone (or the work was cancelled): there is nobody to send to.
+/// The connection failed, was answered early, or the work was cancelled: sending ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disconnected;
 
@@ -59,7 +59,7 @@ pub enum ContentReply {
     Refused(Problem),
 }
 
-/// A stream to ask on. It does not block by itself: who waits looks whether to go on.
+/// The requesting end of a stream. Its socket does not block: between two polls cancellation is checked.
 pub struct ContentClient {
     stream: TcpStream,
     /// What counts its bytes.
@@ -68,7 +68,7 @@ pub struct ContentClient {
 
 impl Drop for ContentClient {
     fn drop(&mut self) {
-        if self.counters.iter().any(|flow| flow.resets_on_close()) {
+        if self.counters.iter().any(|counter| counter.resets_on_close()) {
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         }
     }
@@ -90,7 +90,7 @@ pub fn upgrade_request(peer: &str) -> Result<Request<Full<Bytes>>, String> {
 /// The stream that `response` opens.
 ///
 /// # Errors
-/// A sentence: it opens none.
+/// A message: the response opens no stream.
 pub async fn accept_upgrade(response: Response<Incoming>) -> Result<ContentClient, String> {
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
@@ -104,8 +104,8 @@ pub async fn accept_upgrade(response: Response<Incoming>) -> Result<ContentClien
     if !parts.read_buf.is_empty() {
         return Err("it sent data before the first request".to_owned());
     }
-    let (stream, flows) = parts.io.into_inner().into_parts().map_err(|e| e.to_string())?;
-    Ok(ContentClient { stream, counters: flows })
+    let (stream, counters) = parts.io.into_inner().into_parts().map_err(|e| e.to_string())?;
+    Ok(ContentClient { stream, counters })
 }
 
 /// One ask on its way.
@@ -113,7 +113,7 @@ struct Exchange<'a> {
     client: &'a ContentClient,
     /// Grows with what is sent.
     progress: &'a AtomicU64,
-    /// Nobody waits for the answer any more.
+    /// Cancelled when the requester is gone.
     cancelled: &'a Shutdown,
     /// Nothing is sent after this.
     deadline: &'a Deadline,
@@ -123,42 +123,36 @@ struct Exchange<'a> {
 
 impl ContentClient {
     /// Asks, sends what `feed` makes, counted in `moved`, and reads the answer; blocks meanwhile. An
-    /// answer that comes early, `abandoned`, and the end of `until`, end it. Gives the answer and what
-    /// `feed` said.
+    /// reply that comes early, cancellation and the deadline end it. Returns the reply and the result of
+    /// `feed`.
     ///
     /// # Errors
-    /// A sentence: the connection failed, or the answer is none.
+    /// A message: the connection failed, or the reply is invalid.
     pub fn exchange<T>(
         &self,
-        ask: &ContentRequest,
-        moved: &AtomicU64,
-        (abandoned, until): (&Shutdown, &Deadline),
+        request: &ContentRequest,
+        progress: &AtomicU64,
+        (cancelled, deadline): (&Shutdown, &Deadline),
         feed: impl FnOnce(&mut dyn FrameSink) -> Result<T, Disconnected>,
     ) -> Result<(ContentReply, Result<T, Disconnected>), String> {
-        let mut exchange = Exchange {
-            client: self,
-            progress: moved,
-            cancelled: abandoned,
-            deadline: until,
-            failure: None,
+        let mut exchange = Exchange { client: self, progress, cancelled, deadline, failure: None };
+        let sent_files = exchange.send(&frame::ask(request)).and_then(|()| feed(&mut exchange));
+        let Some(reason) = exchange.failure.take() else {
+            return Ok((exchange.read_reply(None)?, sent_files));
         };
-        let fed = exchange.send(&frame::ask(ask)).and_then(|()| feed(&mut exchange));
-        let Some(why) = exchange.failure.take() else {
-            return Ok((exchange.read_reply(None)?, fed));
-        };
-        // A refusal says more than a broken pipe.
+        // A refusal has a better reason than a broken pipe.
         match exchange.read_reply(Some(POLL_INTERVAL)) {
-            Ok(refused @ ContentReply::Refused(_)) => Ok((refused, fed)),
-            _ => Err(why),
+            Ok(refused @ ContentReply::Refused(_)) => Ok((refused, sent_files)),
+            _ => Err(reason),
         }
     }
 }
 
 impl Exchange<'_> {
     /// The answer, which must come within `patience` if there is one.
-    fn read_reply(&mut self, patience: Option<Duration>) -> Result<ContentReply, String> {
+    fn read_reply(&mut self, timeout: Option<Duration>) -> Result<ContentReply, String> {
         let mut head = [0; FRAME_HEADER_BYTES];
-        self.read_exact(&mut head, patience)?;
+        self.read_exact(&mut head, timeout)?;
         let (kind, length) = frame::parse_header(head);
         if !matches!(kind, frame::REPLY | frame::REFUSAL) || length > MAX_REPLY_BYTES {
             return Err(format!("an answer of kind {kind:#04x} and {length} bytes"));
@@ -168,7 +162,7 @@ impl Exchange<'_> {
         while document.len() < length {
             let (at, more) = (document.len(), (length - document.len()).min(64 << 10));
             document.resize(at + more, 0);
-            self.read_exact(&mut document[at..], patience)?;
+            self.read_exact(&mut document[at..], timeout)?;
         }
         if kind == frame::REPLY {
             return Ok(match checksum::verify_and_strip(&document) {
@@ -183,21 +177,17 @@ impl Exchange<'_> {
     }
 
     /// Fills `room`.
-    fn read_exact(
-        &mut self,
-        mut room: &mut [u8],
-        patience: Option<Duration>,
-    ) -> Result<(), String> {
+    fn read_exact(&mut self, mut room: &mut [u8], timeout: Option<Duration>) -> Result<(), String> {
         while !room.is_empty() {
             match rustix::net::recv(&self.client.stream, &mut *room, RecvFlags::empty()) {
                 Ok((0, _)) => return Err("the connection ended without an answer".to_owned()),
                 Ok((n, _)) => {
-                    self.client.counters.iter().for_each(|flow| flow.add_received(n as u64));
+                    self.client.counters.iter().for_each(|counter| counter.add_received(n as u64));
                     room = &mut room[n..];
                 }
                 Err(Errno::AGAIN) => {
                     if !poll_ready(&self.client.stream, PollFlags::IN, POLL_INTERVAL)?
-                        && patience.is_some()
+                        && timeout.is_some()
                     {
                         return Err("no answer".to_owned());
                     }
@@ -217,7 +207,7 @@ impl Exchange<'_> {
                 Ok(0) => return Err("the connection accepts no data".to_owned()),
                 Ok(n) => return Ok(n),
                 Err(Errno::AGAIN) => {
-                    self.client.counters.iter().for_each(|flow| flow.mark_blocked());
+                    self.client.counters.iter().for_each(|counter| counter.mark_blocked());
                     poll_ready(&self.client.stream, PollFlags::OUT | PollFlags::IN, POLL_INTERVAL)?;
                     self.check_active().map_err(|Disconnected| "the requester is gone")?;
                     if poll_ready(&self.client.stream, PollFlags::IN, Duration::ZERO)? {
@@ -239,12 +229,12 @@ impl FrameSink for Exchange<'_> {
                 // It was answered before the end.
                 Ok(0) => return Err(Disconnected),
                 Ok(n) => {
-                    self.client.counters.iter().for_each(|flow| flow.add_sent(n as u64));
+                    self.client.counters.iter().for_each(|counter| counter.add_sent(n as u64));
                     self.progress.fetch_add(n as u64, Ordering::Relaxed);
                     bytes = &bytes[n..];
                 }
-                Err(why) => {
-                    self.failure = Some(why);
+                Err(reason) => {
+                    self.failure = Some(reason);
                     return Err(Disconnected);
                 }
             }
@@ -273,9 +263,9 @@ mod tests {
         peer.write_all(&[&[kind][..], &(length as u32).to_le_bytes()].concat()).unwrap();
         peer.shutdown(std::net::Shutdown::Write).unwrap();
         let asking = ContentClient { stream, counters: Vec::new() };
-        let ask = ContentRequest { verb: String::new(), ticket: String::new() };
+        let request = ContentRequest { verb: String::new(), ticket: String::new() };
         let ends = (&Shutdown::new(), &Deadline::default());
-        asking.exchange(&ask, &AtomicU64::new(0), ends, |_| Ok(())).unwrap_err()
+        asking.exchange(&request, &AtomicU64::new(0), ends, |_| Ok(())).unwrap_err()
     }
 
     #[test]

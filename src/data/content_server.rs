@@ -67,40 +67,42 @@ pub(super) async fn upgraded_socket(
     if !parts.read_buf.is_empty() {
         return None;
     }
-    let (stream, flows) = parts.io.into_inner().into_parts().ok()?;
-    Some((TcpStream::from_std(stream).ok()?, flows))
+    let (stream, counters) = parts.io.into_inner().into_parts().ok()?;
+    Some((TcpStream::from_std(stream).ok()?, counters))
 }
 
 /// Serves what is asked on `stream`, one after the other, until its peer ends it, breaks the rules,
-/// says nothing for a while, or `stop`.
+/// is idle for a while, or `stop` is cancelled.
 pub(super) async fn serve_stream(
     mut stream: TcpStream,
-    flows: Vec<Arc<TrafficCounter>>,
+    counters: Vec<Arc<TrafficCounter>>,
     peer: SocketAddr,
-    (shared, stop): (&ConnectionContext, &Shutdown),
+    (context, stop): (&ConnectionContext, &Shutdown),
 ) {
     loop {
-        let asked = tokio::select! {
-            asked = read_request(&mut stream) => asked,
+        let request = tokio::select! {
+            request = read_request(&mut stream) => request,
             () = stop.cancelled() => return,
         };
-        let answered = match asked {
-            Ok(Some(ask)) => match receive_content((stream, &flows), &ask, shared).await {
-                Some((back, answered)) => {
-                    stream = back;
-                    answered
+        let reply = match request {
+            Ok(Some(request)) => {
+                match receive_content((stream, &counters), &request, context).await {
+                    Some((back, reply)) => {
+                        stream = back;
+                        reply
+                    }
+                    None => return,
                 }
-                None => return,
-            },
+            }
             Ok(None) => return,
-            Err(why) => Err(why),
+            Err(reason) => Err(reason),
         };
-        let (frame, refused) = match answered {
+        let (frame, refused) = match reply {
             Ok(document) => (frame::reply(&document), false),
             Err(failure) => {
                 let problem = failure.into_problem();
                 if problem.status < 500 {
-                    shared.log_failure(peer, &problem.detail);
+                    context.log_failure(peer, &problem.detail);
                 }
                 (frame::refusal(&serde_json::to_vec(&problem).unwrap_or_default()), true)
             }
@@ -131,10 +133,10 @@ async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, 
         stream.read_exact(&mut head[1..]).await.map_err(|e| bad(&e))?;
         let (kind, length) = frame::parse_header(head);
         if kind != frame::REQUEST || length > MAX_REQUEST_BYTES {
-            let why = format!(
+            let reason = format!(
                 "a request was expected, not a frame of kind {kind:#04x} and {length} bytes"
             );
-            return Err(RequestFailure::BadRequest(why));
+            return Err(RequestFailure::BadRequest(reason));
         }
         let mut document = vec![0; length];
         stream.read_exact(&mut document).await.map_err(|e| bad(&e))?;
@@ -143,39 +145,39 @@ async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, 
         let document = checksum::verify_and_strip(&document).ok_or_else(damaged)?;
         minicbor::decode(document).map(Some).map_err(|e| bad(&e))
     };
-    let asked = tokio::time::timeout(REQUEST_TIMEOUT, whole).await;
+    let request = tokio::time::timeout(REQUEST_TIMEOUT, whole).await;
     let late = || {
         RequestFailure::BadRequest(format!("a request was not complete within {REQUEST_TIMEOUT:?}"))
     };
-    asked.unwrap_or_else(|_| Err(late()))
+    request.unwrap_or_else(|_| Err(late()))
 }
 
 /// Takes what is asked in a thread of its own, which has the socket meanwhile. `None`: the socket is
 /// lost.
 async fn receive_content(
-    (stream, flows): (TcpStream, &[Arc<TrafficCounter>]),
-    ask: &ContentRequest,
-    shared: &ConnectionContext,
+    (stream, counters): (TcpStream, &[Arc<TrafficCounter>]),
+    request: &ContentRequest,
+    context: &ConnectionContext,
 ) -> Option<(TcpStream, Result<Vec<u8>, RequestFailure>)> {
-    let taking = match handlers::content_handler(ask, &shared.server) {
-        Ok(taking) => taking,
+    let receiver = match handlers::content_handler(request, &context.server) {
+        Ok(receiver) => receiver,
         Err(refused) => return Some((stream, Err(refused))),
     };
-    let _under_way = shared.requests.start().await;
-    let [gathered, piece] = shared.pool.acquire([GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES]).await;
-    let abandoned = Shutdown::new();
-    let _guard = abandoned.clone().drop_guard();
+    let _under_way = context.requests.start().await;
+    let [gathered, piece] = context.pool.acquire([GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES]).await;
+    let cancelled = Shutdown::new();
+    let _guard = cancelled.clone().drop_guard();
     // It stays as it is, not blocking: a thread can wait for it as well.
-    let wire = SocketReader::new(stream.into_std().ok()?, flows, piece, (shared, abandoned));
+    let reader = SocketReader::new(stream.into_std().ok()?, counters, piece, (context, cancelled));
     let work = tokio::task::spawn_blocking(move || {
-        let mut frames = FrameReader::new(wire);
-        let taken = taking(&mut frames, gathered);
-        (frames.into_source().into_stream(), taken)
+        let mut frames = FrameReader::new(reader);
+        let outcome = receiver(&mut frames, gathered);
+        (frames.into_source().into_stream(), outcome)
     });
     match work.await {
-        Ok((back, taken)) => {
+        Ok((back, outcome)) => {
             let back = TcpStream::from_std(back).ok()?;
-            Some((back, taken.map_err(RequestFailure::from)))
+            Some((back, outcome.map_err(RequestFailure::from)))
         }
         Err(e) => {
             tracing::error!("receiving content panicked: {e}");
@@ -187,7 +189,7 @@ async fn receive_content(
 /// Reads and drops some of what a refused peer still sends: a socket that is closed with bytes unread
 /// takes the refusal back.
 async fn drain_socket(stream: &mut TcpStream) {
-    let (limit, patience) = DRAIN_LIMITS;
+    let (limit, timeout) = DRAIN_LIMITS;
     let all = async {
         let mut room = vec![0; 64 << 10];
         let mut left = limit;
@@ -198,5 +200,5 @@ async fn drain_socket(stream: &mut TcpStream) {
             }
         }
     };
-    let _ = tokio::time::timeout(patience, all).await;
+    let _ = tokio::time::timeout(timeout, all).await;
 }

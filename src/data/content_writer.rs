@@ -65,7 +65,7 @@ pub struct ReadBack<'a> {
 /// is kept was compared a while ago. `check_active` is asked again and again.
 ///
 /// # Errors
-/// What `check_active` says; inside, that it can't be kept or read.
+/// The error of `check_active`; inside: the error of keeping or reading.
 pub fn keep_span<E>(
     part: &PartFile,
     from: ReuseSource,
@@ -92,10 +92,10 @@ pub fn keep_span<E>(
     Ok(Ok(()))
 }
 
-/// `keep` for blocks of these values, which are read back and checked one by one where that is asked for.
+/// [`keep_span`] for blocks of these values, which are read back and checked one by one where that is asked for.
 ///
 /// # Errors
-/// Like `keep`.
+/// Like [`keep_span`].
 pub fn keep_blocks<E>(
     part: &PartFile,
     from: ReuseSource,

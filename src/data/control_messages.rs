@@ -105,8 +105,8 @@ pub struct BlockDigestsRequest {
     /// The length of all of them; the last one may be shorter.
     #[n(2)]
     pub length: u64,
-    /// The length of one, a power of two. For one longer than `BLOCK` the answer is only whether it is all zeros
-    /// (`Target::blocks`).
+    /// The length of one, a power of two. For one longer than [`BLOCK_BYTES`] the answer is only whether it is all zeros
+    /// ([`Target::hash_blocks`](crate::fs::Target::hash_blocks)).
     #[n(3)]
     pub block_bytes: u64,
 }
@@ -115,19 +115,19 @@ impl BlockDigestsRequest {
     /// The file.
     ///
     /// # Errors
-    /// A sentence, where these are no blocks whose values can be had.
+    /// A message: the blocks can't be hashed.
     pub fn validate(&self) -> Result<&Entry, String> {
-        let BlockDigestsRequest { offset, length, block_bytes: block, .. } = *self;
+        let BlockDigestsRequest { offset, length, block_bytes, .. } = *self;
         let entry = entry_of_range(&self.manifest, offset, length)?;
-        let fits = block.is_power_of_two()
-            && block >= blake3::CHUNK_LEN as u64
-            && offset.is_multiple_of(block)
-            && length.div_ceil(block) <= MAX_BLOCKS;
-        if fits { Ok(entry) } else { Err(format!("{length} bytes at {offset} by {block}")) }
+        let fits = block_bytes.is_power_of_two()
+            && block_bytes >= blake3::CHUNK_LEN as u64
+            && offset.is_multiple_of(block_bytes)
+            && length.div_ceil(block_bytes) <= MAX_BLOCKS;
+        if fits { Ok(entry) } else { Err(format!("{length} bytes at {offset} by {block_bytes}")) }
     }
 }
 
-/// What is there of one block: its values (`Hashing::block`).
+/// What is there of one block: its values ([`HashMode::hash_block`](crate::wire::content::HashMode::hash_block)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct BlockDigests {
     /// In the part file of the entry's version.
@@ -189,7 +189,7 @@ impl PruneRequest {
     /// Whether this can be asked.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A message.
     pub fn validate(&self) -> Result<(), String> {
         if self.names.len() > MAX_PRUNE_NAMES {
             return Err(format!(
@@ -314,9 +314,9 @@ pub struct PruneOutcome {
 }
 
 impl PruneReply {
-    /// Says `page`, which is of the directory `dir`.
+    /// The reply for `page`, which is of the directory `dir`.
     pub fn from_outcome(dir: &RelPath, page: PruneOutcome) -> Self {
-        let PruneReport { checked: seen, extraneous: extra, bytes } = page.pruned;
+        let PruneReport { checked: seen, extraneous, bytes } = page.pruned;
         let mut room = MAX_REMOVED_BYTES;
         let fits = |(path, bytes): (RelPath, u64)| {
             let path = relative_to(dir, path.as_bytes())?;
@@ -344,7 +344,7 @@ impl PruneReply {
         };
         PruneReply {
             examined: seen,
-            extraneous: extra,
+            extraneous,
             bytes,
             removed,
             errors: errors.collect(),
@@ -359,15 +359,15 @@ impl PruneReply {
     ///
     /// # Errors
     /// A reply that speaks of what was not asked.
-    pub fn into_outcome(self, ask: &PruneRequest) -> Result<PruneOutcome, String> {
+    pub fn into_outcome(self, request: &PruneRequest) -> Result<PruneOutcome, String> {
         let PruneReply {
             examined: seen,
-            extraneous: extra,
+            extraneous,
             bytes,
             removed,
             errors,
-            resume: next,
-            allowance_exhausted: used_up,
+            resume,
+            allowance_exhausted,
             ..
         } = self;
         let mut old_trash = EntryWarning { count: self.old_trash, paths: Vec::new() };
@@ -377,34 +377,29 @@ impl PruneReply {
             );
         }
         for path in &self.old_trash_paths {
-            let path = ask.dir.join(path);
-            if path != ask.dir && !ask.covers(&path) {
+            let path = request.dir.join(path);
+            if path != request.dir && !request.covers(&path) {
                 return Err(not_requested(&path));
             }
             old_trash.paths.push(BytePath(path.as_bytes().to_vec()));
         }
-        if removed.len() as u64 > extra {
-            return Err(format!("{} removed of {extra}", removed.len()));
+        if removed.len() as u64 > extraneous {
+            return Err(format!("{} removed of {extraneous}", removed.len()));
         }
         let removed = removed.into_iter().map(|one| {
-            let path = ask.dir.join(&one.path);
-            if ask.covers(&path) { Ok((path, one.bytes)) } else { Err(not_requested(&path)) }
+            let path = request.dir.join(&one.path);
+            if request.covers(&path) { Ok((path, one.bytes)) } else { Err(not_requested(&path)) }
         });
         let removed = removed.collect::<Result<_, _>>()?;
-        if let Some(next) = next.as_ref().filter(|next| !ask.covers(&next.after)) {
-            return Err(not_requested(&next.after));
+        if let Some(resume) = resume.as_ref().filter(|resume| !request.covers(&resume.after)) {
+            return Err(not_requested(&resume.after));
         }
-        let errors =
-            errors.into_iter().map(|one| one.fault.into_error(&ask.dir.join(&one.path))).collect();
-        let pruned = PruneReport { checked: seen, extraneous: extra, bytes };
-        Ok(PruneOutcome {
-            pruned,
-            removed,
-            errors,
-            old_trash,
-            resume: next,
-            allowance_exhausted: used_up,
-        })
+        let errors = errors
+            .into_iter()
+            .map(|one| one.fault.into_error(&request.dir.join(&one.path)))
+            .collect();
+        let pruned = PruneReport { checked: seen, extraneous, bytes };
+        Ok(PruneOutcome { pruned, removed, errors, old_trash, resume, allowance_exhausted })
     }
 }
 
@@ -504,7 +499,7 @@ mod tests {
 
     #[test]
     fn a_prune_reply_with_entries_outside_the_request_is_refused() {
-        let ask = prune_request(&["c"]);
+        let request = prune_request(&["c"]);
         let fault = FileError {
             path: crate::wire::BytePath(b"d/e/k/l".to_vec()),
             ..Fault::transient("remove destination", "busy").into_error(&rel("x"))
@@ -520,19 +515,22 @@ mod tests {
                 paths: ["d/e", "d/e/g/bin"].map(|path| BytePath(path.into())).into(),
             },
         };
-        let said = PruneReply::from_outcome(&ask.dir, page.clone());
-        assert_eq!(said.removed[0].path, rel("f/g"));
-        let bytes = minicbor::to_vec(&said).unwrap();
-        assert_eq!(minicbor::decode::<PruneReply>(&bytes).unwrap().into_outcome(&ask), Ok(page));
-        let removed = |path: &str, extra| PruneReply {
+        let reply = PruneReply::from_outcome(&request.dir, page.clone());
+        assert_eq!(reply.removed[0].path, rel("f/g"));
+        let bytes = minicbor::to_vec(&reply).unwrap();
+        assert_eq!(
+            minicbor::decode::<PruneReply>(&bytes).unwrap().into_outcome(&request),
+            Ok(page)
+        );
+        let removed = |path: &str, extraneous| PruneReply {
             examined: 1,
-            extraneous: extra,
+            extraneous,
             removed: vec![RemovedEntry { path: rel(path), bytes: 0 }],
             ..PruneReply::default()
         };
-        assert!(removed("f", 1).into_outcome(&ask).is_ok());
-        for (path, extra) in [("b", 1), ("n/x", 1), ("", 1), ("f", 0)] {
-            assert!(removed(path, extra).into_outcome(&ask).is_err(), "{path}");
+        assert!(removed("f", 1).into_outcome(&request).is_ok());
+        for (path, extraneous) in [("b", 1), ("n/x", 1), ("", 1), ("f", 0)] {
+            assert!(removed(path, extraneous).into_outcome(&request).is_err(), "{path}");
         }
         let trash = |path: &str, count| PruneReply {
             old_trash: count,
@@ -540,23 +538,24 @@ mod tests {
             ..PruneReply::default()
         };
         assert!(
-            trash("f/bin", 1).into_outcome(&ask).is_ok() && trash("", 2).into_outcome(&ask).is_ok()
+            trash("f/bin", 1).into_outcome(&request).is_ok()
+                && trash("", 2).into_outcome(&request).is_ok()
         );
         for (path, count) in [("b/bin", 1), ("n", 1), ("f/bin", 0)] {
-            assert!(trash(path, count).into_outcome(&ask).is_err(), "{path}");
+            assert!(trash(path, count).into_outcome(&request).is_err(), "{path}");
         }
-        let next = Some(PruneResume { after: rel("elsewhere"), kept_dirs: 0 });
-        assert!(PruneReply { resume: next, ..PruneReply::default() }.into_outcome(&ask).is_err());
+        let resume = Some(PruneResume { after: rel("elsewhere"), kept_dirs: 0 });
+        assert!(PruneReply { resume, ..PruneReply::default() }.into_outcome(&request).is_err());
     }
 
     #[test]
     fn a_removed_name_outside_its_directory_does_not_decode() {
-        let said = PruneReply {
+        let reply = PruneReply {
             extraneous: 1,
             removed: vec![RemovedEntry { path: rel("ab"), bytes: 0 }],
             ..PruneReply::default()
         };
-        let mut bytes = minicbor::to_vec(&said).unwrap();
+        let mut bytes = minicbor::to_vec(&reply).unwrap();
         let at = bytes.windows(2).position(|w| w == b"ab").unwrap();
         bytes[at..at + 2].copy_from_slice(b"..");
         assert!(minicbor::decode::<PruneReply>(&bytes).is_err());
@@ -568,10 +567,10 @@ mod tests {
         let removed: Vec<_> = (0..60_000).map(|i| (rel(&format!("d/e/f/{long}{i}")), 1)).collect();
         let pruned = PruneReport { checked: 60_000, extraneous: 60_000, bytes: 60_000 };
         let page = PruneOutcome { pruned, removed, ..PruneOutcome::default() };
-        let said = PruneReply::from_outcome(&rel("d/e"), page);
-        assert!(!said.removed.is_empty() && said.removed.len() < 60_000);
-        assert!(minicbor::to_vec(&said).unwrap().len() < super::super::protocol::MAX_REPLY_BYTES);
-        assert_eq!(said.into_outcome(&prune_request(&[])).unwrap().pruned, pruned);
+        let reply = PruneReply::from_outcome(&rel("d/e"), page);
+        assert!(!reply.removed.is_empty() && reply.removed.len() < 60_000);
+        assert!(minicbor::to_vec(&reply).unwrap().len() < super::super::protocol::MAX_REPLY_BYTES);
+        assert_eq!(reply.into_outcome(&prune_request(&[])).unwrap().pruned, pruned);
     }
 
     #[test]
@@ -583,15 +582,15 @@ mod tests {
             FileVersion::default(),
         );
         let manifest = Manifest { dirs: vec![], entries: vec![entry] };
-        let ask = |offset, length, block| BlockDigestsRequest {
+        let request = |offset, length, block_bytes| BlockDigestsRequest {
             manifest: manifest.clone(),
             offset,
             length,
-            block_bytes: block,
+            block_bytes,
         };
-        assert!(ask(0, WINDOW_BYTES, BLOCK_BYTES).validate().is_ok());
-        assert!(ask(8 * WINDOW_BYTES, BLOCK_BYTES + 1, BLOCK_BYTES).validate().is_ok());
-        for (offset, length, block) in [
+        assert!(request(0, WINDOW_BYTES, BLOCK_BYTES).validate().is_ok());
+        assert!(request(8 * WINDOW_BYTES, BLOCK_BYTES + 1, BLOCK_BYTES).validate().is_ok());
+        for (offset, length, block_bytes) in [
             (0, 0, BLOCK_BYTES),
             (0, WINDOW_BYTES, 0),
             (0, WINDOW_BYTES, 3 << 10),
@@ -600,17 +599,20 @@ mod tests {
             (0, WINDOW_BYTES, 1024),
             (9 * WINDOW_BYTES, 1, BLOCK_BYTES),
         ] {
-            assert!(ask(offset, length, block).validate().is_err(), "{offset} {length} {block}");
+            assert!(
+                request(offset, length, block_bytes).validate().is_err(),
+                "{offset} {length} {block_bytes}"
+            );
         }
     }
 
     proptest! {
         #[test]
         fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
-            let _ = minicbor::decode::<BlockDigestsRequest>(&bytes).map(|ask| ask.validate().is_ok());
+            let _ = minicbor::decode::<BlockDigestsRequest>(&bytes).map(|request| request.validate().is_ok());
             let _ = minicbor::decode::<Result<Vec<BlockDigests>, Fault>>(&bytes);
-            let _ = minicbor::decode::<PruneRequest>(&bytes).map(|ask| ask.validate());
-            let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_outcome(&prune_request(&[])));
+            let _ = minicbor::decode::<PruneRequest>(&bytes).map(|request| request.validate());
+            let _ = minicbor::decode::<PruneReply>(&bytes).map(|reply| reply.into_outcome(&prune_request(&[])));
             let _ = minicbor::decode::<CleanUpRequest>(&bytes);
             let _ = minicbor::decode::<Result<(), Fault>>(&bytes);
             let _ = minicbor::decode::<RootCheckRequest>(&bytes);
@@ -621,16 +623,16 @@ mod tests {
             edits in crate::wire::fuzz::any_edits(),
         ) {
             let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
-            let asked = prune_request(&["c", "d"]);
-            let bytes = other(minicbor::to_vec(&asked).unwrap());
-            let _ = minicbor::decode::<PruneRequest>(&bytes).map(|ask| ask.validate());
-            let there = BlockDigests { part: Some(Digest([1; 32])), basis: Some(Digest([2; 32])) };
-            let bytes = other(minicbor::to_vec(Ok::<_, Fault>(vec![there; 3])).unwrap());
+            let request = prune_request(&["c", "d"]);
+            let bytes = other(minicbor::to_vec(&request).unwrap());
+            let _ = minicbor::decode::<PruneRequest>(&bytes).map(|request| request.validate());
+            let existing = BlockDigests { part: Some(Digest([1; 32])), basis: Some(Digest([2; 32])) };
+            let bytes = other(minicbor::to_vec(Ok::<_, Fault>(vec![existing; 3])).unwrap());
             let _ = minicbor::decode::<Result<Vec<BlockDigests>, Fault>>(&bytes);
             let bytes = other(minicbor::to_vec(PruneReply::default()).unwrap());
-            let _ = minicbor::decode::<PruneReply>(&bytes).map(|said| said.into_outcome(&asked));
-            let ask = ContentRequest { verb: "/v1/pack".into(), ticket: "t".repeat(50) };
-            let _ = minicbor::decode::<ContentRequest>(&other(minicbor::to_vec(&ask).unwrap()));
+            let _ = minicbor::decode::<PruneReply>(&bytes).map(|reply| reply.into_outcome(&request));
+            let request = ContentRequest { verb: "/v1/pack".into(), ticket: "t".repeat(50) };
+            let _ = minicbor::decode::<ContentRequest>(&other(minicbor::to_vec(&request).unwrap()));
         }
     }
 }

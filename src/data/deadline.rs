@@ -1,4 +1,4 @@
-//! Until when somebody may go on with what he was given.
+//! The end of the time that work has, which can be extended while it runs.
 
 use super::ticket_verifier::boottime;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A moment ([`boottime`]) at which work ends, unless it is put off. Clones are the same one. Threads that
-/// read, send or write ask it themselves, between two steps: whoever would stop them may have stood still
+/// read, send or write check it themselves, between two steps: the task that would stop them may have been suspended
 /// just as long as they did.
 #[derive(Debug, Clone)]
 pub struct Deadline(Arc<AtomicU64>);

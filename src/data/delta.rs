@@ -30,16 +30,16 @@ impl Destination {
         (offset, length): (u64, u64),
         mode: RangeMode,
     ) -> Result<RangeOutcome, SendError> {
-        let ranged = RangeTransfer { source, manifest, entry, span: Span { offset, length } };
+        let transfer = RangeTransfer { source, manifest, entry, span: Span { offset, length } };
         match mode {
             RangeMode::Delta if offset.is_multiple_of(BLOCK_BYTES) => {
-                self.send_windows(ranged, mode).await
+                self.send_windows(transfer, mode).await
             }
             // A long hole is one request, not one for each of its pieces.
             _ if self.is_multi_rail() && length > WINDOW_BYTES => {
-                self.send_windows(ranged, mode).await
+                self.send_windows(transfer, mode).await
             }
-            _ => self.send_striped(ranged, None).await,
+            _ => self.send_striped(transfer, None).await,
         }
     }
 
@@ -63,20 +63,20 @@ impl Destination {
     /// Sends a range window by window; in a delta what differs, and has the rest kept.
     pub(super) async fn send_windows(
         &self,
-        ranged: RangeTransfer<'_>,
+        transfer: RangeTransfer<'_>,
         mode: RangeMode,
     ) -> Result<RangeOutcome, SendError> {
-        let windows = match self.split_into_windows(ranged).await? {
+        let windows = match self.split_into_windows(transfer).await? {
             Ok(windows) => windows,
             Err(error) => return Ok(RangeOutcome::from(error)),
         };
         if mode == RangeMode::Whole && windows.iter().all(|window| !window.is_hole) {
-            return self.send_striped(ranged, None).await;
+            return self.send_striped(transfer, None).await;
         }
         // Of a hole there is nothing to compare.
         let there_of = async |window: Option<&Window>| match window {
             Some(window) if mode == RangeMode::Delta && !window.is_hole => {
-                self.request_blocks(ranged, window.span, BLOCK_BYTES).await
+                self.request_blocks(transfer, window.span, BLOCK_BYTES).await
             }
             _ => Ok(Ok(Vec::new())),
         };
@@ -90,15 +90,15 @@ impl Destination {
                 Ok(found) => found,
                 Err(error) => return Ok(RangeOutcome::Failed(error)),
             };
-            let here = RangeTransfer { span: window.span, ..ranged };
+            let here = RangeTransfer { span: window.span, ..transfer };
             let send = async {
                 match window.is_hole {
                     true => self.send_range(here, None).await,
                     false => self.send_window(here, found).await,
                 }
             };
-            let (sent, asked) = tokio::try_join!(send, there_of(next))?;
-            there = asked;
+            let (sent, request) = tokio::try_join!(send, there_of(next))?;
+            there = request;
             match sent {
                 RangeOutcome::Written { value, sent, kept } => {
                     if let Some(value) = value {
@@ -116,9 +116,9 @@ impl Destination {
     /// The windows of a range, with its holes where those need not be hashed.
     async fn split_into_windows(
         &self,
-        ranged: RangeTransfer<'_>,
+        transfer: RangeTransfer<'_>,
     ) -> Result<Result<Vec<Window>, FsError>, SendError> {
-        let RangeTransfer { source, entry, span, .. } = ranged;
+        let RangeTransfer { source, entry, span, .. } = transfer;
         if self.hashing() == HashMode::Full {
             let whole = |span| Window { span, is_hole: false };
             return Ok(Ok(span.split(WINDOW_BYTES).map(whole).collect()));
@@ -131,18 +131,18 @@ impl Destination {
     /// window is sent whole.
     pub(super) async fn send_window(
         &self,
-        ranged: RangeTransfer<'_>,
+        transfer: RangeTransfer<'_>,
         there: Vec<BlockDigests>,
     ) -> Result<RangeOutcome, SendError> {
         // Other ranges of a new file have begun, this one has not: there is nothing to compare with,
         // and content need not be gathered in blocks.
         if there.iter().all(|block| *block == BlockDigests::default()) {
-            return self.send_striped(ranged, None).await;
+            return self.send_striped(transfer, None).await;
         }
-        match self.send_striped(ranged, Some(there)).await? {
+        match self.send_striped(transfer, Some(there)).await? {
             RangeOutcome::Failed(error) if error.class == ErrorClass::Transient => {
                 tracing::debug!("a range is sent whole: {error}");
-                self.send_striped(ranged, None).await
+                self.send_striped(transfer, None).await
             }
             done => Ok(done),
         }
@@ -150,32 +150,32 @@ impl Destination {
 
     async fn request_blocks(
         &self,
-        ranged: RangeTransfer<'_>,
+        transfer: RangeTransfer<'_>,
         window: Span,
         block: u64,
     ) -> Result<DestinationBlocks, SendError> {
-        let ask = BlockDigestsRequest {
-            manifest: ranged.manifest.clone(),
+        let request = BlockDigestsRequest {
+            manifest: transfer.manifest.clone(),
             offset: window.offset,
             length: window.length,
             block_bytes: block,
         };
-        self.request(ask).await
+        self.request(request).await
     }
 
     /// Compares `ranged` with the file that the destination has; nothing is sent.
     pub(super) async fn compare_range(
         &self,
-        ranged: RangeTransfer<'_>,
+        transfer: RangeTransfer<'_>,
     ) -> Result<CompareOutcome, SendError> {
-        let windows = match self.split_into_windows(ranged).await? {
+        let windows = match self.split_into_windows(transfer).await? {
             Ok(windows) => windows,
             Err(error) => return Ok(CompareOutcome::from(error)),
         };
         let mut values = SubtreeStack::default();
         for Window { span, is_hole: hole } in windows {
             if hole && span.length > BLOCK_BYTES {
-                match self.request_blocks(ranged, span, span.length.next_power_of_two()).await? {
+                match self.request_blocks(transfer, span, span.length.next_power_of_two()).await? {
                     Ok(there) if there.iter().all(|there| there.basis == Some(ZERO_DIGEST)) => {
                         values.push_subtree(span.length, ZERO_DIGEST);
                         continue;
@@ -186,7 +186,7 @@ impl Destination {
                 }
             }
             for window in span.split(WINDOW_BYTES) {
-                match self.compare_window(ranged, window).await? {
+                match self.compare_window(transfer, window).await? {
                     CompareOutcome::Equal(value) => values.push_subtree(window.length, value),
                     other => return Ok(other),
                 }
@@ -197,17 +197,17 @@ impl Destination {
 
     async fn compare_window(
         &self,
-        ranged: RangeTransfer<'_>,
+        transfer: RangeTransfer<'_>,
         window: Span,
     ) -> Result<CompareOutcome, SendError> {
         let (source, entry, hashing) =
-            (ranged.source.clone(), ranged.entry.clone(), self.hashing());
+            (transfer.source.clone(), transfer.entry.clone(), self.hashing());
         let ours = async {
             let [mut scratch] = self.pool().acquire([BLOCK_BUFFER_BYTES]).await;
             read_blocking(move || hash_blocks(&source, &entry, window, hashing, &mut scratch)).await
         };
         let (ours, theirs) =
-            tokio::try_join!(ours, self.request_blocks(ranged, window, BLOCK_BYTES))?;
+            tokio::try_join!(ours, self.request_blocks(transfer, window, BLOCK_BYTES))?;
         let ours: Vec<Digest> = match ours {
             Ok(ours) => ours,
             Err(error) => return Ok(CompareOutcome::from(error)),

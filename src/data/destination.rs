@@ -29,7 +29,7 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// Who writes.
+    /// The worker that writes.
     pub fn worker(&self) -> &WorkerId {
         match self {
             Destination::Local { worker, .. } => worker,
@@ -159,12 +159,12 @@ impl Destination {
     /// Sends a range; with `there` only what differs from those blocks.
     pub(super) async fn send_range(
         &self,
-        ranged: RangeTransfer<'_>,
-        there: Option<Vec<BlockDigests>>,
+        transfer: RangeTransfer<'_>,
+        existing: Option<Vec<BlockDigests>>,
     ) -> Result<RangeOutcome, SendError> {
         match self {
-            Destination::Local { local, .. } => local.transfer_range(ranged, there).await,
-            Destination::Remote(peer) => peer.transfer_range(ranged, there).await,
+            Destination::Local { local, .. } => local.transfer_range(transfer, existing).await,
+            Destination::Remote(peer) => peer.transfer_range(transfer, existing).await,
         }
     }
 }

@@ -7,7 +7,7 @@
 //! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
 //! ```
 //!
-//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own (`seal`). Header and
+//! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`checksum`]). Header and
 //! bulk are apart: a header is read whole (its length is checked before anything is
 //! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
 //! came, or read to where it is wanted, without a copy. Every frame moves on by at least one byte of content or one entry, so there
@@ -56,7 +56,7 @@ pub enum Frame {
     Range(RangeHead),
     /// Content, never empty.
     Content(Bytes),
-    /// So many bytes of content, never 0, that have not all come yet: to be [fetched](FrameReader::read_content)
+    /// So many bytes of content, never 0, that have not all come yet: to be [read](FrameReader::read_content)
     /// to where they shall be before the next frame is asked for.
     PendingContent(usize),
     /// So many bytes of a hole, never 0: they are read as zeros.
@@ -84,7 +84,7 @@ pub enum FrameError {
     Length {
         /// The first byte of the frame.
         kind: u8,
-        /// What it says.
+        /// The announced length.
         length: usize,
     },
     /// A kind that this version does not know.
@@ -117,21 +117,21 @@ pub trait ChunkSource {
     /// The next piece; `None` at the end.
     ///
     /// # Errors
-    /// A sentence, when the connection failed.
+    /// A message: the connection failed.
     fn next_chunk(&mut self) -> Result<Option<Bytes>, String>;
 
     /// Fills `out` without a detour through a piece; `None` where that can't be done.
     ///
     /// # Errors
-    /// A sentence, when the connection failed or ended before.
+    /// A message: the connection failed or ended before.
     fn fill(&mut self, _out: &mut [u8]) -> Option<Result<(), String>> {
         None
     }
 
-    /// A frame of a few bytes stands for so many of content: it counts like them as a sign of life.
+    /// A frame of a few bytes stands for so many bytes of content: they count as progress.
     fn record_progress(&mut self, _bytes: u64) {}
 
-    /// Whether nobody waits for what becomes of the bytes any more.
+    /// Whether the requester is gone.
     fn is_abandoned(&self) -> bool {
         false
     }
@@ -150,13 +150,8 @@ pub struct FrameReader<P> {
 
 impl<P: ChunkSource> FrameReader<P> {
     /// Reads from `pieces`.
-    pub fn new(pieces: P) -> Self {
-        FrameReader {
-            source: pieces,
-            unread: Bytes::new(),
-            content_left: 0,
-            ticket_expiry: Duration::MAX,
-        }
+    pub fn new(source: P) -> Self {
+        FrameReader { source, unread: Bytes::new(), content_left: 0, ticket_expiry: Duration::MAX }
     }
 
     /// The next frame.
@@ -204,8 +199,8 @@ impl<P: ChunkSource> FrameReader<P> {
                     [0] => ReuseSource::PartFile,
                     [1] => ReuseSource::Basis,
                     [other] => {
-                        let why = format!("no bytes are kept from {other}");
-                        return Err(FrameError::Malformed { kind, reason: why });
+                        let reason = format!("no bytes are kept from {other}");
+                        return Err(FrameError::Malformed { kind, reason });
                     }
                 };
                 Ok(Frame::Keep(from, self.read_length(kind)?))
@@ -320,7 +315,7 @@ impl<P: ChunkSource> FrameReader<P> {
         boottime() >= self.ticket_expiry
     }
 
-    /// Whether nobody waits for what becomes of the frames any more.
+    /// Whether the requester is gone.
     pub fn is_abandoned(&self) -> bool {
         self.source.is_abandoned()
     }
@@ -344,8 +339,8 @@ impl<P: ChunkSource> FrameReader<P> {
             _ => Frame::Range(decoder.decode().map_err(broken)?),
         };
         if decoder.position() != document.len() {
-            let why = "bytes follow its document".to_owned();
-            return Err(FrameError::Malformed { kind, reason: why });
+            let reason = "bytes follow its document".to_owned();
+            return Err(FrameError::Malformed { kind, reason });
         }
         Ok(frame)
     }
@@ -376,8 +371,8 @@ fn document<T: minicbor::Encode<()>>(kind: u8, value: &T) -> Vec<u8> {
 }
 
 /// An ASK frame.
-pub fn ask(ask: &ContentRequest) -> Vec<u8> {
-    document(REQUEST, ask)
+pub fn ask(request: &ContentRequest) -> Vec<u8> {
+    document(REQUEST, request)
 }
 
 /// A REPLY frame.

@@ -42,7 +42,7 @@ pub(super) enum RequestFailure {
     UnknownVerb(String),
     WrongMethod,
     BadRequest(String),
-    /// It is not what was sent; says what.
+    /// It does not match its checksum; what it is.
     Damaged(String),
     MissingDigest,
     TooLong,
@@ -110,14 +110,14 @@ impl RequestFailure {
 pub(super) async fn handle_request(
     request: Request<Incoming>,
     peer: SocketAddr,
-    shared: &ConnectionContext,
+    context: &ConnectionContext,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     if path == PROBE && request.method() == Method::GET {
         let text = format!("{{\"service\":\"longhaul-data\",\"protocol\":{PROTOCOL_VERSION}}}\n");
         return build_response(StatusCode::OK, "application/json", text.into());
     }
-    match dispatch(request, shared).await {
+    match dispatch(request, context).await {
         Ok(document) => {
             let check = HeaderValue::from_str(&checksum::header_value(&document));
             let mut response = build_response(StatusCode::OK, "application/cbor", document.into());
@@ -130,7 +130,7 @@ pub(super) async fn handle_request(
             let problem = failure.into_problem();
             tracing::debug!(%peer, path, status = problem.status, "{}", problem.detail);
             if problem.status < 500 {
-                shared.log_failure(peer, &format!("{path}: {}", problem.detail));
+                context.log_failure(peer, &format!("{path}: {}", problem.detail));
             }
             let status =
                 StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -153,7 +153,7 @@ fn build_response(status: StatusCode, kind: &'static str, body: Bytes) -> Respon
 /// Checks the ticket, then does what is asked.
 async fn dispatch(
     request: Request<Incoming>,
-    shared: &ConnectionContext,
+    context: &ConnectionContext,
 ) -> Result<Vec<u8>, RequestFailure> {
     let path = request.uri().path();
     let Some(verb) = DOCUMENT_PATHS.into_iter().find(|verb| *verb == path) else {
@@ -163,7 +163,7 @@ async fn dispatch(
     if request.method() != Method::POST {
         return drain_and_refuse(request, RequestFailure::WrongMethod).await;
     }
-    let admitted = authorize_request(&request, &shared.server).and_then(|(claims, target)| {
+    let admitted = authorize_request(&request, &context.server).and_then(|(claims, target)| {
         ticket_verifier::check_permission(&claims, verb)?;
         Ok((claims, target))
     });
@@ -171,15 +171,15 @@ async fn dispatch(
         Ok(admitted) => admitted,
         Err(refused) => return drain_and_refuse(request, RequestFailure::Refused(refused)).await,
     };
-    let _under_way = shared.requests.start().await;
+    let _under_way = context.requests.start().await;
     match verb {
-        OFFER => handle_control::<Manifest>(request, shared, claims, target).await,
+        OFFER => handle_control::<Manifest>(request, context, claims, target).await,
         BLOCK_DIGESTS => {
-            handle_control::<BlockDigestsRequest>(request, shared, claims, target).await
+            handle_control::<BlockDigestsRequest>(request, context, claims, target).await
         }
-        PRUNE => handle_control::<PruneRequest>(request, shared, claims, target).await,
-        ROOT_CHECK => handle_control::<RootCheckRequest>(request, shared, claims, target).await,
-        _ => handle_control::<CleanUpRequest>(request, shared, claims, target).await,
+        PRUNE => handle_control::<PruneRequest>(request, context, claims, target).await,
+        ROOT_CHECK => handle_control::<RootCheckRequest>(request, context, claims, target).await,
+        _ => handle_control::<CleanUpRequest>(request, context, claims, target).await,
     }
 }
 
@@ -219,14 +219,14 @@ pub(super) type ContentHandler =
 
 /// What an `ask` on a stream lets be done, once its ticket is checked.
 pub(super) fn content_handler(
-    ask: &ContentRequest,
-    served: &ServerContext,
+    request: &ContentRequest,
+    server: &ServerContext,
 ) -> Result<ContentHandler, RequestFailure> {
-    let (claims, target) = served.roots.authorize(&served.verifier, &ask.ticket)?;
-    ticket_verifier::check_permission(&claims, &ask.verb)?;
-    let end = served.verifier.expires_at(&claims);
+    let (claims, target) = server.roots.authorize(&server.verifier, &request.ticket)?;
+    ticket_verifier::check_permission(&claims, &request.verb)?;
+    let end = server.verifier.expires_at(&claims);
     // Encoding into a Vec can't fail.
-    match ask.verb.as_str() {
+    match request.verb.as_str() {
         PACK => Ok(Box::new(move |frames, mut buffer| {
             frames.set_ticket_expiry(end);
             let reply = receive_pack(frames, &target, &claims, buffer.content_mut())?;
@@ -243,7 +243,7 @@ pub(super) fn content_handler(
 
 fn authorize_request(
     request: &Request<Incoming>,
-    served: &ServerContext,
+    server: &ServerContext,
 ) -> Result<(Claims, Target), Refusal> {
     let ticket = request
         .headers()
@@ -251,17 +251,14 @@ fn authorize_request(
         .filter(|value| value.len() <= MAX_TICKET_BYTES)
         .and_then(|value| value.to_str().ok())
         .ok_or(Refusal::NoTicket)?;
-    served.roots.authorize(&served.verifier, ticket)
+    server.roots.authorize(&server.verifier, ticket)
 }
 
 /// The document that the body is, which has so long to come.
-async fn read_body(
-    request: Request<Incoming>,
-    patience: Duration,
-) -> Result<Bytes, RequestFailure> {
+async fn read_body(request: Request<Incoming>, timeout: Duration) -> Result<Bytes, RequestFailure> {
     let check = request.headers().get(checksum::CHECKSUM_HEADER).cloned();
     let whole = Limited::new(request.into_body(), MAX_MANIFEST_BYTES).collect();
-    match tokio::time::timeout(patience, whole).await {
+    match tokio::time::timeout(timeout, whole).await {
         Ok(Ok(bytes)) => {
             let bytes = bytes.to_bytes();
             if !checksum::matches_header(check.as_ref().map(HeaderValue::as_bytes), &bytes) {
@@ -275,7 +272,7 @@ async fn read_body(
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(RequestFailure::TooLong),
         Ok(Err(e)) => Err(RequestFailure::BadRequest(e.to_string())),
         Err(_) => {
-            Err(RequestFailure::BadRequest(format!("the document did not arrive in {patience:?}")))
+            Err(RequestFailure::BadRequest(format!("the document did not arrive in {timeout:?}")))
         }
     }
 }

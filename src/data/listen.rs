@@ -1,5 +1,5 @@
 //! Listening on our own endpoints. With several, one that names its interface is bound to it, so that
-//! what is answered leaves by it too, whatever the routing table says of the peer.
+//! replies leave by it too, whatever the routing table has for the peer.
 
 use super::nics::Nic;
 use crate::config::NicConfig as Configured;
@@ -14,12 +14,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
-/// How often an interface is looked at: one that was made anew needs to be bound to anew.
+/// How often the index of the interface is checked: a recreated interface needs a new socket.
 const INTERFACE_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The listening sockets of one endpoint.
 pub struct Listener {
-    /// Whose it is.
+    /// The NIC whose endpoint it is.
     pub nic: Arc<Nic>,
     address: SocketAddr,
     socket: TcpListener,
@@ -34,32 +34,26 @@ impl Listener {
     /// kernel chose where it was to choose.
     ///
     /// # Errors
-    /// What the kernel or the resolver said.
+    /// The error of the kernel or the resolver.
     pub async fn bind(mut nic: Configured, several: bool) -> Result<Self> {
         let port = nic.endpoint.port.unwrap_or(DEFAULT_DATA_PORT);
         let name = (nic.endpoint.address.clone(), port);
         let mut addresses = tokio::net::lookup_host(name).await?;
         let none = || std::io::Error::other("the name has no address");
-        let at = addresses.next().ok_or_else(none)?;
-        let bound = several && nic.endpoint.iface.is_some() && !at.ip().is_loopback();
+        let address = addresses.next().ok_or_else(none)?;
+        let bound = several && nic.endpoint.iface.is_some() && !address.ip().is_loopback();
         let trial = Nic::new(nic.clone());
-        let at = trial.scoped(at)?;
-        let (main, number) = listen_preferring_interface(&trial, at, bound)?;
-        let at = main.local_addr()?;
-        nic.endpoint.port = Some(at.port());
-        let lo = number.filter(|_| is_reached_by_loopback(at.ip()));
-        let beside = lo.map(|_| listen_on(&trial, at, Some("lo"))).transpose();
-        let beside = beside.unwrap_or_else(|e| {
-            tracing::warn!(%at, "agents on this host cannot reach this endpoint: {e}");
+        let address = trial.scoped(address)?;
+        let (socket, number) = listen_preferring_interface(&trial, address, bound)?;
+        let address = socket.local_addr()?;
+        nic.endpoint.port = Some(address.port());
+        let lo = number.filter(|_| is_reached_by_loopback(address.ip()));
+        let loopback = lo.map(|_| listen_on(&trial, address, Some("lo"))).transpose();
+        let loopback = loopback.unwrap_or_else(|e| {
+            tracing::warn!(%address, "agents on this host cannot reach this endpoint: {e}");
             None
         });
-        Ok(Listener {
-            nic: Nic::new(nic),
-            address: at,
-            socket: main,
-            loopback: beside,
-            interface_index: number,
-        })
+        Ok(Listener { nic: Nic::new(nic), address, socket, loopback, interface_index: number })
     }
 
     /// The same, with connections counted by `nic`.
@@ -70,25 +64,25 @@ impl Listener {
     /// The next connection.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The error of the kernel.
     pub async fn accept(&mut self) -> Result<(TcpStream, SocketAddr)> {
         loop {
-            let beside = async {
+            let loopback = async {
                 match &self.loopback {
-                    Some(beside) => beside.accept().await,
+                    Some(loopback) => loopback.accept().await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 accepted = self.socket.accept() => return accepted,
-                accepted = beside => return accepted,
+                accepted = loopback => return accepted,
                 () = tokio::time::sleep(INTERFACE_CHECK_INTERVAL), if self.interface_index.is_some() => {}
             }
             self.rebind_if_replaced();
         }
     }
 
-    /// Listens anew where the interface is another one under the same name.
+    /// Listens on a new socket where the interface was recreated under the same name.
     fn rebind_if_replaced(&mut self) {
         let Some(number) = self
             .nic
@@ -97,14 +91,14 @@ impl Listener {
         else {
             return;
         };
-        if let SocketAddr::V6(at) = &mut self.address
-            && at.scope_id() != 0
+        if let SocketAddr::V6(address) = &mut self.address
+            && address.scope_id() != 0
         {
-            at.set_scope_id(number);
+            address.set_scope_id(number);
         }
         match listen_on(&self.nic, self.address, self.nic.endpoint.iface.as_deref()) {
-            Ok(main) => (self.socket, self.interface_index) = (main, Some(number)),
-            Err(e) => tracing::debug!(at = %self.address, "cannot listen anew: {e}"),
+            Ok(socket) => (self.socket, self.interface_index) = (socket, Some(number)),
+            Err(e) => tracing::debug!(address = %self.address, "cannot listen again: {e}"),
         }
     }
 }
@@ -115,32 +109,32 @@ fn is_reached_by_loopback(ip: IpAddr) -> bool {
     !is_link_local(ip)
 }
 
-/// Listens, bound to the interface where that can be; says which one that is.
+/// Listens, bound to the interface where that is possible; returns the index of that interface.
 fn listen_preferring_interface(
     nic: &Nic,
-    at: SocketAddr,
+    address: SocketAddr,
     bound: bool,
 ) -> Result<(TcpListener, Option<u32>)> {
     let iface = nic.endpoint.iface.as_deref().filter(|_| bound);
     if let Some((iface, number)) = iface.zip(nic.interface_index()) {
-        match listen_on(nic, at, Some(iface)) {
+        match listen_on(nic, address, Some(iface)) {
             Ok(listener) => return Ok((listener, Some(number))),
-            // Old kernels want a capability for it; the address alone is the next best.
+            // Old kernels need a capability for it; the address alone is the next best.
             Err(e) => tracing::debug!(iface, "cannot listen on the interface only: {e}"),
         }
     }
-    listen_on(nic, at, None).map(|listener| (listener, None))
+    listen_on(nic, address, None).map(|listener| (listener, None))
 }
 
-fn listen_on(nic: &Nic, at: SocketAddr, iface: Option<&str>) -> Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+fn listen_on(nic: &Nic, address: SocketAddr, iface: Option<&str>) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // Accepted sockets are as the one that listens.
     nic.set_socket_options(SockRef::from(&socket));
     if let Some(iface) = iface {
         socket.bind_device(Some(iface.as_bytes()))?;
     }
-    socket.bind(&at.into())?;
+    socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket.into())

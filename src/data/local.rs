@@ -37,11 +37,11 @@ pub struct Local {
     can_clone: bool,
 }
 
-/// What became of a large file that was to be cloned.
+/// The outcome of cloning a large file.
 pub enum CloneOutcome {
     /// It is at its place.
     Cloned(PackOutcome),
-    /// The destination has it, or could not take it: what it says to an offer now.
+    /// The file is up to date or failed: the outcome of its offer now.
     NotNeeded(OfferOutcome),
     /// It is to be copied.
     Unavailable,
@@ -50,7 +50,7 @@ pub enum CloneOutcome {
 /// One large file of this process is cloned at a time: what waits finds it cloned.
 static CLONE_LOCK: Mutex<()> = Mutex::new(());
 
-/// Why copying the content of one file stopped.
+/// Why copying one file stopped.
 enum CopyError {
     Error(FsError),
     Cancelled,
@@ -68,26 +68,26 @@ impl Local {
         &self.pool
     }
 
-    /// Writes to `target` as the ticket with these `claims` says, through buffers of `pool`.
+    /// Writes to `target` as the ticket with these `claims` allows, through buffers of `pool`.
     pub fn new(target: Target, claims: Claims, pool: BufferPool) -> Self {
-        let (pace, until) = (Limiters::default(), Deadline::default());
+        let (limiters, deadline) = (Limiters::default(), Deadline::default());
         let (target, claims) = (Arc::new(target), Arc::new(claims));
-        Local { target, claims, pool, limiters: pace, deadline: until, can_clone: false }
+        Local { target, claims, pool, limiters, deadline, can_clone: false }
     }
 
     /// The same, no faster than `pace` lets it.
-    pub fn with_limiters(self, pace: Limiters) -> Self {
-        Local { limiters: pace, ..self }
+    pub fn with_limiters(self, limiters: Limiters) -> Self {
+        Local { limiters, ..self }
     }
 
     /// The same; content that source and destination can share is cloned, where that is wanted.
-    pub fn with_cloning(self, clones: bool) -> Self {
-        Local { can_clone: clones, ..self }
+    pub fn with_cloning(self, can_clone: bool) -> Self {
+        Local { can_clone, ..self }
     }
 
     /// The same; no content is written any more once that is over.
-    pub fn with_deadline(self, until: &Deadline) -> Self {
-        Local { deadline: until.clone(), ..self }
+    pub fn with_deadline(self, deadline: &Deadline) -> Self {
+        Local { deadline: deadline.clone(), ..self }
     }
 
     /// How content is compared.
@@ -130,22 +130,23 @@ impl Local {
     ) -> Result<PackOutcome, SendError> {
         ticket_verifier::check_permission(&self.claims, PACK)?;
         let (target, source) = (self.target.clone(), source.clone());
-        let (claims, pace) = (self.claims.clone(), self.limiters.clone());
-        let (until, clones) = (self.deadline.clone(), self.can_clone);
+        let (claims, limiters) = (self.claims.clone(), self.limiters.clone());
+        let (deadline, can_clone) = (self.deadline.clone(), self.can_clone);
         let [mut buffer] = self.pool.acquire([SEND_BUFFER_BYTES]).await;
         run_blocking(move |cancelled| {
-            let going = CopyControl { cancelled: &cancelled, deadline: &until, limiters: &pace };
+            let control =
+                CopyControl { cancelled: &cancelled, deadline: &deadline, limiters: &limiters };
             let mut done = Vec::with_capacity(files.len());
-            let mut moved = CopiedBytes::default();
+            let mut copied = CopiedBytes::default();
             for entry in &files {
                 let file = FileCopy { target: &target, source: &source, entry, claims: &claims };
-                match file.copy(clones, &mut moved, (&mut buffer, going)) {
+                match file.copy(can_clone, &mut copied, (&mut buffer, control)) {
                     Ok(written) => done.push(Ok(written)),
                     Err(CopyError::Error(error)) => done.push(Err(entry_error(entry, &error))),
                     Err(CopyError::Cancelled) => break,
                 }
             }
-            let packed = finish_pack(&target, &dirs, &files, (done, moved));
+            let packed = finish_pack(&target, &dirs, &files, (done, copied));
             if packed.files.len() < files.len() {
                 return Err(cancelled_error());
             }
@@ -168,11 +169,12 @@ impl Local {
             return Ok(CloneOutcome::Unavailable);
         }
         let (target, source) = (self.target.clone(), source.clone());
-        let (claims, pace) = (self.claims.clone(), self.limiters.clone());
-        let (until, manifest) = (self.deadline.clone(), manifest.clone());
+        let (claims, limiters) = (self.claims.clone(), self.limiters.clone());
+        let (deadline, manifest) = (self.deadline.clone(), manifest.clone());
         let [mut buffer] = self.pool.acquire([SEND_BUFFER_BYTES]).await;
         run_blocking(move |cancelled| {
-            let going = CopyControl { cancelled: &cancelled, deadline: &until, limiters: &pace };
+            let control =
+                CopyControl { cancelled: &cancelled, deadline: &deadline, limiters: &limiters };
             let [entry] = manifest.entries.as_slice() else { return Ok(CloneOutcome::Unavailable) };
             // What goes wrong here is found again when it is copied.
             match open_version(&source, entry) {
@@ -181,16 +183,17 @@ impl Local {
             }
             let _alone = CLONE_LOCK.lock();
             let reply = receive::handle_offer(&target, &manifest, false);
-            let there = OfferOutcome::from_reply(&manifest, reply).map_err(SendError::Internal)?;
+            let existing =
+                OfferOutcome::from_reply(&manifest, reply).map_err(SendError::Internal)?;
             if !matches!(
-                there.results.as_slice(),
+                existing.results.as_slice(),
                 [Ok(OfferDecision::NeedsContent { .. } | OfferDecision::NeedsDigest)]
             ) {
-                return Ok(CloneOutcome::NotNeeded(there));
+                return Ok(CloneOutcome::NotNeeded(existing));
             }
-            let (mut moved, mut read) = (CopiedBytes::default(), (&mut buffer, going));
+            let (mut copied, mut read) = (CopiedBytes::default(), (&mut buffer, control));
             let file = FileCopy { target: &target, source: &source, entry, claims: &claims };
-            let done = match file.clone_to_temporary(&mut moved, &mut read) {
+            let done = match file.clone_to_temporary(&mut copied, &mut read) {
                 Ok(Some((new, now, digest))) => {
                     let published = NewFile::publish(new, &now);
                     published.map(|()| WrittenFile { bytes: now.size(), digest })
@@ -208,7 +211,7 @@ impl Local {
                 &target,
                 &manifest.dirs,
                 &files,
-                (vec![done], moved),
+                (vec![done], copied),
             )))
         })
         .await
@@ -221,40 +224,42 @@ impl Local {
     /// [`SendError::Internal`].
     pub(super) async fn transfer_range(
         &self,
-        ranged: RangeTransfer<'_>,
-        there: Option<Vec<BlockDigests>>,
+        transfer: RangeTransfer<'_>,
+        existing: Option<Vec<BlockDigests>>,
     ) -> Result<RangeOutcome, SendError> {
         ticket_verifier::check_permission(&self.claims, RANGE)?;
-        let (target, pace) = (self.target.clone(), self.limiters.clone());
-        let until = self.deadline.clone();
-        let (source, entry, span) = (ranged.source.clone(), ranged.entry.clone(), ranged.span);
+        let (target, limiters) = (self.target.clone(), self.limiters.clone());
+        let deadline = self.deadline.clone();
+        let (source, entry, span) =
+            (transfer.source.clone(), transfer.entry.clone(), transfer.span);
         let (checked, hashing) =
             (self.rules().receiver_hash_mode(), self.rules().sender_hash_mode());
-        let (mut buffer, mut scratch) = self.pool.acquire_for_send(there.is_some()).await;
+        let (mut buffer, mut scratch) = self.pool.acquire_for_send(existing.is_some()).await;
         run_blocking(move |cancelled| {
             let file = match open_version(&source, &entry) {
                 Ok(file) => file,
                 Err(error) => return Ok(RangeOutcome::from(error)),
             };
-            let going = CopyControl { cancelled: &cancelled, deadline: &until, limiters: &pace };
-            if going.check_active().is_err() {
+            let control =
+                CopyControl { cancelled: &cancelled, deadline: &deadline, limiters: &limiters };
+            if control.check_active().is_err() {
                 return Err(cancelled_error());
             }
             let mut part = match target.open_part_file(&entry) {
                 Ok(part) => part,
                 Err(error) => return Ok(RangeOutcome::from(error)),
             };
-            if there.is_none()
+            if existing.is_none()
                 && file.is_dense()
                 && let Err(error) = part.reserve_blocks(span.offset, span.length)
             {
                 return Ok(RangeOutcome::from(error));
             }
-            let compare = there.as_deref().zip(scratch.as_mut().map(Buffer::content_mut));
+            let compare = existing.as_deref().zip(scratch.as_mut().map(Buffer::content_mut));
             let mut copier = CopySink {
                 offset: span.offset,
                 verify_hashing: checked,
-                ..CopySink::new(&mut part, &entry.path, &mut buffer, going)
+                ..CopySink::new(&mut part, &entry.path, &mut buffer, control)
             };
             let value = match read_range(&file, span, compare, hashing, &mut copier) {
                 Ok((ReadOutcome::Complete, value)) if file.verify_unchanged().is_ok() => value,
@@ -311,24 +316,17 @@ fn finish_pack(
     target: &Target,
     dirs: &[ManifestDir],
     files: &[Entry],
-    (mut done, moved): (Vec<Result<WrittenFile, FileError>>, CopiedBytes),
+    (mut done, copied): (Vec<Result<WrittenFile, FileError>>, CopiedBytes),
 ) -> PackOutcome {
     let unstamped = apply_dir_metadata(target, dirs);
-    if let Err(gone) = target.check_root() {
+    if let Err(error) = target.check_root() {
         for (written, entry) in done.iter_mut().zip(files).filter(|(done, _)| done.is_ok()) {
-            *written = Err(entry_error(entry, &gone));
+            *written = Err(entry_error(entry, &error));
         }
     }
-    let CopiedBytes { sent, cloned } = moved;
-    let (notes, to_sweep) = (target.take_metadata_warnings(), target.has_anchors());
-    PackOutcome {
-        files: done,
-        sent,
-        cloned,
-        warnings: notes,
-        dir_errors: unstamped,
-        needs_clean_up: to_sweep,
-    }
+    let CopiedBytes { sent, cloned } = copied;
+    let (warnings, needs_clean_up) = (target.take_metadata_warnings(), target.has_anchors());
+    PackOutcome { files: done, sent, cloned, warnings, dir_errors: unstamped, needs_clean_up }
 }
 
 /// A file that is to be copied as a whole.
@@ -354,21 +352,21 @@ impl FileCopy<'_> {
     /// Copies it as what it is now.
     fn copy(
         &self,
-        clones: bool,
-        moved: &mut CopiedBytes,
-        (buffer, going): (&mut Buffer, CopyControl<'_>),
+        can_clone: bool,
+        copied: &mut CopiedBytes,
+        (buffer, control): (&mut Buffer, CopyControl<'_>),
     ) -> Result<WrittenFile, CopyError> {
-        going.check_active()?;
+        control.check_active()?;
         let (file, mut new) = self.open_both().map_err(CopyError::Error)?;
         let now = file.entry();
-        let digest = if clones && self.try_clone(&file, &mut new, moved, going)? {
-            self.digest_cloned(&file, (buffer, going))?
+        let digest = if can_clone && self.try_clone(&file, &mut new, copied, control)? {
+            self.digest_cloned(&file, (buffer, control))?
         } else {
             let span = Span { offset: 0, length: now.size() };
             let mut hasher = self.hasher();
-            let mut copier = CopySink::new(&mut new, &now.path, buffer, going);
+            let mut copier = CopySink::new(&mut new, &now.path, buffer, control);
             let read = read_whole(&file, span, &mut hasher, &mut copier);
-            moved.sent += copier.sent;
+            copied.sent += copier.sent;
             self.check_complete(&file, read?)?;
             hasher.map(ContentHasher::digest)
         };
@@ -381,15 +379,15 @@ impl FileCopy<'_> {
     /// wanted; `None` where that cannot be.
     fn clone_to_temporary(
         &self,
-        moved: &mut CopiedBytes,
-        (buffer, going): &mut (&mut Buffer, CopyControl<'_>),
+        copied: &mut CopiedBytes,
+        (buffer, control): &mut (&mut Buffer, CopyControl<'_>),
     ) -> Result<Option<(NewFile, Entry, Option<Digest>)>, CopyError> {
-        going.check_active()?;
+        control.check_active()?;
         let (file, mut new) = self.open_both().map_err(CopyError::Error)?;
-        if !file.is_version(self.entry) || !self.try_clone(&file, &mut new, moved, *going)? {
+        if !file.is_version(self.entry) || !self.try_clone(&file, &mut new, copied, *control)? {
             return Ok(None);
         }
-        let digest = self.digest_cloned(&file, (buffer, *going))?;
+        let digest = self.digest_cloned(&file, (buffer, *control))?;
         Ok(Some((new, file.entry().clone(), digest)))
     }
 
@@ -397,13 +395,13 @@ impl FileCopy<'_> {
         &self,
         file: &SourceFile,
         new: &mut NewFile,
-        moved: &mut CopiedBytes,
-        going: CopyControl<'_>,
+        copied: &mut CopiedBytes,
+        control: CopyControl<'_>,
     ) -> Result<bool, CopyError> {
-        let mut go_on = |bytes| going.limiters.acquire(bytes, || going.check_active()).is_ok();
+        let mut go_on = |bytes| control.limiters.acquire(bytes, || control.check_active()).is_ok();
         let cloned = new.reflink_from(file, &mut go_on).map_err(CopyError::Error)?;
         if cloned {
-            moved.cloned += file.stored_bytes();
+            copied.cloned += file.stored_bytes();
         }
         Ok(cloned)
     }
@@ -412,13 +410,13 @@ impl FileCopy<'_> {
     fn digest_cloned(
         &self,
         file: &SourceFile,
-        (buffer, going): (&mut Buffer, CopyControl<'_>),
+        (buffer, control): (&mut Buffer, CopyControl<'_>),
     ) -> Result<Option<Digest>, CopyError> {
         let mut hasher = self.hasher();
         let read = match hasher.is_some() {
             true => {
                 let span = Span { offset: 0, length: file.entry().size() };
-                let mut sink = HashOnlySink { buffer, check_active: || going.check_active() };
+                let mut sink = HashOnlySink { buffer, check_active: || control.check_active() };
                 read_whole(file, span, &mut hasher, &mut sink)?
             }
             false => ReadOutcome::Complete,
@@ -436,7 +434,7 @@ impl FileCopy<'_> {
     }
 }
 
-/// Whether, and how fast, a copy goes on.
+/// What ends or slows a copy.
 #[derive(Clone, Copy)]
 struct CopyControl<'a> {
     cancelled: &'a Shutdown,
@@ -470,18 +468,9 @@ impl<'a, S> CopySink<'a, S> {
         store: &'a mut S,
         path: &'a RelPath,
         buffer: &'a mut Buffer,
-        going: CopyControl<'a>,
+        control: CopyControl<'a>,
     ) -> Self {
-        CopySink {
-            store,
-            path,
-            buffer,
-            control: going,
-            offset: 0,
-            verify_hashing: None,
-            sent: 0,
-            kept: 0,
-        }
+        CopySink { store, path, buffer, control, offset: 0, verify_hashing: None, sent: 0, kept: 0 }
     }
 }
 
@@ -508,12 +497,12 @@ impl<S: ContentWriter> Sink for CopySink<'_, S> {
 
     fn keep(&mut self, from: ReuseSource, length: u64, values: &[Digest]) -> Result<(), CopyError> {
         let span = Span { offset: self.offset, length };
-        let (going, path) = (self.control, self.path);
+        let (control, path) = (self.control, self.path);
         let back = self.verify_hashing.map(|hashing| (path, hashing, self.buffer.content_mut()));
         let blocks = span.split(BLOCK_BYTES).zip(values.iter().copied());
         // Only part files are compared with.
         if let Some(part) = self.store.part_file() {
-            keep_blocks(part, from, blocks, back, || going.check_active())?
+            keep_blocks(part, from, blocks, back, || control.check_active())?
                 .map_err(CopyError::Error)?;
         }
         self.kept += length;
@@ -526,7 +515,7 @@ impl<S: ContentWriter> Sink for CopySink<'_, S> {
     }
 }
 
-/// Runs blocking work; it learns when nobody waits for it any more.
+/// Runs blocking work; its argument is cancelled when the returned future is dropped.
 async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce(Shutdown) -> Result<T, SendError> + Send + 'static,
 ) -> Result<T, SendError> {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 const MIN_SAMPLE_TIME: Duration = Duration::from_millis(200);
 /// Old goodput counts for half after this.
 const AVERAGE_HALF_LIFE: Duration = Duration::from_millis(700);
-/// Goodput that was not measured again for this long says nothing any more.
+/// Goodput that was not measured again for this long is unknown.
 const MAX_AVERAGE_AGE: Duration = Duration::from_secs(10);
 
 /// Counts of bytes.
@@ -61,7 +61,7 @@ impl TrafficCounter {
         self.sent().wrapping_add(self.received())
     }
 
-    /// Makes the close of the connection drop what the kernel has not sent yet: nobody wants it, and it
+    /// Makes the close of the connection drop what the kernel has not sent yet: it is of no use, and it
     /// would be sent as soon as the way is free.
     pub fn reset_on_close(&self) {
         self.reset.store(true, Ordering::Relaxed);
@@ -82,11 +82,11 @@ pub struct CountedStream {
 
 impl CountedStream {
     /// Counts what goes over `stream` in each of `flows`.
-    pub fn new(stream: TcpStream, flows: Vec<Arc<TrafficCounter>>) -> Self {
-        CountedStream { stream, counters: flows }
+    pub fn new(stream: TcpStream, counters: Vec<Arc<TrafficCounter>>) -> Self {
+        CountedStream { stream, counters }
     }
 
-    /// The socket, for who reads it in a thread, and what its bytes are counted in from now on.
+    /// The socket, for a thread that reads it, and the counters of its bytes from now on.
     ///
     /// # Errors
     /// There are no more descriptors.
@@ -96,11 +96,11 @@ impl CountedStream {
     }
 
     fn record_write(&self, result: Poll<Result<usize>>) -> Poll<Result<usize>> {
-        for flow in &self.counters {
+        for counter in &self.counters {
             match &result {
-                Poll::Ready(Ok(n)) => flow.add_sent(*n as u64),
+                Poll::Ready(Ok(n)) => counter.add_sent(*n as u64),
                 Poll::Ready(Err(_)) => {}
-                Poll::Pending => flow.mark_blocked(),
+                Poll::Pending => counter.mark_blocked(),
             }
         }
         result
@@ -109,7 +109,7 @@ impl CountedStream {
 
 impl Drop for CountedStream {
     fn drop(&mut self) {
-        if self.counters.iter().any(|flow| flow.resets_on_close()) {
+        if self.counters.iter().any(|counter| counter.resets_on_close()) {
             let _ = self.stream.set_zero_linger();
         }
     }
@@ -124,8 +124,8 @@ impl AsyncRead for CountedStream {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let came = (buf.filled().len() - before) as u64;
-        for flow in &self.counters {
-            flow.add_received(came);
+        for counter in &self.counters {
+            counter.add_received(came);
         }
         result
     }
@@ -175,8 +175,8 @@ pub struct GoodputMeter {
 
 impl GoodputMeter {
     /// Measures what `flow` counts.
-    pub fn new(flow: Arc<TrafficCounter>) -> Self {
-        GoodputMeter { counter: flow, sample: None, average: None }
+    pub fn new(counter: Arc<TrafficCounter>) -> Self {
+        GoodputMeter { counter, sample: None, average: None }
     }
 
     /// What it measures.
@@ -184,7 +184,7 @@ impl GoodputMeter {
         &self.counter
     }
 
-    /// To be called whenever content begins or ends to flow, and now and then: `busy` says whether any
+    /// To be called whenever content starts or stops to flow, and regularly: `busy` is whether any
     /// flows (or did up to now).
     pub fn sample_now(&mut self, busy: bool, now: Instant) {
         let sent = self.counter.sent();
@@ -227,7 +227,7 @@ impl GoodputMeter {
         (now.saturating_duration_since(at) < MAX_AVERAGE_AGE).then_some(average)
     }
 
-    /// What was measured says nothing about what comes.
+    /// Drops what was measured.
     pub fn reset(&mut self) {
         (self.average, self.sample) = (None, None);
     }

@@ -1,4 +1,4 @@
-//! The data plane: how content gets from an agent to another one, over HTTP/1.1 on hyper.
+//! The data plane: agents send content to each other over HTTP/1.1 (hyper) and upgraded streams.
 //!
 //! ```text
 //! read, hash ─▶ socket ══▶ socket ─▶ hash, write
@@ -7,18 +7,18 @@
 //!
 //! Each stream has a thread at each end; several streams, and the kernel's buffers between them, overlap
 //! reading, sending and writing. Memory per stream is a megabyte or two, whatever is sent, and bounded for all of
-//! them ([`buffer_pool`]); the slowest stage sets the pace of all.
+//! them ([`buffer_pool`]); the slowest stage limits the others.
 //!
-//! - [`protocol`], [`control_messages`]: verbs, limits, requests, replies; [`frame`], [`content_server`]: how content travels
+//! - [`protocol`], [`control_messages`]: paths, limits, requests, replies; [`frame`]: how content travels
 //! - [`ticket_verifier`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
-//! - [`server`], [`handlers`], [`receive`], [`control_handlers`]: the receiving end; [`content_writer`]: how both it and a
-//!   copy on one host write
-//! - [`peers`], [`peer`], [`send`]: the sending end; [`routes`] (with [`routing_state`],
-//!   [`route_ranking`], [`pooled_connection`], [`route_monitor`], [`connect`]): over which
-//!   NICs; [`nics`], [`meter`]: our own; [`source_reader`]: how both it and a copy on one host read
+//! - [`server`], [`handlers`], [`control_handlers`], [`content_server`], [`receive`]: the receiving end;
+//!   [`content_writer`]: how it and a copy on one host write
+//! - [`peers`], [`peer`], [`content_client`], [`send`]: the sending end; [`routes`] (with [`route_ranking`],
+//!   [`pooled_connection`], [`route_monitor`], [`connect`]): over which NICs; [`nics`], [`meter`]: those of this host;
+//!   [`source_reader`]: how it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
-//!   ranges that are compared first; [`stripe`]: ranges over several NICs
-//! - [`outcome`]: what became of entries; [`deadline`]: when work ends; [`stall`], [`buffer_pool`]: plumbing
+//!   ranges that are compared first; `stripe`: ranges over several NICs
+//! - [`outcome`]: the outcomes of entries; [`deadline`]: when work ends; [`stall`], [`buffer_pool`]: progress and memory
 
 pub mod active_requests;
 pub mod buffer_pool;

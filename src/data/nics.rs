@@ -80,23 +80,23 @@ impl Nic {
     /// Sets what is to be set before a socket is connected, or listens.
     pub fn set_socket_options(&self, socket: SockRef<'_>) {
         let NicSettings { congestion, send_buffer, receive_buffer, .. } = &self.tuning;
-        let note = |what: &str, done: std::io::Result<()>| {
+        let log_failure = |what: &str, done: std::io::Result<()>| {
             if let Err(e) = done {
                 tracing::warn!(endpoint = self.endpoint.authority(), "cannot set {what}: {e}");
             }
         };
         if let Some(name) = congestion {
-            note(&format!("congestion {name}"), socket.set_tcp_congestion(name.as_bytes()));
+            log_failure(&format!("congestion {name}"), socket.set_tcp_congestion(name.as_bytes()));
         }
         if let Some(size) = send_buffer {
-            note("send_buffer", socket.set_send_buffer_size(*size));
+            log_failure("send_buffer", socket.set_send_buffer_size(*size));
         }
         if let Some(size) = receive_buffer {
-            note("receive_buffer", socket.set_recv_buffer_size(*size));
+            log_failure("receive_buffer", socket.set_recv_buffer_size(*size));
         }
     }
 
-    /// `stream`, which somebody opened to this endpoint, counted.
+    /// Counts the bytes of `stream`, an accepted connection, and sets its keepalive.
     pub fn wrap_accepted(&self, stream: TcpStream) -> CountedStream {
         let _ = stream.set_nodelay(true);
         let keepalive = TcpKeepalive::new()
@@ -107,12 +107,12 @@ impl Nic {
         CountedStream::new(stream, vec![self.counter.clone()])
     }
 
-    /// How fast its interface says that it is, in bytes per second.
+    /// The speed that the kernel reports for its interface, in bytes per second.
     pub fn link_bytes_per_second(&self) -> Option<f64> {
         bytes_per_second(&self.interface_attribute("speed")?)
     }
 
-    /// What the kernel says of its interface that makes it useless, if anything does.
+    /// Why its interface can't be used, where the kernel reports so.
     pub fn link_failure(&self) -> Option<String> {
         let state = self.interface_attribute("operstate")?;
         let iface = self.endpoint.iface.as_deref().unwrap_or_default();
@@ -130,7 +130,7 @@ impl Nic {
     }
 }
 
-/// A speed as an interface says it, in megabits per second. Interfaces that have none say -1, or nothing.
+/// Parses a speed in megabits per second; interfaces without one report -1 or nothing.
 fn bytes_per_second(megabits: &str) -> Option<f64> {
     megabits.parse::<f64>().ok().filter(|n| *n > 0.0).map(|n| n * 1e6 / 8.0)
 }

@@ -1,4 +1,4 @@
-//! What became of entries that were offered or sent: the same words for a peer and for this host.
+//! The outcomes of entries that were offered or sent: the same types for a peer and for this host.
 
 use super::protocol::{
     DirMetadataFault, EntryDigest, Fault, OfferDecision, OfferReply, PackReply, RangeReply,
@@ -16,7 +16,7 @@ pub enum SendError {
     /// No connection; nothing was written.
     #[error("worker {worker} cannot be reached: {}", format_attempts(.attempts))]
     Unreachable {
-        /// Whom we tried.
+        /// The worker that was tried.
         worker: WorkerId,
         /// Every endpoint with what went wrong there.
         attempts: Vec<(String, String)>,
@@ -24,19 +24,19 @@ pub enum SendError {
     /// It does not let us; nothing was written.
     #[error("worker {worker} refused ({status} {code}): {detail}")]
     Refused {
-        /// Who.
+        /// The worker that refused.
         worker: WorkerId,
         /// The HTTP status.
         status: u16,
         /// A word for programs.
         code: String,
-        /// A sentence.
+        /// A message.
         detail: String,
     },
     /// The connection failed on the way, or what came back made no sense.
     #[error("the connection to worker {worker} failed: {message}")]
     ConnectionFailed {
-        /// To whom.
+        /// The worker at the other end.
         worker: WorkerId,
         /// How.
         message: String,
@@ -46,11 +46,12 @@ pub enum SendError {
     Internal(String),
 }
 
-fn format_attempts(tried: &[(String, String)]) -> String {
-    if tried.is_empty() {
+fn format_attempts(attempted: &[(String, String)]) -> String {
+    if attempted.is_empty() {
         return "it names no data-plane endpoint".to_owned();
     }
-    let each: Vec<String> = tried.iter().map(|(to, why)| format!("{to}: {why}")).collect();
+    let each: Vec<String> =
+        attempted.iter().map(|(to, reason)| format!("{to}: {reason}")).collect();
     each.join("; ")
 }
 
@@ -74,7 +75,7 @@ pub struct OfferOutcome {
     pub created_dirs: Vec<RelPath>,
 }
 
-/// What became of the files of a pack.
+/// The outcome of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackOutcome {
     /// One per file.
@@ -100,7 +101,7 @@ pub struct WrittenFile {
     pub digest: Option<Digest>,
 }
 
-/// What the sending side knows of one file of a pack.
+/// The sender's outcome of one file of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SentFile {
     /// Sent whole.
@@ -111,7 +112,7 @@ pub enum SentFile {
     Unreadable(FileError),
 }
 
-/// What the sending side knows of a range.
+/// The sender's outcome of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SentRange {
     /// Sent.
@@ -120,10 +121,10 @@ pub enum SentRange {
         value: Option<Digest>,
         /// Content that was sent, in bytes.
         sent: u64,
-        /// Content that the receiver was told to keep, in bytes.
+        /// Content that the receiver keeps, in bytes.
         kept: u64,
     },
-    /// The source is another version than the manifest says.
+    /// The source is another version than that of the manifest.
     Changed,
     /// It cannot be read.
     Failed(FileError),
@@ -138,7 +139,7 @@ pub enum RangeMode {
     Delta,
 }
 
-/// What became of a range.
+/// The outcome of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RangeOutcome {
     /// It is in the part file.
@@ -150,7 +151,7 @@ pub enum RangeOutcome {
         /// Content that the destination had, in bytes.
         kept: u64,
     },
-    /// The source is another version than the manifest says.
+    /// The source is another version than that of the manifest.
     Changed,
     /// It cannot be read, or not be written.
     Failed(FileError),
@@ -163,7 +164,7 @@ pub enum CompareOutcome {
     Equal(Digest),
     /// Not equal, or not there.
     Differs,
-    /// The source is another version than the manifest says.
+    /// The source is another version than that of the manifest.
     Changed,
     /// One of the two cannot be read.
     Failed(FileError),
@@ -266,9 +267,9 @@ impl PackOutcome {
         reply: PackReply,
         (fed, sent): (Vec<SentFile>, u64),
     ) -> Result<Self, String> {
-        let mut taken = reply.files.into_iter();
+        let mut outcome = reply.files.into_iter();
         let mut files = Vec::with_capacity(fed.len());
-        let mut begun = Vec::with_capacity(fed.len());
+        let mut started = Vec::with_capacity(fed.len());
         for (entry, fed) in entries.iter().zip(fed) {
             let written = match fed {
                 SentFile::Unreadable(error) => {
@@ -278,10 +279,10 @@ impl PackOutcome {
                 SentFile::Aborted(error) => Err(error),
                 SentFile::Complete(written) => Ok(written),
             };
-            begun.push(entry);
+            started.push(entry);
             let path = &entry.path;
-            let taken = taken.next().ok_or("it reports fewer files than were sent")?;
-            files.push(match (written, taken) {
+            let outcome = outcome.next().ok_or("it reports fewer files than were sent")?;
+            files.push(match (written, outcome) {
                 (Err(error), _) => Err(error),
                 (Ok(written), WriteOutcome::Written) => Ok(written),
                 (Ok(_), WriteOutcome::Mismatch) => Err(mismatch_fault().into_error(path)),
@@ -291,14 +292,14 @@ impl PackOutcome {
                 (Ok(_), WriteOutcome::Failed(fault)) => Err(fault.into_error(path)),
             });
         }
-        if taken.next().is_some() {
+        if outcome.next().is_some() {
             return Err("it reports more files than were sent".to_owned());
         }
         Ok(PackOutcome {
             files,
             sent,
             cloned: 0,
-            warnings: resolve_warnings(reply.warnings, &begun, dirs)?,
+            warnings: resolve_warnings(reply.warnings, &started, dirs)?,
             dir_errors: dir_errors(dirs, reply.dir_faults)?,
             needs_clean_up: reply.needs_clean_up,
         })
@@ -371,13 +372,13 @@ mod tests {
         let manifest = Manifest { dirs: vec![], entries };
         let skip = Ok(OfferDecision::Done(EntryAction::Skip));
         let check = Ok(OfferDecision::NeedsDigest);
-        let reply = |answers: [&Result<OfferDecision, Fault>; 3], digests: &[u32]| {
+        let reply = |results: [&Result<OfferDecision, Fault>; 3], digests: &[u32]| {
             let digests = digests.iter().map(|entry| EntryDigest { entry: *entry, digest });
-            let answers = answers.map(Clone::clone).into();
+            let results = results.map(Clone::clone).into();
             let digests = digests.collect();
             OfferOutcome::from_reply(
                 &manifest,
-                OfferReply { results: answers, digests, ..OfferReply::default() },
+                OfferReply { results, digests, ..OfferReply::default() },
             )
         };
         let needed =

@@ -1,5 +1,5 @@
-//! One worker to send to: the verbs, sent again over another route where one fails. What comes damaged is counted
-//! here, by the side that sends: it sees what is wrong with an answer, and is told what was wrong with a request.
+//! Requests to one worker, sent again over another route where one fails. Damage in transit is counted
+//! here, by the sender: it sees damaged replies, and the receiver reports damaged requests to it.
 
 use super::buffer_pool::Buffer;
 use super::connect::ConnectionKind;
@@ -42,7 +42,7 @@ use std::time::Duration;
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2 * STALL_TIMEOUT.as_secs());
 /// … and later for each so many bytes of content that have to be read for it.
 const MIN_READ_BYTES_PER_SECOND: u64 = 1 << 20;
-/// A prune or sweep says nothing before it is done; it may take as long as the ticket is good for.
+/// A prune or clean-up is answered when it is done; it may take the lifetime of the ticket.
 const LONG_REPLY_TIMEOUT: Duration = Duration::from_secs(TICKET_LIFETIME_SECONDS as u64);
 /// A request is sent at most so many times more, over other routes, before its worker has failed.
 const MAX_RESENDS: usize = 4;
@@ -53,7 +53,7 @@ const MAX_REQUESTS_PER_RAIL: usize = 4;
 enum RequestError {
     /// Its connection failed.
     Connection(String),
-    /// It was given up: its route does not work, or others are better.
+    /// Its route does not work, or others are faster.
     Route(String),
 }
 
@@ -78,7 +78,7 @@ pub struct Peer {
 }
 
 impl Peers {
-    /// `member`, to send to under `ticket`, which has these `rules`. It counts as busy until it is
+    /// A peer for `member`, with `ticket`, which has these `rules`. It counts as busy until it is
     /// dropped.
     pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str, rules: &WriteRules) -> Peer {
         self.acquire(&member.worker_id);
@@ -128,18 +128,18 @@ impl Peer {
     }
 
     /// The same, sending no faster than `pace` lets it.
-    pub fn with_limiters(mut self, pace: Limiters) -> Self {
-        self.limiters = pace;
+    pub fn with_limiters(mut self, limiters: Limiters) -> Self {
+        self.limiters = limiters;
         self
     }
 
     /// The same; nothing is sent any more once that is over.
-    pub fn with_deadline(mut self, until: &Deadline) -> Self {
-        self.deadline = until.clone();
+    pub fn with_deadline(mut self, deadline: &Deadline) -> Self {
+        self.deadline = deadline.clone();
         self
     }
 
-    /// Who it is.
+    /// The id of the worker.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
     }
@@ -176,19 +176,22 @@ impl Peer {
         let (dirs, files) = (Arc::new(dirs), Arc::new(files));
         let (table, sent) = (dirs.clone(), files.clone());
         let feed = move |feed: &mut FrameWriter<'_>| {
-            let fed = send_pack(&source, &table, &sent, hashing, feed)?;
-            Ok((fed, feed.sent()))
+            let sent_files = send_pack(&source, &table, &sent, hashing, feed)?;
+            Ok((sent_files, feed.sent()))
         };
-        let (reply, fed): (PackReply, (Vec<SentFile>, u64)) =
+        let (reply, sent_files): (PackReply, (Vec<SentFile>, u64)) =
             self.request_content(PACK, (size, false), feed).await?;
-        let begun =
-            files.iter().zip(&fed.0).filter(|(_, fed)| !matches!(fed, SentFile::Unreadable(_)));
-        for ((entry, _), taken) in begun.zip(&reply.files) {
-            if *taken == WriteOutcome::Mismatch {
+        let started = files
+            .iter()
+            .zip(&sent_files.0)
+            .filter(|(_, sent_files)| !matches!(sent_files, SentFile::Unreadable(_)));
+        for ((entry, _), outcome) in started.zip(&reply.files) {
+            if *outcome == WriteOutcome::Mismatch {
                 self.damage.record(&format!("the content of {}", entry.path), &self.worker);
             }
         }
-        PackOutcome::from_reply(&dirs, &files, reply, fed).map_err(|why| self.protocol_error(why))
+        PackOutcome::from_reply(&dirs, &files, reply, sent_files)
+            .map_err(|reason| self.protocol_error(reason))
     }
 
     /// Sends a range; with `there` only what differs from those blocks.
@@ -197,10 +200,10 @@ impl Peer {
     /// See [`SendError`].
     pub(super) async fn transfer_range(
         &self,
-        ranged: RangeTransfer<'_>,
-        there: Option<Vec<BlockDigests>>,
+        transfer: RangeTransfer<'_>,
+        existing: Option<Vec<BlockDigests>>,
     ) -> Result<RangeOutcome, SendError> {
-        let RangeTransfer { source, manifest, entry, span } = ranged;
+        let RangeTransfer { source, manifest, entry, span } = transfer;
         let head = RangeHead {
             manifest: manifest.clone(),
             offset: span.offset,
@@ -208,17 +211,18 @@ impl Peer {
             is_dense: false,
         };
         let (source, file, hashing) = (source.clone(), entry.clone(), self.sent_hashing);
-        let size = (span.length, there.is_some());
+        let size = (span.length, existing.is_some());
         let feed = move |feed: &mut FrameWriter<'_>| {
-            send_range(&source, &head, &file, there.as_deref(), hashing, feed)
+            send_range(&source, &head, &file, existing.as_deref(), hashing, feed)
         };
-        let (reply, fed): (RangeReply, SentRange) = self.request_content(RANGE, size, feed).await?;
-        if reply.outcome == WriteOutcome::Mismatch && matches!(fed, SentRange::Sent { .. }) {
+        let (reply, sent_files): (RangeReply, SentRange) =
+            self.request_content(RANGE, size, feed).await?;
+        if reply.outcome == WriteOutcome::Mismatch && matches!(sent_files, SentRange::Sent { .. }) {
             let (from, to) = (span.offset, span.end());
             let what = format!("bytes {from} to {to} of {}", entry.path);
             self.damage.record(&what, &self.worker);
         }
-        Ok(RangeOutcome::from_reply(entry, reply, fed))
+        Ok(RangeOutcome::from_reply(entry, reply, sent_files))
     }
 
     /// How many pieces of a range are best sent at a time: one for each pair of NICs, as long as not
@@ -239,30 +243,30 @@ impl Peer {
         &self,
         path: &str,
         document: Bytes,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<R, SendError>
     where
         R: for<'b> minicbor::Decode<'b, ()>,
     {
-        let (mut fresh, mut tries) = (false, 0);
+        let (mut fresh, mut attempts) = (false, 0);
         loop {
-            let mut leased =
+            let mut pooled =
                 self.checkout(fresh, ConnectionKind::Documents, document.len() as u64).await?;
-            let exchange = self.exchange_document(&mut leased, path, document.clone());
-            let why = match tokio::time::timeout(patience, exchange).await {
+            let exchange = self.exchange_document(&mut pooled, path, document.clone());
+            let reason = match tokio::time::timeout(timeout, exchange).await {
                 Ok(Ok(answered)) => {
-                    return self.decode_reply(&self.accept_reply(path, leased, answered)?);
+                    return self.decode_reply(&self.accept_reply(path, pooled, answered)?);
                 }
                 // The other side had closed a kept connection: nothing was lost with it.
-                Ok(Err(RequestError::Connection(_))) if leased.reused => {
+                Ok(Err(RequestError::Connection(_))) if pooled.reused => {
                     fresh = true;
                     continue;
                 }
-                Ok(Err(lost)) => self.handle_request_error(leased, lost, tries),
-                Err(_) => Err(self.connection_error(leased, format!("no reply in {patience:?}"))),
+                Ok(Err(error)) => self.handle_request_error(pooled, error, attempts),
+                Err(_) => Err(self.connection_error(pooled, format!("no reply in {timeout:?}"))),
             };
-            why?;
-            tries += 1;
+            reason?;
+            attempts += 1;
         }
     }
 
@@ -279,40 +283,40 @@ impl Peer {
         F: Fn(&mut FrameWriter<'_>) -> Result<T, Disconnected> + Clone + Send + 'static,
         R: for<'b> minicbor::Decode<'b, ()>,
     {
-        let (mut fresh, mut tries) = (false, 0);
+        let (mut fresh, mut attempts) = (false, 0);
         loop {
             // Before a connection: no peer is to wait for our memory.
             let buffers = self.peers.pool().acquire_for_send(compared).await;
-            let mut leased = self.checkout(fresh, ConnectionKind::Content, size).await?;
+            let mut pooled = self.checkout(fresh, ConnectionKind::Content, size).await?;
             // Dropped when it is settled what becomes of the connection: the thread closes it.
-            let abandoned = Shutdown::new();
-            let _guard = abandoned.clone().drop_guard();
-            let (stream, answered, fed) = match self
-                .exchange_content(&mut leased, verb, abandoned, (feed.clone(), buffers))
+            let cancelled = Shutdown::new();
+            let _guard = cancelled.clone().drop_guard();
+            let (stream, answered, sent_files) = match self
+                .exchange_content(&mut pooled, verb, cancelled, (feed.clone(), buffers))
                 .await
             {
                 Ok(ended) => ended,
                 // The other side had closed a kept connection: that shows only now.
-                Err(RequestError::Connection(_)) if leased.reused => {
+                Err(RequestError::Connection(_)) if pooled.reused => {
                     fresh = true;
                     continue;
                 }
-                Err(lost) => {
-                    self.handle_request_error(leased, lost, tries)?;
-                    tries += 1;
+                Err(error) => {
+                    self.handle_request_error(pooled, error, attempts)?;
+                    attempts += 1;
                     continue;
                 }
             };
-            return match (answered, fed) {
+            return match (answered, sent_files) {
                 (ContentReply::Refused(problem), _) => Err(self.refusal_error(verb, problem)),
                 (ContentReply::Damaged, _) => {
                     self.damage.record(&format!("the answer to a {verb}"), &self.worker);
-                    Err(self.connection_error(leased, format!("its answer: {CHECKSUM_MISMATCH}")))
+                    Err(self.connection_error(pooled, format!("its answer: {CHECKSUM_MISMATCH}")))
                 }
-                (ContentReply::Reply(reply), Ok(fed)) => {
-                    leased.return_stream(stream);
-                    self.finish_exchange(leased);
-                    Ok((self.decode_reply(&reply)?, fed))
+                (ContentReply::Reply(reply), Ok(sent_files)) => {
+                    pooled.return_stream(stream);
+                    self.finish_exchange(pooled);
+                    Ok((self.decode_reply(&reply)?, sent_files))
                 }
                 (ContentReply::Reply(_), Err(Disconnected)) => {
                     Err(self.protocol_error("it answered before the end".to_owned()))
@@ -325,38 +329,38 @@ impl Peer {
     /// route.
     async fn exchange_content<T, F>(
         &self,
-        leased: &mut PooledConnection,
+        pooled: &mut PooledConnection,
         verb: &str,
-        abandoned: Shutdown,
+        cancelled: Shutdown,
         (feed, buffers): (F, (Buffer, Option<Buffer>)),
     ) -> Result<CompletedExchange<T>, RequestError>
     where
         T: Send + 'static,
         F: Fn(&mut FrameWriter<'_>) -> Result<T, Disconnected> + Send + 'static,
     {
-        let stream = leased.connection().and_then(|connection| connection.stream.take());
+        let stream = pooled.connection().and_then(|connection| connection.stream.take());
         let stream = stream.ok_or_else(|| RequestError::Connection("it is gone".to_owned()))?;
-        let ask = ContentRequest { verb: verb.to_owned(), ticket: self.ticket.clone() };
-        let nic = leased.nic().map(|nic| nic.rate.clone());
-        let pace = nic.into_iter().fold(self.limiters.clone(), Limiters::with);
-        let moved = Arc::new(AtomicU64::new(0));
-        let (counted, until) = (moved.clone(), self.deadline.clone());
+        let request = ContentRequest { verb: verb.to_owned(), ticket: self.ticket.clone() };
+        let nic = pooled.nic().map(|nic| nic.rate.clone());
+        let limiters = nic.into_iter().fold(self.limiters.clone(), Limiters::with);
+        let progress = Arc::new(AtomicU64::new(0));
+        let (counted, deadline) = (progress.clone(), self.deadline.clone());
         let work = tokio::task::spawn_blocking(move || {
             let feed = |to: &mut dyn FrameSink| {
-                feed(&mut FrameWriter::new(to, buffers, counted.clone()).with_limiters(pace))
+                feed(&mut FrameWriter::new(to, buffers, counted.clone()).with_limiters(limiters))
             };
-            let ended = stream.exchange(&ask, &counted, (&abandoned, &until), feed);
-            ended.map(|(answered, fed)| (stream, answered, fed))
+            let ended = stream.exchange(&request, &counted, (&cancelled, &deadline), feed);
+            ended.map(|(answered, sent_files)| (stream, answered, sent_files))
         });
         tokio::select! {
             ended = work => match ended {
                 Ok(ended) => ended.map_err(RequestError::Connection),
                 Err(e) => Err(RequestError::Connection(format!("sending panicked: {e}"))),
             },
-            why = self.wait_for_route_failure(leased) => Err(RequestError::Route(why)),
-            () = wait_for_stall(moved, self.reply_timeout) => {
-                let why = format!("it accepted less than {MIN_PROGRESS_BYTES} bytes in {:?}", self.reply_timeout);
-                Err(RequestError::Connection(why))
+            reason = self.wait_for_route_failure(pooled) => Err(RequestError::Route(reason)),
+            () = wait_for_stall(progress, self.reply_timeout) => {
+                let reason = format!("it accepted less than {MIN_PROGRESS_BYTES} bytes in {:?}", self.reply_timeout);
+                Err(RequestError::Connection(reason))
             }
         }
     }
@@ -364,22 +368,22 @@ impl Peer {
     /// A request was lost with its route: it is to be sent again where there is another one.
     fn handle_request_error(
         &self,
-        leased: PooledConnection,
-        lost: RequestError,
-        tries: usize,
+        pooled: PooledConnection,
+        error: RequestError,
+        attempts: usize,
     ) -> Result<(), SendError> {
-        let (RequestError::Connection(why) | RequestError::Route(why)) = &lost;
-        let why = why.clone();
-        let another = match lost {
-            RequestError::Connection(_) => leased.mark_broken(&self.endpoints, &why),
-            RequestError::Route(_) => leased.mark_abandoned(&self.endpoints, &why),
+        let (RequestError::Connection(reason) | RequestError::Route(reason)) = &error;
+        let reason = reason.clone();
+        let another = match error {
+            RequestError::Connection(_) => pooled.mark_broken(&self.endpoints, &reason),
+            RequestError::Route(_) => pooled.mark_abandoned(&self.endpoints, &reason),
         };
-        if another && tries < MAX_RESENDS {
-            tracing::info!(worker = %self.worker, "a request goes over another route: {why}");
+        if another && attempts < MAX_RESENDS {
+            tracing::info!(worker = %self.worker, "a request goes over another route: {reason}");
             return Ok(());
         }
         self.peers.mark_unhealthy(&self.worker);
-        Err(SendError::ConnectionFailed { worker: self.worker.clone(), message: why })
+        Err(SendError::ConnectionFailed { worker: self.worker.clone(), message: reason })
     }
 
     async fn checkout(
@@ -389,10 +393,10 @@ impl Peer {
         size: u64,
     ) -> Result<PooledConnection, SendError> {
         match self.peers.routes.checkout(&self.endpoints, fresh, kind, size).await {
-            Ok(leased) => Ok(leased),
-            Err(tried) => {
+            Ok(pooled) => Ok(pooled),
+            Err(attempted) => {
                 self.peers.mark_unhealthy(&self.worker);
-                Err(SendError::Unreachable { worker: self.worker.clone(), attempts: tried })
+                Err(SendError::Unreachable { worker: self.worker.clone(), attempts: attempted })
             }
         }
     }
@@ -400,28 +404,28 @@ impl Peer {
     /// Sends a document and awaits the reply, with an eye on the route.
     async fn exchange_document(
         &self,
-        leased: &mut PooledConnection,
+        pooled: &mut PooledConnection,
         path: &str,
         document: Bytes,
     ) -> Result<(StatusCode, Bytes), RequestError> {
-        let given_up = self.wait_for_route_failure(leased);
+        let given_up = self.wait_for_route_failure(pooled);
         tokio::select! {
-            answered = self.post_document(leased, path, document) => answered.map_err(RequestError::Connection),
-            why = given_up => Err(RequestError::Route(why)),
+            answered = self.post_document(pooled, path, document) => answered.map_err(RequestError::Connection),
+            reason = given_up => Err(RequestError::Route(reason)),
         }
     }
 
-    /// Why the route of a connection is given up, as soon as it is.
+    /// Resolves with the reason when the route of a connection fails.
     fn wait_for_route_failure(
         &self,
-        leased: &PooledConnection,
+        pooled: &PooledConnection,
     ) -> impl Future<Output = String> + use<'_> {
-        let watch = leased.monitor();
+        let monitor = pooled.monitor();
         async move {
-            match watch {
-                Some(watch) => {
+            match monitor {
+                Some(monitor) => {
                     let is_silent = || self.peers.is_silent(&self.worker);
-                    watch.wait_for_failure(&self.endpoints, is_silent).await
+                    monitor.wait_for_failure(&self.endpoints, is_silent).await
                 }
                 None => std::future::pending().await,
             }
@@ -430,17 +434,17 @@ impl Peer {
 
     async fn post_document(
         &self,
-        leased: &mut PooledConnection,
+        pooled: &mut PooledConnection,
         path: &str,
         document: Bytes,
     ) -> Result<(StatusCode, Bytes), String> {
         let request = Request::post(path)
-            .header(HOST, leased.peer())
+            .header(HOST, pooled.peer())
             .header(TICKET_HEADER, &self.ticket)
             .header(checksum::CHECKSUM_HEADER, checksum::header_value(&document))
             .body(Full::new(document))
             .map_err(|e| e.to_string())?;
-        let send = &mut leased.connection().ok_or("the connection is gone")?.sender;
+        let send = &mut pooled.connection().ok_or("the connection is gone")?.sender;
         send.ready().await.map_err(|e| e.to_string())?;
         let response = send.send_request(request).await.map_err(|e| describe_error_chain(&e))?;
         let status = response.status();
@@ -458,15 +462,15 @@ impl Peer {
     fn accept_reply(
         &self,
         path: &str,
-        leased: PooledConnection,
+        pooled: PooledConnection,
         answered: (StatusCode, Bytes),
     ) -> Result<Bytes, SendError> {
         let (status, body) = answered;
         if status == StatusCode::OK {
-            self.finish_exchange(leased);
+            self.finish_exchange(pooled);
             return Ok(body);
         }
-        leased.record_success();
+        pooled.record_success();
         let status = status.as_u16();
         let problem = serde_json::from_slice::<Problem>(&body)
             .unwrap_or_else(|_| Problem::new(ProblemCode::Unknown, "it gave no reason"));
@@ -474,9 +478,9 @@ impl Peer {
     }
 
     /// It answered: the connection can be used again.
-    fn finish_exchange(&self, leased: PooledConnection) {
-        leased.record_success();
-        leased.return_to_pool();
+    fn finish_exchange(&self, pooled: PooledConnection) {
+        pooled.record_success();
+        pooled.return_to_pool();
         self.peers.mark_healthy(&self.worker);
     }
 
@@ -499,14 +503,14 @@ impl Peer {
         minicbor::decode(reply).map_err(|e| self.protocol_error(e.to_string()))
     }
 
-    fn connection_error(&self, leased: PooledConnection, why: String) -> SendError {
-        leased.mark_broken(&self.endpoints, &why);
+    fn connection_error(&self, pooled: PooledConnection, reason: String) -> SendError {
+        pooled.mark_broken(&self.endpoints, &reason);
         self.peers.mark_unhealthy(&self.worker);
-        SendError::ConnectionFailed { worker: self.worker.clone(), message: why }
+        SendError::ConnectionFailed { worker: self.worker.clone(), message: reason }
     }
 
-    fn protocol_error(&self, why: String) -> SendError {
-        let message = format!("its reply is invalid: {why}");
+    fn protocol_error(&self, reason: String) -> SendError {
+        let message = format!("its reply is invalid: {reason}");
         SendError::ConnectionFailed { worker: self.worker.clone(), message }
     }
 }

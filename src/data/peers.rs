@@ -1,4 +1,4 @@
-//! The sending agent's view of the others: whom to choose.
+//! The workers that an agent sends to, and the choice among them.
 
 use super::buffer_pool::BufferPool;
 use super::nics::Nic;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 /// How long a worker that could not be reached is chosen last.
 const UNHEALTHY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// What an agent knows of the workers that it sends to.
+/// Load and health of the workers that an agent sends to.
 pub struct Peers {
     pub(super) routes: Arc<Routes>,
     pool: BufferPool,
@@ -40,7 +40,7 @@ struct PeerLoad {
 }
 
 impl Peers {
-    /// Peers reached from our own `nics`, to whom is sent out of `pool`.
+    /// Peers reached from our own `nics`; content is sent from buffers of `pool`.
     pub fn new(nics: &[Arc<Nic>], pool: BufferPool) -> Arc<Self> {
         Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, table: Mutex::default() })
     }
@@ -54,28 +54,28 @@ impl Peers {
         self.routes.nics()
     }
 
-    /// The buffers, for others who read.
+    /// The buffers, also for copies on this host.
     pub fn pool(&self) -> &BufferPool {
         &self.pool
     }
 
     /// The member of `pool` that is not in `tried` and has the fewest requests of ours in flight;
-    /// those set aside, silent, draining or in error come last, ties in turn.
+    /// unhealthy, silent, draining and failed ones come last, ties in turn.
     pub fn choose<'a>(
         &self,
         pool: &'a [PoolMember],
-        tried: &BTreeSet<WorkerId>,
+        attempted: &BTreeSet<WorkerId>,
     ) -> Option<&'a PoolMember> {
         let mut loads = self.lock();
         let now = Instant::now();
         let rank = |member: &&PoolMember| {
             let load = loads.workers.get(&member.worker_id);
-            let aside = load.and_then(|l| l.unhealthy_until).filter(|until| *until > now);
+            let outage = load.and_then(|l| l.unhealthy_until).filter(|deadline| *deadline > now);
             let (in_flight, chosen) = load.map_or((0, 0), |l| (l.in_flight, l.last_chosen));
             let silent = loads.silent.contains(&member.worker_id);
-            (silent, aside, !member.status.can_accept_work(), in_flight, chosen)
+            (silent, outage, !member.status.can_accept_work(), in_flight, chosen)
         };
-        let best = pool.iter().filter(|m| !tried.contains(&m.worker_id)).min_by_key(rank)?;
+        let best = pool.iter().filter(|m| !attempted.contains(&m.worker_id)).min_by_key(rank)?;
         loads.choices += 1;
         let count = loads.choices;
         loads.workers.entry(best.worker_id.clone()).or_default().last_chosen = count;
@@ -102,12 +102,12 @@ impl Peers {
         load.unhealthy_until = Some(Instant::now() + UNHEALTHY_BACKOFF.delay(load.failures));
     }
 
-    /// These are the workers that the master has not heard from, of those to whom we may send.
+    /// Sets the workers that the master reports silent.
     pub fn set_silent(&self, workers: Vec<WorkerId>) {
         self.lock().silent = workers.into_iter().collect();
     }
 
-    /// Whether the master has not heard from `worker`.
+    /// Whether the master reports `worker` silent.
     pub fn is_silent(&self, worker: &WorkerId) -> bool {
         self.lock().silent.contains(worker)
     }
@@ -163,11 +163,11 @@ mod tests {
         ];
         peers.mark_unhealthy(&pool[1].worker_id);
         assert_eq!([choose_id(&peers, &pool), choose_id(&peers, &pool)], ["c", "c"]);
-        let mut tried: BTreeSet<_> = [pool[2].worker_id.clone()].into();
-        assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "a");
-        tried.insert(pool[0].worker_id.clone());
-        assert_eq!(peers.choose(&pool, &tried).unwrap().worker_id.as_str(), "b");
-        // The master has not heard from `c`, which failed nobody here.
+        let mut attempted: BTreeSet<_> = [pool[2].worker_id.clone()].into();
+        assert_eq!(peers.choose(&pool, &attempted).unwrap().worker_id.as_str(), "a");
+        attempted.insert(pool[0].worker_id.clone());
+        assert_eq!(peers.choose(&pool, &attempted).unwrap().worker_id.as_str(), "b");
+        // The master reports `c` silent, which failed no request here.
         peers.set_silent(vec![pool[2].worker_id.clone()]);
         assert_eq!(choose_id(&peers, &pool), "a");
         peers.set_silent(vec![]);

@@ -5,14 +5,14 @@ use super::content_client::ContentClient;
 use super::nics::Nic;
 use super::route_monitor::RouteMonitor;
 use super::routes::{CONNECT_TIMEOUT, Routes};
-use super::routing_state::RouteKey;
+use super::routing_state::{RouteKey, RoutingState};
 use crate::wire::worker::Endpoint;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// A connection in use. Dropped, it is closed at once; `PooledConnection::mark_for_restart` keeps it for the next.
+/// A connection in use. Dropped, it is closed at once; [`PooledConnection::return_to_pool`] keeps it for the next.
 pub struct PooledConnection {
     pub(super) connection: Option<Connection>,
     pub(super) key: RouteKey,
@@ -24,14 +24,14 @@ pub struct PooledConnection {
 
 impl PooledConnection {
     pub(super) fn attach(&mut self, connection: Connection, reused: bool) {
-        let flow = (connection.counter.clone(), connection.counter.sent());
-        if let Some(flight) = self.routes.state().in_flight.get_mut(&self.in_flight_id) {
-            flight.counter = Some(flow);
+        let counter = (connection.counter.clone(), connection.counter.sent());
+        if let Some(in_flight) = self.routes.state().in_flight.get_mut(&self.in_flight_id) {
+            in_flight.counter = Some(counter);
         }
         (self.connection, self.reused) = (Some(connection), reused);
     }
 
-    /// The connection; `None` only after `PooledConnection::mark_for_restart`.
+    /// The connection; `None` only after [`PooledConnection::return_to_pool`].
     pub fn connection(&mut self) -> Option<&mut Connection> {
         self.connection.as_mut()
     }
@@ -70,33 +70,33 @@ impl PooledConnection {
         }
     }
 
-    /// The route failed under the request: it is probed until it works. Says whether there is another
+    /// The route failed under the request: it is probed until it works. Returns whether there is another
     /// one to `remote`.
-    pub fn mark_broken(self, remote: &[Endpoint], why: &str) -> bool {
+    pub fn mark_broken(self, remote: &[Endpoint], reason: &str) -> bool {
         if let Some(connection) = &self.connection {
             connection.counter.reset_on_close();
         }
-        self.routes.disable_until_probed(&self.key, why.to_owned());
+        self.routes.disable_until_probed(&self.key, reason.to_owned());
         self.routes.has_alternative(&self.key, remote)
     }
 
-    /// The request was given up: its route is probed, unless it only crawls. Says whether there is another one
+    /// The request was abandoned: its route is probed, unless it is only slow. Returns whether there is another one
     /// to `remote`.
-    pub fn mark_abandoned(self, remote: &[Endpoint], why: &str) -> bool {
+    pub fn mark_abandoned(self, remote: &[Endpoint], reason: &str) -> bool {
         if let Some(connection) = &self.connection {
             connection.counter.reset_on_close();
         }
         if self.routes.state().routes.get(&self.key).is_none_or(|route| route.outage.is_none()) {
-            self.routes.disable_until_probed(&self.key, why.to_owned());
+            self.routes.disable_until_probed(&self.key, reason.to_owned());
         }
         self.routes.has_alternative(&self.key, remote)
     }
 
-    /// What tells, while the request is under way, that it is better sent over another route.
+    /// Watches the route while the request is in flight.
     pub fn monitor(&self) -> Option<RouteMonitor> {
-        let flow = self.connection.as_ref()?.counter.clone();
+        let counter = self.connection.as_ref()?.counter.clone();
         let (routes, key) = (self.routes.clone(), self.key.clone());
-        Some(RouteMonitor::new(routes, key, flow, self.in_flight_id))
+        Some(RouteMonitor::new(routes, key, counter, self.in_flight_id))
     }
 }
 
@@ -113,37 +113,37 @@ impl Routes {
         kind: ConnectionKind,
         size: u64,
     ) -> Result<PooledConnection, Vec<(String, String)>> {
-        let (mut failed, mut tried) = (Vec::new(), Vec::new());
+        let (mut failed, mut attempted) = (Vec::new(), Vec::new());
         // Each turn takes a route out of those that are usable.
-        while let Some(mut leased) = self.reserve(remote, size) {
-            if !fresh && let Some(connection) = self.take_idle_connection(&leased.key, kind) {
-                leased.attach(connection, true);
-                return Ok(leased);
+        while let Some(mut pooled) = self.reserve(remote, size) {
+            if !fresh && let Some(connection) = self.take_idle_connection(&pooled.key, kind) {
+                pooled.attach(connection, true);
+                return Ok(pooled);
             }
-            let connected = match self.has_alternative(&leased.key, remote) {
+            let connected = match self.has_alternative(&pooled.key, remote) {
                 true => {
                     let connected =
-                        self.connect(&leased.key, kind, (CONNECT_TIMEOUT, CONNECT_TIMEOUT), false);
+                        self.connect(&pooled.key, kind, (CONNECT_TIMEOUT, CONNECT_TIMEOUT), false);
                     connected.await.map_err(|error| error.message)
                 }
-                false => self.connect_with_retries(&leased.key, kind, false).await,
+                false => self.connect_with_retries(&pooled.key, kind, false).await,
             };
             match connected {
                 Ok(connection) => {
-                    leased.attach(connection, false);
-                    return Ok(leased);
+                    pooled.attach(connection, false);
+                    return Ok(pooled);
                 }
-                Err(why) => {
-                    failed.push((leased.key.1.clone(), why.clone()));
-                    self.disable_until_probed(&leased.key, why);
-                    tried.push(leased.key.clone());
+                Err(reason) => {
+                    failed.push((pooled.key.1.clone(), reason.clone()));
+                    self.disable_until_probed(&pooled.key, reason);
+                    attempted.push(pooled.key.clone());
                 }
             }
         }
         let left: Vec<RouteKey> = {
             let mut state = self.state();
             let all = self.rank_pairs(&mut state, remote, size).into_iter().map(|(key, _)| key);
-            all.filter(|key| !tried.contains(key)).collect()
+            all.filter(|key| !attempted.contains(key)).collect()
         };
         self.checkout_any(left, kind, size, failed).await
     }
@@ -152,16 +152,25 @@ impl Routes {
     fn reserve(self: &Arc<Self>, remote: &[Endpoint], size: u64) -> Option<PooledConnection> {
         let mut state = self.state();
         let best = self.rank_pairs(&mut state, remote, size).into_iter().next();
-        let (key, _) = best.filter(|(_, aside)| !aside)?;
-        let flight = state.start_request(&key, size);
-        drop(state);
-        Some(PooledConnection {
+        let (key, _) = best.filter(|(_, outage)| !outage)?;
+        Some(self.start(&mut state, key, size))
+    }
+
+    /// Counts a request on the route `key`; its connection is attached later.
+    fn start(
+        self: &Arc<Self>,
+        state: &mut RoutingState,
+        key: RouteKey,
+        size: u64,
+    ) -> PooledConnection {
+        let in_flight_id = state.start_request(&key, size);
+        PooledConnection {
             connection: None,
             key,
-            in_flight_id: flight,
+            in_flight_id,
             routes: self.clone(),
             reused: false,
-        })
+        }
     }
 
     /// The first of `left` that answers a request: no route is known to work.
@@ -172,27 +181,20 @@ impl Routes {
         size: u64,
         mut failed: Vec<(String, String)>,
     ) -> Result<PooledConnection, Vec<(String, String)>> {
-        let mut tries: FuturesUnordered<_> = left
+        let mut attempts: FuturesUnordered<_> = left
             .into_iter()
             .map(|key| async move { (self.connect_with_retries(&key, kind, true).await, key) })
             .collect();
-        while let Some((connected, key)) = tries.next().await {
+        while let Some((connected, key)) = attempts.next().await {
             match connected {
                 Ok(connection) => {
-                    let flight = self.state().start_request(&key, size);
-                    let mut leased = PooledConnection {
-                        connection: None,
-                        key,
-                        in_flight_id: flight,
-                        routes: self.clone(),
-                        reused: false,
-                    };
-                    leased.attach(connection, false);
-                    return Ok(leased);
+                    let mut pooled = self.start(&mut self.state(), key, size);
+                    pooled.attach(connection, false);
+                    return Ok(pooled);
                 }
-                Err(why) => {
-                    self.disable_until_probed(&key, why.clone());
-                    failed.push((key.1, why));
+                Err(reason) => {
+                    self.disable_until_probed(&key, reason.clone());
+                    failed.push((key.1, reason));
                 }
             }
         }

@@ -26,7 +26,7 @@ pub const PRUNE: &str = "/v1/prune";
 pub const CLEAN_UP: &str = "/v1/clean-up";
 /// Whether the root of a destination can be written.
 pub const ROOT_CHECK: &str = "/v1/root-check";
-/// Whether anybody is there; needs no ticket.
+/// Whether an agent is there; needs no ticket.
 pub const PROBE: &str = "/v1/probe";
 /// What a connection is upgraded to.
 pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-1";
@@ -44,7 +44,7 @@ pub const MAX_REPLY_BYTES: usize = 16 << 20;
 /// The longest text of a fault, in characters: more is neither sent nor taken.
 const MAX_TEXT_CHARS: usize = 1_000;
 
-/// Why an entry failed: a [`FileError`] without what the asking side knows itself.
+/// Why an entry failed: a [`FileError`] without the fields that the requester fills in.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Fault {
     /// Verb and side, e.g. `rename destination`.
@@ -53,7 +53,7 @@ pub struct Fault {
     /// The name of the errno.
     #[n(1)]
     pub errno: Option<String>,
-    /// A sentence.
+    /// A message.
     #[n(2)]
     pub message: String,
     /// See [`encode_class`].
@@ -178,7 +178,7 @@ pub struct EntryDigest {
     pub digest: Digest,
 }
 
-/// A `Note` without paths.
+/// An [`EntryWarning`] without paths.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct IndexedWarning {
     /// What the destination could not hold, and why.
@@ -190,7 +190,7 @@ pub struct IndexedWarning {
     /// The places of some of them among the entries (the files of a pack) of the request …
     #[n(2)]
     pub entries: Vec<u32>,
-    /// … and in its directory table; together at most `Note::MAX_PATHS`.
+    /// … and in its directory table; together at most [`EntryWarning::MAX_PATHS`].
     #[n(3)]
     pub dirs: Vec<u32>,
 }
@@ -217,29 +217,29 @@ pub enum RequestIndex {
     Dir(u32),
 }
 
-/// `notes` as a reply says them; `place` finds a path.
+/// Encodes `warnings` for a reply; `place` finds the index of a path.
 pub fn index_warnings(
-    notes: EntryWarnings,
+    warnings: EntryWarnings,
     place: impl Fn(&[u8]) -> Option<RequestIndex>,
 ) -> Vec<IndexedWarning> {
-    let said = notes.into_iter().take(MAX_WARNINGS).map(|(cause, note)| {
+    let indexed = warnings.into_iter().take(MAX_WARNINGS).map(|(cause, warning)| {
         let (mut entries, mut dirs) = (Vec::new(), Vec::new());
-        for path in note.paths.iter().take(EntryWarning::MAX_PATHS) {
+        for path in warning.paths.iter().take(EntryWarning::MAX_PATHS) {
             match place(&path.0) {
                 Some(RequestIndex::Entry(i)) => entries.push(i),
                 Some(RequestIndex::Dir(i)) => dirs.push(i),
                 None => {}
             }
         }
-        IndexedWarning { cause, count: note.count, entries, dirs }
+        IndexedWarning { cause, count: warning.count, entries, dirs }
     });
-    said.collect()
+    indexed.collect()
 }
 
-/// Reads what a reply says of a request for `entries` below `dirs`.
+/// Decodes the warnings of a reply to a request for `entries` below `dirs`.
 ///
 /// # Errors
-/// A sentence, where it speaks of what was not asked, or too much.
+/// A message: an index of nothing that was sent, or too many.
 pub fn resolve_warnings(
     all: Vec<IndexedWarning>,
     entries: &[&Entry],
@@ -248,23 +248,23 @@ pub fn resolve_warnings(
     if all.len() > MAX_WARNINGS {
         return Err(format!("{} causes are over the limit of {MAX_WARNINGS}", all.len()));
     }
-    let mut notes = EntryWarnings::new();
+    let mut warnings = EntryWarnings::new();
     for one in all {
         if one.entries.len() + one.dirs.len() > EntryWarning::MAX_PATHS {
             return Err("a note names more entries than it may".to_owned());
         }
-        let mut note = EntryWarning { count: one.count, paths: Vec::new() };
+        let mut warning = EntryWarning { count: one.count, paths: Vec::new() };
         for i in one.entries {
             let entry = entries.get(i as usize).ok_or("a note names an entry that was not sent")?;
-            note.paths.push(BytePath(entry.path.as_bytes().to_vec()));
+            warning.paths.push(BytePath(entry.path.as_bytes().to_vec()));
         }
         for i in one.dirs {
             let dir = dirs.get(i as usize).ok_or("a note names a directory that was not sent")?;
-            note.paths.push(BytePath(dir.path.as_bytes().to_vec()));
+            warning.paths.push(BytePath(dir.path.as_bytes().to_vec()));
         }
-        notes.entry(sanitize_text(&one.cause)).or_default().merge(note);
+        warnings.entry(sanitize_text(&one.cause)).or_default().merge(warning);
     }
-    Ok(notes)
+    Ok(warnings)
 }
 
 /// The reply to an offer.
@@ -290,7 +290,7 @@ pub struct OfferReply {
     pub created_dirs: Vec<u32>,
 }
 
-/// What became of a file (or range) whose content was sent.
+/// The outcome of a file or range whose content was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum WriteOutcome {
     /// It is at its place, and its bytes were those that the sender hashed.
@@ -353,7 +353,7 @@ impl RangeHead {
     /// The file.
     ///
     /// # Errors
-    /// A sentence, where the range is none that can be hashed and written on its own.
+    /// A message: the range can't be hashed and written on its own.
     pub fn validate(&self) -> Result<&Entry, String> {
         entry_of_range(&self.manifest, self.offset, self.length)
     }
@@ -362,7 +362,7 @@ impl RangeHead {
 /// The only file of `manifest`, provided that it has this range.
 ///
 /// # Errors
-/// A sentence that says what does not fit.
+/// A message.
 pub fn entry_of_range(manifest: &Manifest, offset: u64, length: u64) -> Result<&Entry, String> {
     let [entry] = manifest.entries.as_slice() else {
         return Err(format!("a range is of one file, not of {}", manifest.entries.len()));
@@ -377,7 +377,7 @@ pub fn entry_of_range(manifest: &Manifest, offset: u64, length: u64) -> Result<&
 /// be had (`blake3::hazmat` panics on others).
 ///
 /// # Errors
-/// A sentence that says what does not fit.
+/// A message.
 pub fn validate_range(offset: u64, length: u64, size: u64) -> Result<(), String> {
     let fits = length > 0
         && offset.is_multiple_of(blake3::CHUNK_LEN as u64)
@@ -468,32 +468,32 @@ mod tests {
         let path = RelPath::new("d/f").unwrap();
         let entry = Entry::new(path, EntryKind::Dir, meta, Default::default());
         let dirs = [ManifestDir { path: RelPath::root(), meta }];
-        let mut notes = EntryWarnings::new();
-        notes.entry("owner not set".into()).or_default().add(b"d/f");
-        notes.entry("owner not set".into()).or_default().add(b"");
-        notes.entry("owner not set".into()).or_default().add(b"not sent");
+        let mut warnings = EntryWarnings::new();
+        warnings.entry("owner not set".into()).or_default().add(b"d/f");
+        warnings.entry("owner not set".into()).or_default().add(b"");
+        warnings.entry("owner not set".into()).or_default().add(b"not sent");
         let place = |path: &[u8]| match path {
             b"d/f" => Some(RequestIndex::Entry(0)),
             b"" => Some(RequestIndex::Dir(0)),
             _ => None,
         };
-        let said = index_warnings(notes, place);
-        let read = |said: Vec<IndexedWarning>| resolve_warnings(said, &[&entry], &dirs);
-        let note = read(said.clone()).unwrap().remove("owner not set").unwrap();
-        assert_eq!(note.count, 3);
-        assert_eq!(note.paths, [BytePath(b"d/f".to_vec()), BytePath(vec![])]);
-        let with = |entries, dirs| vec![IndexedWarning { entries, dirs, ..said[0].clone() }];
+        let indexed = index_warnings(warnings, place);
+        let read = |indexed: Vec<IndexedWarning>| resolve_warnings(indexed, &[&entry], &dirs);
+        let warning = read(indexed.clone()).unwrap().remove("owner not set").unwrap();
+        assert_eq!(warning.count, 3);
+        assert_eq!(warning.paths, [BytePath(b"d/f".to_vec()), BytePath(vec![])]);
+        let with = |entries, dirs| vec![IndexedWarning { entries, dirs, ..indexed[0].clone() }];
         assert!(read(with(vec![1], vec![])).is_err());
         assert!(read(with(vec![], vec![1])).is_err());
         assert!(read(with(vec![0; EntryWarning::MAX_PATHS], vec![0])).is_err());
-        assert!(read(vec![said[0].clone(); MAX_WARNINGS + 1]).is_err());
-        let escape = IndexedWarning { cause: "\x1b[2J".into(), ..said[0].clone() };
+        assert!(read(vec![indexed[0].clone(); MAX_WARNINGS + 1]).is_err());
+        let escape = IndexedWarning { cause: "\x1b[2J".into(), ..indexed[0].clone() };
         assert!(read(vec![escape]).unwrap().contains_key("\\#033[2J"));
     }
 
     #[test]
     fn merged_warnings_count_all_and_list_a_limited_number_of_entries() {
-        let note = |entries: &[u32], dirs: &[u32]| IndexedWarning {
+        let warning = |entries: &[u32], dirs: &[u32]| IndexedWarning {
             cause: "owner not set".to_owned(),
             count: 20,
             entries: entries.to_vec(),
@@ -504,14 +504,17 @@ mod tests {
             assert_eq!(old.count, 40);
             (old.entries, old.dirs)
         };
-        let old = note(&[0, 1, 2, 3], &[0, 1, 2, 3]);
+        let old = warning(&[0, 1, 2, 3], &[0, 1, 2, 3]);
         assert_eq!(
-            merged(old.clone(), note(&[4], &[5, 6])),
+            merged(old.clone(), warning(&[4], &[5, 6])),
             (vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 5])
         );
-        assert_eq!(merged(old, note(&[4, 5, 6], &[7])), (vec![0, 1, 2, 3, 4, 5], vec![0, 1, 2, 3]));
+        assert_eq!(
+            merged(old, warning(&[4, 5, 6], &[7])),
+            (vec![0, 1, 2, 3, 4, 5], vec![0, 1, 2, 3])
+        );
         let full: Vec<u32> = (0..EntryWarning::MAX_PATHS as u32).collect();
-        assert_eq!(merged(note(&[], &full), note(&[1], &[2])), (vec![], full));
+        assert_eq!(merged(warning(&[], &full), warning(&[1], &[2])), (vec![], full));
     }
 
     #[test]
@@ -553,10 +556,10 @@ mod tests {
         fn mutated_replies_decode_without_a_panic(edits in crate::wire::fuzz::any_edits()) {
             let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
             let failed = || Fault::transient("write destination", "no room");
-            let answers = vec![Ok(OfferDecision::NeedsDigest), Err(failed())];
+            let results = vec![Ok(OfferDecision::NeedsDigest), Err(failed())];
             let digests = vec![EntryDigest { entry: 0, digest: Digest([1; 32]) }];
             let unstamped = vec![DirMetadataFault { dir: 0, fault: failed() }];
-            let offer = OfferReply { results: answers, digests, dir_faults: unstamped, ..OfferReply::default() };
+            let offer = OfferReply { results, digests, dir_faults: unstamped, ..OfferReply::default() };
             let _ = minicbor::decode::<OfferReply>(&other(minicbor::to_vec(&offer).unwrap()));
             let files = vec![WriteOutcome::Written, WriteOutcome::Mismatch, WriteOutcome::Failed(failed())];
             let pack = PackReply { files, ..PackReply::default() };

@@ -18,23 +18,19 @@ use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
 use std::collections::BTreeMap;
 
-/// Brings everything of `manifest` that needs no content, and says what is wanted.
+/// Creates and updates the entries of `manifest` that need no content, and decides what the others need.
 pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
     let reply = target.with_root_checked(|| Ok(reconcile_offer(target, manifest, dry_run)));
     reply.unwrap_or_else(|gone| {
         let failed = |_: &Entry| Err(to_fault(gone.clone()));
-        let answers = manifest.entries.iter().map(failed).collect();
-        OfferReply {
-            results: answers,
-            needs_clean_up: target.has_anchors(),
-            ..OfferReply::default()
-        }
+        let results = manifest.entries.iter().map(failed).collect();
+        OfferReply { results, needs_clean_up: target.has_anchors(), ..OfferReply::default() }
     })
 }
 
 fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
-    let ReconcileResult { verdicts, digests, created_dirs: made } = target.reconcile(manifest);
-    let answers: Vec<Result<OfferDecision, Fault>> = verdicts
+    let ReconcileResult { verdicts, digests, created_dirs } = target.reconcile(manifest);
+    let results: Vec<Result<OfferDecision, Fault>> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
             Verdict::Done(action) => Ok(OfferDecision::Done(action)),
@@ -48,8 +44,8 @@ fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offer
     // An attempt that died between its last file and its last stamp left directories with a time of
     // their own. Where content follows, the pack stamps them.
     let later =
-        answers.iter().any(|answer| matches!(answer, Ok(OfferDecision::NeedsContent { .. })));
-    let unstamped =
+        results.iter().any(|answer| matches!(answer, Ok(OfferDecision::NeedsContent { .. })));
+    let dir_faults =
         if dry_run || later { Vec::new() } else { apply_dir_metadata(target, &manifest.dirs) };
     let digests = digests.into_iter().enumerate();
     let place = |path: &[u8]| {
@@ -57,14 +53,14 @@ fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offer
         entry.map(|i| RequestIndex::Entry(i as u32)).or_else(|| dir_index(&manifest.dirs, path))
     };
     OfferReply {
-        results: answers,
-        dir_faults: unstamped,
+        results,
+        dir_faults,
         digests: digests
             .filter_map(|(i, digest)| Some(EntryDigest { entry: i as u32, digest: digest? }))
             .collect(),
         warnings: index_warnings(target.take_metadata_warnings(), place),
         needs_clean_up: target.has_anchors(),
-        created_dirs: made,
+        created_dirs,
     }
 }
 
@@ -73,7 +69,7 @@ fn dir_index(dirs: &[ManifestDir], path: &[u8]) -> Option<RequestIndex> {
     Some(RequestIndex::Dir(place as u32))
 }
 
-/// Stamps the directories `dirs`; says which ones could not be.
+/// Sets the metadata of `dirs`; returns those that failed.
 pub fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<DirMetadataFault> {
     target
         .apply_dir_metadata(dirs)
@@ -115,25 +111,20 @@ pub fn receive_pack<P: ChunkSource>(
     let Frame::Dirs(dirs) = frames.next_frame()? else {
         return Err(FrameError::Unexpected("a pack begins with its directories".to_owned()));
     };
-    let (files, notes) = (Vec::new(), BTreeMap::new());
-    let mut pack = PackReceiver { target, claims, dirs, files, warnings: notes, buffer };
+    let (files, warnings) = (Vec::new(), BTreeMap::new());
+    let mut pack = PackReceiver { target, claims, dirs, files, warnings, buffer };
     let end = pack.receive_files(frames);
-    let unstamped = apply_dir_metadata(target, &pack.dirs);
+    let dir_faults = apply_dir_metadata(target, &pack.dirs);
     pack.add_warnings(target.take_metadata_warnings(), None);
     end?;
     frames.check_no_trailing_bytes()?;
     if let Err(gone) = target.check_root() {
-        for taken in pack.files.iter_mut().filter(|taken| **taken == WriteOutcome::Written) {
-            *taken = WriteOutcome::Failed(to_fault(gone.clone()));
+        for outcome in pack.files.iter_mut().filter(|outcome| **outcome == WriteOutcome::Written) {
+            *outcome = WriteOutcome::Failed(to_fault(gone.clone()));
         }
     }
-    let notes = pack.warnings.into_values().collect();
-    Ok(PackReply {
-        files: pack.files,
-        dir_faults: unstamped,
-        warnings: notes,
-        needs_clean_up: target.has_anchors(),
-    })
+    let warnings = pack.warnings.into_values().collect();
+    Ok(PackReply { files: pack.files, dir_faults, warnings, needs_clean_up: target.has_anchors() })
 }
 
 impl PackReceiver<'_> {
@@ -149,17 +140,17 @@ impl PackReceiver<'_> {
                     )));
                 }
                 Frame::File(entry) => {
-                    let taken = self.receive_file(frames, &entry)?;
+                    let outcome = self.receive_file(frames, &entry)?;
                     self.add_warnings(
                         self.target.take_metadata_warnings(),
                         Some((self.files.len() as u32, &entry.path)),
                     );
-                    self.files.push(taken);
+                    self.files.push(outcome);
                 }
                 Frame::End(n) if n as usize == self.files.len() => return Ok(()),
                 Frame::End(n) => {
-                    let why = format!("the pack ends with {n} files, {} came", self.files.len());
-                    return Err(FrameError::Unexpected(why));
+                    let reason = format!("the pack ends with {n} files, {} came", self.files.len());
+                    return Err(FrameError::Unexpected(reason));
                 }
                 _ => {
                     return Err(FrameError::Unexpected(
@@ -180,7 +171,7 @@ impl PackReceiver<'_> {
             return Err(FrameError::Unexpected("only regular files have content".to_owned()));
         };
         check_active(frames)?;
-        let mut taking = ContentReceiver {
+        let mut receiver = ContentReceiver {
             store: self.target.create(entry, self.claims.attempt),
             span: Span { offset: 0, length: size },
             allows_keep: false,
@@ -190,32 +181,21 @@ impl PackReceiver<'_> {
             gathered_bytes: 0,
             gathered_offset: 0,
         };
-        let end = taking.receive_all(frames)?;
-        let ContentReceiver { store, hasher, .. } = taking;
-        let right = match (end, hasher) {
-            (ContentEnd::Aborted, _) => return Ok(WriteOutcome::Aborted),
-            (ContentEnd::Ended(complete, Some(digest)), Some(hasher)) => {
-                complete && hasher.digest() == digest
-            }
-            (ContentEnd::Ended(complete, _), _) => complete,
-        };
-        Ok(match store {
-            Err(error) => WriteOutcome::Failed(to_fault(error)),
-            Ok(_) if !right => WriteOutcome::Mismatch,
-            Ok(file) => match NewFile::publish(file, entry) {
-                Ok(()) => WriteOutcome::Written,
-                Err(error) => WriteOutcome::Failed(to_fault(error)),
-            },
-        })
+        let end = receiver.receive_all(frames)?;
+        Ok(receiver.finish(
+            end,
+            |hasher| Some(hasher.digest()),
+            |file| NewFile::publish(file, entry),
+        ))
     }
 
-    /// Adds notes, by their places; `file` is the one that was written last.
-    fn add_warnings(&mut self, notes: EntryWarnings, file: Option<(u32, &RelPath)>) {
+    /// Adds warnings, by the indices of their paths; `file` is the one that was written last.
+    fn add_warnings(&mut self, warnings: EntryWarnings, file: Option<(u32, &RelPath)>) {
         let place = |path: &[u8]| match file {
             Some((i, own)) if own.as_bytes() == path => Some(RequestIndex::Entry(i)),
             _ => dir_index(&self.dirs, path),
         };
-        for new in index_warnings(notes, place) {
+        for new in index_warnings(warnings, place) {
             match self.warnings.get_mut(&new.cause) {
                 None => drop(self.warnings.insert(new.cause.clone(), new)),
                 Some(old) => old.merge(new),
@@ -249,6 +229,30 @@ enum ContentEnd {
 }
 
 impl<S: ContentWriter> ContentReceiver<'_, S> {
+    /// The outcome of content that ended. `digest_of` is the digest to compare with that of the sender; `complete`
+    /// ends writing where they match.
+    fn finish(
+        self,
+        end: ContentEnd,
+        digest_of: impl FnOnce(ContentHasher) -> Option<Digest>,
+        complete: impl FnOnce(S) -> Result<(), FsError>,
+    ) -> WriteOutcome {
+        let matches = match (end, self.hasher) {
+            (ContentEnd::Aborted, _) => return WriteOutcome::Aborted,
+            (ContentEnd::Ended(is_whole, Some(digest)), Some(hasher)) => {
+                is_whole && digest_of(hasher) == Some(digest)
+            }
+            (ContentEnd::Ended(is_whole, _), _) => is_whole,
+        };
+        match self.store {
+            Ok(_) if !matches => WriteOutcome::Mismatch,
+            store => store.and_then(complete).map_or_else(
+                |error| WriteOutcome::Failed(to_fault(error)),
+                |()| WriteOutcome::Written,
+            ),
+        }
+    }
+
     /// Takes content up to its end. Lengths are checked against what is left before anything is done.
     fn receive_all<P: ChunkSource>(
         &mut self,
@@ -275,8 +279,8 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
             };
             if length > left.length {
                 let announced = self.span.length;
-                let why = format!("more content than the {announced} bytes that were announced");
-                return Err(FrameError::Unexpected(why));
+                let reason = format!("more content than the {announced} bytes that were announced");
+                return Err(FrameError::Unexpected(reason));
             }
             let here = Span { offset: left.offset, length };
             left = Span { offset: left.offset + length, length: left.length - length };
@@ -386,7 +390,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
     }
 }
 
-/// Stops work that nobody waits for.
+/// Ends work whose requester is gone.
 fn check_active<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
     if frames.is_abandoned() {
         return Err(FrameError::Connection("the requester is gone".to_owned()));
@@ -420,8 +424,8 @@ pub fn receive_range<P: ChunkSource>(
     let entry = head.validate().map_err(FrameError::Unexpected)?;
     let most = range_length(entry.size(), target.rules().chunk_bytes);
     if head.is_dense && head.length > most {
-        let why = format!("a range of {} bytes, where the ticket allows {most}", head.length);
-        return Err(FrameError::Unexpected(why));
+        let reason = format!("a range of {} bytes, where the ticket allows {most}", head.length);
+        return Err(FrameError::Unexpected(reason));
     }
     let range = receive_range_content(frames, target, (&head, entry), buffer)?;
     frames.check_no_trailing_bytes()?;
@@ -464,7 +468,7 @@ fn receive_range_content<P: ChunkSource>(
         store = Err(error);
     }
     let hashing = target.rules().receiver_hash_mode();
-    let mut taking = ContentReceiver {
+    let mut receiver = ContentReceiver {
         store,
         span: Span { offset: head.offset, length: head.length },
         allows_keep: true,
@@ -474,20 +478,6 @@ fn receive_range_content<P: ChunkSource>(
         gathered_bytes: 0,
         gathered_offset: 0,
     };
-    let end = taking.receive_all(frames)?;
-    let ContentReceiver { store, hasher, .. } = taking;
-    let right = match (end, hasher) {
-        (ContentEnd::Aborted, _) => return Ok(WriteOutcome::Aborted),
-        (ContentEnd::Ended(complete, Some(value)), Some(hasher)) => {
-            complete && hasher.chaining_value() == Some(value)
-        }
-        (ContentEnd::Ended(complete, _), _) => complete,
-    };
-    Ok(match store {
-        Err(error) => WriteOutcome::Failed(to_fault(error)),
-        Ok(_) if !right => WriteOutcome::Mismatch,
-        Ok(part) => part
-            .close()
-            .map_or_else(|e| WriteOutcome::Failed(to_fault(e)), |()| WriteOutcome::Written),
-    })
+    let end = receiver.receive_all(frames)?;
+    Ok(receiver.finish(end, ContentHasher::chaining_value, |part| part.close()))
 }

@@ -32,7 +32,7 @@ impl StorageRoot {
     /// The root, or why it could not be opened.
     ///
     /// # Errors
-    /// See `Root::open`.
+    /// See [`RootDir::open`](crate::fs::RootDir::open).
     pub fn open(&self) -> Result<Arc<RootDir>, FsError> {
         self.open.read().clone()
     }

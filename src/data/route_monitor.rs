@@ -1,4 +1,4 @@
-//! Beside the routes: probes of those that are aside, and an eye on the requests that are under way.
+//! Watches a request in flight: it fails where its route fails or is much slower than another one.
 
 use super::meter::TrafficCounter;
 use super::route_ranking::{self, Candidate};
@@ -15,7 +15,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 const QUIET_BEFORE_PROBE: Duration = Duration::from_millis(500);
 /// … and how long after a probe that was answered: a receiver may be busy.
 const QUIET_AFTER_PROBE: Duration = Duration::from_secs(5);
-/// So many probes in a row, one each [`QUIET_AFTER_PROBE`], are not answered before a request gives up the only route
+/// So many probes in a row, one each [`QUIET_AFTER_PROBE`], are not answered before a request fails on the only route
 /// to a peer: its host is gone then, and at the other end keepalive has closed the connection as well. One is
 /// enough where the master reports the peer silent.
 const MAX_UNANSWERED_PROBES: u32 = 3;
@@ -33,28 +33,28 @@ impl RouteMonitor {
     pub(super) fn new(
         routes: Arc<Routes>,
         key: RouteKey,
-        flow: Arc<TrafficCounter>,
-        flight: u64,
+        counter: Arc<TrafficCounter>,
+        in_flight: u64,
     ) -> Self {
-        RouteMonitor { routes, key, counter: flow, in_flight_id: flight }
+        RouteMonitor { routes, key, counter, in_flight_id: in_flight }
     }
 
-    /// Resolves, with why, when the route has ceased to work, or crawls while there is another one to
-    /// `remote`. Silence alone is no reason: a receiver may be busy for long.
+    /// Resolves, with the reason, when the route no longer works, or is slow while there is another one to
+    /// `remote`. A pause alone is no reason: a receiver may be busy for long.
     /// `is_silent`: whether the master has not heard from the peer for its heartbeat time-out.
     pub async fn wait_for_failure(
         self,
         remote: &[Endpoint],
         is_silent: impl Fn() -> bool,
     ) -> String {
-        let mut moved = self.counter.total();
-        let (mut since, mut patience) = (Instant::now(), QUIET_BEFORE_PROBE);
+        let mut progress = self.counter.total();
+        let (mut since, mut timeout) = (Instant::now(), QUIET_BEFORE_PROBE);
         let (mut looked, mut sent) = (Instant::now(), self.counter.sent());
         let (mut unanswered, mut pause) = (0, QUIET_BEFORE_PROBE);
         loop {
             tokio::time::sleep(CHECK_INTERVAL).await;
-            if self.counter.total() != moved {
-                (moved, since, patience) =
+            if self.counter.total() != progress {
+                (progress, since, timeout) =
                     (self.counter.total(), Instant::now(), QUIET_BEFORE_PROBE);
                 (unanswered, pause) = (0, QUIET_BEFORE_PROBE);
             }
@@ -69,17 +69,17 @@ impl RouteMonitor {
                 if since.elapsed() >= pause_now {
                     let answer = self.routes.probe(&self.key).await;
                     unanswered = if answer.is_ok() { 0 } else { unanswered + 1 };
-                    if let Some(why) = answer.err().filter(|_| unanswered >= enough) {
-                        return format!("the peer does not answer: {why}");
+                    if let Some(reason) = answer.err().filter(|_| unanswered >= enough) {
+                        return format!("the peer does not answer: {reason}");
                     }
                     (since, pause) = (Instant::now(), QUIET_AFTER_PROBE);
                 }
                 continue;
             }
-            if let Some(why) = self.route_failure(since.elapsed(), patience).await {
-                return why;
-            } else if since.elapsed() >= patience {
-                (since, patience) = (Instant::now(), (patience * 2).min(QUIET_AFTER_PROBE));
+            if let Some(reason) = self.route_failure(since.elapsed(), timeout).await {
+                return reason;
+            } else if since.elapsed() >= timeout {
+                (since, timeout) = (Instant::now(), (timeout * 2).min(QUIET_AFTER_PROBE));
             }
             if looked.elapsed() >= route_ranking::SLOW_CHECK_INTERVAL {
                 let speed = (self.counter.sent() - sent) as f64 / looked.elapsed().as_secs_f64();
@@ -93,31 +93,34 @@ impl RouteMonitor {
     }
 
     /// Why the route of a request that is `silent` for so long does not work, if it does not.
-    async fn route_failure(&self, silent: Duration, patience: Duration) -> Option<String> {
-        let way = self.routes.path_of(&self.key);
-        let down = way.from.as_ref().filter(|_| way.is_bound).and_then(|nic| nic.link_failure());
+    async fn route_failure(&self, silent: Duration, timeout: Duration) -> Option<String> {
+        let path = self.routes.path_of(&self.key);
+        let down = path.from.as_ref().filter(|_| path.is_bound).and_then(|nic| nic.link_failure());
         if down.is_some() {
             return down;
         }
         if silent >= CHECK_INTERVAL * 2 {
             let state = self.routes.state();
-            let aside = state.routes.get(&self.key).and_then(|route| route.outage.as_ref());
-            if let Some(aside) = aside.filter(|aside| matches!(aside.until, OutageEnd::Probe(_))) {
-                return Some(aside.reason.clone());
+            let outage = state.routes.get(&self.key).and_then(|route| route.outage.as_ref());
+            if let Some(outage) =
+                outage.filter(|outage| matches!(outage.until, OutageEnd::Probe(_)))
+            {
+                return Some(outage.reason.clone());
             }
         }
-        if silent >= patience { self.routes.probe(&self.key).await.err() } else { None }
+        if silent >= timeout { self.routes.probe(&self.key).await.err() } else { None }
     }
 
     fn is_slow(&self, speed: f64, remote: &[Endpoint]) -> bool {
         let mut state = self.routes.state();
-        let Some(flight) = state.in_flight.get(&self.in_flight_id) else { return false };
-        let (left, size) = (flight.left_bytes(), flight.size);
+        let Some(in_flight) = state.in_flight.get(&self.in_flight_id) else { return false };
+        let (left, size) = (in_flight.left_bytes(), in_flight.size);
         let now = Instant::now();
         let pairs = self.routes.endpoint_pairs(remote);
         let others = pairs.iter().filter(|(key, _)| *key != self.key);
-        let others: Vec<Candidate> =
-            others.map(|(key, kin)| self.routes.candidate(&mut state, key, *kin, now)).collect();
+        let others: Vec<Candidate> = others
+            .map(|(key, affinity)| self.routes.candidate(&mut state, key, *affinity, now))
+            .collect();
         route_ranking::is_slow(left, speed, size, &others)
     }
 }

@@ -58,24 +58,22 @@ pub struct Candidate {
     pub last_used: u64,
 }
 
-/// The places of `routes`, the best for a request of `size` bytes first; those set aside last.
+/// The indices of `routes`, the best for a request of `size` bytes first, disabled ones last.
 pub fn rank_routes(routes: &[Candidate], size: u64) -> Vec<usize> {
     let ends: Vec<f64> = estimate_seconds(routes, size);
     let usable = routes.iter().zip(&ends).filter(|(route, _)| !route.is_disabled);
     let best = usable.map(|(_, end)| *end).fold(f64::INFINITY, f64::min);
     let idle = |i: usize| {
-        let Candidate { local: ours, remote: theirs, .. } = &routes[i];
-        ours.requests == 0
-            && theirs.requests == 0
+        let Candidate { local, remote, .. } = &routes[i];
+        local.requests == 0
+            && remote.requests == 0
             && ends[i] <= IDLE_ROUTE_MAX_SECONDS.max(best * IDLE_ROUTE_MAX_RATIO)
     };
     let mut places: Vec<usize> = (0..routes.len()).collect();
     places.sort_by(|a, b| {
         let key = |i: usize| {
-            let Candidate {
-                is_disabled: aside, local: ours, remote: theirs, last_used: taken, ..
-            } = &routes[i];
-            ((*aside, !idle(i)), (ours.requests + theirs.requests, *taken))
+            let Candidate { is_disabled, local, remote, last_used, .. } = &routes[i];
+            ((*is_disabled, !idle(i)), (local.requests + remote.requests, *last_used))
         };
         let ((first, then), (other_first, other_then)) = (key(*a), key(*b));
         first.cmp(&other_first).then(ends[*a].total_cmp(&ends[*b])).then(then.cmp(&other_then))
@@ -94,7 +92,7 @@ fn estimate_seconds(routes: &[Candidate], size: u64) -> Vec<f64> {
         let speed = load.bytes_per_second.unwrap_or(guess).max(1.0);
         (load.left_bytes.saturating_add(size)) as f64 / speed
     };
-    let detour = |kin| match kin {
+    let detour = |affinity| match affinity {
         RouteAffinity::Rail => 1.0,
         RouteAffinity::SameNetwork => 1.1,
         RouteAffinity::OtherNetwork => 1.5,
@@ -103,7 +101,7 @@ fn estimate_seconds(routes: &[Candidate], size: u64) -> Vec<f64> {
 }
 
 /// Whether a request of which `left` bytes are still to be sent at `speed` bytes per second is better
-/// begun anew (`size` bytes) on one of the `others`.
+/// restarted (`size` bytes) on one of the `others`.
 pub fn is_slow(left: u64, speed: f64, size: u64, others: &[Candidate]) -> bool {
     let usable: Vec<Candidate> =
         others.iter().filter(|route| !route.is_disabled).copied().collect();
@@ -121,10 +119,10 @@ pub fn is_slow(left: u64, speed: f64, size: u64, others: &[Candidate]) -> bool {
 pub const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Whether a connection from `ours` to `theirs` can be.
-pub fn can_connect(ours: Option<IpAddr>, theirs: Option<IpAddr>) -> bool {
+pub fn can_connect(local: Option<IpAddr>, remote: Option<IpAddr>) -> bool {
     let like =
         |a: IpAddr, b: IpAddr| a.is_ipv4() == b.is_ipv4() && a.is_loopback() == b.is_loopback();
-    ours.is_some_and(|ours| theirs.is_none_or(|theirs| like(ours, theirs)))
+    local.is_some_and(|local| remote.is_none_or(|remote| like(local, remote)))
 }
 
 /// Whether two addresses are likely in one network: its real size is not known here.
@@ -141,15 +139,15 @@ fn is_same_network(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
 /// How our `i`-th and the peer's `j`-th address belong together. Where neither is in a network with any
 /// of the other side, their places decide.
 pub fn affinity(
-    ours: &[Option<IpAddr>],
-    theirs: &[Option<IpAddr>],
+    local: &[Option<IpAddr>],
+    remote: &[Option<IpAddr>],
     i: usize,
     j: usize,
 ) -> RouteAffinity {
-    let rail = i % theirs.len().max(1) == j % ours.len().max(1);
-    let near_ours = theirs.iter().filter(|their| is_same_network(ours[i], **their)).count();
-    let near_theirs = ours.iter().filter(|our| is_same_network(**our, theirs[j])).count();
-    match (is_same_network(ours[i], theirs[j]), rail) {
+    let rail = i % remote.len().max(1) == j % local.len().max(1);
+    let near_ours = remote.iter().filter(|their| is_same_network(local[i], **their)).count();
+    let near_theirs = local.iter().filter(|our| is_same_network(**our, remote[j])).count();
+    match (is_same_network(local[i], remote[j]), rail) {
         (true, _) if near_ours == 1 && near_theirs == 1 => RouteAffinity::Rail,
         (true, true) => RouteAffinity::Rail,
         (true, false) => RouteAffinity::SameNetwork,
@@ -182,24 +180,24 @@ mod tests {
     /// returns what each rail moved. Rails share their speed evenly among their requests.
     fn simulate(speeds: &[f64], streams: usize, size: u64, requests: usize) -> (Vec<f64>, f64) {
         let mut under_way: Vec<Vec<f64>> = vec![Vec::new(); speeds.len()];
-        let mut moved = vec![0.0; speeds.len()];
-        let (mut begun, mut clock, mut counts) = (0, 0.0, vec![0; speeds.len()]);
+        let mut progress = vec![0.0; speeds.len()];
+        let (mut started, mut clock, mut counts) = (0, 0.0, vec![0; speeds.len()]);
         loop {
-            while begun < requests && under_way.iter().map(Vec::len).sum::<usize>() < streams {
+            while started < requests && under_way.iter().map(Vec::len).sum::<usize>() < streams {
                 let routes: Vec<Candidate> = under_way
                     .iter()
                     .zip(speeds)
                     .zip(&counts)
-                    .map(|((left, speed), taken)| {
+                    .map(|((left, speed), last_used)| {
                         let sum = left.iter().sum::<f64>() as u64;
                         let end = load(left.len(), sum, *speed);
-                        Candidate { local: end, remote: end, last_used: *taken, ..rail(*speed) }
+                        Candidate { local: end, remote: end, last_used: *last_used, ..rail(*speed) }
                     })
                     .collect();
                 let chosen = rank_routes(&routes, size)[0];
                 under_way[chosen].push(size as f64);
-                begun += 1;
-                counts[chosen] = begun as u64;
+                started += 1;
+                counts[chosen] = started as u64;
             }
             let next = under_way
                 .iter()
@@ -207,13 +205,13 @@ mod tests {
                 .flat_map(|(left, speed)| left.iter().map(move |l| l * left.len() as f64 / speed));
             let step = next.fold(f64::INFINITY, f64::min);
             if !step.is_finite() {
-                return (moved, clock);
+                return (progress, clock);
             }
             clock += step;
             for (i, left) in under_way.iter_mut().enumerate() {
                 let each = speeds[i] * step / left.len().max(1) as f64;
                 left.iter_mut().for_each(|l| *l -= each);
-                moved[i] += each * left.len() as f64;
+                progress[i] += each * left.len() as f64;
                 left.retain(|l| *l > 0.5);
             }
         }
@@ -240,9 +238,9 @@ mod tests {
         let strangers = |net: u8, count: u8| -> Vec<Option<IpAddr>> {
             (0..count).map(|n| Some(IpAddr::from([10, net, n, 1]))).collect()
         };
-        let rails = |ours: &[Option<IpAddr>], theirs: &[Option<IpAddr>]| -> Vec<(usize, usize)> {
-            let pairs = (0..ours.len()).flat_map(|i| (0..theirs.len()).map(move |j| (i, j)));
-            pairs.filter(|(i, j)| affinity(ours, theirs, *i, *j) == RouteAffinity::Rail).collect()
+        let rails = |local: &[Option<IpAddr>], remote: &[Option<IpAddr>]| -> Vec<(usize, usize)> {
+            let pairs = (0..local.len()).flat_map(|i| (0..remote.len()).map(move |j| (i, j)));
+            pairs.filter(|(i, j)| affinity(local, remote, *i, *j) == RouteAffinity::Rail).collect()
         };
         let (two, four) = (strangers(1, 2), strangers(2, 4));
         assert_eq!(rails(&two, &four), [(0, 0), (0, 2), (1, 1), (1, 3)]);
@@ -255,8 +253,8 @@ mod tests {
         let at = |all: &[[u8; 2]]| -> Vec<Option<IpAddr>> {
             all.iter().map(|[net, host]| Some(IpAddr::from([10, 0, *net, *host]))).collect()
         };
-        let (ours, theirs) = (at(&[[0, 1], [1, 1]]), at(&[[1, 2], [0, 2]]));
-        let kins = |i| [affinity(&ours, &theirs, i, 0), affinity(&ours, &theirs, i, 1)];
+        let (local, remote) = (at(&[[0, 1], [1, 1]]), at(&[[1, 2], [0, 2]]));
+        let kins = |i| [affinity(&local, &remote, i, 0), affinity(&local, &remote, i, 1)];
         assert_eq!(
             [kins(0), kins(1)],
             [
@@ -265,8 +263,8 @@ mod tests {
             ]
         );
         // Among several of one network, their places decide.
-        let (ours, theirs) = (at(&[[0, 1], [0, 2]]), at(&[[0, 3], [0, 4]]));
-        let kins = |i| [affinity(&ours, &theirs, i, 0), affinity(&ours, &theirs, i, 1)];
+        let (local, remote) = (at(&[[0, 1], [0, 2]]), at(&[[0, 3], [0, 4]]));
+        let kins = |i| [affinity(&local, &remote, i, 0), affinity(&local, &remote, i, 1)];
         assert_eq!(
             [kins(0), kins(1)],
             [
@@ -280,13 +278,13 @@ mod tests {
     fn rails_of_mixed_speeds_are_used_in_proportion_and_end_together() {
         for speeds in [vec![1e9, 1e9], vec![1e9, 1e9, 2e9, 4e9], vec![1e9, 10e9]] {
             let streams = 2 * speeds.len();
-            let (moved, clock) = simulate(&speeds, streams, 16 << 20, 400);
+            let (progress, clock) = simulate(&speeds, streams, 16 << 20, 400);
             let sum: f64 = speeds.iter().sum();
-            let all: f64 = moved.iter().sum();
-            assert!(all / clock > 0.93 * sum, "{speeds:?}: {moved:?} in {clock}");
-            for (moved, speed) in moved.iter().zip(&speeds) {
-                let share = moved / all / (speed / sum);
-                assert!((0.85..1.15).contains(&share), "{speeds:?}: {moved}");
+            let all: f64 = progress.iter().sum();
+            assert!(all / clock > 0.93 * sum, "{speeds:?}: {progress:?} in {clock}");
+            for (progress, speed) in progress.iter().zip(&speeds) {
+                let share = progress / all / (speed / sum);
+                assert!((0.85..1.15).contains(&share), "{speeds:?}: {progress}");
             }
         }
     }
@@ -319,18 +317,18 @@ mod tests {
     }
 
     fn any_route() -> impl Strategy<Value = Candidate> {
-        let kin = prop_oneof![
+        let affinity = prop_oneof![
             Just(RouteAffinity::Rail),
             Just(RouteAffinity::SameNetwork),
             Just(RouteAffinity::OtherNetwork)
         ];
-        (any::<bool>(), any_load(), any_load(), kin, 0u64..9).prop_map(
-            |(aside, ours, theirs, kin, taken)| Candidate {
-                is_disabled: aside,
-                local: ours,
-                remote: theirs,
-                affinity: kin,
-                last_used: taken,
+        (any::<bool>(), any_load(), any_load(), affinity, 0u64..9).prop_map(
+            |(is_disabled, local, remote, affinity, last_used)| Candidate {
+                is_disabled,
+                local,
+                remote,
+                affinity,
+                last_used,
             },
         )
     }
@@ -344,18 +342,18 @@ mod tests {
             let mut places = ranked.clone();
             places.sort_unstable();
             prop_assert_eq!(places, (0..routes.len()).collect::<Vec<_>>());
-            let aside: Vec<bool> = ranked.iter().map(|i| routes[*i].is_disabled).collect();
-            prop_assert!(aside.is_sorted(), "{:?}", aside);
+            let is_disabled: Vec<bool> = ranked.iter().map(|i| routes[*i].is_disabled).collect();
+            prop_assert!(is_disabled.is_sorted(), "{:?}", is_disabled);
         }
 
         #[test]
         fn every_rail_is_used_and_the_total_speed_is_nearly_the_sum(
             speeds in proptest::collection::vec(1e8..1e9f64, 2..6)
         ) {
-            let (moved, clock) = simulate(&speeds, 2 * speeds.len(), 8 << 20, 60 * speeds.len());
-            prop_assert!(moved.iter().all(|m| *m > 0.0));
+            let (progress, clock) = simulate(&speeds, 2 * speeds.len(), 8 << 20, 60 * speeds.len());
+            prop_assert!(progress.iter().all(|m| *m > 0.0));
             let sum: f64 = speeds.iter().sum();
-            prop_assert!(moved.iter().sum::<f64>() / clock > 0.85 * sum);
+            prop_assert!(progress.iter().sum::<f64>() / clock > 0.85 * sum);
         }
     }
 }

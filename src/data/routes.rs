@@ -2,12 +2,12 @@
 //! and the connections kept on them.
 //!
 //! ```text
-//! usable ──connect or probe fails, carrier lost──▶ aside ──probe answered──▶ usable
-//!        ──crawls────────────────────────────────▶ aside ──time────────────▶ usable
+//! usable ──connect or probe fails, carrier lost──▶ disabled ──probe answered──▶ usable
+//!        ──much slower than another route───────▶ disabled ──time────────────▶ usable
 //! ```
 //!
-//! Work is sent over usable routes only, so nothing waits for those that are aside; a probe beside asks
-//! them again and again. Only when none is usable is every one tried.
+//! Requests use usable routes only, so none waits for a disabled one; probes run beside the requests
+//! until one is answered. All routes are tried only when none is usable.
 
 use super::connect::{ConnectError, Connection, ConnectionKind, ConnectionPath, connect, probe};
 use super::meter::GoodputMeter;
@@ -17,7 +17,7 @@ use super::routing_state::{Outage, OutageEnd, Route, RouteKey, RoutingState};
 use crate::util::backoff::Backoff;
 use crate::wire::worker::Endpoint;
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -26,11 +26,11 @@ use tokio::time::Instant;
 /// A peer that does not accept within this is not there, as long as there are other routes …
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// … or within this where there are none. That is tried again as often as there is time for: a network that was lost for a
-/// moment must not cost a task. Together with the three probes of [`monitor`](super::route_monitor) it keeps below 25 s.
+/// moment must not cost a task. Together with the three probes of [`route_monitor`](super::route_monitor) it keeps below 25 s.
 const LAST_ROUTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before another try.
 const CONNECT_RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// How long a route that crawls is left alone.
+/// How long a slow route is disabled.
 const SLOW_ROUTE_BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(60));
 /// Kept connections are used again for this long; the other side closes them a little later.
 const IDLE_CONNECTION_LIFETIME: Duration = Duration::from_secs(8);
@@ -103,17 +103,13 @@ impl Routes {
     /// How many requests can go to `remote` at a time without sharing an end.
     pub fn count_rails(&self, remote: &[Endpoint]) -> usize {
         let mut state = self.state();
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for (key, kin) in self.endpoint_pairs(remote) {
-            if state.is_known(&key, kin) && state.is_usable(&key, Instant::now()) {
-                ours.push(key.0);
-                theirs.push(key.1);
+        let (mut ours, mut theirs) = (BTreeSet::new(), BTreeSet::new());
+        for (key, affinity) in self.endpoint_pairs(remote) {
+            if state.is_known(&key, affinity) && state.is_usable(&key, Instant::now()) {
+                ours.insert(key.0);
+                theirs.insert(key.1);
             }
         }
-        ours.sort_unstable();
-        ours.dedup();
-        theirs.sort_unstable();
-        theirs.dedup();
         ours.len().min(theirs.len()).max(1)
     }
 
@@ -128,27 +124,27 @@ impl Routes {
         state.update_goodput(now);
         let all = self.nics.iter().enumerate().map(|(i, nic)| {
             let mut routes = state.routes.iter().filter(|(key, _)| key.0 == Some(i)).peekable();
-            let tried = routes.peek().is_some();
+            let attempted = routes.peek().is_some();
             let mut last = None;
-            let dead = tried
+            let dead = attempted
                 && routes.all(|(_, r)| {
                     r.outage.as_ref().map(|a| last = Some(a.reason.clone())).is_some()
                 });
-            let aside = nic.link_failure().or(last.filter(|_| dead));
+            let outage = nic.link_failure().or(last.filter(|_| dead));
             let requests = state.load(Some(i), None, now).requests;
             (
                 nic.clone(),
                 NicStatus {
                     requests,
                     goodput: state.local_meters[i].goodput(now),
-                    unavailable_reason: aside,
+                    unavailable_reason: outage,
                 },
             )
         });
         all.collect()
     }
 
-    /// The routes to `remote`, the best for a request of `size` bytes first, with whether each is aside.
+    /// The routes to `remote`, the best for a request of `size` bytes first, with whether each is disabled.
     /// Pairs of different networks are probed before they are used.
     pub(super) fn rank_pairs(
         self: &Arc<Self>,
@@ -159,8 +155,10 @@ impl Routes {
         let now = Instant::now();
         state.update_goodput(now);
         let pairs = self.endpoint_pairs(remote);
-        let candidates: Vec<Candidate> =
-            pairs.iter().map(|(key, kin)| self.candidate(state, key, *kin, now)).collect();
+        let candidates: Vec<Candidate> = pairs
+            .iter()
+            .map(|(key, affinity)| self.candidate(state, key, *affinity, now))
+            .collect();
         let ranked = route_ranking::rank_routes(&candidates, size);
         ranked.into_iter().map(|i| (pairs[i].0.clone(), candidates[i].is_disabled)).collect()
     }
@@ -169,23 +167,23 @@ impl Routes {
         self: &Arc<Self>,
         state: &mut RoutingState,
         key: &RouteKey,
-        kin: RouteAffinity,
+        affinity: RouteAffinity,
         now: Instant,
     ) -> Candidate {
         if !state.routes.contains_key(key) {
             let mut route = Route::default();
-            if kin == RouteAffinity::OtherNetwork {
-                let why = "not tried yet".to_owned();
+            if affinity == RouteAffinity::OtherNetwork {
+                let reason = "not tried yet".to_owned();
                 route.outage =
-                    Some(Outage { reason: why, last_wanted: now, until: OutageEnd::Probe(false) });
+                    Some(Outage { reason, last_wanted: now, until: OutageEnd::Probe(false) });
             }
             state.routes.insert(key.clone(), route);
         }
         let usable = state.is_usable(key, now);
-        if let Some(aside) = state.routes.get_mut(key).and_then(|route| route.outage.as_mut()) {
-            aside.last_wanted = now;
-            if aside.until == OutageEnd::Probe(false) {
-                aside.until = OutageEnd::Probe(true);
+        if let Some(outage) = state.routes.get_mut(key).and_then(|route| route.outage.as_mut()) {
+            outage.last_wanted = now;
+            if outage.until == OutageEnd::Probe(false) {
+                outage.until = OutageEnd::Probe(true);
                 tokio::spawn(probe_until_answered(Arc::downgrade(self), key.clone()));
             }
         }
@@ -194,17 +192,17 @@ impl Routes {
             None => EndLoad::default(),
         };
         let theirs = state.load(None, Some(&key.1), now);
-        let taken = state.routes.get(key).map_or(0, |route| route.last_used);
+        let outcome = state.routes.get(key).map_or(0, |route| route.last_used);
         Candidate {
             is_disabled: !usable,
             local: ours,
             remote: theirs,
-            affinity: kin,
-            last_used: taken,
+            affinity,
+            last_used: outcome,
         }
     }
 
-    /// What is set for a NIC, and what its interface says of itself as long as nothing was measured.
+    /// Applies the limit and weight of a NIC; the link speed counts as long as nothing was measured.
     fn apply_limits(&self, nic: usize, load: EndLoad) -> EndLoad {
         let nic = &self.nics[nic];
         let speed = load.bytes_per_second.or_else(|| nic.link_bytes_per_second());
@@ -238,31 +236,31 @@ impl Routes {
         &self,
         key: &RouteKey,
         kind: ConnectionKind,
-        (accepted, patience): (Duration, Duration),
+        (accepted, timeout): (Duration, Duration),
         asking: bool,
     ) -> Result<Connection, ConnectError> {
         let theirs = self.state().counter_for(&key.1);
-        let (since, way) = (Instant::now(), self.path_of(key));
+        let (since, path) = (Instant::now(), self.path_of(key));
         let connecting = async {
-            let mut connection = connect(&way, &theirs, kind, (accepted, patience)).await?;
-            let took = since.elapsed();
+            let mut connection = connect(&path, &theirs, kind, (accepted, timeout)).await?;
+            let elapsed = since.elapsed();
             // A stream is the answer to a request already.
             let is_stream = kind == ConnectionKind::Content;
             if asking && !is_stream {
                 connection.probe(&key.1).await?;
             }
-            Ok((connection, took, asking || is_stream))
+            Ok((connection, elapsed, asking || is_stream))
         };
-        let connected = match tokio::time::timeout(patience, connecting).await {
+        let connected = match tokio::time::timeout(timeout, connecting).await {
             Ok(connected) => connected,
-            Err(_) => Err(ConnectError::timed_out("answer", patience)),
+            Err(_) => Err(ConnectError::timed_out("answer", timeout)),
         };
-        let (connection, took, answered) = connected.inspect_err(|error: &ConnectError| {
+        let (connection, elapsed, reply) = connected.inspect_err(|error: &ConnectError| {
             tracing::debug!(peer = key.1, "cannot connect: {}", error.message);
         })?;
         let mut state = self.state();
-        state.record_connect(key, took);
-        if answered {
+        state.record_connect(key, elapsed);
+        if reply {
             state.record_success(key);
         }
         Ok(connection)
@@ -283,35 +281,32 @@ impl Routes {
     }
 
     /// A route does not work: it is probed until it does.
-    pub(super) fn disable_until_probed(self: &Arc<Self>, key: &RouteKey, why: String) {
+    pub(super) fn disable_until_probed(self: &Arc<Self>, key: &RouteKey, reason: String) {
         let mut state = self.state();
-        let end = match state.routes.get(key).and_then(|route| route.outage.as_ref()) {
-            Some(Outage { until: OutageEnd::Probe(true), .. }) => OutageEnd::Probe(true),
-            _ => {
-                tokio::spawn(probe_until_answered(Arc::downgrade(self), key.clone()));
-                OutageEnd::Probe(true)
-            }
-        };
-        self.log_disabled(key, &why);
-        state.record_outage(key, why, end);
+        let outage = state.routes.get(key).and_then(|route| route.outage.as_ref());
+        if outage.is_none_or(|outage| outage.until != OutageEnd::Probe(true)) {
+            tokio::spawn(probe_until_answered(Arc::downgrade(self), key.clone()));
+        }
+        self.log_disabled(key, &reason);
+        state.record_outage(key, reason, OutageEnd::Probe(true));
     }
 
     /// A route is much slower than others: it is left alone for a while.
     pub(super) fn disable_slow(&self, key: &RouteKey) {
         let mut state = self.state();
         let failures = state.routes.get(key).map_or(0, |route| route.failures) + 1;
-        let why = "much slower than the others".to_owned();
-        self.log_disabled(key, &why);
+        let reason = "much slower than the others".to_owned();
+        self.log_disabled(key, &reason);
         state.record_outage(
             key,
-            why,
+            reason,
             OutageEnd::At(Instant::now() + SLOW_ROUTE_BACKOFF.delay(failures)),
         );
     }
 
-    fn log_disabled(&self, (nic, to): &RouteKey, why: &str) {
+    fn log_disabled(&self, (nic, to): &RouteKey, reason: &str) {
         if let Some(nic) = nic.and_then(|i| self.nics.get(i)).filter(|_| self.nics.len() > 1) {
-            tracing::info!(from = nic.endpoint.authority(), to, "route not used for now: {why}");
+            tracing::info!(from = nic.endpoint.authority(), to, "route not used for now: {reason}");
         }
     }
 
@@ -319,19 +314,19 @@ impl Routes {
     pub(super) fn has_alternative(&self, key: &RouteKey, remote: &[Endpoint]) -> bool {
         let (now, mut state) = (Instant::now(), self.state());
         let pairs = self.endpoint_pairs(remote);
-        pairs.iter().any(|(other, kin)| {
-            other != key && state.is_known(other, *kin) && state.is_usable(other, now)
+        pairs.iter().any(|(other, affinity)| {
+            other != key && state.is_known(other, *affinity) && state.is_usable(other, now)
         })
     }
 }
 
 impl Routes {
     pub(super) async fn probe(&self, key: &RouteKey) -> Result<Duration, String> {
-        let way = self.path_of(key);
-        if let Some(why) =
-            way.from.as_ref().filter(|_| way.is_bound).and_then(|nic| nic.link_failure())
+        let path = self.path_of(key);
+        if let Some(reason) =
+            path.from.as_ref().filter(|_| path.is_bound).and_then(|nic| nic.link_failure())
         {
-            return Err(why);
+            return Err(reason);
         }
         let (theirs, worked) = {
             let mut state = self.state();
@@ -339,11 +334,11 @@ impl Routes {
             (state.counter_for(&key.1), worked.unwrap_or_default())
         };
         let since = Instant::now();
-        probe(&way, &theirs, PROBE_TIMEOUT + worked * 4).await.map(|()| since.elapsed())
+        probe(&path, &theirs, PROBE_TIMEOUT + worked * 4).await.map(|()| since.elapsed())
     }
 }
 
-/// Asks a route again and again until it answers, or nobody wants it any more.
+/// Probes a route until a probe is answered, or no request wants the route.
 async fn probe_until_answered(routes: Weak<Routes>, key: RouteKey) {
     loop {
         let wait = {
@@ -357,25 +352,25 @@ async fn probe_until_answered(routes: Weak<Routes>, key: RouteKey) {
         let answer = routes.probe(&key).await;
         let mut state = routes.state();
         match answer {
-            Ok(took) => {
-                state.record_connect(&key, took);
+            Ok(elapsed) => {
+                state.record_connect(&key, elapsed);
                 state.record_success(&key);
                 if routes.nics.len() > 1 {
                     tracing::info!(?key, "route works");
                 }
                 return;
             }
-            Err(why) => state.record_probe_failure(&key, why),
+            Err(reason) => state.record_probe_failure(&key, reason),
         }
     }
 }
 
 /// Tries for so long, as long as errors may pass. Each try is given the time that is left.
 async fn retry_transient<T, F: Future<Output = Result<T, ConnectError>>>(
-    patience: Duration,
+    timeout: Duration,
     attempt: impl Fn(Duration) -> F,
 ) -> Result<T, String> {
-    let end = Instant::now() + patience;
+    let end = Instant::now() + timeout;
     loop {
         let error = match attempt(end - Instant::now()).await {
             Ok(done) => return Ok(done),
@@ -407,32 +402,32 @@ mod tests {
         ] {
             // It is back after so many seconds, or not in time.
             for back in [4, 60] {
-                let began = Instant::now();
+                let started = Instant::now();
                 let connect = |_| async move {
-                    match began.elapsed() < Duration::from_secs(back) {
+                    match started.elapsed() < Duration::from_secs(back) {
                         true => Err(ConnectError::from(std::io::Error::from(kind))),
                         false => Ok(()),
                     }
                 };
                 let connected = retry_transient(LAST_ROUTE_CONNECT_TIMEOUT, connect).await;
                 assert_eq!(connected.is_ok(), passes && back == 4, "{kind:?}: {connected:?}");
-                let took = began.elapsed();
+                let elapsed = started.elapsed();
                 assert!(
-                    took <= LAST_ROUTE_CONNECT_TIMEOUT && (passes || took.is_zero()),
-                    "{kind:?}: {took:?}"
+                    elapsed <= LAST_ROUTE_CONNECT_TIMEOUT && (passes || elapsed.is_zero()),
+                    "{kind:?}: {elapsed:?}"
                 );
             }
         }
         // A first packet that is lost costs a part of the time only.
-        let began = Instant::now();
-        let lost = |left| async move {
+        let started = Instant::now();
+        let error = |left| async move {
             tokio::time::sleep(CONNECT_TIMEOUT.min(left)).await;
-            match began.elapsed() < Duration::from_secs(3) {
+            match started.elapsed() < Duration::from_secs(3) {
                 true => Err(ConnectError::timed_out("answer", CONNECT_TIMEOUT)),
                 false => Ok(()),
             }
         };
-        assert_eq!(retry_transient(LAST_ROUTE_CONNECT_TIMEOUT, lost).await, Ok(()));
+        assert_eq!(retry_transient(LAST_ROUTE_CONNECT_TIMEOUT, error).await, Ok(()));
     }
 
     fn endpoints(all: &[&str]) -> Vec<Endpoint> {
@@ -472,8 +467,8 @@ mod tests {
         assert_eq!(all[..3], ["10.0.1.1>10.0.1.2:1", "10.0.0.1>10.0.0.2:1", "fd00::1>[fd00::2]:1"]);
         assert_eq!(all.len(), 5, "{all:?}");
         // Others are not used before a probe has found that they are there.
-        let aside = routes.rank_pairs(&mut routes.state(), &remote, 0);
-        assert_eq!(aside.iter().filter(|(_, aside)| *aside).count(), 2);
+        let outage = routes.rank_pairs(&mut routes.state(), &remote, 0);
+        assert_eq!(outage.iter().filter(|(_, outage)| *outage).count(), 2);
         assert_eq!(routes.count_rails(&remote), 3);
     }
 
@@ -495,9 +490,9 @@ mod tests {
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let bad = closed.local_addr().unwrap().to_string();
         let remote = endpoints(&[&bad, &good]);
-        let leased = routes.checkout(&remote, false, ConnectionKind::Documents, 0).await.unwrap();
-        assert_eq!((leased.peer(), leased.reused), (good.as_str(), false));
-        drop(leased);
+        let pooled = routes.checkout(&remote, false, ConnectionKind::Documents, 0).await.unwrap();
+        assert_eq!((pooled.peer(), pooled.reused), (good.as_str(), false));
+        drop(pooled);
         assert_eq!(authorities(&routes, &remote)[0], format!("->{good}"));
         let failed =
             routes.checkout(&remote[..1], false, ConnectionKind::Documents, 0).await.err().unwrap();

@@ -14,7 +14,7 @@ const PROBE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration
 /// … and one that never did.
 const UNTRIED_PROBE_BACKOFF: Backoff =
     Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-/// A route that nobody wanted for this long is not probed.
+/// A route that no request wanted for this long is not probed.
 const UNUSED_PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// Requests of at least this many bytes show how fast a route is.
 const MIN_MEASURED_BYTES: u64 = 1 << 20;
@@ -60,8 +60,10 @@ pub(super) struct InFlight {
 
 impl InFlight {
     pub(super) fn left_bytes(&self) -> u64 {
-        let sent =
-            self.counter.as_ref().map_or(0, |(flow, before)| flow.sent().wrapping_sub(*before));
+        let sent = self
+            .counter
+            .as_ref()
+            .map_or(0, |(counter, before)| counter.sent().wrapping_sub(*before));
         self.size.saturating_sub(sent)
     }
 }
@@ -80,9 +82,9 @@ impl RoutingState {
     pub(super) fn update_goodput(&mut self, now: Instant) {
         let busy = |nic: Option<usize>, to: Option<&str>, flights: &BTreeMap<u64, InFlight>| {
             // Up to its reply: what the kernel took is not gone yet.
-            flights
-                .values()
-                .any(|flight| flight.size >= MIN_MEASURED_BYTES && flight.uses_end(nic, to))
+            flights.values().any(|in_flight| {
+                in_flight.size >= MIN_MEASURED_BYTES && in_flight.uses_end(nic, to)
+            })
         };
         for (i, meter) in self.local_meters.iter_mut().enumerate() {
             meter.sample_now(busy(Some(i), None, &self.in_flight), now);
@@ -95,9 +97,9 @@ impl RoutingState {
     /// What an end (one of ours, or a peer's) has to do.
     pub(super) fn load(&self, nic: Option<usize>, to: Option<&str>, now: Instant) -> EndLoad {
         let mut load = EndLoad::default();
-        for flight in self.in_flight.values().filter(|flight| flight.uses_end(nic, to)) {
+        for in_flight in self.in_flight.values().filter(|in_flight| in_flight.uses_end(nic, to)) {
             load.requests += 1;
-            load.left_bytes += flight.left_bytes();
+            load.left_bytes += in_flight.left_bytes();
         }
         let meter = match (nic, to) {
             (Some(i), _) => self.local_meters.get(i),
@@ -124,8 +126,8 @@ impl RoutingState {
     }
 
     /// Whether a route was tried, or likely works without.
-    pub(super) fn is_known(&self, key: &RouteKey, kin: RouteAffinity) -> bool {
-        kin != RouteAffinity::OtherNetwork || self.routes.contains_key(key)
+    pub(super) fn is_known(&self, key: &RouteKey, affinity: RouteAffinity) -> bool {
+        affinity != RouteAffinity::OtherNetwork || self.routes.contains_key(key)
     }
 
     /// Whether a route may be used; one that was to be left alone for a time may be when it is over.
@@ -134,7 +136,7 @@ impl RoutingState {
         if route
             .outage
             .as_ref()
-            .is_some_and(|aside| matches!(aside.until, OutageEnd::At(end) if end <= now))
+            .is_some_and(|outage| matches!(outage.until, OutageEnd::At(end) if end <= now))
         {
             route.outage = None;
         }
@@ -143,16 +145,17 @@ impl RoutingState {
 
     /// A connection over a route was accepted after `took`. That clears nothing: the kernel of a process that
     /// stands still accepts as well.
-    pub(super) fn record_connect(&mut self, key: &RouteKey, took: Duration) {
+    pub(super) fn record_connect(&mut self, key: &RouteKey, elapsed: Duration) {
         let route = self.routes.entry(key.clone()).or_default();
-        route.best_connect_time = Some(route.best_connect_time.map_or(took, |best| best.min(took)));
+        route.best_connect_time =
+            Some(route.best_connect_time.map_or(elapsed, |best| best.min(elapsed)));
     }
 
     /// A request over a route was answered: it works.
     pub(super) fn record_success(&mut self, key: &RouteKey) {
         let route = self.routes.entry(key.clone()).or_default();
-        // Who crawls can be connected to.
-        if route.outage.as_ref().is_some_and(|aside| matches!(aside.until, OutageEnd::At(_))) {
+        // A slow route answers as well: it stays disabled until its time ends.
+        if route.outage.as_ref().is_some_and(|outage| matches!(outage.until, OutageEnd::At(_))) {
             return;
         }
         route.failures = 0;
@@ -161,7 +164,7 @@ impl RoutingState {
         }
     }
 
-    /// What was measured while a route failed says nothing of what its ends can do.
+    /// Drops goodput that was measured while a route failed: it does not describe the ends.
     pub(super) fn reset_goodput(&mut self, key: &RouteKey) {
         if let Some(meter) = key.0.and_then(|i| self.local_meters.get_mut(i)) {
             meter.reset();
@@ -171,20 +174,21 @@ impl RoutingState {
         }
     }
 
-    pub(super) fn record_outage(&mut self, key: &RouteKey, why: String, end: OutageEnd) {
+    pub(super) fn record_outage(&mut self, key: &RouteKey, reason: String, end: OutageEnd) {
         let route = self.routes.entry(key.clone()).or_default();
         route.failures = route.failures.saturating_add(1);
-        route.outage = Some(Outage { reason: why, last_wanted: Instant::now(), until: end });
+        route.outage = Some(Outage { reason, last_wanted: Instant::now(), until: end });
         route.idle_connections.clear();
     }
 
     /// How long to wait before a route is probed; `None` when that is at an end.
     pub(super) fn next_probe(&mut self, key: &RouteKey) -> Option<Duration> {
         let route = self.routes.get_mut(key)?;
-        let aside = route.outage.as_mut().filter(|aside| aside.until == OutageEnd::Probe(true))?;
-        if aside.last_wanted.elapsed() > UNUSED_PROBE_LIMIT {
-            // The next who wants it begins anew.
-            aside.until = OutageEnd::Probe(false);
+        let outage =
+            route.outage.as_mut().filter(|outage| outage.until == OutageEnd::Probe(true))?;
+        if outage.last_wanted.elapsed() > UNUSED_PROBE_LIMIT {
+            // The next request that wants the route restarts the probes.
+            outage.until = OutageEnd::Probe(false);
             return None;
         }
         let again =
@@ -192,11 +196,11 @@ impl RoutingState {
         Some(again.delay(route.failures))
     }
 
-    pub(super) fn record_probe_failure(&mut self, key: &RouteKey, why: String) {
+    pub(super) fn record_probe_failure(&mut self, key: &RouteKey, reason: String) {
         let Some(route) = self.routes.get_mut(key) else { return };
         route.failures = route.failures.saturating_add(1);
-        if let Some(aside) = &mut route.outage {
-            aside.reason = why;
+        if let Some(outage) = &mut route.outage {
+            outage.reason = reason;
         }
     }
 }
@@ -216,15 +220,18 @@ mod tests {
 
     #[test]
     fn the_bytes_left_of_a_request_are_its_size_less_what_its_connection_sent() {
-        let flow: Arc<TrafficCounter> = Arc::default();
+        let counter: Arc<TrafficCounter> = Arc::default();
         let key: RouteKey = (Some(0), "10.0.0.2:1".into());
         let unsent = InFlight { key: key.clone(), size: 10, counter: None };
         assert_eq!(unsent.left_bytes(), 10);
-        let begun =
-            InFlight { key: key.clone(), size: 10, counter: Some((flow.clone(), flow.sent())) };
-        assert_eq!(begun.left_bytes(), 10);
+        let started = InFlight {
+            key: key.clone(),
+            size: 10,
+            counter: Some((counter.clone(), counter.sent())),
+        };
+        assert_eq!(started.left_bytes(), 10);
         // Its connection sent 20 bytes since: more than this request has.
-        let over = InFlight { key, size: 10, counter: Some((flow, u64::MAX - 19)) };
+        let over = InFlight { key, size: 10, counter: Some((counter, u64::MAX - 19)) };
         assert_eq!(over.left_bytes(), 0);
     }
 }

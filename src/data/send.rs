@@ -38,17 +38,17 @@ pub struct FrameWriter<'a> {
 
 impl<'a> FrameWriter<'a> {
     /// A feed that sends from the first of these buffers, and compares in the second
-    /// (`BufferPool::acquire_for_send`). Reading what few bytes stand for counts as `moved`.
+    /// ([`BufferPool::acquire_for_send`](super::buffer_pool::BufferPool::acquire_for_send)). Reading what few bytes stand for counts as `moved`.
     pub fn new(
-        to: &'a mut dyn FrameSink,
+        sink: &'a mut dyn FrameSink,
         (buffer, scratch): (Buffer, Option<Buffer>),
-        moved: Arc<AtomicU64>,
+        progress: Arc<AtomicU64>,
     ) -> Self {
         FrameWriter {
-            sink: to,
+            sink,
             buffer,
             scratch,
-            progress: moved,
+            progress,
             limiters: Limiters::default(),
             sent: 0,
             kept: 0,
@@ -56,8 +56,8 @@ impl<'a> FrameWriter<'a> {
     }
 
     /// The same, no faster than `pace` lets it.
-    pub fn with_limiters(self, pace: Limiters) -> Self {
-        FrameWriter { limiters: pace, ..self }
+    pub fn with_limiters(self, limiters: Limiters) -> Self {
+        FrameWriter { limiters, ..self }
     }
 
     /// Content that was sent, in bytes.
@@ -147,27 +147,27 @@ pub fn send_pack(
     dirs: &[ManifestDir],
     files: &[Entry],
     hashing: Option<HashMode>,
-    feed: &mut FrameWriter<'_>,
+    writer: &mut FrameWriter<'_>,
 ) -> Result<Vec<SentFile>, Disconnected> {
-    feed.append(&frame::dirs(dirs.to_vec()))?;
-    let mut fed = Vec::with_capacity(files.len());
+    writer.append(&frame::dirs(dirs.to_vec()))?;
+    let mut sent_files = Vec::with_capacity(files.len());
     for entry in files {
-        fed.push(send_file(source, entry, hashing, feed)?);
-        if feed.buffer.len() >= FLUSH_BYTES {
-            feed.flush()?;
+        sent_files.push(send_file(source, entry, hashing, writer)?);
+        if writer.buffer.len() >= FLUSH_BYTES {
+            writer.flush()?;
         }
     }
-    let sent = fed.iter().filter(|f| !matches!(f, SentFile::Unreadable(_))).count();
-    feed.append(&frame::end(sent as u32))?;
-    feed.flush()?;
-    Ok(fed)
+    let sent = sent_files.iter().filter(|f| !matches!(f, SentFile::Unreadable(_))).count();
+    writer.append(&frame::end(sent as u32))?;
+    writer.flush()?;
+    Ok(sent_files)
 }
 
 fn send_file(
     source: &Tree,
     entry: &Entry,
     hashing: Option<HashMode>,
-    feed: &mut FrameWriter<'_>,
+    writer: &mut FrameWriter<'_>,
 ) -> Result<SentFile, Disconnected> {
     let file = match source.open_source(entry) {
         Ok(file) => file,
@@ -175,9 +175,9 @@ fn send_file(
     };
     let now = file.entry();
     let bytes = now.size();
-    feed.append(&frame::file(now))?;
+    writer.append(&frame::file(now))?;
     let mut hasher = hashing.map(ContentHasher::new);
-    let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, feed)?;
+    let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, writer)?;
     let error = match read {
         ReadOutcome::Failed(error) => error,
         // Shorter than it was a moment ago is one way to change.
@@ -185,14 +185,14 @@ fn send_file(
         ReadOutcome::Complete => match file.verify_unchanged() {
             Ok(()) => {
                 let digest = hasher.map(ContentHasher::digest);
-                feed.end_content(digest)?;
+                writer.end_content(digest)?;
                 let digest = digest.filter(|_| hashing == Some(HashMode::Full));
                 return Ok(SentFile::Complete(WrittenFile { bytes, digest }));
             }
             Err(error) => error,
         },
     };
-    feed.append(&frame::abort())?;
+    writer.append(&frame::abort())?;
     Ok(SentFile::Aborted(error.to_file_error()))
 }
 
@@ -205,23 +205,23 @@ pub fn send_range(
     source: &Tree,
     head: &RangeHead,
     entry: &Entry,
-    there: Option<&[BlockDigests]>,
+    existing: Option<&[BlockDigests]>,
     hashing: Option<HashMode>,
-    feed: &mut FrameWriter<'_>,
+    writer: &mut FrameWriter<'_>,
 ) -> Result<SentRange, Disconnected> {
     let span = Span { offset: head.offset, length: head.length };
     let opened = open_version(source, entry);
-    let dense = there.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
-    feed.append(&frame::range(&RangeHead { is_dense: dense, ..head.clone() }))?;
-    let (fed, end) = match opened {
+    let is_dense = existing.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
+    writer.append(&frame::range(&RangeHead { is_dense, ..head.clone() }))?;
+    let (sent_files, end) = match opened {
         Err(error) => (error.into(), None),
         Ok(file) => {
-            let mut scratch = feed.scratch.take();
-            let compare = there.zip(scratch.as_mut().map(Buffer::content_mut));
-            match read_range(&file, span, compare, hashing, feed)? {
+            let mut scratch = writer.scratch.take();
+            let compare = existing.zip(scratch.as_mut().map(Buffer::content_mut));
+            match read_range(&file, span, compare, hashing, writer)? {
                 (ReadOutcome::Failed(error), _) => (error.into(), None),
                 (ReadOutcome::Complete, value) if file.verify_unchanged().is_ok() => {
-                    let (sent, kept) = (feed.sent, feed.kept);
+                    let (sent, kept) = (writer.sent, writer.kept);
                     (SentRange::Sent { value, sent, kept }, Some(value))
                 }
                 (ReadOutcome::Complete | ReadOutcome::Truncated, _) => (SentRange::Changed, None),
@@ -229,11 +229,11 @@ pub fn send_range(
         }
     };
     match end {
-        Some(value) => feed.end_content(value)?,
-        None => feed.append(&frame::abort())?,
+        Some(value) => writer.end_content(value)?,
+        None => writer.append(&frame::abort())?,
     }
-    feed.flush()?;
-    Ok(fed)
+    writer.flush()?;
+    Ok(sent_files)
 }
 
 /// Reads `span` of `file` into `sink`, where there is something to `compare` with (and a block's room)
@@ -241,7 +241,7 @@ pub fn send_range(
 /// without zeros where it is not.
 ///
 /// # Errors
-/// What the sink says.
+/// The error of the sink.
 pub fn read_range<S: Sink>(
     file: &SourceFile,
     span: Span,
@@ -249,9 +249,9 @@ pub fn read_range<S: Sink>(
     hashing: Option<HashMode>,
     sink: &mut S,
 ) -> Result<(ReadOutcome, Option<Digest>), S::Stop> {
-    if let Some((there, scratch)) = compare {
-        let there = (there, hashing.unwrap_or(HashMode::SkipZeros));
-        let (read, values) = read_delta(file, span, there, scratch, sink)?;
+    if let Some((existing, scratch)) = compare {
+        let existing = (existing, hashing.unwrap_or(HashMode::SkipZeros));
+        let (read, values) = read_delta(file, span, existing, scratch, sink)?;
         return Ok((read, merge_blocks(&values).filter(|_| hashing.is_some())));
     }
     let mut hasher = hashing.map(|hashing| ContentHasher::at_offset(hashing, span.offset));

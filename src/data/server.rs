@@ -42,7 +42,7 @@ const READ_BUFFER_BYTES: usize = 64 << 10;
 pub struct BindError {
     /// `host:port`.
     pub endpoint: String,
-    /// What the kernel (or the resolver) said.
+    /// The error of the kernel or the resolver.
     pub source: std::io::Error,
 }
 
@@ -63,7 +63,7 @@ impl DataServer {
     /// # Errors
     /// The first endpoint that can't be listened on though its address is there.
     pub async fn bind<E: Clone + Into<Configured>>(endpoints: &[E]) -> Result<Self, BindError> {
-        let (mut listeners, mut late, mut nics) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut listeners, mut pending, mut nics) = (Vec::new(), Vec::new(), Vec::new());
         let states = Endpoints::default();
         for endpoint in endpoints {
             let configured: Configured = endpoint.clone().into();
@@ -76,7 +76,7 @@ impl DataServer {
                 Err(error) if is_address_missing(&error) => {
                     let missing = states.add_unavailable(configured, &error);
                     nics.push(missing.nic.clone());
-                    late.push(missing);
+                    pending.push(missing);
                 }
                 Err(source) => {
                     let endpoint = configured.endpoint.authority();
@@ -88,7 +88,7 @@ impl DataServer {
             (Arc::new(states), Arc::new(ActiveRequests::new(MAX_ACTIVE_REQUESTS)));
         Ok(DataServer {
             listeners,
-            pending: late,
+            pending,
             nics,
             endpoints,
             requests,
@@ -96,10 +96,10 @@ impl DataServer {
         })
     }
 
-    /// The same, giving up who sends next to nothing for so long.
+    /// The same with another time-out for peers that send next to nothing.
     #[cfg(test)]
-    pub(super) fn with_stall_timeout(self, stall: Duration) -> Self {
-        DataServer { stall_timeout: stall, ..self }
+    pub(super) fn with_stall_timeout(self, stall_timeout: Duration) -> Self {
+        DataServer { stall_timeout, ..self }
     }
 
     /// Our NICs, one per endpoint.
@@ -119,9 +119,9 @@ impl DataServer {
 
     /// Receives through buffers of `pool`; answers until `stop`; then takes no new connection, lets requests end, and closes the rest.
     /// Dropping the future ends everything at once.
-    pub async fn serve(self, served: Arc<ServerContext>, pool: BufferPool, stop: Shutdown) {
-        let shared = Arc::new(ConnectionContext {
-            server: served,
+    pub async fn serve(self, server: Arc<ServerContext>, pool: BufferPool, stop: Shutdown) {
+        let context = Arc::new(ConnectionContext {
+            server,
             requests: self.requests.clone(),
             pool,
             stall_timeout: self.stall_timeout,
@@ -132,18 +132,25 @@ impl DataServer {
         let _guard = abort.clone().drop_guard();
         let several = self.nics.len() > 1;
         let accept = |listener| {
-            let (shared, connections) = (shared.clone(), connections.clone());
-            accept_loop(listener, shared, connections, tracker.clone(), stop.clone(), abort.clone())
+            let (context, connections) = (context.clone(), connections.clone());
+            accept_loop(
+                listener,
+                context,
+                connections,
+                tracker.clone(),
+                stop.clone(),
+                abort.clone(),
+            )
         };
         let loops = self.listeners.into_iter().map(accept);
-        let late = self.pending.into_iter().map(|missing| async {
+        let pending = self.pending.into_iter().map(|missing| async {
             let found = missing.listen_when_available(&self.endpoints, several);
             if let Some(listener) = stop.run_until_cancelled(found).await {
                 accept(listener).await;
             }
         });
         let all = futures_util::future::join_all(loops);
-        tokio::join!(all, futures_util::future::join_all(late));
+        tokio::join!(all, futures_util::future::join_all(pending));
         tracker.close();
         tracker.wait().await;
     }
@@ -151,7 +158,7 @@ impl DataServer {
 
 async fn accept_loop(
     mut listener: Listener,
-    shared: Arc<ConnectionContext>,
+    context: Arc<ConnectionContext>,
     connections: Arc<Semaphore>,
     tracker: TaskTracker,
     stop: Shutdown,
@@ -169,13 +176,13 @@ async fn accept_loop(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (shared, stop, abort) = (shared.clone(), stop.clone(), abort.clone());
+                let (context, stop, abort) = (context.clone(), stop.clone(), abort.clone());
                 let (stream, open) =
                     (listener.nic.wrap_accepted(stream), listener.nic.count_open_connection());
                 tracker.spawn(async move {
                     let _held = (permit, open);
                     tokio::select! {
-                        () = serve_connection(stream, peer, shared, stop) => (),
+                        () = serve_connection(stream, peer, context, stop) => (),
                         () = abort.cancelled() => (),
                     }
                 });
@@ -193,21 +200,21 @@ async fn accept_loop(
 async fn serve_connection(
     stream: CountedStream,
     peer: SocketAddr,
-    shared: Arc<ConnectionContext>,
+    context: Arc<ConnectionContext>,
     stop: Shutdown,
 ) {
     let upgrade = Arc::new(Mutex::new(None));
     let service = {
-        let (shared, upgrade) = (shared.clone(), upgrade.clone());
+        let (context, upgrade) = (context.clone(), upgrade.clone());
         service_fn(move |mut request| {
-            let (shared, upgrade) = (shared.clone(), upgrade.clone());
+            let (context, upgrade) = (context.clone(), upgrade.clone());
             async move {
                 let response = match content_server::accept_upgrade(&mut request) {
                     Some((on, response)) => {
                         *upgrade.lock() = Some(on);
                         response
                     }
-                    None => handle_request(request, peer, &shared).await,
+                    None => handle_request(request, peer, &context).await,
                 };
                 Ok::<_, std::convert::Infallible>(response)
             }
@@ -230,12 +237,12 @@ async fn serve_connection(
     if let Err(e) = end
         && !e.is_timeout()
     {
-        shared.log_failure(peer, &e.to_string());
+        context.log_failure(peer, &e.to_string());
     }
     let upgrade = upgrade.lock().take();
     if let Some(on) = upgrade
-        && let Some((stream, flows)) = content_server::upgraded_socket(on).await
+        && let Some((stream, counters)) = content_server::upgraded_socket(on).await
     {
-        content_server::serve_stream(stream, flows, peer, (&shared, &stop)).await;
+        content_server::serve_stream(stream, counters, peer, (&context, &stop)).await;
     }
 }

@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What requests are judged by and act on.
+/// What requests are authorized by and executed on.
 pub struct ServerContext {
-    /// Who may.
+    /// Verifies the tickets of requests.
     pub verifier: Arc<TicketVerifier>,
-    /// Where.
+    /// The storage that requests can name.
     pub roots: Arc<Roots>,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct ConnectionContext {
     pub(super) requests: Arc<ActiveRequests>,
     /// What content is received into.
     pub(super) pool: BufferPool,
-    /// A body that stands still for this long is given up.
+    /// A body without progress for this long ends its request.
     pub(super) stall_timeout: Duration,
 }
 

@@ -14,7 +14,7 @@ use rustix::net::RecvFlags;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often a thread that waits for bytes looks whether anybody still wants it to.
+/// How often a thread that waits for bytes checks for cancellation.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// What is read from a socket at once behind content that was read to its place: mostly the head of the
 /// next frame. Otherwise it is a [`RECEIVE_BUFFER_BYTES`].
@@ -23,16 +23,18 @@ const HEADER_READ_BYTES: usize = 4 << 10;
 /// Whether any of `flags` hold of `stream` within `patience`.
 ///
 /// # Errors
-/// A sentence: `poll` failed.
+/// A message: `poll` failed.
 pub(super) fn poll_ready(
     stream: &std::net::TcpStream,
     flags: PollFlags,
-    patience: Duration,
+    stall_timeout: Duration,
 ) -> Result<bool, String> {
     let mut fds = [PollFd::new(stream, flags)];
-    let patience =
-        Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
-    match poll(&mut fds, Some(&patience)) {
+    let stall_timeout = Timespec {
+        tv_sec: stall_timeout.as_secs() as i64,
+        tv_nsec: stall_timeout.subsec_nanos().into(),
+    };
+    match poll(&mut fds, Some(&stall_timeout)) {
         Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
         Err(errno) => Err(errno.to_string()),
     }
@@ -46,7 +48,7 @@ pub struct SocketReader {
     /// What pieces are read to; empty while one is in use.
     free_buffer: Arc<Mutex<Option<Buffer>>>,
     cancelled: Shutdown,
-    /// A peer that sends less than [`MIN_PROGRESS_BYTES`] in so much waiting is given up.
+    /// A peer that sends less than [`MIN_PROGRESS_BYTES`] in this much waiting time fails.
     stall_timeout: Duration,
     waiting_time: Duration,
     recent_bytes: u64,
@@ -57,17 +59,17 @@ pub struct SocketReader {
 impl SocketReader {
     pub(super) fn new(
         stream: std::net::TcpStream,
-        flows: &[Arc<TrafficCounter>],
+        counters: &[Arc<TrafficCounter>],
         piece: Buffer,
-        (shared, abandoned): (&ConnectionContext, Shutdown),
+        (context, cancelled): (&ConnectionContext, Shutdown),
     ) -> Self {
-        let (flows, patience) = (flows.to_vec(), shared.stall_timeout);
+        let (counters, stall_timeout) = (counters.to_vec(), context.stall_timeout);
         SocketReader {
             stream,
-            counters: flows,
+            counters,
             free_buffer: Arc::new(Mutex::new(Some(piece))),
-            cancelled: abandoned,
-            stall_timeout: patience,
+            cancelled,
+            stall_timeout,
             waiting_time: Duration::ZERO,
             recent_bytes: 0,
             next_read_bytes: RECEIVE_BUFFER_BYTES,
@@ -85,8 +87,8 @@ impl SocketReader {
             return Err("the requester is gone".to_owned());
         }
         if self.waiting_time >= self.stall_timeout {
-            let patience = self.stall_timeout;
-            return Err(format!("less than {MIN_PROGRESS_BYTES} bytes came in {patience:?}"));
+            let stall_timeout = self.stall_timeout;
+            return Err(format!("less than {MIN_PROGRESS_BYTES} bytes came in {stall_timeout:?}"));
         }
         let since = Instant::now();
         poll_ready(&self.stream, PollFlags::IN, POLL_INTERVAL.min(self.stall_timeout))?;
@@ -100,7 +102,7 @@ impl SocketReader {
             match rustix::net::recv(&self.stream, &mut *room, RecvFlags::empty()) {
                 Ok((n, _)) => {
                     self.count_progress(n);
-                    self.counters.iter().for_each(|flow| flow.add_received(n as u64));
+                    self.counters.iter().for_each(|counter| counter.add_received(n as u64));
                     return Ok(n);
                 }
                 Err(Errno::AGAIN) => self.wait_readable()?,
@@ -118,7 +120,7 @@ impl SocketReader {
     }
 }
 
-/// What was read of a socket at once; its buffer goes home when nobody uses it any more.
+/// What one read of the socket returned; its buffer goes back to the reader when the last reference is dropped.
 struct PooledChunk {
     buffer: Option<Buffer>,
     length: usize,
@@ -160,7 +162,7 @@ impl ChunkSource for SocketReader {
             match self.receive_some(out) {
                 Ok(0) => return Some(Err("it ended within content".to_owned())),
                 Ok(n) => out = &mut out[n..],
-                Err(why) => return Some(Err(why)),
+                Err(reason) => return Some(Err(reason)),
             }
         }
         Some(Ok(()))
@@ -171,9 +173,9 @@ impl ChunkSource for SocketReader {
     }
 
     fn is_abandoned(&self) -> bool {
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let error = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         self.cancelled.is_cancelled()
-            || poll_ready(&self.stream, gone, Duration::ZERO).unwrap_or(true)
+            || poll_ready(&self.stream, error, Duration::ZERO).unwrap_or(true)
     }
 }
 
@@ -185,23 +187,23 @@ mod tests {
     fn the_stall_timeout_restarts_whenever_enough_bytes_arrived() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let patience = Duration::from_millis(1);
-        let mut wire = SocketReader {
+        let stall_timeout = Duration::from_millis(1);
+        let mut reader = SocketReader {
             stream,
             counters: Vec::new(),
             free_buffer: Arc::default(),
             cancelled: Shutdown::new(),
-            stall_timeout: patience,
+            stall_timeout,
             waiting_time: Duration::ZERO,
             recent_bytes: 0,
             next_read_bytes: RECEIVE_BUFFER_BYTES,
         };
         for _ in 0..2 {
-            wire.waiting_time = patience;
-            wire.record_progress(MIN_PROGRESS_BYTES - 1);
-            assert_eq!(wire.wait_readable(), Err("less than 4096 bytes came in 1ms".to_owned()));
-            wire.record_progress(1);
-            assert_eq!(wire.wait_readable(), Ok(()));
+            reader.waiting_time = stall_timeout;
+            reader.record_progress(MIN_PROGRESS_BYTES - 1);
+            assert_eq!(reader.wait_readable(), Err("less than 4096 bytes came in 1ms".to_owned()));
+            reader.record_progress(1);
+            assert_eq!(reader.wait_readable(), Ok(()));
         }
     }
 }

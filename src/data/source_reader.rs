@@ -1,4 +1,4 @@
-//! Reading the content of a source file in order, once, for whoever takes it: a connection, or a
+//! Reading the content of a source file in order, once, for a [`Sink`]: a connection, or a
 //! destination on this host. Holes are not read.
 
 use super::buffer_pool::{Buffer, READ_BYTES};
@@ -9,7 +9,7 @@ use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST};
 use crate::wire::manifest::{Entry, Manifest};
 use std::convert::Infallible;
 
-/// Neighbouring blocks that are kept are told as one, up to this length: both ends hear of each other
+/// Neighbouring blocks that are kept are sent as one run, up to this length, so that both ends see progress
 /// while they work on a long run of them.
 pub const MAX_KEEP_RUN_BYTES: u64 = 8 << 20;
 
@@ -21,7 +21,7 @@ pub trait Sink {
     /// Why no more is taken.
     type Stop;
     /// Where content of up to `want` bytes (at most [`READ_BYTES`]) is read to; on a page
-    /// (`PAGE`) where it shall be `aligned`.
+    /// ([`DIRECT_ALIGN_BYTES`]) where it shall be `aligned`.
     ///
     /// # Errors
     /// No more is taken.
@@ -120,11 +120,11 @@ pub fn split_into_windows(
     while at < span.end() {
         let (data, _) = next_data_run(&file, at, span)?;
         let mut length = WINDOW_BYTES.min(span.end() - at);
-        let hole = data - at >= length;
-        while hole && (at - span.offset).is_multiple_of(2 * length) && data - at >= 2 * length {
+        let is_hole = data - at >= length;
+        while is_hole && (at - span.offset).is_multiple_of(2 * length) && data - at >= 2 * length {
             length *= 2;
         }
-        windows.push(Window { span: Span { offset: at, length }, is_hole: hole });
+        windows.push(Window { span: Span { offset: at, length }, is_hole });
         at += length;
     }
     file.verify_unchanged()?;
@@ -140,7 +140,7 @@ fn next_data_run(file: &SourceFile, at: u64, span: Span) -> Result<(u64, u64), F
 /// Reads all of `span`, hashing on the way where there is a hasher.
 ///
 /// # Errors
-/// What the sink says.
+/// The error of the sink.
 pub fn read_whole<S: Sink>(
     file: &SourceFile,
     span: Span,
@@ -163,7 +163,7 @@ pub fn read_whole<S: Sink>(
         }
         while at < end {
             sink.check_active()?;
-            // Begun elsewhere, it goes on from a page.
+            // A read that starts within a page ends at a page.
             let most = READ_BYTES as u64 - at % DIRECT_ALIGN_BYTES as u64;
             let room = sink.room((end - at).min(most) as usize, file.is_direct())?;
             if behind.is_none() && span.length >= CACHE_BYPASS_MIN_BYTES && !file.is_direct() {
@@ -188,7 +188,7 @@ pub fn read_whole<S: Sink>(
     Ok(ReadOutcome::Complete)
 }
 
-/// What is not told yet because its neighbours may be alike.
+/// The kind of a run of blocks that is held back, as the next block may extend it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RunKind {
     Hole,
@@ -201,7 +201,7 @@ struct DeltaReader<'a, S> {
     sink: &'a mut S,
     /// The values of all blocks so far.
     values: Vec<Digest>,
-    /// So many bytes in so many blocks at the end are not told yet.
+    /// The run at the end that the sink has not got yet: its kind, bytes and blocks.
     pending_run: Option<(RunKind, u64, usize)>,
 }
 
@@ -209,22 +209,24 @@ struct DeltaReader<'a, S> {
 /// Returns the values of the blocks. `scratch` has room for a block.
 ///
 /// # Errors
-/// What the sink says.
+/// The error of the sink.
 pub fn read_delta<S: Sink>(
     file: &SourceFile,
     span: Span,
-    (there, hashing): (&[BlockDigests], HashMode),
+    (existing, hashing): (&[BlockDigests], HashMode),
     scratch: &mut [u8],
     sink: &mut S,
 ) -> Result<(ReadOutcome, Vec<Digest>), S::Stop> {
     let mut delta =
-        DeltaReader { file, sink, values: Vec::with_capacity(there.len()), pending_run: None };
+        DeltaReader { file, sink, values: Vec::with_capacity(existing.len()), pending_run: None };
     for (i, block) in span.split(BLOCK_BYTES).enumerate() {
         delta.sink.check_active()?;
         // Of what nothing is known, all is sent.
-        let there = there.get(i).copied().unwrap_or_default();
+        let existing = existing.get(i).copied().unwrap_or_default();
         match read_block(file, block, hashing, scratch) {
-            Ok(Some((value, holes))) => delta.add_block(block, (value, holes), there, scratch)?,
+            Ok(Some((value, holes))) => {
+                delta.add_block(block, (value, holes), existing, scratch)?
+            }
             Ok(None) => return Ok((ReadOutcome::Truncated, Vec::new())),
             Err(error) => return Ok((ReadOutcome::Failed(error), Vec::new())),
         }
@@ -270,19 +272,19 @@ fn read_block(
 }
 
 impl<S: Sink> DeltaReader<'_, S> {
-    /// Takes one block, whose content is in `scratch`.
+    /// Adds one block, whose content is in `scratch`.
     fn add_block(
         &mut self,
         block: Span,
         (value, holes): (Digest, Holes),
-        there: BlockDigests,
+        existing: BlockDigests,
         scratch: &[u8],
     ) -> Result<(), S::Stop> {
         let alike = if holes == Holes::All {
             Some(RunKind::Hole)
-        } else if there.part == Some(value) {
+        } else if existing.part == Some(value) {
             Some(RunKind::Kept(ReuseSource::PartFile))
-        } else if there.basis == Some(value) {
+        } else if existing.basis == Some(value) {
             Some(RunKind::Kept(ReuseSource::Basis))
         } else {
             None
@@ -307,7 +309,7 @@ impl<S: Sink> DeltaReader<'_, S> {
         Ok(())
     }
 
-    /// Tells the sink what was held back.
+    /// Hands the run that was held back to the sink.
     fn flush_run(&mut self) -> Result<(), S::Stop> {
         match self.pending_run.take() {
             None => Ok(()),
@@ -323,7 +325,7 @@ impl<S: Sink> DeltaReader<'_, S> {
     fn send_block(&mut self, block: Span, holes: Holes, scratch: &[u8]) -> Result<(), S::Stop> {
         let mut at = block.offset;
         while at < block.end() {
-            // Where it can't be said any more what is a hole, all of it is content.
+            // Where holes can't be found any more, all of it is content.
             let run =
                 if holes == Holes::Some { next_data_run(self.file, at, block).ok() } else { None };
             let (start, end) = run.unwrap_or((at, block.end()));
@@ -342,7 +344,7 @@ impl<S: Sink> DeltaReader<'_, S> {
     }
 }
 
-/// Opens the file, provided that it is the version that `entry` says.
+/// Opens the file, provided that it is the version of `entry`.
 ///
 /// # Errors
 /// It can't be opened, or is another version ([`Cause::Changed`]).

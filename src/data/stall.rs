@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A transfer that moves less than [`MIN_PROGRESS_BYTES`] in this much waiting is given up.
+/// A transfer that moves less than [`MIN_PROGRESS_BYTES`] in this much waiting time fails.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(90);
 /// See [`STALL_TIMEOUT`].
 pub const MIN_PROGRESS_BYTES: u64 = 4096;
 
 /// Resolves when `moved` stands still for `patience`.
-pub async fn wait_for_stall(moved: Arc<AtomicU64>, patience: Duration) {
-    let mut last = moved.load(Ordering::Relaxed);
+pub async fn wait_for_stall(progress: Arc<AtomicU64>, timeout: Duration) {
+    let mut last = progress.load(Ordering::Relaxed);
     loop {
-        tokio::time::sleep(patience).await;
-        let now = moved.load(Ordering::Relaxed);
+        tokio::time::sleep(timeout).await;
+        let now = progress.load(Ordering::Relaxed);
         if now < last + MIN_PROGRESS_BYTES {
             return;
         }
@@ -26,7 +26,7 @@ pub async fn wait_for_stall(moved: Arc<AtomicU64>, patience: Duration) {
 
 /// Reads and drops what is left of a refused body, so that the refusal can be read before the
 /// connection ends: at most `limit` bytes and `patience`.
-pub async fn drain_body(mut body: Incoming, limit: u64, patience: Duration) {
+pub async fn drain_body(mut body: Incoming, limit: u64, timeout: Duration) {
     let mut left = limit;
     let all = async {
         while let Some(Ok(frame)) = body.frame().await {
@@ -37,5 +37,5 @@ pub async fn drain_body(mut body: Incoming, limit: u64, patience: Duration) {
             left -= n;
         }
     };
-    let _ = tokio::time::timeout(patience, all).await;
+    let _ = tokio::time::timeout(timeout, all).await;
 }

@@ -20,21 +20,24 @@ impl Destination {
     /// those blocks.
     pub(super) async fn send_striped(
         &self,
-        ranged: RangeTransfer<'_>,
-        there: Option<Vec<BlockDigests>>,
+        transfer: RangeTransfer<'_>,
+        existing: Option<Vec<BlockDigests>>,
     ) -> Result<RangeOutcome, SendError> {
-        let Destination::Remote(peer) = self else { return self.send_range(ranged, there).await };
-        let span = ranged.span;
+        let Destination::Remote(peer) = self else {
+            return self.send_range(transfer, existing).await;
+        };
+        let span = transfer.span;
         // Pieces are subtrees of the file's hash where the range begins with one.
         let cut = span.length > STRIPE_BYTES && span.offset.is_multiple_of(STRIPE_BYTES);
         if !cut || !peer.is_multi_rail() {
-            return peer.transfer_range(ranged, there).await;
+            return peer.transfer_range(transfer, existing).await;
         }
-        let there = there.as_deref();
+        let existing = existing.as_deref();
         let each = span.split(STRIPE_BYTES).enumerate().map(|(place, span)| async move {
-            let blocks = there.and_then(|there| there.chunks(BLOCKS_PER_STRIPE).nth(place));
+            let blocks =
+                existing.and_then(|existing| existing.chunks(BLOCKS_PER_STRIPE).nth(place));
             let sent = peer
-                .transfer_range(RangeTransfer { span, ..ranged }, blocks.map(<[_]>::to_vec))
+                .transfer_range(RangeTransfer { span, ..transfer }, blocks.map(<[_]>::to_vec))
                 .await?;
             Ok::<_, SendError>((place, sent))
         });

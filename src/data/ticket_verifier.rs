@@ -1,4 +1,4 @@
-//! Who may write: tickets, judged by the master's key and the master's clock.
+//! Verifies tickets by the key and the clock of the master.
 
 use super::protocol::{CLEAN_UP, PACK, PRUNE, RANGE};
 use crate::fs::DeletionBudget;
@@ -18,7 +18,7 @@ pub fn boottime() -> Duration {
 /// Why a request was refused before anything was done for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// No heartbeat was answered yet: nobody can be let in.
+    /// No heartbeat was answered yet, so there is no key to verify with.
     #[error("this agent has not reached its master yet and cannot check tickets")]
     NoKey,
     /// There was none.
@@ -88,7 +88,7 @@ struct MasterState {
 }
 
 impl TicketVerifier {
-    /// A gate that lets nobody in yet.
+    /// A verifier that refuses all tickets until the first update.
     pub fn new() -> Self {
         TicketVerifier::default()
     }
@@ -115,8 +115,8 @@ impl TicketVerifier {
             return Err(Refusal::OtherReceiver);
         }
         let mut grants = self.deletions.lock();
-        let known = grants.iter().position(|(grant, _)| *grant == deletion.grant_id);
-        let entry = match known {
+        let master = grants.iter().position(|(grant, _)| *grant == deletion.grant_id);
+        let entry = match master {
             Some(at) => grants.remove(at),
             None => (deletion.grant_id, Arc::default()),
         };
@@ -134,9 +134,9 @@ impl TicketVerifier {
     /// A key that is none; what was known stays.
     pub fn update(&self, key: &str, time: i64) -> Result<(), TicketError> {
         let verifier = Verifier::new(key)?;
-        let ahead = time - boottime().as_secs() as i64;
-        let mut known = self.master.write();
-        *known = Some(MasterState { verifier, clock_offset_seconds: ahead });
+        let clock_offset_seconds = time - boottime().as_secs() as i64;
+        let mut master = self.master.write();
+        *master = Some(MasterState { verifier, clock_offset_seconds });
         Ok(())
     }
 
@@ -147,9 +147,12 @@ impl TicketVerifier {
 
     /// When a ticket with these `claims` ends ([`boottime`]).
     pub fn expires_at(&self, claims: &Claims) -> Duration {
-        let known = self.master.read();
-        let ahead = known.as_ref().map_or(0, |known| known.clock_offset_seconds);
-        let end = claims.expires.saturating_add(CLOCK_LEEWAY_SECONDS).saturating_sub(ahead);
+        let master = self.master.read();
+        let clock_offset_seconds = master.as_ref().map_or(0, |master| master.clock_offset_seconds);
+        let end = claims
+            .expires
+            .saturating_add(CLOCK_LEEWAY_SECONDS)
+            .saturating_sub(clock_offset_seconds);
         Duration::from_secs(u64::try_from(end).unwrap_or(0))
     }
 
@@ -158,10 +161,10 @@ impl TicketVerifier {
     /// # Errors
     /// Anything but a ticket that our master signed and that has not expired.
     pub fn verify(&self, ticket: &str) -> Result<Claims, Refusal> {
-        let known = self.master.read();
-        let known = known.as_ref().ok_or(Refusal::NoKey)?;
-        let now = boottime().as_secs() as i64 + known.clock_offset_seconds;
-        Ok(known.verifier.verify(ticket, now)?)
+        let master = self.master.read();
+        let master = master.as_ref().ok_or(Refusal::NoKey)?;
+        let now = boottime().as_secs() as i64 + master.clock_offset_seconds;
+        Ok(master.verifier.verify(ticket, now)?)
     }
 }
 

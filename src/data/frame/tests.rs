@@ -42,8 +42,8 @@ fn read_all(bytes: &[u8], size: usize) -> Result<Vec<Frame>, FrameError> {
         let joins = reader.content_left > 0;
         let frame = reader.next_frame()?;
         match (&frame, frames.last_mut()) {
-            (Frame::Content(piece), Some(Frame::Content(begun))) if joins => {
-                *begun = [begun.as_ref(), piece.as_ref()].concat().into();
+            (Frame::Content(piece), Some(Frame::Content(started))) if joins => {
+                *started = [started.as_ref(), piece.as_ref()].concat().into();
             }
             _ => frames.push(frame),
         }

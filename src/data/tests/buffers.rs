@@ -49,7 +49,7 @@ async fn with_minimum_memory_agents_that_send_to_each_other_do_not_deadlock() {
         TestBed::with_pool(memory[1].receiving.clone()).await,
     ];
     for (world, seed) in worlds.iter().zip([100, 200]) {
-        // More than the sockets take, so that who sends waits for who receives.
+        // More than the sockets take, so that senders wait for receivers.
         for n in 0..9 {
             world.write(&format!("f{n}"), &content(16 * MIB + n, seed + n));
         }
@@ -61,9 +61,9 @@ async fn with_minimum_memory_agents_that_send_to_each_other_do_not_deadlock() {
                 let from = blocks.len().min(BLOCK_BYTES as usize);
                 blocks[from..].fill(7);
             });
-            let there = world.dst().join(format!("large{n}"));
-            fs::write(&there, old).unwrap();
-            let file = fs::File::options().write(true).open(there).unwrap();
+            let existing = world.dst().join(format!("large{n}"));
+            fs::write(&existing, old).unwrap();
+            let file = fs::File::options().write(true).open(existing).unwrap();
             file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         }
     }
@@ -73,9 +73,10 @@ async fn with_minimum_memory_agents_that_send_to_each_other_do_not_deadlock() {
         let peers = Peers::new(&[], memory[1 - to].sending.clone());
         Destination::Remote(peers.peer(&worlds[to].member(), &worlds[to].ticket(), &rules))
     };
-    let (there, back) = (to(0), to(1));
-    let both =
-        async { tokio::join!(transfer_all(&worlds[0], &there), transfer_all(&worlds[1], &back)) };
+    let (existing, back) = (to(0), to(1));
+    let both = async {
+        tokio::join!(transfer_all(&worlds[0], &existing), transfer_all(&worlds[1], &back))
+    };
     tokio::time::timeout(Duration::from_secs(120), both).await.expect("they wait for each other");
     for (world, memory) in worlds.into_iter().zip(&memory) {
         for n in 0..2 {
@@ -83,8 +84,8 @@ async fn with_minimum_memory_agents_that_send_to_each_other_do_not_deadlock() {
             world.target().publish_part_file(&entry, None).unwrap();
         }
         for name in fs::read_dir(world.src()).unwrap().map(|e| e.unwrap().file_name()) {
-            let (sent, there) = (world.src().join(&name), world.dst().join(&name));
-            assert!(fs::read(sent).unwrap() == fs::read(there).unwrap(), "{name:?}");
+            let (sent, existing) = (world.src().join(&name), world.dst().join(&name));
+            assert!(fs::read(sent).unwrap() == fs::read(existing).unwrap(), "{name:?}");
         }
         let (half, most) = (MIN_BUFFER_MEMORY_BYTES as usize / 2, memory.peak_bytes());
         for pool in [&memory.sending, &memory.receiving] {
@@ -132,13 +133,13 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
             hash_source(&source, &entry, HashMode::Full, &mut test_buffer(&test_pool())).unwrap();
         assert_eq!(digest, blake3::hash(&expected).into());
         for to in world.both_destinations(&WriteRules::default()) {
-            let there = world.dst().join(name);
+            let existing = world.dst().join(name);
             let files = vec![entry.clone()];
             let packed = to.transfer_pack(&source, manifest.dirs.clone(), files).await.unwrap();
             assert!(packed.files[0].is_ok(), "{packed:?}");
-            assert!(fs::read(&there).unwrap() == expected, "{name} as a file");
+            assert!(fs::read(&existing).unwrap() == expected, "{name} as a file");
             for mode in [RangeMode::Whole, RangeMode::Delta] {
-                let file = fs::File::options().write(true).open(&there).unwrap();
+                let file = fs::File::options().write(true).open(&existing).unwrap();
                 file.write_all_at(b"other", 5 * MIB + 5).unwrap();
                 file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
                 for (at, length) in [(0, 16 * MIB), (16 * MIB, entry.size() - 16 * MIB)] {
@@ -149,9 +150,9 @@ async fn files_read_past_the_page_cache_arrive_whole_whatever_their_length_and_h
                     }
                 }
                 world.target().publish_part_file(&entry, None).unwrap();
-                assert!(fs::read(&there).unwrap() == expected, "{name} {mode:?}");
+                assert!(fs::read(&existing).unwrap() == expected, "{name} {mode:?}");
             }
-            fs::remove_file(&there).unwrap();
+            fs::remove_file(&existing).unwrap();
         }
     }
     world.shut_down().await;

@@ -21,7 +21,7 @@ impl frame::ChunkSource for ScriptedChunks {
     fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
         match (self.0.pop_front(), self.1) {
             (Some(piece), _) => Ok(Some(piece)),
-            (None, Some(why)) => Err(why.to_owned()),
+            (None, Some(reason)) => Err(reason.to_owned()),
             (None, None) => Ok(None),
         }
     }
@@ -78,9 +78,9 @@ async fn a_truncated_or_oversized_body_leaves_only_complete_files() {
     bodies.push([head.as_slice(), &frame::end(1), b"x"].concat());
     bodies.push([head.as_slice(), &frame::dirs(vec![])].concat());
     for (i, body) in bodies.into_iter().enumerate() {
-        for why in [None, Some("reset")] {
+        for reason in [None, Some("reset")] {
             let mut frames =
-                FrameReader::new(ScriptedChunks([Bytes::from(body.clone())].into(), why));
+                FrameReader::new(ScriptedChunks([Bytes::from(body.clone())].into(), reason));
             assert!(
                 receive_pack(
                     &mut frames,
@@ -135,9 +135,9 @@ async fn a_range_with_a_wrong_digest_is_refused_and_never_published() {
 
 /// Waits until `done`; panics after ten seconds.
 pub(super) async fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     while !done() {
-        assert!(begun.elapsed().as_secs() < 60, "still not: {what}");
+        assert!(started.elapsed().as_secs() < 60, "still not: {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -167,8 +167,8 @@ async fn a_name_that_is_damaged_in_transit_is_refused_and_nothing_is_created() {
         let at = frame.windows(4).position(|w| w == b"name").unwrap();
         frame[at] ^= 1 << bit;
         let content = [&frame::content_header(3)[..], b"abc", &frame::done()].concat();
-        let ask = frame::ask(&ContentRequest { verb: PACK.to_owned(), ticket: world.ticket() });
-        let body = [ask, frame::dirs(vec![]), frame, content, frame::end(1).to_vec()].concat();
+        let request = frame::ask(&ContentRequest { verb: PACK.to_owned(), ticket: world.ticket() });
+        let body = [request, frame::dirs(vec![]), frame, content, frame::end(1).to_vec()].concat();
         let mut stream = world.stream().await;
         stream.write_all(&body).await.unwrap();
         let (kind, document) = super::streams::read_reply(&mut stream).await;
@@ -220,13 +220,13 @@ async fn a_pack_of_more_files_than_a_batch_has_is_refused() {
     let endless =
         [&file[..], &frame::abort()].concat().repeat(crate::data::frame::MAX_PACK_FILES + 1);
     let mut frames = FrameReader::new(ScriptedChunks::whole([head, endless].concat()));
-    let taken = receive_pack(
+    let outcome = receive_pack(
         &mut frames,
         &world.target(),
         &world.claims(&world.dst()),
         &mut gather_buffer(),
     );
-    assert!(taken.is_err());
+    assert!(outcome.is_err());
     assert_eq!(world.names(), Vec::<String>::new());
     world.shut_down().await;
 }

@@ -56,17 +56,17 @@ async fn only_blocks_that_differ_from_the_older_version_are_sent() {
     let new = content(SIZE, 1);
     world.write("f", &new);
     for to in world.both_destinations(&WriteRules::default()) {
-        let there = world.dst().join("f");
-        write_old(&there, &new);
+        let existing = world.dst().join("f");
+        write_old(&existing, &new);
         for block in [0, 5, 6, BLOCKS - 1] {
-            change_one_byte(&there, block);
+            change_one_byte(&existing, block);
         }
         let (got, sent, kept) = transfer(&world, &to, (0, SIZE), RangeMode::Delta).await;
         assert_eq!((sent, kept), (4 * BLOCK_BYTES - 1000, 8 * BLOCK_BYTES));
         assert_eq!(got, Some(chaining_value(0, &new)));
         let (_, entry) = world.only_file();
         world.target().publish_part_file(&entry, None).unwrap();
-        assert_eq!(fs::read(&there).unwrap(), new);
+        assert_eq!(fs::read(&existing).unwrap(), new);
     }
     world.shut_down().await;
 }
@@ -76,11 +76,11 @@ async fn a_delta_transfer_works_with_a_shorter_basis_file_or_none() {
     let world = TestBed::new().await;
     let new = content(SIZE, 2);
     world.write("f", &new);
-    let there = world.dst().join("f");
+    let existing = world.dst().join("f");
     for to in world.both_destinations(&WriteRules::default()) {
         for (had, expected) in [(None, SIZE), (Some(3 * BLOCK_BYTES + 5), SIZE - 3 * BLOCK_BYTES)] {
             if let Some(had) = had {
-                write_old(&there, &new[..had as usize]);
+                write_old(&existing, &new[..had as usize]);
             }
             let (got, sent, kept) = transfer(&world, &to, (0, SIZE), RangeMode::Delta).await;
             assert_eq!(
@@ -89,7 +89,7 @@ async fn a_delta_transfer_works_with_a_shorter_basis_file_or_none() {
             );
             world.target().remove_part_file(&world.only_file().1).unwrap();
         }
-        fs::remove_file(&there).unwrap();
+        fs::remove_file(&existing).unwrap();
     }
     world.shut_down().await;
 }
@@ -114,8 +114,9 @@ async fn content_of_an_interrupted_range_in_the_part_file_is_kept() {
     }
     for to in world.both_destinations(&WriteRules::default()) {
         let mut stream = world.stream().await;
-        let ask = frame::ask(&ContentRequest { verb: RANGE.to_owned(), ticket: world.ticket() });
-        stream.write_all(&[&ask[..], &body[..]].concat()).await.unwrap();
+        let request =
+            frame::ask(&ContentRequest { verb: RANGE.to_owned(), ticket: world.ticket() });
+        stream.write_all(&[&request[..], &body[..]].concat()).await.unwrap();
         damage::wait_until("it has begun", || !world.names().is_empty()).await;
         stream.shutdown().await.unwrap();
         assert_eq!(streams::read_reply(&mut stream).await.0, frame::REFUSAL);
@@ -164,16 +165,16 @@ async fn kept_content_is_read_back_and_sent_whole_where_it_changed() {
         hash_blocks(&source, &entry, span, HashMode::SkipZeros, &mut test_buffer(&test_pool()))
             .unwrap();
     // All equal when they were asked for; then one changes.
-    let there: Vec<BlockDigests> =
+    let existing: Vec<BlockDigests> =
         ours.iter().map(|v| BlockDigests { part: None, basis: Some(*v) }).collect();
     change_one_byte(&world.dst().join("f"), 4);
-    let ranged = RangeTransfer { source: &source, manifest: &manifest, entry: &entry, span };
+    let transfer = RangeTransfer { source: &source, manifest: &manifest, entry: &entry, span };
     for to in world.both_destinations(&WriteRules::default()) {
-        match to.send_range(ranged, Some(there.clone())).await.unwrap() {
+        match to.send_range(transfer, Some(existing.clone())).await.unwrap() {
             RangeOutcome::Failed(error) => assert_eq!(error.class, ErrorClass::Transient),
             other => panic!("{other:?}"),
         }
-        match to.send_window(ranged, there.clone()).await.unwrap() {
+        match to.send_window(transfer, existing.clone()).await.unwrap() {
             RangeOutcome::Written { value: got, sent, kept } => {
                 assert_eq!((got, sent, kept), (Some(chaining_value(0, &new)), SIZE, 0));
             }
@@ -192,11 +193,11 @@ async fn a_range_is_compared_without_being_sent() {
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
     let rules = WriteRules { dry_run: true, ..WriteRules::default() };
-    let there = world.dst().join("f");
+    let existing = world.dst().join("f");
     for to in world.both_destinations(&rules) {
         let compare = |range| to.compare(&source, &manifest, &entry, range);
         assert_eq!(compare((0, SIZE)).await.unwrap(), CompareOutcome::Differs);
-        write_old(&there, &new);
+        write_old(&existing, &new);
         assert_eq!(
             compare((0, SIZE)).await.unwrap(),
             CompareOutcome::Equal(chaining_value(0, &new))
@@ -204,13 +205,13 @@ async fn a_range_is_compared_without_being_sent() {
         let (from, to) = (8 * BLOCK_BYTES, SIZE);
         let tail = chaining_value(from, &new[from as usize..to as usize]);
         assert_eq!(compare((from, to - from)).await.unwrap(), CompareOutcome::Equal(tail));
-        change_one_byte(&there, 2);
+        change_one_byte(&existing, 2);
         assert_eq!(compare((0, SIZE)).await.unwrap(), CompareOutcome::Differs);
         assert_eq!(compare((from, to - from)).await.unwrap(), CompareOutcome::Equal(tail));
-        write_old(&there, &new[..SIZE as usize - 1]);
+        write_old(&existing, &new[..SIZE as usize - 1]);
         assert_eq!(compare((from, to - from)).await.unwrap(), CompareOutcome::Differs);
         assert_eq!(world.names(), ["f"]);
-        fs::remove_file(&there).unwrap();
+        fs::remove_file(&existing).unwrap();
     }
     world.write("f", b"another version");
     for to in world.both_destinations(&rules) {

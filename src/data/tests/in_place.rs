@@ -1,5 +1,5 @@
 //! A source file that is overwritten in place, with as many bytes, while it is read: what arrives is no
-//! mixture, whatever its modification time says. A limit of 0 holds the reader behind its first piece.
+//! mixture, whatever its modification time is. A limit of 0 holds the reader behind its first piece.
 
 use super::*;
 use crate::util::rate::{Limiters, RateLimiter};
@@ -11,15 +11,15 @@ const MIB: u64 = 1 << 20;
 /// A destination, and the limit that holds back what goes to it.
 fn transfer_with_rate(world: &TestBed, remote: bool) -> (Destination, Arc<RateLimiter>) {
     let (rules, rate) = (WriteRules::default(), Arc::new(RateLimiter::new(Some(0))));
-    let pace = Limiters::new(vec![rate.clone()]);
+    let limiters = Limiters::new(vec![rate.clone()]);
     let to = if remote {
         let peers = Peers::new(&[], test_pool());
         Destination::Remote(
-            peers.peer(&world.member(), &world.ticket(), &rules).with_limiters(pace),
+            peers.peer(&world.member(), &world.ticket(), &rules).with_limiters(limiters),
         )
     } else {
         let local = Local::new(world.target(), world.claims_with(&rules), test_pool());
-        Destination::Local { worker: "b".parse().unwrap(), local: local.with_limiters(pace) }
+        Destination::Local { worker: "b".parse().unwrap(), local: local.with_limiters(limiters) }
     };
     (to, rate)
 }

@@ -90,9 +90,13 @@ impl TestBed {
         TestBed::with_stall_timeout(STALL_TIMEOUT, dir, pool).await
     }
 
-    /// The same, with a server that gives up who sends next to nothing for so long.
-    async fn with_stall_timeout(stall: Duration, dir: impl AsRef<Path>, pool: BufferPool) -> Self {
-        TestBed::with_options(true, stall, dir, pool).await
+    /// The same, with another time-out for peers that send next to nothing.
+    async fn with_stall_timeout(
+        stall_timeout: Duration,
+        dir: impl AsRef<Path>,
+        pool: BufferPool,
+    ) -> Self {
+        TestBed::with_options(true, stall_timeout, dir, pool).await
     }
 
     /// The same, with a server that has not heard from its master.
@@ -102,7 +106,7 @@ impl TestBed {
 
     async fn with_options(
         key: bool,
-        stall: Duration,
+        stall_timeout: Duration,
         dir: impl AsRef<Path>,
         pool: BufferPool,
     ) -> Self {
@@ -118,7 +122,7 @@ impl TestBed {
         let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
         let served = Arc::new(ServerContext { verifier: Arc::new(gate), roots: Arc::new(roots) });
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
-        let server = DataServer::bind(&[any]).await.unwrap().with_stall_timeout(stall);
+        let server = DataServer::bind(&[any]).await.unwrap().with_stall_timeout(stall_timeout);
         let endpoint = server.endpoints().available()[0].clone();
         let stop = Shutdown::new();
         let serving = tokio::spawn(server.serve(served, pool, stop.clone()));
@@ -285,8 +289,8 @@ impl TestBed {
     /// Asks a new stream for `verb`, sends `body`, and waits: a peer that is gone is not served.
     async fn ask(&self, verb: &str, ticket: &str, body: &[u8]) -> (u8, Vec<u8>) {
         let mut stream = self.stream().await;
-        let ask = ContentRequest { verb: verb.to_owned(), ticket: ticket.to_owned() };
-        stream.write_all(&[&frame::ask(&ask), body].concat()).await.unwrap();
+        let request = ContentRequest { verb: verb.to_owned(), ticket: ticket.to_owned() };
+        stream.write_all(&[&frame::ask(&request), body].concat()).await.unwrap();
         streams::read_reply(&mut stream).await
     }
 
@@ -313,12 +317,12 @@ fn names(dir: &Path) -> Vec<String> {
 
 fn entries_needing_content(
     manifest: &Manifest,
-    answers: &[Result<OfferDecision, FileError>],
+    results: &[Result<OfferDecision, FileError>],
 ) -> Vec<Entry> {
     manifest
         .entries
         .iter()
-        .zip(answers)
+        .zip(results)
         .filter(|(_, a)| matches!(a, Ok(OfferDecision::NeedsContent { .. })))
         .map(|(e, _)| e.clone())
         .collect()
@@ -391,8 +395,8 @@ async fn a_batch_arrives(world: &TestBed, to: Destination) {
     assert_eq!(names(&world.src()), world.names());
     let after = tree(&world.dst());
     for entry in &manifest.entries {
-        let there = after.entry(&entry.path).unwrap();
-        assert_eq!((&there.kind, there.meta), (&entry.kind, entry.meta), "{}", entry.path);
+        let existing = after.entry(&entry.path).unwrap();
+        assert_eq!((&existing.kind, existing.meta), (&entry.kind, entry.meta), "{}", entry.path);
     }
     assert_eq!(fs::read(world.dst().join("sub/deep/b")).unwrap(), vec![7; 3 << 20]);
     let again = to.offer(&manifest).await.unwrap();
@@ -591,8 +595,10 @@ async fn an_unreachable_peer_is_reported_with_its_endpoints() {
     member.data_plane_endpoints = vec![closed.local_addr().unwrap().to_string().parse().unwrap()];
     let peer = Peers::new(&[], test_pool()).peer(&member, &world.ticket(), &WriteRules::default());
     let error = Destination::Remote(peer).offer(&Manifest::default()).await.unwrap_err();
-    let SendError::Unreachable { worker, attempts: tried } = &error else { panic!("{error:?}") };
-    assert_eq!((worker.as_str(), tried.len()), ("b", 1));
+    let SendError::Unreachable { worker, attempts: attempted } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!((worker.as_str(), attempted.len()), ("b", 1));
     assert!(error.to_string().contains("refused"), "{error}");
     world.shut_down().await;
 }

@@ -44,7 +44,7 @@ fn verbs() -> [(&'static str, Vec<u8>); 7] {
     ]
 }
 
-/// What a refusal says, or nothing where the verb is let in.
+/// Status and code of a refusal, or nothing where the request is accepted.
 type Refusal = Option<(u16, &'static str)>;
 
 const TICKET_REFUSED: Refusal = Some((403, "ticket_refused"));

@@ -1,4 +1,4 @@
-//! The ticket says what may be done; a peer that asks for more gets a refusal and changes nothing.
+//! The ticket sets what is allowed; a request for more is refused and changes nothing.
 
 use super::*;
 use crate::data::control_messages::{
@@ -106,20 +106,20 @@ async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allo
         assert_refused(&reply, 403, "deletion_not_allowed");
     }
     let peers = Peers::new(&[], test_pool());
-    let ask = async |ticket: &str, apply| {
+    let request = async |ticket: &str, apply| {
         let peer = peers.peer(&world.member(), ticket, &mirror);
         let page = Destination::Remote(peer).prune(prune(apply, &[])).await.unwrap();
         (page.pruned.extraneous, page.allowance_exhausted, world.names().len())
     };
-    assert_eq!(ask(&ticket(Some(PrunePermit::Count)), false).await, (6, false, 6));
+    assert_eq!(request(&ticket(Some(PrunePermit::Count)), false).await, (6, false, 6));
     // Two tickets of one grant, as of two tasks or of a retry, share what it allows.
-    assert_eq!(ask(&ticket(permit(7, 2, "")), true).await, (2, true, 4));
-    assert_eq!(ask(&ticket(permit(7, 2, "")), true).await, (0, true, 4));
-    assert_eq!(ask(&ticket(permit(7, 3, "")), true).await, (1, true, 3));
-    assert_eq!(ask(&ticket(permit(8, 0, "")), true).await, (0, true, 3));
+    assert_eq!(request(&ticket(permit(7, 2, "")), true).await, (2, true, 4));
+    assert_eq!(request(&ticket(permit(7, 2, "")), true).await, (0, true, 4));
+    assert_eq!(request(&ticket(permit(7, 3, "")), true).await, (1, true, 3));
+    assert_eq!(request(&ticket(permit(8, 0, "")), true).await, (0, true, 3));
     // Exactly enough is enough, also for a repeat.
-    assert_eq!(ask(&ticket(permit(8, 3, "")), true).await, (3, false, 0));
-    assert_eq!(ask(&ticket(permit(8, 3, "")), true).await, (0, false, 0));
+    assert_eq!(request(&ticket(permit(8, 3, "")), true).await, (3, false, 0));
+    assert_eq!(request(&ticket(permit(8, 3, "")), true).await, (0, false, 0));
     world.shut_down().await;
 }
 
@@ -135,7 +135,7 @@ async fn only_the_ticket_of_a_mirror_allows_deletion() {
         let local = world.local().prune(prune(apply, &[])).await;
         assert!(matches!(local, Err(SendError::Internal(_))), "{local:?}");
     }
-    // The rules are signed: the same ticket with one claim swapped is nobody's.
+    // The rules are signed: the same ticket with one claim swapped is invalid.
     let mirror = world.ticket_with(&rules(|r| r.delete = true));
     let (claims, _) = mirror.split_once('.').unwrap();
     let plain = world.ticket();
@@ -168,7 +168,7 @@ async fn content_without_a_digest_is_accepted_only_where_the_ticket_allows_it() 
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
     let unhashed = rules(|r| r.requires_digest = false);
-    // A peer that does not hash, with a ticket that wants it.
+    // A peer that does not hash, with a ticket that requires it.
     let strict = Peers::new(&[], test_pool()).peer(&world.member(), &world.ticket(), &unhashed);
     let strict = Destination::Remote(strict);
     let files = vec![entry.clone()];
@@ -224,9 +224,9 @@ async fn equal_content_is_found_by_its_digest_and_only_its_metadata_is_repaired(
     let source = tree(&world.src());
     let checksum = rules(|r| r.compare = crate::wire::options::Compare::Checksum);
     for to in world.both_destinations(&checksum) {
-        let there = fs::File::create(world.dst().join("f")).unwrap();
-        std::io::Write::write_all(&mut &there, b"abc").unwrap();
-        there.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let existing = fs::File::create(world.dst().join("f")).unwrap();
+        std::io::Write::write_all(&mut &existing, b"abc").unwrap();
+        existing.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let (mut manifest, entry) = world.only_file();
         assert_eq!(to.offer(&manifest).await.unwrap().results, [Ok(OfferDecision::NeedsDigest)]);
         manifest.entries[0].digest = Some(
@@ -262,9 +262,9 @@ async fn inconsistent_documents_are_refused_by_every_handler() {
     for (offset, length, block) in
         [(0, 1 << 60, BLOCK_BYTES), (7, BLOCK_BYTES, BLOCK_BYTES), (0, BLOCK_BYTES, 0)]
     {
-        let ask =
+        let request =
             BlockDigestsRequest { manifest: manifest.clone(), offset, length, block_bytes: block };
-        let reply = world.post("/v1/block-digests", &ticket, &cbor(&ask)).await;
+        let reply = world.post("/v1/block-digests", &ticket, &cbor(&request)).await;
         assert_refused(&reply, 400, "invalid_frame");
     }
     let unsorted = prune(true, &["b", "a"]);
@@ -301,10 +301,10 @@ async fn metadata_warnings_are_reported_with_the_names_that_were_sent() {
         let dirs = manifest.dirs.clone();
         let packed = to.transfer_pack(&source, dirs, files.clone()).await.unwrap();
         assert!(packed.files.iter().all(Result::is_ok), "{packed:?}");
-        let notes: Vec<_> = packed.warnings.into_iter().collect();
-        let [(cause, note)] = notes.as_slice() else { panic!("{notes:?}") };
+        let warnings: Vec<_> = packed.warnings.into_iter().collect();
+        let [(cause, warning)] = warnings.as_slice() else { panic!("{warnings:?}") };
         assert!(cause.contains("set-uid"), "{cause}");
-        assert_eq!((note.count, note.paths[0].0.as_slice()), (1, &b"set"[..]));
+        assert_eq!((warning.count, warning.paths[0].0.as_slice()), (1, &b"set"[..]));
     }
     world.shut_down().await;
 }

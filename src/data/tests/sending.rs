@@ -62,8 +62,10 @@ fn a_source_that_changes_while_it_is_sent_is_aborted() {
         while let Some(piece) = from.blocking_recv() {
             all.extend(piece);
         }
-        let fed = sending.join().unwrap().unwrap();
-        let [SentFile::Aborted(error)] = fed.as_slice() else { panic!("{name}: {fed:?}") };
+        let sent_files = sending.join().unwrap().unwrap();
+        let [SentFile::Aborted(error)] = sent_files.as_slice() else {
+            panic!("{name}: {sent_files:?}")
+        };
         assert_eq!(error.class, ErrorClass::Changed, "{name}");
         assert!(all.ends_with(&[&frame::abort()[..], &frame::end(1)].concat()), "{name}");
     }
@@ -116,18 +118,18 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
     fs::File::create(dir.path().join("hole")).unwrap().set_len(8192).unwrap();
     let source = tree(dir.path()).preserving(Preserve::all());
     let unlike = [BlockDigests::default()];
-    for (name, there, is_dense) in
+    for (name, existing, is_dense) in
         [("data", None, true), ("data", Some(&unlike[..]), false), ("hole", None, false)]
     {
         let entry = Entry { stored_bytes: None, ..source.entry(&rel(name)).unwrap() };
         let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
         let head = RangeHead { manifest, offset: 0, length: 8192, is_dense: false };
         let mut sent = CollectingSink::default();
-        let buffers = (test_buffer(&test_pool()), there.map(|_| test_buffer(&test_pool())));
+        let buffers = (test_buffer(&test_pool()), existing.map(|_| test_buffer(&test_pool())));
         let mut feed = FrameWriter::new(&mut sent, buffers, Arc::default());
-        send_range(&source, &head, &entry, there, Some(HashMode::SkipZeros), &mut feed).unwrap();
+        send_range(&source, &head, &entry, existing, Some(HashMode::SkipZeros), &mut feed).unwrap();
         let first = FrameReader::new(damage::ScriptedChunks::whole(sent.0)).next_frame();
-        assert_eq!(first, Ok(Frame::Range(RangeHead { is_dense, ..head })), "{name} {there:?}");
+        assert_eq!(first, Ok(Frame::Range(RangeHead { is_dense, ..head })), "{name} {existing:?}");
     }
 }
 

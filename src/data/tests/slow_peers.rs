@@ -1,4 +1,4 @@
-//! Peers that take or answer next to nothing: whoever asks them gives them up, and goes on with others.
+//! Peers that read or answer next to nothing: requests to them fail, others go on.
 
 use super::*;
 use crate::data::frame::REPLY;
@@ -47,7 +47,7 @@ async fn serve_slowly(mut stream: TcpStream, how: SlowKind) {
             "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {UPGRADE_PROTOCOL}\r\n\r\n"
         );
         stream.write_all(upgrade.as_bytes()).await.unwrap();
-        // The head of a reply of a mebibyte, or so it says.
+        // A header that announces a reply of a mebibyte.
         [&[REPLY, 0, 0, 16, 0][..], &[0; 10_000]].concat()
     } else {
         b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n".repeat(1000)
@@ -59,11 +59,11 @@ async fn serve_slowly(mut stream: TcpStream, how: SlowKind) {
         }
         return;
     }
-    // Whoever speaks before it is asked is not listened to.
+    // A peer that sends before the first request is refused.
     if head.starts_with(b"GET ") && from.read_u8().await.is_err() {
         return;
     }
-    let taking = async {
+    let receiver = async {
         let mut room = vec![0; 64 << 10];
         while from.read(&mut room).await.is_ok_and(|n| n > 0) {}
     };
@@ -75,7 +75,7 @@ async fn serve_slowly(mut stream: TcpStream, how: SlowKind) {
             tokio::time::sleep(BYTE_INTERVAL).await;
         }
     };
-    tokio::join!(taking, answering);
+    tokio::join!(receiver, answering);
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn a_peer_that_reads_or_answers_too_slowly_fails_and_delays_no_other() {
     world.write("large", &vec![7; 16 << 20]);
     let (manifest, entry) = world.only_file();
     let source = tree(&world.src());
-    // One place for content: whoever holds it keeps it from all others.
+    // Memory for one exchange: all others wait for it.
     let peers = Peers::new(
         &[],
         BufferPool::new(GATHER_BUFFER_BYTES + 2 * super::super::buffer_pool::RECEIVE_BUFFER_BYTES),
@@ -97,7 +97,7 @@ async fn a_peer_that_reads_or_answers_too_slowly_fails_and_delays_no_other() {
             let peer = peers.peer(&member, &world.ticket(), &rules);
             Destination::Remote(peer.with_reply_timeout(REPLY_TIMEOUT))
         };
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         let packed =
             peer().transfer_pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await;
         let Err(SendError::ConnectionFailed { message, .. }) = packed else {
@@ -116,7 +116,7 @@ async fn a_peer_that_reads_or_answers_too_slowly_fails_and_delays_no_other() {
             let offered = peer().offer(&Manifest::default()).await;
             assert!(matches!(offered, Err(SendError::Unreachable { .. })), "{offered:?}");
         }
-        assert!(begun.elapsed() < 100 * REPLY_TIMEOUT, "{how:?}: {:?}", begun.elapsed());
+        assert!(started.elapsed() < 100 * REPLY_TIMEOUT, "{how:?}: {:?}", started.elapsed());
         // What it held is free: another peer gets all of it.
         let other = Destination::Remote(peers.peer(&world.member(), &world.ticket(), &rules));
         let packed =

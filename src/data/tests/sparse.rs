@@ -151,7 +151,7 @@ async fn a_hole_of_a_wrong_length_is_refused_before_anything_is_written() {
     world.shut_down().await;
 }
 
-/// A body of which nobody waits for the outcome.
+/// A body whose requester is gone.
 struct AbandonedChunks(ScriptedChunks);
 
 impl frame::ChunkSource for AbandonedChunks {
@@ -184,15 +184,15 @@ async fn hashing_of_a_long_hole_ends_with_the_ticket() {
             frames.set_ticket_expiry(crate::data::ticket_verifier::boottime() + left);
             frames
         };
-        let taken = receive_pack(&mut ended(&pack), &target, &claims, &mut gather_buffer());
+        let outcome = receive_pack(&mut ended(&pack), &target, &claims, &mut gather_buffer());
         assert!(
-            matches!(&taken, Err(frame::FrameError::Unexpected(why)) if why.contains("ticket")),
-            "{taken:?}"
+            matches!(&outcome, Err(frame::FrameError::Unexpected(reason)) if reason.contains("ticket")),
+            "{outcome:?}"
         );
-        let taken = receive_range(&mut ended(&range), &target, &mut gather_buffer());
+        let outcome = receive_range(&mut ended(&range), &target, &mut gather_buffer());
         assert!(
-            matches!(&taken, Err(frame::FrameError::Unexpected(why)) if why.contains("ticket")),
-            "{taken:?}"
+            matches!(&outcome, Err(frame::FrameError::Unexpected(reason)) if reason.contains("ticket")),
+            "{outcome:?}"
         );
     }
     world.target().remove_part_file(&entry).unwrap();
@@ -227,10 +227,10 @@ async fn a_request_reserves_no_more_than_one_range_of_its_sync() {
         receive_range(&mut frames, &target, &mut gather_buffer())
     };
     for length in [1 << 30, CHUNK + 1024] {
-        let taken = take(length);
+        let outcome = take(length);
         assert!(
-            matches!(&taken, Err(frame::FrameError::Unexpected(why)) if why.contains("allows")),
-            "{taken:?}"
+            matches!(&outcome, Err(frame::FrameError::Unexpected(reason)) if reason.contains("allows")),
+            "{outcome:?}"
         );
         assert_eq!(world.names(), Vec::<String>::new(), "nothing was made");
     }
@@ -271,8 +271,8 @@ async fn hashing_of_a_long_hole_ends_with_the_connection() {
     let mut frames = FrameReader::new(AbandonedChunks(ScriptedChunks::whole(body)));
     let rules = WriteRules { returns_digests: true, chunk_bytes: 1 << 40, ..WriteRules::default() };
     let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
-    let taken = receive_pack(&mut frames, &target, &claims, &mut gather_buffer());
-    assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
+    let outcome = receive_pack(&mut frames, &target, &claims, &mut gather_buffer());
+    assert!(matches!(outcome, Err(frame::FrameError::Connection(_))), "{outcome:?}");
     let head = crate::data::protocol::RangeHead {
         manifest: Manifest { dirs: vec![], entries: vec![entry.clone()] },
         offset: 0,
@@ -282,8 +282,8 @@ async fn hashing_of_a_long_hole_ends_with_the_connection() {
     let keep = frame::keep(crate::fs::ReuseSource::PartFile, 1 << 40);
     let body = [&frame::range(&head)[..], &keep].concat();
     let mut frames = FrameReader::new(AbandonedChunks(ScriptedChunks::whole(body)));
-    let taken = receive_range(&mut frames, &target, &mut gather_buffer());
-    assert!(matches!(taken, Err(frame::FrameError::Connection(_))), "{taken:?}");
+    let outcome = receive_range(&mut frames, &target, &mut gather_buffer());
+    assert!(matches!(outcome, Err(frame::FrameError::Connection(_))), "{outcome:?}");
     world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
     world.shut_down().await;
@@ -319,10 +319,10 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_without_digests
             let sent = crate::fs::SentRanges { range_bytes: length, digests: &values, hashing };
             world.target().publish_part_file(&entry, Some(sent)).unwrap();
             let path = world.dst().join("f");
-            let there = fs::File::options().read(true).write(true).open(&path).unwrap();
+            let existing = fs::File::options().read(true).write(true).open(&path).unwrap();
             for at in places {
                 let mut read = vec![0; data.len()];
-                there.read_exact_at(&mut read, at).unwrap();
+                existing.read_exact_at(&mut read, at).unwrap();
                 assert!(read == data, "at {at}");
             }
             assert!(stored(&path) <= MIB);
@@ -332,9 +332,9 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_without_digests
                 assert_eq!(compare(range).await, CompareOutcome::Equal(*value));
             }
             // What is stored as zeros is equal to a hole, one other byte is not.
-            there.write_all_at(&[0; 5000], SIZE / 4).unwrap();
+            existing.write_all_at(&[0; 5000], SIZE / 4).unwrap();
             assert_eq!(compare(ranges[0]).await, CompareOutcome::Equal(values[0]));
-            there.write_all_at(b"x", SIZE / 4).unwrap();
+            existing.write_all_at(b"x", SIZE / 4).unwrap();
             assert_eq!(compare(ranges[0]).await, CompareOutcome::Differs);
             assert_eq!(compare(ranges[1]).await, CompareOutcome::Equal(values[1]));
             fs::remove_file(&path).unwrap();
@@ -352,8 +352,8 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_without_digests
         let files = vec![entry.clone()];
         let packed = to.transfer_pack(&source, manifest.dirs.clone(), files).await.unwrap();
         assert_eq!(packed.files, [Ok(WrittenFile { bytes: SIZE, digest: None })]);
-        let answers = to.offer(&offered).await.unwrap().results;
-        assert_eq!(answers, [Ok(OfferDecision::Done(EntryAction::Skip))]);
+        let results = to.offer(&offered).await.unwrap().results;
+        assert_eq!(results, [Ok(OfferDecision::Done(EntryAction::Skip))]);
         fs::remove_file(world.dst().join("f")).unwrap();
     }
     world.shut_down().await;

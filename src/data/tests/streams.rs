@@ -59,13 +59,13 @@ async fn a_refusal_has_a_reason_and_ends_the_stream() {
         (other, "this is an agent's data port, not a master: it does not serve `/v1/offer`"),
         (early, "bytes follow the last frame"),
     ];
-    for (bytes, why) in cases {
+    for (bytes, reason) in cases {
         let mut stream = world.stream().await;
         stream.write_all(&bytes).await.unwrap();
         let (kind, document) = read_reply(&mut stream).await;
         let document = String::from_utf8(document).unwrap();
         assert_eq!(kind, REFUSAL, "{document}");
-        assert!(document.contains(why), "{document}");
+        assert!(document.contains(reason), "{document}");
         stream.shutdown().await.unwrap();
         assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     }
@@ -96,10 +96,10 @@ async fn a_stopping_server_closes_idle_streams_and_finishes_active_ones() {
     world.shut_down().await;
 }
 
-/// Sends `bytes` one at a time, with pauses, until the other side ends it; what that said.
+/// Sends `bytes` one at a time, with pauses, until the other side ends it; its reply.
 async fn send_slowly(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let (mut from, mut to) = stream.split();
-    let mut said = Vec::new();
+    let mut reply = Vec::new();
     let dripping = async {
         for byte in bytes {
             if to.write_all(&[*byte]).await.is_err() {
@@ -110,25 +110,25 @@ async fn send_slowly(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     };
     tokio::select! {
         () = dripping => panic!("it was taken to the end"),
-        _ = from.read_to_end(&mut said) => {}
+        _ = from.read_to_end(&mut reply) => {}
     }
-    said
+    reply
 }
 
 #[tokio::test]
 async fn a_peer_that_sends_too_slowly_is_refused_and_leaves_no_file() {
-    let stall = Duration::from_millis(300);
-    // One place for content: whoever holds it keeps it from all others.
+    let stall_timeout = Duration::from_millis(300);
+    // Memory for one exchange: all others wait for it.
     let pool = BufferPool::new(GATHER_BUFFER_BYTES + 2 * RECEIVE_BUFFER_BYTES);
-    let world = TestBed::with_stall_timeout(stall, std::env::temp_dir(), pool).await;
+    let world = TestBed::with_stall_timeout(stall_timeout, std::env::temp_dir(), pool).await;
     let content = vec![1; 3000];
     let mut pack = frame::dirs(vec![]);
     pack.extend(file_frames(&file_entry("slow", 3000), &content, &blake3::hash(&content).into()));
     let mut stream = world.stream().await;
     stream.write_all(&pack_request(&world)).await.unwrap();
-    let said = send_slowly(stream, &pack).await;
-    assert_eq!(said.first(), Some(&REFUSAL));
-    let text = String::from_utf8_lossy(&said).into_owned();
+    let reply = send_slowly(stream, &pack).await;
+    assert_eq!(reply.first(), Some(&REFUSAL));
+    let text = String::from_utf8_lossy(&reply).into_owned();
     assert!(text.contains("less than 4096 bytes came in 300ms"), "{text}");
     assert_eq!(world.names(), Vec::<String>::new());
     // A document has as long.
@@ -138,8 +138,11 @@ async fn a_peer_that_sends_too_slowly_is_refused_and_leaves_no_file() {
     );
     let mut stream = TcpStream::connect(world.endpoint.authority()).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
-    let said = String::from_utf8(send_slowly(stream, &[0; 5000]).await).unwrap();
-    assert!(said.starts_with("HTTP/1.1 400") && said.contains("did not arrive in 300ms"), "{said}");
+    let reply = String::from_utf8(send_slowly(stream, &[0; 5000]).await).unwrap();
+    assert!(
+        reply.starts_with("HTTP/1.1 400") && reply.contains("did not arrive in 300ms"),
+        "{reply}"
+    );
     let mut stream = world.stream().await;
     stream.write_all(&[pack_request(&world), pack_of("next")].concat()).await.unwrap();
     assert_eq!(read_reply(&mut stream).await.0, REPLY, "its place is free again");
@@ -160,11 +163,11 @@ async fn buffered_content_of_a_disconnected_peer_is_not_written() {
     let busy = pool.acquire([GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES]).await;
     for (verb, body) in [(RANGE, range), (PACK, pack_of("small"))] {
         let mut stream = world.stream().await;
-        let ask = frame::ask(&ContentRequest { verb: verb.to_owned(), ticket: world.ticket() });
-        stream.write_all(&[ask, body].concat()).await.unwrap();
+        let request = frame::ask(&ContentRequest { verb: verb.to_owned(), ticket: world.ticket() });
+        stream.write_all(&[request, body].concat()).await.unwrap();
     }
     drop(busy);
-    // Who comes last is served last.
+    // The last request is served last.
     let mut stream = world.stream().await;
     stream.write_all(&[pack_request(&world), pack_of("next")].concat()).await.unwrap();
     assert_eq!(read_reply(&mut stream).await.0, REPLY);
@@ -180,22 +183,25 @@ async fn nothing_is_sent_or_written_after_the_deadline() {
     let claims = world.claims(&world.dst());
     let rules = WriteRules::default();
     let now = crate::data::ticket_verifier::boottime();
-    for (until, brought) in
+    for (deadline, brought) in
         [(Deadline::new(now), false), (Deadline::new(now + STALL_TIMEOUT), true)]
     {
         let peer = Peers::new(&[], test_pool()).peer(&world.member(), &world.ticket(), &rules);
-        let local = Local::new(world.target(), claims.clone(), test_pool()).with_deadline(&until);
+        let local =
+            Local::new(world.target(), claims.clone(), test_pool()).with_deadline(&deadline);
         let worker = "b".parse().unwrap();
-        let both =
-            [Destination::Remote(peer.with_deadline(&until)), Destination::Local { worker, local }];
+        let both = [
+            Destination::Remote(peer.with_deadline(&deadline)),
+            Destination::Local { worker, local },
+        ];
         for to in both {
             let source = tree(&world.src());
             let packed = to.transfer_pack(&source, vec![], vec![entry.clone()]).await;
             assert_eq!(packed.is_ok(), brought, "{packed:?}");
             fs::remove_file(world.dst().join("f")).ok();
-            let ranged =
+            let transfer =
                 to.transfer_range(&source, &manifest, &entry, (0, 3), RangeMode::Whole).await;
-            assert_eq!(ranged.is_ok(), brought, "{ranged:?}");
+            assert_eq!(transfer.is_ok(), brought, "{transfer:?}");
             assert_eq!(world.names().len(), usize::from(brought));
         }
     }

@@ -1,4 +1,4 @@
-//! Peers whose process stands still: the kernel accepts connections for them, and nobody answers. Time is
+//! Peers whose process stands still: the kernel accepts connections for them, and no request is answered. Time is
 //! virtual here.
 
 use super::*;
@@ -12,7 +12,7 @@ const MAX_OFFER_TIME: Duration = Duration::from_secs(25);
 /// What listens there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum UnresponsiveKind {
-    /// Nobody accepts: only the kernel's backlog does.
+    /// Connections stay in the kernel's backlog.
     NeverAccepts,
     /// Connections are accepted, and nothing is ever answered.
     NeverAnswers,
@@ -71,7 +71,7 @@ async fn an_offer_to_an_unresponsive_peer_fails_in_time_and_its_route_stays_disa
         let (member, peers) = (member(kind).await, Peers::new(&[], test_pool()));
         let rules = WriteRules::default();
         let peer = || Destination::Remote(peers.peer(&member, "ticket", &rules));
-        let began = Instant::now();
+        let started = Instant::now();
         let error = peer().offer(&Manifest::default()).await.unwrap_err();
         assert!(matches!(error, SendError::ConnectionFailed { .. }), "{kind:?}: {error}");
         assert!(all_are_disabled(&peers.routes), "{kind:?}");
@@ -79,7 +79,7 @@ async fn an_offer_to_an_unresponsive_peer_fails_in_time_and_its_route_stays_disa
         let error = peer().offer(&Manifest::default()).await.unwrap_err();
         assert!(matches!(error, SendError::Unreachable { .. }), "{kind:?}: {error}");
         assert!(all_are_disabled(&peers.routes), "{kind:?}");
-        assert!(began.elapsed() <= MAX_OFFER_TIME, "{kind:?}: {:?}", began.elapsed());
+        assert!(started.elapsed() <= MAX_OFFER_TIME, "{kind:?}: {:?}", started.elapsed());
         // Content asks first.
         let source = tempfile::tempdir().unwrap();
         let error = peer().transfer_pack(&tree(source.path()), vec![], vec![]).await.unwrap_err();
@@ -100,7 +100,7 @@ async fn a_peer_that_the_master_reports_silent_fails_at_once_unless_it_answers_p
         let (member, peers) = (member(kind).await, Peers::new(&[], test_pool()));
         let rules = WriteRules::default();
         let peer = Destination::Remote(peers.peer(&member, "ticket", &rules));
-        let (manifest, began) = (Manifest::default(), Instant::now());
+        let (manifest, started) = (Manifest::default(), Instant::now());
         let offer = async { peer.offer(&manifest).await.unwrap_err() };
         let news = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -117,7 +117,7 @@ async fn a_peer_that_the_master_reports_silent_fails_at_once_unless_it_answers_p
             (Ok(error), Some(seconds)) => {
                 assert!(matches!(error, SendError::ConnectionFailed { .. }), "{kind:?}: {error}");
                 let limit = Duration::from_secs(1 + seconds);
-                assert!(began.elapsed() <= limit, "{kind:?}: {:?}", began.elapsed());
+                assert!(started.elapsed() <= limit, "{kind:?}: {:?}", started.elapsed());
             }
             (Err(_), None) => {}
             (ended, _) => panic!("{kind:?}, silent {silent}: {ended:?}"),
@@ -140,8 +140,8 @@ async fn an_answered_request_enables_its_route() {
     assert!(!all_are_disabled(&peers.routes));
     // A refusal is an answer too.
     peers.routes.disable_until_probed(&key, "for the test".to_owned());
-    let nobody = Destination::Remote(peers.peer(&world.member(), "no ticket", &rules));
-    assert!(matches!(nobody.offer(&Manifest::default()).await, Err(SendError::Refused { .. })));
+    let refused = Destination::Remote(peers.peer(&world.member(), "no ticket", &rules));
+    assert!(matches!(refused.offer(&Manifest::default()).await, Err(SendError::Refused { .. })));
     assert!(!all_are_disabled(&peers.routes));
     world.shut_down().await;
 }
