@@ -1,4 +1,4 @@
-//! Our data-plane endpoints: those that are listened on, and those whose address this host does not have (yet).
+//! Our data-plane endpoints: those that are listened on, and those without an address of this host (yet).
 
 use super::listen::Listener;
 use super::nics::Nic;
@@ -26,7 +26,7 @@ impl Endpoints {
         self.lock().push(Ok(endpoint));
     }
 
-    /// Adds one whose address is not there, and logs that.
+    /// Adds one without an address of this host, and logs that.
     pub(super) fn add_unavailable(&self, configured: Configured, error: &Error) -> PendingEndpoint {
         let endpoint = configured.endpoint.authority();
         let reason = format!("cannot listen on {endpoint}: {error}");
@@ -57,7 +57,7 @@ pub(super) fn is_address_missing(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::NotFound) || unresolved
 }
 
-/// An endpoint whose address was not there at the start.
+/// An endpoint without an address of this host at the start.
 pub(super) struct PendingEndpoint {
     index: usize,
     configured: Configured,

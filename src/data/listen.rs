@@ -19,7 +19,7 @@ const INTERFACE_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The listening sockets of one endpoint.
 pub struct Listener {
-    /// The NIC whose endpoint it is.
+    /// The NIC of the endpoint.
     pub nic: Arc<Nic>,
     address: SocketAddr,
     socket: TcpListener,

@@ -290,7 +290,7 @@ pub struct OfferReply {
     pub created_dirs: Vec<u32>,
 }
 
-/// The outcome of a file or range whose content was sent.
+/// The outcome of a file or range that was sent with content.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum WriteOutcome {
     /// It is at its place, and its bytes were those that the sender hashed.

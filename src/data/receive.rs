@@ -390,7 +390,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
     }
 }
 
-/// Ends work whose requester is gone.
+/// Ends work for a disconnected requester.
 fn check_active<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
     if frames.is_abandoned() {
         return Err(FrameError::Connection("the requester is gone".to_owned()));
@@ -434,7 +434,7 @@ pub fn receive_range<P: ChunkSource>(
 
 /// Opens the part file of `entry`, for a peer that is still there. One that is gone may be gone for long,
 /// where we stood still, or for as long as its request waited here: what it sent lay in our socket, and
-/// who removes the part file may have been here already. What it still has to bring is brought again.
+/// the part file may have been removed since. Its content is then sent again.
 fn open_part_file<P: ChunkSource>(
     frames: &FrameReader<P>,
     target: &Target,

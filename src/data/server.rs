@@ -57,7 +57,7 @@ pub struct DataServer {
 }
 
 impl DataServer {
-    /// Listens on every endpoint whose address is there; port 0 lets the kernel choose. The others are looked for
+    /// Listens on every endpoint with an address of this host; port 0 lets the kernel choose. The others are looked for
     /// while it serves.
     ///
     /// # Errors

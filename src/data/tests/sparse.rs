@@ -151,7 +151,7 @@ async fn a_hole_of_a_wrong_length_is_refused_before_anything_is_written() {
     world.shut_down().await;
 }
 
-/// A body whose requester is gone.
+/// A body of a disconnected requester.
 struct AbandonedChunks(ScriptedChunks);
 
 impl frame::ChunkSource for AbandonedChunks {

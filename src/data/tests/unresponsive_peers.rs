@@ -1,4 +1,4 @@
-//! Peers whose process stands still: the kernel accepts connections for them, and no request is answered. Time is
+//! Peers with a suspended process: the kernel accepts connections for them, and no request is answered. Time is
 //! virtual here.
 
 use super::*;
