@@ -32,6 +32,8 @@ pub mod deadline;
 pub mod delta;
 pub mod destination;
 pub mod endpoints;
+#[cfg(test)]
+mod formats;
 pub mod frame;
 pub mod handlers;
 pub mod listen;

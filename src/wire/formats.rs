@@ -113,7 +113,7 @@ fn path(text: &[u8]) -> RelPath {
 }
 
 /// An entry of each kind, with every field set.
-fn manifest() -> Manifest {
+pub(crate) fn manifest() -> Manifest {
     let meta = Meta { mode: 0o640, uid: 1, gid: 2, mtime_sec: -5, mtime_nsec: 999_999_999 };
     let version = FileVersion { dev: 8, ino: 9, ctime_sec: 10, ctime_nsec: 11 };
     let entry = |name: &[u8], kind| Entry::new(path(name), kind, meta, version);

@@ -18,7 +18,7 @@ pub mod admin;
 pub mod content;
 pub mod entry_report;
 #[cfg(test)]
-mod formats;
+pub(crate) mod formats;
 #[cfg(test)]
 pub(crate) mod fuzz;
 pub mod ids;

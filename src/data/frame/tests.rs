@@ -65,6 +65,80 @@ fn the_first_bytes_of_each_frame_are_frozen() {
     assert_eq!(done(), [b'N', 0, 0, 0, 0]);
 }
 
+/// One document with its frame header.
+fn read_document(bytes: &[u8], expected: u8) -> Vec<u8> {
+    let (head, payload) = bytes.split_first_chunk().unwrap();
+    assert_eq!(parse_header(*head), (expected, payload.len()));
+    payload.to_vec()
+}
+
+#[test]
+fn frames_are_read_and_written_as_recorded() {
+    let mut frames = crate::wire::samples::Samples::open("frames");
+    let manifest = crate::wire::formats::manifest();
+    let (entry, dirs_above) = (manifest.entries[0].clone(), manifest.dirs.clone());
+    let hash = Digest([7; 32]);
+    let pack = vec![
+        Frame::Dirs(dirs_above.clone()),
+        Frame::File(entry.clone()),
+        Frame::Content(Bytes::from_static(b"content")),
+        Frame::Hole(258),
+        Frame::Digest(hash),
+        Frame::File(entry.clone()),
+        Frame::Done,
+        Frame::File(entry.clone()),
+        Frame::Abort,
+        Frame::End(3),
+    ];
+    let encode_pack = |_: &Vec<Frame>| {
+        [
+            dirs(dirs_above.clone()),
+            file(&entry),
+            content_header(7).to_vec(),
+            b"content".to_vec(),
+            hole(258).to_vec(),
+            digest(&hash).to_vec(),
+            file(&entry),
+            done().to_vec(),
+            file(&entry),
+            abort().to_vec(),
+            end(3).to_vec(),
+        ]
+        .concat()
+    };
+    let decode = |bytes: &[u8]| read_all(bytes, 64).unwrap();
+    frames.check_bytes("pack", &pack, encode_pack, decode);
+    let head = RangeHead { manifest: manifest.clone(), offset: 1024, length: 9, is_dense: false };
+    let parts = vec![
+        Frame::Range(head.clone()),
+        Frame::Keep(ReuseSource::PartFile, 3),
+        Frame::Keep(ReuseSource::Basis, 4),
+        Frame::Hole(2),
+        Frame::Digest(hash),
+    ];
+    let encode_range = |_: &Vec<Frame>| {
+        let keeps = [keep(ReuseSource::PartFile, 3), keep(ReuseSource::Basis, 4)].concat();
+        [range(&head), keeps, hole(2).to_vec(), digest(&hash).to_vec()].concat()
+    };
+    frames.check_bytes("range", &parts, encode_range, decode);
+    let request = ContentRequest { verb: "/v1/pack".to_owned(), ticket: "AAEC.AAEC".to_owned() };
+    frames.check_bytes("ask", &request, ask, |bytes| {
+        let payload = read_document(bytes, REQUEST);
+        minicbor::decode(checksum::verify_and_strip(&payload).unwrap()).unwrap()
+    });
+    frames.check_bytes(
+        "reply",
+        &b"document".to_vec(),
+        |document| reply(document),
+        |bytes| checksum::verify_and_strip(&read_document(bytes, REPLY)).unwrap().to_vec(),
+    );
+    let encode_refusal = |problem: &Vec<u8>| refusal(problem);
+    frames.check_bytes("refusal", &b"{}".to_vec(), encode_refusal, |bytes| {
+        read_document(bytes, REFUSAL)
+    });
+    frames.finish();
+}
+
 #[test]
 fn malformed_frames_are_refused_with_their_fault() {
     let length = |bytes: &[u8]| match read_all(bytes, 64) {

@@ -6,11 +6,20 @@ use crate::wire::SyncNo;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::Manifest;
 use crate::wire::options::WriteRules;
+use crate::wire::samples::Samples;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 fn boot(name: &str) -> Option<String> {
     Some(name.to_owned())
+}
+
+#[test]
+fn a_journal_is_read_and_written_as_recorded() {
+    let mut files = Samples::open("agent");
+    let records = files.check_json::<Vec<JournalRecord>>("unflushed");
+    assert_eq!(records.len(), 2);
+    files.finish();
 }
 
 /// A destination of `site` as an agent sees it that was started under this boot.
