@@ -94,7 +94,7 @@ fn an_object_of_a_foreign_owner_is_replaced_for_every_kind_and_comparison() {
             let planted = fs::symlink_metadata(&path).unwrap();
             let batch = single_entry_batch(&site.source(), name);
             let dry = WriteRules { dry_run: true, ..rules.clone() };
-            let said = site.target_with_rules(dry).reconcile(&batch).verdicts;
+            let dry_verdicts = site.target_with_rules(dry).reconcile(&batch).verdicts;
             let done = copy_batch(&site.source(), &site.target_with_rules(rules.clone()), &batch);
             let action = match &done[0] {
                 Verdict::Done(action) | Verdict::ContentNeeded { action, .. } => *action,
@@ -107,7 +107,11 @@ fn an_object_of_a_foreign_owner_is_replaced_for_every_kind_and_comparison() {
                 // What is in it is judged by itself.
                 assert_eq!((action, there.ino()), (EntryAction::Metadata, planted.ino()));
             } else {
-                assert_eq!((action, &said), (EntryAction::Update, &done), "{name} {compare:?}");
+                assert_eq!(
+                    (action, &dry_verdicts),
+                    (EntryAction::Update, &done),
+                    "{name} {compare:?}"
+                );
                 assert_ne!(there.ino(), planted.ino(), "{name} {compare:?}");
             }
             if there.is_file() {
