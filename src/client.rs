@@ -199,6 +199,15 @@ impl<T> Deref for Reply<T> {
     }
 }
 
+/// What one of several masters reports of itself.
+#[derive(Debug)]
+pub struct MasterStatus {
+    /// The URL it was asked at.
+    pub url: String,
+    /// Its readiness, also if it is not ready.
+    pub readiness: Result<Reply<Readiness>, ClientError>,
+}
+
 /// A client of one master, or of several of which one leads. Cheap to share behind an `Arc`.
 pub struct MasterClient {
     http: reqwest::Client,
@@ -389,33 +398,27 @@ impl MasterClient {
         if (200..300).contains(&answer.status) { Ok(()) } else { Err(error_of_answer(answer)) }
     }
 
-    /// `GET /readyz?verbose` of each master by itself, all at once, in the order of [`urls`](Self::urls).
-    ///
-    /// # Errors
-    /// For each: any [`ClientError`].
-    pub async fn fetch_each_readiness(
-        &self,
-    ) -> Vec<(String, Result<Reply<Readiness>, ClientError>)> {
-        let asked = self.base_urls.iter().map(|base| async move {
-            let send = self.new_request(Method::GET, "/readyz?verbose").with_failover_timeout();
-            let answer = match self.send_to_master(base, &send, &mut false, &[]).await {
-                Ok(mut answer) => {
-                    // A master that can't decide says as much as one that can.
-                    if answer.status == 503
-                        && serde_json::from_slice::<Readiness>(&answer.body).is_ok()
+    /// `GET /readyz?verbose` of every master, concurrently, in the order of [`urls`](Self::urls).
+    pub async fn fetch_each_readiness(&self) -> Vec<MasterStatus> {
+        let requests = self.base_urls.iter().map(|base| async move {
+            let request = self.new_request(Method::GET, "/readyz?verbose").with_failover_timeout();
+            let readiness = match self.send_to_master(base, &request, &mut false, &[]).await {
+                // A master that is not ready replies with 503 and the same document.
+                Ok(mut reply) => {
+                    if reply.status == 503
+                        && serde_json::from_slice::<Readiness>(&reply.body).is_ok()
                     {
-                        answer.status = 200;
+                        reply.status = 200;
                     }
-                    parse_reply(answer)
+                    parse_reply(reply)
                 }
-                Err(why) => {
-                    let tried = vec![(base.clone(), why.to_string())];
-                    Err(ClientError::Unreachable { attempts: tried })
+                Err(e) => {
+                    Err(ClientError::Unreachable { attempts: vec![(base.clone(), e.to_string())] })
                 }
             };
-            (base.clone(), answer)
+            MasterStatus { url: base.clone(), readiness }
         });
-        futures_util::future::join_all(asked).await
+        futures_util::future::join_all(requests).await
     }
 
     /// `POST /workers/heartbeat`.

@@ -1,74 +1,57 @@
-//! `ctl admin …`: what operators of the installation do.
+//! `ctl admin …`: maintenance of the installation.
 
-use super::args::{AdminCommand, OutputFormat};
+use super::args::AdminCommand;
 use super::error::CliError;
 use super::exit::Exit;
-use super::{Context, backup, console};
+use super::{Context, backup};
 use crate::util::units;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use std::time::Duration;
 
-/// Runs one of the commands.
-///
 /// # Errors
-/// The master can't be asked.
+/// The master can't be reached, or refuses the command.
 pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, CliError> {
     match command {
         AdminCommand::Backup { file } => backup::run(ctx, &file).await?,
         AdminCommand::Reconcile => {
-            let done = ctx.new_client()?.reconcile().await?;
-            match ctx.global.output {
-                OutputFormat::Json => console::write_data(&done.body)?,
-                OutputFormat::Table if ctx.global.quiet => {}
-                OutputFormat::Table => console::write_data(reconcile_text(&done).as_bytes())?,
-            }
+            let reply = ctx.new_client()?.reconcile().await?;
+            ctx.print(&reply.body, "", &reconcile_text(&reply))?;
         }
         AdminCommand::ConfirmClock => {
-            let done = ctx.new_client()?.confirm_clock().await?;
-            match ctx.global.output {
-                OutputFormat::Json => console::write_data(&done.body)?,
-                OutputFormat::Table if ctx.global.quiet => {}
-                OutputFormat::Table => console::write_data(confirmation_text(&done).as_bytes())?,
-            }
+            let reply = ctx.new_client()?.confirm_clock().await?;
+            ctx.print(&reply.body, "", &confirmation_text(&reply))?;
         }
     }
     Ok(Exit::Ok)
 }
 
-/// What was confirmed, in words.
-fn confirmation_text(done: &ConfirmClockReply) -> String {
-    let by = units::format_duration(Duration::from_secs(done.ahead_seconds.unsigned_abs()));
-    let side = if done.ahead_seconds < 0 { "behind" } else { "ahead of" };
+fn confirmation_text(reply: &ConfirmClockReply) -> String {
+    let offset = units::format_duration(Duration::from_secs(reply.ahead_seconds.unsigned_abs()));
+    let side = if reply.ahead_seconds < 0 { "behind" } else { "ahead of" };
     format!(
-        "The clock of the master shows {}, {by} {side} what was expected, and is accepted from now on",
-        done.time
+        "The clock of the master shows {}, {offset} {side} the expected time, and is accepted from now on",
+        reply.time
     )
 }
 
-/// What was put right, in words.
-fn reconcile_text(done: &ReconcileReply) -> String {
+fn reconcile_text(reply: &ReconcileReply) -> String {
     let mut lines: Vec<String> = Vec::new();
-    for task in &done.requeued {
+    for task in &reply.requeued {
         let (kind, sync, worker) = (&task.kind, &task.request_id, &task.worker_id);
         lines
             .push(format!("{kind} of sync {sync} was taken from worker {worker}: {}", task.reason));
     }
-    let more = done.requeued_tasks.saturating_sub(done.requeued.len() as u64);
-    let counts = [
+    let more = reply.requeued_tasks.saturating_sub(reply.requeued.len() as u64);
+    let records = ["record was", "records were"];
+    for (n, [one, many], what) in [
         (more, ["more task was", "more tasks were"], "taken from workers that do not hold them"),
-        (done.dropped_records, ["record was", "records were"], "orphaned: removed"),
-        (done.dropped_blobs, ["manifest was", "manifests were"], "orphaned: removed"),
-        (
-            done.restored_records,
-            ["record was", "records were"],
-            "missing in the store: written again",
-        ),
-    ];
-    let counts = counts.iter().filter(|(n, ..)| *n > 0);
-    lines.extend(
-        counts.map(|(n, [one, many], what)| format!("{} {what}", units::pluralize(*n, one, many))),
-    );
-    for sync in &done.restarted_syncs {
+        (reply.dropped_records, records, "orphaned: removed"),
+        (reply.dropped_blobs, ["manifest was", "manifests were"], "orphaned: removed"),
+        (reply.restored_records, records, "missing in the store: written again"),
+    ] {
+        lines.extend((n > 0).then(|| format!("{} {what}", units::pluralize(n, one, many))));
+    }
+    for sync in &reply.restarted_syncs {
         lines.push(format!("sync {sync} was restarted: manifests were missing in the store"));
     }
     if lines.is_empty() {
@@ -90,11 +73,11 @@ mod tests {
             })
         };
         assert!(
-            of(400 * 86_400).contains("1970-01-01T00:00:00Z, 400d00h ahead of what"),
+            of(400 * 86_400).contains("1970-01-01T00:00:00Z, 400d00h ahead of the"),
             "{}",
             of(34_560_000)
         );
-        assert!(of(-7_200).contains("2h00m behind what"), "{}", of(-7_200));
+        assert!(of(-7_200).contains("2h00m behind the"), "{}", of(-7_200));
     }
 
     #[test]

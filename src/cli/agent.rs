@@ -5,14 +5,12 @@ use super::error::CliError;
 use super::exit::Exit;
 use super::{Context, config, service};
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::{AgentConfig, Env, Loaded, load_agent};
-use crate::util::repeated_warnings;
-use tokio::sync::watch;
+use crate::config::{AgentConfig, Env, Loaded, check_file_on_host, load_agent};
 
-/// Works until a signal.
+/// Runs the agent until a signal.
 ///
 /// # Errors
-/// A configuration that can't be used (78), or what ended the agent.
+/// The configuration can't be used, or the agent ended with an error.
 pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, CliError> {
     let hangups = service::catch_sighup()?;
     let env = Env::from_process();
@@ -23,30 +21,16 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, CliError
         ));
     };
     if args.check {
-        return config::print_report(
-            ctx,
-            &crate::config::check_file_on_host(file, worker_id, &env),
-        );
+        return config::print_report(ctx, &check_file_on_host(file, worker_id, &env));
     }
-    let loaded = load_agent(file, worker_id, &env)?;
-    let config = apply_overrides(loaded.config, &args, &ctx.global.master_url)?;
-    let verbose = ctx.global.verbose;
-    service::init_process(&config.log, &args.log, verbose, &loaded.warnings)?;
-    let shutdown = service::cancel_on_signals();
-    let (tell, config) = watch::channel(config);
     let load = || {
         let Loaded { config, warnings } = load_agent(file, worker_id, &env)?;
         Ok(Loaded { config: apply_overrides(config, &args, &ctx.global.master_url)?, warnings })
     };
-    tokio::select! {
-        ended = crate::agent::run(config, shutdown) => ended.map_err(|e| service::service_error(&e))?,
-        never = service::reload_on_sighup(hangups, (&args.log, verbose), load, tell) => match never {},
-    }
-    repeated_warnings::log_all_counts();
-    Ok(Exit::Ok)
+    service::run(ctx, &args.log, hangups, load()?, load, crate::agent::run).await
 }
 
-/// What the command line says goes before the file.
+/// The command line overrides the file.
 fn apply_overrides(
     mut config: AgentConfig,
     args: &AgentArgs,

@@ -5,31 +5,31 @@
 //! \ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f  two\nlines
 //! ```
 //!
-//! A line that begins with a backslash has escapes (`\\`, `\n`, `\r`) in its name; `\xHH`, a byte of a
-//! name that b3sum refuses, is ours: such files are listed apart. A line that begins with `#` is a comment, which b3sum
-//! does not know.
+//! A line that begins with a backslash has escapes (`\\`, `\n`, `\r`) in its name. Extensions to the format of b3sum:
+//! `\xHH` is a byte of a name that b3sum refuses (these files are in a list of their own), and a line that begins with `#`
+//! is a comment.
 
 use super::error::CliError;
 use crate::util::units;
 use crate::wire::path::escape_bytes;
 use crate::wire::{Digest, RelPath};
 
-/// So many lines that can't be read are told; the rest is counted.
+/// More malformed lines are only counted.
 const MAX_REPORTED_LINES: usize = 10;
-/// Longer lines are no digest and a name: trees that deep do not exist.
+/// The longest line: no path is that long.
 const MAX_LINE_BYTES: usize = 16 << 20;
 
-/// Cuts text that comes in pieces into lines.
+/// Splits text that arrives in chunks into lines.
 #[derive(Debug, Default)]
 pub(super) struct LineSplitter {
     partial: Vec<u8>,
 }
 
 impl LineSplitter {
-    /// Takes a piece and gives `each` line that is complete, without its end.
+    /// Passes each complete line, without its newline, to `each`.
     ///
     /// # Errors
-    /// What `each` says; a line without end.
+    /// Those of `each`; a line that is too long.
     pub(super) fn push(
         &mut self,
         piece: &[u8],
@@ -53,13 +53,12 @@ impl LineSplitter {
         Ok(())
     }
 
-    /// What stands behind the last line's end.
+    /// The text after the last newline.
     pub(super) fn partial_line(&self) -> &[u8] {
         &self.partial
     }
 }
 
-/// Reads a list.
 #[derive(Debug, Default)]
 pub(super) struct DigestListReader {
     lines: LineSplitter,
@@ -69,7 +68,7 @@ pub(super) struct DigestListReader {
     bad_line_count: u64,
 }
 
-/// The digests of files, sorted by name. Takes about 100 bytes and the name for each.
+/// The digests of files, sorted by name. Uses about 100 bytes plus the name for each.
 #[derive(Debug, Default)]
 pub(super) struct DigestList(Vec<ListedDigest>);
 
@@ -80,10 +79,8 @@ struct ListedDigest {
 }
 
 impl DigestListReader {
-    /// Takes the next piece of the text.
-    ///
     /// # Errors
-    /// It is no text of lines.
+    /// A line is too long.
     pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), CliError> {
         let DigestListReader {
             lines,
@@ -99,7 +96,7 @@ impl DigestListReader {
         })
     }
 
-    /// Takes another text of lines; the one before it may lack the end of its last line.
+    /// Starts another list; the list before it may lack the last newline.
     ///
     /// # Errors
     /// As [`DigestListReader::update`].
@@ -110,10 +107,10 @@ impl DigestListReader {
         self.push(text)
     }
 
-    /// The list, complete. A name that stands there twice has the digest of the later line.
+    /// The complete list. Of two lines for one name the later one is used.
     ///
     /// # Errors
-    /// Lines that are no digest and a name, all at once, by number.
+    /// Malformed lines, with their numbers.
     pub(super) fn finish(mut self, what: &str) -> Result<DigestList, CliError> {
         if !self.lines.partial_line().is_empty() {
             self.line_number += 1;
@@ -143,7 +140,7 @@ impl DigestListReader {
             ));
         }
         let mut list = self.digests;
-        // Stable, and `dedup` keeps the first of two: so the later line is to come first.
+        // The sort is stable and `dedup` keeps the first of two, so the later line has to come first.
         list.reverse();
         list.sort_by(|a, b| a.path.cmp(&b.path));
         list.dedup_by(|a, b| a.path == b.path);
@@ -221,22 +218,21 @@ fn parse_hex_byte(high: Option<&u8>, low: Option<&u8>) -> Option<u8> {
 }
 
 impl DigestList {
-    /// How many.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Where `path` stands in it.
+    /// The index of `path`.
     pub(super) fn position_of(&self, path: &[u8]) -> Option<usize> {
         self.0.binary_search_by(|listed| (*listed.path).cmp(path)).ok()
     }
 
-    /// The digest at a place that [`DigestList::find`] gave.
+    /// The digest at an index of [`DigestList::position_of`].
     pub(super) fn digest_at(&self, at: usize) -> Digest {
         self.0[at].digest
     }
 
-    /// The names, sorted, with their places.
+    /// The sorted names with their indices.
     pub(super) fn names(&self) -> impl Iterator<Item = (usize, &[u8])> {
         self.0.iter().map(|listed| &*listed.path).enumerate()
     }

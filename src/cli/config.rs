@@ -1,38 +1,31 @@
 //! `ctl config …`, and `--check` of the services.
 
 use super::Context;
-use super::args::{ConfigCommand, OutputFormat};
-use super::console;
+use super::args::ConfigCommand;
 use super::error::CliError;
 use super::exit::Exit;
+use super::sanitize::sanitize;
 use crate::config::{CheckReport, Env, FileKind, Severity, check_file};
 
-/// Runs one of the commands.
-///
 /// # Errors
 /// Standard output can't be written.
 pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, CliError> {
     let ConfigCommand::Check { file, worker_id, strict } = command;
     let worker_id = worker_id.as_ref().map(|id| id.as_str());
-    let found = check_file(&file, worker_id, &Env::from_process());
-    let exit = print_report(ctx, &found)?;
-    let is_strict_failure = exit == Exit::Ok && strict && found.warning_count() > 0;
+    let report = check_file(&file, worker_id, &Env::from_process());
+    let exit = print_report(ctx, &report)?;
+    let is_strict_failure = exit == Exit::Ok && strict && report.warning_count() > 0;
     Ok(if is_strict_failure { Exit::Error } else { exit })
 }
 
-/// Prints a report; ends with 78 where the file can't be used.
+/// Prints a report. The exit code says whether the file can be used.
 ///
 /// # Errors
 /// Standard output can't be written.
 pub(super) fn print_report(ctx: &Context, report: &CheckReport) -> Result<Exit, CliError> {
-    let text = match ctx.global.output {
-        OutputFormat::Json => report_document(report).to_string(),
-        OutputFormat::Table if ctx.global.quiet && report.is_usable() => String::new(),
-        OutputFormat::Table => {
-            report.to_string().lines().map(console::sanitize).collect::<Vec<_>>().join("\n")
-        }
-    };
-    console::write_data(text.as_bytes())?;
+    let text = report.to_string().lines().map(sanitize).collect::<Vec<_>>().join("\n");
+    let quiet = if report.is_usable() { "" } else { &text };
+    ctx.print(report_document(report).to_string().as_bytes(), quiet, &text)?;
     Ok(if report.is_usable() { Exit::Ok } else { Exit::Config })
 }
 

@@ -1,75 +1,41 @@
-//! The only place that writes to standard output and standard error. Data goes to standard output,
-//! everything else to standard error.
+//! All writing to standard output and standard error: results go to standard output, messages to standard error.
 
 use super::error::CliError;
+use super::sanitize::sanitize;
 use std::io::{self, Write};
 
-/// Writes data. A reader that went away (`… | head -1`) ends it quietly: what it wanted it has.
+/// Writes a result and ends it with a newline. A reader that has closed the pipe (`… | head -1`) is no error.
 ///
 /// # Errors
-/// Standard output can't be written, e.g. the disk that it goes to is full.
+/// Standard output can't be written, e.g. to a full disk.
 pub(super) fn write_data(text: &[u8]) -> Result<(), CliError> {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(text).and_then(|()| match text.last() {
-        Some(b'\n') | None => Ok(()),
-        Some(_) => out.write_all(b"\n"),
-    });
-    match written.and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CliError::new(format!("cannot write to standard output: {e}")))
-        }
-        _ => Ok(()),
-    }
+    let newline: &[u8] = if matches!(text.last(), Some(b'\n') | None) { b"" } else { b"\n" };
+    write_chunk(text)?;
+    write_chunk(newline).map(drop)
 }
 
-/// Writes a piece of data that goes on. False when the reader went away: there is no need for more.
+/// Writes a part of a result. Returns whether standard output is still read: false after the reader has closed the
+/// pipe.
 ///
 /// # Errors
 /// As [`write_data`].
-pub(super) fn write_chunk(piece: &[u8]) -> Result<bool, CliError> {
+pub(super) fn write_chunk(chunk: &[u8]) -> Result<bool, CliError> {
     let mut out = io::stdout().lock();
-    match out.write_all(piece).and_then(|()| out.flush()) {
+    match out.write_all(chunk).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(CliError::new(format!("cannot write to standard output: {e}"))),
     }
 }
 
-/// Writes a whole line (or several) for people. There is nobody left to tell when that fails.
+/// Writes one or more complete lines to standard error. A failure to write them is ignored: there is no other place
+/// to report it.
 pub(super) fn print_note(text: &str) {
-    let mut line = String::with_capacity(text.len() + 1);
-    line.push_str(text);
-    line.push('\n');
     // One write, so that lines of several processes in one log do not mix.
-    let _ = io::stderr().lock().write_all(line.as_bytes());
+    let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
-/// `text` from a document, fit for a terminal: control bytes and the like become `\#ooo`. Names are
-/// shown so on the wire already, and stay as they are.
-pub(super) fn sanitize(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for part in text.split_inclusive('\\') {
-        // `show` would escape the backslashes of what is escaped already.
-        let (body, backslash) = match part.strip_suffix('\\') {
-            Some(body) => (body, "\\"),
-            None => (part, ""),
-        };
-        out.push_str(&crate::wire::path::escape_bytes(body.as_bytes()));
-        out.push_str(backslash);
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sanitized_text_keeps_escaped_names_and_no_control_bytes() {
-        assert_eq!(sanitize("open a\\#012b: no"), "open a\\#012b: no");
-        assert_eq!(
-            sanitize("\x1b[31m\r\n\u{202e}\\"),
-            "\\#033[31m\\#015\\#012\\#342\\#200\\#256\\"
-        );
-    }
+/// Prints the warnings in a reply of the master.
+pub(super) fn print_warnings(warnings: &[String]) {
+    warnings.iter().for_each(|warning| print_note(&format!("warning: {}", sanitize(warning))));
 }

@@ -1,6 +1,6 @@
-//! The variables that stand for options. They are read here and not by the parser: in its usage lines it would show
-//! options that nobody typed, and an empty variable would be a value. An option of the command line goes before its
-//! variable, an empty variable counts as unset. (The parser's own feature for this is off.)
+//! Environment variables that set options. An option of the command line overrides its variable, and an empty variable
+//! is ignored. The `env` feature of clap is not used: it lists options that were not typed in usage messages, and takes an
+//! empty variable as a value.
 
 use super::args::{AgentArgs, Cli, Command};
 use super::error::CliError;
@@ -11,10 +11,10 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// Fills in what `var` says and the command line (`matches`) does not.
+/// Sets the options that have a variable and are not on the command line (`matches`).
 ///
 /// # Errors
-/// A variable that holds none of the values of its option.
+/// The value of a variable is not valid for its option.
 pub(super) fn apply_env_vars(
     cli: &mut Cli,
     matches: &ArgMatches,

@@ -1,54 +1,53 @@
-//! What ends a command before its time: what, why, what to do next, and the exit code.
+//! Errors that end a command: cause, details, next step and exit code.
 
-use super::console;
 use super::exit::Exit;
+use super::sanitize::sanitize;
 use crate::client::ClientError;
 use crate::config::ConfigErrors;
 use crate::wire::problem::ProblemCode;
 
-/// Printed as `error: what`, then notes, then the hint with the exit code.
+/// Printed as `error: message`, then the notes, then the hint with the exit code.
 #[derive(Debug)]
 pub(super) struct CliError {
-    /// How the program ends.
     pub(super) exit: Exit,
-    /// What happened, where and why.
     pub(super) message: String,
-    /// Particulars, one a line.
+    /// Details, one per line.
     pub(super) notes: Vec<String>,
-    /// What to do next.
+    /// The next step.
     pub(super) hint: Option<String>,
 }
 
 impl CliError {
-    /// An error of no special kind.
     pub(super) fn new(message: impl Into<String>) -> Self {
         CliError { exit: Exit::Error, message: message.into(), notes: Vec::new(), hint: None }
     }
 
-    /// Wrong usage.
     pub(super) fn usage(message: impl Into<String>) -> Self {
         CliError::new(message).with_exit(Exit::Usage)
     }
 
-    /// Ends with another code.
-    pub(super) fn with_exit(mut self, exit: Exit) -> Self {
-        self.exit = exit;
-        self
+    pub(super) fn with_exit(self, exit: Exit) -> Self {
+        CliError { exit, ..self }
     }
 
-    /// Says what to do next.
-    pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
+    pub(super) fn with_hint(self, hint: impl Into<String>) -> Self {
+        CliError { hint: Some(hint.into()), ..self }
     }
 
-    /// Adds a particular.
     pub(super) fn with_note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
     }
 
-    /// Names what it is about, where that is one of several things and the message does not name it.
+    /// Notes for `errors`, of which the first `max` are listed and the others counted.
+    pub(super) fn with_listed(mut self, errors: Vec<String>, max: usize) -> Self {
+        let more = errors.len().saturating_sub(max);
+        self.notes.extend(errors.into_iter().take(max));
+        self.notes.extend((more > 0).then(|| format!("and {more} more")));
+        self
+    }
+
+    /// Adds the id of one of several resources to the message, unless the message contains it.
     pub(super) fn with_subject(mut self, id: impl std::fmt::Display, single: bool) -> Self {
         let id = id.to_string();
         if !single && !self.message.contains(&id) {
@@ -57,80 +56,75 @@ impl CliError {
         self
     }
 
-    /// The text, the exit code in its last line.
+    /// The text to print, with the exit code in its last line.
     pub(super) fn render(&self) -> String {
-        let mut text = format!("error: {}", console::sanitize(&self.message));
-        for note in &self.notes {
-            text.push_str(&format!("\n  {}", console::sanitize(note)));
+        let mut text = format!("error: {}", sanitize(&self.message));
+        for line in self.notes.iter().chain(&self.hint) {
+            text.push_str(&format!("\n  {}", sanitize(line)));
         }
-        match &self.hint {
-            Some(hint) => {
-                text.push_str(&format!(
-                    "\n  {}   (exit {})",
-                    console::sanitize(hint),
-                    self.exit.code()
-                ));
-            }
-            None => text.push_str(&format!("   (exit {})", self.exit.code())),
-        }
-        text
+        format!("{text}   (exit {})", self.exit.code())
+    }
+
+    /// The last line on standard error with `-o json`.
+    pub(super) fn document(&self) -> String {
+        serde_json::json!({
+            "message_type": "exit_error",
+            "code": self.exit.code(),
+            "message": self.message,
+        })
+        .to_string()
     }
 }
 
 impl From<ClientError> for CliError {
     fn from(e: ClientError) -> Self {
-        if let ClientError::Unconfirmed(cause) = e {
-            let cause = CliError::from(*cause);
-            let message = format!(
-                "the request may have been carried out, its reply is lost: {}",
-                cause.message
-            );
-            return CliError { message, hint: None, ..cause }.with_exit(Exit::Unreachable);
-        }
-        let exit = match (&e, e.status()) {
-            (ClientError::InvalidUrl { .. } | ClientError::AmbiguousId { .. }, _) => Exit::Usage,
-            (ClientError::Unreachable { .. }, _) => Exit::Unreachable,
-            (ClientError::Problem { .. }, Some(401 | 403)) => Exit::Denied,
-            (ClientError::Problem { .. }, Some(404)) => Exit::NotFound,
-            (ClientError::Problem { problem, .. }, _) if problem.is(ProblemCode::NoWorker) => {
-                Exit::Failed
-            }
-            (ClientError::Problem { .. }, Some(409)) => Exit::Conflict,
-            (ClientError::Problem { .. }, Some(400 | 413 | 422)) => Exit::Usage,
-            _ if e.is_retryable() => Exit::Unreachable,
+        let (message, status, is_retryable) = (e.to_string(), e.status(), e.is_retryable());
+        let by_status = match status {
+            Some(401 | 403) => Exit::Denied,
+            Some(404) => Exit::NotFound,
+            Some(409) => Exit::Conflict,
+            Some(400 | 413 | 422) => Exit::Usage,
+            _ if is_retryable => Exit::Unreachable,
             _ => Exit::Error,
         };
-        let mut failure = CliError::new(e.to_string()).with_exit(exit);
         match e {
-            ClientError::Problem { problem, .. } => {
-                // A single fault is the whole message already.
-                let faults = problem.errors.iter().map(|f| format!("{}: {}", f.pointer, f.detail));
-                failure.notes = faults.filter(|f| *f != problem.detail).collect();
-                failure.hint = problem.hint;
-            }
-            ClientError::Unreachable { .. } => {
-                failure.hint = Some(
-                    "is the master running (`ctl master --config FILE`)? another one: --master-url URL or CTL_MASTER_URL"
-                        .to_owned(),
+            ClientError::Unconfirmed(cause) => {
+                let cause = CliError::from(*cause);
+                let message = format!(
+                    "the request may have been carried out, its reply is lost: {}",
+                    cause.message
                 );
+                CliError { exit: Exit::Unreachable, message, hint: None, ..cause }
             }
-            ClientError::InvalidReply { .. } => {
-                failure.hint = Some("is that the master's address? see --master-url".to_owned());
+            ClientError::Problem { problem, .. } => {
+                // A single field error is the whole message already.
+                let fields = problem.errors.iter().map(|f| format!("{}: {}", f.pointer, f.detail));
+                CliError {
+                    exit: if problem.is(ProblemCode::NoWorker) { Exit::Failed } else { by_status },
+                    message,
+                    notes: fields.filter(|field| *field != problem.detail).collect(),
+                    hint: problem.hint,
+                }
             }
+            ClientError::Unreachable { .. } => CliError::new(message)
+                .with_exit(Exit::Unreachable)
+                .with_hint("is the master running (`ctl master --config FILE`)? another one: --master-url URL or CTL_MASTER_URL"),
+            ClientError::InvalidReply { .. } => CliError::new(message)
+                .with_exit(if is_retryable { Exit::Unreachable } else { Exit::Error })
+                .with_hint("is that the master's address? see --master-url"),
             ClientError::AmbiguousId { .. } => {
-                failure.hint = Some("give more characters of the id that is meant".to_owned());
+                CliError::usage(message).with_hint("give more characters of the id")
             }
-            ClientError::InvalidUrl { .. } | ClientError::Unconfirmed(_) => {}
+            ClientError::InvalidUrl { .. } => CliError::usage(message),
         }
-        failure
     }
 }
 
 impl From<ConfigErrors> for CliError {
     fn from(e: ConfigErrors) -> Self {
-        let mut failure = CliError::new("the configuration can't be used").with_exit(Exit::Config);
-        failure.notes = e.to_string().lines().map(str::to_owned).collect();
-        failure.with_hint("check it with: ctl config check FILE")
+        let mut error = CliError::new("the configuration can't be used").with_exit(Exit::Config);
+        error.notes = e.to_string().lines().map(str::to_owned).collect();
+        error.with_hint("check it with: ctl config check FILE")
     }
 }
 
@@ -166,10 +160,10 @@ mod tests {
         ] {
             assert_eq!(CliError::from(problem(status)).exit.code(), code, "{status}");
         }
-        let away =
+        let unreachable =
             || ClientError::Unreachable { attempts: vec![("http://m".into(), "refused".into())] };
-        assert_eq!(CliError::from(away()).exit, Exit::Unreachable);
-        for cause in [away(), problem(503), problem(502)] {
+        assert_eq!(CliError::from(unreachable()).exit, Exit::Unreachable);
+        for cause in [unreachable(), problem(503), problem(502)] {
             let lost = CliError::from(ClientError::Unconfirmed(Box::new(cause)));
             assert_eq!(lost.exit, Exit::Unreachable);
             assert!(lost.message.starts_with("the request may have been carried out"), "{lost:?}");

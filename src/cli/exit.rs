@@ -1,136 +1,113 @@
-//! Exit codes. 0 to 9 mean what they mean to rclone (8: a limit stopped it), 20 to 25 what they mean to rsync, so that
-//! scripts that look at `$?` go on working.
+//! Exit codes. Codes 0 to 9 have the meaning they have in rclone (8: a limit stopped it), 20 to 25 that of rsync, so
+//! that scripts that test `$?` keep working.
 
 use crate::wire::sync::{ErrorClass, FileError, SyncOutcome, SyncProgress, SyncState};
 
-/// How the program ends. Of several syncs the worst one counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the program ends, in order of severity. With several syncs the most severe one is used: a sync that ended
+/// badly, before one that has not ended, before one that ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
-    /// Accepted, or (with `--wait`) completed: everything is there and checked.
+    /// Accepted, or (with `--wait`) completed: everything is copied and verified.
     Ok,
-    /// An error that none of the other codes describes.
-    Error,
-    /// The command line makes no sense, or asks for what its paths do not allow.
-    Usage,
-    /// The sync, worker or path does not exist.
-    NotFound,
-    /// The master does not allow it, or the file system does not allow it for SRC or DST itself.
-    Denied,
-    /// No master can be reached, or it can't answer now; trying again later may help.
-    Unreachable,
-    /// There is a sync of that id already.
-    Conflict,
-    /// The sync failed as a whole or nothing could be copied, and trying again as it is will not help.
-    Failed,
+    /// Nothing was transferred, with `--error-on-no-transfer`.
+    NoTransfer,
+    /// `--timeout` passed and the sync continues. Holds the code of `--timeout-exit-code`.
+    TimedOut(u8),
+    /// SIGINT during the wait; the sync continues.
+    Interrupted,
+    /// SIGTERM during the wait; the sync continues.
+    Terminated,
+    /// The only failures are source files that vanished or changed.
+    Vanished,
+    /// Everything was copied, and a guard stopped the deletion of extraneous entries.
+    DeleteStopped,
+    /// Some entries failed and the rest was copied, or tasks were reported done without evidence.
+    Partial,
     /// A guard stopped a mirror before everything was copied.
     CopyStopped,
-    /// Nothing was transferred, and the exit code is to report that (`--error-on-no-transfer`).
-    NoTransfer,
-    /// The sync was cancelled or deleted while waiting.
+    /// The sync was cancelled or deleted during the wait.
     Cancelled,
-    /// Some files failed and the rest was copied, or tasks were done without evidence.
-    Partial,
-    /// The only failures are source files that vanished.
-    Vanished,
-    /// Everything was copied, and a guard stopped the deletion of what the source does not have.
-    DeleteStopped,
-    /// A configuration that can't be used.
+    /// The sync, worker or path does not exist.
+    NotFound,
+    /// The id is taken, or the state of the sync does not allow the command.
+    Conflict,
+    /// No master can be reached, or it can't answer now; a later attempt may succeed.
+    Unreachable,
+    /// The sync failed as a whole or copied nothing, and a retry without a change fails again.
+    Failed,
+    /// The master or (for SRC or DST itself) the file system denies permission.
+    Denied,
+    /// An error without a code of its own.
+    Error,
+    /// Wrong usage, or paths that can't be used as SRC and DST.
+    Usage,
+    /// The configuration can't be used.
     Config,
-    /// The time of `--timeout` passed and the sync still runs. Holds the code to end with, for
-    /// `--timeout-exit-code`.
-    TimedOut(u8),
-    /// SIGINT while waiting; the sync continues.
-    Interrupted,
-    /// SIGTERM while waiting; the sync continues.
-    Terminated,
 }
 
-/// The code of [`Exit::TimedOut`] unless another is asked for: that of coreutils' `timeout`.
+/// The code of [`Exit::TimedOut`] by default: that of coreutils' `timeout`.
 pub const DEFAULT_TIMEOUT_EXIT_CODE: u8 = 124;
 
-/// Every code with its meaning, for the help.
-pub const EXIT_CODES: &[(Exit, &str)] = &[
-    (Exit::Ok, "accepted; with --wait: completed, everything there and checked"),
-    (Exit::Error, "another error"),
-    (Exit::Usage, "wrong usage, also of paths: a file as SRC with a directory as DST"),
-    (Exit::NotFound, "the sync, worker or path (SRC) does not exist"),
-    (Exit::Denied, "permission denied: for SRC or DST itself, or by the master"),
-    (Exit::Unreachable, "the master can't be reached or can't answer now; a later try may help"),
-    (Exit::Conflict, "there is a sync of that id already"),
-    (Exit::Failed, "the sync failed as a whole or copied nothing, and a later try will not help"),
-    (Exit::CopyStopped, "a guard stopped a mirror before it copied (an empty source and others)"),
-    (Exit::NoTransfer, "completed, and nothing was transferred (with --error-on-no-transfer)"),
-    (Exit::Cancelled, "the sync was cancelled or deleted while waiting"),
-    (Exit::Partial, "some files failed, the rest was copied; or tasks are unverified"),
-    (Exit::Vanished, "only source files that vanished or kept changing failed"),
-    (Exit::DeleteStopped, "all was copied, a guard stopped the deletion (--max-delete and others)"),
-    (Exit::Config, "a configuration that can't be used"),
-    (
-        Exit::TimedOut(DEFAULT_TIMEOUT_EXIT_CODE),
-        "--timeout passed, the sync still runs (see --timeout-exit-code)",
-    ),
-    (Exit::Interrupted, "SIGINT while waiting; the sync continues"),
-    (Exit::Terminated, "SIGTERM while waiting; the sync continues"),
+/// In order of their codes, for the help.
+const ALL: [Exit; 18] = [
+    Exit::Ok,
+    Exit::Error,
+    Exit::Usage,
+    Exit::NotFound,
+    Exit::Denied,
+    Exit::Unreachable,
+    Exit::Conflict,
+    Exit::Failed,
+    Exit::CopyStopped,
+    Exit::NoTransfer,
+    Exit::Cancelled,
+    Exit::Partial,
+    Exit::Vanished,
+    Exit::DeleteStopped,
+    Exit::Config,
+    Exit::TimedOut(DEFAULT_TIMEOUT_EXIT_CODE),
+    Exit::Interrupted,
+    Exit::Terminated,
 ];
 
 impl Exit {
-    /// The number that the shell sees.
+    /// The exit status of the process.
     pub fn code(self) -> u8 {
+        self.describe().0
+    }
+
+    fn describe(self) -> (u8, &'static str) {
         match self {
-            Exit::Ok => 0,
-            Exit::Error => 1,
-            Exit::Usage => 2,
-            Exit::NotFound => 3,
-            Exit::Denied => 4,
-            Exit::Unreachable => 5,
-            Exit::Conflict => 6,
-            Exit::Failed => 7,
-            Exit::CopyStopped => 8,
-            Exit::NoTransfer => 9,
-            Exit::Cancelled => 20,
-            Exit::Partial => 23,
-            Exit::Vanished => 24,
-            Exit::DeleteStopped => 25,
-            Exit::Config => 78,
-            Exit::TimedOut(code) => code,
-            Exit::Interrupted => 130,
-            Exit::Terminated => 143,
+            Exit::Ok => (0, "accepted; with --wait: completed, everything copied and verified"),
+            Exit::Error => (1, "another error"),
+            Exit::Usage => (2, "wrong usage, also of paths: a file as SRC with a directory as DST"),
+            Exit::NotFound => (3, "the sync, worker or path (SRC) does not exist"),
+            Exit::Denied => (4, "permission denied: for SRC or DST itself, or by the master"),
+            Exit::Unreachable => (5, "the master can't be reached or can't answer now; try later"),
+            Exit::Conflict => (6, "the id is taken, or the state of the sync does not allow it"),
+            Exit::Failed => (7, "the sync failed as a whole or copied nothing; a retry won't help"),
+            Exit::CopyStopped => (8, "a guard stopped a mirror before it copied (empty source …)"),
+            Exit::NoTransfer => (9, "nothing was transferred (with --error-on-no-transfer)"),
+            Exit::Cancelled => (20, "the sync was cancelled or deleted during the wait"),
+            Exit::Partial => {
+                (23, "some files failed, the rest was copied; or tasks are unverified")
+            }
+            Exit::Vanished => (24, "only source files that vanished or kept changing failed"),
+            Exit::DeleteStopped => {
+                (25, "all was copied, a guard stopped the deletion (--max-delete …)")
+            }
+            Exit::Config => (78, "the configuration can't be used"),
+            Exit::TimedOut(code) => {
+                (code, "--timeout passed, the sync continues (--timeout-exit-code)")
+            }
+            Exit::Interrupted => (130, "SIGINT during the wait; the sync continues"),
+            Exit::Terminated => (143, "SIGTERM during the wait; the sync continues"),
         }
     }
 
-    /// The worse of two. A sync that ended badly is worse than one of which the end is not known,
-    /// and that worse than one that ended well.
-    pub fn worse(self, other: Exit) -> Exit {
-        if other.severity() > self.severity() { other } else { self }
-    }
-
-    fn severity(self) -> u8 {
-        match self {
-            Exit::Ok => 0,
-            Exit::NoTransfer => 1,
-            Exit::TimedOut(_) => 2,
-            Exit::Interrupted => 3,
-            Exit::Terminated => 4,
-            Exit::Vanished => 5,
-            Exit::DeleteStopped => 6,
-            Exit::Partial => 7,
-            Exit::CopyStopped => 8,
-            Exit::Cancelled => 9,
-            Exit::NotFound => 10,
-            Exit::Conflict => 11,
-            Exit::Unreachable => 12,
-            Exit::Failed => 13,
-            Exit::Denied => 14,
-            Exit::Error => 15,
-            Exit::Usage => 16,
-            Exit::Config => 17,
-        }
-    }
-
-    /// How a sync ended, `None` while it runs. Whatever the state says, a sync in which something failed
-    /// is never [`Exit::Ok`].
+    /// The exit code of a sync, `None` until it has ended. A sync with a failure is never [`Exit::Ok`], whatever its
+    /// state is.
     pub fn of_sync(sync: &SyncProgress) -> Option<Exit> {
-        let failures = sync.failure_count() > 0;
         match (sync.state, sync.outcome) {
             (SyncState::Queued | SyncState::Progress | SyncState::Paused, _) => None,
             (SyncState::Cancelled, _) => Some(Exit::Cancelled),
@@ -138,7 +115,7 @@ impl Exit {
                 Some(Exit::Vanished)
             }
             (SyncState::Completed, Some(SyncOutcome::Full) | None)
-                if !failures && sync.unverified == 0 =>
+                if sync.failure_count() == 0 && sync.unverified == 0 =>
             {
                 Some(Exit::Ok)
             }
@@ -155,7 +132,7 @@ impl Exit {
         }
     }
 
-    /// The exit code of a sync of which SRC or DST itself can't be used, because of `error`.
+    /// The exit code of a sync where SRC or DST itself can't be used, because of `error`.
     pub fn of_root_error(error: &FileError) -> Exit {
         match error.errno.as_deref() {
             _ if error.class == ErrorClass::InvalidRequest => Exit::Usage,
@@ -168,20 +145,17 @@ impl Exit {
     }
 }
 
-/// Why SRC or DST itself can't be used, where that is how a sync ended. Only the agents see what they are.
+/// Why SRC or DST itself can't be used, if that ended the sync. Only the agents can check them.
 pub fn root_error(sync: &SyncProgress) -> Option<&FileError> {
     let nothing_listed = sync.files_total + sync.dirs_total == 0;
     let failed = sync.state == SyncState::Failed && sync.outcome.is_none() && nothing_listed;
     sync.errors.iter().find(|error| failed && error.path.0.is_empty())
 }
 
-/// The table for `--help`.
+/// The list of codes for `--help`.
 pub fn help_text() -> String {
-    let mut text = String::from("Exit codes:\n");
-    for (exit, meaning) in EXIT_CODES {
-        text.push_str(&format!("  {:>3}  {meaning}\n", exit.code()));
-    }
-    text
+    let lines = ALL.map(Exit::describe).map(|(code, meaning)| format!("  {code:>3}  {meaning}\n"));
+    format!("Exit codes:\n{}", lines.concat())
 }
 
 #[cfg(test)]
@@ -218,15 +192,15 @@ mod tests {
                 "{state:?} {outcome:?} {files_failed}"
             );
         }
-        // Whatever the outcome, one bare success is enough.
-        let bare = SyncProgress {
+        // A single task without evidence is enough, whatever the outcome is.
+        let unverified = SyncProgress {
             state: Completed,
             outcome: Some(Full),
             unverified: 1,
             ..fixtures::sync("x")
         };
-        assert_eq!(Exit::of_sync(&bare), Some(Exit::Partial));
-        let mut unfit =
+        assert_eq!(Exit::of_sync(&unverified), Some(Exit::Partial));
+        let mut failed =
             SyncProgress { state: Failed, files_total: 0, dirs_total: 0, ..fixtures::sync("x") };
         for (path, operation, errno, exit) in [
             ("", "list source", None, Exit::Failed),
@@ -238,25 +212,25 @@ mod tests {
             ("", "read source", Some("ELOOP"), Exit::Usage),
             ("a", "open source", Some("EACCES"), Exit::Failed),
         ] {
-            unfit.errors = vec![fixtures::error(path, operation, errno, "no")];
-            assert_eq!(Exit::of_sync(&unfit), Some(exit), "{operation} {errno:?}");
+            failed.errors = vec![fixtures::error(path, operation, errno, "no")];
+            assert_eq!(Exit::of_sync(&failed), Some(exit), "{operation} {errno:?}");
         }
-        unfit.errors = vec![fixtures::error("", "use destination", None, "it is a directory")];
-        unfit.errors[0].class = ErrorClass::InvalidRequest;
-        assert_eq!(Exit::of_sync(&unfit), Some(Exit::Usage));
-        unfit.files_total = 1;
-        assert_eq!(Exit::of_sync(&unfit), Some(Exit::Failed), "the root could be listed");
+        failed.errors = vec![fixtures::error("", "use destination", None, "it is a directory")];
+        failed.errors[0].class = ErrorClass::InvalidRequest;
+        assert_eq!(Exit::of_sync(&failed), Some(Exit::Usage));
+        failed.files_total = 1;
+        assert_eq!(Exit::of_sync(&failed), Some(Exit::Failed), "the root could be listed");
         let dirs = SyncProgress { state: Completed, dirs_failed: 1, ..fixtures::sync("x") };
         assert_eq!(Exit::of_sync(&dirs), Some(Exit::Partial));
     }
 
     #[test]
     fn no_two_codes_have_the_same_severity() {
-        // Else the code of several syncs would depend on their order.
-        let mut badness: Vec<u8> = EXIT_CODES.iter().map(|(exit, _)| exit.severity()).collect();
-        badness.sort_unstable();
-        badness.dedup();
-        assert_eq!(badness.len(), EXIT_CODES.len());
+        // Otherwise the code of several syncs would depend on their order.
+        let mut all = ALL.to_vec();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), ALL.len());
     }
 
     #[test]
@@ -270,13 +244,13 @@ mod tests {
             (Exit::Ok, Exit::NoTransfer, Exit::NoTransfer),
             (Exit::TimedOut(9), Exit::Ok, Exit::TimedOut(9)),
         ] {
-            assert_eq!((a.worse(b), b.worse(a)), (worse, worse));
+            assert_eq!((a.max(b), b.max(a)), (worse, worse));
         }
     }
 
     #[test]
     fn the_help_lists_each_code_once() {
-        let codes: Vec<u8> = EXIT_CODES.iter().map(|(exit, _)| exit.code()).collect();
+        let codes: Vec<u8> = ALL.map(Exit::code).to_vec();
         assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 23, 24, 25, 78, 124, 130, 143]);
         assert!(help_text().contains("\n   23  some files failed"));
     }

@@ -1,71 +1,73 @@
-//! `--files-from`: the names of what is to be copied. Names are bytes; a `#` begins no comment and
-//! a `-` no option.
+//! `--files-from`: the list of names to copy. Names are bytes: `#` does not start a comment, `-` not an option.
 
 use super::error::CliError;
+use super::exit::Exit;
+use super::sanitize::display_path;
+use crate::wire::path::escape_bytes;
 use crate::wire::{AbsPath, BytePath, RelPath};
-use std::io::{IsTerminal, Read};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
 
-/// So many bad names are told; the rest is counted.
+/// More invalid names are only counted.
 const MAX_REPORTED_NAMES: usize = 10;
 
-/// Reads the list at `from` (`-`: standard input), `nul` separated or one name a line.
+/// Reads the list in `file` (`-`: standard input), separated by NUL bytes or newlines.
 ///
 /// # Errors
-/// A list that can't be read, standard input that is a terminal, or what [`parse`] refuses.
+/// Those of [`read_input`] and [`parse_list`].
 pub(super) fn read_list(
-    from: &Path,
+    file: &Path,
     nul: bool,
     sources: &[AbsPath],
 ) -> Result<Vec<BytePath>, CliError> {
-    parse_list(&read_input(from, "the list of names")?, nul, sources)
+    parse_list(&read_input(file, "the list of names")?, nul, sources)
 }
 
-/// The bytes of a file or (`-`) of standard input; `what` they are is for messages.
+pub(super) fn is_stdin(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+/// The content of a file or of standard input (`-`). `what` names it in messages.
 ///
 /// # Errors
 /// The file can't be read, or standard input is a terminal.
-pub(super) fn read_input(from: &Path, what: &str) -> Result<Vec<u8>, CliError> {
-    if from.as_os_str() == "-" {
-        let mut raw = Vec::new();
-        let mut stdin = std::io::stdin().lock();
-        if stdin.is_terminal() {
-            return Err(CliError::usage(format!(
-                "{what} is expected on standard input, which is a terminal"
-            ))
-            .with_hint("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
-        }
-        stdin
-            .read_to_end(&mut raw)
-            .map_err(|e| CliError::new(format!("cannot read {what} from standard input: {e}")))?;
-        return Ok(raw);
+pub(super) fn read_input(file: &Path, what: &str) -> Result<Vec<u8>, CliError> {
+    if !is_stdin(file) {
+        return std::fs::read(file).map_err(|e| {
+            let not_found = e.kind() == ErrorKind::NotFound;
+            CliError::new(format!("cannot read {what} {}: {e}", display_path(file)))
+                .with_exit(if not_found { Exit::NotFound } else { Exit::Error })
+        });
     }
-    std::fs::read(from).map_err(|e| {
-        let shown = crate::wire::path::escape_bytes(from.as_os_str().as_encoded_bytes());
-        let failure = CliError::new(format!("cannot read {what} {shown}: {e}"));
-        match e.kind() {
-            std::io::ErrorKind::NotFound => failure.with_exit(super::exit::Exit::NotFound),
-            _ => failure,
-        }
-    })
+    let mut stdin = std::io::stdin().lock();
+    if stdin.is_terminal() {
+        return Err(CliError::usage(format!(
+            "{what} is expected on standard input, which is a terminal"
+        ))
+        .with_hint("e.g. find DIR -print0 | ctl sync submit SRC DST --files-from - -0"));
+    }
+    let mut raw = Vec::new();
+    stdin
+        .read_to_end(&mut raw)
+        .map_err(|e| CliError::new(format!("cannot read {what} from standard input: {e}")))?;
+    Ok(raw)
 }
 
-/// Cuts `raw` into names below `source`. Empty names are skipped; without `nul` a carriage return
-/// at the end of a line belongs to the line's end.
+/// Splits `raw` into names relative to the source. Empty names are skipped; with newlines as separators a carriage
+/// return before one is part of it.
 ///
 /// # Errors
-/// All names at once that are absolute and not below `source`, or have a `..` component, with their
-/// numbers; NUL bytes without `nul`. A list without any name is none.
+/// Names outside the source, with their numbers; NUL bytes without `nul`.
 fn parse_list(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, CliError> {
     if !nul && raw.contains(&0) {
         return Err(CliError::usage("the list of names holds NUL bytes")
             .with_hint("for a NUL-separated list (find -print0) add -0"));
     }
-    // A byte order mark at the start of a text file is no part of the first name.
+    // A byte order mark at the start of a text file is not part of the first name.
     let raw = if nul { raw } else { raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw) };
     let (separator, unit) = if nul { (0, "name") } else { (b'\n', "line") };
     let mut names = Vec::new();
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     for (index, name) in raw.split(|b| *b == separator).enumerate() {
         let name = if nul { name } else { name.strip_suffix(b"\r").unwrap_or(name) };
         if name.is_empty() {
@@ -74,28 +76,21 @@ fn parse_list(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath
         match relative_to_source(name, sources) {
             Ok(name) => names.push(name),
             Err(why) => {
-                let shown = crate::wire::path::escape_bytes(name);
-                faults.push(format!("{unit} {}: `{shown}` {why}", index + 1));
+                errors.push(format!("{unit} {}: `{}` {why}", index + 1, escape_bytes(name)))
             }
         }
     }
-    if !faults.is_empty() {
-        let mut failure =
-            CliError::usage(format!("{} of the names to copy can't be used", faults.len()));
-        let more = faults.len().saturating_sub(MAX_REPORTED_NAMES);
-        faults.truncate(MAX_REPORTED_NAMES);
-        failure.notes = faults;
-        if more > 0 {
-            failure.notes.push(format!("and {more} more"));
-        }
-        return Err(failure.with_hint("names are relative to SRC, or absolute below it"));
+    if errors.is_empty() {
+        return Ok(names);
     }
-    Ok(names)
+    Err(CliError::usage(format!("{} of the names to copy can't be used", errors.len()))
+        .with_listed(errors, MAX_REPORTED_NAMES)
+        .with_hint("names are relative to SRC, or absolute below it"))
 }
 
-/// The name as the master takes it: as it is where it is relative, else cut off below the source.
+/// The name as the master accepts it: relative to the source.
 fn relative_to_source(name: &[u8], sources: &[AbsPath]) -> Result<BytePath, String> {
-    if name[0] != b'/' {
+    if !name.starts_with(b"/") {
         RelPath::new(name).map_err(|e| e.to_string())?;
         return Ok(BytePath(name.to_vec()));
     }

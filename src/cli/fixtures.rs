@@ -1,8 +1,11 @@
-//! Documents for tests.
+//! Documents and a fake master for tests.
 
+use crate::client::{ClientOptions, MasterClient};
 use crate::wire::sync::{ErrorClass, FileError, SyncPhase, SyncProgress, SyncState};
 use crate::wire::worker::{WorkerState, WorkerStatus, WorkerView};
 use crate::wire::{AbsPath, BytePath};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 /// A queued sync from `/src` to `/dst`.
 pub(super) fn sync(id: &str) -> SyncProgress {
@@ -94,4 +97,31 @@ pub(super) fn worker(id: &str, active: bool) -> WorkerView {
         unavailable_endpoints: vec![],
         drained: None,
     }
+}
+
+/// A master that answers one request with `body`, in small chunks. The task returns the request line.
+pub(super) async fn fake_master(
+    status: u16,
+    body: &'static [u8],
+) -> (MasterClient, tokio::task::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut raw = Vec::new();
+        while !raw.windows(4).any(|w| w == b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut raw).await.unwrap() > 0);
+        }
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for piece in body.chunks(7) {
+            let size = format!("{:x}\r\n", piece.len());
+            stream.write_all(&[size.as_bytes(), piece, b"\r\n"].concat()).await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        String::from_utf8_lossy(&raw).lines().next().unwrap_or_default().to_owned()
+    });
+    (MasterClient::new(vec![url], ClientOptions::default()).unwrap(), asked)
 }

@@ -1,10 +1,10 @@
-//! The options and arguments behind the fields of a request: an error about `/options/mtime_tolerance_ns` names
-//! `--modify-window`, which was typed.
+//! The options and arguments that set the fields of a request, so that an error about `/options/mtime_tolerance_ns`
+//! names `--modify-window`.
 
 use crate::client::ClientError;
 use crate::wire::problem::FieldError;
 
-/// Fields, by their JSON pointers, and what sets them.
+/// JSON pointers of fields with their options or arguments. A parent is listed after its fields.
 const FIELD_FLAGS: &[(&str, &str)] = &[
     ("/source_path", "SRC"),
     ("/destination_path", "DST"),
@@ -47,14 +47,14 @@ const FIELD_FLAGS: &[(&str, &str)] = &[
     ("/options/delete", "--delete"),
 ];
 
-/// What sets the field at `pointer`, or the one that it is a part of.
+/// The option or argument for the field at `pointer`, or for the field that contains it.
 fn flag_for_field(pointer: &str) -> Option<String> {
     let holds = |field: &str| {
         let rest = pointer.strip_prefix(field)?;
         (rest.is_empty() || rest.starts_with('/')).then_some(rest)
     };
     FIELD_FLAGS.iter().find_map(|(field, flag)| match holds(field)?.strip_prefix('/') {
-        // Of a list the element, counted from 1.
+        // An element of a list, counted from 1.
         Some(index) if index.parse::<u32>().is_ok() => {
             index.parse::<u64>().ok().map(|index| format!("{flag} (number {})", index + 1))
         }
@@ -62,7 +62,7 @@ fn flag_for_field(pointer: &str) -> Option<String> {
     })
 }
 
-/// A rule with the names of other fields in it as options.
+/// Replaces names of fields in the text of a rule by their options.
 fn replace_field_names(detail: &str) -> String {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut out = String::new();
@@ -71,7 +71,7 @@ fn replace_field_names(detail: &str) -> String {
         let (before, from) = rest.split_at(begin);
         let (name, after) = from.split_at(from.find(|c| !word(c)).unwrap_or(from.len()));
         let field = |(pointer, _): &&(&str, &str)| pointer.rsplit('/').next() == Some(name);
-        // Words without `_` are words of the language as well.
+        // A name without `_` may be an English word.
         let flag = FIELD_FLAGS.iter().find(field).filter(|_| name.contains('_'));
         out.push_str(before);
         out.push_str(flag.map_or(name, |(_, flag)| flag));
@@ -80,7 +80,7 @@ fn replace_field_names(detail: &str) -> String {
     out + rest
 }
 
-/// The same error, about the options and arguments that set the fields.
+/// Replaces fields by options and arguments in an error of the master.
 pub(super) fn name_flags(mut e: ClientError) -> ClientError {
     let ClientError::Problem { problem, .. } = &mut e else { return e };
     for FieldError { pointer, detail } in &mut problem.errors {

@@ -1,79 +1,52 @@
 //! `ctl master` and `ctl master status`.
 
-use super::args::{MasterArgs, MasterCommand, OutputFormat};
+use super::args::{MasterArgs, MasterCommand};
 use super::error::CliError;
 use super::exit::Exit;
 use super::table_layout::terminal_width;
-use super::{Context, config, console, service, tables};
-use crate::client::{ClientError, Reply};
+use super::{Context, config, service, tables};
+use crate::client::MasterStatus;
 use crate::config::{Env, Loaded, MasterConfig, StoreConfig, load_master};
-use crate::master;
-use crate::util::repeated_warnings;
-use crate::wire::leader::{MasterRole, Readiness, ReadinessStatus};
+use crate::wire::leader::{MasterRole, ReadinessStatus};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
-/// Serves until a signal.
+/// Runs the master until a signal.
 ///
 /// # Errors
-/// A configuration that can't be used (78), or what ended the master.
+/// The configuration can't be used, or the master ended with an error.
 pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, CliError> {
     if let Some(MasterCommand::Status) = args.command {
         return show_status(ctx).await;
     }
     let hangups = service::catch_sighup()?;
     let env = Env::from_process();
-    if args.check
-        && let Some(file) = &args.config
-    {
+    if let Some(file) = args.config.as_ref().filter(|_| args.check) {
         return config::print_report(ctx, &crate::config::check_file(file, None, &env));
     }
-    let loaded = load_master(args.config.as_deref(), &env)?;
+    let load = || {
+        let Loaded { config, warnings } = load_master(args.config.as_deref(), &env)?;
+        Ok(Loaded { config: apply_overrides(config, &args), warnings })
+    };
+    let loaded = load()?;
     if args.check {
         return Ok(Exit::Ok);
     }
-    let config = apply_overrides(loaded.config, &args);
-    let verbose = ctx.global.verbose;
-    service::init_process(&config.log, &args.log, verbose, &loaded.warnings)?;
-    let shutdown = service::cancel_on_signals();
-    let (tell, config) = watch::channel(config);
-    let load = || {
-        let Some(file) = &args.config else {
-            return Err(CliError::new("this master was started without --config FILE"));
-        };
-        let Loaded { config, warnings } = load_master(Some(file), &env)?;
-        Ok(Loaded { config: apply_overrides(config, &args), warnings })
+    let reload = || match args.config {
+        Some(_) => load(),
+        None => Err(CliError::new("this master was started without --config FILE")),
     };
-    tokio::select! {
-        ended = master::run(config, shutdown) => ended.map_err(|e| service::service_error(&e))?,
-        never = service::reload_on_sighup(hangups, (&args.log, verbose), load, tell) => match never {},
-    }
-    repeated_warnings::log_all_counts();
-    Ok(Exit::Ok)
+    service::run(ctx, &args.log, hangups, loaded, reload, crate::master::run).await
 }
 
-/// What one master says of itself.
-pub(super) type MasterStatus = (String, Result<Reply<Readiness>, ClientError>);
-
-/// Shows all masters.
 async fn show_status(ctx: &Context) -> Result<Exit, CliError> {
     let masters = ctx.new_client()?.fetch_each_readiness().await;
-    match ctx.global.output {
-        OutputFormat::Json => {
-            let list: Vec<Value> = masters.iter().map(status_document).collect();
-            console::write_data(Value::from(list).to_string().as_bytes())?;
-        }
-        OutputFormat::Table if ctx.global.quiet => {
-            let names =
-                masters.iter().filter(|m| is_ready_leader(m)).map(|(url, _)| format!("{url}\n"));
-            console::write_data(names.collect::<String>().as_bytes())?;
-        }
-        OutputFormat::Table => console::write_data(
-            tables::master_table(&masters, terminal_width(), Timestamp::now()).as_bytes(),
-        )?,
-    }
-    if masters.iter().any(is_ready_leader) {
+    let documents = Value::from_iter(masters.iter().map(status_document));
+    let leaders = masters.iter().filter(|master| is_ready_leader(master));
+    let leaders: String = leaders.map(|master| format!("{}\n", master.url)).collect();
+    let table = tables::master_table(&masters, terminal_width(), Timestamp::now());
+    ctx.print(documents.to_string().as_bytes(), &leaders, &table)?;
+    if !leaders.is_empty() {
         return Ok(Exit::Ok);
     }
     Err(CliError::new("none of these masters leads")
@@ -81,27 +54,29 @@ async fn show_status(ctx: &Context) -> Result<Exit, CliError> {
         .with_exit(Exit::Unreachable))
 }
 
-/// Whether a master leads and can decide.
-fn is_ready_leader((_, told): &MasterStatus) -> bool {
-    told.as_ref().is_ok_and(|t| t.role == MasterRole::Leader && t.status == ReadinessStatus::Ready)
+fn is_ready_leader(master: &MasterStatus) -> bool {
+    master.readiness.as_ref().is_ok_and(|readiness| {
+        readiness.role == MasterRole::Leader && readiness.status == ReadinessStatus::Ready
+    })
 }
 
-/// What a master says, with where it was asked.
-fn status_document((url, told): &MasterStatus) -> Value {
-    match told {
-        Ok(told) => {
-            let mut all = json!({"url": url, "reachable": true});
-            let said: Value = serde_json::from_slice(&told.body).unwrap_or_default();
-            if let (Some(all), Value::Object(said)) = (all.as_object_mut(), said) {
-                all.extend(said);
-            }
-            all
-        }
-        Err(e) => json!({"url": url, "reachable": false, "error": e.to_string()}),
+/// The document of one master, with its URL.
+fn status_document(master: &MasterStatus) -> Value {
+    let url = &master.url;
+    let readiness = match &master.readiness {
+        Ok(readiness) => readiness,
+        Err(e) => return json!({"url": url, "reachable": false, "error": e.to_string()}),
+    };
+    let mut document = json!({"url": url, "reachable": true});
+    if let (Some(document), Ok(Value::Object(fields))) =
+        (document.as_object_mut(), serde_json::from_slice(&readiness.body))
+    {
+        document.extend(fields);
     }
+    document
 }
 
-/// What the command line says goes before the file.
+/// The command line overrides the file.
 fn apply_overrides(mut config: MasterConfig, args: &MasterArgs) -> MasterConfig {
     if let Some(listen) = args.listen {
         config.listen = listen;

@@ -1,11 +1,12 @@
-//! The command line: parses, runs one command, and turns whatever happened into text and an exit
-//! code. The only layer that prints.
+//! The command line: parses the arguments, runs one command, and turns the result into text and an exit code. The only
+//! layer that prints.
 //!
-//! - [`exit`]: the codes; `failure`: what ends a command early; `out`: all writing
-//! - [`args`], `options`, `env_vars`, `path_args`: commands and options; `flag_names`, `rsync_options`: how errors name them
-//! - `submit`, `sync`, `records`, `verify`, `workers`, `admin` (with `backup`), `config`, `info`: the commands of operators
-//! - `master`, `agent`, `copy`, on `service`: the commands that run something in this process
-//! - `wait`, `signals`, `console`, `outcome_report`, `tables`, `table_layout`, `files_from`, `b3sum`: what they are made of
+//! - Arguments: [`args`], `options`, `env_vars`, `files_from`, `path_args`; `flag_names` and `rsync_options` explain errors
+//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `admin`, `backup`, `config`, `info`
+//! - Processes: `master`, `agent` and `copy`, on `service`
+//! - Several ids: `resource`; waiting: `follow`, `wait`, `signals`, [`progress`]
+//! - Text: `tables`, `details` and `outcome_report`, on `sync_text`, `table_layout`, `shell_quote` and `sanitize`
+//! - Results: `console` writes them, `error` holds what ends a command early, [`exit`] the codes
 
 mod admin;
 mod agent;
@@ -15,24 +16,31 @@ mod backup;
 mod config;
 mod console;
 mod copy;
+mod details;
 mod env_vars;
 mod error;
 pub mod exit;
+mod file_records;
 mod files_from;
 mod flag_names;
+mod follow;
 mod info;
+mod manifest;
 mod master;
 mod options;
 mod outcome_report;
 mod path_args;
+mod pending_file;
 pub mod progress;
-mod records;
+mod resource;
 mod rsync_options;
+mod sanitize;
 mod service;
 mod shell_quote;
 mod signals;
 mod submit;
 mod sync;
+mod sync_text;
 mod table_layout;
 mod tables;
 mod verify;
@@ -40,51 +48,59 @@ mod wait;
 mod workers;
 
 use crate::client::{ClientOptions, MasterClient};
-use args::{Cli, Command, GlobalArgs, OutputFormat};
+use args::{Cli, Command, GlobalArgs, OutputFormat, SyncCommand};
 use clap::{CommandFactory, FromArgMatches};
 use error::CliError;
 use exit::Exit;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long a command that was told of several masters waits for one of them to lead.
+/// How long a command waits for one of several masters to become the leader.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long an order whose reply was lost is sent again, from its first attempt.
+/// How long a command is resent, counted from its first attempt, if its reply was lost.
 const RESEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What every command needs.
+/// The global options.
 struct Context {
     global: GlobalArgs,
-    /// How to call this program in a hint so that it talks to the same master.
+    /// How hints call this program so that it uses the same master.
     ctl_command: String,
 }
 
 impl Context {
     fn new(global: GlobalArgs) -> Self {
-        let given = global.master_url.join(",");
-        let from_env = std::env::var("CTL_MASTER_URL").is_ok_and(|url| url == given);
-        let ctl = match given.as_str() {
-            "" => "ctl".to_owned(),
-            _ if from_env => "ctl".to_owned(),
-            url => format!("ctl --master-url {url}"),
+        let urls = global.master_url.join(",");
+        let is_default =
+            urls.is_empty() || std::env::var("CTL_MASTER_URL").is_ok_and(|url| url == urls);
+        let ctl_command = match is_default {
+            true => "ctl".to_owned(),
+            false => format!("ctl --master-url {urls}"),
         };
-        Context { global, ctl_command: ctl }
+        Context { global, ctl_command }
     }
 
-    /// A client of the master that the operator named, or of the default one.
+    /// A client of the given masters, or of the default one.
     fn new_client(&self) -> Result<MasterClient, CliError> {
         let mut urls = self.global.master_url.clone();
         if urls.is_empty() {
             urls.push(args::DEFAULT_MASTER_URL.to_owned());
         }
-        let request_timeout = self.global.request_timeout;
         let options = ClientOptions {
-            request_timeout,
+            request_timeout: self.global.request_timeout,
             takeover_timeout: TAKEOVER_TIMEOUT,
             resend_timeout: RESEND_TIMEOUT,
         };
         Ok(MasterClient::new(urls, options)?)
+    }
+
+    /// Prints a result: the document with `-o json`, otherwise `quiet` with `--quiet`, otherwise `text`.
+    fn print(&self, document: &[u8], quiet: &str, text: &str) -> Result<(), CliError> {
+        console::write_data(match self.global.output {
+            OutputFormat::Json => document,
+            OutputFormat::Table if self.global.quiet => quiet.as_bytes(),
+            OutputFormat::Table => text.as_bytes(),
+        })
     }
 }
 
@@ -101,31 +117,28 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return print_parser_message(&e.format(&mut Cli::command())),
     };
-    if let Err(failure) =
-        env_vars::apply_env_vars(&mut cli, &matches, |name| std::env::var_os(name))
-    {
-        console::print_note(&failure.render());
-        return ExitCode::from(failure.exit.code());
+    if let Err(e) = env_vars::apply_env_vars(&mut cli, &matches, |name| std::env::var_os(name)) {
+        console::print_note(&e.render());
+        return ExitCode::from(e.exit.code());
     }
     let ctx = Context::new(cli.global);
-    let json = ctx.global.output == OutputFormat::Json;
-    let exit = run(ctx, cli.command).unwrap_or_else(|failure| {
-        console::print_note(&failure.render());
-        if json {
-            console::print_note(&info::exit_error_document(&failure));
+    let exit = run(&ctx, cli.command).unwrap_or_else(|e| {
+        console::print_note(&e.render());
+        if ctx.global.output == OutputFormat::Json {
+            console::print_note(&e.document());
         }
-        failure.exit
+        e.exit
     });
     ExitCode::from(exit.code())
 }
 
-/// Prints what the parser answers: help and the version go to standard output and end with 0, errors end with 2.
+/// Prints help or version (exit code 0) or an error (2) of the parser.
 fn print_parser_message(e: &clap::Error) -> ExitCode {
     let _ = e.print();
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 
-fn run(ctx: Context, command: Command) -> Result<Exit, CliError> {
+fn run(ctx: &Context, command: Command) -> Result<Exit, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -133,20 +146,40 @@ fn run(ctx: Context, command: Command) -> Result<Exit, CliError> {
     let exit = runtime.block_on(async {
         signals::catch_file_size_signal()?;
         match command {
-            Command::Master(args) => master::run(&ctx, args).await,
-            Command::Agent(args) => agent::run(&ctx, args).await,
-            Command::Copy(args) => copy::run(&ctx, *args).await,
-            Command::Admin(command) => admin::run(&ctx, command).await,
-            Command::Config(command) => config::run(&ctx, command),
-            Command::Sync(command) => sync::run(&ctx, command).await,
-            Command::Workers(command) => workers::run(&ctx, command).await,
+            Command::Master(args) => master::run(ctx, args).await,
+            Command::Agent(args) => agent::run(ctx, args).await,
+            Command::Copy(args) => copy::run(ctx, *args).await,
+            Command::Admin(command) => admin::run(ctx, command).await,
+            Command::Config(command) => config::run(ctx, command),
+            Command::Sync(command) => run_sync_command(ctx, command).await,
+            Command::Workers(command) => workers::run(ctx, command).await,
             Command::Completion { shell } => info::print_completion(shell),
-            Command::Version => info::print_version(&ctx),
+            Command::Version => info::print_version(ctx),
         }
     });
-    // A thread blocked in a system call on a dead file system must not keep the program alive.
+    // A thread that is blocked in a system call on a dead file system must not delay the exit.
     runtime.shutdown_background();
     exit
+}
+
+async fn run_sync_command(ctx: &Context, command: SyncCommand) -> Result<Exit, CliError> {
+    match command {
+        SyncCommand::Submit(args) => submit::run(ctx, *args).await,
+        SyncCommand::Status(args) => sync::show_status(ctx, args).await,
+        SyncCommand::Wait(args) => sync::wait_for_syncs(ctx, args).await,
+        SyncCommand::Set { ids, bwlimit } => sync::set_bwlimit(ctx, ids, bwlimit).await,
+        SyncCommand::Retry { ids, failed_only } => sync::retry(ctx, ids, failed_only).await,
+        SyncCommand::Pause { ids } => sync::set_paused(ctx, ids, true).await,
+        SyncCommand::Resume { ids } => sync::set_paused(ctx, ids, false).await,
+        SyncCommand::Reassign { ids, worker } => sync::reassign(ctx, ids, worker).await,
+        SyncCommand::Cancel { ids } => sync::cancel(ctx, ids).await,
+        SyncCommand::Delete { ids, ignore_not_found } => {
+            sync::delete(ctx, ids, ignore_not_found).await
+        }
+        SyncCommand::Files(args) => file_records::print_files(ctx, args).await,
+        SyncCommand::Manifest { id, others } => manifest::print_manifest(ctx, id, others).await,
+        SyncCommand::Verify(args) => verify::run(ctx, args).await,
+    }
 }
 
 #[cfg(test)]

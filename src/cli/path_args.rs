@@ -1,18 +1,17 @@
-//! SRC and DST as an operator typed them: what reads as something else than a path is refused with what to write
-//! instead. `./` before it makes it a path, whatever follows.
+//! Checks SRC and DST for URLs and remote paths, which are not supported. `./` before an argument makes it a path.
 
 use super::error::CliError;
 use super::shell_quote::quote_for_shell;
 use crate::wire::path::escape_bytes;
 
-/// What a text is that is no plain path.
+/// An argument that is not a plain path.
 #[derive(Debug, PartialEq, Eq)]
 enum NonPath<'a> {
-    /// `scheme://…`; of `file://` the path.
+    /// `scheme://…`, with the path of a `file://` URL.
     Url(Option<&'a [u8]>),
-    /// `host:path`, as rsync and scp read it: a colon before the first slash.
+    /// `host:path` as in rsync and scp: a colon before the first slash. Holds the path.
     RemotePath(&'a [u8]),
-    /// `~/…` or `~user`, which the shell replaces where it is not quoted.
+    /// `~/…` or `~user`, which the shell replaces if it is not quoted.
     HomeDir,
 }
 
@@ -33,10 +32,10 @@ fn classify_non_path(given: &[u8]) -> Option<NonPath<'_>> {
     Some(NonPath::RemotePath(rest))
 }
 
-/// Refuses a SRC or DST of `ctl copy` (`what`) that reads as something else than a path of this machine.
+/// Checks that SRC or DST (`what`) of `ctl copy` is a path on this machine.
 ///
 /// # Errors
-/// What it reads as, and what to write instead.
+/// It is not; the hint says what to write instead.
 pub(super) fn check_local_path(what: &str, given: &[u8]) -> Result<(), CliError> {
     let Some(other) = classify_non_path(given) else { return Ok(()) };
     let local = format!("a path of that name: {}", quote_for_shell(&[b"./", given].concat()));
@@ -57,7 +56,7 @@ pub(super) fn check_local_path(what: &str, given: &[u8]) -> Result<(), CliError>
     Err(CliError::usage(message).with_hint(instead))
 }
 
-/// The path in a `host:path` or `file://path`, for a hint of `ctl sync submit`.
+/// The absolute path in `host:path` or `file://path`, for a hint of `ctl sync submit`.
 pub(super) fn extract_path(given: &[u8]) -> Option<&[u8]> {
     match classify_non_path(given)? {
         NonPath::Url(path) => path,

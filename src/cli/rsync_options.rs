@@ -1,4 +1,4 @@
-//! Options of rsync that `ctl` does not have, and what it does instead.
+//! Hints for options of rsync that `ctl` does not have.
 
 use clap::Error;
 use clap::builder::StyledStr;
@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 const KEPT_BY_DEFAULT: &str = "this is kept by default: leave it out";
 const DELETE_INSTEAD: &str = "--delete deletes, after everything was copied";
 
-/// Each option with what to do instead.
+/// Options, each with what to use instead.
 const REPLACEMENTS: &[(&[&str], &str)] = &[
     (&["-a", "--archive"], "everything that -a keeps, and more, is kept by default: leave it out"),
     (
@@ -62,7 +62,7 @@ const REPLACEMENTS: &[(&[&str], &str)] = &[
     (&["--numeric-ids"], "owner and group are always kept by number: leave it out"),
 ];
 
-/// Says what `ctl` does instead, where an error is about an option of rsync.
+/// Adds a hint to an error about an option of rsync.
 pub(super) fn suggest_replacement(e: &mut Error) {
     if e.kind() != ErrorKind::UnknownArgument {
         return;

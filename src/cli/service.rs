@@ -1,27 +1,52 @@
-//! What `ctl master`, `ctl agent` and `ctl copy` share: logging, signals, reading the configuration again, and how a service's end
-//! becomes an exit code.
+//! The common part of `ctl master`, `ctl agent` and `ctl copy`: logging, signals, reload of the configuration, and the
+//! exit code of a service.
 
+use super::Context;
 use super::args::{LogArgs, LogLineFormat};
-use super::console;
 use super::error::CliError;
 use super::exit::Exit;
+use super::sanitize::sanitize;
 use crate::config::{ConfigProblem, Loaded, LogConfig, LogFormat, Reload, ReloadReport};
 use crate::store::StoreError;
-use crate::util::{logging, rlimits, shutdown};
+use crate::util::{logging, repeated_warnings, rlimits, shutdown};
 use std::convert::Infallible;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Fewer files than these that may be open, and nothing that moves data gets anywhere: it would try again
-/// and again.
+/// With fewer descriptors no transfer can succeed, so all of them would be retried without end.
 const MIN_OPEN_FILES: u64 = 64;
 
-/// Prepares the process of a service: logging as `config` says, after what the command line says of
-/// it, with what the configuration's reader found odd; and as many descriptors as it may have.
+/// Runs a service until SIGINT, SIGTERM or an error. `load` reads its configuration again at each of the `hangups`.
 ///
 /// # Errors
-/// A level that does not exist, a log file that cannot be opened, or too few descriptors.
+/// Those of [`init_process`], or of the service.
+pub(super) async fn run<C: Reload, F: Future<Output = anyhow::Result<()>>>(
+    ctx: &Context,
+    log_args: &LogArgs,
+    hangups: Signal,
+    loaded: Loaded<C>,
+    load: impl Fn() -> Result<Loaded<C>, CliError>,
+    service: impl FnOnce(watch::Receiver<C>, CancellationToken) -> F,
+) -> Result<Exit, CliError> {
+    let verbose = ctx.global.verbose;
+    init_process(loaded.config.log(), log_args, verbose, &loaded.warnings)?;
+    let shutdown = cancel_on_signals();
+    let (sender, config) = watch::channel(loaded.config);
+    let level = |config: &LogConfig| effective_log_level(config, log_args, verbose).to_owned();
+    tokio::select! {
+        ended = service(config, shutdown) => ended.map_err(|e| service_error(&e))?,
+        never = reload_on_sighup(hangups, level, load, sender) => match never {},
+    }
+    repeated_warnings::log_all_counts();
+    Ok(Exit::Ok)
+}
+
+/// Sets up logging as `config` and the command line say, logs the warnings about the configuration, and raises the limit
+/// of open files.
+///
+/// # Errors
+/// The log level is not valid, the log file can't be opened, or too few files can be open.
 pub(super) fn init_process(
     config: &LogConfig,
     args: &LogArgs,
@@ -33,35 +58,38 @@ pub(super) fn init_process(
         None => config.format == LogFormat::Json,
     };
     let exit = if config.file.is_some() { Exit::Config } else { Exit::Usage };
-    logging::init_logging(
-        Some(effective_log_level(config, args, verbose)),
-        json,
-        config.file.as_deref(),
-    )
-    .map_err(|e| CliError::new(format!("{e:#}")).with_exit(exit))?;
+    let level = effective_log_level(config, args, verbose);
+    logging::init_logging(Some(level), json, config.file.as_deref())
+        .map_err(|e| CliError::new(format!("{e:#}")).with_exit(exit))?;
     raise_open_file_limit()?;
-    for warning in warnings {
-        tracing::warn!("{}", console::sanitize(&warning.to_string()));
-    }
+    log_config_warnings(warnings);
     Ok(())
 }
 
-/// Lets this process have as many files open as it may.
-///
-/// # Errors
-/// They are too few.
-pub(super) fn raise_open_file_limit() -> Result<(), CliError> {
-    let files = rlimits::raise_open_files_limit();
-    tracing::debug!(?files, "descriptors that may be open");
-    let Some(files) = files.filter(|files| *files < MIN_OPEN_FILES) else { return Ok(()) };
-    let message = format!(
-        "this process may have {files} open files at a time, and needs {MIN_OPEN_FILES} at the very least"
-    );
-    let hint = "raise its hard limit: `ulimit -Hn`, or LimitNOFILE= of its unit";
-    Err(CliError::new(message).with_exit(Exit::Config).with_hint(hint))
+fn log_config_warnings(warnings: &[ConfigProblem]) {
+    for warning in warnings {
+        tracing::warn!("{}", sanitize(&warning.to_string()));
+    }
 }
 
-/// The level that counts: what the command line says goes before the configuration.
+/// Raises the limit of open files to its hard limit.
+///
+/// # Errors
+/// The limit is too low.
+pub(super) fn raise_open_file_limit() -> Result<(), CliError> {
+    let files = rlimits::raise_open_files_limit();
+    tracing::debug!(?files, "limit of open files");
+    match files {
+        Some(files) if files < MIN_OPEN_FILES => Err(CliError::new(format!(
+            "this process may have {files} open files at a time, and needs at least {MIN_OPEN_FILES}"
+        ))
+        .with_exit(Exit::Config)
+        .with_hint("raise its hard limit: `ulimit -Hn`, or LimitNOFILE= of its unit")),
+        _ => Ok(()),
+    }
+}
+
+/// The command line overrides the configuration.
 fn effective_log_level<'a>(config: &'a LogConfig, args: &'a LogArgs, verbose: u8) -> &'a str {
     match (&args.log_level, verbose) {
         (Some(level), _) => level.as_str(),
@@ -71,91 +99,86 @@ fn effective_log_level<'a>(config: &'a LogConfig, args: &'a LogArgs, verbose: u8
     }
 }
 
-/// Catches SIGHUP from now on, which would end the process.
+/// From now on SIGHUP does not end the process.
 ///
 /// # Errors
-/// The system takes no more handlers.
+/// The signal handler can't be installed.
 pub(super) fn catch_sighup() -> Result<Signal, CliError> {
     signal(SignalKind::hangup())
         .map_err(|e| CliError::new(format!("cannot catch signals (SIGHUP): {e}")))
 }
 
-/// Reads the configuration again at each SIGHUP, and gives what can be applied to `tell`. Where it is bad the old values
-/// stay. The log file is opened again in any case, so that it can be moved away.
-pub(super) async fn reload_on_sighup<C: Reload>(
+/// Reads the configuration again at each SIGHUP and sends the settings that can be changed. If it is not valid, nothing is
+/// changed. The log file is opened again in any case, so that it can be rotated.
+async fn reload_on_sighup<C: Reload>(
     mut hangups: Signal,
-    (args, verbose): (&LogArgs, u8),
+    level: impl Fn(&LogConfig) -> String,
     load: impl Fn() -> Result<Loaded<C>, CliError>,
-    tell: watch::Sender<C>,
+    sender: watch::Sender<C>,
 ) -> Infallible {
     loop {
         if hangups.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
         let mut loaded = load();
-        let known = tell.borrow().log().clone();
-        let file = loaded.as_ref().map_or(&known.file, |loaded| &loaded.config.log().file);
-        let opened = logging::set_log_file(file.as_deref());
-        let mut reloaded = ReloadReport::default();
+        let current = sender.borrow().log().clone();
+        let file = loaded.as_ref().map_or(&current.file, |loaded| &loaded.config.log().file);
+        let reopened = logging::set_log_file(file.as_deref());
+        let mut report = ReloadReport::default();
         if let Ok(loaded) = &mut loaded {
-            if opened.is_err() {
-                // It stays as it was, so it is none of what changed.
-                loaded.config.log_mut().file = known.file;
+            if reopened.is_err() {
+                // The old file stays in use, so it is not reported as changed.
+                loaded.config.log_mut().file = current.file;
             }
-            tell.send_modify(|config| reloaded = config.reload(loaded.config.clone()));
+            sender.send_modify(|config| report = config.reload(loaded.config.clone()));
         }
-        let log = tell.borrow().log().clone();
-        let logging = [opened, logging::set_log_level(effective_log_level(&log, args, verbose))];
+        let level_set = logging::set_log_level(&level(sender.borrow().log()));
         match &loaded {
             Ok(loaded) => {
-                for warning in &loaded.warnings {
-                    tracing::warn!("{}", console::sanitize(&warning.to_string()));
-                }
-                let applied = match reloaded.applied.as_slice() {
+                log_config_warnings(&loaded.warnings);
+                let applied = match report.applied.as_slice() {
                     [] => "nothing".to_owned(),
                     keys => keys.join(", "),
                 };
                 tracing::info!("SIGHUP: the configuration was read again; changed: {applied}");
             }
-            Err(failure) => {
-                for note in &failure.notes {
-                    tracing::error!("{}", console::sanitize(note));
+            Err(error) => {
+                for note in &error.notes {
+                    tracing::error!("{}", sanitize(note));
                 }
-                let why = console::sanitize(&failure.message);
+                let why = sanitize(&error.message);
                 tracing::error!("SIGHUP: {why}: nothing is changed, the old values stay");
             }
         }
-        if !reloaded.needs_restart.is_empty() {
-            let keys = reloaded.needs_restart.join(", ");
+        if !report.needs_restart.is_empty() {
+            let keys = report.needs_restart.join(", ");
             tracing::warn!("SIGHUP: these settings need a restart, their old values stay: {keys}");
         }
-        for e in logging.into_iter().filter_map(Result::err) {
+        for e in [reopened, level_set].into_iter().filter_map(Result::err) {
             tracing::error!("SIGHUP: {e:#}: logging continues as before");
         }
     }
 }
 
 /// A token that the first SIGINT or SIGTERM cancels; the second ends the process.
-pub(super) fn cancel_on_signals() -> CancellationToken {
+fn cancel_on_signals() -> CancellationToken {
     let token = CancellationToken::new();
-    let listening = token.clone();
+    let canceller = token.clone();
     tokio::spawn(async move {
-        if let Err(error) = shutdown::cancel_on_signals(listening).await {
+        if let Err(error) = shutdown::cancel_on_signals(canceller).await {
             tracing::error!(%error, "signals can't be caught: they end the process at once");
         }
     });
     token
 }
 
-/// Why a service ended. What only an operator can change ends with the code of a bad configuration,
-/// so that a service manager does not start it again and again.
+/// Why a service ended. A store that only an operator can repair ends with the code of an invalid configuration, so that
+/// a service manager does not restart the service without end.
 pub(super) fn service_error(e: &anyhow::Error) -> CliError {
-    let unusable = e
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<StoreError>())
-        .any(|cause| matches!(cause, StoreError::Unusable(_)));
-    let failure = CliError::new(format!("{e:#}"));
-    if unusable { failure.with_exit(Exit::Config) } else { failure }
+    let mut causes = e.chain().filter_map(|cause| cause.downcast_ref::<StoreError>());
+    let is_unusable = causes.any(|cause| matches!(cause, StoreError::Unusable(_)));
+    let exit = if is_unusable { Exit::Config } else { Exit::Error };
+    CliError::new(format!("{e:#}")).with_exit(exit)
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
-//! Words as a shell reads them back.
+//! Quoting of words for a shell.
 
-/// `word` in a command that can be pasted into a shell: as it is where it is plain, in `'…'` where it can be shown, else in
-/// `$'…'` with escapes, so that it neither ends early nor writes to the terminal.
+use crate::wire::AbsPath;
+use crate::wire::path::escape_bytes;
+
+/// `word` for a command that can be pasted into a shell: unquoted if it has only plain characters, in `'…'` if a terminal
+/// displays it, otherwise in `$'…'` with escapes.
 pub(super) fn quote_for_shell(word: &[u8]) -> String {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(b);
     match std::str::from_utf8(word) {
@@ -11,11 +14,14 @@ pub(super) fn quote_for_shell(word: &[u8]) -> String {
     }
 }
 
-/// Whether a terminal does not show a character as itself.
+pub(super) fn quote_path(path: &AbsPath) -> String {
+    quote_for_shell(path.as_bytes())
+}
+
+/// Whether a terminal does not display the character as it is: those that [`escape_bytes`] escapes, except for the
+/// backslash.
 fn needs_escape(c: char) -> bool {
-    // What [`show`](crate::wire::path::show) escapes, but for the backslash.
-    c != '\\'
-        && crate::wire::path::escape_bytes(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\')
+    c != '\\' && escape_bytes(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\')
 }
 
 fn escape_word(word: &[u8]) -> String {
@@ -66,5 +72,11 @@ mod tests {
             let read = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
             assert_eq!(read.stdout, word, "{quoted}");
         }
+    }
+
+    #[test]
+    fn a_path_in_a_hint_is_quoted_for_the_shell() {
+        let of = |path: &str| quote_path(&AbsPath::new(path).unwrap());
+        assert_eq!([of("/a/b-1"), of("/a b"), of("/it's")], ["/a/b-1", "'/a b'", "$'/it\\'s'"]);
     }
 }

@@ -1,19 +1,19 @@
-//! `ctl sync submit`: the request, from the command line or a file, and how it is sent.
+//! `ctl sync submit`: builds the request from the command line or a file, and sends it.
 
-use super::Context;
 use super::args::{ExitCodeArgs, OutputFormat, SubmitArgs, TransferArgs};
 use super::error::CliError;
 use super::exit::Exit;
 use super::flag_names::name_flags;
+use super::follow::{RecordOutputs, WaitOptions, wait_and_report};
 use super::path_args::extract_path;
-use super::records::RecordOutputs;
 use super::shell_quote::quote_for_shell;
-use super::sync::{WaitOptions, wait_and_report};
-use super::{console, files_from};
+use super::sync_text::mapping_example;
+use super::{Context, console, files_from};
 use crate::client::{ClientError, MasterClient, Reply};
 use crate::fs::find_absolute_patterns;
 use crate::util::{unique_id, units};
 use crate::wire::options::SyncOptions;
+use crate::wire::path::escape_bytes;
 use crate::wire::sync::SubmitReply;
 use crate::wire::{AbsPath, BytePath, RequestId};
 use jiff::Timestamp;
@@ -22,7 +22,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
-/// A `SyncRequest` in which the chunk size may be left to the master.
+/// The time between two attempts, if the master names none.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A `SyncRequest` in which the chunk size can be left to the master.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Submission {
@@ -44,7 +47,7 @@ pub(super) struct Submission {
     pub(super) bwlimit: Option<u64>,
 }
 
-/// A limit as a request file may have it: a number, or text with a unit.
+/// In a request file: a number, or text with a unit.
 fn deserialize_bwlimit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
     let text = match serde_yaml::Value::deserialize(d)? {
         serde_yaml::Value::Null => return Ok(None),
@@ -55,116 +58,104 @@ fn deserialize_bwlimit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D
     units::parse_bwlimit(&text).map_err(de::Error::custom)
 }
 
-/// Submits, and waits where that is asked for.
+/// Submits a sync, and waits for it with `--wait`.
 ///
 /// # Errors
-/// Wrong usage (2), a request that the master refuses, no master (5).
+/// Wrong usage, a request that the master refuses, no master.
 pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, CliError> {
     check_wait_only_options(&args)?;
-    let wanted = RecordOutputs::new(&args.options)?;
+    let record_outputs = RecordOutputs::new(&args.options)?;
     let mut request = submission_from_args(&args)?;
     request.options.allow_overlap |= args.allow_overlap;
     request.options.no_queue |= args.no_queue;
     if has_empty_file_list(&request) {
-        // Also with --quiet: a script that waits for an id is to see why there is none.
+        // Printed also with --quiet: a script that expects an id has to see why there is none.
         return Ok(end_without_submit(args.exit_code, !ctx.global.quiet || !args.wait));
     }
-    // Made here, so that the sync can be asked for by its id where no reply arrives.
+    // Generated here, so that the sync can be found if no reply arrives.
     let id = request.request_id.get_or_insert_with(|| unique_id::generate_id().into()).clone();
     let client = ctx.new_client()?;
-    let submitted = match submit_with_retry(&client, &request, ctx.global.request_timeout).await {
-        Ok(submitted) => submitted,
-        Err(unsent) => return Err(unsent.into_cli_error(ctx, &id, args.file.is_some())),
-    };
-    let id = submitted.request_id.clone();
-    for warning in &submitted.warnings {
-        console::print_note(&format!("warning: {}", console::sanitize(warning)));
-    }
-    if args.wait {
-        if ctx.global.quiet && ctx.global.output == OutputFormat::Table {
-            console::write_data(id.to_string().as_bytes())?;
-        } else if !ctx.global.quiet {
-            console::print_note(&submitted_text(ctx, &request, &submitted, false));
-        }
-        let after =
-            WaitOptions { submitted_here: true, record_outputs: wanted, exit_code: args.exit_code };
-        return wait_and_report(ctx, &client, vec![id], &args.wait_limit, &after).await;
+    let reply = submit_with_retry(&client, &request, ctx.global.request_timeout)
+        .await
+        .map_err(|e| e.into_cli_error(ctx, &id, args.file.is_some()))?;
+    console::print_warnings(&reply.warnings);
+    let id = reply.request_id.clone();
+    let text = submitted_text(&request, &reply);
+    if !args.wait {
+        let ctl = &ctx.ctl_command;
+        let text = format!(
+            "{text}\n  follow: {ctl} sync wait {id}     details: {ctl} sync status {id}     stop: {ctl} sync cancel {id}"
+        );
+        ctx.print(&reply.body, id.as_str(), &text)?;
+        return Ok(Exit::Ok);
     }
     match ctx.global.output {
-        OutputFormat::Json => console::write_data(&submitted.body)?,
-        OutputFormat::Table if ctx.global.quiet => console::write_data(id.to_string().as_bytes())?,
-        OutputFormat::Table => {
-            console::write_data(submitted_text(ctx, &request, &submitted, true).as_bytes())?
-        }
+        _ if !ctx.global.quiet => console::print_note(&text),
+        OutputFormat::Table => console::write_data(id.as_str().as_bytes())?,
+        OutputFormat::Json => {}
     }
-    Ok(Exit::Ok)
+    let options = WaitOptions { submitted_here: true, record_outputs, exit_code: args.exit_code };
+    wait_and_report(ctx, &client, vec![id], &args.wait_limit, &options).await
 }
 
-/// Refuses options that only make sense with `--wait`.
 fn check_wait_only_options(args: &SubmitArgs) -> Result<(), CliError> {
-    if args.wait {
-        return Ok(());
-    }
-    if args.wait_limit.timeout.is_some() || args.wait_limit.cancel_on_interrupt {
-        return Err(CliError::usage(
-            "--timeout and --cancel-on-interrupt apply only while waiting",
-        )
-        .with_hint("add --wait"));
-    }
-    if args.exit_code.error_on_no_transfer {
-        return Err(CliError::usage(
+    let limited = args.wait_limit.timeout.is_some() || args.wait_limit.cancel_on_interrupt;
+    let options = [
+        (limited, "--timeout and --cancel-on-interrupt apply only while waiting", ""),
+        (
+            args.exit_code.error_on_no_transfer,
             "--error-on-no-transfer is only known when the sync has ended",
-        )
-        .with_hint("add --wait"));
+            "",
+        ),
+        (
+            args.options.record.itemize,
+            "--itemize prints when the sync has ended",
+            ", or have it recorded with --record and print it later: ctl sync files ID",
+        ),
+        (
+            args.options.verification.manifest.is_some(),
+            "--manifest PATH is written when the sync has ended",
+            ", or have the digests kept with --digests and write them later: ctl sync manifest ID",
+        ),
+    ];
+    match options.into_iter().find(|(given, ..)| *given && !args.wait) {
+        Some((_, message, alternative)) => {
+            Err(CliError::usage(message).with_hint(format!("add --wait{alternative}")))
+        }
+        None => Ok(()),
     }
-    if args.options.record.itemize {
-        return Err(CliError::usage("--itemize prints when the sync has ended").with_hint(
-            "add --wait, or have it recorded with --record and print it later: ctl sync files ID",
-        ));
-    }
-    if args.options.verification.manifest.is_some() {
-        return Err(CliError::usage("--manifest PATH is written when the sync has ended").with_hint(
-            "add --wait, or have the digests kept with --digests and write them later: ctl sync manifest ID",
-        ));
-    }
-    Ok(())
 }
 
 fn submission_from_args(args: &SubmitArgs) -> Result<Submission, CliError> {
-    match (&args.file, &args.source, &args.destination) {
-        (Some(file), _, _) => {
-            let told = parse_request(&files_from::read_input(file, "the request")?)?;
-            Ok(Submission {
-                request_id: args.id.clone().or(told.request_id),
-                chunk_size_mb: args.transfer.chunk_size_mb.or(told.chunk_size_mb),
-                options: args.options.merge_into_request(told.options)?,
-                bwlimit: args.transfer.bwlimit.map_or(told.bwlimit, |limit| limit.0),
-                ..told
-            })
-        }
-        (None, Some(source), Some(destination)) => {
-            let source = parse_storage_path("SRC", source)?;
-            let destination = parse_storage_path("DST", destination)?;
-            let roots = std::slice::from_ref(&destination);
-            let options = args.options.to_sync_options(
-                roots,
-                args.transfer.is_file_list_stdin(),
-                Timestamp::now(),
-            )?;
-            new_submission(&[source], destination, args.id.clone(), &args.transfer, options)
-        }
-        (None, _, _) => Err(CliError::usage("SRC and DST, or --file FILE, are needed")),
+    if let Some(file) = &args.file {
+        let request = parse_request(&files_from::read_input(file, "the request")?)?;
+        return Ok(Submission {
+            request_id: args.id.clone().or(request.request_id),
+            chunk_size_mb: args.transfer.chunk_size_mb.or(request.chunk_size_mb),
+            options: args.options.merge_into_request(request.options)?,
+            bwlimit: args.transfer.bwlimit.map_or(request.bwlimit, |limit| limit.0),
+            ..request
+        });
     }
+    let (Some(source), Some(destination)) = (&args.source, &args.destination) else {
+        return Err(CliError::usage("SRC and DST, or --file FILE, are needed"));
+    };
+    let source = parse_storage_path("SRC", source)?;
+    let destination = parse_storage_path("DST", destination)?;
+    let roots = std::slice::from_ref(&destination);
+    let stdin_is_used = args.transfer.is_file_list_stdin();
+    let options = args.options.to_sync_options(roots, stdin_is_used, Timestamp::now())?;
+    new_submission(&[source], destination, args.id.clone(), &args.transfer, options)
 }
 
-/// Whether a request has a list, and that is empty: nothing is to be copied, so nothing is submitted.
+/// Whether nothing is to be copied: then nothing is submitted.
 pub(super) fn has_empty_file_list(request: &Submission) -> bool {
     request.file_list.as_ref().is_some_and(Vec::is_empty)
 }
 
-/// The end of a command whose list names nothing.
-pub(super) fn end_without_submit(end: ExitCodeArgs, with_note: bool) -> Exit {
-    let exit = if end.error_on_no_transfer { Exit::NoTransfer } else { Exit::Ok };
+/// The end of a command with an empty file list.
+pub(super) fn end_without_submit(args: ExitCodeArgs, with_note: bool) -> Exit {
+    let exit = if args.error_on_no_transfer { Exit::NoTransfer } else { Exit::Ok };
     if with_note {
         let code = exit.code();
         console::print_note(&format!(
@@ -174,48 +165,32 @@ pub(super) fn end_without_submit(end: ExitCodeArgs, with_note: bool) -> Exit {
     exit
 }
 
-/// The message of a submit; with `next`, what can be done next.
-fn submitted_text(
-    ctx: &Context,
-    request: &Submission,
-    submitted: &SubmitReply,
-    next: bool,
-) -> String {
-    let id = &submitted.request_id;
+fn submitted_text(request: &Submission, reply: &SubmitReply) -> String {
     let (from, to) = (&request.source_path, &request.destination_path);
-    let mut text =
-        format!("Submitted sync {id}: {from} → {to}\n  e.g. {}", mapping_example(from, to));
+    let mapping = mapping_example(from, to);
+    let mut text = format!("Submitted sync {}: {from} → {to}\n  e.g. {mapping}", reply.request_id);
     if let Some(list) = &request.file_list {
-        text.push_str(&format!(
-            "   only {}",
-            units::pluralize(list.len() as u64, "listed name", "listed names")
-        ));
+        let names = units::pluralize(list.len() as u64, "listed name", "listed names");
+        text.push_str(&format!("   only {names}"));
     }
     if request.options.dry_run {
         text.push_str("   a dry run: nothing will be changed");
     }
-    if let Some(note) = &submitted.note {
+    if let Some(note) = &reply.note {
         text.push_str(&format!("\n  note: {note}"));
-    }
-    if next {
-        let ctl = &ctx.ctl_command;
-        text.push_str(&format!(
-            "\n  follow: {ctl} sync wait {id}     details: {ctl} sync status {id}     stop: {ctl} sync cancel {id}"
-        ));
     }
     text
 }
 
-/// The request of the arguments, its file list read and checked. `sources` is the source, and other
-/// names that it has.
+/// The request, with its file list read and checked. `sources` is the source, followed by other spellings of its path.
 ///
 /// # Errors
-/// What [`names::read`] refuses; a pattern that is an absolute path below a source or the destination.
+/// Those of [`files_from::read_list`]; a pattern that is an absolute path below a source or the destination.
 pub(super) fn new_submission(
     sources: &[AbsPath],
     destination_path: AbsPath,
     request_id: Option<RequestId>,
-    what: &TransferArgs,
+    args: &TransferArgs,
     options: SyncOptions,
 ) -> Result<Submission, CliError> {
     let roots: Vec<&AbsPath> = sources.iter().chain([&destination_path]).collect();
@@ -225,81 +200,72 @@ pub(super) fn new_submission(
             CliError::usage(format!("the pattern {why}")).with_hint("docs/filters.md has examples")
         );
     }
-    let file_list = match &what.files_from {
-        Some(from) => Some(files_from::read_list(from, what.from0, sources)?),
-        None => None,
-    };
+    let read_list = |file| files_from::read_list(file, args.from0, sources);
     Ok(Submission {
         request_id,
         source_path: sources[0].clone(),
+        file_list: args.files_from.as_deref().map(read_list).transpose()?,
         destination_path,
-        chunk_size_mb: what.chunk_size_mb,
-        file_list,
+        chunk_size_mb: args.chunk_size_mb,
         options,
-        bwlimit: what.bwlimit.and_then(|limit| limit.0),
+        bwlimit: args.bwlimit.and_then(|limit| limit.0),
     })
 }
 
-/// Reads a request as `POST /sync` takes it; YAML, of which JSON is a part.
+/// Parses a request as `POST /sync` accepts it, in YAML, which includes JSON.
 ///
 /// # Errors
-/// Text that is neither, or a field that is unknown, missing or wrong, with its place.
+/// The text is not YAML, or a field is unknown, missing or wrong; the message names it.
 fn parse_request(raw: &[u8]) -> Result<Submission, CliError> {
-    let failure = |why: String| {
+    let error = |why: String| {
         CliError::usage(format!("the request cannot be read: {why}")).with_hint(
             "it takes source_path, destination_path, request_id, chunk_size_mb, file_list, options, \
              bwlimit",
         )
     };
-    let text = std::str::from_utf8(raw).map_err(|e| failure(e.to_string()))?;
-    // Read as a value first: only that refuses a key that is there twice.
-    let value: serde_yaml::Value =
-        serde_yaml::from_str(text).map_err(|e| failure(e.to_string()))?;
-    serde_path_to_error::deserialize(value).map_err(|e| failure(e.to_string()))
+    let text = std::str::from_utf8(raw).map_err(|e| error(e.to_string()))?;
+    // Parsed as a value first: only that refuses duplicate keys.
+    let value: serde_yaml::Value = serde_yaml::from_str(text).map_err(|e| error(e.to_string()))?;
+    serde_path_to_error::deserialize(value).map_err(|e| error(e.to_string()))
 }
 
-/// SRC and DST are paths of the storage hosts: what this host's working directory is says nothing.
-fn parse_storage_path(what: &str, given: &OsStr) -> Result<AbsPath, CliError> {
-    AbsPath::new(given.as_bytes()).map_err(|e| {
-        let shown = crate::wire::path::escape_bytes(given.as_bytes());
-        let failure = CliError::usage(format!("{what} `{shown}` {e}"));
-        if given.as_bytes().first() == Some(&b'/') {
-            return failure;
+/// SRC or DST (`name`) as a path on the storage hosts, where the working directory of this process has no meaning.
+fn parse_storage_path(name: &str, given: &OsStr) -> Result<AbsPath, CliError> {
+    let given = given.as_bytes();
+    AbsPath::new(given).map_err(|e| {
+        let error = CliError::usage(format!("{name} `{}` {e}", escape_bytes(given)));
+        if given.starts_with(b"/") {
+            return error;
         }
-        let hint = match extract_path(given.as_bytes()) {
+        let hint = match extract_path(given) {
             Some(path) => format!(
                 "write the path alone, {}: the master chooses the hosts by their storage paths",
                 quote_for_shell(path)
             ),
             None => "to copy on this host: ctl copy SRC DST".to_owned(),
         };
-        failure
+        error
             .with_note("SRC and DST are paths on the storage hosts, not on this one")
             .with_hint(hint)
     })
 }
 
-/// Why a sync was not submitted.
 pub(super) struct SubmitError {
     cause: ClientError,
-    /// It may have been accepted, for a reply was lost.
+    /// A reply was lost.
     may_be_accepted: bool,
 }
 
 impl From<SubmitError> for CliError {
-    fn from(unsent: SubmitError) -> Self {
-        CliError::from(name_flags(unsent.cause))
+    fn from(error: SubmitError) -> Self {
+        CliError::from(name_flags(error.cause))
     }
 }
 
 impl SubmitError {
-    /// The failure of a submit under the id `id`; for a request of a file (`by_file`) it names its fields.
-    fn into_cli_error(self, ctx: &Context, id: &RequestId, by_file: bool) -> CliError {
+    /// `from_file`: the request was read from a file, so errors name its fields and not options.
+    fn into_cli_error(self, ctx: &Context, id: &RequestId, from_file: bool) -> CliError {
         let ctl = &ctx.ctl_command;
-        let existing = match &self.cause {
-            ClientError::Problem { problem, .. } => problem.existing.clone(),
-            _ => None,
-        };
         // A refusal decides about the earlier attempts too: they were the same request.
         let refused = self.cause.status().is_some_and(|status| (400..500).contains(&status));
         if self.may_be_accepted && !refused {
@@ -315,61 +281,43 @@ impl SubmitError {
             ))
             .with_exit(Exit::Unreachable);
         }
-        let cause = if by_file { self.cause } else { name_flags(self.cause) };
-        let failure = CliError::from(cause);
-        match existing {
-            Some(_) => failure.with_hint(format!(
-                "show it: {ctl} sync status {id}     remove it: {ctl} sync delete {id}     or give another --id"
-            )),
-            None => failure,
+        let exists = matches!(&self.cause, ClientError::Problem { problem, .. } if problem.existing.is_some());
+        let error = CliError::from(if from_file { self.cause } else { name_flags(self.cause) });
+        if !exists {
+            return error;
         }
+        error.with_hint(format!(
+            "show it: {ctl} sync status {id}     remove it: {ctl} sync delete {id}     or give another --id"
+        ))
     }
 }
 
-/// Submits under a key of its own, so that sending it again is safe, and does that while the master
-/// answers that it can't decide now.
+/// Submits with an idempotency key, and retries up to `timeout` while the master replies that it can't decide now.
 ///
 /// # Errors
-/// The id exists (6), the request is wrong (2), no master for `patience` (5).
+/// The id exists, the request is wrong, no master replied in time.
 pub(super) async fn submit_with_retry(
     client: &MasterClient,
     request: &Submission,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Reply<SubmitReply>, SubmitError> {
     let key = unique_id::generate_id().to_string();
-    let begun = Instant::now();
-    let mut doubtful = false;
+    let started = Instant::now();
+    let mut may_be_accepted = false;
     loop {
         let cause = match client.submit(request, Some(&key)).await {
-            Ok(submitted) => return Ok(submitted),
+            Ok(reply) => return Ok(reply),
             Err(e) => e,
         };
-        doubtful |= cause.is_unconfirmed();
-        // A master that can't be reached at all is most often a wrong URL: report that at once.
-        let pause = cause.retry_after().unwrap_or(Duration::from_secs(1));
-        let busy = cause.is_retryable() && !cause.is_unreachable();
-        if busy && begun.elapsed() + pause < patience {
-            tokio::time::sleep(pause).await;
-            continue;
+        may_be_accepted |= cause.is_unconfirmed();
+        let interval = cause.retry_after().unwrap_or(RETRY_INTERVAL);
+        // A master that can't be reached is most often a wrong URL, which is reported at once.
+        let is_busy = cause.is_retryable() && !cause.is_unreachable();
+        if !is_busy || started.elapsed() + interval >= timeout {
+            return Err(SubmitError { cause, may_be_accepted });
         }
-        return Err(SubmitError { cause, may_be_accepted: doubtful });
+        tokio::time::sleep(interval).await;
     }
-}
-
-/// What goes where, for people.
-pub(super) fn mapping_example(source: &AbsPath, destination: &AbsPath) -> String {
-    let name = crate::wire::RelPath::new("NAME").unwrap_or_default();
-    format!("{} → {}", source.join(&name), destination.join(&name))
-}
-
-/// A path as a shell reads it back.
-pub(super) fn quote_path(path: &AbsPath) -> String {
-    quote_for_shell(path.as_bytes())
-}
-
-/// The option that sets a limit again, behind a blank; nothing without one.
-pub(super) fn bwlimit_arg(bwlimit: Option<u64>) -> String {
-    bwlimit.map(|limit| format!(" --bwlimit {limit}")).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -381,7 +329,7 @@ mod tests {
         let json = br#"{"source_path": "/a", "destination_path": "/b", "chunk_size_mb": 8}"#;
         let yaml = b"source_path: /a\ndestination_path: /b\nchunk_size_mb: 8\n";
         assert_eq!(parse_request(json).unwrap(), parse_request(yaml).unwrap());
-        for (bad, told) in [
+        for (bad, expected) in [
             ("source_path: /a\ndestination: /b\n", "unknown field `destination`"),
             ("source_path: /a\n", "missing field `destination_path`"),
             ("source_path: a\ndestination_path: /b\n", "source_path: must be absolute"),
@@ -390,7 +338,7 @@ mod tests {
             ("\u{1}", "control characters"),
         ] {
             let failure = parse_request(bad.as_bytes()).unwrap_err().render();
-            assert!(failure.contains(told), "{bad:?}: {failure}");
+            assert!(failure.contains(expected), "{bad:?}: {failure}");
         }
     }
 
@@ -437,11 +385,5 @@ mod tests {
         }
         assert!(parse_storage_path("DST", OsStr::new("/a/../b")).is_err());
         assert_eq!(parse_storage_path("DST", OsStr::new("/a//b/")).unwrap().as_bytes(), b"/a/b");
-    }
-
-    #[test]
-    fn a_path_in_a_hint_is_quoted_for_the_shell() {
-        let of = |p: &str| quote_path(&AbsPath::new(p).unwrap());
-        assert_eq!([of("/a/b-1"), of("/a b"), of("/it's")], ["/a/b-1", "'/a b'", "$'/it\\'s'"]);
     }
 }

@@ -1,85 +1,81 @@
-//! Tables for people: one row a record. Into a pipe a table is as wide as its texts. On a terminal it is no wider than
-//! that: reasons go below their rows, texts are shortened, columns that matter less are left out.
+//! Tables, one row per record. In a pipe a table is as wide as its texts. On a terminal it is fitted to the width: reasons
+//! move below their rows, texts are shortened, less important columns are omitted.
 
 use comfy_table::{ContentArrangement, Table, presets};
 use std::io::IsTerminal;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Spaces between two columns.
+/// Blanks between two columns.
 const COLUMN_GAP: usize = 2;
-/// How far a text below its row is indented.
+/// Indentation of a text below its row.
 const NOTE_INDENT: usize = 4;
-/// A text below its row takes at most so many lines.
+/// A text below its row has at most this many lines.
 const MAX_NOTE_LINES: usize = 3;
 
-/// Shortens a text to a number of characters.
+/// Shortens a text to a number of terminal columns.
 pub(super) type ShortenFn = fn(&str, usize) -> String;
 
-/// A column, and how it gives way on a narrow terminal.
+/// A column, and how it is fitted to a narrow terminal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Column {
     header: &'static str,
-    /// Left out in this order, lowest first; `None`: never.
+    /// Columns are omitted in this order, lowest first; `None`: never.
     omit_order: Option<u8>,
-    /// Shortened to this width before any column is left out.
+    /// Shortened to this width before any column is omitted.
     shortening: Option<(usize, ShortenFn)>,
-    /// Its texts stand below their rows where they do not fit beside them.
+    /// Moved below the rows if the table is too wide.
     is_below_row: bool,
 }
 
 impl Column {
-    /// A column that stays as it is.
     pub(super) const fn new(header: &'static str) -> Column {
         Column { header, omit_order: None, shortening: None, is_below_row: false }
     }
 
-    /// The column is left out on a narrow terminal, those with a lower number before it.
     pub(super) const fn with_omit_order(self, order: u8) -> Column {
         Column { omit_order: Some(order), ..self }
     }
 
-    /// The texts are shortened on a narrow terminal; to less than `least` only where nothing can be left out any more.
-    pub(super) const fn with_shortening(self, least: usize, shorten: ShortenFn) -> Column {
-        Column { shortening: Some((least, shorten)), ..self }
+    /// Texts get shorter than `min_width` only if no column can be omitted any more.
+    pub(super) const fn with_shortening(self, min_width: usize, shorten: ShortenFn) -> Column {
+        Column { shortening: Some((min_width, shorten)), ..self }
     }
 
-    /// The texts move below their rows on a narrow terminal.
     pub(super) const fn below_row(self) -> Column {
         Column { is_below_row: true, ..self }
     }
 }
 
-/// The columns of the terminal that standard output is, or what `MAX_COLUMNS` says; `None` for anything else.
+/// The width of standard output if it is a terminal: `COLUMNS`, or that of the terminal.
 pub(super) fn terminal_width() -> Option<usize> {
     let stdout = std::io::stdout();
     if !stdout.is_terminal() {
         return None;
     }
-    let set = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
-    let real = || rustix::termios::tcgetwinsize(&stdout).ok().map(|size| usize::from(size.ws_col));
-    set.or_else(real).filter(|columns| *columns > 0)
+    let configured = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    let actual = || rustix::termios::tcgetwinsize(&stdout).ok().map(|size| size.ws_col.into());
+    configured.or_else(actual).filter(|columns| *columns > 0)
 }
 
-/// Lays out `rows`, two spaces between columns, lines without trailing spaces, none wider than `width`.
+/// Lays out `rows`: lines without trailing blanks, none wider than `width`.
 pub(super) fn render_table(
     columns: &[Column],
     rows: Vec<Vec<String>>,
     width: Option<usize>,
 ) -> String {
-    let mut plan = TableLayout { columns: columns.to_vec(), rows };
-    let below = match width {
-        Some(width) if plan.full_width() > width => plan.fit_to_width(width),
+    let mut layout = TableLayout { columns: columns.to_vec(), rows };
+    let notes = match width {
+        Some(width) if layout.full_width() > width => layout.fit_to_width(width),
         _ => Vec::new(),
     };
-    let mut lines = plan.render_lines().into_iter();
-    let mut text: String = lines.next().into_iter().collect();
-    for (nth, line) in lines.enumerate() {
+    let mut lines = layout.render_lines().into_iter();
+    let mut text = lines.next().unwrap_or_default();
+    for (index, line) in lines.enumerate() {
         text.push_str(&line);
-        if let Some(note) = below.get(nth).filter(|note| !note.is_empty()) {
-            let room = width.map_or(usize::MAX, |width| width.saturating_sub(NOTE_INDENT));
-            for line in wrap_text(note, room, MAX_NOTE_LINES) {
-                text.push_str(&format!("{:NOTE_INDENT$}{line}\n", ""));
-            }
+        let note = notes.get(index).filter(|note| !note.is_empty());
+        let note_width = width.unwrap_or(usize::MAX).saturating_sub(NOTE_INDENT);
+        for line in note.into_iter().flat_map(|note| wrap_text(note, note_width, MAX_NOTE_LINES)) {
+            text.push_str(&format!("{:NOTE_INDENT$}{line}\n", ""));
         }
     }
     text
@@ -91,83 +87,82 @@ struct TableLayout {
 }
 
 impl TableLayout {
-    /// How wide a column is.
-    fn column_width(&self, nth: usize) -> usize {
-        let cells = self.rows.iter().map(|row| display_width(&row[nth]));
-        cells.chain([display_width(self.columns[nth].header)]).max().unwrap_or(0)
+    fn column_width(&self, index: usize) -> usize {
+        let cells = self.rows.iter().map(|row| display_width(&row[index]));
+        cells.chain([display_width(self.columns[index].header)]).max().unwrap_or(0)
     }
 
-    /// How wide the table is.
+    fn column_widths(&self) -> Vec<usize> {
+        (0..self.columns.len()).map(|index| self.column_width(index)).collect()
+    }
+
     fn full_width(&self) -> usize {
-        self.sum_columns(|plan, nth| plan.column_width(nth))
+        table_width(&self.column_widths())
     }
 
-    /// How wide the table is once its texts are shortened.
+    /// The width after shortening.
     fn min_width(&self) -> usize {
-        self.sum_columns(|plan, nth| {
-            let least = plan.columns[nth].shortening.map_or(usize::MAX, |(least, _)| least);
-            plan.column_width(nth).min(least)
-        })
+        let mut widths = self.column_widths();
+        for (width, column) in widths.iter_mut().zip(&self.columns) {
+            if let Some((min, _)) = column.shortening {
+                *width = min.min(*width);
+            }
+        }
+        table_width(&widths)
     }
 
-    fn sum_columns(&self, of: impl Fn(&TableLayout, usize) -> usize) -> usize {
-        let all: usize = (0..self.columns.len()).map(|nth| of(self, nth)).sum();
-        all + COLUMN_GAP * self.columns.len().saturating_sub(1)
-    }
-
-    /// Makes the table narrower; returns what stands below each row.
+    /// Makes the table narrower and returns the text below each row.
     fn fit_to_width(&mut self, width: usize) -> Vec<String> {
         let below = self.columns.iter().position(|column| column.is_below_row);
-        let below = below.map(|nth| self.remove_column(nth)).unwrap_or_default();
+        let notes = below.map(|index| self.remove_column(index)).unwrap_or_default();
         while self.min_width() > width {
-            let empty = (0..self.columns.len())
-                .find(|nth| self.columns[*nth].omit_order.is_some() && self.is_column_empty(*nth));
-            let next = (0..self.columns.len())
-                .filter(|nth| self.columns[*nth].omit_order.is_some())
-                .min_by_key(|nth| self.columns[*nth].omit_order);
-            match empty.or(next) {
-                Some(nth) => drop(self.remove_column(nth)),
+            let omittable =
+                (0..self.columns.len()).filter(|i| self.columns[*i].omit_order.is_some());
+            // Empty columns first.
+            let next = omittable.min_by_key(|i| {
+                let is_empty = self.is_column_empty(*i);
+                (!is_empty, self.columns[*i].omit_order.filter(|_| !is_empty), *i)
+            });
+            match next {
+                Some(index) => drop(self.remove_column(index)),
                 None => break,
             }
         }
         self.shorten_columns(width);
-        below
+        notes
     }
 
-    /// Shortens the widest of the texts that can be, until the table fits or none is left.
+    /// Shortens the widest column that can be shortened, until the table fits or nothing can be shortened.
     fn shorten_columns(&mut self, width: usize) {
-        let mut most: Vec<usize> =
-            (0..self.columns.len()).map(|nth| self.column_width(nth)).collect();
-        let gaps = COLUMN_GAP * self.columns.len().saturating_sub(1);
-        while most.iter().sum::<usize>() + gaps > width {
-            let able = (0..most.len()).filter(|nth| self.columns[*nth].shortening.is_some());
-            match able.max_by_key(|nth| most[*nth]).filter(|nth| most[*nth] > 1) {
-                Some(widest) => most[widest] -= 1,
+        let mut widths = self.column_widths();
+        while table_width(&widths) > width {
+            let candidates = (0..widths.len()).filter(|i| self.columns[*i].shortening.is_some());
+            match candidates.max_by_key(|i| widths[*i]).filter(|i| widths[*i] > 1) {
+                Some(widest) => widths[widest] -= 1,
                 None => break,
             }
         }
-        for (nth, most) in most.into_iter().enumerate() {
-            let Some((_, shorten)) = self.columns[nth].shortening else { continue };
-            self.columns[nth].header = truncate_header(self.columns[nth].header, most);
+        for (index, max) in widths.into_iter().enumerate() {
+            let Some((_, shorten)) = self.columns[index].shortening else { continue };
+            self.columns[index].header = truncate_header(self.columns[index].header, max);
             for row in &mut self.rows {
-                if display_width(&row[nth]) > most {
-                    row[nth] = shorten(&row[nth], most);
+                if display_width(&row[index]) > max {
+                    row[index] = shorten(&row[index], max);
                 }
             }
         }
     }
 
-    /// Whether no row holds anything in a column.
-    fn is_column_empty(&self, nth: usize) -> bool {
-        self.rows.iter().all(|row| ["", "-", "0"].contains(&row[nth].as_str()))
+    fn is_column_empty(&self, index: usize) -> bool {
+        self.rows.iter().all(|row| ["", "-", "0"].contains(&row[index].as_str()))
     }
 
-    fn remove_column(&mut self, nth: usize) -> Vec<String> {
-        self.columns.remove(nth);
-        self.rows.iter_mut().map(|row| row.remove(nth)).collect()
+    fn remove_column(&mut self, index: usize) -> Vec<String> {
+        self.columns.remove(index);
+        self.rows.iter_mut().map(|row| row.remove(index)).collect()
     }
 
-    /// The lines, the header first.
+    /// The header and one line per row.
     fn render_lines(self) -> Vec<String> {
         let mut table = Table::new();
         table
@@ -183,91 +178,96 @@ impl TableLayout {
     }
 }
 
-/// A header is one line: a wider one than its column is cut.
-fn truncate_header(header: &'static str, most: usize) -> &'static str {
-    let end = header.char_indices().nth(most).map_or(header.len(), |(end, _)| end);
+fn table_width(column_widths: &[usize]) -> usize {
+    let gaps = COLUMN_GAP * column_widths.len().saturating_sub(1);
+    column_widths.iter().sum::<usize>() + gaps
+}
+
+/// A header is one line: it is truncated to the width of its column.
+fn truncate_header(header: &'static str, max: usize) -> &'static str {
+    let end = header.char_indices().nth(max).map_or(header.len(), |(end, _)| end);
     header.get(..end).unwrap_or(header)
 }
 
-/// How many columns of a terminal a text takes: characters of East Asian scripts take two.
+/// The number of terminal columns of a text: East Asian characters take two.
 pub(super) fn display_width(text: &str) -> usize {
     text.width()
 }
 
 /// The beginning of a text.
-pub(super) fn truncate_end(text: &str, most: usize) -> String {
-    if display_width(text) <= most {
+pub(super) fn truncate_end(text: &str, max: usize) -> String {
+    if display_width(text) <= max {
         return text.to_owned();
     }
-    let (kept, _) = split_at_width(text, most.saturating_sub(1));
-    kept.chars().chain(['…']).take(most).collect()
+    let (kept, _) = split_at_width(text, max.saturating_sub(1));
+    kept.chars().chain(['…']).take(max).collect()
 }
 
 /// The end of a text.
-fn truncate_start(text: &str, most: usize) -> String {
-    if display_width(text) <= most {
+fn truncate_start(text: &str, max: usize) -> String {
+    if display_width(text) <= max {
         return text.to_owned();
     }
-    let room = most.saturating_sub(1);
-    let starts = text.char_indices().map(|(start, _)| &text[start..]);
-    let kept = starts.into_iter().find(|rest| display_width(rest) <= room).unwrap_or_default();
-    ['…'].into_iter().chain(kept.chars()).take(most).collect()
+    let suffixes = text.char_indices().map(|(start, _)| &text[start..]);
+    let kept = suffixes.into_iter().find(|suffix| display_width(suffix) < max).unwrap_or_default();
+    ['…'].into_iter().chain(kept.chars()).take(max).collect()
 }
 
-/// The longest beginning that takes no more than `most` columns, and the rest.
-fn split_at_width(text: &str, most: usize) -> (&str, &str) {
-    let mut taken = 0;
+/// The longest beginning that takes at most `max` columns, and the rest.
+fn split_at_width(text: &str, max: usize) -> (&str, &str) {
+    let mut width = 0;
     let end = text.char_indices().find(|(_, c)| {
-        taken += c.width().unwrap_or(0);
-        taken > most
+        width += c.width().unwrap_or(0);
+        width > max
     });
     text.split_at(end.map_or(text.len(), |(end, _)| end))
 }
 
-/// A text in at most `lines` lines of at most `width` columns, broken between words where it can be.
-pub(super) fn wrap_text(text: &str, width: usize, lines: usize) -> Vec<String> {
-    let (mut rest, mut wrapped) = (text, Vec::new());
-    while display_width(rest) > width && wrapped.len() + 1 < lines {
+/// A text in at most `max_lines` lines of at most `width` columns, wrapped between words if possible.
+pub(super) fn wrap_text(text: &str, width: usize, max_lines: usize) -> Vec<String> {
+    let (mut rest, mut lines) = (text, Vec::new());
+    while display_width(rest) > width && lines.len() + 1 < max_lines {
         let (line, _) = split_at_width(rest, width);
-        let is_between = rest[line.len()..].starts_with(' ');
+        let is_between_words = rest[line.len()..].starts_with(' ');
         let end = match line.rfind(' ') {
-            _ if is_between => line.len(),
+            _ if is_between_words => line.len(),
             Some(space) if space > 0 => space,
             _ if line.is_empty() => break,
             _ => line.len(),
         };
-        wrapped.push(rest[..end].trim_end().to_owned());
+        lines.push(rest[..end].trim_end().to_owned());
         rest = rest[end..].trim_start();
     }
-    wrapped.push(truncate_end(rest, width));
-    wrapped
+    lines.push(truncate_end(rest, width));
+    lines
 }
 
 /// Between a source and its destination.
 pub(super) const ARROW: &str = " → ";
 
-/// The ends of a source and of its destination: the names there say most.
-pub(super) fn shorten_pair(text: &str, most: usize) -> String {
-    let Some((from, to)) = text.split_once(ARROW) else { return truncate_start(text, most) };
-    let room = most.saturating_sub(display_width(ARROW));
-    if room < 4 {
-        return truncate_start(to, most);
+/// Keeps the ends of the source and the destination path, which differ most between syncs.
+pub(super) fn shorten_pair(text: &str, max: usize) -> String {
+    let Some((from, to)) = text.split_once(ARROW) else { return truncate_start(text, max) };
+    let width = max.saturating_sub(display_width(ARROW));
+    if width < 4 {
+        return truncate_start(to, max);
     }
-    let half = room / 2;
-    // What one does not need is the other's.
-    let first = half.max(room.saturating_sub(display_width(to))).min(display_width(from));
-    format!("{}{ARROW}{}", truncate_start(from, first), truncate_start(to, room - first))
+    // Columns that one path does not need are given to the other.
+    let from_width = (width / 2).max(width.saturating_sub(display_width(to)));
+    let from_width = from_width.min(display_width(from));
+    let [from, to] = [truncate_start(from, from_width), truncate_start(to, width - from_width)];
+    format!("{from}{ARROW}{to}")
 }
 
-/// The first of several things separated by commas, and how many more there are.
-pub(super) fn shorten_list(text: &str, most: usize) -> String {
-    let all: Vec<&str> = text.split(", ").collect();
-    let shown = |n: usize| match all.len() - n {
-        0 => all.join(", "),
-        more => format!("{} +{more} more", all[..n].join(", ")),
+/// Keeps the first items of a list, and counts the others.
+pub(super) fn shorten_list(text: &str, max: usize) -> String {
+    let items: Vec<&str> = text.split(", ").collect();
+    let first = |n: usize| match items.len() - n {
+        0 => items.join(", "),
+        more => format!("{} +{more} more", items[..n].join(", ")),
     };
-    let fitting = (1..=all.len()).rev().map(shown).find(|text| display_width(text) <= most);
-    fitting.unwrap_or_else(|| truncate_end(text, most))
+    let fitting = (1..=items.len()).rev().map(first).find(|text| display_width(text) <= max);
+    fitting.unwrap_or_else(|| truncate_end(text, max))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::exit::Exit;
 use super::progress::{ProgressTracker, percent_done, plain_line};
-use super::{fixtures, outcome_report, tables};
+use super::{details, fixtures, outcome_report, tables};
 use crate::wire::options::SyncOptions;
 use crate::wire::sync::{FailedStep, SyncOutcome, SyncPhase, SyncProgress, SyncState};
 use jiff::Timestamp;
@@ -133,7 +133,7 @@ fn all_views_agree_on_how_a_sync_ended() {
             let result = outcome_report::result_text(&sync);
             assert_eq!(count_failed(&result), failures, "{name}: {result}");
         }
-        let record = tables::sync_details(&sync, now);
+        let record = details::sync_details(&sync, now);
         let lines = record.lines().filter(|line| {
             ["Files:", "Directories:", "Steps:"].iter().any(|key| line.starts_with(key))
         });

@@ -1,16 +1,17 @@
-//! `ctl sync verify`: compares a destination with the digests of its files, on this machine and
-//! without the source.
+//! `ctl sync verify`: compares a destination that is mounted here with the digests of its files, without the source.
 //!
-//! One thread walks, all cores hash: small files whole, large ones in ranges whose values are merged,
-//! so that one huge file keeps all of them busy as well. A file's content takes one buffer a thread,
-//! whatever its length.
+//! One thread walks the tree, one thread per core hashes: small files whole, large ones in ranges whose values are
+//! merged, so that a single large file uses all cores. Each thread has one buffer, whatever the length of the files.
 
 use super::args::{OutputFormat, VerifyArgs};
 use super::b3sum::{DigestList, DigestListReader};
 use super::error::CliError;
 use super::exit::Exit;
-use super::{Context, console, files_from, records};
-use crate::fs::{Cause, FsError, RootDir, Side, SourceFile, TRASH_MARKER, Tree};
+use super::files_from::{is_stdin, read_input};
+use super::manifest::{fetch_digests, fetch_ended_sync, others_path};
+use super::sanitize::{display_path, sanitize};
+use super::{Context, console};
+use crate::fs::{Cause, FsError, RootDir, Side, SourceFile, TRASH_MARKER, Tree, errno_text};
 use crate::util::units;
 use crate::wire::content::merge_ranges;
 use crate::wire::manifest::{Entry, EntryKind};
@@ -20,6 +21,7 @@ use blake3::hazmat::HasherExt;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Serialize;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,20 +29,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Read at a time: enough for BLAKE3 to use the widest registers.
+/// Large enough for BLAKE3 to use the widest registers.
 const READ_BUFFER_BYTES: usize = 1 << 20;
-/// Longer files are hashed in ranges of this length, a power of two.
+/// Longer files are hashed in ranges of this length, which must be a power of two.
 const RANGE_BYTES: u64 = 64 << 20;
-/// Jobs that wait for each thread.
 const QUEUED_JOBS_PER_THREAD: usize = 16;
 
-/// Checks a destination.
+/// Verifies a destination.
 ///
 /// # Errors
-/// The list can't be had or read, PATH is not there. What the check finds is no error: then the exit
-/// code is 23.
+/// The list can't be read, or PATH does not exist. Differences are no error, but set the exit code.
 pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, CliError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let (digests, path, trash) = match (&args.manifest, args.id_or_path.as_slice()) {
         (Some(file), [path]) => {
             let (digests, note) = read_digest_files(file)?;
@@ -54,63 +54,63 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, CliErro
                 "with --manifest only the PATH of the destination is given",
             ));
         }
-        (None, [id, rest @ ..]) => {
+        (None, [id, path @ ..]) => {
             let id = id.to_string_lossy();
             let id: RequestId = id.parse().map_err(|e| {
                 CliError::usage(format!("`{}` is not an id: {e}", escape_bytes(id.as_bytes())))
                     .with_hint("for a list in a file: ctl sync verify --manifest FILE PATH")
             })?;
-            let sync = records::fetch_ended_sync(ctx, &id).await?;
-            let there = std::ffi::OsStr::from_bytes(sync.destination_path.as_bytes());
-            let path = rest.first().map_or(Path::new(there), Path::new).to_owned();
+            let sync = fetch_ended_sync(ctx, &id).await?;
+            let destination = OsStr::from_bytes(sync.destination_path.as_bytes());
+            let path =
+                Path::new(path.first().map_or(destination, |path| path.as_os_str())).to_owned();
             let trash = sync.options.delete.and_then(|delete| delete.trash);
-            (records::fetch_digests(ctx, &sync.request_id).await?, path, trash)
+            (fetch_digests(ctx, &sync.request_id).await?, path, trash)
         }
         (None, []) => {
             return Err(CliError::usage("an ID, or --manifest FILE and a PATH, is needed"));
         }
     };
-    let place = VerifyTarget { trash, ..VerifyTarget::open(&path)? };
+    let target = VerifyTarget { trash, ..VerifyTarget::open(&path)? };
     let report = VerifyReport::new(ctx, args.ignore_extra);
-    let report = tokio::task::spawn_blocking(move || verify_tree(&place, &digests, report))
+    let report = tokio::task::spawn_blocking(move || verify_tree(&target, &digests, report))
         .await
-        .map_err(|e| CliError::new(format!("the check ended: {e}")))??;
-    Ok(report.finish(begun.elapsed()))
+        .map_err(|e| CliError::new(format!("the verification ended: {e}")))??;
+    Ok(report.finish(started.elapsed()))
 }
 
-/// The digests of a list and of the one beside it, and what is to be said where that one is missing: the list itself
-/// can't hold whether there was one, because `b3sum` reads no comments.
+/// The digests of a list and of its `.others` file, and a note if that is missing. The list can't say whether there was
+/// one, because `b3sum` does not accept comments.
 fn read_digest_files(file: &Path) -> Result<(DigestList, Option<String>), CliError> {
     let mut reader = DigestListReader::default();
-    reader.push(&files_from::read_input(file, "the list of digests")?)?;
-    let others = records::others_path(file);
-    let missing = if file.as_os_str() == "-" {
+    reader.push(&read_input(file, "the list of digests")?)?;
+    let others = others_path(file);
+    let missing = if is_stdin(file) {
         Some("a list from standard input has no FILE.others beside it".to_owned())
     } else if others.exists() {
-        reader.push_next_list(&files_from::read_input(&others, "the list of digests")?)?;
+        reader.push_next_list(&read_input(&others, "the list of digests")?)?;
         None
     } else {
-        Some(format!("{} is not there", escape_bytes(others.as_os_str().as_bytes())))
+        Some(format!("{} is not there", display_path(&others)))
     };
     let note = missing.map(|why| {
         format!("note: {why}: files whose names b3sum refuses (not UTF-8) are not checked, if the sync had any")
     });
-    Ok((reader.finish(&escape_bytes(file.as_os_str().as_bytes()).to_string())?, note))
+    Ok((reader.finish(&display_path(file))?, note))
 }
 
-/// What is checked.
 struct VerifyTarget {
     tree: Tree,
-    /// The name of PATH, where it is a file.
+    /// The name of PATH if it is a file.
     file: Option<Vec<u8>>,
-    /// What was deleted lies there.
+    /// The directory for deleted entries.
     trash: Option<RelPath>,
 }
 
 impl VerifyTarget {
     fn open(path: &Path) -> Result<VerifyTarget, CliError> {
-        let shown = escape_bytes(path.as_os_str().as_bytes()).to_string();
-        let bad = |e: std::io::Error| match e.kind() {
+        let shown = display_path(path);
+        let access_error = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 CliError::new(format!("{shown} does not exist on this machine"))
                     .with_exit(Exit::NotFound)
@@ -118,22 +118,23 @@ impl VerifyTarget {
             }
             _ => CliError::new(format!("cannot access {shown}: {e}")),
         };
-        // Links in PATH are followed, here; below it none is.
-        let real = std::fs::canonicalize(path).map_err(bad)?;
-        let is_dir = std::fs::metadata(&real).map_err(bad)?.is_dir();
+        // Symbolic links are followed in PATH only, not below it.
+        let real = std::fs::canonicalize(path).map_err(access_error)?;
+        let is_dir = std::fs::metadata(&real).map_err(access_error)?.is_dir();
         let (dir, name) = match (is_dir, real.parent(), real.file_name()) {
             (false, Some(parent), Some(name)) => (parent, Some(name.as_bytes().to_vec())),
             _ => (real.as_path(), None),
         };
-        let failed = |e: String| CliError::new(format!("cannot open {shown}: {e}"));
-        let root = AbsPath::new(dir.as_os_str().as_bytes()).map_err(|e| failed(e.to_string()))?;
-        let root = RootDir::open(&root).map_err(|e| failed(cause_text(&e)))?;
+        let open_error = |e: String| CliError::new(format!("cannot open {shown}: {e}"));
+        let root =
+            AbsPath::new(dir.as_os_str().as_bytes()).map_err(|e| open_error(e.to_string()))?;
+        let root = RootDir::open(&root).map_err(|e| open_error(cause_text(&e)))?;
         let base = RelPath::new(name.as_deref().unwrap_or_default());
-        let tree = Tree::new(root, base.map_err(|e| failed(e.to_string()))?);
+        let tree = Tree::new(root, base.map_err(|e| open_error(e.to_string()))?);
         Ok(VerifyTarget { tree, file: name, trash: None })
     }
 
-    /// Where the list has `entry`. A single file is its single line, whatever name it has there.
+    /// The index of `entry` in the list. A single file is compared with a single line whatever its name is.
     fn list_index(&self, digests: &DigestList, entry: &Entry) -> Option<usize> {
         match &self.file {
             Some(_) if digests.len() == 1 => Some(0),
@@ -143,7 +144,6 @@ impl VerifyTarget {
     }
 }
 
-/// What is wrong with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Difference {
@@ -175,10 +175,9 @@ struct Finding {
     message: Option<String>,
 }
 
-/// Prints a line.
 type LineSink = Box<dyn FnMut(&[u8]) -> Result<(), CliError> + Send>;
 
-/// Tells what is found as it is found, and counts.
+/// Prints differences as they are found, and counts them.
 struct VerifyReport {
     json: bool,
     quiet: bool,
@@ -186,7 +185,7 @@ struct VerifyReport {
     counts: [u64; 4],
     files: u64,
     bytes: u64,
-    /// Standard output can't be written.
+    /// The first error of standard output.
     write_error: Option<CliError>,
     write_line: LineSink,
 }
@@ -214,8 +213,7 @@ impl VerifyReport {
         let line = if self.json {
             serde_json::to_string(&Finding { path, state, message }).unwrap_or_default()
         } else {
-            let message =
-                message.map(|m| format!("  ({})", console::sanitize(&m))).unwrap_or_default();
+            let message = message.map(|m| format!("  ({})", sanitize(&m))).unwrap_or_default();
             format!("{:<10}  {path}{message}", state.name())
         };
         if let Err(e) = (self.write_line)(line.as_bytes()) {
@@ -228,7 +226,7 @@ impl VerifyReport {
         self.bytes += bytes;
     }
 
-    /// The line at the end, and how the program ends.
+    /// Prints the summary and returns the exit code.
     fn finish(&self, took: Duration) -> Exit {
         let wrong = self.counts.iter().any(|n| *n > 0);
         let exit = if wrong { Exit::Partial } else { Exit::Ok };
@@ -248,7 +246,7 @@ impl VerifyReport {
             units::format_duration(took)
         );
         if exit == Exit::Ok {
-            return format!("{head}: all are as the list says");
+            return format!("{head}: all match the list");
         }
         let counts = Difference::NAMES.iter().zip(self.counts);
         let counts = counts.map(|((_, word), n)| format!("{} {word}", units::format_count(n)));
@@ -262,7 +260,6 @@ struct LargeFile {
     file: SourceFile,
     list_index: usize,
     size: u64,
-    /// The values of the ranges that are done.
     range_digests: Mutex<Vec<Digest>>,
     ranges_left: AtomicUsize,
     error: Mutex<Option<FsError>>,
@@ -273,9 +270,9 @@ enum Job {
     Range { large: Arc<LargeFile>, index: usize },
 }
 
-/// Walks and hashes; tells everything that is not as `digests` says.
+/// Walks the tree, hashes its files and reports all differences from `digests`.
 fn verify_tree(
-    place: &VerifyTarget,
+    target: &VerifyTarget,
     digests: &DigestList,
     report: VerifyReport,
 ) -> Result<VerifyReport, CliError> {
@@ -283,23 +280,22 @@ fn verify_tree(
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let (send, jobs) = sync_channel(threads * QUEUED_JOBS_PER_THREAD);
     let jobs = Arc::new(Mutex::new(jobs));
-    let left = std::thread::scope(|scope| {
+    let walked = std::thread::scope(|scope| {
         for _ in 0..threads {
-            // Each thread holds the receiver: when the last of them is gone, sending fails and the
-            // walk ends instead of waiting for ever.
+            // Only the threads hold the receiver: if all of them panic, sending fails and the walk ends.
             let (jobs, report) = (Arc::clone(&jobs), &report);
-            scope.spawn(move || run_worker(place, digests, report, &jobs));
+            scope.spawn(move || run_worker(target, digests, report, &jobs));
         }
         drop(jobs);
-        walk_tree(place, digests, &report, send)
+        walk_tree(target, digests, &report, send)
     })?;
     let mut report = report.into_inner();
     for (at, path) in digests.names() {
-        if left.listed_seen[at] {
+        if walked.listed_seen[at] {
             continue;
         }
         let below = |dir: &RelPath| RelPath::new(path).is_ok_and(|path| dir.contains(&path));
-        match left.unreadable.iter().any(below) {
+        match walked.unreadable.iter().any(below) {
             true => {
                 let why = "its directory can't be read".to_owned();
                 report.add_difference(path, Difference::Unreadable, Some(why));
@@ -313,33 +309,32 @@ fn verify_tree(
     }
 }
 
-/// What the walk leaves behind.
 struct WalkResult {
-    /// The places in the list whose names were met.
+    /// For each index of the list whether the walk found the name.
     listed_seen: Vec<bool>,
     /// Directories (or entries) that could not be read.
     unreadable: Vec<RelPath>,
 }
 
 fn walk_tree(
-    place: &VerifyTarget,
+    target: &VerifyTarget,
     digests: &DigestList,
     report: &Mutex<VerifyReport>,
     jobs: SyncSender<Job>,
 ) -> Result<WalkResult, CliError> {
-    let mut left = WalkResult { listed_seen: vec![false; digests.len()], unreadable: Vec::new() };
+    let mut walked = WalkResult { listed_seen: vec![false; digests.len()], unreadable: Vec::new() };
     let root = RelPath::root();
-    let walk = place.tree.walk(&root, None).map_err(|e| {
-        CliError::new(format!("cannot read {}: {}", place.tree.path(), cause_text(&e)))
+    let walk = target.tree.walk(&root, None).map_err(|e| {
+        CliError::new(format!("cannot read {}: {}", target.tree.path(), cause_text(&e)))
     })?;
-    // The directory for deleted entries that the walk is in. What the list has there is checked all the same.
+    // The directory for deleted entries that the walk is in. Files in it are verified if they are listed.
     let mut trash: Option<RelPath> = None;
     for next in walk {
         let entry = match next {
             Ok(entry) => entry,
             Err(e) => {
-                left.unreadable.extend(RelPath::new(&e.path.0));
-                lock(report).add_difference(
+                walked.unreadable.extend(RelPath::new(&e.path.0));
+                report.lock().add_difference(
                     &e.path.0,
                     Difference::Unreadable,
                     Some(cause_text(&e)),
@@ -348,44 +343,44 @@ fn walk_tree(
             }
         };
         trash = trash.filter(|trash| trash.contains(&entry.path));
-        if trash.is_none() && entry.is_dir() && is_trash(place, &entry) {
+        if trash.is_none() && entry.is_dir() && is_trash(target, &entry) {
             trash = Some(entry.path.clone());
         }
-        let at = place.list_index(digests, &entry);
+        let at = target.list_index(digests, &entry);
         if let Some(at) = at {
-            left.listed_seen[at] = true;
+            walked.listed_seen[at] = true;
         }
         match (entry.kind.clone(), at) {
             (EntryKind::File { size }, Some(at)) => {
-                queue_file(place, report, &jobs, entry, size, at)?
+                queue_file(target, report, &jobs, entry, size, at)?
             }
             (EntryKind::File { .. }, None) if trash.is_some() => {}
             (EntryKind::File { .. }, None) => {
-                lock(report).add_difference(entry.path.as_bytes(), Difference::Extra, None);
+                report.lock().add_difference(entry.path.as_bytes(), Difference::Extra, None);
             }
             (_, Some(_)) => {
                 let why = Some("it is not a regular file".to_owned());
-                lock(report).add_difference(entry.path.as_bytes(), Difference::Changed, why);
+                report.lock().add_difference(entry.path.as_bytes(), Difference::Changed, why);
             }
             (_, None) => {}
         }
     }
-    Ok(left)
+    Ok(walked)
 }
 
-/// Whether a directory holds what a mirror deleted: it is no part of what was copied.
-fn is_trash(place: &VerifyTarget, dir: &Entry) -> bool {
+/// Whether a directory holds entries that a mirror deleted, which are not part of the copy.
+fn is_trash(target: &VerifyTarget, dir: &Entry) -> bool {
     let marked = || {
         let mark = dir.path.child(TRASH_MARKER).ok();
-        mark.and_then(|mark| place.tree.entry(&mark).ok())
+        mark.and_then(|mark| target.tree.entry(&mark).ok())
             .is_some_and(|mark| matches!(mark.kind, EntryKind::File { .. }))
     };
-    place.trash.as_ref() == Some(&dir.path) || marked()
+    target.trash.as_ref() == Some(&dir.path) || marked()
 }
 
-/// Hands a file to the threads, in one piece or in several.
+/// Queues a file as one job, or as one job per range.
 fn queue_file(
-    place: &VerifyTarget,
+    target: &VerifyTarget,
     report: &Mutex<VerifyReport>,
     jobs: &SyncSender<Job>,
     entry: Entry,
@@ -399,14 +394,14 @@ fn queue_file(
     if size <= RANGE_BYTES {
         return send(Job::Whole { entry, at });
     }
-    let file = match place.tree.open_source(&entry) {
+    let file = match target.tree.open_source(&entry) {
         Ok(file) => file,
         Err(e) => {
-            add_error(&mut lock(report), entry.path.as_bytes(), &e);
+            add_error(&mut report.lock(), entry.path.as_bytes(), &e);
             return Ok(());
         }
     };
-    // It may have become another one since it was listed; ranges are made for what is open.
+    // The file may have been replaced since it was listed: the ranges are those of the open one.
     let EntryKind::File { size } = file.entry().kind else { return Ok(()) };
     if size <= RANGE_BYTES {
         return send(Job::Whole { entry, at });
@@ -423,9 +418,9 @@ fn queue_file(
     (0..count).try_for_each(|index| send(Job::Range { large: Arc::clone(&large), index }))
 }
 
-/// One thread: takes jobs until there are no more.
+/// Runs jobs until there are no more.
 fn run_worker(
-    place: &VerifyTarget,
+    target: &VerifyTarget,
     digests: &DigestList,
     report: &Mutex<VerifyReport>,
     jobs: &Mutex<Receiver<Job>>,
@@ -436,13 +431,13 @@ fn run_worker(
         match job {
             Err(_) => return,
             Ok(Job::Whole { entry, at }) => {
-                let hashed = hash_file(place, &entry, &mut buffer);
+                let hashed = hash_file(target, &entry, &mut buffer);
                 compare_digest(report, entry.path.as_bytes(), digests.digest_at(at), hashed);
             }
             Ok(Job::Range { large, index }) => {
                 match hash_range(&large, index, &mut buffer) {
-                    Ok(value) => lock(&large.range_digests)[index] = value,
-                    Err(e) => drop(lock(&large.error).get_or_insert(e)),
+                    Ok(value) => large.range_digests.lock()[index] = value,
+                    Err(e) => drop(large.error.lock().get_or_insert(e)),
                 }
                 if large.ranges_left.fetch_sub(1, Ordering::AcqRel) == 1 {
                     let path = large.file.entry().path.as_bytes();
@@ -464,7 +459,7 @@ fn compare_digest(
     expected: Digest,
     hashed: Result<(Digest, u64), FsError>,
 ) {
-    let mut report = lock(report);
+    let mut report = report.lock();
     match hashed {
         Ok((digest, bytes)) => {
             report.add_read_file(bytes);
@@ -476,7 +471,7 @@ fn compare_digest(
     }
 }
 
-/// A file that could not be hashed.
+/// Reports a file that could not be hashed.
 fn add_error(report: &mut VerifyReport, path: &[u8], e: &FsError) {
     match e.cause {
         Cause::Os(Errno::NOENT) => report.add_difference(path, Difference::Missing, None),
@@ -489,11 +484,11 @@ fn add_error(report: &mut VerifyReport, path: &[u8], e: &FsError) {
 
 /// The digest and length of a small file.
 fn hash_file(
-    place: &VerifyTarget,
+    target: &VerifyTarget,
     entry: &Entry,
     buffer: &mut [u8],
 ) -> Result<(Digest, u64), FsError> {
-    let file = place.tree.open_source(entry)?;
+    let file = target.tree.open_source(entry)?;
     let mut hasher = blake3::Hasher::new();
     let mut done = 0;
     loop {
@@ -518,7 +513,7 @@ fn hash_range(large: &LargeFile, index: usize, buffer: &mut [u8]) -> Result<Dige
     while at < end {
         let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
         if large.file.read_at(&mut buffer[..want], at)? < want {
-            // Shorter than it was.
+            // The file has been truncated.
             let path = large.file.entry().path.as_bytes();
             return Err(FsError::new(Side::Destination, "read", path, Cause::Changed));
         }
@@ -530,35 +525,28 @@ fn hash_range(large: &LargeFile, index: usize, buffer: &mut [u8]) -> Result<Dige
 
 impl LargeFile {
     fn merge_digest(&self) -> Result<(Digest, u64), FsError> {
-        if let Some(e) = lock(&self.error).take() {
+        if let Some(e) = self.error.lock().take() {
             return Err(e);
         }
         self.file.verify_unchanged()?;
-        // Never `None`: a file that is longer than a range has at least two.
-        let digest = merge_ranges(&lock(&self.range_digests)).unwrap_or(Digest([0; 32]));
+        // Never `None`: a file longer than a range has at least two ranges.
+        let digest = merge_ranges(&self.range_digests.lock()).unwrap_or(Digest([0; 32]));
         Ok((digest, self.size))
     }
 }
 
-/// The cause in words, without the advice that an agent would give.
+/// The cause without the hint, which is for the sync of an agent.
 fn cause_text(e: &FsError) -> String {
-    match (e.errno(), e.cause) {
-        (Some(errno), _) => {
-            let text = std::io::Error::from(errno).to_string();
-            let text = text.split(" (os error").next().unwrap_or_default().to_owned();
-            e.errno_name().map_or(text.clone(), |name| format!("{text} [{name}]"))
-        }
-        (None, Cause::Changed) => "it changed while it was read".to_owned(),
-        (None, Cause::NotRegularFile) => "it is not a regular file".to_owned(),
-        (None, Cause::PseudoFileSystem) => {
+    match (e.errno(), e.errno_name(), e.cause) {
+        (Some(errno), Some(name), _) => format!("{} [{name}]", errno_text(errno)),
+        (Some(errno), None, _) => errno_text(errno),
+        (None, _, Cause::Changed) => "it changed while it was read".to_owned(),
+        (None, _, Cause::NotRegularFile) => "it is not a regular file".to_owned(),
+        (None, _, Cause::PseudoFileSystem) => {
             "its file system generates its files, like /proc".to_owned()
         }
-        (None, _) => e.to_string(),
+        (None, _, _) => e.to_string(),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> parking_lot::MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 #[cfg(test)]

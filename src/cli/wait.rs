@@ -1,5 +1,5 @@
-//! Waiting for syncs: until each has ended in whatever way (deleted included), the time is up, or
-//! the operator stops it. A master that is away for a while (a restart, a take-over) is waited for.
+//! Waits for syncs until each has ended (also by deletion), the time limit has passed, or a signal stops the wait. An
+//! outage of the master (a restart, a failover) is waited for.
 
 use super::args::{ExitCodeArgs, WaitLimitArgs};
 use super::error::CliError;
@@ -14,49 +14,40 @@ use jiff::Timestamp;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// A master away for longer than this ends the waiting: restarts and take-overs are done by then.
+/// A longer outage of the master ends the wait: restarts and failovers take less.
 const MAX_MASTER_OUTAGE: Duration = Duration::from_secs(300);
-/// Bounds of the time between two looks; it grows with the time waited.
-const POLL_INTERVAL_BOUNDS: (Duration, Duration) =
-    (Duration::from_millis(50), Duration::from_millis(500));
+/// The time between two polls grows with the time waited, within these bounds.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// The master's `Retry-After` is followed up to this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// One sync that is waited for.
-struct WatchedSync {
-    id: RequestId,
-    /// The last document.
-    latest: Option<Reply<SyncProgress>>,
-    tracker: Option<ProgressTracker>,
-    exit: Option<Exit>,
-}
-
-/// What became of one sync.
 pub(super) struct WaitedSync {
-    /// Which.
     pub(super) id: RequestId,
-    /// The last document seen; of a deleted sync the one before.
+    /// The last document received.
     pub(super) latest: Option<Reply<SyncProgress>>,
-    /// How it ended, `None` while it goes on.
+    tracker: Option<ProgressTracker>,
+    /// `None` until it has ended.
     pub(super) exit: Option<Exit>,
-    /// It was deleted.
     pub(super) was_deleted: bool,
 }
 
-/// What became of the waiting.
+/// The outcome of a wait.
 pub(super) struct WaitOutcome {
-    /// All syncs, in the order in which they were given.
+    /// All syncs, in the order given.
     pub(super) syncs: Vec<WaitedSync>,
-    /// Why the waiting ended before the syncs did.
+    /// Set if the wait ended before the syncs.
     pub(super) stopped_by: Option<Exit>,
-    /// A signal had the syncs cancelled.
+    /// Set if a signal cancelled the syncs.
     pub(super) cancelled_by: Option<Exit>,
 }
 
 impl WaitOutcome {
-    /// The same with an end of its own for each sync that completed and transferred nothing, where that is
-    /// asked for.
-    pub(super) fn with_no_transfer_exit(mut self, end: ExitCodeArgs) -> WaitOutcome {
-        for sync in self.syncs.iter_mut().filter(|_| end.error_on_no_transfer) {
-            let transferred = sync.latest.as_ref().is_none_or(|seen| seen.files_done > 0);
+    /// Applies `--error-on-no-transfer` to the syncs that completed.
+    pub(super) fn with_no_transfer_exit(mut self, args: ExitCodeArgs) -> WaitOutcome {
+        for sync in self.syncs.iter_mut().filter(|_| args.error_on_no_transfer) {
+            let transferred = sync.latest.as_ref().is_none_or(|latest| latest.files_done > 0);
             if sync.exit == Some(Exit::Ok) && !transferred {
                 sync.exit = Some(Exit::NoTransfer);
             }
@@ -64,46 +55,43 @@ impl WaitOutcome {
         self
     }
 
-    /// The worst end of all.
+    /// The most severe exit code.
     pub(super) fn exit(&self) -> Exit {
-        let ends = self.syncs.iter().filter_map(|s| s.exit);
-        ends.chain(self.stopped_by).fold(Exit::Ok, Exit::worse)
+        let exits = self.syncs.iter().filter_map(|sync| sync.exit);
+        exits.chain(self.stopped_by).max().unwrap_or(Exit::Ok)
     }
 }
 
-/// Waits for syncs.
 pub(super) struct SyncWaiter<'a> {
     client: &'a MasterClient,
     monitor: &'a mut dyn ProgressMonitor,
-    syncs: Vec<WatchedSync>,
-    /// The syncs exist: one that the master does not know was deleted.
+    syncs: Vec<WaitedSync>,
+    /// The syncs exist: a sync that the master does not find was deleted.
     submitted_here: bool,
-    /// Since when the master has not answered.
+    /// The begin of an outage of the master.
     unavailable_since: Option<Instant>,
-    /// A signal (this one) says that the syncs are to be cancelled.
+    /// The signal that cancelled the syncs.
     cancelled_by: Option<Exit>,
     max_outage: Duration,
-    /// The program as it is called to wait again; `None`: the syncs end with it.
+    /// How to call this program to wait again; `None` if the syncs end with it.
     ctl_command: Option<String>,
 }
 
 impl<'a> SyncWaiter<'a> {
-    /// Waits for `ids`; `accepted` when the master has just taken them.
+    /// `submitted_here`: the master has just accepted the syncs.
     pub(super) fn new(
         client: &'a MasterClient,
         monitor: &'a mut dyn ProgressMonitor,
         ids: Vec<RequestId>,
-        accepted: bool,
+        submitted_here: bool,
     ) -> Self {
-        let watches = ids
-            .into_iter()
-            .map(|id| WatchedSync { id, latest: None, tracker: None, exit: None })
-            .collect();
+        let sync =
+            |id| WaitedSync { id, latest: None, tracker: None, exit: None, was_deleted: false };
         SyncWaiter {
             client,
             monitor,
-            syncs: watches,
-            submitted_here: accepted,
+            syncs: ids.into_iter().map(sync).collect(),
+            submitted_here,
             unavailable_since: None,
             cancelled_by: None,
             max_outage: MAX_MASTER_OUTAGE,
@@ -111,70 +99,61 @@ impl<'a> SyncWaiter<'a> {
         }
     }
 
-    /// Syncs that go on without this program, which is called as `ctl`.
-    pub(super) fn with_resume_hint(self, ctl: &str) -> Self {
-        SyncWaiter { ctl_command: Some(ctl.to_owned()), ..self }
+    /// For syncs that continue without this program: errors name the command that waits again.
+    pub(super) fn with_resume_hint(self, ctl_command: &str) -> Self {
+        SyncWaiter { ctl_command: Some(ctl_command.to_owned()), ..self }
     }
 
-    /// Waits until all have ended, `until` is reached or a signal says stop.
+    /// Waits until all syncs have ended, `limit` has passed or a signal stops the wait.
     ///
     /// # Errors
-    /// The master is away for too long, or answers nonsense.
+    /// The master is unavailable for too long, or its reply is not valid.
     pub(super) async fn run(
         mut self,
-        until: &WaitLimitArgs,
+        limit: &WaitLimitArgs,
         signals: &mut UnboundedReceiver<SignalAction>,
     ) -> Result<WaitOutcome, CliError> {
-        let begun = Instant::now();
-        let time_up = async {
-            match until.timeout {
+        let started = Instant::now();
+        let timeout = async {
+            match limit.timeout {
                 Some(timeout) => tokio::time::sleep(timeout).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::pin!(time_up);
-        let stopped = loop {
-            // A look that a signal cuts short is only a GET: nothing is lost.
+        tokio::pin!(timeout);
+        let stopped_by = loop {
+            // A poll that a signal interrupts can be repeated.
             tokio::select! {
                 biased;
-                Some(ask) = signals.recv() => {
-                    if let Some(stop) = self.apply_signal(ask, until) {
-                        break Some(stop);
+                Some(action) = signals.recv() => {
+                    if let Some(exit) = self.apply_signal(action, limit) {
+                        break Some(exit);
                     }
                 }
-                () = &mut time_up => break Some(Exit::TimedOut(until.timeout_exit_code)),
-                done = self.poll_and_sleep(begun) => {
-                    if done? {
+                () = &mut timeout => break Some(Exit::TimedOut(limit.timeout_exit_code)),
+                all_ended = self.poll_and_sleep(started) => {
+                    if all_ended? {
                         break None;
                     }
                 }
             }
         };
-        self.monitor.handle_event(ProgressEvent::Finished, Timestamp::now());
-        let syncs = self.syncs.into_iter().map(|w| WaitedSync {
-            was_deleted: w.exit == Some(Exit::Cancelled)
-                && w.latest.as_ref().is_none_or(|s| Exit::of_sync(s) != w.exit),
-            id: w.id,
-            latest: w.latest,
-            exit: w.exit,
-        });
-        Ok(WaitOutcome {
-            syncs: syncs.collect(),
-            stopped_by: stopped,
-            cancelled_by: self.cancelled_by,
-        })
+        self.emit(ProgressEvent::Finished);
+        Ok(WaitOutcome { syncs: self.syncs, stopped_by, cancelled_by: self.cancelled_by })
     }
 
-    /// What a signal means now: `Some` stops the waiting.
-    fn apply_signal(&mut self, ask: SignalAction, until: &WaitLimitArgs) -> Option<Exit> {
-        let stop = match ask {
+    fn emit(&mut self, event: ProgressEvent<'_>) {
+        self.monitor.handle_event(event, Timestamp::now());
+    }
+
+    /// Returns the exit code if the signal stops the wait.
+    fn apply_signal(&mut self, action: SignalAction, limit: &WaitLimitArgs) -> Option<Exit> {
+        let exit = match action {
             SignalAction::Status => {
-                for watch in &self.syncs {
-                    if let (Some(seen), Some(pace)) = (&watch.latest, &watch.tracker) {
-                        self.monitor.handle_event(
-                            ProgressEvent::StatusRequested(seen, pace),
-                            Timestamp::now(),
-                        );
+                for sync in &self.syncs {
+                    if let (Some(latest), Some(tracker)) = (&sync.latest, &sync.tracker) {
+                        let event = ProgressEvent::StatusRequested(latest, tracker);
+                        self.monitor.handle_event(event, Timestamp::now());
                     }
                 }
                 return None;
@@ -182,126 +161,120 @@ impl<'a> SyncWaiter<'a> {
             SignalAction::Interrupt => Exit::Interrupted,
             SignalAction::Terminate => Exit::Terminated,
         };
-        if !until.cancel_on_interrupt || self.cancelled_by.is_some() {
-            return Some(stop);
+        if !limit.cancel_on_interrupt || self.cancelled_by.is_some() {
+            return Some(exit);
         }
-        self.cancelled_by = Some(stop);
-        let told = "cancelling… press ^C again to quit now";
-        self.monitor.handle_event(ProgressEvent::Note(told), Timestamp::now());
+        self.cancelled_by = Some(exit);
+        self.emit(ProgressEvent::Note("cancelling… press ^C again to quit now"));
         None
     }
 
-    /// Looks at each sync that has not ended, then rests. True when all have ended.
-    async fn poll_and_sleep(&mut self, begun: Instant) -> Result<bool, CliError> {
+    /// Polls each sync that has not ended, then sleeps. Returns whether all have ended.
+    async fn poll_and_sleep(&mut self, started: Instant) -> Result<bool, CliError> {
         let pause = self.poll_all().await?;
-        if self.syncs.iter().all(|w| w.exit.is_some()) {
+        if self.syncs.iter().all(|sync| sync.exit.is_some()) {
             return Ok(true);
         }
-        let usual = (begun.elapsed() / 10).clamp(POLL_INTERVAL_BOUNDS.0, POLL_INTERVAL_BOUNDS.1);
-        tokio::time::sleep(pause.unwrap_or(usual)).await;
+        let interval = (started.elapsed() / 10).clamp(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL);
+        tokio::time::sleep(pause.unwrap_or(interval)).await;
         Ok(false)
     }
 
-    /// One look at each sync. A master that is away ends the round; the pause to make is returned.
+    /// Polls each sync once. During an outage of the master it returns the time to wait before the next attempt.
     async fn poll_all(&mut self) -> Result<Option<Duration>, CliError> {
-        for i in 0..self.syncs.len() {
-            let watch = &self.syncs[i];
-            if watch.exit.is_some() {
+        for index in 0..self.syncs.len() {
+            let sync = &self.syncs[index];
+            if sync.exit.is_some() {
                 continue;
             }
-            let looked = match self.cancelled_by.is_some() {
-                // Cancelling twice is as good as once.
-                true => self.client.cancel_sync(&watch.id).await,
-                false => self.client.get_sync(&watch.id).await,
+            let polled = match self.cancelled_by.is_some() {
+                // A repeated cancel has no effect.
+                true => self.client.cancel_sync(&sync.id).await,
+                false => self.client.get_sync(&sync.id).await,
             };
-            match looked {
+            match polled {
                 Ok(reply) => {
                     self.note_recovery();
-                    self.record_progress(i, reply);
+                    self.record_progress(index, reply);
                 }
                 Err(e) if e.is_not_found() => {
                     self.note_recovery();
-                    let known = self.submitted_here || self.syncs[i].latest.is_some();
-                    self.syncs[i].exit = Some(if known { Exit::Cancelled } else { Exit::NotFound });
+                    let sync = &mut self.syncs[index];
+                    sync.was_deleted = self.submitted_here || sync.latest.is_some();
+                    sync.exit =
+                        Some(if sync.was_deleted { Exit::Cancelled } else { Exit::NotFound });
                 }
-                // An ended sync can't be cancelled: look at it.
+                // A sync that has ended can't be cancelled.
                 Err(e) if self.cancelled_by.is_some() && e.status() == Some(409) => {
-                    let reply = self.client.get_sync(&self.syncs[i].id).await?;
-                    self.record_progress(i, reply);
+                    let reply = self.client.get_sync(&self.syncs[index].id).await?;
+                    self.record_progress(index, reply);
                 }
                 Err(e) if e.is_retryable() && self.can_keep_waiting() => {
-                    let pause = e
-                        .retry_after()
-                        .unwrap_or(POLL_INTERVAL_BOUNDS.1)
-                        .min(Duration::from_secs(5));
+                    let pause = e.retry_after().unwrap_or(MAX_POLL_INTERVAL).min(MAX_RETRY_AFTER);
                     self.note_outage(&e.to_string());
                     return Ok(Some(pause));
                 }
-                Err(e) if e.is_retryable() => {
-                    let failure = CliError::from(e);
-                    let known = self.ctl_command.as_ref().filter(|_| self.has_known_sync());
-                    return Err(match known {
-                        Some(ctl) => failure.with_hint(self.resume_hint(ctl)),
-                        None => failure,
-                    });
+                Err(e) => {
+                    let hint = self.resume_hint().filter(|_| e.is_retryable());
+                    let error = CliError::from(e);
+                    return Err(CliError { hint: hint.or(error.hint), ..error });
                 }
-                Err(e) => return Err(e.into()),
             }
         }
         Ok(None)
     }
 
-    /// That what is waited for goes on, and the command that waits for it again.
-    fn resume_hint(&self, ctl: &str) -> String {
-        let open = self.syncs.iter().filter(|watch| watch.exit.is_none());
-        let ids: Vec<&str> = open.map(|watch| watch.id.as_str()).collect();
+    /// The command that waits again, for known syncs that continue without this program.
+    fn resume_hint(&self) -> Option<String> {
+        let ctl = self.ctl_command.as_ref().filter(|_| self.has_known_sync())?;
+        let open = self.syncs.iter().filter(|sync| sync.exit.is_none());
+        let ids: Vec<&str> = open.map(|sync| sync.id.as_str()).collect();
         let it = if ids.len() == 1 { "the sync continues" } else { "the syncs continue" };
-        format!("{it} without this program; to wait again: {ctl} sync wait {}", ids.join(" "))
+        let ids = ids.join(" ");
+        Some(format!("{it} without this program; to wait again: {ctl} sync wait {ids}"))
     }
 
     fn has_known_sync(&self) -> bool {
-        self.submitted_here || self.syncs.iter().any(|w| w.latest.is_some())
+        self.submitted_here || self.syncs.iter().any(|sync| sync.latest.is_some())
     }
 
-    /// A master that never answered is no master that is away for a moment.
+    /// An outage is waited for only after a first reply: before it, the URL may be wrong.
     fn can_keep_waiting(&self) -> bool {
         self.has_known_sync()
             && self.unavailable_since.is_none_or(|since| since.elapsed() < self.max_outage)
     }
 
-    fn note_outage(&mut self, why: &str) {
+    fn note_outage(&mut self, error: &str) {
         if self.unavailable_since.is_none() {
             self.unavailable_since = Some(Instant::now());
-            let patience = units::format_duration(self.max_outage);
-            let text = format!("the master does not answer ({why}); trying for {patience}");
-            self.monitor.handle_event(ProgressEvent::Note(&text), Timestamp::now());
+            let max = units::format_duration(self.max_outage);
+            let text = format!("the master does not answer ({error}); trying for {max}");
+            self.emit(ProgressEvent::Note(&text));
         }
     }
 
     fn note_recovery(&mut self) {
         if let Some(since) = self.unavailable_since.take() {
-            let gone =
-                units::format_duration(Duration::from_secs(since.elapsed().as_secs().max(1)));
-            let text = format!("the master answers again, after {gone}");
-            self.monitor.handle_event(ProgressEvent::Note(&text), Timestamp::now());
+            let outage = Duration::from_secs(since.elapsed().as_secs().max(1));
+            let text =
+                format!("the master answers again, after {}", units::format_duration(outage));
+            self.emit(ProgressEvent::Note(&text));
         }
     }
 
-    fn record_progress(&mut self, i: usize, reply: Reply<SyncProgress>) {
+    fn record_progress(&mut self, index: usize, reply: Reply<SyncProgress>) {
         let now = Instant::now();
-        let watch = &mut self.syncs[i];
-        let another =
-            watch.latest.as_ref().is_some_and(|seen| seen.submitted_at != reply.submitted_at);
-        if another {
-            // Deleted, and its id given to a new sync: that is not the one waited for.
-            watch.exit = Some(Exit::Cancelled);
+        let sync = &mut self.syncs[index];
+        if sync.latest.as_ref().is_some_and(|latest| latest.submitted_at != reply.submitted_at) {
+            // It was deleted and its id given to another sync, which is not waited for.
+            (sync.exit, sync.was_deleted) = (Some(Exit::Cancelled), true);
             return;
         }
-        let pace = watch.tracker.get_or_insert_with(|| ProgressTracker::new(&reply, now));
-        pace.update(&reply, now);
-        self.monitor.handle_event(ProgressEvent::Updated(&reply, pace), Timestamp::now());
-        watch.exit = Exit::of_sync(&reply);
-        watch.latest = Some(reply);
+        let tracker = sync.tracker.get_or_insert_with(|| ProgressTracker::new(&reply, now));
+        tracker.update(&reply, now);
+        self.monitor.handle_event(ProgressEvent::Updated(&reply, tracker), Timestamp::now());
+        sync.exit = Exit::of_sync(&reply);
+        sync.latest = Some(reply);
     }
 }
 

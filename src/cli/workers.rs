@@ -1,39 +1,39 @@
 //! `ctl workers …`.
 
-use super::Context;
-use super::args::{OutputFormat, WorkersCommand};
+use super::args::WorkersCommand;
 use super::error::CliError;
 use super::exit::Exit;
-use super::sync::for_each_resource;
+use super::resource::for_each_resource;
 use super::table_layout::terminal_width;
-use super::{console, tables};
-use crate::client::Reply;
+use super::{Context, details, tables};
+use crate::client::MasterClient;
 use crate::util::units;
-use crate::wire::worker::{DrainReply, DrainRequest, WorkerList, WorkerState, WorkerView};
-use crate::wire::{RequestId, WorkerId};
+use crate::wire::WorkerId;
+use crate::wire::worker::{DrainReply, DrainRequest, WorkerState, WorkerView};
 use jiff::Timestamp;
 use std::time::Duration;
 
-/// How often the master is asked how far a drain is.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Runs one of the commands.
-///
 /// # Errors
-/// The master can't be asked, or knows no such worker.
+/// The master can't be reached, or there is no such worker.
 pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, CliError> {
     match command {
         WorkersCommand::List => {
             let list = ctx.new_client()?.list_workers().await?;
-            show_workers(ctx, &list.body, &list)?;
+            let all = list.active.iter().chain(&list.inactive);
+            let ids: String = all.map(|worker| format!("{}\n", worker.worker_id)).collect();
+            let table = tables::worker_table(&list, terminal_width(), Timestamp::now());
+            ctx.print(&list.body, &ids, &table)?;
         }
         WorkersCommand::Show { id } => {
             let worker = ctx.new_client()?.get_worker(&id).await?;
-            show_worker(ctx, &worker)?;
+            let details = details::worker_details(&worker, Timestamp::now());
+            ctx.print(&worker.body, &details, &details)?;
         }
         WorkersCommand::Drain { ids, reason, wait } => {
-            let order = DrainRequest { by: operator_name(), reason };
-            return drain(ctx, ids, Some(order), wait).await;
+            let request = DrainRequest { by: operator_name(), reason };
+            return drain(ctx, ids, Some(request), wait).await;
         }
         WorkersCommand::Undrain { ids } => return drain(ctx, ids, None, false).await,
         WorkersCommand::Forget { ids } => return forget(ctx, ids).await,
@@ -41,24 +41,24 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, 
     Ok(Exit::Ok)
 }
 
-/// Who runs this program, as far as he says so.
+/// The name of the user who runs this program, from the environment.
 fn operator_name() -> Option<String> {
-    let named = ["SUDO_USER", "USER", "LOGNAME"].into_iter().filter_map(|v| std::env::var(v).ok());
-    named.into_iter().find(|name| !name.is_empty())
+    let names = ["SUDO_USER", "USER", "LOGNAME"].into_iter().filter_map(|v| std::env::var(v).ok());
+    names.into_iter().find(|name| !name.is_empty())
 }
 
+/// Drains the workers, or (`None`) undrains them.
 async fn drain(
     ctx: &Context,
     ids: Vec<WorkerId>,
-    order: Option<DrainRequest>,
+    request: Option<DrainRequest>,
     wait: bool,
 ) -> Result<Exit, CliError> {
-    let client = ctx.new_client()?;
-    let drain = async |id: &WorkerId| {
-        let mut reply = client.set_drained(id, order.as_ref()).await?;
+    for_each_resource(ctx, ids, async |client: &MasterClient, id: &WorkerId| {
+        let mut reply = client.set_drained(id, request.as_ref()).await?;
         while wait && reply.state == WorkerState::Draining {
             tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
-            // It only looks: an undrain by another operator stands.
+            // Polled without another drain request: an undrain by another operator stays in effect.
             let WorkerView { drained, state, in_flight, incoming_requests, .. } =
                 client.get_worker(id).await?.value;
             let worker_id = id.clone();
@@ -66,19 +66,18 @@ async fn drain(
             reply.body = serde_json::to_vec(&reply.value).unwrap_or_default().into();
         }
         Ok(Some((drain_text(&reply), reply.body)))
-    };
-    for_each_resource(ctx, &client, ids, drain).await
+    })
+    .await
 }
 
-/// How far the drain of a worker is.
-fn drain_text(order: &DrainReply) -> String {
-    let id = &order.worker_id;
-    if order.drained.is_none() {
+fn drain_text(reply: &DrainReply) -> String {
+    let id = &reply.worker_id;
+    if reply.drained.is_none() {
         return format!("Worker {id} is undrained");
     }
-    let tasks = units::pluralize(order.in_flight, "task", "tasks");
-    let requests = units::pluralize(order.incoming_requests.into(), "request", "requests");
-    match (order.state, order.in_flight, order.incoming_requests) {
+    let tasks = units::pluralize(reply.in_flight, "task", "tasks");
+    let requests = units::pluralize(reply.incoming_requests.into(), "request", "requests");
+    match (reply.state, reply.in_flight, reply.incoming_requests) {
         (WorkerState::Inactive | WorkerState::Stopped, 0, _) => {
             format!("Worker {id} is drained: no agent runs under this id")
         }
@@ -96,30 +95,8 @@ fn drain_text(order: &DrainReply) -> String {
     }
 }
 
-/// `ctl sync reassign`.
-pub(super) async fn reassign(
-    ctx: &Context,
-    ids: Vec<RequestId>,
-    worker: WorkerId,
-) -> Result<Exit, CliError> {
-    let client = ctx.new_client()?;
-    let reassign = async |id: &RequestId| {
-        let reply = client.reassign_tasks(id, &worker).await?;
-        let text = match reply.tasks {
-            0 => format!("Worker {worker} has no task of sync {id}"),
-            n => {
-                let tasks = units::pluralize(n, "task", "tasks");
-                format!("Taken from worker {worker}, for others: {tasks} of sync {id}")
-            }
-        };
-        Ok(Some((text, reply.body)))
-    };
-    for_each_resource(ctx, &client, ids, reassign).await
-}
-
 async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, CliError> {
-    let client = ctx.new_client()?;
-    let forget = async |id: &WorkerId| {
+    for_each_resource(ctx, ids, async |client: &MasterClient, id: &WorkerId| {
         let reply = client.forget_worker(id).await?;
         let text = match reply.requeued {
             0 => format!("Worker {id} is forgotten"),
@@ -129,30 +106,6 @@ async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, CliError> {
             }
         };
         Ok(Some((text, reply.body)))
-    };
-    for_each_resource(ctx, &client, ids, forget).await
-}
-
-fn show_workers(ctx: &Context, body: &[u8], list: &WorkerList) -> Result<(), CliError> {
-    match ctx.global.output {
-        OutputFormat::Json => console::write_data(body)?,
-        OutputFormat::Table if ctx.global.quiet => {
-            let all = list.active.iter().chain(&list.inactive);
-            let ids: String = all.map(|w| format!("{}\n", w.worker_id)).collect();
-            console::write_data(ids.as_bytes())?;
-        }
-        OutputFormat::Table => console::write_data(
-            tables::worker_table(list, terminal_width(), Timestamp::now()).as_bytes(),
-        )?,
-    }
-    Ok(())
-}
-
-fn show_worker(ctx: &Context, worker: &Reply<WorkerView>) -> Result<(), CliError> {
-    match ctx.global.output {
-        OutputFormat::Json => console::write_data(&worker.body),
-        OutputFormat::Table => {
-            console::write_data(tables::worker_details(worker, Timestamp::now()).as_bytes())
-        }
-    }
+    })
+    .await
 }

@@ -85,3 +85,15 @@ pub(super) const ERRNO_NAMES: &[(Errno, &str)] = &[
     (Errno::NOKEY, "ENOKEY"),
     (Errno::KEYEXPIRED, "EKEYEXPIRED"),
 ];
+
+/// The description of an errno by its name, e.g. `Permission denied` for `EACCES`.
+pub fn describe_errno(name: &str) -> Option<String> {
+    let (errno, _) = ERRNO_NAMES.iter().find(|(_, known)| *known == name)?;
+    Some(errno_text(*errno))
+}
+
+/// The description of an errno, without its number.
+pub fn errno_text(errno: Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}

@@ -1,6 +1,6 @@
 //! Errors of operations on entries: operation, side, path, cause and hint.
 
-use super::errno::{NAME_COLLISION, errno_name};
+use super::errno::{NAME_COLLISION, errno_name, errno_text};
 use super::metadata_warnings::MetadataWarning;
 use super::root_identity::RootUnavailable;
 use super::root_mismatch::RootMismatch;
@@ -226,8 +226,7 @@ impl fmt::Display for WithoutHint<'_> {
                  and the file system does not distinguish the two (ENOTUNIQ)",
             )?,
             Cause::Os(errno) => {
-                let text = std::io::Error::from(errno).to_string();
-                let text = text.split(" (os error").next().unwrap_or_default();
+                let text = errno_text(errno);
                 match errno_name(errno) {
                     Some(name) => write!(f, "{text} ({name})")?,
                     None => write!(f, "{text} (errno {})", errno.raw_os_error())?,

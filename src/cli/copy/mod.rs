@@ -7,16 +7,15 @@ mod paths;
 
 use super::args::{CopyArgs, LogArgs, OutputFormat, WaitLimitArgs};
 use super::error::CliError;
-use super::exit::Exit;
+use super::exit::{DEFAULT_TIMEOUT_EXIT_CODE, Exit};
+use super::follow::{RecordOutputs, print_sync_end};
 use super::outcome_report::NextSteps;
 use super::path_args::check_local_path;
-use super::records::RecordOutputs;
 use super::shell_quote::quote_for_shell;
 use super::submit::{
-    Submission, end_without_submit, has_empty_file_list, mapping_example, new_submission,
-    submit_with_retry,
+    Submission, end_without_submit, has_empty_file_list, new_submission, submit_with_retry,
 };
-use super::sync::print_sync_end;
+use super::sync_text::mapping_example;
 use super::wait::{SyncWaiter, WaitOutcome};
 use super::{Context, console, progress, service, signals};
 use crate::client::{ClientOptions, MasterClient};
@@ -104,7 +103,10 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError>
         Ok(waited) => {
             let waited = waited.with_no_transfer_exit(args.exit_code);
             memory.save(&waited);
-            report_outcome(ctx, &services.client, &waited, &next, &wanted).await
+            let print_ends = || print_outcome(ctx, &waited, &next);
+            let written = wanted.write(ctx, &services.client, &waited, print_ends).await;
+            // The signal that cancelled the sync determines the exit code, as for any interrupted command.
+            written.map(|()| waited.cancelled_by.unwrap_or_else(|| waited.exit()))
         }
         // The usual hint is about a master that an operator runs.
         Err(failure) if failure.exit == Exit::Unreachable => Err(failure.with_hint(
@@ -187,22 +189,7 @@ impl SourceFsRecord {
     }
 }
 
-/// Prints what there is to say, and writes what was asked for.
-async fn report_outcome(
-    ctx: &Context,
-    client: &MasterClient,
-    waited: &WaitOutcome,
-    next: &NextSteps,
-    wanted: &RecordOutputs,
-) -> Result<Exit, CliError> {
-    let items = wanted.print_items(ctx, client, waited).await;
-    print_outcome(ctx, waited, next)?;
-    items?;
-    wanted.write_manifests(ctx, client, waited).await?;
-    // Cancelled because of a signal: that is what a shell wants to know.
-    Ok(waited.cancelled_by.unwrap_or_else(|| waited.exit()))
-}
-
+/// Prints how the sync ended.
 fn print_outcome(ctx: &Context, waited: &WaitOutcome, next: &NextSteps) -> Result<(), CliError> {
     for sync in &waited.syncs {
         let Some(seen) = &sync.latest else { continue };
@@ -273,7 +260,7 @@ impl InProcessServices {
         submit_with_retry(&self.client, request, ctx.global.request_timeout).await?;
         let until = WaitLimitArgs {
             timeout: None,
-            timeout_exit_code: super::exit::DEFAULT_TIMEOUT_EXIT_CODE,
+            timeout_exit_code: DEFAULT_TIMEOUT_EXIT_CODE,
             cancel_on_interrupt: true,
         };
         let mut monitor = progress::new_monitor(&ctx.global);

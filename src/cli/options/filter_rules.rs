@@ -1,7 +1,8 @@
-//! `--include`, `--exclude` and their files: rules in the order of the command line.
+//! `--include`, `--exclude` and their files: filter rules in the order of the command line.
 
-use super::super::error::CliError;
-use super::super::files_from;
+use crate::cli::error::CliError;
+use crate::cli::files_from::{is_stdin, read_input};
+use crate::cli::sanitize::display_path;
 use crate::cli::shell_quote::quote_for_shell;
 use crate::fs::trim_pattern;
 use crate::wire::path::escape_bytes;
@@ -9,13 +10,13 @@ use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 use std::path::PathBuf;
 
-/// The rules as they were given.
+/// The rules as given.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FilterRuleArgs(Vec<RuleArg>);
 
 #[derive(Debug, Clone)]
 struct RuleArg {
-    /// Takes in again what an earlier rule leaves out.
+    /// Includes again what an earlier rule excludes.
     include: bool,
     source: RuleSource,
 }
@@ -39,8 +40,8 @@ impl Args for FilterRuleArgs {
         let pattern = |id, help| rule(id, "PATTERN", help).value_parser(ValueParser::string());
         let file = |id, help| rule(id, "FILE", help).value_parser(ValueParser::path_buf());
         command
-            .arg(pattern(EXCLUDE, "Leave out what this pattern of gitignore matches"))
-            .arg(pattern(INCLUDE, "Include again what an earlier --exclude leaves out"))
+            .arg(pattern(EXCLUDE, "Exclude entries that match this gitignore pattern"))
+            .arg(pattern(INCLUDE, "Include again what an earlier --exclude excludes"))
             .arg(file(
                 EXCLUDE_FROM,
                 "The lines of this file, as in a .gitignore; `-`: standard input",
@@ -53,25 +54,29 @@ impl Args for FilterRuleArgs {
     }
 }
 
+/// The occurrences of one option, with their places on the command line.
+fn occurrences<T: Clone + Send + Sync + 'static>(
+    matches: &ArgMatches,
+    id: &str,
+    include: bool,
+    source: fn(T) -> RuleSource,
+) -> Vec<(usize, RuleArg)> {
+    let indices = matches.indices_of(id).into_iter().flatten();
+    let values = matches.get_many::<T>(id).into_iter().flatten().cloned();
+    indices.zip(values.map(|value| RuleArg { include, source: source(value) })).collect()
+}
+
 impl FromArgMatches for FilterRuleArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let mut given: Vec<(usize, RuleArg)> = Vec::new();
-        for (id, include) in [(EXCLUDE, false), (INCLUDE, true)] {
-            let values = matches.get_many::<String>(id).into_iter().flatten();
-            let at = matches.indices_of(id).into_iter().flatten();
-            given.extend(at.zip(values).map(|(at, text)| {
-                (at, RuleArg { include, source: RuleSource::Pattern(text.clone()) })
-            }));
-        }
-        for (id, include) in [(EXCLUDE_FROM, false), (INCLUDE_FROM, true)] {
-            let values = matches.get_many::<PathBuf>(id).into_iter().flatten();
-            let at = matches.indices_of(id).into_iter().flatten();
-            given.extend(at.zip(values).map(|(at, path)| {
-                (at, RuleArg { include, source: RuleSource::File(path.clone()) })
-            }));
-        }
-        given.sort_by_key(|(at, _)| *at);
-        Ok(FilterRuleArgs(given.into_iter().map(|(_, given)| given).collect()))
+        let mut rules = [
+            occurrences(matches, EXCLUDE, false, RuleSource::Pattern),
+            occurrences(matches, INCLUDE, true, RuleSource::Pattern),
+            occurrences(matches, EXCLUDE_FROM, false, RuleSource::File),
+            occurrences(matches, INCLUDE_FROM, true, RuleSource::File),
+        ]
+        .concat();
+        rules.sort_by_key(|(index, _)| *index);
+        Ok(FilterRuleArgs(rules.into_iter().map(|(_, rule)| rule).collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
@@ -81,73 +86,59 @@ impl FromArgMatches for FilterRuleArgs {
 }
 
 impl FilterRuleArgs {
-    /// The rules as the request takes them, their files read.
+    /// The rules for the request, with those of files read.
     ///
     /// # Errors
-    /// A pattern that can't be one, a file that can't be read, or a second reader of standard input
-    /// (`stdin_taken`: there is one already).
-    pub(super) fn read_rules(&self, mut stdin_taken: bool) -> Result<Vec<String>, CliError> {
+    /// A pattern is not valid, a file can't be read, or standard input is used twice (`stdin_is_used`: it is used
+    /// already).
+    pub(super) fn read_rules(&self, mut stdin_is_used: bool) -> Result<Vec<String>, CliError> {
         let mut rules = Vec::new();
-        for given in &self.0 {
-            match &given.source {
+        for RuleArg { include, source } in &self.0 {
+            let path = match source {
                 RuleSource::Pattern(pattern) => {
-                    rules.push(rule_from_pattern(given.include, pattern)?)
+                    rules.push(rule_from_pattern(*include, pattern)?);
+                    continue;
                 }
-                RuleSource::File(path) => {
-                    let stdin = path.as_os_str() == "-";
-                    if stdin && stdin_taken {
-                        return Err(CliError::usage("standard input can be read only once")
-                            .with_hint("put the names or the rules into a file"));
-                    }
-                    stdin_taken |= stdin;
-                    let raw = files_from::read_input(path, "the filter rules")?;
-                    let text = String::from_utf8(raw).map_err(|e| {
-                        let line =
-                            e.as_bytes()[..e.utf8_error().valid_up_to()].split(|b| *b == b'\n');
-                        CliError::usage(format!(
-                            "line {} of the filter rules {} is not UTF-8",
-                            line.count(),
-                            escape_bytes(path.as_os_str().as_encoded_bytes())
-                        ))
-                        .with_hint(
-                            "`*` stands for any characters, also for those that can't be written",
-                        )
-                    })?;
-                    // A byte order mark at its start is no part of the first rule.
-                    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-                    rules.extend(
-                        text.lines().filter_map(|line| rule_from_line(given.include, line)),
-                    );
-                }
+                RuleSource::File(path) => path,
+            };
+            if is_stdin(path) && std::mem::replace(&mut stdin_is_used, true) {
+                return Err(CliError::usage("standard input can be read only once")
+                    .with_hint("put the names or the rules into a file"));
             }
+            let text = String::from_utf8(read_input(path, "the filter rules")?).map_err(|e| {
+                let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+                let line = valid.split(|b| *b == b'\n').count();
+                let file = display_path(path);
+                CliError::usage(format!("line {line} of the filter rules {file} is not UTF-8"))
+                    .with_hint("`*` matches any characters, also those that can't be written")
+            })?;
+            // A byte order mark at its start is not part of the first rule.
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+            rules.extend(text.lines().filter_map(|line| rule_from_line(*include, line)));
         }
         Ok(rules)
     }
 
-    /// The options again, as words.
-    pub(super) fn to_words(&self) -> Vec<Vec<u8>> {
-        let word = |given: &RuleArg| {
-            let kind = if given.include { "include" } else { "exclude" };
-            let (option, value) = match &given.source {
-                RuleSource::Pattern(pattern) => (format!("--{kind}"), pattern.clone().into_bytes()),
-                RuleSource::File(path) => {
-                    (format!("--{kind}-from"), path.as_os_str().as_encoded_bytes().to_vec())
-                }
-            };
-            [option.into_bytes(), value]
-        };
-        self.0.iter().flat_map(word).collect()
+    /// The options and their values.
+    pub(super) fn words(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.0.iter().map(|rule| match (&rule.source, rule.include) {
+            (RuleSource::Pattern(pattern), true) => ("--include", pattern.as_bytes()),
+            (RuleSource::Pattern(pattern), false) => ("--exclude", pattern.as_bytes()),
+            (RuleSource::File(path), include) => (
+                if include { "--include-from" } else { "--exclude-from" },
+                path.as_os_str().as_encoded_bytes(),
+            ),
+        })
     }
 
-    /// Whether some of them came from standard input, which cannot be read again.
+    /// Whether a file of rules was standard input, which can't be read again.
     pub(super) fn uses_stdin(&self) -> bool {
-        let stdin = |given: &RuleArg| matches!(&given.source, RuleSource::File(path) if path.as_os_str() == "-");
-        self.0.iter().any(stdin)
+        self.0.iter().any(|rule| matches!(&rule.source, RuleSource::File(path) if is_stdin(path)))
     }
 }
 
-/// The rule of a pattern on the command line. There, `#` begins no comment and a blank at the end
-/// belongs to the name.
+/// The rule for a pattern on the command line, where `#` does not start a comment and a trailing blank is part of the
+/// name.
 fn rule_from_pattern(include: bool, pattern: &str) -> Result<String, CliError> {
     let (option, other) =
         if include { ("--include", "--exclude") } else { ("--exclude", "--include") };
@@ -175,7 +166,7 @@ fn rule_from_pattern(include: bool, pattern: &str) -> Result<String, CliError> {
     Ok(rule)
 }
 
-/// The rule of a line, as gitignore reads it; `None` for a comment and an empty line.
+/// The rule for a line in the format of gitignore; `None` for a comment or an empty line.
 fn rule_from_line(include: bool, line: &str) -> Option<String> {
     let line = trim_pattern(line);
     if line.is_empty() || line.starts_with('#') {
@@ -189,10 +180,10 @@ fn rule_from_line(include: bool, line: &str) -> Option<String> {
 }
 
 /// The option and pattern of a rule: the inverse of [`rule_from_pattern`].
-pub(super) fn rule_to_words(rule: &str) -> [String; 2] {
+pub(super) fn rule_words(rule: &str) -> (&'static str, &str) {
     match rule.strip_prefix('!') {
-        Some(pattern) => ["--include".to_owned(), pattern.to_owned()],
-        None => ["--exclude".to_owned(), rule.to_owned()],
+        Some(pattern) => ("--include", pattern),
+        None => ("--exclude", rule),
     }
 }
 

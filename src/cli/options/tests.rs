@@ -141,12 +141,12 @@ fn a_day_begins_at_local_midnight() {
 
 #[test]
 fn contradicting_options_are_refused_with_a_message() {
-    for (line, told) in [
+    for (line, expected) in [
         ("--no-owner --chown 7", "sets the owner"),
         ("--preserve no-group --chown :7", "sets the group"),
         ("--preserve mode,tims", "unknown --preserve item `tims`"),
         ("--min-size 2K --max-size 1K", "--min-size is above --max-size"),
-        ("--newer-than 1d --older-than 2d", "every file would be left out"),
+        ("--newer-than 1d --older-than 2d", "every file would be excluded"),
         ("--manifest m --verify none", "computes no digests"),
         ("--delete --trash /dst", "is DST itself"),
         ("--delete --trash /other/x", "does not lie below DST"),
@@ -156,7 +156,7 @@ fn contradicting_options_are_refused_with_a_message() {
         let words: Vec<&str> = line.split(' ').collect();
         let e = read_options(&words).unwrap_err();
         assert_eq!(e.exit.code(), 2, "{line}");
-        assert!(e.render().contains(told), "{line}: {}", e.render());
+        assert!(e.render().contains(expected), "{line}: {}", e.render());
     }
     let long = "x".repeat(MAX_FILTER_BYTES + 1);
     let e = read_options(&["--exclude", &long]).unwrap_err();
@@ -198,13 +198,13 @@ fn options_that_need_or_forbid_each_other_are_wrong_usage() {
 
 #[test]
 fn only_dry_run_and_record_options_can_be_added_to_a_request_file() {
-    let told = SyncOptions { update: true, ..SyncOptions::default() };
+    let request = SyncOptions { update: true, ..SyncOptions::default() };
     let onto = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();
-        parse(&words).unwrap().merge_into_request(told.clone())
+        parse(&words).unwrap().merge_into_request(request.clone())
     };
     let both = onto("-n -i").unwrap();
-    assert_eq!(both, SyncOptions { dry_run: true, record: true, ..told.clone() });
+    assert_eq!(both, SyncOptions { dry_run: true, record: true, ..request.clone() });
     let e = onto("--delete").unwrap_err();
     assert!(e.exit.code() == 2 && e.render().contains("under `options`"), "{}", e.render());
 }

@@ -1,10 +1,10 @@
-//! Progress drawn in place on a terminal. The only module that knows indicatif.
+//! Progress drawn in place on a terminal. The only module that uses indicatif.
 
 use super::tracker::percent_done;
 use super::{ProgressEvent, ProgressMonitor, ProgressTracker};
-use crate::cli::console::sanitize;
+use crate::cli::sanitize::sanitize;
+use crate::cli::sync_text::display_id;
 use crate::cli::table_layout::{display_width, truncate_end, wrap_text};
-use crate::cli::tables::display_id;
 use crate::util::units;
 use crate::wire::RequestId;
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
@@ -12,23 +12,22 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use std::time::Instant;
 
-/// Redraws a second, at most.
 const MAX_REDRAWS_PER_SECOND: u8 = 5;
-/// Terminals narrower than this get no bar.
+/// Narrower terminals get no bar.
 const MIN_BAR_COLUMNS: usize = 60;
 /// Lines are laid out for at most this many columns.
 const MAX_COLUMNS: usize = 100;
-/// A reason takes at most so many lines.
+/// A reason has at most this many lines.
 const MAX_REASON_LINES: usize = 4;
 
-/// A sync's lines on the screen.
+/// The lines of a sync on the screen.
 struct DrawnSync {
     id: RequestId,
     sync: SyncProgress,
     lines: Vec<String>,
 }
 
-/// Draws one block of lines, newest state of each sync, cut to the height of the terminal.
+/// Draws one block with the lines of each sync, truncated to the height of the terminal.
 pub(super) struct LiveView {
     screen: MultiProgress,
     block: ProgressBar,
@@ -50,7 +49,7 @@ impl LiveView {
 
     fn redraw(&mut self) {
         let (height, _) = terminal_size();
-        // Those that still run come first when there is no room for all.
+        // Running syncs first, in case not all fit.
         self.drawn.sort_by_key(|s| s.sync.state.is_final());
         let syncs: Vec<&[String]> = self.drawn.iter().map(|s| s.lines.as_slice()).collect();
         self.block.set_message(fit_to_height(&syncs, height.saturating_sub(1).max(1)));
@@ -91,7 +90,7 @@ fn terminal_size() -> (usize, usize) {
     size.map_or((24, 80), |s| (or(s.ws_row, 24), or(s.ws_col, 80)))
 }
 
-/// The lines of as many syncs as fit into `height` lines; the last line then counts the syncs that do not.
+/// The lines of as many syncs as fit into `height` lines; the last line counts the others.
 fn fit_to_height(syncs: &[&[String]], height: usize) -> String {
     let all: usize = syncs.iter().map(|lines| lines.len()).sum();
     if all <= height || syncs.len() == 1 {
@@ -208,7 +207,7 @@ fn reason_lines(why: &str, width: usize) -> impl Iterator<Item = String> {
         .map(|line| format!("    {line}"))
 }
 
-/// As many of the parts as fit into `width`, in their order; those with the highest numbers are left out first.
+/// The parts that fit into `width`, in order; those with the highest numbers are omitted first.
 fn join_fitting(parts: &[(u8, String)], width: usize) -> String {
     let mut parts: Vec<&(u8, String)> = parts.iter().collect();
     loop {

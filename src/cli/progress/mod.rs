@@ -1,8 +1,6 @@
-//! What is shown of syncs while the program waits for them. The waiting reports [`ProgressEvent`]s to a
-//! [`ProgressMonitor`]; only the live view knows of terminals.
+//! Progress of syncs during a wait, which passes [`ProgressEvent`]s to a [`ProgressMonitor`].
 //!
-//! What is shown is honest: no share and no remaining time before the scan is done, never 100 % and
-//! never "0 s left" before the sync has ended.
+//! There is no percentage and no remaining time before the scan is done, and never 100 % before the sync has ended.
 
 mod live;
 mod plain;
@@ -14,41 +12,42 @@ pub use tracker::{ProgressTracker, percent_done};
 
 use super::args::{GlobalArgs, ProgressMode};
 use super::console;
+use super::sanitize::sanitize;
 use crate::wire::sync::SyncProgress;
 use jiff::Timestamp;
 use std::io::IsTerminal;
 
-/// Something that a watcher may want to see.
+/// An event of a wait.
 #[derive(Debug)]
 pub enum ProgressEvent<'a> {
     /// A sync was looked at; its [`ProgressTracker`] has seen it.
     Updated(&'a SyncProgress, &'a ProgressTracker),
-    /// Somebody wants to see a line now (SIGUSR1).
+    /// The progress is to be shown now (SIGUSR1).
     StatusRequested(&'a SyncProgress, &'a ProgressTracker),
-    /// Something to tell besides.
+    /// A message.
     Note(&'a str),
-    /// There is nothing more to watch: whatever is drawn in place goes away.
+    /// The wait has ended: a view that is drawn in place is removed.
     Finished,
 }
 
 /// Shows events.
 pub trait ProgressMonitor: Send {
-    /// Takes one event; `now` stamps lines.
+    /// `now` is the timestamp of lines.
     fn handle_event(&mut self, event: ProgressEvent<'_>, now: Timestamp);
 }
 
-/// Shows nothing but notes.
+/// Shows only messages.
 struct NotesOnly;
 
 impl ProgressMonitor for NotesOnly {
     fn handle_event(&mut self, event: ProgressEvent<'_>, _: Timestamp) {
         if let ProgressEvent::Note(text) = event {
-            console::print_note(&console::sanitize(text));
+            console::print_note(&sanitize(text));
         }
     }
 }
 
-/// The monitor that the operator asked for.
+/// The monitor for `--progress` and `--quiet`.
 pub(super) fn new_monitor(global: &GlobalArgs) -> Box<dyn ProgressMonitor> {
     let terminal =
         std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb");

@@ -1,20 +1,21 @@
-//! Progress as whole lines of `key=value`, for pipes and logs.
+//! Progress as complete lines of `key=value`, for pipes and logs.
 
 use super::tracker::percent_done;
 use super::{ProgressEvent, ProgressMonitor, ProgressTracker};
-use crate::cli::console::sanitize;
+use crate::cli::sanitize::sanitize;
+use crate::cli::sync_text::{format_time, or_dash};
 use crate::wire::RequestId;
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A line at least this often …
+/// A line is printed at least this often,
 const MAX_LINE_INTERVAL: Duration = Duration::from_secs(10);
-/// … and at every further so many per cent, and whenever the state changes.
+/// after this progress in per cent, and at every change of the state.
 const MIN_PERCENT_STEP: f64 = 5.0;
 
-/// What a sync's last line said.
+/// The values in the last line of a sync.
 struct LastLine {
     at: Instant,
     state: SyncState,
@@ -23,7 +24,6 @@ struct LastLine {
     percent: f64,
 }
 
-/// Writes lines to `sink`.
 pub(super) struct PlainLines {
     last_lines: HashMap<RequestId, LastLine>,
     write_line: Box<dyn FnMut(&str) + Send>,
@@ -34,36 +34,38 @@ impl PlainLines {
         PlainLines { last_lines: HashMap::new(), write_line: sink }
     }
 
-    fn is_due(&self, sync: &SyncProgress, pace: &ProgressTracker, now: Instant) -> bool {
-        let Some(said) = self.last_lines.get(&sync.request_id) else { return true };
-        said.state != sync.state
-            || said.phase != sync.phase
-            || said.reason.as_deref() != pace.wait_reason(sync, now)
-            || percent_done(sync).is_some_and(|p| p - said.percent >= MIN_PERCENT_STEP)
-            || now.saturating_duration_since(said.at) >= MAX_LINE_INTERVAL
+    fn is_due(&self, sync: &SyncProgress, tracker: &ProgressTracker, now: Instant) -> bool {
+        let Some(last) = self.last_lines.get(&sync.request_id) else { return true };
+        last.state != sync.state
+            || last.phase != sync.phase
+            || last.reason.as_deref() != tracker.wait_reason(sync, now)
+            || percent_done(sync).is_some_and(|p| p - last.percent >= MIN_PERCENT_STEP)
+            || now.saturating_duration_since(last.at) >= MAX_LINE_INTERVAL
     }
 
-    fn print_progress(&mut self, sync: &SyncProgress, pace: &ProgressTracker, now: Timestamp) {
+    fn print_progress(&mut self, sync: &SyncProgress, tracker: &ProgressTracker, now: Timestamp) {
         let at = Instant::now();
-        let said = LastLine {
+        let last = LastLine {
             at,
             state: sync.state,
             phase: sync.phase,
-            reason: pace.wait_reason(sync, at).map(str::to_owned),
+            reason: tracker.wait_reason(sync, at).map(str::to_owned),
             percent: percent_done(sync).unwrap_or(0.0),
         };
-        self.last_lines.insert(sync.request_id.clone(), said);
-        (self.write_line)(&progress_line(sync, pace, at, now));
+        self.last_lines.insert(sync.request_id.clone(), last);
+        (self.write_line)(&progress_line(sync, tracker, at, now));
     }
 }
 
 impl ProgressMonitor for PlainLines {
     fn handle_event(&mut self, event: ProgressEvent<'_>, now: Timestamp) {
         match event {
-            ProgressEvent::Updated(sync, pace) if self.is_due(sync, pace, Instant::now()) => {
-                self.print_progress(sync, pace, now);
+            ProgressEvent::Updated(sync, tracker) if self.is_due(sync, tracker, Instant::now()) => {
+                self.print_progress(sync, tracker, now);
             }
-            ProgressEvent::StatusRequested(sync, pace) => self.print_progress(sync, pace, now),
+            ProgressEvent::StatusRequested(sync, tracker) => {
+                self.print_progress(sync, tracker, now)
+            }
             ProgressEvent::Note(text) => {
                 (self.write_line)(&format!("{} {}", format_time(now), sanitize(text)))
             }
@@ -72,14 +74,10 @@ impl ProgressMonitor for PlainLines {
     }
 }
 
-fn format_time(now: Timestamp) -> String {
-    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// One line about `sync`. Values that are not known yet are `-`; totals that still grow have a `≥`.
+/// One line about `sync`. Unknown values are `-`; totals during the scan, which are lower bounds, begin with `≥`.
 pub(in crate::cli) fn progress_line(
     sync: &SyncProgress,
-    pace: &ProgressTracker,
+    tracker: &ProgressTracker,
     at: Instant,
     now: Timestamp,
 ) -> String {
@@ -92,10 +90,9 @@ pub(in crate::cli) fn progress_line(
         SyncPhase::Flushing => "FLUSHING",
         SyncPhase::Done => "DONE",
     };
-    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let least = if sync.scan_done { "" } else { "≥" };
+    let bound = if sync.scan_done { "" } else { "≥" };
     let mut line = format!(
-        "{} sync={} state={} phase={phase} pct={} bytes={}/{least}{} rate_bps={} eta_s={} files={}/{least}{} skipped={} failed={} retried={}",
+        "{} sync={} state={} phase={phase} pct={} bytes={}/{bound}{} rate_bps={} eta_s={} files={}/{bound}{} skipped={} failed={} retried={}",
         format_time(now),
         sync.request_id,
         sync.state.as_str(),
@@ -110,10 +107,10 @@ pub(in crate::cli) fn progress_line(
         sync.failure_count(),
         sync.retries,
     );
-    if let Some(still) = pace.stalled_for(sync, at) {
-        line.push_str(&format!(" stalled_s={}", still.as_secs()));
+    if let Some(stalled) = tracker.stalled_for(sync, at) {
+        line.push_str(&format!(" stalled_s={}", stalled.as_secs()));
     }
-    if let Some(reason) = pace.wait_reason(sync, at) {
+    if let Some(reason) = tracker.wait_reason(sync, at) {
         line.push_str(&format!(" reason=\"{}\"", sanitize(reason).replace('"', "'")));
     }
     line
@@ -148,9 +145,9 @@ mod tests {
     #[test]
     fn a_line_marks_totals_as_lower_bounds_during_the_scan() {
         let sync = scanning();
-        let pace = ProgressTracker::new(&sync, Instant::now());
+        let tracker = ProgressTracker::new(&sync, Instant::now());
         assert_eq!(
-            progress_line(&sync, &pace, Instant::now(), now()),
+            progress_line(&sync, &tracker, Instant::now(), now()),
             "2026-02-03T14:10:52Z sync=run42 state=PROGRESS phase=SCANNING pct=- bytes=15/≥90 \
              rate_bps=- eta_s=- files=3/≥7 skipped=1 failed=1 retried=0"
         );
@@ -162,8 +159,8 @@ mod tests {
         let sink = Arc::clone(&lines);
         let mut plain = PlainLines::new(Box::new(move |line| sink.lock().push(line.to_owned())));
         let sync = SyncProgress { reason: Some("no \"w\"\r\x1b[2K\n".to_owned()), ..scanning() };
-        let pace = ProgressTracker::new(&sync, Instant::now());
-        plain.handle_event(ProgressEvent::Updated(&sync, &pace), now());
+        let tracker = ProgressTracker::new(&sync, Instant::now());
+        plain.handle_event(ProgressEvent::Updated(&sync, &tracker), now());
         plain.handle_event(ProgressEvent::Note("the master is\r away"), now());
         let lines = lines.lock();
         assert_eq!(lines.len(), 2);
@@ -181,19 +178,19 @@ mod tests {
         let mut plain = PlainLines::new(Box::new(move |line| sink.lock().push(id(line))));
         let one = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
         let two = SyncProgress { phase: SyncPhase::Flushing, ..fixtures::sync("two") };
-        let pace = ProgressTracker::new(&one, Instant::now());
+        let tracker = ProgressTracker::new(&one, Instant::now());
         for _ in 0..3 {
-            plain.handle_event(ProgressEvent::Updated(&one, &pace), now());
-            plain.handle_event(ProgressEvent::Updated(&two, &pace), now());
+            plain.handle_event(ProgressEvent::Updated(&one, &tracker), now());
+            plain.handle_event(ProgressEvent::Updated(&two, &tracker), now());
         }
         let more = SyncProgress { transferred_bytes: 60, ..one };
-        plain.handle_event(ProgressEvent::Updated(&more, &pace), now());
-        plain.handle_event(ProgressEvent::Updated(&more, &pace), now());
+        plain.handle_event(ProgressEvent::Updated(&more, &tracker), now());
+        plain.handle_event(ProgressEvent::Updated(&more, &tracker), now());
         // Another reason is news, the same one is not.
         for reason in ["full", "full", "slow"] {
             let (state, reason) = (SyncState::Paused, Some(reason.to_owned()));
             let two = SyncProgress { state, reason, ..two.clone() };
-            plain.handle_event(ProgressEvent::Updated(&two, &pace), now());
+            plain.handle_event(ProgressEvent::Updated(&two, &tracker), now());
         }
         let told = count.lock().clone();
         assert_eq!(told, ["sync=run42", "sync=two", "sync=run42", "sync=two", "sync=two"]);
@@ -205,9 +202,9 @@ mod tests {
         let sink = Arc::clone(&count);
         let mut plain = PlainLines::new(Box::new(move |_| *sink.lock() += 1));
         let sync = SyncProgress { scan_done: true, total_bytes: 1000, ..scanning() };
-        let pace = ProgressTracker::new(&sync, Instant::now());
+        let tracker = ProgressTracker::new(&sync, Instant::now());
         let mut see = |sync: &SyncProgress| {
-            plain.handle_event(ProgressEvent::Updated(sync, &pace), now());
+            plain.handle_event(ProgressEvent::Updated(sync, &tracker), now());
             *count.lock()
         };
         assert_eq!(see(&sync), 1);

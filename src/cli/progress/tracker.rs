@@ -1,31 +1,30 @@
-//! Whether a sync moves, and how much of it is done, from what is seen of it.
+//! Derives from successive documents of a sync whether it makes progress and how much is done.
 
 use crate::wire::sync::{SyncProgress, SyncState};
 use std::time::{Duration, Instant};
 
-/// A sync without any progress for so long is called stalled.
+/// A sync without progress for this long is shown as stalled.
 const STALL_AFTER: Duration = Duration::from_secs(10);
-/// Why a sync waits is said only after this: workers, that of a `ctl copy` too, need a moment to be there.
+/// The reason why a sync waits is shown after this: workers need time to register, also that of `ctl copy`.
 const REASON_DELAY: Duration = Duration::from_secs(2);
-/// The share shown before the end is never more than this.
+/// The highest percentage before the end.
 const MAX_PERCENT_BEFORE_END: f64 = 99.9;
 
-/// What was seen of one sync so far.
 #[derive(Debug)]
 pub struct ProgressTracker {
     watched_since: Instant,
-    /// When any counter last moved.
+    /// The last change of a counter.
     last_change: Instant,
     counters: [u64; 7],
 }
 
 impl ProgressTracker {
-    /// Begins with `sync` as it is at `now`.
+    /// Starts with the document received at `now`.
     pub fn new(sync: &SyncProgress, now: Instant) -> Self {
         ProgressTracker { watched_since: now, last_change: now, counters: progress_counters(sync) }
     }
 
-    /// Takes in `sync` as it is at `now`.
+    /// Adds the document received at `now`.
     pub fn update(&mut self, sync: &SyncProgress, now: Instant) {
         let counters = progress_counters(sync);
         if counters != self.counters || sync.state != SyncState::Progress {
@@ -34,26 +33,26 @@ impl ProgressTracker {
         }
     }
 
-    /// Why the sync waits, where there is a reason and it has waited for more than a moment.
+    /// The reason why the sync waits, unless it was queued just now.
     pub fn wait_reason<'a>(&self, sync: &'a SyncProgress, now: Instant) -> Option<&'a str> {
         let early = sync.state == SyncState::Queued && self.watched_for(now) < REASON_DELAY;
         sync.reason.as_deref().filter(|_| !early)
     }
 
-    /// How long this sync has been watched.
+    /// The time since the first document.
     pub fn watched_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.watched_since)
     }
 
-    /// How long nothing has moved, where that is long enough to tell.
+    /// The time since the last change, if the sync is stalled.
     pub fn stalled_for(&self, sync: &SyncProgress, now: Instant) -> Option<Duration> {
         let still = now.saturating_duration_since(self.last_change);
         (sync.state == SyncState::Progress && still >= STALL_AFTER).then_some(still)
     }
 }
 
-/// The share done in per cent: of the bytes, or where there are none of the files. `None` while the
-/// scan goes on; below 100 until the sync is complete.
+/// The percentage of the bytes, or without bytes of the files, that are done. `None` during the scan; below 100 until
+/// the sync has completed.
 pub fn percent_done(sync: &SyncProgress) -> Option<f64> {
     if !sync.scan_done {
         return None;
@@ -69,9 +68,9 @@ pub fn percent_done(sync: &SyncProgress) -> Option<f64> {
     if total == 0 {
         return Some(0.0);
     }
-    // Cut, not rounded: 99.96 must not be shown as 100.0.
-    let share = (done as f64 / total as f64 * 1000.0).floor() / 10.0;
-    Some(share.min(MAX_PERCENT_BEFORE_END))
+    // Rounded down: 99.96 must not be shown as 100.0.
+    let percent = (done as f64 / total as f64 * 1000.0).floor() / 10.0;
+    Some(percent.min(MAX_PERCENT_BEFORE_END))
 }
 
 fn progress_counters(sync: &SyncProgress) -> [u64; 7] {
@@ -81,7 +80,7 @@ fn progress_counters(sync: &SyncProgress) -> [u64; 7] {
         sync.dirs_done + sync.failure_count(),
         sync.files_total + sync.dirs_total,
         sync.retries,
-        // A second pass that reads back, and a deletion, move nothing else.
+        // Reading back and deleting change nothing else.
         sync.verified_files + sync.repaired_files,
         sync.actions.values().map(|tally| tally.count).sum(),
     ]

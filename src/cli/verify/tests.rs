@@ -2,7 +2,6 @@
 
 use super::*;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -91,7 +90,7 @@ fn verify_lines(
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&lines);
     let say = move |line: &[u8]| {
-        lock(&sink).push(String::from_utf8(line.to_vec()).unwrap());
+        sink.lock().push(String::from_utf8(line.to_vec()).unwrap());
         Ok(())
     };
     let report = VerifyReport {
@@ -106,7 +105,7 @@ fn verify_lines(
     };
     let report =
         verify_tree(place, &digests(list), report).unwrap_or_else(|e| panic!("{}", e.render()));
-    let mut lines = lock(&lines).clone();
+    let mut lines = lines.lock().clone();
     lines.sort();
     (lines, report)
 }
@@ -265,9 +264,9 @@ fn read_errors_are_reported_by_their_cause() {
         (Cause::Changed, Difference::Changed),
         (Cause::NotRegularFile, Difference::Changed),
     ] {
-        let before = lock(&report).counts;
-        add_error(&mut lock(&report), b"x", &FsError::new(Side::Source, "open", b"x", cause));
-        let after = lock(&report).counts;
+        let before = report.lock().counts;
+        add_error(&mut report.lock(), b"x", &FsError::new(Side::Source, "open", b"x", cause));
+        let after = report.lock().counts;
         let rise: BTreeMap<usize, u64> =
             (0..4).map(|i| (i, after[i] - before[i])).filter(|(_, n)| *n > 0).collect();
         assert_eq!(rise, BTreeMap::from([(index as usize, 1)]), "{cause:?}");
@@ -294,7 +293,7 @@ fn the_summary_is_one_line_with_all_counts() {
     );
     assert_eq!(
         report.summary(Duration::from_secs(1), Exit::Ok),
-        "read 81,204 files, 3.0 GiB in 1s: all are as the list says"
+        "read 81,204 files, 3.0 GiB in 1s: all match the list"
     );
 }
 

@@ -1,0 +1,92 @@
+//! Parts of a sync's document as text, for tables, reports and progress.
+
+use crate::util::units;
+use crate::wire::sync::{FailedStep, SyncOutcome, SyncProgress};
+use crate::wire::{AbsPath, RelPath};
+use jiff::Timestamp;
+use std::time::Duration;
+
+/// Time from `from` to `to`; 0 if the clocks of two hosts disagree.
+pub(super) fn duration_between(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or_default()
+}
+
+/// Time in UTC with whole seconds.
+pub(super) fn format_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+pub(super) fn or_dash(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "-".to_owned())
+}
+
+/// The id of a sync on a terminal: the short form of a generated one.
+pub(super) fn display_id(sync: &SyncProgress) -> &str {
+    sync.short_id.as_deref().unwrap_or(sync.request_id.as_str())
+}
+
+/// Where an entry NAME of the source is copied to.
+pub(super) fn mapping_example(source: &AbsPath, destination: &AbsPath) -> String {
+    let name = RelPath::new("NAME").unwrap_or_default();
+    format!("{} → {}", source.join(&name), destination.join(&name))
+}
+
+/// What the state does not say of how a sync ended.
+pub(super) fn outcome_label(sync: &SyncProgress) -> Option<&'static str> {
+    match sync.outcome? {
+        SyncOutcome::Partial => Some("partial"),
+        SyncOutcome::VanishedOnly => Some("files vanished or kept changing"),
+        SyncOutcome::DeleteStopped => Some("copied, deletion stopped"),
+        SyncOutcome::CopyStopped => Some("stopped before copying"),
+        SyncOutcome::Unverified => Some("unverified"),
+        SyncOutcome::Full | SyncOutcome::Cancelled => None,
+    }
+}
+
+pub(super) fn eta_text(sync: &SyncProgress) -> Option<String> {
+    sync.eta_seconds.map(|seconds| units::format_duration(Duration::from_secs(seconds)))
+}
+
+/// Bytes per second over the whole time of a sync that has ended.
+pub(super) fn effective_rate(sync: &SyncProgress) -> Option<f64> {
+    let seconds = duration_between(sync.started_at?, sync.ended_at?).as_secs_f64();
+    (seconds > 0.0 && sync.transferred_bytes > 0).then(|| sync.transferred_bytes as f64 / seconds)
+}
+
+/// How many of the copied bytes were sent over the network, if not exactly all.
+pub(super) fn sent_text(sync: &SyncProgress) -> Option<String> {
+    let counted = sync.sent_bytes + sync.kept_bytes + sync.cloned_bytes > 0;
+    (counted && sync.sent_bytes != sync.transferred_bytes).then(|| {
+        let mut text = format!("{} sent", units::format_bytes(sync.sent_bytes));
+        for (bytes, what) in
+            [(sync.kept_bytes, "the destination had"), (sync.cloned_bytes, "cloned")]
+        {
+            if bytes > 0 {
+                text.push_str(&format!(", {} {what}", units::format_bytes(bytes)));
+            }
+        }
+        text
+    })
+}
+
+/// Failures that are not failures of entries, e.g. `1 listing failed, 2 deletions failed`.
+pub(super) fn failed_steps_text(sync: &SyncProgress) -> Option<String> {
+    let each = sync.failed_steps.iter().filter(|(_, count)| **count > 0).map(|(step, count)| {
+        let [one, many] = match step {
+            FailedStep::List => ["listing", "listings"],
+            FailedStep::ReadBack => ["read-back", "read-backs"],
+            FailedStep::Delete => ["deletion", "deletions"],
+            FailedStep::CleanUp => ["clean-up", "clean-ups"],
+            FailedStep::Flush => ["flush", "flushes"],
+        };
+        format!("{} failed", units::pluralize(*count, one, many))
+    });
+    Some(each.collect::<Vec<_>>().join(", ")).filter(|steps| !steps.is_empty())
+}
+
+/// The result of reading the destination back, if that was done.
+pub(super) fn readback_text(sync: &SyncProgress) -> Option<String> {
+    let read = sync.verified_files + sync.repaired_files;
+    let repaired = units::format_count(sync.repaired_files);
+    (read > 0).then(|| format!("{} read back, {repaired} repaired", units::format_count(read)))
+}
