@@ -286,7 +286,7 @@ fn circles(graph: &Graph) -> Vec<Vec<String>> {
 }
 
 /// Folders whose files still import each other in a circle; the list only gets shorter.
-const WITH_CIRCLES: [&str; 2] = ["cli", "scheduler"];
+const WITH_CIRCLES: [&str; 1] = ["scheduler"];
 
 #[test]
 fn files_of_one_folder_do_not_import_each_other_in_a_circle() {

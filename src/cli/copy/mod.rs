@@ -1,4 +1,4 @@
-//! `ctl copy`: a master with its state in memory and one agent in this process, for one sync.
+//! `ctl copy`: runs one sync with a master (its state in memory) and an agent in this process.
 
 mod last_run;
 mod name_key;
@@ -38,17 +38,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// The name of the only sync.
 const SYNC_ID: &str = "copy";
-/// The name of the only agent.
 const WORKER_ID: &str = "local";
-/// Frequent, because it costs nothing here and the first one lets the sync begin.
+/// Short, because heartbeats are cheap here and the sync starts after the first one.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// At the end nothing is left to do: whatever does not stop by itself within this is left behind.
+/// After the sync has ended nothing is left to do: a service that takes longer to stop is abandoned.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Copies.
-///
 /// # Errors
 /// See [`collect_paths::resolve_paths`]; a service that can't start; otherwise the exit code says how it ended.
 pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError> {
@@ -99,7 +95,7 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError>
     let mut services = InProcessServices::start(&paths, memory.last_file_system.as_deref()).await?;
     let next = next_steps::next_steps(&paths, &args, &request.options);
     let exit = match services.submit_and_wait(ctx, &request, &mut asks).await {
-        // The records are with the master of this process: they are read before it stops.
+        // The master of this process holds the records, so they are read before it stops.
         Ok(waited) => {
             let waited = waited.with_no_transfer_exit(args.exit_code);
             memory.save(&waited);
@@ -108,7 +104,7 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError>
             // The signal that cancelled the sync determines the exit code, as for any interrupted command.
             written.map(|()| waited.cancelled_by.unwrap_or_else(|| waited.exit()))
         }
-        // The usual hint is about a master that an operator runs.
+        // The usual hint is about a separate master.
         Err(failure) if failure.exit == Exit::Unreachable => Err(failure.with_hint(
             "the copy uses a master of its own, over the loopback interface; fix the error above, then run it again",
         )),
@@ -118,21 +114,19 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError>
     exit
 }
 
-/// What is kept of the pair between runs, and how.
+/// The recorded file system of SRC, to detect that another one is mounted there.
 struct SourceFsRecord {
-    /// `None`: nothing is kept.
+    /// `None`: nothing is recorded.
     last_run: Option<LastRun>,
-    /// The file system of SRC at the last run.
+    /// That of the last run.
     last_file_system: Option<String>,
-    /// A mirror relies on it: an error that prevents writing it is reported.
+    /// A mirror depends on the record, so write errors are reported.
     is_mirror: bool,
 }
 
 impl SourceFsRecord {
-    /// Reads it.
-    ///
     /// # Errors
-    /// A mirror whose record can't be read: it could delete what it must not.
+    /// The record can't be read and the copy is a mirror, which could delete the wrong entries.
     fn load(paths: &CopyPaths, options: &SyncOptions) -> Result<SourceFsRecord, CliError> {
         let mirror = options.delete.is_some();
         if !paths.source_is_dir || options.dry_run && !mirror {
@@ -163,7 +157,7 @@ impl SourceFsRecord {
         Ok(SourceFsRecord { last_run, last_file_system: known, is_mirror: mirror })
     }
 
-    /// Keeps what a copy that completed found.
+    /// Records the file system of a completed copy.
     fn save(&self, waited: &WaitOutcome) {
         let Some(last_run) = &self.last_run else { return };
         let seen = waited.syncs.iter().filter_map(|sync| sync.latest.as_ref());
@@ -210,7 +204,6 @@ fn print_outcome(ctx: &Context, waited: &WaitOutcome, next: &NextSteps) -> Resul
     Ok(())
 }
 
-/// The master and the agent of this process.
 struct InProcessServices {
     client: MasterClient,
     master: Option<Master>,
@@ -220,13 +213,12 @@ struct InProcessServices {
 }
 
 impl InProcessServices {
-    /// Starts both on loopback ports that the kernel chooses; `known` is the file system of SRC at the
-    /// last run.
+    /// Starts both on free loopback ports; `known` is the file system of SRC at the last run.
     async fn start(paths: &CopyPaths, known: Option<&str>) -> Result<InProcessServices, CliError> {
         let failed = |e: anyhow::Error| service::service_error(&e);
         let mut config = load_master(None, &Env::empty())?.config;
         config.listen.set_port(0);
-        // Somebody sits before it and can make room and start it again.
+        // The user of the command can free space and run it again.
         config.limits.no_space_timeout = Duration::ZERO;
         let store = EmbeddedStore::open(Location::Memory).map_err(|e| failed(e.into()))?;
         if let Some(known) = known {
@@ -250,7 +242,7 @@ impl InProcessServices {
         Ok(InProcessServices { client, master: Some(master), agent, stop_master, stop_agent })
     }
 
-    /// Submits the sync and waits for it, or for a service that ends before.
+    /// Submits the sync and waits for its end, or for the agent to end before.
     async fn submit_and_wait(
         &mut self,
         ctx: &Context,
@@ -289,7 +281,7 @@ impl InProcessServices {
     }
 }
 
-/// Puts the file system of SRC at the last run into the store of the master that is about to begin.
+/// Writes the file system of SRC at the last run to the store before the master starts.
 async fn seed_pair_record(
     store: &EmbeddedStore,
     paths: &CopyPaths,
