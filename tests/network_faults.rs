@@ -79,7 +79,7 @@ fn bits_flipped_between_agents_are_detected_counted_reported_and_sent_again() {
     let log = cluster.agents["a"].process.log();
     assert_eq!(warning_count(&log, &id), flips, "{log}");
     let shown = cluster.ctl(["sync", "status", &id]).run().stdout_text();
-    assert!(shown.contains(&format!("damaged on the way {flips} times")), "{shown}");
+    assert!(shown.contains(&format!("arrived corrupted {flips} times")), "{shown}");
 }
 
 #[test]

@@ -437,6 +437,6 @@ fn an_endpoint_that_cannot_be_bound_is_shown_as_unavailable() {
     };
     await_true("both are shown", || line("192.0.2.1:7000").is_some());
     let unavailable = line("192.0.2.1:7000").unwrap();
-    assert!(unavailable.contains("aside: unavailable, cannot listen on"), "{unavailable}");
+    assert!(unavailable.contains("disabled: unavailable, cannot listen on"), "{unavailable}");
     assert!(line("127.0.0.1:").unwrap().contains("usable"));
 }

@@ -10,6 +10,7 @@ const REASON_DELAY: Duration = Duration::from_secs(2);
 /// The highest percentage before the end.
 const MAX_PERCENT_BEFORE_END: f64 = 99.9;
 
+/// Detects changes between successive documents of one sync.
 #[derive(Debug)]
 pub struct ProgressTracker {
     watched_since: Instant,
