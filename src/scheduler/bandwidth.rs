@@ -16,14 +16,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum age of the computed targets.
 const TARGET_REFRESH_MS: u64 = 100;
+
 /// Minimum interval for a usage sample.
-const MIN_SAMPLE_MS: u64 = 400;
+pub(super) const MIN_SAMPLE_MS: u64 = 400;
+
 /// A worker without a task keeps its share for this time: the next task may be under way.
 const SHARE_RETENTION_MS: u64 = 3_000;
+
 /// The initial share of a late worker is its fair share divided by this.
-const INITIAL_SHARE_DIVISOR: u64 = 16;
+pub(super) const INITIAL_SHARE_DIVISOR: u64 = 16;
+
 /// A demand below the share is raised by its part 1/32 …
 const HEADROOM_DIVISOR: u64 = 32;
+
 /// … and by 1/128 of an equal share.
 const MIN_DEMAND_DIVISOR: u64 = 128;
 
@@ -98,7 +103,7 @@ struct WorkerShare {
 }
 
 impl SyncPool {
-    fn granted(&self) -> u64 {
+    pub(super) fn granted(&self) -> u64 {
         self.members.values().fold(0, |sum, member| sum.saturating_add(member.granted))
     }
 

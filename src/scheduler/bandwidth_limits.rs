@@ -1,11 +1,8 @@
 //! Limits on bytes per second: which syncs are limited, and when workers get their shares.
 
-use super::sync_admin::{refuse, unknown_sync};
-use super::sync_job::SyncJob;
+use super::State;
+use super::event::Now;
 use super::worker_registry::Worker;
-use super::{Now, Reply, State};
-use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::SyncPatch;
 use crate::wire::worker::{BandwidthUsage, HeartbeatReply};
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
@@ -13,37 +10,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Heartbeat interval of a worker that sends under a limit.
 const LIMITED_HEARTBEAT_MS: u64 = 1_000;
+
 /// Heartbeat interval of a worker that works without a limit.
 const BUSY_HEARTBEAT_MS: u64 = 1_500;
+
 /// Added to the interval for each share, so that the master is not overloaded.
 const HEARTBEAT_MS_PER_SHARE: u64 = 1;
+
 const MAX_HEARTBEAT_MS: u64 = 5_000;
 
 impl State {
-    /// Changes an active sync.
-    pub(super) fn change_sync(&mut self, id: &RequestId, change: SyncPatch, now: Now) -> Reply {
-        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) else {
-            return unknown_sync(id);
-        };
-        if !sync.is_active() {
-            let state = sync.state.as_str();
-            let detail =
-                format!("sync `{id}` has ended, in state {state}: its limit has no meaning");
-            return refuse(Problem::new(ProblemCode::SyncEnded, detail));
-        }
-        let no = sync.no;
-        if sync.bwlimit != change.bwlimit {
-            sync.bwlimit = change.bwlimit;
-            self.bandwidth.set_own_limit(no, change.bwlimit);
-            self.mark_changed(no, now);
-            // A worker without support for limits may be able to take its tasks now.
-            self.needs_dispatch = true;
-        }
-        self.progress_reply(id)
-    }
-
     /// The current limit of the whole installation.
-    fn total_limit(&self, now: Now) -> Option<u64> {
+    pub(super) fn total_limit(&self, now: Now) -> Option<u64> {
         let time = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
         self.settings.bwlimit.limit_at(time, &self.settings.zone)
     }
@@ -124,13 +102,5 @@ impl State {
         let busy = sending.filter_map(|task| Some((task.sync, task.lease()?.worker.clone())));
         let busy = busy.collect();
         self.bandwidth.expire_idle_shares(&busy, now.mono_ms);
-    }
-}
-
-impl SyncJob {
-    /// Whether only workers with support for limits may send for it. A limit of the whole
-    /// installation does not exclude agents without that support.
-    pub(super) fn is_limited(&self) -> bool {
-        self.bwlimit.is_some()
     }
 }

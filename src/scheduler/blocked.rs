@@ -7,26 +7,17 @@
 //!                     └── nothing is deleted (an error, a guard, a filter) ─▶ failed with EISDIR
 //! ```
 
-use super::phase::PhaseState;
-use super::sync_job::{FailureCount, SyncJob};
-use super::{Now, State};
-use crate::wire::SyncNo;
-use crate::wire::entry_report::{EntryAction, FileRecord, FileState, Tally};
 use crate::wire::sync::FileError;
-use crate::wire::task::TaskReport;
 use serde::{Deserialize, Serialize};
-
-/// Maximum number of errors kept in full.
-const MAX_BLOCKED_ERRORS: usize = 100;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct BlockedEntries {
-    files: u64,
+    pub(super) files: u64,
     /// The first errors.
-    errors: Vec<FileError>,
+    pub(super) errors: Vec<FileError>,
     /// Entries without a kept error that the read-back pass found in the same state.
     #[serde(default)]
-    readback_count: u64,
+    pub(super) readback_count: u64,
 }
 
 impl BlockedEntries {
@@ -35,128 +26,19 @@ impl BlockedEntries {
     }
 
     /// How many of `errors` are about entries without a kept error.
-    fn count_unrecorded(&self, errors: &[FileError]) -> u64 {
+    pub(super) fn count_unrecorded(&self, errors: &[FileError]) -> u64 {
         let noted = |error: &&FileError| self.errors.iter().any(|known| known.path == error.path);
         errors.iter().filter(|error| !noted(error)).count() as u64
     }
 
     /// Whether entries that failed with `errors` in the read-back pass can be entries that were
     /// deferred in the copy. Beyond the kept errors only their number decides.
-    fn may_include(&self, errors: &[FileError]) -> bool {
+    pub(super) fn may_include(&self, errors: &[FileError]) -> bool {
         let without_error = self.files.saturating_sub(self.errors.len() as u64);
         self.readback_count.saturating_add(self.count_unrecorded(errors)) <= without_error
     }
 
     pub(super) fn reset_readback(&mut self) {
         self.readback_count = 0;
-    }
-}
-
-fn is_blocked_by_directory(error: &FileError) -> bool {
-    error.errno.as_deref() == Some("EISDIR") && error.operation.ends_with("destination")
-}
-
-impl SyncJob {
-    /// Whether entries that failed with `errors` are deferred until the directories in their place
-    /// are deleted. The read-back pass accepts only entries that were deferred before: any other
-    /// one was copied and is missing now.
-    pub(super) fn can_defer_blocked(&self, errors: &[FileError]) -> bool {
-        let stage_fits = match self.phase {
-            PhaseState::Copy => true,
-            PhaseState::Readback => self.blocked.may_include(errors),
-            _ => false,
-        };
-        self.request.options.delete.is_some()
-            && stage_fits
-            && !errors.is_empty()
-            && errors.iter().all(is_blocked_by_directory)
-    }
-
-    fn defer_blocked(&mut self, files: u64, errors: Vec<FileError>) {
-        if self.phase != PhaseState::Copy {
-            // They were deferred when they were copied.
-            self.blocked.readback_count += self.blocked.count_unrecorded(&errors);
-            return;
-        }
-        if self.is_dry_run() {
-            self.counters.files_done += files;
-            let tally = Tally { count: files, bytes: 0 };
-            self.counters.actions.entry(EntryAction::Create).or_default().merge(tally);
-            return;
-        }
-        self.blocked.files += files;
-        let room = MAX_BLOCKED_ERRORS.saturating_sub(self.blocked.errors.len());
-        self.blocked.errors.extend(errors.into_iter().take(room));
-    }
-
-    /// Removes up to `files` deferred entries and returns their number: only these are counted in
-    /// the second walk.
-    pub(super) fn take_deferred(&mut self, files: u64) -> u64 {
-        let taken = files.min(self.blocked.files);
-        self.blocked.files -= taken;
-        taken
-    }
-
-    /// Counts the deferred entries that a batch of the second walk copied.
-    pub(super) fn count_copied_blocked(&mut self, report: &TaskReport) {
-        let files = self.take_deferred(report.files_done);
-        self.counters.files_done += files;
-        if files > 0 {
-            self.counters.bytes_done = self.counters.bytes_done.saturating_add(report.bytes_done);
-            let done = report.actions.iter().filter(|(action, _)| **action != EntryAction::Skip);
-            let done = done.map(|(action, tally)| (*action, *tally)).collect();
-            self.counters.add_actions(&done);
-        }
-    }
-
-    /// Whether the source is walked again: the directories were deleted. After an error extraneous
-    /// entries may have been counted, but nothing was deleted.
-    pub(super) fn needs_blocked_copy(&self) -> bool {
-        !self.blocked.is_empty() && self.phase == PhaseState::DeleteExtraneous
-    }
-}
-
-impl State {
-    /// Defers `files` entries that failed with `errors`. A dry run counts and records them as
-    /// created, because the sync would create them after the deletion.
-    pub(super) fn defer_blocked_entries(&mut self, no: SyncNo, files: u64, errors: Vec<FileError>) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
-        if sync.is_dry_run() {
-            let created = errors.iter().map(|error| FileRecord {
-                path: error.path.clone(),
-                state: FileState::Done,
-                action: Some(EntryAction::Create),
-                bytes: 0,
-                digest: None,
-                message: None,
-            });
-            let created = created.collect();
-            sync.defer_blocked(files, errors);
-            return self.record_files(no, created);
-        }
-        sync.defer_blocked(files, errors);
-    }
-
-    /// Resolves deferred entries before the sync enters `next`: either nothing will delete the
-    /// directories in their place, or the second walk did not find the entries any more.
-    pub(super) fn resolve_blocked(&mut self, no: SyncNo, next: Option<PhaseState>, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
-        if sync.blocked.is_empty() || next.is_some_and(|next| next <= PhaseState::CopyBlocked) {
-            return;
-        }
-        let BlockedEntries { files, errors, .. } = std::mem::take(&mut sync.blocked);
-        if sync.phase == PhaseState::CopyBlocked {
-            sync.counters.files_skipped += files;
-            return;
-        }
-        sync.count_failure(FailureCount::Entries { files, dirs: 0 });
-        let mut left = files;
-        let last = errors.len().saturating_sub(1);
-        for (at, error) in errors.into_iter().enumerate() {
-            let count = if at == last { left.max(1) } else { 1 };
-            left = left.saturating_sub(count);
-            self.record_failure(no, error, count);
-        }
-        self.mark_changed(no, now);
     }
 }

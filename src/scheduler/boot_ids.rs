@@ -17,7 +17,7 @@ pub(super) fn boot_part(place: &str) -> &str {
     place.split_once(ROOT_SEPARATOR).map_or(place, |(boot, _)| boot)
 }
 
-pub(super) fn root_part(place: &str) -> Option<&str> {
+fn root_part(place: &str) -> Option<&str> {
     place.split_once(ROOT_SEPARATOR).map(|(_, root)| root)
 }
 

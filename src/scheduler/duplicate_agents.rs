@@ -5,7 +5,8 @@
 //! incarnation is accepted at first. If the previous one reports again, which a killed one never
 //! does, the previous one continues and the new one is refused.
 
-use super::{Now, State};
+use super::State;
+use super::event::Now;
 use crate::wire::WorkerId;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::worker::WorkerHeartbeat;
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 
 const MAX_REFUSED_INCARNATIONS: usize = 16;
 
-fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
+pub(super) fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
     let detail = format!(
         "another agent runs as worker `{}` and is alive: this one gets no work until that one is stopped",
         said.worker_id

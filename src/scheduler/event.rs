@@ -1,8 +1,8 @@
 //! Events, replies and effects of the scheduler.
 
 use super::Settings;
-pub use super::file_records::RecordLogInfo;
-use super::worker_losses::SingleEntry;
+pub use super::record_log::RecordLogInfo;
+use super::single_entries::SingleEntry;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;

@@ -7,8 +7,6 @@
 //! the commit of the counters, so list and counters agree whichever master leads. A batch that
 //! failed as a whole is one line with the key of its manifest, which is kept with the pages.
 
-use super::sync_job::SyncJob;
-use super::{Effect, State};
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::sync::FileError;
 use crate::wire::{BytePath, SyncNo};
@@ -16,39 +14,43 @@ use serde::{Deserialize, Serialize};
 
 /// Maximum number of listed failures of a sync.
 pub(super) const MAX_FAILED_ENTRIES: u64 = 1_000_000;
+
 /// Maximum size of all lines of a sync: names may be long.
 const MAX_FAILED_BYTES: u64 = 256 << 20;
+
 /// Maximum number of kept manifests; their keys are in the record of the sync.
-const MAX_BATCHES: usize = 1_024;
+pub(super) const MAX_BATCHES: usize = 1_024;
+
 /// Size at which a page is complete. The open page is written as a whole with each event that adds
 /// to it.
-const MAX_PAGE_BYTES: usize = 32 << 10;
-const MAX_MESSAGE_CHARS: usize = 1_000;
+pub(super) const MAX_PAGE_BYTES: usize = 32 << 10;
+
+pub(super) const MAX_MESSAGE_CHARS: usize = 1_000;
 
 /// The stored part of the failure list of a sync.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct FailureList {
-    page_count: u64,
-    listed_count: u64,
+    pub(super) page_count: u64,
+    pub(super) listed_count: u64,
     /// Bytes of all lines.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Failures that are counted but not listed by name.
     pub(super) unlisted_count: u64,
     /// Keys of the kept manifests of batches that failed as a whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    batches: Vec<String>,
+    pub(super) batches: Vec<String>,
     /// Filled since this master began to lead.
     #[serde(skip)]
-    open_page: OpenPage,
+    pub(super) open_page: OpenPage,
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
-struct OpenPage {
-    lines: Vec<u8>,
+pub(super) struct OpenPage {
+    pub(super) lines: Vec<u8>,
     /// The reason in the last line.
-    message: String,
+    pub(super) message: String,
     /// It has lines that are not stored.
-    is_unsaved: bool,
+    pub(super) is_unsaved: bool,
 }
 
 /// A line; without a reason it has the reason of the previous line, because most failures of a sync
@@ -116,7 +118,7 @@ fn failed_file_record(path: BytePath, message: Option<String>) -> FileRecord {
     FileRecord { path, state: FileState::Failed, action: None, bytes: 0, digest: None, message }
 }
 
-fn failure_page_key(no: SyncNo, page: u64) -> String {
+pub(super) fn failure_page_key(no: SyncNo, page: u64) -> String {
     format!("e/{no}/{page}")
 }
 
@@ -125,12 +127,17 @@ impl FailureList {
         *self == FailureList::default()
     }
 
-    fn has_room(&self, entries: u64, max_entries: u64) -> bool {
+    pub(super) fn has_room(&self, entries: u64, max_entries: u64) -> bool {
         self.listed_count.saturating_add(entries) <= max_entries
     }
 
     /// Adds an entry or a batch. False: there is no space for it.
-    fn add(&mut self, failed: FileRecord, batch: Option<FailedBatch>, max_entries: u64) -> bool {
+    pub(super) fn add(
+        &mut self,
+        failed: FileRecord,
+        batch: Option<FailedBatch>,
+        max_entries: u64,
+    ) -> bool {
         let message = failed.message.filter(|message| *message != self.open_page.message);
         let entries = batch.as_ref().map_or(1, |batch| batch.entries);
         let line = StoredLine { path: failed.path, message, batch };
@@ -154,87 +161,7 @@ impl FailureList {
     }
 
     /// Closes the open page; returns its number and lines.
-    fn take_page(&mut self) -> (u64, Vec<u8>) {
+    pub(super) fn take_page(&mut self) -> (u64, Vec<u8>) {
         (self.page_count.saturating_sub(1), std::mem::take(&mut self.open_page).lines)
-    }
-}
-
-impl SyncJob {
-    fn failure_page_keys(&self) -> impl Iterator<Item = String> + use<> {
-        let no = self.no;
-        (0..self.failure_list.page_count).map(move |page| failure_page_key(no, page))
-    }
-
-    /// Keys of the pages and of the kept manifests.
-    pub(super) fn failure_blob_keys(&self) -> impl Iterator<Item = String> {
-        self.failure_page_keys().chain(self.failure_list.batches.iter().cloned())
-    }
-
-    pub(super) fn failure_pages(&self) -> FailurePages {
-        FailurePages {
-            keys: self.failure_page_keys().collect(),
-            listed: self.failure_list.listed_count,
-        }
-    }
-}
-
-impl State {
-    /// Whether the manifest of a failed batch is kept to list its entries.
-    pub(super) fn can_list_batch(&self, no: SyncNo, entries: u64) -> bool {
-        let has_room = |failed: &FailureList| {
-            failed.batches.len() < MAX_BATCHES
-                && failed.has_room(entries, self.settings.max_failed_entries)
-        };
-        entries > 0
-            && self.syncs.get(&no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
-    }
-
-    /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest`
-    /// of its batch. The caller stores the record of the sync.
-    pub(super) fn list_failure(
-        &mut self,
-        no: SyncNo,
-        error: &FileError,
-        count: u64,
-        manifest: Option<String>,
-    ) {
-        let max_entries = self.settings.max_failed_entries;
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
-        let failed = &mut sync.failure_list;
-        let batch = manifest.clone().map(|manifest| FailedBatch { manifest, entries: count });
-        let entries = if batch.is_some() { count } else { 1 };
-        let is_listed = failed.add(failure_record(error), batch, max_entries);
-        let listed = if is_listed { entries } else { 0 };
-        if !is_listed {
-            self.effects.extend(manifest.map(Effect::DeleteBlob));
-        }
-        failed.unlisted_count = failed.unlisted_count.saturating_add(count.saturating_sub(listed));
-        if failed.open_page.lines.len() >= MAX_PAGE_BYTES {
-            let (page, lines) = failed.take_page();
-            self.effects.push(Effect::PutBlob(failure_page_key(no, page), lines));
-        }
-        self.dirty_failure_lists.insert(no);
-    }
-
-    /// Stores the pages that this event added to, and frees those of ended syncs.
-    pub(super) fn store_failure_pages(&mut self) {
-        for no in std::mem::take(&mut self.dirty_failure_lists) {
-            let Some(sync) = self.syncs.get_mut(&no) else { continue };
-            let (active, failed) = (sync.is_active(), &mut sync.failure_list);
-            let is_new = std::mem::take(&mut failed.open_page.is_unsaved);
-            if is_new {
-                let key = failure_page_key(no, failed.page_count.saturating_sub(1));
-                self.effects.push(Effect::PutBlob(key, failed.open_page.lines.clone()));
-            }
-            if !active {
-                failed.open_page = OpenPage::default();
-            }
-        }
-    }
-
-    pub(super) fn delete_failure_list(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
-        self.effects.extend(sync.failure_blob_keys().map(Effect::DeleteBlob));
-        sync.failure_list = FailureList::default();
     }
 }

@@ -1,36 +1,52 @@
-//! The scheduler: a pure state machine. [`State::apply`] takes an event and the time, and returns
-//! what must be written and replied. No I/O, no clock, no locks, no randomness but a seed: the same
-//! events give the same effects, so a test can replay any history.
+//! The scheduler: a pure state machine. [`State::apply`] takes an event and the time, and returns what must be written
+//! and replied. No I/O, no clock, no locks, no randomness but a seed: the same events give the same effects, so a test
+//! can replay any history.
 //!
-//! - [`event`]: events, replies, effects
-//! - `sync_job`, `task`, `worker_registry`: the records (with the diagrams of their states)
-//! - `sync_admin`, `retry_sync`, `worker_admin`: operations of operators
-//! - `leases`, `placement`: which worker holds which task; `ready_queue`, `poll_queue`: the indexes
-//! - `pages`, `results`, `large`: reports of agents, each counted once; `validate`: their validation
-//! - `phase`: what follows when a sync has no tasks; `recheck`: after a host lost writes
-//! - `failures`, `worker_losses`, `worker_health`: retries, lost tasks, quarantine
-//! - `pause`, `storage_paths`: full, unavailable or replaced storage
-//! - `deleter`, `blocked`: deletions of a mirror
-//! - `overlap`: syncs that must not run at the same time
-//! - `bandwidth`, `bandwidth_limits`: limits on bytes per second
-//! - `failure_list`, `file_records`: failures and outcomes by name
-//! - `transfer_progress`, `speed`, `stalled`: progress of syncs
-//! - `duplicate_agents`: two agents under one id
-//! - `boot_ids`, `source_history`, `retention`: what is remembered of hosts, sources and ended syncs
-//! - `records`, `reconcile`: the state in the store, and its repair
+//! An event goes one way: validation, the phase machine of its sync, tasks, placement, effects. So the files form a
+//! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
+//!
+//! 1. Data: `single_entries`, `failure_list`, `record_log`, `record_keys`, `event`, `speed`, `blocked`, `boot_ids`,
+//!    `phase`, `bandwidth`, `source_history`, `validate`, `task_errors`, `task`, `large_file`, `ready_queue`, `lease_index`,
+//!    `isolation`, `poll_queue`, `worker_registry`, `deleter`, `pause`
+//! 2. A sync, and what its options mean: `sync_job`, `sync_rules`
+//! 3. Changes that keep the indexes in step: `window`, `core`
+//! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
+//! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`
+//! 6. Failures: `storage_pause`, `failures`, `lease_end`, `worker_health`
+//! 7. Phases: `final_state`, `advance`
+//! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
+//! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
+//! 10. Time and operators: `retention`, `tick`, `views`, `sync_admin`, `retry_sync`, `worker_admin`
+//! 11. The store: `records`, `reconcile`
 
+mod activity;
+mod advance;
+mod assignment;
 mod bandwidth;
 mod bandwidth_limits;
 mod blocked;
 mod boot_ids;
+mod capability;
+mod clean_up;
+mod core;
+mod deferral;
 mod deleter;
+mod deletion;
+mod dispatch;
 mod duplicate_agents;
 pub mod event;
 mod failure_list;
+mod failure_log;
 mod failures;
 mod file_records;
-mod large;
-mod leases;
+mod final_state;
+mod heartbeat;
+mod isolation;
+mod large_file;
+mod large_results;
+mod lease_end;
+mod lease_index;
+mod mirror_guards;
 mod overlap;
 mod pages;
 mod pause;
@@ -40,22 +56,29 @@ mod poll_queue;
 mod ready_queue;
 mod recheck;
 mod reconcile;
+mod record_keys;
+mod record_log;
 mod records;
 mod results;
 mod retention;
 mod retry_sync;
+mod single_entries;
 mod source_history;
 mod speed;
-mod stalled;
-mod storage_paths;
+mod storage_pause;
+mod storage_watch;
 mod sync_admin;
 mod sync_job;
+mod sync_rules;
 mod task;
-mod transfer_progress;
+mod task_errors;
+mod tick;
 mod validate;
+mod views;
+mod window;
+mod work_items;
 mod worker_admin;
 mod worker_health;
-mod worker_losses;
 mod worker_registry;
 
 #[cfg(test)]
@@ -67,20 +90,20 @@ pub use event::{
 };
 pub use failure_list::{FailedBatch, FailureLine, FailurePages, decode_failures};
 pub use file_records::MAX_LINE_BYTES;
-pub use records::{LoadError, META_KEY as SECRET_RECORD, without_secret};
+pub use record_keys::META_KEY as SECRET_RECORD;
+pub use records::{LoadError, without_secret};
+pub use single_entries::{SingleEntry, single_entries};
 pub use source_history::source_history_record;
-pub use worker_losses::{SingleEntry, single_entries};
 
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
-use crate::wire::task::TaskSpec;
 use crate::wire::ticket::Signer;
-use crate::wire::{BytePath, Digest, RequestId, SyncNo, TaskId, WorkerId};
+use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::tz::TimeZone;
 use poll_queue::PollQueue;
 use std::collections::{BTreeMap, BTreeSet};
 use sync_job::SyncJob;
-use task::{LargeFile, Task, TaskState};
+use task::Task;
 use worker_registry::WorkerRegistry;
 
 /// The settings of the scheduler.
@@ -162,13 +185,13 @@ pub struct State {
     syncs: BTreeMap<SyncNo, SyncJob>,
     by_id: BTreeMap<RequestId, SyncNo>,
     tasks: BTreeMap<TaskId, Task>,
-    lease_index: leases::LeaseIndex,
+    lease_index: lease_index::LeaseIndex,
     workers: WorkerRegistry,
     source_history: source_history::SourceHistory,
     bandwidth: bandwidth::BandwidthAllocator,
     worker_health: worker_health::WorkerHealth,
     path_reservations: overlap::PathReservations,
-    isolation: worker_losses::Isolation,
+    isolation: isolation::Isolation,
     retention_clock: retention::RetentionClock,
     syncs_with_tasks: BTreeSet<SyncNo>,
     /// Delayed tasks by the end of the delay.
@@ -205,7 +228,7 @@ impl State {
             Event::ListSyncs(select) => Some(self.list_syncs(&select)),
             Event::GetFileRecords(id) => Some(match self.record_log_info(&id) {
                 Some(listing) => Reply::FileRecords(Box::new(listing)),
-                None => sync_admin::unknown_sync(&id),
+                None => views::unknown_sync(&id),
             }),
             Event::FileRecordsLost { sync, reason: why } => {
                 self.fail_record_log(sync, why, now);
@@ -299,189 +322,16 @@ impl State {
         nearest.map(|at| at.saturating_sub(now.mono_ms))
     }
 
-    /// Changes the state of a task and all indexes of it.
-    fn set_task_state(&mut self, id: TaskId, state: TaskState) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        if let TaskState::Delayed { until_ms } = &task.state {
-            self.delayed.remove(&(*until_ms, id));
+    /// After every event: advances syncs whose tasks are done, then dispatches to waiting polls.
+    pub(super) fn advance_and_dispatch(&mut self, now: Now) {
+        while let Some(no) = self.dirty_syncs.pop_first() {
+            self.advance_phase(no, now);
         }
-        if let TaskState::Delayed { until_ms } = &state {
-            self.delayed.insert((*until_ms, id));
-        }
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
-        sync.queue.remove(task);
-        task.state = state;
-        let boot =
-            task.pinned_to.as_ref().and_then(|bound| sync.unflushed_writers.get(bound)?.as_ref());
-        sync.queue.insert(task, boot);
-    }
-
-    /// Indexes a new or loaded task.
-    fn insert_task(&mut self, mut task: Task) {
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
-        sync.tasks.insert(task.id);
-        sync.scan_count += usize::from(task.is_scan());
-        // A damaged record may hold any length.
-        sync.manifest_bytes = sync.manifest_bytes.saturating_add(task.manifest_bytes);
-        let no = task.sync;
-        if self.syncs_with_tasks.insert(no) {
-            self.update_window(no);
-        }
-        let (id, until) = (task.id, TaskState::Delayed { until_ms: u64::MAX });
-        let state = std::mem::replace(&mut task.state, until);
-        self.tasks.insert(id, task);
-        self.set_task_state(id, state);
-        self.isolate_if_lost(id);
-    }
-
-    /// Random bytes that are never repeated.
-    fn draw_random(&mut self) -> [u8; 32] {
-        self.draw_count += 1;
-        *blake3::keyed_hash(&self.seed, &self.draw_count.to_le_bytes()).as_bytes()
-    }
-
-    fn put_record(&mut self, key: String) {
-        self.effects.push(Effect::PutRecord(key));
-    }
-
-    fn allocate_task_id(&mut self) -> TaskId {
-        let id = TaskId(self.next_task);
-        self.next_task += 1;
-        self.put_record(records::META_KEY.to_owned());
-        id
-    }
-
-    /// Adds a task and stores its manifest, if it has one of its own.
-    fn add_task(&mut self, new: NewTask, manifest: Option<Vec<u8>>) -> TaskId {
-        let id = self.allocate_task_id();
-        let digest = match (&manifest, &new.manifest_digest) {
-            (Some(bytes), _) => task::task_digest(new.sync, id, &new.spec, bytes),
-            (None, Some(of)) => task::task_digest(new.sync, id, &new.spec, &of.0),
-            (None, None) => task::task_digest(new.sync, id, &new.spec, &[]),
-        };
-        let mut blob = new.manifest_key;
-        let mut blob_bytes = new.manifest_bytes;
-        if let Some(bytes) = manifest {
-            let key = format!("m/{}/{id}", new.sync);
-            blob_bytes = bytes.len() as u64;
-            self.effects.push(Effect::PutBlob(key.clone(), bytes));
-            blob = Some(key);
-        }
-        let task = Task {
-            id,
-            sync: new.sync,
-            spec: new.spec,
-            manifest_key: blob,
-            manifest_bytes: blob_bytes,
-            digest,
-            attempt: 0,
-            failures: new.failures,
-            resource_retries: new.resource_retries,
-            failed_on: new.failed_on,
-            losses: new.losses,
-            entry: new.entry,
-            is_unsplittable: false,
-            large_file: new.large_file,
-            pinned_to: new.pinned_to,
-            last_error: new.last_error,
-            waiting_since_ms: self.last_tick_ms.unwrap_or(0),
-            deprioritised_until_ms: 0,
-            state: new.state,
-        };
-        self.put_record(task.record_key());
-        self.insert_task(task);
-        self.needs_dispatch = true;
-        id
-    }
-
-    /// Removes a task, its lease and its own manifest. The manifest of a large file is kept.
-    fn remove_task(&mut self, id: TaskId) -> Option<Task> {
-        let task = self.tasks.remove(&id)?;
-        self.isolation.remove(id);
-        if let TaskState::Delayed { until_ms } = &task.state {
-            self.delayed.remove(&(*until_ms, id));
-        }
-        self.effects.push(Effect::DeleteRecord(task.record_key()));
-        if let Some(lease) = task.lease() {
-            self.lease_index.remove(lease);
-        }
-        // The manifest of a large file is removed with the file, a name list with the sync.
-        let shared = task.large_file.is_some() || matches!(task.spec, TaskSpec::List { .. });
-        if let (Some(blob), false) = (&task.manifest_key, shared) {
-            self.effects.push(Effect::DeleteBlob(blob.clone()));
-        }
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
-            sync.queue.remove(&task);
-            sync.tasks.remove(&id);
-            sync.scan_count -= usize::from(task.is_scan());
-            sync.manifest_bytes = sync.manifest_bytes.saturating_sub(task.manifest_bytes);
-            if sync.tasks.is_empty() {
-                self.syncs_with_tasks.remove(&task.sync);
-            }
-        }
-        self.dirty_syncs.insert(task.sync);
-        // A scan may wait for the space in the window.
-        self.needs_dispatch = true;
-        Some(task)
-    }
-
-    fn mark_changed(&mut self, no: SyncNo, now: Now) {
-        if let Some(sync) = self.syncs.get_mut(&no) {
-            // Clean-up does not change the time of an ended sync.
-            sync.updated_ms = sync.ended_ms.unwrap_or(now.wall_ms);
-            self.effects.push(Effect::PutRecord(sync.record_key()));
-            self.effects.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
-            self.dirty_syncs.insert(no);
-        }
-    }
-}
-
-/// The fields of a new task that differ from the defaults.
-struct NewTask {
-    sync: SyncNo,
-    spec: TaskSpec,
-    /// A manifest that is already stored …
-    manifest_key: Option<String>,
-    /// … its size, if it counts for this task, and its digest.
-    manifest_bytes: u64,
-    manifest_digest: Option<Digest>,
-    large_file: Option<TaskId>,
-    pinned_to: Option<WorkerId>,
-    failures: u32,
-    resource_retries: u32,
-    failed_on: BTreeSet<WorkerId>,
-    losses: Vec<worker_losses::WorkerLoss>,
-    entry: Option<BytePath>,
-    last_error: Option<String>,
-    state: TaskState,
-}
-
-impl NewTask {
-    fn ready(sync: SyncNo, spec: TaskSpec) -> Self {
-        NewTask {
-            sync,
-            spec,
-            manifest_key: None,
-            manifest_bytes: 0,
-            manifest_digest: None,
-            large_file: None,
-            pinned_to: None,
-            failures: 0,
-            resource_retries: 0,
-            failed_on: BTreeSet::new(),
-            losses: Vec::new(),
-            entry: None,
-            last_error: None,
-            state: TaskState::Ready,
-        }
-    }
-
-    fn for_large_file(large: &LargeFile, spec: TaskSpec) -> Self {
-        NewTask {
-            manifest_key: Some(large.manifest_key.clone()),
-            manifest_digest: Some(large.manifest_digest),
-            large_file: Some(large.id),
-            ..NewTask::ready(large.sync, spec)
+        if std::mem::take(&mut self.needs_dispatch) {
+            self.dispatch_waiting_polls(now);
+            // Dispatch marks syncs as dirty (their state changed) but ends none.
+            self.dirty_syncs.clear();
+            self.needs_dispatch = false;
         }
     }
 }

@@ -10,11 +10,11 @@
 //! its revoked leases have ended: until then a worker that was not informed may still write. A dry
 //! run writes nothing and blocks no other sync, but it waits like any other.
 
-use super::sync_job::SyncJob;
-use super::{Now, State};
+use super::State;
+use super::event::Now;
+use super::sync_job::{RevokedLeases, SyncJob};
 use crate::wire::sync::SyncState;
 use crate::wire::{AbsPath, SyncNo, TaskId};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Default)]
@@ -23,15 +23,6 @@ pub(super) struct PathReservations {
     holders: BTreeSet<SyncNo>,
     /// Each waiting sync and the first one that it waits for.
     waiting_for: BTreeMap<SyncNo, SyncNo>,
-}
-
-/// Revoked leases of a sync whose workers may not be informed yet.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct RevokedLeases {
-    /// End of the last of these leases on the scheduler's clock. Not stored: a restarted master
-    /// waits for a whole lease.
-    #[serde(skip)]
-    pub(super) until_ms: u64,
 }
 
 fn paths_overlap(a: &AbsPath, b: &AbsPath) -> bool {
@@ -76,11 +67,6 @@ impl SyncJob {
             )
             && self.filter == other.filter
             && self.name_list_digest == other.name_list_digest
-    }
-
-    /// The state that operators see.
-    pub(super) fn displayed_state(&self) -> SyncState {
-        if self.is_paused() { SyncState::Paused } else { self.state }
     }
 }
 

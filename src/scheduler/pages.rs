@@ -1,35 +1,21 @@
 //! Pages of walks. A page's work is added and the walk's position moved in one step, so that it
 //! counts once, whichever worker continues the walk.
 
+use super::State;
+use super::core::NewTask;
+use super::event::{Now, Reply};
 use super::phase::PhaseState;
 use super::sync_job::FailureCount;
 use super::task::TaskState;
 use super::validate::validate_page;
-use super::worker_losses::WorkerLoss;
-use super::{NewTask, Now, Reply, State};
 use crate::wire::entry_report::{EntryAction, Tally};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{FailedStep, FileError};
-use crate::wire::task::{PageAction, PageReply, PruneReport, ScanPage, TaskSpec, WorkItem};
-use crate::wire::{AssignmentId, BytePath, RelPath, SyncNo, TaskId, WorkerId};
-use std::collections::BTreeSet;
+use crate::wire::task::{PageAction, PageReply, PruneReport, ScanPage, TaskSpec};
+use crate::wire::{AssignmentId, RelPath, SyncNo, TaskId, WorkerId};
 
 /// Maximum number of subtrees that a walk is asked to split off at a time.
 const MAX_REQUESTED_SUBTREES: u32 = 16;
-
-/// The history of work that was tried before and is already counted.
-#[derive(Debug, Default)]
-pub(super) struct RetryHistory {
-    pub(super) failures: u32,
-    /// Failures for lack of descriptors or memory.
-    pub(super) resource_retries: u32,
-    /// Workers that may have caused them.
-    pub(super) failed_on: BTreeSet<WorkerId>,
-    pub(super) last_error: Option<String>,
-    pub(super) losses: Vec<WorkerLoss>,
-    /// The name of its only entry, if known.
-    pub(super) entry: Option<BytePath>,
-}
 
 fn stop_reply() -> Reply {
     Reply::Page(PageReply { action: PageAction::Stop, max_subtrees: 0 })
@@ -194,54 +180,6 @@ impl State {
             self.put_record(key);
         }
         Reply::Page(PageReply { action: PageAction::Pause, max_subtrees: 0 })
-    }
-
-    /// Adds the work that a walk found, or that is tried `again`.
-    pub(super) fn add_work_item(
-        &mut self,
-        no: SyncNo,
-        item: WorkItem,
-        again: Option<RetryHistory>,
-    ) -> Option<TaskId> {
-        let sync = self.syncs.get_mut(&no)?;
-        let first = again.is_none() && sync.counts_entries();
-        match item {
-            WorkItem::Copy { manifest, files, dirs, bytes } => {
-                if first {
-                    sync.counters.files_total += files;
-                    sync.counters.dirs_total += dirs;
-                    sync.counters.add_bytes_total(bytes);
-                }
-                let spec = TaskSpec::Copy { files, dirs, bytes };
-                let again = again.unwrap_or_default();
-                let RetryHistory {
-                    failures,
-                    resource_retries: short,
-                    failed_on: tried,
-                    last_error: error,
-                    losses,
-                    entry,
-                } = again;
-                let new = NewTask {
-                    failures,
-                    resource_retries: short,
-                    failed_on: tried,
-                    losses,
-                    entry,
-                    last_error: error,
-                    ..NewTask::ready(no, spec)
-                };
-                Some(self.add_task(new, Some(manifest.0)))
-            }
-            WorkItem::Large { manifest, size, range_length, hardlink_group: group } => {
-                if first {
-                    sync.counters.files_total += 1;
-                    sync.counters.add_bytes_total(size);
-                }
-                self.add_large_file(no, manifest.0, (size, range_length), 0, group);
-                None
-            }
-        }
     }
 }
 

@@ -1,25 +1,24 @@
-//! Placement: which task goes to which poll. Indexes give the answer without a walk over all tasks,
-//! polls or workers.
+//! Placement: which task goes to which worker. Indexes give the answer without a walk over all tasks or workers.
 
-use super::boot_ids::boot_part;
-use super::leases::needs_options;
+use super::State;
+use super::capability::needs_options;
+use super::event::Now;
+use super::isolation::IsolationDecision;
 use super::sync_job::SyncJob;
-use super::task::Task;
+use super::task::{Task, TaskState};
 use super::worker_registry::Worker;
-use super::{Caller, Effect, Now, Reply, State};
 use crate::wire::sync::SyncState;
 use crate::wire::task::TaskSpec;
 use crate::wire::{SyncNo, TaskId, WorkerId};
-use std::collections::{BTreeSet, HashSet};
 
 /// A sync with tasks to assign, and the kinds of workers that can take them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RunnableSync {
     pub(super) no: SyncNo,
-    has_source_task: bool,
-    has_destination_task: bool,
+    pub(super) has_source_task: bool,
+    pub(super) has_destination_task: bool,
     /// Flushes that only certain workers can do.
-    has_pinned: bool,
+    pub(super) has_pinned: bool,
 }
 
 impl State {
@@ -53,10 +52,6 @@ impl State {
     /// Whether a scan is ready and the window has space for its results.
     fn can_scan(&self, sync: &SyncJob) -> bool {
         !sync.queue.scans.is_empty() && self.has_window_for_scans(sync)
-    }
-
-    fn has_window_for_scans(&self, sync: &SyncJob) -> bool {
-        self.window_fill(sync) < 0.5
     }
 
     /// Whether a worker may take tasks that read the source: it serves the source, and some worker
@@ -121,7 +116,7 @@ impl State {
     }
 
     /// Whether a worker can run a ready task, regardless of other tasks.
-    pub(super) fn can_run_task(&self, task: &Task, worker: &Worker, now: Now) -> bool {
+    fn can_run_task(&self, task: &Task, worker: &Worker, now: Now) -> bool {
         let Some(sync) = self.syncs.get(&task.sync) else { return false };
         let there = if task.pinned_to.is_none() && task.runs_at_source() {
             self.can_read(sync, worker) && (!task.is_scan() || self.has_window_for_scans(sync))
@@ -132,77 +127,77 @@ impl State {
         there && self.is_eligible(sync, task, worker, now)
     }
 
-    /// Assigns work to waiting polls: first flushes to the workers that alone can do them, then in
-    /// the order of arrival. Only polls that may get something are examined.
-    pub(super) fn dispatch_waiting_polls(&mut self, now: Now) {
-        if self.poll_queue.is_empty() {
-            return;
+    /// Whether a polling worker gets an isolated task, or is reserved for one.
+    pub(super) fn decide_isolation(
+        &mut self,
+        worker: &WorkerId,
+        open: &[RunnableSync],
+        now: Now,
+    ) -> IsolationDecision {
+        if self.isolation.is_empty() {
+            return IsolationDecision::Ordinary;
         }
-        let mut open = self.runnable_syncs(now);
-        for caller in self.polls_for_pinned_tasks(&open) {
-            if self.dispatch_poll(caller, &open, now) {
-                open = self.runnable_syncs(now);
-            }
+        if self.lease_index.held_by(worker).any(|held| self.isolation.contains(held)) {
+            return IsolationDecision::Wait;
         }
-        // If one poll of a worker gets nothing, its other polls get nothing either.
-        let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
-        let mut after = None;
-        while let Some(caller) = self.next_candidate_poll(&open, after) {
-            after = Some(caller);
-            let Some(poll) = self.poll_queue.get(caller) else { continue };
-            let who = (poll.worker.clone(), poll.incarnation.clone());
-            if in_vain.contains(&who) {
-                continue;
-            }
-            if self.dispatch_poll(caller, &open, now) {
-                open = self.runnable_syncs(now);
-            } else {
-                in_vain.insert(who);
-            }
+        let leased = |id: TaskId| self.tasks.get(&id).is_some_and(|task| task.lease().is_some());
+        if self.isolation.running.is_some_and(|id| self.isolation.contains(id) && leased(id)) {
+            return IsolationDecision::Ordinary;
         }
-    }
-
-    /// False: there is no task for the poll.
-    fn dispatch_poll(&mut self, caller: Caller, open: &[RunnableSync], now: Now) -> bool {
-        let Some(poll) = self.poll_queue.get(caller).cloned() else { return false };
-        let Some(assignment) = self.assign_task(&poll, open, now) else { return false };
-        self.poll_queue.remove(caller);
-        let reply = Reply::Assignment(Some(Box::new(assignment)));
-        self.effects.push(Effect::Reply(caller, reply));
-        true
-    }
-
-    /// Waiting polls of workers that may do a pinned flush.
-    fn polls_for_pinned_tasks(&self, open: &[RunnableSync]) -> Vec<Caller> {
-        let syncs = open.iter().filter(|o| o.has_pinned).filter_map(|o| self.syncs.get(&o.no));
-        let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
-        for (place, tasks) in syncs.flat_map(|s| &s.queue.pinned) {
-            match place {
-                Some(place) => {
-                    let under = self.workers.with_boot(boot_part(place));
-                    workers.extend(under.map(|w| &w.last_heartbeat.worker_id));
-                }
-                None => workers
-                    .extend(tasks.iter().filter_map(|id| self.tasks.get(id)?.pinned_to.as_ref())),
-            }
-        }
-        let mut callers: Vec<Caller> =
-            workers.into_iter().flat_map(|worker| self.poll_queue.callers_of(worker)).collect();
-        callers.sort_unstable();
-        callers
-    }
-
-    /// The first poll after `after` that may find a task in the syncs `open`.
-    fn next_candidate_poll(&self, open: &[RunnableSync], after: Option<Caller>) -> Option<Caller> {
-        let next = |o: &RunnableSync| {
-            let request = &self.syncs.get(&o.no)?.request;
-            let at = |wanted: bool, path| {
-                wanted.then(|| self.poll_queue.next_poll_at(path, after)).flatten()
-            };
-            let at_source = at(o.has_source_task, &request.source_path);
-            let at_destination = at(o.has_destination_task, &request.destination_path);
-            at_source.into_iter().chain(at_destination).min()
+        let stands = |(holder, id, until): &(WorkerId, TaskId, u64)| {
+            let waits = |task: &Task| task.state == TaskState::Ready;
+            now.mono_ms < *until
+                && self.isolation.contains(*id)
+                && self.tasks.get(id).is_some_and(waits)
+                && self.workers.get(holder).is_some_and(|w| w.is_ready())
         };
-        open.iter().filter_map(next).min()
+        let before = self.isolation.reserved.clone();
+        let ended = before.as_ref().map(|(.., until_ms)| *until_ms);
+        let reserved = before.filter(stands);
+        if let Some(until_ms) = ended.filter(|until_ms| *until_ms <= now.mono_ms) {
+            self.isolation.unreserved_until_ms = until_ms.saturating_add(RESERVATION_PAUSE_MS);
+        }
+        let busy = self.lease_index.held_by(worker).next().is_some();
+        let found = self.find_isolated_task(worker, open, now);
+        let turn = match (found, &reserved) {
+            (None, _) => IsolationDecision::Ordinary,
+            (Some(id), _) if !busy => IsolationDecision::RunAlone(id),
+            (Some(_), Some((holder, ..))) if holder != worker => IsolationDecision::Ordinary,
+            (Some(_), Some(_)) => IsolationDecision::Wait,
+            (Some(_), None) if now.mono_ms < self.isolation.unreserved_until_ms => {
+                IsolationDecision::Ordinary
+            }
+            (Some(id), None) => {
+                let until_ms = now.mono_ms.saturating_add(MAX_RESERVATION_MS);
+                self.isolation.reserved = Some((worker.clone(), id, until_ms));
+                return IsolationDecision::Wait;
+            }
+        };
+        self.isolation.reserved = reserved;
+        turn
+    }
+
+    /// The first isolated task that a worker can do now.
+    fn find_isolated_task(
+        &self,
+        worker: &WorkerId,
+        open: &[RunnableSync],
+        now: Now,
+    ) -> Option<TaskId> {
+        let worker = self.workers.get(worker)?;
+        let tasks = self.isolation.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let mut ready = tasks.filter(|task| {
+            task.state == TaskState::Ready
+                && !task.needs_split()
+                && open.iter().any(|open| open.no == task.sync)
+        });
+        ready.find(|task| self.can_run_task(task, worker, now)).map(|task| task.id)
     }
 }
+
+/// Maximum duration of a reservation.
+const MAX_RESERVATION_MS: u64 = 5 * 60 * 1000;
+
+/// Time without a reservation after one that expired: the tasks of the worker may wait for other
+/// work, as a walk waits for its batches.
+const RESERVATION_PAUSE_MS: u64 = 6 * MAX_RESERVATION_MS;

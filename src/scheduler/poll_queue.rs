@@ -1,7 +1,8 @@
 //! Polls that wait for work, indexed by the paths that their workers serve: a new task examines
 //! only polls that may take it.
 
-use super::{Caller, WaitingPoll};
+use super::WaitingPoll;
+use super::event::Caller;
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -109,7 +110,7 @@ impl PollQueue {
     }
 }
 
-fn remove_from_index(
+pub(super) fn remove_from_index(
     at_path: &mut HashMap<Vec<u8>, BTreeSet<Caller>>,
     paths: &[AbsPath],
     caller: Caller,

@@ -10,41 +10,16 @@
 //! Deletions through such a host may be undone, which the recheck cannot detect: a mirror that has
 //! begun to delete fails.
 
+use super::State;
 use super::boot_ids::is_different_root;
+use super::event::Now;
 use super::phase::PhaseState;
 use super::sync_job::{FailureCount, SyncJob};
-use super::{Now, State};
 use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::{SyncNo, TaskId};
-use serde::{Deserialize, Serialize};
 
 /// Maximum number of rechecks of a sync: a host that reboots repeatedly is no usable destination.
 const MAX_RECHECKS: u32 = 3;
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Recheck {
-    /// It starts as soon as the sync has no tasks.
-    is_pending: bool,
-    count: u32,
-}
-
-impl Recheck {
-    pub(super) fn is_none(&self) -> bool {
-        *self == Recheck::default()
-    }
-
-    pub(super) fn is_pending(&self) -> bool {
-        self.is_pending
-    }
-
-    pub(super) fn has_begun(&self) -> bool {
-        self.count > 0
-    }
-
-    pub(super) fn begin(&mut self) {
-        *self = Recheck { is_pending: false, count: self.count + 1 };
-    }
-}
 
 impl SyncJob {
     /// Whether a recheck can repair what a host lost.

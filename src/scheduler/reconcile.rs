@@ -1,9 +1,9 @@
 //! Repair on request of an operator: leases without a worker, and keys in the store without an
 //! owner. In a healthy installation it finds nothing.
 
-use super::event::StoredKeys;
+use super::event::{Effect, Now, Reply, StoredKeys};
 use super::sync_job::SyncJob;
-use super::{Effect, Now, Reply, State, records};
+use super::{State, record_keys};
 use crate::wire::admin::{ReconcileReply, RequeuedTask};
 use crate::wire::{SyncNo, TaskId};
 use std::collections::BTreeSet;
@@ -99,7 +99,7 @@ impl State {
         let of_tasks = self.syncs.keys().flat_map(|no| self.manifest_keys(*no).cloned());
         let lists = self.syncs.values().flat_map(|sync| {
             let parts = 0..sync.name_list_parts.unwrap_or(0);
-            parts.map(|part| records::name_list_key(sync.name_list_owner(), part))
+            parts.map(|part| record_keys::name_list_key(sync.name_list_owner(), part))
         });
         let failed = self.syncs.values().flat_map(SyncJob::failure_blob_keys);
         of_tasks.chain(lists).chain(failed).collect()

@@ -19,14 +19,17 @@
 //! (failures). Records are JSON, readable for an operator.
 
 use super::boot_ids::BootIds;
-use super::leases::LeaseIndex;
+use super::event::{Effect, Now};
+use super::large_file::LargeFile;
+use super::lease_index::LeaseIndex;
 use super::poll_queue::PollQueue;
+use super::record_keys::{META_KEY, drain_key, group_key, parse_group_key};
 use super::retention::{RetentionClock, StoredClock};
 use super::source_history::SourceHistory;
 use super::sync_job::SyncJob;
-use super::task::{LargeFile, Task, TaskState};
+use super::task::{Task, TaskState};
 use super::worker_registry::WorkerRegistry;
-use super::{Effect, Now, Settings, State};
+use super::{Settings, State};
 use crate::wire::options::{FilterSpec, PartNameKey};
 use crate::wire::path::escape_bytes;
 use crate::wire::task::{Base64Bytes, MAX_RANGES, TaskSpec};
@@ -36,11 +39,8 @@ use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The key of the record of numbers and keys.
-pub const META_KEY: &str = "meta";
-
 #[derive(Debug, Serialize, Deserialize)]
-struct Meta {
+pub(super) struct Meta {
     /// The version of all records; a newer one is refused.
     version: u32,
     next_sync: u64,
@@ -87,22 +87,6 @@ pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&Meta { signer_key: Base64Bytes(Vec::new()), name_key, ..meta }).ok()
 }
 
-pub(super) fn name_list_key(no: SyncNo, part: u64) -> String {
-    format!("f/{no}/{part}")
-}
-
-pub(super) fn possible_writer_key(no: SyncNo, worker: &WorkerId) -> String {
-    format!("r/{no}/{worker}")
-}
-
-pub(super) fn writer_key(no: SyncNo, worker: &WorkerId) -> String {
-    format!("w/{no}/{worker}")
-}
-
-pub(super) fn source_reader_key(no: SyncNo, worker: &WorkerId) -> String {
-    format!("o/{no}/{worker}")
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BootIdKind {
     PossibleWriter,
@@ -111,7 +95,7 @@ enum BootIdKind {
 }
 
 impl BootIdKind {
-    fn boot_ids(self, sync: &SyncJob) -> &BootIds {
+    pub(super) fn boot_ids(self, sync: &SyncJob) -> &BootIds {
         match self {
             BootIdKind::PossibleWriter => &sync.possible_writers,
             BootIdKind::UnflushedWriter => &sync.unflushed_writers,
@@ -140,24 +124,11 @@ fn parse_boot_id_key(key: &str) -> Option<(SyncNo, WorkerId, BootIdKind)> {
     Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, place))
 }
 
-pub(super) fn drain_key(worker: &WorkerId) -> String {
-    format!("d/{worker}")
-}
-
 /// See [`blake3::derive_key`].
 const NAME_KEY_CONTEXT: &str = "longhaul 2026 key of the names of unfinished files";
 
 fn derive_name_key(signer_key: &[u8]) -> [u8; 32] {
     blake3::derive_key(NAME_KEY_CONTEXT, signer_key)
-}
-
-pub(super) fn group_key(no: SyncNo, group: &Digest) -> String {
-    format!("g/{no}/{group}")
-}
-
-fn parse_group_key(key: &str) -> Option<(SyncNo, Digest)> {
-    let (no, group) = key.strip_prefix("g/")?.split_once('/')?;
-    Some((SyncNo(no.parse().ok()?), group.parse().ok()?))
 }
 
 impl State {

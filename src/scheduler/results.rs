@@ -1,17 +1,17 @@
 //! Results. A result is accepted only if it names a current lease, its worker and the digest of the
 //! task. It counts once, because the task is removed.
 
+use super::State;
+use super::event::{Now, Reply};
 use super::failures::TaskFailure;
-use super::pages::RetryHistory;
-use super::pause::{is_no_space, is_storage_gone};
 use super::phase::PhaseState;
 use super::task::Task;
+use super::task_errors::{is_no_space, is_storage_gone, is_worker_fault};
 use super::validate::{are_actions_possible, count_failed_entries, validate_item};
-use super::worker_health::is_worker_fault;
-use super::{Now, Reply, State};
+use super::work_items::RetryHistory;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{ResultOutcome, ResultReply, TaskReport, TaskResult, TaskSpec, WorkItem};
-use crate::wire::{SyncNo, TaskId, WorkerId};
+use crate::wire::{TaskId, WorkerId};
 
 impl State {
     pub(super) fn handle_result(&mut self, result: TaskResult, now: Now) -> Reply {
@@ -142,22 +142,6 @@ impl State {
         counters.sent_bytes = counters.sent_bytes.saturating_add(report.bytes_sent);
         counters.cloned_bytes = counters.cloned_bytes.saturating_add(report.bytes_cloned);
         self.mark_changed(no, now);
-    }
-
-    /// Counts a task without evidence.
-    pub(super) fn count_unverified(&mut self, no: SyncNo) {
-        if let Some(sync) = self.syncs.get_mut(&no) {
-            sync.counters.unverified = sync.counters.unverified.saturating_add(1);
-        }
-    }
-
-    pub(super) fn count_integrity_errors(&mut self, no: SyncNo, found: u64) {
-        if found > 0
-            && let Some(sync) = self.syncs.get_mut(&no)
-        {
-            let all = &mut sync.counters.integrity_errors;
-            *all = all.saturating_add(found);
-        }
     }
 
     fn complete_task(

@@ -6,7 +6,8 @@
 //! dropped until it is plausible again or an operator confirms it. The number of syncs that are
 //! dropped in an hour is bounded.
 
-use super::{Now, Reply, State, records};
+use super::event::{Now, Reply};
+use super::{State, record_keys};
 use crate::wire::SyncNo;
 use crate::wire::admin::ConfirmClockReply;
 use jiff::Timestamp;
@@ -15,16 +16,22 @@ use std::time::Duration;
 
 /// Maximum lead of the wall clock over the expected one: no master may have run for as long.
 const MAX_AHEAD_MS: i64 = 14 * 24 * 3600 * 1000;
+
 /// Maximum lag of the wall clock.
 const MAX_BEHIND_MS: i64 = 3600 * 1000;
+
 /// Interval at which the uptime is stored: a crash loses at most this much of it.
 const STORE_INTERVAL_MS: u64 = 10 * 60 * 1000;
+
 /// Maximum number of ended syncs dropped in an hour; or this fraction of them, if that is more.
 const MAX_DROPS_PER_HOUR: usize = 100;
+
 const MAX_DROPPED_FRACTION: usize = 20;
+
 /// Maximum number of dropped syncs named in one log line.
 const MAX_LOGGED_NAMES: usize = 20;
-const HOUR_MS: u64 = 3600 * 1000;
+
+pub(super) const HOUR_MS: u64 = 3600 * 1000;
 
 /// The stored part.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -131,7 +138,7 @@ impl State {
         self.retention_clock.check_wall_clock(now);
         if now.mono_ms.saturating_sub(self.retention_clock.stored_at_ms) >= STORE_INTERVAL_MS {
             self.retention_clock.checkpoint(now);
-            self.put_record(records::META_KEY.to_owned());
+            self.put_record(record_keys::META_KEY.to_owned());
         }
         self.drop_expired_syncs(now);
     }
@@ -142,7 +149,7 @@ impl State {
         self.retention_clock.anchor = (now.wall_ms, now.mono_ms);
         self.retention_clock.check_wall_clock(now);
         self.retention_clock.checkpoint(now);
-        self.put_record(records::META_KEY.to_owned());
+        self.put_record(record_keys::META_KEY.to_owned());
         tracing::warn!(
             "an operator confirms the wall clock, which is {}",
             describe_offset(ahead_ms)
@@ -190,7 +197,7 @@ impl State {
             "ended syncs are dropped: they were kept for {kept}"
         );
         self.retention_clock.count_dropped(old.len() as u64, now);
-        self.put_record(records::META_KEY.to_owned());
+        self.put_record(record_keys::META_KEY.to_owned());
         for (_, no) in old {
             let tasks = self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect());
             let tasks: Vec<_> = tasks.unwrap_or_default();

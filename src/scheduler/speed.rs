@@ -4,7 +4,9 @@ use std::time::Duration;
 
 /// Time constant of the average.
 const AVERAGING_MS: u64 = 10_000;
-const MIN_SAMPLE_MS: u64 = 900;
+
+pub(super) const MIN_SAMPLE_MS: u64 = 900;
+
 /// Time without bytes after which the rate is unknown: four default heartbeat intervals.
 const STALE_RATE_MS: u64 = 20_000;
 

@@ -1,16 +1,15 @@
 use super::blocked::BlockedEntries;
 use super::boot_ids::BootIds;
 use super::deleter::Deleter;
+use super::event::Now;
 use super::failure_list::FailureList;
-use super::file_records::RecordLog;
-use super::overlap::RevokedLeases;
+use super::large_file::LargeFile;
 use super::pause::Pause;
-use super::phase::PhaseState;
+use super::phase::{PhaseState, Recheck};
 use super::ready_queue::ReadyQueue;
-use super::recheck::Recheck;
-use super::records;
+use super::record_keys;
+use super::record_log::RecordLog;
 use super::speed::Speed;
-use super::task::LargeFile;
 use crate::wire::entry_report::{EntryAction, EntryWarnings, Tally};
 use crate::wire::options::FilterSpec;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError, SyncOutcome, SyncRequest, SyncState};
@@ -233,9 +232,11 @@ pub(super) struct SyncJob {
     pub(super) last_served: u64,
 }
 
-pub(super) const MAX_FULL_ERRORS: usize = 100;
+const MAX_FULL_ERRORS: usize = 100;
+
 /// Maximum number of causes that are counted separately.
 const MAX_CAUSES: usize = 64;
+
 const MAX_CAUSE_CHARS: usize = 500;
 
 impl SyncJob {
@@ -311,26 +312,6 @@ impl SyncJob {
     /// Whether its copy is not finished (clean-up aside).
     pub(super) fn is_active(&self) -> bool {
         !self.state.is_final()
-    }
-
-    /// Counts failed entries of a task, and returns the number of failures. In later passes only
-    /// deferred entries count; the others were counted as copied before.
-    pub(super) fn count_failed_entries(&mut self, files: u64, dirs: u64) -> u64 {
-        let all = files.saturating_add(dirs);
-        if all == 0 {
-            // A batch without entries can fail too, and then there is an error.
-            self.count_failure(FailureCount::Step(FailedStep::List, 1));
-            return 1;
-        }
-        let (files, dirs) = match self.phase {
-            PhaseState::Copy => (files, dirs),
-            PhaseState::CopyBlocked => (self.take_deferred(files), 0),
-            _ => (0, 0),
-        };
-        let again = all.saturating_sub(files.saturating_add(dirs));
-        self.count_failure(FailureCount::Entries { files, dirs });
-        self.count_failure(FailureCount::Step(FailedStep::ReadBack, again));
-        all
     }
 
     /// Counts failures; [`SyncJob::record_error`] records the error.
@@ -429,21 +410,38 @@ impl SyncJob {
             .possible_writers
             .take_unsaved()
             .into_iter()
-            .map(move |w| records::possible_writer_key(no, &w));
+            .map(move |w| record_keys::possible_writer_key(no, &w));
         let writers = self.unflushed_writers.take_unsaved().into_iter();
         let sources = self.source_roots.take_unsaved().into_iter();
-        let writers = writers.map(move |w| records::writer_key(no, &w));
-        let sources = sources.map(move |w| records::source_reader_key(no, &w));
+        let writers = writers.map(move |w| record_keys::writer_key(no, &w));
+        let sources = sources.map(move |w| record_keys::source_reader_key(no, &w));
         reach.chain(writers).chain(sources).chain(filter)
     }
 
     /// Keys of all its records of workers.
     pub(super) fn worker_record_keys(&self) -> impl Iterator<Item = String> {
         let reach =
-            self.possible_writers.iter().map(|(w, _)| records::possible_writer_key(self.no, w));
-        let sources = self.source_roots.iter().map(|(w, _)| records::source_reader_key(self.no, w));
-        let writers = self.unflushed_writers.iter().map(|(w, _)| records::writer_key(self.no, w));
+            self.possible_writers.iter().map(|(w, _)| record_keys::possible_writer_key(self.no, w));
+        let sources =
+            self.source_roots.iter().map(|(w, _)| record_keys::source_reader_key(self.no, w));
+        let writers =
+            self.unflushed_writers.iter().map(|(w, _)| record_keys::writer_key(self.no, w));
         reach.chain(writers).chain(sources)
+    }
+
+    /// Whether a task may be assigned at `now`. Clean-up of an ended sync is never paused.
+    pub(super) fn can_dispatch(&self, now: Now) -> bool {
+        !self.is_active() || self.pause.as_ref().is_none_or(|hold| !hold.is_blocking(now))
+    }
+
+    /// Whether it is displayed as paused.
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_active() && self.pause.is_some()
+    }
+
+    /// The state that operators see.
+    pub(super) fn displayed_state(&self) -> SyncState {
+        if self.is_paused() { SyncState::Paused } else { self.state }
     }
 }
 
@@ -455,4 +453,13 @@ fn bounded_cause<T>(known: &BTreeMap<String, T>, cause: String) -> String {
     } else {
         "other causes".to_owned()
     }
+}
+
+/// Revoked leases of a sync whose workers may not be informed yet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct RevokedLeases {
+    /// End of the last of these leases on the scheduler's clock. Not stored: a restarted master
+    /// waits for a whole lease.
+    #[serde(skip)]
+    pub(super) until_ms: u64,
 }

@@ -1,11 +1,11 @@
 //! Tasks and large files.
 
-use super::worker_losses::WorkerLoss;
+use crate::util::units;
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskSpec;
 use crate::wire::{AssignmentId, BytePath, Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Attempts that failed for lack of resources and are not charged; they are half a minute apart.
 const MAX_RESOURCE_RETRIES: u32 = 120;
@@ -152,92 +152,6 @@ impl Task {
     }
 }
 
-/// A file of more than one range. Its range tasks are made a few at a time, so that a file of any
-/// size costs the same window; done ranges leave 32 bytes each.
-///
-/// ```text
-/// Waiting ──another name was brought──▶ (a batch of one entry: becomes a link)
-///    │ no other name could be
-///    ▼
-/// Comparing ──a range differs──▶ Sending ──▶ commit: counted as done
-///    └──────── all are equal ──────────────▶ commit in place: counted as skipped
-///
-/// Sending ──the first to look finds the file there, others are out──▶ Found ──all find it──▶ gone
-///                                                                       └──one wrote──▶ discarded
-/// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct LargeFile {
-    /// From the sequence of task numbers.
-    pub(super) id: TaskId,
-    pub(super) sync: SyncNo,
-    #[serde(default)]
-    pub(super) path: BytePath,
-    pub(super) size: u64,
-    /// The length of all ranges but the last.
-    pub(super) range_length: u64,
-    pub(super) manifest_key: String,
-    /// The manifest's size in the store.
-    pub(super) manifest_bytes: u64,
-    /// The manifest's digest; part of the digests of its tasks.
-    pub(super) manifest_digest: Digest,
-    /// Ranges below this have a task or are done.
-    pub(super) next_range: u64,
-    /// Number of restarts after changes of the source.
-    pub(super) restarts: u32,
-    #[serde(default)]
-    pub(super) state: LargeFileState,
-    /// The same for all names of a file; `None` if it has one name.
-    #[serde(default)]
-    pub(super) hardlink_group: Option<Digest>,
-    /// Bytes of done ranges, already in the counters …
-    pub(super) sent_bytes: u64,
-    /// … and those of them that the destination had.
-    #[serde(default)]
-    pub(super) kept_bytes: u64,
-    /// A range has no chaining value: the file has no digest.
-    pub(super) has_unhashed_range: bool,
-    /// The chaining value of each done range. Each has a record of its own.
-    #[serde(skip)]
-    pub(super) range_digests: Vec<Option<Digest>>,
-    #[serde(skip)]
-    pub(super) ranges_done: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum LargeFileState {
-    /// Ranges are sent.
-    #[default]
-    Sending,
-    /// Ranges are compared with the destination.
-    Comparing,
-    /// No ranges yet: another name of the file is being copied.
-    Waiting,
-    /// The destination has the file, and it is counted. It stays until each leased range has
-    /// reported whether it found the same or wrote before.
-    AlreadyPresent,
-}
-
-impl LargeFile {
-    pub(super) fn range_count(&self) -> u64 {
-        self.size.div_ceil(self.range_length)
-    }
-
-    /// Offset and length.
-    pub(super) fn range(&self, index: u64) -> (u64, u64) {
-        let offset = index * self.range_length;
-        (offset, self.range_length.min(self.size - offset))
-    }
-
-    pub(super) fn record_key(&self) -> String {
-        format!("l/{}/{}", self.sync, self.id)
-    }
-
-    pub(super) fn range_record_key(&self, index: u64) -> String {
-        format!("v/{}/{}/{index}", self.sync, self.id)
-    }
-}
-
 /// The digest of all that identifies a task.
 pub(super) fn task_digest(sync: SyncNo, id: TaskId, spec: &TaskSpec, manifest: &[u8]) -> Digest {
     let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 task digest");
@@ -246,4 +160,56 @@ pub(super) fn task_digest(sync: SyncNo, id: TaskId, spec: &TaskSpec, manifest: &
     hasher.update(&serde_json::to_vec(spec).unwrap_or_default());
     hasher.update(blake3::hash(manifest).as_bytes());
     hasher.finalize().into()
+}
+
+/// A process with which a task was lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct WorkerLoss {
+    pub(super) worker: WorkerId,
+    pub(super) incarnation: Option<String>,
+}
+
+impl Task {
+    /// The workers with which it was lost, with the number of times if more than one.
+    pub(super) fn describe_losses(&self) -> String {
+        let mut times: BTreeMap<&WorkerId, usize> = BTreeMap::new();
+        for loss in &self.losses {
+            *times.entry(&loss.worker).or_default() += 1;
+        }
+        let words = times.into_iter().map(|(worker, n)| match n {
+            1 => worker.to_string(),
+            n => format!("{worker} ({n} times)"),
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    /// For messages.
+    pub(super) fn description(&self) -> String {
+        match (&self.spec, &self.entry) {
+            (spec, Some(path)) if path.0.is_empty() => {
+                format!("the {} task of the root", spec.kind())
+            }
+            (spec, Some(path)) => format!("the {} task of `{path}`", spec.kind()),
+            (TaskSpec::Copy { files, dirs, .. }, None) => {
+                format!("a copy task of {}", units::pluralize(files + dirs, "entry", "entries"))
+            }
+            (spec, None) => format!("a {} task", spec.kind()),
+        }
+    }
+
+    /// Whether it is split into one task for each entry.
+    pub(super) fn needs_split(&self) -> bool {
+        matches!(self.spec, TaskSpec::Copy { files, dirs, .. } if files + dirs > 1)
+            && !self.is_unsplittable
+    }
+
+    /// Whether its manifest names its entry.
+    pub(super) fn has_entry_manifest(&self) -> bool {
+        use TaskSpec::{Commit, Copy, Range};
+        matches!(self.spec, Copy { .. } | Range { .. } | Commit { .. })
+    }
+
+    pub(super) fn failed_or_lost_on(&self, worker: &WorkerId) -> bool {
+        self.failed_on.contains(worker) || self.losses.iter().any(|loss| loss.worker == *worker)
+    }
 }

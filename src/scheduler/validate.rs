@@ -5,6 +5,7 @@ use crate::wire::entry_report::EntryAction;
 use crate::wire::task::{ScanPage, TaskReport, TaskSpec, WorkItem};
 
 const MAX_FILE_SYSTEM_NAME_BYTES: usize = 1024;
+
 const MAX_PAGE_SUBTREES: usize = 1024;
 
 /// Numbers of failed files and directories of a batch, derived from its report; `None` if the

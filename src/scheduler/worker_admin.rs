@@ -1,10 +1,11 @@
 //! Operations on workers: show, drain, undrain, reassign, forget.
 
-use super::records::drain_key;
-use super::sync_admin::{self, refuse};
+use super::State;
+use super::event::{Now, Reply};
+use super::record_keys::drain_key;
 use super::task::{DEPRIORITISED_MS, Lease, Task};
+use super::views::{refuse, unknown_sync};
 use super::worker_registry::Worker;
-use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::ReassignReply;
 use crate::wire::task::TaskSpec;
@@ -118,7 +119,7 @@ impl State {
     /// wrote.
     pub(super) fn reassign_tasks(&mut self, id: &RequestId, worker: &WorkerId, now: Now) -> Reply {
         let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
-            return sync_admin::unknown_sync(id);
+            return unknown_sync(id);
         };
         if !sync.is_active() {
             let state = sync.state.as_str();

@@ -10,20 +10,23 @@
 //! A worker in quarantine still gets what no other worker can do. Nothing is stored: a restarted
 //! master has no quarantine.
 
-use super::pause::is_no_space;
-use super::{Now, State};
-use crate::wire::sync::{ErrorClass, FileError};
+use super::State;
+use super::event::Now;
 use crate::wire::{TaskId, WorkerId};
 use std::collections::{HashMap, VecDeque};
 
 /// Number of kept outcomes of a worker.
 const MAX_OUTCOMES: usize = 24;
+
 /// Minimum number of outcomes of a worker and of its peers for a decision.
 const MIN_OUTCOMES: usize = 8;
+
 /// Minimum ratio of its failure rate to that of its peers.
 const MIN_FAILURE_RATIO: usize = 4;
+
 /// First interval between probes; it doubles after each failure.
 const FIRST_PROBE_MS: u64 = 30_000;
+
 const MAX_PROBE_MS: u64 = 8 * FIRST_PROBE_MS;
 
 #[derive(Debug, Default)]
@@ -93,13 +96,6 @@ impl WorkerHealth {
         }
         record.failures.push_back(failed);
     }
-}
-
-/// Whether an error may be the fault of the worker that reports it. A full disk and a changed
-/// source are not.
-pub(super) fn is_worker_fault(error: &FileError) -> bool {
-    // `StorageGone` is neither.
-    !is_no_space(error) && matches!(error.class, ErrorClass::Transient | ErrorClass::Permanent)
 }
 
 impl State {

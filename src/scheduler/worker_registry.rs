@@ -1,8 +1,8 @@
 //! Workers as their heartbeats describe them. Only drain orders are stored: a restarted master
 //! learns the rest within a heartbeat interval.
 
-use super::Now;
 use super::boot_ids::ROOT_SEPARATOR;
+use super::event::Now;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{
     DrainInfo, PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus,
@@ -44,7 +44,7 @@ pub(super) struct WorkerRegistry {
 }
 
 /// A pseudo-random order of workers that never changes.
-fn rank(id: &WorkerId, salt: u32) -> u64 {
+pub(super) fn rank(id: &WorkerId, salt: u32) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(id.as_str().as_bytes()).update(&salt.to_le_bytes());
     let mut first = [0; 8];
@@ -88,7 +88,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn root_id(&self, path: &AbsPath) -> Option<&String> {
+    fn root_id(&self, path: &AbsPath) -> Option<&String> {
         let paths = self.last_heartbeat.storage_paths.iter().filter(|p| p.contains(path));
         let storage = paths.max_by_key(|p| p.as_bytes().len())?;
         self.last_heartbeat.root_ids.get(&storage.to_string())
@@ -110,7 +110,7 @@ impl Worker {
     }
 
     /// Whether its process ended regularly.
-    pub(super) fn has_stopped(&self) -> bool {
+    fn has_stopped(&self) -> bool {
         self.last_heartbeat.status == WorkerStatus::Stopped
     }
 
@@ -296,7 +296,7 @@ impl WorkerRegistry {
         self.remove_from_index(id);
     }
 
-    fn remove_from_index(&mut self, id: &WorkerId) {
+    pub(super) fn remove_from_index(&mut self, id: &WorkerId) {
         let Some(worker) = self.by_id.remove(id) else { return };
         let filed = (rank(id, 0), id.clone());
         for path in &worker.last_heartbeat.storage_paths {

@@ -7,6 +7,7 @@ mod blocked;
 mod counts;
 mod damaged_records;
 mod deleter;
+mod direction;
 mod dry_run;
 mod duplicate_agents;
 mod failure_list;
@@ -43,10 +44,10 @@ use crate::wire::task::{
     Assignment, Base64Bytes, Cursor, PageAction, ResultOutcome, ScanPage, TaskReport, TaskResult,
     WorkItem,
 };
-use crate::wire::task::{PruneReport, RootIdentity, RootState};
+use crate::wire::task::{PruneReport, RootIdentity, RootState, TaskSpec};
 use crate::wire::ticket::{Claims, Verifier};
 use crate::wire::worker::{PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerStatus};
-use crate::wire::{AbsPath, AssignmentId, BytePath, RelPath};
+use crate::wire::{AbsPath, AssignmentId, BytePath, Digest, RelPath};
 
 struct World {
     state: State,

@@ -5,9 +5,9 @@ use super::storage_model::WriteMark;
 use super::store::Store;
 use super::world::Sim;
 use super::*;
+use crate::scheduler::large_file::LargeFileState;
 use crate::scheduler::pause::Pause;
 use crate::scheduler::phase::PhaseState;
-use crate::scheduler::task::LargeFileState;
 use crate::wire::options::Verify;
 use std::collections::HashMap;
 

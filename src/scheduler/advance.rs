@@ -1,0 +1,107 @@
+//! Carries out what the phase machine decides: the first tasks of a phase, and the end of a sync.
+
+use super::State;
+use super::core::NewTask;
+use super::event::Now;
+use super::final_state::final_state;
+use super::phase::{PhaseState, PhaseWork};
+use crate::wire::sync::SyncOutcome;
+use crate::wire::task::TaskSpec;
+use crate::wire::{RelPath, SyncNo, WorkerId};
+
+impl State {
+    /// Advances a sync without tasks to its next phase.
+    pub(super) fn advance_phase(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let (active, forgotten) = (sync.is_active(), sync.is_deleted);
+        let idle = sync.tasks.is_empty() && sync.large_files.is_empty();
+        if !active {
+            self.release_paths(no, now);
+        }
+        if !idle {
+            return;
+        }
+        if !active {
+            if forgotten {
+                if !self.has_revoked_leases(no) {
+                    self.remove_sync(no, now);
+                }
+            } else {
+                self.clear_worker_records(no);
+            }
+            return;
+        }
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if let Some(stop) = sync.check_guards(sync.next_phase()) {
+            tracing::warn!(sync = %sync.id, why = stop.reason, "a mirror does not delete");
+            sync.mirror_stop = Some(stop);
+        }
+        let next = sync.next_phase();
+        self.resolve_blocked(no, next, now);
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        match sync.next_phase() {
+            Some(next) => self.enter_phase(no, next),
+            // Check again: there may be something to compare now.
+            None if self.recheck_after_replacement(no) => return self.advance_phase(no, now),
+            None => self.finish_sync(no, now),
+        }
+        self.mark_changed(no, now);
+        self.dirty_syncs.remove(&no);
+    }
+
+    fn enter_phase(&mut self, no: SyncNo, phase: PhaseState) {
+        self.clear_hardlink_groups(no);
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        sync.phase = phase;
+        if phase == PhaseState::Readback {
+            if sync.recheck.is_pending() {
+                sync.recheck.begin();
+                // They describe the previous pass.
+                (sync.counters.verified_files, sync.counters.repaired_files) = (0, 0);
+            }
+            sync.blocked.reset_readback();
+            sync.record_log.readback_from = Some(sync.record_log.length);
+        }
+        match phase.work() {
+            PhaseWork::Walk => self.add_scans(no),
+            PhaseWork::Extraneous { apply } => {
+                let spec = TaskSpec::Prune { dir: RelPath::root(), cursor: None, apply };
+                self.add_task(NewTask::ready(no, spec), None);
+            }
+            PhaseWork::CleanUp => {
+                sync.needs_clean_up = false;
+                self.add_task(NewTask::ready(no, TaskSpec::CleanUp), None);
+            }
+            PhaseWork::Flush => {
+                let writers: Vec<WorkerId> =
+                    sync.unflushed_writers.iter().map(|(worker, _)| worker.clone()).collect();
+                for worker in writers {
+                    let flush = NewTask::ready(no, TaskSpec::Flush);
+                    self.add_task(NewTask { pinned_to: Some(worker), ..flush }, None);
+                }
+            }
+        }
+    }
+
+    fn finish_sync(&mut self, no: SyncNo, now: Now) {
+        let lived = self.retention_clock.uptime_ms(now);
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(lived));
+        (sync.state, sync.outcome, sync.reason) = final_state(sync);
+        tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
+        if sync.outcome == Some(SyncOutcome::Full) && !sync.is_dry_run() {
+            let (request, root) = (sync.request.clone(), sync.source_root.clone());
+            let (changed, dropped) = match root {
+                Some(root) => self.source_history.remember(&request, root.file_system, now.wall_ms),
+                None => (None, None),
+            };
+            [changed, dropped].into_iter().flatten().for_each(|key| self.put_record(key));
+        }
+        if self.syncs.get(&no).is_some_and(|s| s.outcome == Some(SyncOutcome::Full)) {
+            self.delete_name_list(no);
+        }
+        self.clear_hardlink_groups(no);
+        self.clear_worker_records(no);
+        self.release_paths(no, now);
+    }
+}

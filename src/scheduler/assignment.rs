@@ -1,0 +1,203 @@
+//! The document of a leased task: workers, ticket, expected roots; and which workers it can reach.
+
+use super::State;
+use super::boot_ids::unambiguous_root;
+use super::event::{Now, Reply};
+use super::sync_job::SyncJob;
+use super::task::Task;
+use super::worker_registry::Worker;
+use crate::wire::options::WriteRules;
+use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::task::{Assignment, PoolMember, TaskSpec};
+use crate::wire::ticket::{Claims, TICKET_LIFETIME_SECONDS};
+use crate::wire::{AssignmentId, TaskId, WorkerId};
+use std::collections::BTreeMap;
+
+/// Maximum number of source workers in an assignment: agents contact the destination's.
+const MAX_SOURCE_MEMBERS: usize = 8;
+
+/// Workers as an assignment lists them, in the order of their ids.
+fn pool_members<'a>(workers: impl Iterator<Item = &'a Worker>) -> Vec<PoolMember> {
+    let mut members: Vec<PoolMember> = workers.map(Worker::pool_member).collect();
+    members.sort_unstable_by(|a, b| a.worker_id.cmp(&b.worker_id));
+    members
+}
+
+fn worker_ids(members: &[PoolMember]) -> Vec<WorkerId> {
+    members.iter().map(|member| member.worker_id.clone()).collect()
+}
+
+impl State {
+    /// The document for a leased task.
+    pub(super) fn build_assignment(&self, task: &Task, now: Now) -> Option<Assignment> {
+        let sync = self.syncs.get(&task.sync)?;
+        let lease = task.lease()?;
+        let request = &sync.request;
+        let sources = self.workers.reachable(&request.source_path, &lease.worker, task.attempt);
+        let sources = sources
+            .filter(|w| {
+                w.accepts_work() && (w.supports_options() || !sync.has_nondefault_options())
+            })
+            .take(MAX_SOURCE_MEMBERS);
+        let mut claims = Claims {
+            sync: sync.no.0,
+            request_id: sync.id.to_string(),
+            assignment: lease.assignment.0,
+            attempt: task.attempt,
+            worker: lease.worker.to_string(),
+            destination: request.destination_path.as_bytes().to_vec(),
+            expires: now.wall_ms.div_euclid(1000) + TICKET_LIFETIME_SECONDS,
+            rules: WriteRules {
+                part_name_key: self.name_key,
+                chunk_bytes: u64::from(request.chunk_size_mb) << 20,
+                ..sync.write_rules(&task.spec)
+            },
+            prune: sync.prune_permit(&task.spec),
+            roots: BTreeMap::new(),
+        };
+        let large = task.large_file.and_then(|file| sync.large_files.get(&file));
+        let (chunk_offset, chunk_size) = task.spec.content_extent(large.map(|file| file.size));
+        let source_workers = pool_members(sources);
+        let destination_workers = self.destination_members(sync, task, &lease.worker);
+        self.add_expected_roots(&mut claims, sync, task, &destination_workers);
+        Some(Assignment {
+            assignment_id: lease.assignment,
+            request_id: sync.id.clone(),
+            worker_id: lease.worker.clone(),
+            task_id: task.id,
+            task_digest: task.digest,
+            attempt: task.attempt,
+            lease_seconds: self.settings.lease_ms / 1000,
+            source_path: request.source_path.clone(),
+            destination_path: request.destination_path.clone(),
+            chunk_size_mb: request.chunk_size_mb,
+            chunk_offset,
+            chunk_size,
+            task: task.spec.clone(),
+            options: sync.task_options(&task.spec),
+            source_worker_pool: worker_ids(&source_workers),
+            destination_worker_pool: worker_ids(&destination_workers),
+            source_workers,
+            destination_workers,
+            ticket: self.signer.sign(&claims),
+            source_root: self.expected_source_root(sync, &lease.worker).map(str::to_owned),
+            bwlimit: task
+                .spec
+                .sends_content()
+                .then(|| self.bandwidth.granted_to(sync.no, &lease.worker))
+                .flatten(),
+        })
+    }
+
+    /// The destination workers of an assignment. Deletions go through one.
+    fn destination_members(
+        &self,
+        sync: &SyncJob,
+        task: &Task,
+        worker: &WorkerId,
+    ) -> Vec<PoolMember> {
+        if !matches!(task.spec, TaskSpec::Prune { apply: true, .. }) {
+            return pool_members(self.reachable_writers(sync, worker, task.attempt));
+        }
+        let deleter = sync.deleter.as_ref().and_then(|d| self.workers.get(&d.worker));
+        pool_members(deleter.into_iter())
+    }
+
+    pub(super) fn get_manifest(&self, worker: &WorkerId, assignment: AssignmentId) -> Reply {
+        let task = self.leased_task(worker, assignment);
+        match task.and_then(|t| t.manifest_key.clone()) {
+            Some(key) => Reply::ManifestKey(key),
+            None => Reply::Refused(Box::new(Problem::new(
+                ProblemCode::AssignmentNotHeld,
+                format!("worker {worker} holds no assignment {assignment} with a manifest"),
+            ))),
+        }
+    }
+
+    /// Records the root from which a worker reads the source.
+    pub(super) fn record_source_reader(&mut self, id: TaskId, worker: &WorkerId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|task| task.runs_at_source()) else { return };
+        if task.spec == TaskSpec::CleanUp {
+            return;
+        }
+        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        if sync.source_roots.get(worker).is_some() {
+            return;
+        }
+        let known = self.workers.get(worker);
+        if let Some(place) = known.and_then(|w| w.boot_and_root(&sync.request.source_path)) {
+            sync.source_roots.add(worker, Some(&place));
+            let no = sync.no;
+            self.mark_changed(no, now);
+        }
+    }
+
+    /// Records the workers through which a task may write that is being assigned.
+    pub(super) fn record_possible_writers(&mut self, id: TaskId, now: Now) {
+        let Some(task) = self.tasks.get(&id).filter(|task| task.writes_destination()) else {
+            return;
+        };
+        let Some(lease) = task.lease() else { return };
+        let Some(sync) = self.syncs.get(&task.sync).filter(|sync| !sync.is_dry_run()) else {
+            return;
+        };
+        let destination = &sync.request.destination_path;
+        let itself = self.workers.get(&lease.worker).filter(|w| w.serves(destination));
+        let reached = self.reachable_writers(sync, &lease.worker, task.attempt).chain(itself);
+        let reached = reached.filter(|w| w.last_heartbeat.incarnation.is_some());
+        let reached: Vec<_> = reached
+            .map(|w| (w.last_heartbeat.worker_id.clone(), w.boot_and_root(destination)))
+            .collect();
+        let no = task.sync;
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let mut changed = false;
+        for (id, place) in &reached {
+            changed |= sync.possible_writers.add(id, place.as_ref());
+            // The first root may be open again at the end: then nothing else shows that some writes
+            // went to another one.
+            if let Some(place) = place {
+                changed |= sync.possible_writers.record_root_change(id, place)
+                    | sync.unflushed_writers.record_root_change(id, place);
+            }
+        }
+        if changed {
+            self.mark_changed(no, now);
+        }
+    }
+
+    /// Adds the roots for which the writes of a task count to its ticket.
+    fn add_expected_roots(
+        &self,
+        claims: &mut Claims,
+        sync: &SyncJob,
+        task: &Task,
+        members: &[PoolMember],
+    ) {
+        let Some(lease) = task.lease() else { return };
+        let itself = std::iter::once(&lease.worker);
+        for worker in members.iter().map(|member| &member.worker_id).chain(itself) {
+            let place = match (&task.spec, &task.pinned_to) {
+                (TaskSpec::Flush, Some(bound)) => sync.unflushed_writers.get(bound),
+                _ => sync.possible_writers.get(worker),
+            };
+            if let Some(root) = self.current_root(worker, place) {
+                claims.restrict_to_root(worker, root);
+            }
+        }
+    }
+
+    /// The root from which a worker must read the source.
+    fn expected_source_root<'a>(&self, sync: &'a SyncJob, worker: &WorkerId) -> Option<&'a str> {
+        self.current_root(worker, sync.source_roots.get(worker))
+    }
+
+    /// The recorded root of a worker, if it runs under the kernel that numbered the root.
+    fn current_root<'a>(
+        &self,
+        worker: &WorkerId,
+        place: Option<&'a Option<String>>,
+    ) -> Option<&'a str> {
+        let boot = self.workers.get(worker)?.last_heartbeat.boot_id.as_ref()?;
+        unambiguous_root(place?.as_ref()?, boot)
+    }
+}

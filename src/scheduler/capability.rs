@@ -1,0 +1,90 @@
+//! Which workers can do what: read-only questions about workers, leases and waiting polls.
+
+use super::State;
+use super::event::Caller;
+use super::sync_job::SyncJob;
+use super::task::Task;
+use super::worker_registry::Worker;
+use crate::wire::task::TaskSpec;
+use crate::wire::{AbsPath, AssignmentId, WorkerId};
+
+/// Maximum number of destination workers in an assignment.
+pub(super) const MAX_POOL_MEMBERS: usize = 64;
+
+/// Whether a task of a sync needs a worker that supports options. A flush does not.
+pub(super) fn needs_options(sync: &SyncJob, spec: &TaskSpec) -> bool {
+    match spec {
+        TaskSpec::Flush => false,
+        TaskSpec::CleanUp => true,
+        _ => sync.has_nondefault_options(),
+    }
+}
+
+impl State {
+    /// Active workers that serve `path` and support the options of a sync.
+    pub(super) fn capable_workers<'a>(
+        &'a self,
+        sync: &'a SyncJob,
+        path: &'a AbsPath,
+    ) -> impl Iterator<Item = &'a Worker> {
+        self.workers
+            .accepting(path)
+            .filter(|w| w.supports_options() || !sync.has_nondefault_options())
+    }
+
+    /// The other workers that could do tasks of a sync at the source (`true`) or at the
+    /// destination.
+    pub(super) fn other_capable_workers<'a>(
+        &'a self,
+        sync: &'a SyncJob,
+        worker: &Worker,
+    ) -> impl Fn(bool) -> Box<dyn Iterator<Item = &'a WorkerId> + 'a> + use<'a> {
+        let me = worker.last_heartbeat.worker_id.clone();
+        move |at_source| {
+            let request = &sync.request;
+            let path = if at_source { &request.source_path } else { &request.destination_path };
+            let ids = self.capable_workers(sync, path).map(|w| &w.last_heartbeat.worker_id);
+            let me = me.clone();
+            Box::new(ids.filter(move |id| **id != me))
+        }
+    }
+
+    /// A flush is done by the worker that wrote, or by one under the same kernel with the same open
+    /// root, because they share a page cache. After a reboot no worker can flush what was only in
+    /// the cache.
+    pub(super) fn can_flush(
+        &self,
+        sync: &super::sync_job::SyncJob,
+        task: &Task,
+        worker: &Worker,
+    ) -> bool {
+        let Some(bound) = &task.pinned_to else { return true };
+        let wrote = sync.unflushed_writers.get(bound).and_then(Option::as_ref);
+        let same_place = worker.boot_and_root(&sync.request.destination_path).as_ref() == wrote;
+        same_place && (worker.last_heartbeat.worker_id == *bound || wrote.is_some())
+    }
+
+    /// The workers through which a worker may write in an attempt.
+    pub(super) fn reachable_writers<'a>(
+        &'a self,
+        sync: &'a SyncJob,
+        worker: &WorkerId,
+        attempt: u32,
+    ) -> impl Iterator<Item = &'a Worker> {
+        let near = self.workers.reachable(&sync.request.destination_path, worker, attempt);
+        near.filter(|w| w.supports_options() || !sync.has_nondefault_options())
+            .take(MAX_POOL_MEMBERS)
+    }
+
+    pub(super) fn leased_task(&self, worker: &WorkerId, assignment: AssignmentId) -> Option<&Task> {
+        let task = self.tasks.get(self.lease_index.get(&assignment)?)?;
+        task.lease().filter(|lease| lease.worker == *worker).map(|_| task)
+    }
+
+    /// Waiting polls of workers that serve the source of a sync.
+    pub(super) fn idle_polls<'a>(&'a self, sync: &'a SyncJob) -> impl Iterator<Item = Caller> {
+        let polls = self.poll_queue.polls_at(&sync.request.source_path);
+        let able = |worker: &WorkerId| self.workers.get(worker).is_some_and(Worker::accepts_work);
+        polls.filter(move |(_, poll)| able(&poll.worker)).map(|(caller, _)| caller)
+    }
+}

@@ -1,0 +1,188 @@
+//! Removal of work: what a sync that stops, restarts or is removed leaves to be discarded.
+
+use super::boot_ids::BootIds;
+use super::core::NewTask;
+use super::event::{Effect, Now};
+use super::large_file::{LargeFile, LargeFileState};
+use super::phase::PhaseState;
+use super::sync_job::{MirrorStop, SyncJob};
+use super::task::TaskState;
+use super::{State, record_keys};
+use crate::wire::task::TaskSpec;
+use crate::wire::{SyncNo, TaskId};
+
+impl SyncJob {
+    /// Subtracts the bytes of ranges that must be sent again.
+    pub(super) fn rollback_sent(&mut self, large: &LargeFile) {
+        if self.counts_entries() {
+            let counters = &mut self.counters;
+            counters.bytes_done = counters.bytes_done.saturating_sub(large.sent_bytes);
+            counters.kept_bytes = counters.kept_bytes.saturating_sub(large.kept_bytes);
+        }
+    }
+}
+
+impl State {
+    /// Cleans up after a cancel, when no worker can write any more.
+    pub(super) fn schedule_clean_up(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        if std::mem::take(&mut sync.needs_clean_up) {
+            let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+            let state = TaskState::Delayed { until_ms };
+            self.add_task(NewTask { state, ..NewTask::ready(no, TaskSpec::CleanUp) }, None);
+        }
+    }
+
+    /// Stops a mirror before it does damage. What was written is still cleaned up and flushed.
+    pub(super) fn stop_mirror(&mut self, no: SyncNo, stop: MirrorStop, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        tracing::warn!(sync = %sync.id, why = stop.reason, "a mirror stops");
+        sync.mirror_stop = Some(stop);
+        if sync.phase == PhaseState::DeleteExtraneous {
+            sync.mark_all_unflushed();
+        }
+        self.abandon_tasks(no, now);
+        self.mark_changed(no, now);
+    }
+
+    /// Removes a large file that will not be published, and adds a task that deletes its part file.
+    /// `told` is the task of the file whose worker has just reported, if any.
+    pub(super) fn discard_large_file(
+        &mut self,
+        no: SyncNo,
+        file: TaskId,
+        told: Option<TaskId>,
+        now: Now,
+    ) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let ended = !sync.is_active();
+        let Some(large) = sync.large_files.get(&file).cloned() else { return };
+        if matches!(large.state, LargeFileState::Comparing | LargeFileState::Waiting) {
+            // Nothing was written yet.
+            self.remove_large_file(no, file);
+            return;
+        }
+        sync.rollback_sent(&large);
+        // Other workers may write until their leases end: those of other ranges, and after a cancel
+        // any.
+        let ranges = self.large_file_tasks(no, file);
+        let mut others = ranges.iter().filter_map(|id| self.tasks.get(id));
+        let others = others.any(|range| Some(range.id) != told && range.lease().is_some());
+        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+        let state =
+            if ended || others { TaskState::Delayed { until_ms } } else { TaskState::Ready };
+        let blob = Some(large.manifest_key);
+        self.add_task(
+            NewTask { manifest_key: blob, state, ..NewTask::ready(no, TaskSpec::Discard) },
+            None,
+        );
+        self.detach_large_file(no, file);
+    }
+
+    /// Removes all tasks of a sync. Part files are deleted later, and so are temporary files of
+    /// batches that were ever leased: a killed worker leaves some, and no retry reuses them.
+    pub(super) fn abandon_tasks(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let writes = !sync.is_dry_run();
+        let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
+        for id in sync.tasks.clone() {
+            self.record_revoked_lease(id, now);
+        }
+        for file in larges {
+            self.discard_large_file(no, file, None, now);
+        }
+        let tasks: Vec<TaskId> =
+            self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();
+        for id in tasks {
+            let Some(task) = self.tasks.get_mut(&id) else { continue };
+            match task.spec {
+                TaskSpec::Discard => {}
+                TaskSpec::Copy { .. } if writes && task.attempt > 0 => {
+                    let (blob, blob_bytes) = (task.manifest_key.take(), task.manifest_bytes);
+                    self.remove_task(id);
+                    let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+                    let state = TaskState::Delayed { until_ms };
+                    let discard = NewTask::ready(no, TaskSpec::Discard);
+                    self.add_task(
+                        NewTask {
+                            manifest_key: blob,
+                            manifest_bytes: blob_bytes,
+                            state,
+                            ..discard
+                        },
+                        None,
+                    );
+                }
+                _ => drop(self.remove_task(id)),
+            }
+        }
+    }
+
+    /// Removes the worker records of an ended sync: there are no more flushes.
+    pub(super) fn clear_worker_records(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        // Also those that were removed but are still stored.
+        self.effects.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
+        self.effects.extend(sync.worker_record_keys().map(Effect::DeleteRecord));
+        (sync.unflushed_writers, sync.possible_writers) = (BootIds::default(), BootIds::default());
+        sync.source_roots = BootIds::default();
+        self.dirty_failure_lists.insert(no);
+    }
+
+    pub(super) fn remove_sync(&mut self, no: SyncNo, now: Now) {
+        self.delete_name_list(no);
+        self.delete_failure_list(no);
+        self.clear_hardlink_groups(no);
+        self.clear_worker_records(no);
+        if let Some(sync) = self.syncs.remove(&no) {
+            if self.by_id.get(&sync.id) == Some(&no) {
+                self.by_id.remove(&sync.id);
+            }
+            self.effects.push(Effect::DeleteRecord(sync.record_key()));
+            self.effects.extend(sync.filter_key().map(Effect::DeleteRecord));
+            self.effects.push(Effect::DeleteFileRecords(no));
+        }
+        self.release_paths(no, now);
+    }
+
+    /// Deletes the stored parts of a name list. A sync that did not copy everything keeps them for
+    /// a retry.
+    pub(super) fn delete_name_list(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let (owner, parts) = (sync.name_list_owner(), sync.name_list_parts.take().unwrap_or(0));
+        for index in 0..parts {
+            self.effects.push(Effect::DeleteBlob(record_keys::name_list_key(owner, index)));
+        }
+    }
+
+    /// The store lost data: manifests are gone, so every active sync restarts. What the destination
+    /// has already is skipped.
+    pub(super) fn restart_all_syncs(&mut self, now: Now) {
+        let all: Vec<SyncNo> = self.syncs.keys().copied().collect();
+        for no in all {
+            self.restart_sync(no, now);
+        }
+    }
+
+    /// Removes the tasks of a sync; an active one restarts.
+    pub(super) fn restart_sync(&mut self, no: SyncNo, now: Now) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
+        let tasks: Vec<TaskId> = sync.tasks.iter().copied().collect();
+        let active = sync.is_active();
+        tasks.iter().for_each(|id| self.record_revoked_lease(*id, now));
+        larges.into_iter().for_each(|file| drop(self.remove_large_file(no, file)));
+        tasks.into_iter().for_each(|id| drop(self.remove_task(id)));
+        if active {
+            self.clear_hardlink_groups(no);
+            self.delete_failure_list(no);
+            if let Some(sync) = self.syncs.get_mut(&no) {
+                // Results of present leases will match nothing.
+                sync.mark_all_unflushed();
+                sync.reset_progress();
+            }
+            self.add_scans(no);
+            self.mark_changed(no, now);
+        }
+    }
+}

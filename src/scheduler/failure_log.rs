@@ -1,0 +1,140 @@
+//! Records failures: in the counters, in the [failure list](super::failure_list) and in the file records.
+
+use super::State;
+use super::event::Effect;
+use super::failure_list::{
+    FailedBatch, FailureList, FailurePages, MAX_BATCHES, MAX_PAGE_BYTES, OpenPage,
+    failure_page_key, failure_record,
+};
+use super::sync_job::{FailureCount, SyncJob};
+use crate::wire::SyncNo;
+use crate::wire::sync::FileError;
+
+impl SyncJob {
+    fn failure_page_keys(&self) -> impl Iterator<Item = String> + use<> {
+        let no = self.no;
+        (0..self.failure_list.page_count).map(move |page| failure_page_key(no, page))
+    }
+
+    /// Keys of the pages and of the kept manifests.
+    pub(super) fn failure_blob_keys(&self) -> impl Iterator<Item = String> {
+        self.failure_page_keys().chain(self.failure_list.batches.iter().cloned())
+    }
+
+    pub(super) fn failure_pages(&self) -> FailurePages {
+        FailurePages {
+            keys: self.failure_page_keys().collect(),
+            listed: self.failure_list.listed_count,
+        }
+    }
+}
+
+impl State {
+    /// Counts a task without evidence.
+    pub(super) fn count_unverified(&mut self, no: SyncNo) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.counters.unverified = sync.counters.unverified.saturating_add(1);
+        }
+    }
+
+    pub(super) fn count_integrity_errors(&mut self, no: SyncNo, found: u64) {
+        if found > 0
+            && let Some(sync) = self.syncs.get_mut(&no)
+        {
+            let all = &mut sync.counters.integrity_errors;
+            *all = all.saturating_add(found);
+        }
+    }
+
+    pub(super) fn count_and_record_failure(
+        &mut self,
+        no: SyncNo,
+        error: FileError,
+        failed: FailureCount,
+    ) {
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.count_failure(failed);
+        }
+        self.record_failure(no, error, failed.total());
+    }
+
+    /// Records an error that stands for `count` failures, which are already counted.
+    pub(super) fn record_failure(&mut self, no: SyncNo, error: FileError, count: u64) {
+        self.record_batch_failure(no, error, count, None);
+    }
+
+    /// Like [`State::record_failure`]; with a `manifest` the error stands for all entries of a
+    /// batch.
+    pub(super) fn record_batch_failure(
+        &mut self,
+        no: SyncNo,
+        error: FileError,
+        count: u64,
+        manifest: Option<String>,
+    ) {
+        self.list_failure(no, &error, count, manifest);
+        self.record_failed_file(no, &error);
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.record_error(error, count);
+        }
+    }
+
+    /// Whether the manifest of a failed batch is kept to list its entries.
+    pub(super) fn can_list_batch(&self, no: SyncNo, entries: u64) -> bool {
+        let has_room = |failed: &FailureList| {
+            failed.batches.len() < MAX_BATCHES
+                && failed.has_room(entries, self.settings.max_failed_entries)
+        };
+        entries > 0
+            && self.syncs.get(&no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
+    }
+
+    /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest`
+    /// of its batch. The caller stores the record of the sync.
+    fn list_failure(
+        &mut self,
+        no: SyncNo,
+        error: &FileError,
+        count: u64,
+        manifest: Option<String>,
+    ) {
+        let max_entries = self.settings.max_failed_entries;
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let failed = &mut sync.failure_list;
+        let batch = manifest.clone().map(|manifest| FailedBatch { manifest, entries: count });
+        let entries = if batch.is_some() { count } else { 1 };
+        let is_listed = failed.add(failure_record(error), batch, max_entries);
+        let listed = if is_listed { entries } else { 0 };
+        if !is_listed {
+            self.effects.extend(manifest.map(Effect::DeleteBlob));
+        }
+        failed.unlisted_count = failed.unlisted_count.saturating_add(count.saturating_sub(listed));
+        if failed.open_page.lines.len() >= MAX_PAGE_BYTES {
+            let (page, lines) = failed.take_page();
+            self.effects.push(Effect::PutBlob(failure_page_key(no, page), lines));
+        }
+        self.dirty_failure_lists.insert(no);
+    }
+
+    /// Stores the pages that this event added to, and frees those of ended syncs.
+    pub(super) fn store_failure_pages(&mut self) {
+        for no in std::mem::take(&mut self.dirty_failure_lists) {
+            let Some(sync) = self.syncs.get_mut(&no) else { continue };
+            let (active, failed) = (sync.is_active(), &mut sync.failure_list);
+            let is_new = std::mem::take(&mut failed.open_page.is_unsaved);
+            if is_new {
+                let key = failure_page_key(no, failed.page_count.saturating_sub(1));
+                self.effects.push(Effect::PutBlob(key, failed.open_page.lines.clone()));
+            }
+            if !active {
+                failed.open_page = OpenPage::default();
+            }
+        }
+    }
+
+    pub(super) fn delete_failure_list(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        self.effects.extend(sync.failure_blob_keys().map(Effect::DeleteBlob));
+        sync.failure_list = FailureList::default();
+    }
+}

@@ -1,0 +1,167 @@
+//! Heartbeats: they renew leases, and report storage paths, bandwidth and progress.
+
+use super::State;
+use super::capability::MAX_POOL_MEMBERS;
+use super::event::{Now, Reply};
+use super::task::{Lease, Task, TaskState};
+use super::worker_registry::{Worker, unavailable_path};
+use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerStatus};
+use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+const MAX_WORKERS: usize = 16_384;
+
+fn lease_mut(task: &mut Task) -> Option<&mut Lease> {
+    match &mut task.state {
+        TaskState::Leased(lease) => Some(lease),
+        _ => None,
+    }
+}
+
+impl State {
+    pub(super) fn handle_heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
+        let id = said.worker_id.clone();
+        if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
+            let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
+            let problem = Problem::new(ProblemCode::TooManyWorkers, detail)
+                .with_hint("workers without heartbeats are removed after a day");
+            return Reply::Refused(Box::new(problem));
+        }
+        if let Some(problem) = self.refuse_duplicate(&said, now) {
+            return Reply::Refused(Box::new(problem));
+        }
+        let restarted = self.workers.get(&id).is_some_and(|known| {
+            known.last_heartbeat.incarnation.is_some()
+                && known.last_heartbeat.incarnation != said.incarnation
+        });
+        // A path that is unavailable is not served.
+        let lost: BTreeSet<&AbsPath> = said.unavailable_paths.iter().map(|one| &one.path).collect();
+        said.storage_paths.retain(|path| !lost.contains(path));
+        self.retract_losses(&id, said.incarnation.as_ref(), restarted, now);
+        let valid = self.renew_leases(&said, now);
+        if restarted {
+            self.worker_health.forget(&id);
+        }
+        let (before, refused) = self.resolve_incarnations(&id, restarted, &said, now);
+        let mut reply = HeartbeatReply {
+            status: "ok".to_owned(),
+            ticket_key: None,
+            time: None,
+            revoked_assignments: Vec::new(),
+            unresponsive_workers: Vec::new(),
+            bwlimits: BTreeMap::new(),
+            next_heartbeat_ms: None,
+        };
+        if said.incarnation.is_some() {
+            reply.ticket_key = Some(self.signer.public_key());
+            reply.time = Some(now.wall_ms.div_euclid(1000));
+            reply.unresponsive_workers = self.silent_destinations(&id);
+        }
+        let in_hand =
+            said.incarnation.as_ref().map(|_| said.assignments.clone()).unwrap_or_default();
+        let news = self.workers.get(&id).is_none_or(|known| {
+            !known.is_active
+                || known.last_heartbeat.status.can_accept_work() != said.status.can_accept_work()
+                || known.last_heartbeat.storage_paths != said.storage_paths
+                || known.last_heartbeat.unavailable_paths != said.unavailable_paths
+                || known.last_heartbeat.root_ids != said.root_ids
+                || known.last_heartbeat.incarnation != said.incarnation
+        });
+        self.needs_dispatch |= news;
+        let usage = std::mem::take(&mut said.usage);
+        let moved = std::mem::take(&mut said.moved_bytes);
+        let active = said.status != WorkerStatus::Stopped;
+        let worker = Worker {
+            last_heartbeat: said,
+            last_seen_ms: now.mono_ms,
+            last_seen_wall_ms: now.wall_ms,
+            is_active: active,
+            previous_incarnation: before,
+            refused_incarnations: refused,
+            drained: None,
+        };
+        self.poll_queue.update_paths(&id, &worker.last_heartbeat.storage_paths);
+        self.workers.insert(worker);
+        if news {
+            self.handle_storage_change(&id, now);
+        }
+        // After the storage check: a sync that restarts or stops revokes its leases.
+        let goes_on = |a: &AssignmentId| valid.contains(a) && self.lease_index.get(a).is_some();
+        reply.revoked_assignments = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
+        let moved = moved.into_iter().filter(|(a, _)| goes_on(a)).collect();
+        self.record_moved_bytes(&moved, now);
+        self.update_limits(&id, usage, &mut reply, now);
+        Reply::Heartbeat(reply)
+    }
+
+    /// Silent workers that serve the destination of a task that `worker` holds.
+    fn silent_destinations(&self, worker: &WorkerId) -> Vec<WorkerId> {
+        if self.workers.silent().next().is_none() {
+            return Vec::new();
+        }
+        let held = self
+            .lease_index
+            .held_by(worker)
+            .filter_map(|id| self.syncs.get(&self.tasks.get(&id)?.sync));
+        let destinations: BTreeSet<&AbsPath> = held.map(|s| &s.request.destination_path).collect();
+        let silent = self.workers.silent().filter(|w| destinations.iter().any(|to| w.serves(to)));
+        silent.map(|w| w.last_heartbeat.worker_id.clone()).take(MAX_POOL_MEMBERS).collect()
+    }
+
+    /// Renews the leases that a heartbeat lists. Revokes those of another process of the worker and
+    /// those that need an unavailable storage path. Returns the valid ones.
+    fn renew_leases(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
+        let (mut lost, mut died): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
+        let mut valid: HashSet<AssignmentId> = HashSet::new();
+        let listed: HashSet<AssignmentId> = said.assignments.iter().copied().collect();
+        let held: Vec<TaskId> = self.lease_index.held_by(&said.worker_id).collect();
+        let hangs = self.tasks_on_unavailable_paths(&held, said);
+        for task in held {
+            let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
+            let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
+            if other {
+                died.push(task);
+            } else if hangs.contains(&task) {
+                lost.push(task);
+            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
+                lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
+                valid.insert(lease.assignment);
+            }
+        }
+        for task in died {
+            // If the previous process reports again, the one between was a duplicate and is alive.
+            let back = self.workers.get(&said.worker_id).is_some_and(|known| {
+                known.previous_incarnation.is_some()
+                    && known.previous_incarnation == said.incarnation
+            });
+            match self.counts_as_loss(&said.worker_id, task, now) && !back {
+                true => self.handle_worker_loss(task, now),
+                false => self.requeue_lost(task, now),
+            }
+        }
+        for task in lost {
+            self.requeue_lost(task, now);
+        }
+        valid
+    }
+
+    fn tasks_on_unavailable_paths(
+        &self,
+        held: &[TaskId],
+        said: &WorkerHeartbeat,
+    ) -> BTreeSet<TaskId> {
+        if said.unavailable_paths.is_empty() {
+            return BTreeSet::new();
+        }
+        let hangs = |task: &Task| {
+            let Some(sync) = self.syncs.get(&task.sync) else { return false };
+            let request = &sync.request;
+            let source =
+                task.runs_at_source() && unavailable_path(said, &request.source_path).is_some();
+            source || unavailable_path(said, &request.destination_path).is_some()
+        };
+        let tasks = held.iter().filter_map(|id| self.tasks.get(id));
+        tasks.filter(|task| hangs(task)).map(|task| task.id).collect()
+    }
+}

@@ -1,0 +1,281 @@
+//! Storage paths that are not served, or that lead to another directory than before.
+//!
+//! - A started sync without another worker on that side pauses
+//!   ([`StorageProblem::PathUnavailable`](super::pause::StorageProblem::PathUnavailable)).
+//! - If a worker read the source from another root than before, the sync restarts, and a mirror that has begun to
+//!   delete stops. Writes to another root are compared again ([`recheck`](super::recheck)).
+//! - A worker may open another root long before its heartbeat arrives. So each assignment names the expected roots, and
+//!   an agent with another root open does nothing for it.
+
+use super::State;
+use super::boot_ids::{boot_part, is_different_root};
+use super::event::Now;
+use super::pause::{Pause, StorageProblem};
+use super::phase::PhaseState;
+use super::storage_pause::describe_unavailable;
+use super::task::{Task, TaskState};
+use super::worker_registry::unavailable_path;
+use crate::util::units;
+use crate::wire::sync::{ErrorClass, FileError, SyncState};
+use crate::wire::task::TaskSpec;
+use crate::wire::worker::UnavailablePath;
+use crate::wire::{SyncNo, TaskId, WorkerId};
+
+/// Maximum time to wait for a silent worker that has not flushed, before its writes count as lost.
+const FLUSH_TIMEOUT_MS: u64 = 10 * 60 * 1000;
+
+impl State {
+    /// Releases syncs whose storage is usable and fails those that were paused for too long.
+    pub(super) fn tick_pauses(&mut self, now: Now) {
+        let served =
+            self.syncs_with_tasks.iter().filter(|no| match self.syncs.get(no).map(|s| &s.pause) {
+                Some(Some(Pause::Storage { problem: lack, .. })) => {
+                    self.is_served_elsewhere(**no, lack)
+                }
+                _ => false,
+            });
+        for no in served.copied().collect::<Vec<SyncNo>>() {
+            self.end_storage_pause(no, now);
+        }
+        let mut in_vain: Vec<(SyncNo, StorageProblem, String)> = Vec::new();
+        let patience = self.settings.no_space_ms;
+        for no in &self.syncs_with_tasks {
+            let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active()) else { continue };
+            match &mut sync.pause {
+                Some(Pause::Storage { problem: lack, reason: why, since_ms, probe_ms }) => {
+                    let since = *since_ms.get_or_insert(now.mono_ms);
+                    if now.mono_ms.saturating_sub(since) > patience {
+                        in_vain.push((*no, lack.clone(), why.clone()));
+                    }
+                    self.needs_dispatch |= *probe_ms <= now.mono_ms;
+                }
+                // It does not pause (again): tasks without usable storage fail at once.
+                None if patience == 0 || sync.pause_exhausted => {
+                    let sync = self.syncs.get(no);
+                    in_vain.extend(
+                        sync.and_then(|sync| self.find_unavailable_storage(sync))
+                            .map(|(lack, why)| (*no, lack, why)),
+                    );
+                }
+                _ => {}
+            }
+        }
+        for (no, lack, why) in in_vain {
+            self.fail_paused_tasks(no, &lack, &why, now);
+        }
+    }
+
+    /// The maximum pause is over: tasks without a lease fail, and the sync does not pause again.
+    fn fail_paused_tasks(&mut self, no: SyncNo, lack: &StorageProblem, why: &str, now: Now) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        tracing::warn!(sync = %sync.id, why, "the storage did not come back: the sync fails");
+        (sync.pause, sync.pause_exhausted) = (None, true);
+        let waited = units::pluralize(self.settings.no_space_ms / 60_000, "minute", "minutes");
+        let (why, errno, class) = match lack {
+            StorageProblem::NoSpace => {
+                (format!("{why}; waited {waited} for room"), Some("ENOSPC"), ErrorClass::Transient)
+            }
+            StorageProblem::PathUnavailable { .. } => {
+                (format!("{why}; waited {waited} for it"), None, ErrorClass::StorageGone)
+            }
+        };
+        // A failed task may add a discard of its part file, which cannot be done either.
+        while let Some(id) = self.next_task_to_fail(no, lack) {
+            let Some(task) = self.tasks.get(&id) else { return };
+            let error = FileError {
+                path: Default::default(),
+                operation: task.spec.kind().to_owned(),
+                errno: errno.map(str::to_owned),
+                message: why.clone(),
+                hint: (*lack == StorageProblem::NoSpace)
+                    .then(|| FileError::NO_SPACE_HINT.to_owned()),
+                worker_id: None,
+                attempt: task.attempt,
+                class,
+            };
+            self.fail_task(id, &why, Some(error), now);
+        }
+        self.dirty_syncs.insert(no);
+        self.mark_changed(no, now);
+        self.needs_dispatch = true;
+    }
+
+    /// A task without a lease that cannot be done without the storage.
+    fn next_task_to_fail(&self, no: SyncNo, lack: &StorageProblem) -> Option<TaskId> {
+        let mut tasks = self.syncs.get(&no)?.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let fails = |task: &&Task| {
+            // On a full destination tasks that need no space are still done.
+            let needs_room =
+                !matches!(task.spec, TaskSpec::Flush | TaskSpec::Discard | TaskSpec::CleanUp);
+            task.lease().is_none() && (*lack != StorageProblem::NoSpace || needs_room)
+        };
+        tasks.find(fails).map(|task| task.id)
+    }
+
+    /// Handles flush tasks that can no longer be done: the host of the writer was rebooted (then
+    /// all is compared again, if that can help), or no capable worker appeared for a long time.
+    pub(super) fn check_pending_flushes(&mut self, now: Now) {
+        let mut vain: Vec<(TaskId, String)> = Vec::new();
+        let mut gone: Vec<(SyncNo, WorkerId, UnavailablePath)> = Vec::new();
+        let mut lost: Vec<(TaskId, String)> = Vec::new();
+        let mut in_time: Vec<TaskId> = Vec::new();
+        for task in
+            self.syncs_with_tasks.iter().filter_map(|no| self.syncs.get(no)).flat_map(|s| &s.tasks)
+        {
+            let Some(task) = self.tasks.get(task) else { continue };
+            let Some(bound) = &task.pinned_to else { continue };
+            let Some(sync) = self.syncs.get(&task.sync) else { continue };
+            let destination = &sync.request.destination_path;
+            let place = sync.unflushed_writers.get(bound).and_then(Option::as_ref);
+            let boot = place.map(|place| boot_part(place));
+            let writer = self.workers.get(bound);
+            let under = || boot.into_iter().flat_map(|boot| self.workers.with_boot(boot));
+            let mut flushers =
+                under().chain(writer).filter(|w| w.is_ready() && w.serves(destination));
+            let waits = !sync.can_dispatch(now);
+            if waits
+                || task.state != TaskState::Ready
+                || flushers.any(|w| self.can_flush(sync, task, w))
+            {
+                in_time.push(task.id);
+                continue;
+            }
+            let runs = under().any(|w| w.is_active);
+            let here = writer.filter(|w| w.is_active);
+            let rebooted =
+                here.is_some_and(|w| w.last_heartbeat.boot_id.as_deref() != boot && !runs);
+            let same_kernel = here.filter(|w| w.last_heartbeat.boot_id.as_deref() == boot);
+            let replaced = same_kernel.is_some_and(|w| {
+                w.serves(destination) && w.boot_and_root(destination).as_ref() != place
+            });
+            let lost_path = here.and_then(|w| unavailable_path(&w.last_heartbeat, destination));
+            if let (Some(path), false) = (lost_path, rebooted) {
+                in_time.push(task.id);
+                gone.push((sync.no, bound.clone(), path.clone()));
+            } else if replaced && !rebooted {
+                lost.push((
+                    task.id,
+                    format!(
+                        "the storage path of worker {bound} that holds {destination} leads to another directory \
+                         than the one that it wrote to; submit the sync again"
+                    ),
+                ));
+            } else if rebooted {
+                lost.push((
+                    task.id,
+                    format!(
+                        "the host of worker {bound} was rebooted before what it wrote was flushed; \
+                     submit the sync again"
+                    ),
+                ));
+            } else if now.mono_ms.saturating_sub(task.waiting_since_ms) > FLUSH_TIMEOUT_MS {
+                vain.push((
+                    task.id,
+                    format!(
+                        "worker {bound} wrote to the destination and did not return to flush it; \
+                     submit the sync again"
+                    ),
+                ));
+            }
+        }
+        for id in in_time {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.waiting_since_ms = now.mono_ms;
+            }
+        }
+        for (no, worker, path) in gone {
+            self.pause_for_flush(no, &worker, &path, now);
+        }
+        lost.retain(|(id, _)| !self.recheck_after_reboot(*id, now));
+        for (id, why) in vain.into_iter().chain(lost) {
+            self.fail_task(id, &why, None, now);
+        }
+    }
+
+    /// A heartbeat reports other storage paths or roots than the previous one.
+    pub(super) fn handle_storage_change(&mut self, id: &WorkerId, now: Now) {
+        for no in self.syncs_with_tasks.clone() {
+            self.resume_if_served(no, now);
+            for at_source in [true, false] {
+                self.pause_if_unavailable(no, id, at_source, now);
+            }
+            self.restart_if_source_replaced(no, id, now);
+        }
+    }
+
+    /// Pauses a started sync whose source or destination no worker serves any more. A paused sync
+    /// gets the present reason, which may differ from the first.
+    fn pause_if_unavailable(&mut self, no: SyncNo, id: &WorkerId, at_source: bool, now: Now) {
+        let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Progress) else {
+            return;
+        };
+        let path = sync.storage_path(at_source);
+        let Some(worker) = self.workers.get(id) else { return };
+        let Some(lost) = unavailable_path(&worker.last_heartbeat, path).cloned() else { return };
+        let served = self.workers.accepting(path).next().is_some();
+        let flush = match &sync.pause {
+            None => (!served).then_some(false),
+            Some(Pause::Operator) => None,
+            Some(Pause::Storage { problem: StorageProblem::NoSpace, .. }) => {
+                (!served).then_some(false)
+            }
+            Some(Pause::Storage {
+                problem: StorageProblem::PathUnavailable { worker, at_source: side, flush },
+                ..
+            }) => (worker == id && *side == at_source).then_some(*flush),
+        };
+        if let Some(flush) = flush {
+            let lack = StorageProblem::PathUnavailable { worker: id.clone(), at_source, flush };
+            self.pause_for_storage(no, lack, describe_unavailable(id, &lost), now);
+        }
+    }
+
+    /// Pauses a sync for a worker that wrote and has not flushed.
+    fn pause_for_flush(&mut self, no: SyncNo, id: &WorkerId, lost: &UnavailablePath, now: Now) {
+        let lack =
+            StorageProblem::PathUnavailable { worker: id.clone(), at_source: false, flush: true };
+        let why = describe_unavailable(id, lost);
+        if !self.pause_for_storage(no, lack.clone(), why.clone(), now) {
+            self.fail_paused_tasks(no, &lack, &why, now);
+        }
+    }
+
+    /// A worker reads the source from another root than before.
+    fn restart_if_source_replaced(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
+        let Some(sync) = self.syncs.get(&no).filter(|s| s.is_active()) else { return };
+        let path = &sync.request.source_path;
+        let then = sync.source_roots.get(id).and_then(Option::as_ref);
+        let here = self.workers.get(id).filter(|w| w.serves(path));
+        let here = here.and_then(|w| w.boot_and_root(path));
+        let (Some(then), Some(here)) = (then, here) else { return };
+        if !is_different_root(then, &here) {
+            return;
+        }
+        if sync.phase == PhaseState::DeleteExtraneous {
+            let why = format!(
+                "the storage path of worker {id} that holds the source {path} leads to another directory than \
+                 when the sync began"
+            );
+            let stop = sync
+                .mirror_stop_for(&why, "check what is mounted there, and submit the sync again");
+            return self.stop_mirror(no, stop, now);
+        }
+        if sync.phase < PhaseState::DeleteExtraneous {
+            tracing::warn!(sync = %sync.id, worker = %id, "its source was replaced: the sync restarts");
+            self.restart_sync(no, now);
+            self.delay_scans(no, now);
+        }
+    }
+
+    /// Delays the scans of a restarted sync while workers may still publish what they read from the
+    /// old root: that would replace what the new pass copies.
+    fn delay_scans(&mut self, no: SyncNo, now: Now) {
+        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+        let scans = self.syncs.get(&no).map(|sync| sync.tasks.clone()).unwrap_or_default();
+        for id in scans {
+            self.set_task_state(id, TaskState::Delayed { until_ms });
+            let key = self.tasks.get(&id).map(Task::record_key);
+            key.into_iter().for_each(|key| self.put_record(key));
+        }
+    }
+}

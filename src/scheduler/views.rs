@@ -1,0 +1,260 @@
+//! Documents for operators: progress, lists, wait reasons.
+
+use super::State;
+use super::event::{Reply, SyncPage, SyncQuery};
+use super::phase::PhaseState;
+use super::record_log::RecordLogInfo;
+use super::sync_job::SyncJob;
+use super::task::TaskState;
+use crate::util::units;
+use crate::wire::ids::MIN_ID_PREFIX_CHARS;
+use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
+use crate::wire::{RequestId, SyncNo, WorkerId};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+pub(super) fn refuse(problem: Problem) -> Reply {
+    Reply::Refused(Box::new(problem))
+}
+
+pub(super) fn unknown_sync(id: &RequestId) -> Reply {
+    let problem = Problem::new(ProblemCode::SyncNotFound, format!("there is no sync `{id}`"));
+    refuse(problem.with_hint("list the syncs with: ctl sync list"))
+}
+
+pub(super) fn timestamp(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or_default()
+}
+
+impl State {
+    pub(super) fn progress_reply(&self, id: &RequestId) -> Reply {
+        match self.find_sync(id) {
+            Some(sync) => Reply::Progress(Box::new(self.progress_document(sync))),
+            None => unknown_sync(id),
+        }
+    }
+
+    pub(super) fn list_syncs(&self, select: &SyncQuery) -> Reply {
+        let states = &select.states;
+        let before = select.before.unwrap_or(SyncNo(u64::MAX));
+        let known = self.syncs.range(..before).rev().map(|(_, sync)| sync);
+        let begins = |sync: &SyncJob| {
+            let prefix = select.id_prefix.as_ref();
+            prefix.is_none_or(|prefix| sync.id.as_str().starts_with(prefix.as_str()))
+        };
+        let mut wanted = known
+            .filter(|s| !s.is_deleted && (states.is_empty() || states.contains(&s.state)))
+            .filter(|s| begins(s))
+            .peekable();
+        let limit = select.limit.unwrap_or(usize::MAX);
+        let mut syncs = Vec::new();
+        let mut last = None;
+        while syncs.len() < limit
+            && let Some(sync) = wanted.next()
+        {
+            syncs.push(self.progress_document(sync));
+            last = Some(sync.no);
+        }
+        let next = last.filter(|_| wanted.peek().is_some());
+        Reply::Syncs(SyncPage { syncs, next })
+    }
+
+    pub(super) fn find_sync(&self, id: &RequestId) -> Option<&SyncJob> {
+        self.by_id.get(id).and_then(|no| self.syncs.get(no))
+    }
+
+    /// See [`SyncProgress::short_id`].
+    pub(super) fn short_id(&self, id: &RequestId) -> String {
+        if !id.is_generated() {
+            return id.to_string();
+        }
+        let before = self.by_id.range::<RequestId, _>(..id).next_back();
+        let after = self.by_id.range((Bound::Excluded(id), Bound::Unbounded)).next();
+        let shared = |(other, _): (&RequestId, &SyncNo)| {
+            let pairs = id.as_str().bytes().zip(other.as_str().bytes());
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        let unique = before.into_iter().chain(after).map(shared).max().map_or(0, |n| n + 1);
+        id.as_str().chars().take(unique.max(MIN_ID_PREFIX_CHARS)).collect()
+    }
+
+    /// The document for operators.
+    fn progress_document(&self, sync: &SyncJob) -> SyncProgress {
+        let counters = &sync.counters;
+        let listed = sync.phase > PhaseState::Copy || !self.is_scanning(sync);
+        let phase = match (sync.state, sync.phase) {
+            (SyncState::Queued, _) => SyncPhase::Waiting,
+            (SyncState::Progress, PhaseState::Copy) if listed => SyncPhase::Transferring,
+            (SyncState::Progress, PhaseState::Copy) => SyncPhase::Scanning,
+            (SyncState::Progress, PhaseState::CopyBlocked) => SyncPhase::Transferring,
+            (SyncState::Progress, PhaseState::Readback) => SyncPhase::Verifying,
+            (SyncState::Progress, PhaseState::CountExtraneous | PhaseState::DeleteExtraneous) => {
+                SyncPhase::Pruning
+            }
+            (
+                SyncState::Progress,
+                PhaseState::FlushBeforeDelete | PhaseState::CleanUp | PhaseState::Flush,
+            ) => SyncPhase::Flushing,
+            _ => SyncPhase::Done,
+        };
+        let scan_done =
+            listed && (sync.phase > PhaseState::Copy || sync.state != SyncState::Cancelled);
+        let transferred_bytes = counters.bytes_done.saturating_add(self.bytes_in_flight(sync));
+        let left = counters.bytes_total.saturating_sub(transferred_bytes);
+        let left = left.saturating_sub(counters.bytes_skipped);
+        let runs = sync.displayed_state() == SyncState::Progress;
+        let eta_seconds =
+            self.estimate_time_left(sync, left).filter(|_| scan_done).map(|time| time.as_secs());
+        let rate = sync.speed.rate().filter(|_| runs).map(|rate| rate as u64);
+        SyncProgress {
+            request_id: sync.id.clone(),
+            short_id: Some(self.short_id(&sync.id)),
+            state: sync.displayed_state(),
+            source_path: sync.request.source_path.clone(),
+            destination_path: sync.request.destination_path.clone(),
+            transferred_bytes,
+            total_bytes: counters.bytes_total,
+            rate,
+            eta_seconds,
+            submitted_at: timestamp(sync.submitted_ms),
+            started_at: sync.started_ms.map(timestamp),
+            updated_at: timestamp(sync.updated_ms),
+            ended_at: sync.ended_ms.map(timestamp),
+            detail: self.worker_details(sync),
+            phase,
+            source_file_system: sync.source_root.as_ref().map(|root| root.file_system.clone()),
+            outcome: sync.outcome,
+            files_total: counters.files_total,
+            files_done: counters.files_done,
+            files_skipped: counters.files_skipped,
+            files_failed: counters.files_failed,
+            dirs_total: counters.dirs_total,
+            dirs_done: counters.dirs_done,
+            dirs_failed: counters.dirs_failed,
+            failed_steps: counters.failed_steps.clone(),
+            bytes_skipped: counters.bytes_skipped,
+            sent_bytes: counters.sent_bytes,
+            kept_bytes: counters.kept_bytes,
+            cloned_bytes: counters.cloned_bytes,
+            actions: counters.actions.clone(),
+            warnings: sync.metadata_warnings.clone(),
+            verified_files: counters.verified_files,
+            repaired_files: counters.repaired_files,
+            integrity_errors: counters.integrity_errors,
+            options: sync.requested_options(),
+            bwlimit: sync.bwlimit,
+            scan_done,
+            unverified: counters.unverified,
+            retries: counters.retries,
+            reason: sync.reason.clone().or_else(|| self.wait_reason(sync)),
+            stalled: self.stall_report(sync),
+            errors: sync.errors.clone(),
+            error_counts: sync.error_counts.clone(),
+            failures_unlisted: sync.failure_list.unlisted_count,
+        }
+    }
+
+    fn is_scanning(&self, sync: &SyncJob) -> bool {
+        sync.scan_count > 0
+    }
+
+    /// The number of leased tasks by worker and kind.
+    fn worker_details(&self, sync: &SyncJob) -> BTreeMap<String, String> {
+        let mut kinds: BTreeMap<&WorkerId, BTreeMap<&str, u64>> = BTreeMap::new();
+        for task in sync.tasks.iter().filter_map(|id| self.tasks.get(id)) {
+            if let Some(lease) = task.lease() {
+                *kinds.entry(&lease.worker).or_default().entry(task.spec.kind()).or_default() += 1;
+            }
+        }
+        let words = |kinds: BTreeMap<&str, u64>| {
+            let parts: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+            parts.join(", ")
+        };
+        kinds.into_iter().map(|(worker, kinds)| (worker.to_string(), words(kinds))).collect()
+    }
+
+    /// What an active sync waits for, if anything.
+    fn wait_reason(&self, sync: &SyncJob) -> Option<String> {
+        if !sync.is_active() {
+            return None;
+        }
+        if let Some(hold) = &sync.pause {
+            return Some(hold.reason());
+        }
+        if let Some(reason) = self.overlap_reason(sync).or_else(|| self.loss_reason(sync)) {
+            return Some(reason);
+        }
+        let request = &sync.request;
+        if self.workers.accepting(&request.source_path).next().is_none() {
+            return Some(self.workers.explain_unserved(&request.source_path, "source"));
+        }
+        if self.workers.accepting(&request.destination_path).next().is_none() {
+            return Some(self.workers.explain_unserved(&request.destination_path, "destination"));
+        }
+        for (path, role) in
+            [(&request.source_path, "source"), (&request.destination_path, "destination")]
+        {
+            let mut able = self.capable_workers(sync, path);
+            let source = role == "source" && sync.is_limited();
+            if !able.any(|w| w.supports_options() || !source) {
+                return Some(format!(
+                    "no worker that holds the {role} path {path} is new enough for the options of \
+                     this sync: install this version there"
+                ));
+            }
+        }
+        let tasks = || sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        if tasks().any(|t| t.lease().is_some()) {
+            return self.silence_reason(sync);
+        }
+        let delayed = tasks().find(|t| matches!(t.state, TaskState::Delayed { .. }));
+        if let Some(error) = delayed.and_then(|t| t.last_error.as_ref()) {
+            return Some(format!("waits to try again: {error}"));
+        }
+        if let Some(worker) = tasks().find_map(|t| t.pinned_to.as_ref()) {
+            return Some(format!(
+                "waits for worker {worker} to put what it wrote on stable storage"
+            ));
+        }
+        Some("waits for a free worker".to_owned())
+    }
+
+    /// Describes the task of a sync with the most losses.
+    fn loss_reason(&self, sync: &SyncJob) -> Option<String> {
+        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let worst = tasks.max_by_key(|task| task.losses.len()).filter(|t| !t.losses.is_empty())?;
+        let most = self.settings.max_worker_losses as usize;
+        let next = match worst.losses.len() < most {
+            true => {
+                let times = units::pluralize(most as u64, "time", "times");
+                format!("after {times} each entry of it runs alone on a worker")
+            }
+            false => "it runs alone on a worker, and fails if that one is lost too".to_owned(),
+        };
+        let (what, times) = (worst.description(), worst.losses.len());
+        let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
+        Some(format!(
+            "{what} was lost with its worker {times} ({}): {next}",
+            worst.describe_losses()
+        ))
+    }
+
+    pub(super) fn record_log_info(&self, id: &RequestId) -> Option<RecordLogInfo> {
+        let sync = self.syncs.get(self.by_id.get(id)?)?;
+        let options = &sync.request.options;
+        Some(RecordLogInfo {
+            sync: sync.no,
+            id: sync.id.clone(),
+            length: sync.record_log.length,
+            readback_from: sync.record_log.readback_from,
+            error: sync.record_log.error.clone(),
+            is_recorded: options.record || options.manifest,
+            has_digests: options.manifest,
+            has_ended: !sync.is_active(),
+            destination: sync.request.destination_path.clone(),
+            failures: sync.failure_pages(),
+        })
+    }
+}

@@ -1,0 +1,323 @@
+//! New work: scans, batches and large files, range by range. Of a file with several names one is sent; the others become
+//! links to it.
+
+use super::core::NewTask;
+use super::event::Effect;
+use super::large_file::{LargeFile, LargeFileState};
+use super::task::{Task, WorkerLoss};
+use super::{State, record_keys};
+use crate::wire::manifest::Manifest;
+use crate::wire::task::{Base64Bytes, TaskSpec, WorkItem};
+use crate::wire::{BytePath, Digest, RelPath, SyncNo, TaskId, WorkerId};
+use std::collections::BTreeSet;
+
+/// Maximum number of range tasks of one file.
+const MAX_RANGE_TASKS: usize = 32;
+
+/// The name of the entry in a work item. Manifests are decoded only for this: an error without a
+/// name is of no use.
+pub(super) fn item_name(item: &WorkItem) -> BytePath {
+    let (WorkItem::Copy { manifest, .. } | WorkItem::Large { manifest, .. }) = item;
+    first_entry_name(&manifest.0)
+}
+
+fn first_entry_name(manifest: &[u8]) -> BytePath {
+    let first = Manifest::decode(manifest).ok().and_then(|m| m.entries.into_iter().next());
+    first.map_or_else(BytePath::default, |entry| BytePath(entry.path.as_bytes().to_vec()))
+}
+
+/// The history of work that was tried before and is already counted.
+#[derive(Debug, Default)]
+pub(super) struct RetryHistory {
+    pub(super) failures: u32,
+    /// Failures for lack of descriptors or memory.
+    pub(super) resource_retries: u32,
+    /// Workers that may have caused them.
+    pub(super) failed_on: BTreeSet<WorkerId>,
+    pub(super) last_error: Option<String>,
+    pub(super) losses: Vec<WorkerLoss>,
+    /// The name of its only entry, if known.
+    pub(super) entry: Option<BytePath>,
+}
+
+impl State {
+    pub(super) fn large_file_name(&self, task: &Task) -> Option<BytePath> {
+        Some(self.large_file(task.sync, task.large_file?)?.path.clone())
+    }
+
+    pub(super) fn large_file(&self, no: SyncNo, file: TaskId) -> Option<&LargeFile> {
+        self.syncs.get(&no)?.large_files.get(&file)
+    }
+
+    /// Adds a large file and its first ranges. The caller counts its total.
+    pub(super) fn add_large_file(
+        &mut self,
+        no: SyncNo,
+        manifest: Vec<u8>,
+        (size, length): (u64, u64),
+        restarts: u32,
+        group: Option<Digest>,
+    ) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let known = group.is_some_and(|group| sync.hardlink_groups.contains(&group));
+        let begun =
+            group.is_some() && sync.large_files.values().any(|large| large.hardlink_group == group);
+        if known || sync.is_dry_run() {
+            // Another name of it is present and can be linked to, or nothing is sent.
+            let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: size };
+            self.add_task(NewTask::ready(no, spec), Some(manifest));
+            return;
+        }
+        // Lengths come from agents: keep the arithmetic safe and the number of ranges bounded.
+        let least = crate::wire::task::range_length(size, 1 << 20);
+        let range_length = length.clamp(1024, 1 << 62).next_power_of_two().max(least);
+        let id = self.allocate_task_id();
+        let large = LargeFile {
+            id,
+            sync: no,
+            path: first_entry_name(&manifest),
+            size,
+            range_length,
+            manifest_key: format!("m/{no}/{id}"),
+            manifest_bytes: manifest.len() as u64,
+            manifest_digest: blake3::hash(&manifest).into(),
+            next_range: 0,
+            restarts,
+            state: LargeFileState::Waiting,
+            hardlink_group: group,
+            sent_bytes: 0,
+            kept_bytes: 0,
+            has_unhashed_range: false,
+            range_digests: Vec::new(),
+            ranges_done: 0,
+        };
+        self.effects.push(Effect::PutBlob(large.manifest_key.clone(), manifest));
+        self.put_record(large.record_key());
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.manifest_bytes += large.manifest_bytes;
+            sync.large_files.insert(id, large);
+        }
+        if !begun {
+            self.start_large_file(no, id);
+        }
+    }
+
+    fn start_large_file(&mut self, no: SyncNo, id: TaskId) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let compares = sync.compares_large_files();
+        let Some(large) = sync.large_files.get_mut(&id) else { return };
+        // An empty file has no range to compare.
+        let compared = compares && large.size > 0;
+        large.state = if compared { LargeFileState::Comparing } else { LargeFileState::Sending };
+        let key = large.record_key();
+        self.put_record(key);
+        self.add_range_tasks(no, id);
+    }
+
+    /// Keeps some range tasks ready; after the last range, adds the commit.
+    pub(super) fn add_range_tasks(&mut self, no: SyncNo, id: TaskId) {
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let out = sync.tasks.iter().filter_map(|t| self.tasks.get(t));
+        let mut out = out.filter(|t| t.large_file == Some(id)).count();
+        let Some(large) = sync.large_files.get(&id) else { return };
+        let mut large = large.clone();
+        let compare = large.state == LargeFileState::Comparing;
+        let before = large.next_range;
+        let asks = compare && large.ranges_done == 0 && sync.probes_first_range();
+        let ahead = if asks { 1 } else { MAX_RANGE_TASKS };
+        while out < ahead && large.next_range < large.range_count() {
+            let (offset, length) = large.range(large.next_range);
+            let spec = TaskSpec::Range { offset, length, compare };
+            self.add_task(NewTask::for_large_file(&large, spec), None);
+            large.next_range += 1;
+            out += 1;
+        }
+        if out == 0 && large.ranges_done == large.range_count() {
+            let mut chain = Vec::new();
+            if !large.has_unhashed_range {
+                chain = large.range_digests.iter().flatten().flat_map(|d| d.0).collect();
+            }
+            let range_length = large.range_length;
+            let spec =
+                TaskSpec::Commit { range_length, chain: Base64Bytes(chain), in_place: compare };
+            self.add_task(NewTask::for_large_file(&large, spec), None);
+        }
+        if large.next_range != before {
+            self.put_record(large.record_key());
+            if let Some(sync) = self.syncs.get_mut(&no) {
+                sync.large_files.insert(id, large);
+            }
+        }
+    }
+
+    /// Removes the tasks of a file without a lease, and the finished one.
+    pub(super) fn remove_unleased_ranges(&mut self, large: &LargeFile, done: TaskId) {
+        for id in self.large_file_tasks(large.sync, large.id) {
+            if id == done || self.tasks.get(&id).is_some_and(|range| range.lease().is_none()) {
+                self.remove_task(id);
+            }
+        }
+    }
+
+    /// Whether a task belongs to a large file that was found present and counted.
+    pub(super) fn is_already_present(&self, task: &Task) -> bool {
+        let large = task.large_file.and_then(|file| self.large_file(task.sync, file));
+        large.is_some_and(|large| large.state == LargeFileState::AlreadyPresent)
+    }
+
+    pub(super) fn large_file_tasks(&self, no: SyncNo, file: TaskId) -> Vec<TaskId> {
+        let Some(sync) = self.syncs.get(&no) else { return Vec::new() };
+        let of_file = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.large_file == Some(file));
+        sync.tasks.iter().copied().filter(of_file).collect()
+    }
+
+    /// Restarts with the first range of a file.
+    pub(super) fn restart_ranges(&mut self, mut large: LargeFile) {
+        let (no, file) = (large.sync, large.id);
+        self.remove_ranges(no, &large);
+        (large.next_range, large.ranges_done, large.has_unhashed_range) = (0, 0, false);
+        large.range_digests.clear();
+        self.put_record(large.record_key());
+        if let Some(sync) = self.syncs.get_mut(&no) {
+            sync.large_files.insert(file, large);
+        }
+        self.add_range_tasks(no, file);
+    }
+
+    /// Removes the tasks of a large file and the records of its ranges.
+    fn remove_ranges(&mut self, no: SyncNo, large: &LargeFile) {
+        for id in self.large_file_tasks(no, large.id) {
+            self.remove_task(id);
+        }
+        for (index, done) in large.range_digests.iter().enumerate() {
+            if done.is_some() {
+                self.effects.push(Effect::DeleteRecord(large.range_record_key(index as u64)));
+            }
+        }
+    }
+
+    /// Removes a large file with its tasks, manifest and range records.
+    pub(super) fn remove_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
+        let large = self.detach_large_file(no, file)?;
+        self.effects.push(Effect::DeleteBlob(large.manifest_key.clone()));
+        Some(large)
+    }
+
+    /// Like [`State::remove_large_file`], but keeps the manifest for another task.
+    pub(super) fn detach_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
+        let sync = self.syncs.get_mut(&no)?;
+        let large = sync.large_files.remove(&file)?;
+        sync.manifest_bytes = sync.manifest_bytes.saturating_sub(large.manifest_bytes);
+        self.effects.push(Effect::DeleteRecord(large.record_key()));
+        self.remove_ranges(no, &large);
+        self.dirty_syncs.insert(no);
+        Some(large)
+    }
+
+    /// One name of a file is present: its other names, also those found later, become links to it.
+    pub(super) fn complete_hardlink_group(&mut self, no: SyncNo, group: Option<Digest>) {
+        let (Some(sync), Some(group)) = (self.syncs.get_mut(&no), group) else { return };
+        sync.hardlink_groups.insert(group);
+        let others = sync.large_files.values().filter(|large| large.hardlink_group == Some(group));
+        let others: Vec<TaskId> = others.map(|large| large.id).collect();
+        self.put_record(record_keys::group_key(no, &group));
+        for id in others {
+            let Some(large) = self.detach_large_file(no, id) else { continue };
+            let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: large.size };
+            let new = NewTask {
+                manifest_key: Some(large.manifest_key),
+                manifest_bytes: large.manifest_bytes,
+                manifest_digest: Some(large.manifest_digest),
+                ..NewTask::ready(no, spec)
+            };
+            self.add_task(new, None);
+        }
+    }
+
+    /// The name that the others of a group wait for cannot be copied: the next one starts.
+    pub(super) fn start_next_of_group(&mut self, no: SyncNo, group: Option<Digest>) {
+        let (Some(sync), Some(_)) = (self.syncs.get(&no), group) else { return };
+        let of_group = || sync.large_files.values().filter(|large| large.hardlink_group == group);
+        if of_group().any(|large| large.state != LargeFileState::Waiting) {
+            return;
+        }
+        if let Some(id) = of_group().map(|large| large.id).next() {
+            self.start_large_file(no, id);
+        }
+    }
+
+    /// Removes the records of hard-link groups; they are not needed any more.
+    pub(super) fn clear_hardlink_groups(&mut self, no: SyncNo) {
+        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        for group in std::mem::take(&mut sync.hardlink_groups) {
+            self.effects.push(Effect::DeleteRecord(record_keys::group_key(no, &group)));
+        }
+    }
+
+    /// The first tasks of a sync: a scan of the source, or the parts of its name list.
+    pub(super) fn add_scans(&mut self, no: SyncNo) {
+        let list =
+            self.syncs.get(&no).and_then(|s| Some((s.name_list_owner(), s.name_list_parts?)));
+        match list {
+            None => {
+                let spec = TaskSpec::Scan { dir: RelPath::root(), cursor: None };
+                self.add_task(NewTask::ready(no, spec), None);
+            }
+            Some((owner, parts)) => {
+                for index in 0..parts {
+                    let blob = Some(record_keys::name_list_key(owner, index));
+                    let spec = TaskSpec::List { start: 0 };
+                    self.add_task(NewTask { manifest_key: blob, ..NewTask::ready(no, spec) }, None);
+                }
+            }
+        }
+    }
+
+    /// Adds the work that a walk found, or that is tried `again`.
+    pub(super) fn add_work_item(
+        &mut self,
+        no: SyncNo,
+        item: WorkItem,
+        again: Option<RetryHistory>,
+    ) -> Option<TaskId> {
+        let sync = self.syncs.get_mut(&no)?;
+        let first = again.is_none() && sync.counts_entries();
+        match item {
+            WorkItem::Copy { manifest, files, dirs, bytes } => {
+                if first {
+                    sync.counters.files_total += files;
+                    sync.counters.dirs_total += dirs;
+                    sync.counters.add_bytes_total(bytes);
+                }
+                let spec = TaskSpec::Copy { files, dirs, bytes };
+                let again = again.unwrap_or_default();
+                let RetryHistory {
+                    failures,
+                    resource_retries: short,
+                    failed_on: tried,
+                    last_error: error,
+                    losses,
+                    entry,
+                } = again;
+                let new = NewTask {
+                    failures,
+                    resource_retries: short,
+                    failed_on: tried,
+                    losses,
+                    entry,
+                    last_error: error,
+                    ..NewTask::ready(no, spec)
+                };
+                Some(self.add_task(new, Some(manifest.0)))
+            }
+            WorkItem::Large { manifest, size, range_length, hardlink_group: group } => {
+                if first {
+                    sync.counters.files_total += 1;
+                    sync.counters.add_bytes_total(size);
+                }
+                self.add_large_file(no, manifest.0, (size, range_length), 0, group);
+                None
+            }
+        }
+    }
+}
