@@ -1,18 +1,20 @@
 //! The typed HTTP client of the master, for agents and for the command line.
 //!
-//! Every request may be sent twice without harm: a submit carries an idempotency key, a poll its
-//! number, a page its position, a result its assignment. So a connection that breaks under a request
-//! is tried again, and where several masters are given the next one is asked. A follower's `307` is
-//! followed, and the leader it names is asked first from then on. Requests that wait at a master whose
-//! place another one has taken are sent to that one.
+//! Every request may be sent twice without harm: a submit carries an idempotency key, a poll its number, a page its
+//! position, a result its assignment. So a request is sent again after its connection broke, and, if several masters are
+//! given, to the next one. A follower's `307` is followed, and the leader that it names is tried first from then on.
+//! Requests that wait at a former leader are sent to its successor.
 
 mod download;
+mod error;
 mod exchange;
 mod list;
+mod master_url;
 mod url_text;
 mod workers;
 
 pub use download::Download;
+pub use error::{ClientError, FailedAttempt, Result};
 
 use crate::util::corruption::CorruptionCounter;
 use crate::wire::leader::Readiness;
@@ -22,30 +24,29 @@ use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use bytes::Bytes;
-use exchange::{RawReply, Request};
+use exchange::{FAILOVER_TIMEOUT, RawReply, Request};
+use master_url::parse_master_url;
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fmt;
 use std::ops::Deref;
 use std::time::Duration;
 use tokio::sync::watch;
-use url_text::{error_chain, excerpt, is_loopback, parse_master_url, percent_encode, with_port};
+use url_text::{error_chain, excerpt, is_loopback, with_query};
 
-/// A host that does not answer SYN is given up after this, so that the next master gets its turn.
+/// A host that does not reply to SYN is given up after this, so that the next master is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A long poll may take this much longer than it asked to wait.
+/// The reply to a long poll may arrive this much later than the end of its wait.
 const POLL_REPLY_MARGIN: Duration = Duration::from_secs(10);
 
-/// How a [`MasterClient`] behaves.
+/// Time limits of a [`MasterClient`].
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// A request without a complete reply after this is given up.
+    /// A request without a complete reply after this fails.
     pub request_timeout: Duration,
-    /// Where there are several masters and none of them leads, it is asked again for so long: one of them
-    /// is about to take over.
+    /// With several masters: how long a request is repeated while none of them leads, because one is about to take over.
     pub takeover_timeout: Duration,
-    /// An operator's order whose reply was lost is sent again for so long, counted from the first attempt.
+    /// How long a command whose reply was lost is sent again, counted from the first attempt.
     pub resend_timeout: Duration,
 }
 
@@ -59,131 +60,7 @@ impl Default for ClientOptions {
     }
 }
 
-/// Why a request brought nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The master refused, and said why.
-    #[error("{}", problem.detail)]
-    Problem {
-        /// What it said.
-        problem: Box<Problem>,
-        /// When it wants to be asked again.
-        retry_after: Option<Duration>,
-    },
-    /// No connection, or none that lasted until the reply was complete.
-    #[error("no master can be reached: {}", join_attempts(.attempts))]
-    Unreachable {
-        /// Every URL that was asked, with what went wrong there.
-        attempts: Vec<(String, String)>,
-    },
-    /// Something answered, but not as a master does.
-    #[error("{} does not answer like a master: {message}", with_port(.url))]
-    InvalidReply {
-        /// Who answered.
-        url: String,
-        /// The HTTP status, where there was one.
-        status: Option<u16>,
-        /// What is wrong with the answer.
-        message: String,
-    },
-    /// An operator's order was sent, and no answer shows whether it was carried out.
-    #[error("{0}; the request may have been carried out")]
-    Unconfirmed(Box<ClientError>),
-    /// Several syncs have ids that begin so.
-    #[error("several sync ids begin with `{prefix}`: {}", join_ids(.ids))]
-    AmbiguousId {
-        /// What was given.
-        prefix: RequestId,
-        /// Their ids.
-        ids: Vec<RequestId>,
-    },
-    /// A master URL that can't be used.
-    #[error("master URL `{url}`: {message}")]
-    InvalidUrl {
-        /// As it was given, without control characters.
-        url: String,
-        /// What is wrong with it.
-        message: String,
-    },
-}
-
-fn join_attempts(tried: &[(String, String)]) -> String {
-    let each = |(url, why): &(String, String)| format!("{}: {why}", with_port(url));
-    let each: Vec<String> = tried.iter().map(each).collect();
-    each.join("; ")
-}
-
-/// The first of several ids.
-fn join_ids(ids: &[RequestId]) -> String {
-    const SHOWN: usize = 10;
-    let mut shown: Vec<&str> = ids.iter().take(SHOWN).map(RequestId::as_str).collect();
-    shown.extend((ids.len() > SHOWN).then_some("…"));
-    shown.join(", ")
-}
-
-impl ClientError {
-    /// The HTTP status of the reply, where there was one.
-    pub fn status(&self) -> Option<u16> {
-        match self {
-            ClientError::Problem { problem, .. } => Some(problem.status),
-            ClientError::InvalidReply { status, .. } => *status,
-            ClientError::Unconfirmed(cause) => cause.status(),
-            ClientError::Unreachable { .. }
-            | ClientError::AmbiguousId { .. }
-            | ClientError::InvalidUrl { .. } => None,
-        }
-    }
-
-    /// The problem document's word for programs, e.g. `sync_exists`.
-    pub fn code(&self) -> Option<&str> {
-        match self {
-            ClientError::Problem { problem, .. } => Some(&problem.code),
-            ClientError::Unconfirmed(cause) => cause.code(),
-            _ => None,
-        }
-    }
-
-    /// When the master wants to be asked again.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            ClientError::Problem { retry_after, .. } => *retry_after,
-            ClientError::Unconfirmed(cause) => cause.retry_after(),
-            _ => None,
-        }
-    }
-
-    /// Whether the same request may succeed later without anybody changing anything.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            ClientError::Unreachable { .. } => true,
-            ClientError::Unconfirmed(cause) => cause.is_retryable(),
-            ClientError::AmbiguousId { .. } | ClientError::InvalidUrl { .. } => false,
-            // A proxy before the master answers 502, 503, 504 in its own words.
-            _ => matches!(self.status(), Some(408 | 429 | 502 | 503 | 504)),
-        }
-    }
-
-    /// Whether the master does not know what was asked for.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, ClientError::Problem { problem, .. } if problem.status == 404)
-    }
-
-    /// Whether no answer came from any master.
-    pub fn is_unreachable(&self) -> bool {
-        match self {
-            ClientError::Unreachable { .. } => true,
-            ClientError::Unconfirmed(cause) => cause.is_unreachable(),
-            _ => false,
-        }
-    }
-
-    /// Whether the master may have carried out an order although this is an error.
-    pub fn is_unconfirmed(&self) -> bool {
-        matches!(self, ClientError::Unconfirmed(_))
-    }
-}
-
-/// A reply, read and as it came. It can be used like the document itself.
+/// The document of a reply, and its text. It can be used like the document itself.
 #[derive(Debug, Clone)]
 pub struct Reply<T> {
     /// The document.
@@ -202,28 +79,23 @@ impl<T> Deref for Reply<T> {
 /// What one of several masters reports of itself.
 #[derive(Debug)]
 pub struct MasterStatus {
-    /// The URL it was asked at.
+    /// Its URL.
     pub url: String,
     /// Its readiness, also if it is not ready.
-    pub readiness: Result<Reply<Readiness>, ClientError>,
+    pub readiness: Result<Reply<Readiness>>,
 }
 
 /// A client of one master, or of several of which one leads. Cheap to share behind an `Arc`.
+#[derive(Debug)]
 pub struct MasterClient {
     http: reqwest::Client,
     /// For replies of any length: only their pauses are bounded.
     streaming_http: reqwest::Client,
-    /// Without a trailing slash, in the order in which they are asked.
+    /// Without a trailing slash, in the given order.
     base_urls: Vec<String>,
-    /// The base that answered last; asked first.
+    /// The base URL of the master that replied last, which is tried first.
     last_answered: watch::Sender<Option<String>>,
     options: ClientOptions,
-}
-
-impl fmt::Debug for MasterClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MasterClient").field("bases", &self.base_urls).finish_non_exhaustive()
-    }
 }
 
 impl MasterClient {
@@ -231,66 +103,61 @@ impl MasterClient {
     /// several, separated by commas. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`ClientError::InvalidUrl`] for no URL at all, one that can't be read, a scheme other than
+    /// [`ClientError::InvalidUrl`] for no URL at all, one that can't be parsed, a scheme other than
     /// `http`, or one with a user name or password in it.
-    pub fn new(urls: Vec<String>, options: ClientOptions) -> Result<Self, ClientError> {
+    pub fn new(urls: Vec<String>, options: ClientOptions) -> Result<Self> {
         let parts = urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty());
-        let mut bases: Vec<String> = Vec::new();
+        let mut base_urls: Vec<String> = Vec::new();
         let mut all_local = true;
         for part in parts {
             let url = parse_master_url(part)?;
             all_local &= is_loopback(&url);
             let base = url.as_str().trim_end_matches('/').to_owned();
-            if !bases.contains(&base) {
-                bases.push(base);
+            if !base_urls.contains(&base) {
+                base_urls.push(base);
             }
         }
-        if bases.is_empty() {
+        if base_urls.is_empty() {
             return Err(ClientError::InvalidUrl {
                 url: String::new(),
                 message: "is empty; give at least one, e.g. http://127.0.0.1:8888".to_owned(),
             });
         }
-        let built = |pause: Option<Duration>| {
+        let build = |read_timeout: Option<Duration>| {
             let mut builder = reqwest::Client::builder()
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT.min(options.request_timeout))
                 .tcp_nodelay(true)
                 .user_agent(concat!("longhaul/", env!("CARGO_PKG_VERSION")));
-            if let Some(pause) = pause {
-                builder = builder.read_timeout(pause);
+            if let Some(timeout) = read_timeout {
+                builder = builder.read_timeout(timeout);
             }
             if all_local {
-                // A proxy set for the outside world must not catch a master on this host.
+                // A proxy for other hosts must not get requests to this host.
                 builder = builder.no_proxy();
             }
             builder.build().map_err(|e| ClientError::InvalidUrl {
-                url: bases.join(","),
+                url: base_urls.join(","),
                 message: format!("cannot set up an HTTP client: {}", error_chain(&e)),
             })
         };
-        let (http, streams) = (built(None)?, built(Some(options.request_timeout))?);
-        Ok(MasterClient {
-            http,
-            streaming_http: streams,
-            base_urls: bases,
-            last_answered: watch::Sender::new(None),
-            options,
-        })
+        let (http, streaming_http) = (build(None)?, build(Some(options.request_timeout))?);
+        let last_answered = watch::Sender::new(None);
+        Ok(MasterClient { http, streaming_http, base_urls, last_answered, options })
     }
 
-    /// The URLs, in the order in which they are asked.
+    /// The base URLs in the given order.
     pub fn urls(&self) -> &[String] {
         &self.base_urls
     }
 
-    /// The URL of the master that answered last, if it still does.
+    /// The URL of the master that replied last; `None` after it failed.
     pub fn last_answering_url(&self) -> Option<String> {
         self.last_answered.borrow().clone()
     }
 
-    /// `POST /sync` with a [`SyncRequest`], or a document like it that leaves out what has a default.
-    /// The same `idempotency` key with the same request brings the first reply again.
+    /// `POST /sync` with a [`SyncRequest`], or a document like it without the fields that have a default.
+    /// The same `idempotency` key with the same request returns the first reply again.
     ///
     /// [`SyncRequest`]: crate::wire::sync::SyncRequest
     ///
@@ -300,84 +167,71 @@ impl MasterClient {
         &self,
         request: &impl Serialize,
         idempotency: Option<&str>,
-    ) -> Result<Reply<SubmitReply>, ClientError> {
-        let mut send = self.new_command(Method::POST, "/sync").with_json(request)?;
-        if let Some(key) = idempotency {
-            send.headers.push(("idempotency-key", key.to_owned()));
-        }
-        self.fetch_json(send).await
+    ) -> Result<Reply<SubmitReply>> {
+        let command = self.new_command(Method::POST, "/sync").with_json(request)?;
+        self.fetch_json(command.with_idempotency_key(idempotency)).await
     }
 
     /// `GET /sync/{id}`.
     ///
     /// # Errors
     /// A 404 problem for an unknown (or deleted) id, any [`ClientError`].
-    pub async fn get_sync(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
-        let target = format!("/sync/{id}");
-        self.fetch_json(self.new_request(Method::GET, &target).with_failover_timeout()).await
+    pub async fn get_sync(&self, id: &RequestId) -> Result<Reply<SyncProgress>> {
+        self.fetch_json(self.new_short_request(Method::GET, format!("/sync/{id}"))).await
     }
 
-    /// `PATCH /sync/{id}`: changes a sync that runs. The same change twice is one.
+    /// `PATCH /sync/{id}`: changes a sync that has not ended.
     ///
     /// # Errors
-    /// A 404 problem for an unknown id, 409 for one that has ended, any [`ClientError`].
+    /// A 404 problem for an unknown id, 409 for a sync that has ended, any [`ClientError`].
     pub async fn update_sync(
         &self,
         id: &RequestId,
-        change: &SyncPatch,
-    ) -> Result<Reply<SyncProgress>, ClientError> {
-        let target = format!("/sync/{id}");
-        self.fetch_json(self.new_command(Method::PATCH, &target).with_json(change)?).await
+        patch: &SyncPatch,
+    ) -> Result<Reply<SyncProgress>> {
+        let command = self.new_command(Method::PATCH, format!("/sync/{id}"));
+        self.fetch_json(command.with_json(patch)?).await
     }
 
-    /// `POST /sync/{id}/cancel`: ends it and keeps its record.
+    /// `POST /sync/{id}/cancel`: ends a sync and keeps its record.
     ///
     /// # Errors
     /// A 404 problem for an unknown id, any [`ClientError`].
-    pub async fn cancel_sync(&self, id: &RequestId) -> Result<Reply<SyncProgress>, ClientError> {
-        self.fetch_json(self.new_command(Method::POST, &format!("/sync/{id}/cancel"))).await
+    pub async fn cancel_sync(&self, id: &RequestId) -> Result<Reply<SyncProgress>> {
+        self.fetch_json(self.new_command(Method::POST, format!("/sync/{id}/cancel"))).await
     }
 
-    /// `POST /sync/{id}/retry`: submits what an ended sync asked for again. The same `idempotency` key
-    /// brings the first reply again.
+    /// `POST /sync/{id}/retry`: submits the request of an ended sync again. The same `idempotency` key returns the first
+    /// reply again.
     ///
     /// # Errors
-    /// A 404 problem for an unknown id, 409 where it cannot be tried again, any [`ClientError`].
+    /// A 404 problem for an unknown id, 409 for a sync that can't be retried, any [`ClientError`].
     pub async fn retry_sync(
         &self,
         id: &RequestId,
         request: &RetryRequest,
         idempotency: &str,
-    ) -> Result<Reply<SubmitReply>, ClientError> {
-        let target = format!("/sync/{id}/retry");
-        let mut send = self.new_command(Method::POST, &target).with_json(request)?;
-        send.headers.push(("idempotency-key", idempotency.to_owned()));
-        self.fetch_json(send).await
+    ) -> Result<Reply<SubmitReply>> {
+        let command = self.new_command(Method::POST, format!("/sync/{id}/retry"));
+        let command = command.with_json(request)?.with_idempotency_key(Some(idempotency));
+        self.fetch_json(command).await
     }
 
-    /// `POST /sync/{id}/pause` (`on`) or `…/resume`: hands out nothing more of it, or lets it go on.
+    /// `POST /sync/{id}/pause` (`on`) or `…/resume`. A paused sync gets no new tasks.
     ///
     /// # Errors
-    /// A 404 problem for an unknown id, 409 where it has ended, any [`ClientError`].
-    pub async fn set_paused(
-        &self,
-        id: &RequestId,
-        on: bool,
-    ) -> Result<Reply<SyncProgress>, ClientError> {
+    /// A 404 problem for an unknown id, 409 for a sync that has ended, any [`ClientError`].
+    pub async fn set_paused(&self, id: &RequestId, on: bool) -> Result<Reply<SyncProgress>> {
         let verb = if on { "pause" } else { "resume" };
-        self.fetch_json(self.new_command(Method::POST, &format!("/sync/{id}/{verb}"))).await
+        self.fetch_json(self.new_command(Method::POST, format!("/sync/{id}/{verb}"))).await
     }
 
-    /// `DELETE /sync/{id}`: ends it where it still runs, and forgets it.
+    /// `DELETE /sync/{id}`: cancels a sync that has not ended, and deletes its record.
     ///
     /// # Errors
     /// A 404 problem for an unknown id, any [`ClientError`].
-    pub async fn delete_sync(
-        &self,
-        id: &RequestId,
-    ) -> Result<Reply<serde_json::Value>, ClientError> {
-        let target = format!("/sync/{id}");
-        let command = self.new_command(Method::DELETE, &target);
+    pub async fn delete_sync(&self, id: &RequestId) -> Result<Reply<serde_json::Value>> {
+        let command = self.new_command(Method::DELETE, format!("/sync/{id}"));
         self.send_removal(command, || serde_json::json!({ "status": "deleted" })).await
     }
 
@@ -385,23 +239,22 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn get_version(&self) -> Result<Reply<serde_json::Value>, ClientError> {
-        self.fetch_json(self.new_request(Method::GET, "/version")).await
+    pub async fn get_version(&self) -> Result<Reply<serde_json::Value>> {
+        self.fetch_json(self.new_query("/version")).await
     }
 
-    /// `GET /readyz`: whether the master can take work now.
+    /// `GET /readyz`: whether the master accepts work now.
     ///
     /// # Errors
-    /// The master's 503, any [`ClientError`].
-    pub async fn check_readiness(&self) -> Result<(), ClientError> {
-        let answer = self.send_with_failover(self.new_request(Method::GET, "/readyz")).await?;
-        if (200..300).contains(&answer.status) { Ok(()) } else { Err(error_of_answer(answer)) }
+    /// The 503 of a master that does not, any [`ClientError`].
+    pub async fn check_readiness(&self) -> Result<()> {
+        self.send_with_failover(self.new_query("/readyz")).await?.into_success().map(drop)
     }
 
     /// `GET /readyz?verbose` of every master, concurrently, in the order of [`urls`](Self::urls).
     pub async fn fetch_each_readiness(&self) -> Vec<MasterStatus> {
         let requests = self.base_urls.iter().map(|base| async move {
-            let request = self.new_request(Method::GET, "/readyz?verbose").with_failover_timeout();
+            let request = self.new_short_request(Method::GET, "/readyz?verbose");
             let readiness = match self.send_to_master(base, &request, &mut false, &[]).await {
                 // A master that is not ready replies with 503 and the same document.
                 Ok(mut reply) => {
@@ -413,7 +266,8 @@ impl MasterClient {
                     parse_reply(reply)
                 }
                 Err(e) => {
-                    Err(ClientError::Unreachable { attempts: vec![(base.clone(), e.to_string())] })
+                    let attempt = FailedAttempt { url: base.clone(), error: e.to_string() };
+                    Err(ClientError::Unreachable { attempts: vec![attempt] })
                 }
             };
             MasterStatus { url: base.clone(), readiness }
@@ -425,15 +279,9 @@ impl MasterClient {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn send_heartbeat(
-        &self,
-        heartbeat: &WorkerHeartbeat,
-    ) -> Result<HeartbeatReply, ClientError> {
-        let send = self
-            .new_request(Method::POST, "/workers/heartbeat")
-            .with_failover_timeout()
-            .with_json(heartbeat)?;
-        self.fetch_json(send).await.map(|reply| reply.value)
+    pub async fn send_heartbeat(&self, heartbeat: &WorkerHeartbeat) -> Result<HeartbeatReply> {
+        let request = self.new_short_request(Method::POST, "/workers/heartbeat");
+        self.fetch_value(request.with_json(heartbeat)?).await
     }
 
     /// `POST /workers/{id}/assignment?wait=`: the next task, or `None` after `wait` (whole seconds).
@@ -448,38 +296,33 @@ impl MasterClient {
         wait: Duration,
         poll_id: Option<&str>,
         incarnation: Option<&str>,
-    ) -> Result<Option<Assignment>, ClientError> {
-        let mut target = format!("/workers/{worker}/assignment?wait={}s", wait.as_secs());
-        for (key, value) in [("poll_id", poll_id), ("incarnation", incarnation)] {
-            if let Some(value) = value {
-                target.push_str(&format!("&{key}={}", percent_encode(value)));
-            }
-        }
-        let mut send = self.new_request(Method::POST, &target);
-        send.timeout = wait.saturating_add(POLL_REPLY_MARGIN).max(self.options.request_timeout);
-        self.fetch_json(send).await.map(|reply| reply.value)
+    ) -> Result<Option<Assignment>> {
+        let path = format!("/workers/{worker}/assignment?wait={}s", wait.as_secs());
+        let target = with_query(&path, &[("poll_id", poll_id), ("incarnation", incarnation)]);
+        let mut request = self.new_request(Method::POST, target);
+        request.timeout = wait.saturating_add(POLL_REPLY_MARGIN).max(self.options.request_timeout);
+        self.fetch_value(request).await
     }
 
-    /// `GET /workers/{id}/assignments/{assignment}/manifest`: the encoded manifest (or name list). What comes
-    /// damaged is counted.
+    /// `GET /workers/{id}/assignments/{assignment}/manifest`: the encoded manifest (or name list). Corruption in transit
+    /// is counted in `corruption`.
     ///
     /// # Errors
-    /// A 404 problem when the worker does not hold the assignment (any more), any [`ClientError`].
+    /// A 404 problem if the worker does not hold the assignment (any more), any [`ClientError`].
     pub async fn fetch_manifest(
         &self,
         worker: &WorkerId,
         assignment: AssignmentId,
-        damage: &CorruptionCounter,
-    ) -> Result<Vec<u8>, ClientError> {
+        corruption: &CorruptionCounter,
+    ) -> Result<Vec<u8>> {
         let target = format!("/workers/{worker}/assignments/{assignment}/manifest");
-        let answer = self
-            .send_with_failover(self.new_request(Method::GET, &target).counting_corruption(damage))
-            .await?;
-        if answer.status == 200 { Ok(answer.body.into()) } else { Err(error_of_answer(answer)) }
+        let request = self.new_query(target).counting_corruption(corruption);
+        let reply = self.send_with_failover(request).await?;
+        if reply.status == 200 { Ok(reply.body.into()) } else { Err(reply.into_error()) }
     }
 
-    /// `POST /workers/{id}/assignments/{assignment}/page`. A page sent twice counts once. What comes damaged
-    /// is counted.
+    /// `POST /workers/{id}/assignments/{assignment}/page`. A page sent twice counts once. Corruption in transit is
+    /// counted in `corruption`.
     ///
     /// # Errors
     /// Any [`ClientError`].
@@ -488,100 +331,116 @@ impl MasterClient {
         worker: &WorkerId,
         assignment: AssignmentId,
         page: &ScanPage,
-        damage: &CorruptionCounter,
-    ) -> Result<PageReply, ClientError> {
+        corruption: &CorruptionCounter,
+    ) -> Result<PageReply> {
         let target = format!("/workers/{worker}/assignments/{assignment}/page");
-        let send =
-            self.new_request(Method::POST, &target).counting_corruption(damage).with_json(page)?;
-        self.fetch_json(send).await.map(|reply| reply.value)
+        let request = self.new_request(Method::POST, target).counting_corruption(corruption);
+        self.fetch_value(request.with_json(page)?).await
     }
 
-    /// `POST /workers/result`. What comes damaged is counted.
+    /// `POST /workers/result`. Corruption in transit is counted in `corruption`.
     ///
     /// # Errors
     /// Any [`ClientError`].
     pub async fn send_result(
         &self,
         result: &TaskResult,
-        damage: &CorruptionCounter,
-    ) -> Result<ResultReply, ClientError> {
-        let send = self
-            .new_request(Method::POST, "/workers/result")
-            .counting_corruption(damage)
-            .with_json(result)?;
-        self.fetch_json(send).await.map(|reply| reply.value)
+        corruption: &CorruptionCounter,
+    ) -> Result<ResultReply> {
+        let request = self.new_request(Method::POST, "/workers/result");
+        self.fetch_value(request.counting_corruption(corruption).with_json(result)?).await
     }
 
-    fn new_request<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
+    fn new_request(&self, method: Method, path_and_query: impl Into<String>) -> Request {
         Request {
             method,
-            path_and_query: target,
+            path_and_query: path_and_query.into(),
             body: None,
-            headers: Vec::new(),
+            idempotency_key: None,
             timeout: self.options.request_timeout,
             is_streamed: false,
-            has_several_masters: self.base_urls.len() > 1,
             is_command: false,
             corruption_counter: CorruptionCounter::default(),
         }
     }
 
-    /// A request by which an operator changes something.
-    fn new_command<'a>(&self, method: Method, target: &'a str) -> Request<'a> {
-        Request { is_command: true, ..self.new_request(method, target) }
+    /// A request that a master replies to at once.
+    fn new_short_request(&self, method: Method, path_and_query: impl Into<String>) -> Request {
+        let mut request = self.new_request(method, path_and_query);
+        if self.base_urls.len() > 1 {
+            request.timeout = request.timeout.min(FAILOVER_TIMEOUT);
+        }
+        request
     }
 
-    /// Sends an order after which a repeat is answered with 404. Where the reply to an earlier attempt was
-    /// lost, that 404 shows that it was carried out, and `done` is the reply to it.
+    fn new_query(&self, path_and_query: impl Into<String>) -> Request {
+        self.new_request(Method::GET, path_and_query)
+    }
+
+    /// A request by which an operator changes something.
+    fn new_command(&self, method: Method, path: impl Into<String>) -> Request {
+        Request { is_command: true, ..self.new_request(method, path) }
+    }
+
+    /// Sends a command that a repeat finds done already: the reply to the repeat is 404. If the reply to an earlier
+    /// attempt was lost, that 404 shows that the attempt was carried out, and the result is `done`.
     async fn send_removal<T: DeserializeOwned + Serialize>(
         &self,
-        order: Request<'_>,
+        command: Request,
         done: impl FnOnce() -> T,
-    ) -> Result<Reply<T>, ClientError> {
-        let mut answer = self.send_with_failover(order).await?;
-        if answer.status == 404 && answer.is_repeat {
-            answer.status = 200;
-            answer.body = serde_json::to_vec(&done()).unwrap_or_default().into();
+    ) -> Result<Reply<T>> {
+        let mut reply = self.send_with_failover(command).await?;
+        if reply.status == 404 && reply.is_repeat {
+            reply.status = 200;
+            reply.body = serde_json::to_vec(&done()).unwrap_or_default().into();
         }
-        parse_reply(answer)
+        parse_reply(reply)
     }
 
-    async fn fetch_json<T: DeserializeOwned>(
-        &self,
-        request: Request<'_>,
-    ) -> Result<Reply<T>, ClientError> {
+    async fn fetch_json<T: DeserializeOwned>(&self, request: Request) -> Result<Reply<T>> {
         parse_reply(self.send_with_failover(request).await?)
     }
-}
 
-/// The document of a 2xx answer.
-fn parse_reply<T: DeserializeOwned>(answer: RawReply) -> Result<Reply<T>, ClientError> {
-    if !(200..300).contains(&answer.status) {
-        return Err(error_of_answer(answer));
-    }
-    match serde_json::from_slice(&answer.body) {
-        Ok(value) => Ok(Reply { value, body: answer.body }),
-        Err(e) => Err(ClientError::InvalidReply {
-            message: format!("cannot read its reply: {e}; it begins `{}`", excerpt(&answer.body)),
-            url: answer.url,
-            status: Some(answer.status),
-        }),
+    async fn fetch_value<T: DeserializeOwned>(&self, request: Request) -> Result<T> {
+        self.fetch_json(request).await.map(|reply| reply.value)
     }
 }
 
-/// The error of an answer that is not 2xx.
-fn error_of_answer(answer: RawReply) -> ClientError {
-    match serde_json::from_slice::<Problem>(&answer.body) {
-        Ok(mut problem) => {
-            // The status line rules: a document that says otherwise was copied from elsewhere.
-            problem.status = answer.status;
-            ClientError::Problem { problem: Box::new(problem), retry_after: answer.retry_after }
+/// The document of a 2xx reply.
+fn parse_reply<T: DeserializeOwned>(reply: RawReply) -> Result<Reply<T>> {
+    let reply = reply.into_success()?;
+    match serde_json::from_slice(&reply.body) {
+        Ok(value) => Ok(Reply { value, body: reply.body }),
+        Err(e) => {
+            let start = excerpt(&reply.body);
+            Err(reply.into_invalid(format!("cannot read its reply: {e}; it begins `{start}`")))
         }
-        Err(_) => ClientError::InvalidReply {
-            message: format!("status {}: `{}`", answer.status, excerpt(&answer.body)),
-            url: answer.url,
-            status: Some(answer.status),
-        },
+    }
+}
+
+impl RawReply {
+    /// The reply, if its status is 2xx.
+    fn into_success(self) -> Result<RawReply> {
+        if (200..300).contains(&self.status) { Ok(self) } else { Err(self.into_error()) }
+    }
+
+    /// The error of a reply with another status.
+    fn into_error(self) -> ClientError {
+        match serde_json::from_slice::<Problem>(&self.body) {
+            Ok(mut problem) => {
+                // The status line overrides the document.
+                problem.status = self.status;
+                ClientError::Problem { problem: Box::new(problem), retry_after: self.retry_after }
+            }
+            Err(_) => {
+                let message = format!("status {}: `{}`", self.status, excerpt(&self.body));
+                self.into_invalid(message)
+            }
+        }
+    }
+
+    fn into_invalid(self, message: String) -> ClientError {
+        ClientError::InvalidReply { url: self.url, status: Some(self.status), message }
     }
 }
 

@@ -131,6 +131,7 @@ impl From<ConfigErrors> for CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::FailedAttempt;
     use crate::wire::problem::{FieldError, Problem};
 
     fn problem(status: u16) -> ClientError {
@@ -160,8 +161,9 @@ mod tests {
         ] {
             assert_eq!(CliError::from(problem(status)).exit.code(), code, "{status}");
         }
-        let unreachable =
-            || ClientError::Unreachable { attempts: vec![("http://m".into(), "refused".into())] };
+        let unreachable = || ClientError::Unreachable {
+            attempts: vec![FailedAttempt { url: "http://m".into(), error: "refused".into() }],
+        };
         assert_eq!(CliError::from(unreachable()).exit, Exit::Unreachable);
         for cause in [unreachable(), problem(503), problem(502)] {
             let lost = CliError::from(ClientError::Unconfirmed(Box::new(cause)));

@@ -1,18 +1,17 @@
-//! `GET /sync`, in pages: what one answer holds stays small, however many syncs a master remembers.
+//! `GET /sync`, in pages: a reply stays small, however many syncs a master remembers.
 
-use super::{ClientError, MasterClient, RawReply, Reply, parse_reply};
+use super::url_text::with_query;
+use super::{ClientError, MasterClient, Reply, Result, parse_reply};
 use crate::wire::RequestId;
 use crate::wire::ids::MIN_ID_PREFIX_CHARS;
 use crate::wire::sync::{SyncProgress, SyncState};
-use bytes::{Bytes, BytesMut};
-use reqwest::Method;
+use bytes::BytesMut;
 
-/// Syncs that are asked for at a time.
 const SYNCS_PER_PAGE: usize = 500;
 
 impl MasterClient {
-    /// `GET /sync`: the syncs in one of `states` (all, where none is named), newest first, at most
-    /// `limit`. The body is as if they had come in one answer.
+    /// `GET /sync`: the syncs in one of `states` (all, if there are none), newest first, at most `limit`. The body is
+    /// that of a single reply.
     ///
     /// # Errors
     /// Any [`ClientError`].
@@ -20,51 +19,49 @@ impl MasterClient {
         &self,
         states: &[SyncState],
         limit: Option<usize>,
-    ) -> Result<Reply<Vec<SyncProgress>>, ClientError> {
+    ) -> Result<Reply<Vec<SyncProgress>>> {
+        let states = states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(",");
+        let states = Some(states.as_str()).filter(|names| !names.is_empty());
         let mut all = Vec::new();
-        let mut body = BytesMut::new();
-        let mut token = None;
+        let mut body = BytesMut::from(&b"["[..]);
+        let mut token: Option<String> = None;
         loop {
-            let room = limit.map_or(SYNCS_PER_PAGE, |most| SYNCS_PER_PAGE.min(most - all.len()));
-            let (page, next) = self.fetch_list_page(states, Some(room), token.as_deref()).await?;
-            let full = page.value.len() >= room && limit != Some(all.len() + page.value.len());
-            if full && next.is_none() && token.is_none() {
-                // So answers an older master, which knows no tokens: there may be more.
-                return Ok(self.fetch_list_page(states, limit, None).await?.0);
+            let size = limit.map_or(SYNCS_PER_PAGE, |max| SYNCS_PER_PAGE.min(max - all.len()));
+            let (size, token_arg) = (size.to_string(), token.as_deref());
+            let query = [("state", states), ("limit", Some(&*size)), ("page_token", token_arg)];
+            let mut reply =
+                self.send_with_failover(self.new_query(with_query("/sync", &query))).await?;
+            let next = reply.next_page_token.take();
+            let page: Reply<Vec<SyncProgress>> = parse_reply(reply)?;
+            if !all.is_empty() && !page.is_empty() {
+                body.extend_from_slice(b",");
             }
-            if !page.value.is_empty() {
-                body.extend_from_slice(if all.is_empty() { b"[" } else { b"," });
-                body.extend_from_slice(array_elements(&page.body));
-            }
+            body.extend_from_slice(array_elements(&page.body));
             all.extend(page.value);
-            token = next.filter(|_| limit.is_none_or(|most| all.len() < most));
+            token = next.filter(|_| limit.is_none_or(|max| all.len() < max));
             if token.is_none() {
-                body.extend_from_slice(if all.is_empty() { b"[]" } else { b"]" });
+                body.extend_from_slice(b"]");
                 return Ok(Reply { value: all, body: body.freeze() });
             }
         }
     }
 
-    /// The only id of a sync that begins with `prefix`, of at least `MIN_ID_PREFIX` characters; `None`
-    /// where there is none, or where `prefix` is an id itself.
+    /// The only id of a sync that begins with `prefix`, which has at least `MIN_ID_PREFIX_CHARS` characters; `None` if
+    /// there is none, or if `prefix` is an id itself.
     ///
     /// # Errors
     /// [`ClientError::AmbiguousId`], any other [`ClientError`].
-    pub async fn resolve_id_prefix(
-        &self,
-        prefix: &RequestId,
-    ) -> Result<Option<RequestId>, ClientError> {
+    pub async fn resolve_id_prefix(&self, prefix: &RequestId) -> Result<Option<RequestId>> {
         if prefix.as_str().len() < MIN_ID_PREFIX_CHARS {
             return Ok(None);
         }
-        let target = format!("/sync?id_prefix={}&limit=20", super::percent_encode(prefix.as_str()));
-        let found: Reply<Vec<SyncProgress>> =
-            parse_reply(self.send_with_failover(self.new_request(Method::GET, &target)).await?)?;
-        let mut ids: Vec<RequestId> = found.value.into_iter().map(|sync| sync.request_id).collect();
+        let target = with_query("/sync?limit=20", &[("id_prefix", Some(prefix.as_str()))]);
+        let found: Vec<SyncProgress> = self.fetch_value(self.new_query(target)).await?;
+        let mut ids: Vec<RequestId> = found.into_iter().map(|sync| sync.request_id).collect();
         if ids.contains(prefix) {
             return Ok(None);
         }
-        // A name that somebody gave is never taken for the beginning of another one.
+        // An id that an operator chose is never completed.
         ids.retain(RequestId::is_generated);
         if ids.len() < 2 {
             return Ok(ids.pop());
@@ -72,36 +69,10 @@ impl MasterClient {
         ids.sort();
         Err(ClientError::AmbiguousId { prefix: prefix.clone(), ids })
     }
-
-    /// One page, and the token of the next.
-    async fn fetch_list_page(
-        &self,
-        states: &[SyncState],
-        limit: Option<usize>,
-        token: Option<&str>,
-    ) -> Result<(Reply<Vec<SyncProgress>>, Option<String>), ClientError> {
-        let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
-        let states = Some(states.join(",")).filter(|words| !words.is_empty());
-        let mut target = "/sync".to_owned();
-        for (key, value) in [
-            ("state", states),
-            ("limit", limit.map(|limit| limit.to_string())),
-            ("page_token", token.map(super::percent_encode)),
-        ] {
-            if let Some(value) = value {
-                let sign = if target.contains('?') { '&' } else { '?' };
-                target.push_str(&format!("{sign}{key}={value}"));
-            }
-        }
-        let answer: RawReply =
-            self.send_with_failover(self.new_request(Method::GET, &target)).await?;
-        let next = answer.next_page_token.clone();
-        Ok((parse_reply(answer)?, next))
-    }
 }
 
 /// The elements of a JSON array, without its brackets.
-fn array_elements(array: &Bytes) -> &[u8] {
+fn array_elements(array: &[u8]) -> &[u8] {
     let text = array.trim_ascii();
     text.strip_prefix(b"[").and_then(|text| text.strip_suffix(b"]")).unwrap_or(text).trim_ascii()
 }

@@ -1,6 +1,6 @@
-//! What operators ask of workers, and of the master for their sake.
+//! Commands of operators to workers and to the master.
 
-use super::{ClientError, MasterClient, Reply};
+use super::{MasterClient, Reply, Result};
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::sync::{ReassignReply, ReassignRequest};
 use crate::wire::worker::{
@@ -13,91 +13,82 @@ impl MasterClient {
     /// `GET /workers`.
     ///
     /// # Errors
-    /// Any [`ClientError`].
-    pub async fn list_workers(&self) -> Result<Reply<WorkerList>, ClientError> {
-        self.fetch_json(self.new_request(Method::GET, "/workers")).await
+    /// Any [`ClientError`](super::ClientError).
+    pub async fn list_workers(&self) -> Result<Reply<WorkerList>> {
+        self.fetch_json(self.new_query("/workers")).await
     }
 
-    /// `POST /workers/{id}/drain` or (`None`) `…/undrain`: keeps a worker from new work, or lets it work
-    /// again.
+    /// `POST /workers/{id}/drain` or (`None`) `…/undrain`. A drained worker gets no new tasks.
     ///
     /// # Errors
-    /// A 404 problem for an unknown worker, any [`ClientError`].
+    /// A 404 problem for an unknown worker, any [`ClientError`](super::ClientError).
     pub async fn set_drained(
         &self,
         worker: &WorkerId,
-        order: Option<&DrainRequest>,
-    ) -> Result<Reply<DrainReply>, ClientError> {
-        let verb = if order.is_some() { "drain" } else { "undrain" };
-        let target = format!("/workers/{worker}/{verb}");
-        let send = self.new_command(Method::POST, &target);
-        match order {
-            Some(order) => self.fetch_json(send.with_json(order)?).await,
-            // A worker that sends no heartbeats is known by its drain only.
-            None => {
-                let worker_id = worker.clone();
-                let state = WorkerState::Inactive;
-                let gone = || DrainReply {
-                    worker_id,
-                    drained: None,
-                    state,
-                    in_flight: 0,
-                    incoming_requests: 0,
-                };
-                self.send_removal(send, gone).await
-            }
-        }
+        request: Option<&DrainRequest>,
+    ) -> Result<Reply<DrainReply>> {
+        let Some(request) = request else {
+            let command = self.new_command(Method::POST, format!("/workers/{worker}/undrain"));
+            // A worker without heartbeats is unknown after its drain has ended.
+            let done = || DrainReply {
+                worker_id: worker.clone(),
+                drained: None,
+                state: WorkerState::Inactive,
+                in_flight: 0,
+                incoming_requests: 0,
+            };
+            return self.send_removal(command, done).await;
+        };
+        let command = self.new_command(Method::POST, format!("/workers/{worker}/drain"));
+        self.fetch_json(command.with_json(request)?).await
     }
 
     /// `GET /workers/{id}`.
     ///
     /// # Errors
-    /// A 404 problem for an unknown worker, any [`ClientError`].
-    pub async fn get_worker(&self, worker: &WorkerId) -> Result<Reply<WorkerView>, ClientError> {
-        self.fetch_json(self.new_request(Method::GET, &format!("/workers/{worker}"))).await
+    /// A 404 problem for an unknown worker, any [`ClientError`](super::ClientError).
+    pub async fn get_worker(&self, worker: &WorkerId) -> Result<Reply<WorkerView>> {
+        self.fetch_json(self.new_query(format!("/workers/{worker}"))).await
     }
 
-    /// `POST /sync/{id}/reassign`: takes the tasks of a sync away from a worker and leaves them to others.
+    /// `POST /sync/{id}/reassign`: requeues the tasks of a sync that a worker holds, for other workers.
     ///
     /// # Errors
-    /// A 404 problem for an unknown sync or worker, 409 where it has ended, any [`ClientError`].
+    /// A 404 problem for an unknown sync or worker, 409 for a sync that has ended, any [`ClientError`](super::ClientError).
     pub async fn reassign_tasks(
         &self,
         id: &RequestId,
         worker: &WorkerId,
-    ) -> Result<Reply<ReassignReply>, ClientError> {
+    ) -> Result<Reply<ReassignReply>> {
         let body = ReassignRequest { worker_id: worker.clone() };
-        let target = format!("/sync/{id}/reassign");
-        self.fetch_json(self.new_command(Method::POST, &target).with_json(&body)?).await
+        let command = self.new_command(Method::POST, format!("/sync/{id}/reassign"));
+        self.fetch_json(command.with_json(&body)?).await
     }
 
-    /// `POST /admin/reconcile`: puts right what does not fit together.
+    /// `POST /admin/reconcile`: corrects inconsistent records.
     ///
     /// # Errors
-    /// Any [`ClientError`].
-    pub async fn reconcile(&self) -> Result<Reply<ReconcileReply>, ClientError> {
+    /// Any [`ClientError`](super::ClientError).
+    pub async fn reconcile(&self) -> Result<Reply<ReconcileReply>> {
         self.fetch_json(self.new_command(Method::POST, "/admin/reconcile")).await
     }
 
-    /// `POST /admin/confirm-clock`: the wall clock of the leader is right.
+    /// `POST /admin/confirm-clock`: confirms that the wall clock of the leader is right.
     ///
     /// # Errors
-    /// Any [`ClientError`].
-    pub async fn confirm_clock(&self) -> Result<Reply<ConfirmClockReply>, ClientError> {
+    /// Any [`ClientError`](super::ClientError).
+    pub async fn confirm_clock(&self) -> Result<Reply<ConfirmClockReply>> {
         self.fetch_json(self.new_request(Method::POST, "/admin/confirm-clock")).await
     }
 
-    /// `DELETE /workers/{id}`: forgets a worker that has fallen silent.
+    /// `DELETE /workers/{id}`: forgets a worker that sends no heartbeats.
     ///
     /// # Errors
-    /// A 404 problem for an unknown worker, 409 for one that is alive, any [`ClientError`].
-    pub async fn forget_worker(
-        &self,
-        worker: &WorkerId,
-    ) -> Result<Reply<ForgetWorkerReply>, ClientError> {
-        let target = format!("/workers/{worker}");
+    /// A 404 problem for an unknown worker, 409 for an active one, any [`ClientError`](super::ClientError).
+    pub async fn forget_worker(&self, worker: &WorkerId) -> Result<Reply<ForgetWorkerReply>> {
         let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
         let done = || ForgetWorkerReply { status, worker_id, requeued: 0 };
-        self.send_removal(self.new_command(Method::DELETE, &target), done).await
+        let command = self.new_command(Method::DELETE, format!("/workers/{worker}"));
+        self.send_removal(command, done).await
     }
 }

@@ -123,3 +123,10 @@ pub enum FileState {
     /// Deleted (or moved to the trash).
     Deleted,
 }
+
+text_enum!(FileState {
+    Done = "done",
+    Skipped = "skipped",
+    Failed = "failed",
+    Deleted = "deleted",
+});

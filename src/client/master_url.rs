@@ -1,0 +1,36 @@
+//! Parsing of master URLs.
+
+use super::url_text::{has_port, sanitize};
+use super::{ClientError, Result};
+use reqwest::Url;
+
+/// The port of a master if only a host is given.
+const DEFAULT_MASTER_PORT: u16 = 8888;
+
+/// Parses a master URL; `http://` may be left out, and then the port too.
+pub(super) fn parse_master_url(text: &str) -> Result<Url> {
+    let bad = |message: String| ClientError::InvalidUrl { url: sanitize(text), message };
+    let whole = text.contains("://");
+    let full = if whole { text.to_owned() } else { format!("http://{text}") };
+    let mut url =
+        Url::parse(&full).map_err(|e| bad(format!("{e}; expected e.g. http://host:8888")))?;
+    if url.scheme() != "http" {
+        return Err(bad(format!("scheme `{}` is not served, use http", url.scheme())));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // Without the password.
+        let url = url.host_str().unwrap_or("?").to_owned();
+        let message = "must not hold a user name or password".to_owned();
+        return Err(ClientError::InvalidUrl { url, message });
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(bad("names no host".to_owned()));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("must end with the path, without `?` or `#`".to_owned()));
+    }
+    if !whole && !has_port(text) && url.set_port(Some(DEFAULT_MASTER_PORT)).is_err() {
+        return Err(bad("takes no port".to_owned()));
+    }
+    Ok(url)
+}
