@@ -5,17 +5,16 @@ use super::channel::BlobReader;
 use super::file_records::{
     self, ChunkReceiver, FileRecordQuery, MAX_QUEUED_CHUNKS, MAX_REPEATED_NAMES, path_hash,
 };
-use super::handle::{MasterHandle, REPLY_TIMEOUT, unexpected_reply};
+use super::handle::{MasterHandle, REPLY_TIMEOUT};
 use super::leadership::store_unavailable;
+use super::requests::{GetFileRecords, GetSync, RetrySync};
 use super::submit_validation::{failures_unknown, retry_name_lists};
-use crate::scheduler::{
-    Event, FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, Reply, decode_failures,
-};
+use crate::scheduler::{FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, decode_failures};
 use crate::util::units;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::{FileListPart, Manifest};
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::SubmitReply;
+use crate::wire::sync::{RetryRequest, SubmitReply};
 use crate::wire::{BytePath, RequestId};
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -165,7 +164,7 @@ impl MasterHandle {
         id: RequestId,
         wanted: FileRecordQuery,
     ) -> Result<ChunkReceiver, Problem> {
-        let found = self.find_listing(id).await?;
+        let found = self.send(GetFileRecords { id }).await?;
         let failures = wants_only_failures(&wanted).then(|| found.clone());
         match (file_records::stream_records(self.spool.clone(), found, wanted).await, failures) {
             // It was not recorded, or by another master.
@@ -176,34 +175,23 @@ impl MasterHandle {
         }
     }
 
-    async fn find_listing(&self, id: RequestId) -> Result<RecordLogInfo, Problem> {
-        match self.request(Event::GetFileRecords(id)).await? {
-            Reply::FileRecords(found) => Ok(*found),
-            other => Err(unexpected_reply(other)),
-        }
-    }
-
-    /// Submits what an ended sync asked for again, under the id `new` (or one that is made); with
-    /// `failed_only` just the entries that failed.
+    /// Submits the request of an ended sync again.
     ///
     /// # Errors
-    /// 404; 409 where it has not ended, is completed, or its failures are not all known; 503.
-    pub async fn retry(
+    /// 404; 409 if it has not ended, is completed, or its failures are not all known by name; 503.
+    pub(super) async fn retry(
         &self,
         id: RequestId,
-        (new, failed_only): (Option<RequestId>, bool),
+        retry: RetryRequest,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<SubmitReply, Problem> {
-        let only = if failed_only { Some(self.read_failed_names(&id).await?) } else { None };
-        match self.request(Event::RetrySync { id, new, only, idempotency }).await? {
-            Reply::Submitted(submitted) => Ok(submitted),
-            other => Err(unexpected_reply(other)),
-        }
+        let only = if retry.failed_only { Some(self.read_failed_names(&id).await?) } else { None };
+        self.send(RetrySync { id, new: retry.request_id, only, idempotency }).await
     }
 
     /// The names of all that failed in a sync.
     async fn read_failed_names(&self, id: &RequestId) -> Result<Vec<FileListPart>, Problem> {
-        let sync = self.progress(id.clone()).await?;
+        let sync = self.send(GetSync { id: id.clone() }).await?;
         if sync.failures_unlisted > 0 {
             let (all, unlisted) = (sync.failure_count(), sync.failures_unlisted);
             let listed = units::format_count(all.saturating_sub(unlisted));
@@ -213,7 +201,7 @@ impl MasterHandle {
             );
             return Err(failures_unknown(id, detail));
         }
-        let found = self.find_listing(id.clone()).await?;
+        let found = self.send(GetFileRecords { id: id.clone() }).await?;
         let mut failures = FailureReader::new(found, self.channel()?.blobs);
         let mut names: Vec<BytePath> = Vec::new();
         while let Some(entries) = failures.next_entries().await? {

@@ -19,8 +19,11 @@ pub mod handle;
 pub mod http;
 mod leadership;
 mod name_key;
+mod requests;
 mod state_actor;
 mod submit_validation;
+#[cfg(test)]
+mod testing;
 mod validation_errors;
 
 pub use handle::MasterHandle;
@@ -148,11 +151,6 @@ impl Master {
     /// Where the API is, e.g. `http://127.0.0.1:8888`.
     pub fn url(&self) -> String {
         self.url.clone()
-    }
-
-    /// The way to the owner without HTTP.
-    pub fn handle(&self) -> MasterHandle {
-        self.handle.clone()
     }
 
     /// Waits for the end: after its shutdown, or because it must not go on.

@@ -6,7 +6,7 @@ use crate::wire::manifest::FileListPart;
 use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
 use crate::wire::path::PathError;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::{CHUNK_MIB_RANGE, SyncProgress, SyncRequest, SyncState};
+use crate::wire::sync::{SyncProgress, SyncRequest, SyncState};
 use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
 
@@ -15,37 +15,13 @@ pub(super) const MAX_PART_NAMES: usize = 10_000;
 /// … and at most this many bytes of names: a part travels and is stored in one piece.
 pub(super) const MAX_PART_BYTES: usize = 4 << 20;
 
-/// Checks `request` and moves its file list out of it, in parts.
-///
-/// # Errors
-/// A 422 problem that lists every field at fault.
-pub(super) fn validate_submit(
-    request: &mut SyncRequest,
-) -> Result<Option<Vec<FileListPart>>, Problem> {
-    let mut faults = ValidationErrors::default();
-    if let Err(detail) = validate_paths(&request.source_path, &request.destination_path) {
-        faults.push("/destination_path", detail);
-    }
-    if !CHUNK_MIB_RANGE.contains(&request.chunk_size_mb) {
-        faults.push(
-            "/chunk_size_mb",
-            format!("must be from {} to {}", CHUNK_MIB_RANGE.start(), CHUNK_MIB_RANGE.end()),
-        );
-    }
-    let roots = [&request.source_path, &request.destination_path];
-    faults.merge_at(
-        "/options",
-        validate_options(&request.options, request.file_list.is_some(), &roots),
-    );
-    let list = match request.file_list.take().map(|l| file_list_parts(&request.source_path, l)) {
-        None => None,
-        Some(Ok(parts)) => Some(parts),
-        Some(Err(more)) => {
-            faults.merge_at("/file_list", more);
-            None
-        }
-    };
-    faults.into_result(list).map_err(ValidationErrors::into_problem)
+/// A request of which all fields are valid.
+#[derive(Debug, PartialEq)]
+pub(super) struct ValidatedSync {
+    /// Without its file list.
+    pub(super) request: SyncRequest,
+    /// The file list in parts, if one was given.
+    pub(super) list: Option<Vec<FileListPart>>,
 }
 
 /// Why the entries that failed in a sync can't be tried again by themselves.
@@ -159,11 +135,6 @@ pub(super) fn validate_options(
             "can't be combined with a file_list: what the list leaves out would be deleted",
         );
         refuse(
-            delete.max_percent > 100,
-            "/delete/max_percent",
-            "must be a whole number from 0 to 100",
-        );
-        refuse(
             delete.trash.as_ref().is_some_and(RelPath::is_root),
             "/delete/trash",
             "must name a directory below the destination, not the destination itself",
@@ -274,48 +245,14 @@ mod tests {
         names.iter().map(|n| BytePath(n.as_bytes().to_vec())).collect()
     }
 
-    fn request(source: &str, destination: &str) -> SyncRequest {
-        SyncRequest {
-            request_id: None,
-            source_path: abs(source),
-            destination_path: abs(destination),
-            chunk_size_mb: 64,
-            file_list: None,
-            options: Default::default(),
-            bwlimit: None,
-        }
-    }
-
     #[test]
     fn source_and_destination_must_not_contain_each_other() {
         for (src, dst) in
             [("/a", "/a"), ("/a", "/a/"), ("/a", "/a/b"), ("/a/b", "/a"), ("/", "/a"), ("/a", "/")]
         {
-            let problem = validate_submit(&mut request(src, dst)).unwrap_err();
-            assert_eq!(problem.errors[0].pointer, "/destination_path", "{src} {dst}");
+            assert!(validate_paths(&abs(src), &abs(dst)).is_err(), "{src} {dst}");
         }
-        assert_eq!(validate_submit(&mut request("/a", "/ab")), Ok(None));
-    }
-
-    #[test]
-    fn every_validation_error_is_listed_at_once() {
-        let mut bad = request("/a", "/a/b");
-        bad.chunk_size_mb = 0;
-        bad.file_list = Some(list(&["ok", "../x", "", "/b/c", "a\0b"]));
-        let problem = validate_submit(&mut bad).unwrap_err();
-        let pointers: Vec<&str> = problem.errors.iter().map(|e| e.pointer.as_str()).collect();
-        assert_eq!(
-            pointers,
-            [
-                "/destination_path",
-                "/chunk_size_mb",
-                "/file_list/1",
-                "/file_list/2",
-                "/file_list/3",
-                "/file_list/4"
-            ]
-        );
-        assert!(problem.detail.starts_with("6 fields"), "{}", problem.detail);
+        assert_eq!(validate_paths(&abs("/a"), &abs("/ab")), Ok(()));
     }
 
     #[test]
@@ -337,7 +274,7 @@ mod tests {
         };
         let rules = |rules: &[&str]| rules.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>();
         type Change<'a> = &'a dyn Fn(&mut SyncOptions);
-        let bad: [(Change<'_>, bool, &str); 16] = [
+        let bad: [(Change<'_>, bool, &str); 15] = [
             (&|o| o.mtime_tolerance_ns = 3_600_000_000_001, false, "/mtime_tolerance_ns"),
             (&|o| o.recursive = true, false, "/recursive"),
             (&|o| (o.manifest, o.verify) = (true, Verify::None), false, "/manifest"),
@@ -347,13 +284,6 @@ mod tests {
             (&|o| o.delete = Some(DeleteOptions::default()), true, "/delete"),
             (&|o| o.delete = trash("."), false, "/delete/trash"),
             (&|o| (o.allow_overlap, o.delete) = (true, trash("t")), false, "/allow_overlap"),
-            (
-                &|o| {
-                    o.delete = Some(DeleteOptions { max_percent: 101, ..DeleteOptions::default() });
-                },
-                false,
-                "/delete/max_percent",
-            ),
             (
                 &|o| (o.filter.min_size, o.filter.max_size) = (Some(2), Some(1)),
                 false,

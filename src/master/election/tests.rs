@@ -3,11 +3,13 @@
 use super::super::handle::MasterHandle;
 use super::super::leadership::MasterIdentity;
 use super::super::name_key::NameKeyFile;
+use super::super::requests::ListSyncs;
+use super::super::testing::{submit, sync_request};
 use super::*;
-use crate::scheduler::SyncQuery;
+use crate::scheduler::{SyncPage, SyncQuery};
 use crate::store::MemoryStore;
 use crate::wire::leader::{MasterRole, ReadinessStatus};
-use crate::wire::sync::SyncRequest;
+use crate::wire::problem::Problem;
 use tokio::task::JoinHandle;
 
 const LEASE: Duration = Duration::from_secs(5);
@@ -49,15 +51,15 @@ impl TestMaster {
     }
 
     async fn submit(&self, id: &str) {
-        let request: SyncRequest = serde_json::from_value(serde_json::json!({
-            "request_id": id, "source_path": "/src", "destination_path": "/dst"
-        }))
-        .unwrap();
-        self.handle.submit(request, None).await.unwrap();
+        submit(&self.handle, sync_request(id)).await.unwrap();
+    }
+
+    async fn list_syncs(&self) -> Result<SyncPage, Problem> {
+        self.handle.send(ListSyncs { query: SyncQuery::default() }).await
     }
 
     async fn count_syncs(&self) -> usize {
-        self.handle.list(SyncQuery::default()).await.unwrap().syncs.len()
+        self.list_syncs().await.unwrap().syncs.len()
     }
 }
 
@@ -73,7 +75,7 @@ async fn a_follower_takes_over_at_once_from_a_master_that_stops() {
     let leader = seen.leader.expect("it knows who leads");
     assert_eq!((seen.role, leader.url.as_deref()), (MasterRole::Follower, Some("http://one")));
     assert_eq!(leader, one.handle.readiness().leader.unwrap());
-    assert_eq!(two.handle.list(SyncQuery::default()).await.unwrap_err().status, 307);
+    assert_eq!(two.list_syncs().await.unwrap_err().status, 307);
     let begun = Instant::now();
     one.stop.cancel();
     one.running.await.unwrap().unwrap();
@@ -128,7 +130,7 @@ async fn a_follower_leads_a_store_that_lost_data_once_the_leader_had_time_to_wri
     one.running.abort();
     store.roll_back_to(0);
     two.wait_for_status(ReadinessStatus::Unavailable).await;
-    assert_eq!(two.handle.list(SyncQuery::default()).await.unwrap_err().code, "no_leader");
+    assert_eq!(two.list_syncs().await.unwrap_err().code, "no_leader");
     two.wait_for_status(ReadinessStatus::Ready).await;
     assert_eq!(two.count_syncs().await, 0);
 }
@@ -191,7 +193,7 @@ async fn a_follower_reports_that_the_store_is_unavailable() {
     let two = TestMaster::start("two", &store);
     two.wait_for_status(ReadinessStatus::Unavailable).await;
     two.handle.wait_for_readiness(|told| !told.store.ok).await;
-    let problem = two.handle.list(SyncQuery::default()).await.unwrap_err();
+    let problem = two.list_syncs().await.unwrap_err();
     assert_eq!(problem.code, "store_unavailable");
     assert!(problem.detail.contains("gone fishing"), "{}", problem.detail);
     two.wait_for_status(ReadinessStatus::Ready).await;

@@ -1,7 +1,10 @@
 //! What a caller gets of an owner that refuses, is late, or is away.
 
 use super::super::channel::{ActorHealth, BlobReader};
+use super::super::requests::{DeleteSync, GetSync, ListSyncs, ListWorkers};
 use super::*;
+use crate::scheduler::{Event, SyncQuery};
+use crate::wire::RequestId;
 use std::str::FromStr;
 
 struct FakeActor {
@@ -37,7 +40,7 @@ async fn the_caller_gets_the_problem_of_the_actor_unchanged() {
         let problem = Problem::new(ProblemCode::SyncNotFound, "no");
         request.reply.send(Reply::Refused(Box::new(problem))).unwrap();
     };
-    let (result, ()) = tokio::join!(handle.progress(id("demo-1")), answer);
+    let (result, ()) = tokio::join!(handle.send(GetSync { id: id("demo-1") }), answer);
     assert_eq!(result.unwrap_err().code, "sync_not_found");
 }
 
@@ -45,12 +48,12 @@ async fn the_caller_gets_the_problem_of_the_actor_unchanged() {
 async fn no_request_reaches_the_actor_while_the_store_is_unavailable() {
     let (handle, mut owner) = handle_and_actor(4);
     owner.health.send(Err("Redis at a:1 refused the connection".into())).unwrap();
-    let problem = handle.delete(id("demo-1")).await.unwrap_err();
+    let problem = handle.send(DeleteSync { id: id("demo-1") }).await.unwrap_err();
     assert_eq!((problem.status, problem.code.as_str()), (503, "store_unavailable"));
     assert!(problem.detail.contains("a:1"), "{}", problem.detail);
     assert!(owner.requests.try_recv().is_err());
     owner.health.send(Ok(())).unwrap();
-    assert_eq!(handle.check_ready(), Ok(()));
+    assert!(handle.channel().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -58,13 +61,13 @@ async fn waiting_for_a_reply_or_for_the_queue_times_out() {
     let (handle, mut owner) = handle_and_actor(1);
     let first = tokio::spawn({
         let handle = handle.clone();
-        async move { handle.list(SyncQuery::default()).await }
+        async move { handle.send(ListSyncs { query: SyncQuery::default() }).await }
     });
     let held = owner.requests.recv().await.unwrap();
-    let second = handle.workers();
+    let second = handle.send(ListWorkers {});
     let third = async {
         tokio::task::yield_now().await;
-        handle.list(SyncQuery::default()).await
+        handle.send(ListSyncs { query: SyncQuery::default() }).await
     };
     let (second, third) = tokio::join!(second, third);
     assert_eq!(first.await.unwrap().unwrap_err().code, "commit_timeout");

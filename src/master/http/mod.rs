@@ -21,6 +21,9 @@ mod tests;
 
 pub use server::serve;
 
+#[cfg(test)]
+pub(in crate::master) use request_documents::read_sync_request;
+
 use crate::wire::sync::DEFAULT_CHUNK_MIB;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize};

@@ -38,44 +38,40 @@ impl ObjectReader {
         }
     }
 
-    /// The member `name`. `None`: it is missing or wrong, which has been noted.
-    pub(super) fn required<T>(
+    /// Reads the member `name`: `read` gets `None` if there is none. Returns `None` after an error, which is recorded.
+    pub(super) fn member<T>(
         &mut self,
         name: &'static str,
-        read: impl FnOnce(Value) -> Result<T, ValidationErrors>,
+        read: impl FnOnce(Option<Value>) -> Result<T, ValidationErrors>,
     ) -> Option<T> {
         self.known_members.push(name);
-        match self.members.remove(name) {
-            Some(value) => self.record_result(name, read(value)),
-            None => self.record_result(name, Err(ValidationErrors::single("is missing"))),
+        match read(self.members.remove(name)) {
+            Ok(value) => Some(value),
+            Err(errors) => {
+                self.add_errors(name, errors);
+                None
+            }
         }
     }
 
-    /// The member `name`, if it is there and not `null`. `Some(None)`: it is not. `None`: it is wrong,
-    /// which has been noted.
-    pub(super) fn optional<T>(
-        &mut self,
-        name: &'static str,
-        read: impl FnOnce(Value) -> Result<T, ValidationErrors>,
-    ) -> Option<Option<T>> {
-        self.known_members.push(name);
-        match self.members.remove(name) {
-            None | Some(Value::Null) => Some(None),
-            Some(value) => self.record_result(name, read(value).map(Some)),
-        }
+    /// Adds errors of the member `name` that depend on other members.
+    pub(super) fn add_errors(&mut self, name: &str, errors: ValidationErrors) {
+        self.errors.merge_at(&format!("/{name}"), errors);
     }
 
-    /// Notes that the member `name` is wrong together with others.
-    pub(super) fn add_errors(&mut self, name: &str, faults: ValidationErrors) {
-        self.errors.merge_at(&format!("/{name}"), faults);
+    /// Whether the member `name` has a value and was not read yet.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.members.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// Ends the reading: what has not been asked for is not known. `Ok` means that every call
-    /// before returned `Some`.
+    /// Ends the reading. `build` creates the value from the members, of which each is `Some`.
     ///
     /// # Errors
-    /// All that was noted.
-    pub(super) fn finish(mut self) -> Result<(), ValidationErrors> {
+    /// All errors of members, and the members that were not read: they are unknown.
+    pub(super) fn finish<T>(
+        mut self,
+        build: impl FnOnce() -> Option<T>,
+    ) -> Result<T, ValidationErrors> {
         for key in self.members.keys() {
             let detail = match closest_match(key, self.known_members.iter().copied()) {
                 Some(meant) => format!("is not known; did you mean `{meant}`?"),
@@ -85,18 +81,52 @@ impl ObjectReader {
             json::push_pointer_key(&mut pointer, key);
             self.errors.push(&pointer, detail);
         }
-        self.errors.into_result(())
+        self.errors.into_result(())?;
+        build().ok_or_else(|| ValidationErrors::single("can't be read"))
     }
+}
 
-    fn record_result<T>(&mut self, name: &str, read: Result<T, ValidationErrors>) -> Option<T> {
-        match read {
-            Ok(value) => Some(value),
-            Err(faults) => {
-                self.add_errors(name, faults);
-                None
-            }
+/// Defines a function that reads a JSON object into a struct: the member of each field has the name of the field, or
+/// the name after `as`. All errors of the object are collected.
+macro_rules! object_reader {
+    ($(#[$doc:meta])* $visibility:vis fn $name:ident -> $type:ident {
+        $($field:ident $(as $member:literal)?: $read:expr),* $(,)?
+    }) => {
+        $(#[$doc])*
+        $visibility fn $name(value: Value) -> Result<$type, ValidationErrors> {
+            let mut object = ObjectReader::new(value)?;
+            $(let $field = object.member([$($member,)? stringify!($field)][0], $read);)*
+            object.finish(|| Some($type { $($field: $field?),* }))
         }
+    };
+}
+pub(super) use object_reader;
+
+/// A member that must be there.
+pub(super) fn required<T>(
+    read: impl FnOnce(Value) -> Result<T, ValidationErrors>,
+) -> impl FnOnce(Option<Value>) -> Result<T, ValidationErrors> {
+    move |member| match member {
+        Some(value) => read(value),
+        None => Err(ValidationErrors::single("is missing")),
     }
+}
+
+/// A member that may be missing or `null`.
+pub(super) fn optional<T>(
+    read: impl FnOnce(Value) -> Result<T, ValidationErrors>,
+) -> impl FnOnce(Option<Value>) -> Result<Option<T>, ValidationErrors> {
+    move |member| match member {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => read(value).map(Some),
+    }
+}
+
+/// A member that has a default.
+pub(super) fn or_default<T: Default>(
+    read: impl FnOnce(Value) -> Result<T, ValidationErrors>,
+) -> impl FnOnce(Option<Value>) -> Result<T, ValidationErrors> {
+    move |member| optional(read)(member).map(Option::unwrap_or_default)
 }
 
 fn json_type_name(value: &Value) -> &'static str {
@@ -201,11 +231,6 @@ pub(super) fn deserialize<T: DeserializeOwned>(value: Value) -> Result<T, Valida
     })
 }
 
-/// Puts a document together whose reading noted no fault, so no member can be missing.
-pub(super) fn assemble<T>(build: impl FnOnce() -> Option<T>) -> Result<T, ValidationErrors> {
-    build().ok_or_else(|| ValidationErrors::single("can't be read"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,7 +239,7 @@ mod tests {
     fn read_errors(read: impl FnOnce(&mut ObjectReader), value: Value) -> Vec<(String, String)> {
         let mut document = ObjectReader::new(value).unwrap_or_else(|_| panic!("an object"));
         read(&mut document);
-        let Err(faults) = document.finish() else { return Vec::new() };
+        let Err(faults) = document.finish(|| Some(())) else { return Vec::new() };
         faults.into_problem().errors.into_iter().map(|e| (e.pointer, e.detail)).collect()
     }
 
@@ -222,10 +247,10 @@ mod tests {
     fn every_wrong_member_is_listed() {
         let found = read_errors(
             |d| {
-                assert_eq!(d.required("name", string(3)), None);
-                assert_eq!(d.required("gone", boolean), None);
-                assert_eq!(d.optional("size", integer(1..=9)), None);
-                assert_eq!(d.optional("list", array(5, boolean)), None);
+                assert_eq!(d.member("name", required(string(3))), None);
+                assert_eq!(d.member("gone", required(boolean)), None);
+                assert_eq!(d.member("size", optional(integer(1..=9))), None);
+                assert_eq!(d.member("list", optional(array(5, boolean))), None);
             },
             json!({"name": "long", "size": 10, "list": [true, 1, "x"], "nmae": 1, "a/b": 2}),
         );
@@ -239,9 +264,9 @@ mod tests {
     fn null_means_that_an_optional_member_is_absent() {
         let found = read_errors(
             |d| {
-                assert_eq!(d.optional("size", integer(1..=9)), Some(None));
-                assert_eq!(d.required("name", string(3)), None);
-                assert_eq!(d.required("worker", deserialize::<Option<u8>>), None);
+                assert_eq!(d.member("size", optional(integer(1..=9))), Some(None));
+                assert_eq!(d.member("name", required(string(3))), None);
+                assert_eq!(d.member("worker", required(deserialize::<Option<u8>>)), None);
             },
             json!({"size": null, "name": null, "worker": null}),
         );

@@ -1,287 +1,208 @@
-//! The documents of the public API, each read so that all its faults are found at once.
+//! The readers of the JSON documents of the API. Each lists all invalid fields of its document.
 
 use super::json;
 use super::object_reader::{
-    ObjectReader, array, assemble, boolean, deserialize, integer, rate_limit, string,
+    ObjectReader, array, boolean, deserialize, integer, object_reader, optional, or_default,
+    rate_limit, required, string,
 };
-use crate::master::submit_validation;
+use super::sync_options::read_options;
+use crate::master::submit_validation::{self, ValidatedSync};
 use crate::master::validation_errors::ValidationErrors;
-use crate::wire::manifest::FileListPart;
+use crate::wire::AbsPath;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{CHUNK_MIB_RANGE, ReassignRequest, RetryRequest, SyncPatch, SyncRequest};
 use crate::wire::task::TaskResult;
 use crate::wire::worker::{
     DrainRequest, Endpoint, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat,
 };
-use crate::wire::{AbsPath, BytePath};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// A worker that has more storage paths than this is one by mistake.
+/// More storage paths of a worker are a configuration error.
 const MAX_STORAGE_PATHS: usize = 1_024;
 const MAX_ENDPOINTS: usize = 256;
 const MAX_HELD_ASSIGNMENTS: usize = 65_536;
 const MAX_SLOTS: u32 = 4_096;
-/// Names and versions that are only shown or compared.
+/// The maximum length of names and versions.
 const MAX_LABEL_BYTES: usize = 256;
-/// The longest reason of an operator, in bytes.
+/// The maximum length of a reason.
 const MAX_REASON_BYTES: usize = 1_024;
-/// The longest text about an endpoint, in bytes.
+/// The maximum length of each text of an endpoint.
 const MAX_NIC_TEXT_BYTES: usize = 1_024;
-/// What an agent says about a result; longer ones are no sentence.
+/// The maximum length of the message of a result.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
-/// Reads `POST /sync`; the file list comes out checked, in parts.
+/// Parses a body as JSON and reads it by `read`.
 ///
 /// # Errors
-/// 400 for no JSON, 422 for wrong fields.
-pub(super) fn parse_sync_request(
+/// 400 for invalid JSON, 422 with all invalid fields.
+pub(super) fn parse<T>(
     body: &[u8],
-    default_chunk_mb: u32,
-) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Problem> {
-    read_sync_request(json::parse_json(body)?, default_chunk_mb)
-        .map_err(ValidationErrors::into_problem)
+    read: impl FnOnce(Value) -> Result<T, ValidationErrors>,
+) -> Result<T, Problem> {
+    read(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
-/// Reads `PATCH /sync/{id}`.
+/// As [`parse`]; an empty body stands for an object without members.
 ///
 /// # Errors
-/// 400 for no JSON, 422 for wrong fields.
-pub(super) fn parse_sync_change(body: &[u8]) -> Result<SyncPatch, Problem> {
-    read_sync_change(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
+/// As [`parse`].
+pub(super) fn parse_optional<T>(
+    body: &[u8],
+    read: impl FnOnce(Value) -> Result<T, ValidationErrors>,
+) -> Result<T, Problem> {
+    parse(if body.is_empty() { b"{}" } else { body }, read)
 }
 
-/// Reads `POST /sync/{id}/retry`; an empty body asks for all of it.
-///
-/// # Errors
-/// 400 for no JSON, 422 for wrong fields.
-pub(super) fn parse_retry_request(body: &[u8]) -> Result<RetryRequest, Problem> {
-    if body.is_empty() {
-        return Ok(RetryRequest::default());
+object_reader! {
+    /// `POST /sync/{id}/retry`.
+    pub(super) fn read_retry_request -> RetryRequest {
+        request_id: optional(deserialize),
+        failed_only: or_default(boolean),
     }
-    read_retry_request(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
 }
 
-/// Reads `POST /sync/{id}/reassign`.
-///
-/// # Errors
-/// 400 for no JSON, 422 for wrong fields.
-pub(super) fn parse_reassign(body: &[u8]) -> Result<ReassignRequest, Problem> {
-    read_reassign(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
-}
-
-/// Reads `POST /workers/{id}/drain`; an empty body says nothing.
-///
-/// # Errors
-/// 400 for no JSON, 422 for wrong fields.
-pub(super) fn parse_drain_order(body: &[u8]) -> Result<DrainRequest, Problem> {
-    if body.is_empty() {
-        return Ok(DrainRequest::default());
-    }
-    read_drain_order(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
-}
-
-/// Reads `POST /workers/heartbeat`.
-///
-/// # Errors
-/// 400 for no JSON, 422 for wrong fields.
-pub(super) fn parse_heartbeat(body: &[u8]) -> Result<WorkerHeartbeat, Problem> {
-    read_heartbeat(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
-}
-
-/// Reads `POST /workers/result`.
-///
-/// # Errors
-/// 400 for no JSON, 422 for wrong fields.
-pub(super) fn parse_result(body: &[u8]) -> Result<TaskResult, Problem> {
-    read_result(json::parse_json(body)?).map_err(ValidationErrors::into_problem)
-}
-
-fn read_retry_request(value: Value) -> Result<RetryRequest, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let request_id = doc.optional("request_id", deserialize);
-    let failed_only = doc.optional("failed_only", boolean);
-    doc.finish()?;
-    assemble(|| {
-        Some(RetryRequest { request_id: request_id?, failed_only: failed_only?.unwrap_or(false) })
-    })
-}
-
-fn read_sync_request(
+/// `POST /sync`. Its fields are validated one by one and against each other.
+pub(in crate::master) fn read_sync_request(
     value: Value,
     default_chunk_mb: u32,
-) -> Result<(SyncRequest, Option<Vec<FileListPart>>), ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let request_id = doc.optional("request_id", deserialize);
-    let source: Option<AbsPath> = doc.required("source_path", deserialize);
-    let destination: Option<AbsPath> = doc.required("destination_path", deserialize);
-    let chunk = doc.optional("chunk_size_mb", integer(CHUNK_MIB_RANGE));
-    let options = doc.optional("options", super::sync_options::read_options);
-    let names = doc.optional("file_list", array(usize::MAX, deserialize::<BytePath>));
-    let bwlimit = doc.optional("bwlimit", rate_limit);
-    let listed = !matches!(names, Some(None));
+) -> Result<ValidatedSync, ValidationErrors> {
+    let mut object = ObjectReader::new(value)?;
+    let request_id = object.member("request_id", optional(deserialize));
+    let source_path = object.member("source_path", required(deserialize));
+    let destination_path = object.member("destination_path", required(deserialize));
+    let chunk_size_mb = object.member("chunk_size_mb", optional(integer(CHUNK_MIB_RANGE)));
+    let options = object.member("options", or_default(read_options));
+    let has_list = object.contains("file_list");
+    let names = object.member("file_list", optional(array(usize::MAX, deserialize)));
+    let bwlimit = object.member("bwlimit", or_default(rate_limit));
 
-    if let (Some(source), Some(destination)) = (&source, &destination)
+    let (source, destination) = (source_path.as_ref(), destination_path.as_ref());
+    if let (Some(source), Some(destination)) = (source, destination)
         && let Err(detail) = submit_validation::validate_paths(source, destination)
     {
-        doc.add_errors("destination_path", ValidationErrors::single(detail));
+        object.add_errors("destination_path", ValidationErrors::single(detail));
     }
-    let mut parts = None;
-    if let (Some(source), Some(Some(names))) = (&source, names) {
-        match submit_validation::file_list_parts(source, names) {
-            Ok(list) => parts = Some(list),
-            Err(faults) => doc.add_errors("file_list", faults),
+    let list = match (source, names.flatten()) {
+        (Some(source), Some(names)) => {
+            let parts = submit_validation::file_list_parts(source, names);
+            parts.map_err(|errors| object.add_errors("file_list", errors)).ok()
         }
+        _ => None,
+    };
+    if let Some(options) = &options {
+        let roots: Vec<&AbsPath> = [source, destination].into_iter().flatten().collect();
+        object
+            .add_errors("options", submit_validation::validate_options(options, has_list, &roots));
     }
-    if let Some(Some(options)) = &options {
-        let roots: Vec<&AbsPath> = [&source, &destination].into_iter().flatten().collect();
-        doc.add_errors("options", submit_validation::validate_options(options, listed, &roots));
-    }
-    doc.finish()?;
-    let request = assemble(|| {
-        Some(SyncRequest {
+    object.finish(|| {
+        let request = SyncRequest {
             request_id: request_id?,
-            source_path: source?,
-            destination_path: destination?,
-            chunk_size_mb: chunk?.unwrap_or(default_chunk_mb),
+            source_path: source_path?,
+            destination_path: destination_path?,
+            chunk_size_mb: chunk_size_mb?.unwrap_or(default_chunk_mb),
             file_list: None,
-            options: options?.unwrap_or_default(),
-            bwlimit: bwlimit?.flatten(),
-        })
-    })?;
-    Ok((request, parts))
-}
-
-fn read_sync_change(value: Value) -> Result<SyncPatch, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let bwlimit = doc.required("bwlimit", rate_limit);
-    doc.finish()?;
-    assemble(|| Some(SyncPatch { bwlimit: bwlimit? }))
-}
-
-fn read_reassign(value: Value) -> Result<ReassignRequest, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let worker_id = doc.required("worker_id", deserialize);
-    doc.finish()?;
-    assemble(|| Some(ReassignRequest { worker_id: worker_id? }))
-}
-
-fn read_drain_order(value: Value) -> Result<DrainRequest, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let by = doc.optional("by", string(MAX_LABEL_BYTES));
-    let reason = doc.optional("reason", string(MAX_REASON_BYTES));
-    doc.finish()?;
-    assemble(|| Some(DrainRequest { by: by?, reason: reason? }))
-}
-
-fn read_heartbeat(value: Value) -> Result<WorkerHeartbeat, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let worker_id = doc.required("worker_id", deserialize);
-    let status = doc.required("status", deserialize);
-    let storage_paths = doc.optional("storage_paths", array(MAX_STORAGE_PATHS, deserialize));
-    let data_plane_endpoints = doc.optional("data_plane_endpoints", array(MAX_ENDPOINTS, endpoint));
-    let timestamp = doc.optional("timestamp", timestamp);
-    let control_plane_address = doc.optional("control_plane_address", string(1_024));
-    let incarnation = doc.optional("incarnation", string(MAX_LABEL_BYTES));
-    let boot_id = doc.optional("boot_id", string(MAX_LABEL_BYTES));
-    let free_bytes = doc.optional("free_bytes", deserialize);
-    let assignments = doc.optional("assignments", array(MAX_HELD_ASSIGNMENTS, deserialize));
-    let moved_bytes = doc.optional("moved_bytes", deserialize);
-    let incoming_requests = doc.optional("incoming_requests", integer(0..=u32::MAX));
-    let slots = doc.optional("slots", integer(0..=MAX_SLOTS));
-    let agent_version = doc.optional("agent_version", string(MAX_LABEL_BYTES));
-    let protocol = doc.optional("protocol", integer(0..=u32::MAX));
-    let usage = doc.optional("usage", deserialize);
-    let nics = doc.optional("nics", array(MAX_ENDPOINTS, nic_report));
-    let unavailable_paths =
-        doc.optional("unavailable_paths", array(MAX_STORAGE_PATHS, unavailable_path));
-    let unavailable_endpoints =
-        doc.optional("unavailable_endpoints", array(MAX_ENDPOINTS, unavailable_endpoint));
-    let root_ids = doc.optional("root_ids", root_ids);
-    doc.finish()?;
-    assemble(|| {
-        Some(WorkerHeartbeat {
-            worker_id: worker_id?,
-            status: status?,
-            storage_paths: storage_paths?.unwrap_or_default(),
-            data_plane_endpoints: data_plane_endpoints?.unwrap_or_default(),
-            timestamp: timestamp?,
-            control_plane_address: control_plane_address?,
-            incarnation: incarnation?,
-            boot_id: boot_id?,
-            free_bytes: free_bytes?.unwrap_or_default(),
-            assignments: assignments?.unwrap_or_default(),
-            moved_bytes: moved_bytes?.unwrap_or_default(),
-            incoming_requests: incoming_requests?.unwrap_or_default(),
-            slots: slots?,
-            agent_version: agent_version?,
-            protocol: protocol?,
-            usage: usage?.unwrap_or_default(),
-            nics: nics?.unwrap_or_default(),
-            unavailable_paths: unavailable_paths?.unwrap_or_default(),
-            unavailable_endpoints: unavailable_endpoints?.unwrap_or_default(),
-            root_ids: root_ids?.unwrap_or_default(),
-        })
+            options: options?,
+            bwlimit: bwlimit?,
+        };
+        Some(ValidatedSync { request, list })
     })
 }
 
-fn read_result(value: Value) -> Result<TaskResult, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let request_id = doc.required("request_id", deserialize);
-    let worker_id = doc.required("worker_id", deserialize);
-    let success = doc.required("success", boolean);
-    let message = doc.optional("message", string(MAX_MESSAGE_BYTES));
-    let assignment_id = doc.optional("assignment_id", deserialize);
-    let attempt = doc.optional("attempt", integer(0..=u32::MAX));
-    let task_digest = doc.optional("task_digest", deserialize);
-    let report = doc.optional("report", deserialize);
-    doc.finish()?;
-    assemble(|| {
-        Some(TaskResult {
-            request_id: request_id?,
-            worker_id: worker_id?,
-            success: success?,
-            message: message?,
-            assignment_id: assignment_id?,
-            attempt: attempt?,
-            task_digest: task_digest?,
-            report: report?,
-        })
-    })
+object_reader! {
+    /// `PATCH /sync/{id}`.
+    pub(super) fn read_sync_change -> SyncPatch {
+        bwlimit: required(rate_limit),
+    }
 }
 
-/// An endpoint that another agent can connect to. Loopback is one: all on one host is a set-up.
-/// How an endpoint does; its texts are shown to people.
-fn nic_report(value: Value) -> Result<NicReport, ValidationErrors> {
+object_reader! {
+    /// `POST /sync/{id}/reassign`.
+    pub(super) fn read_reassign -> ReassignRequest {
+        worker_id: required(deserialize),
+    }
+}
+
+object_reader! {
+    /// `POST /workers/{id}/drain`.
+    pub(super) fn read_drain_request -> DrainRequest {
+        by: optional(string(MAX_LABEL_BYTES)),
+        reason: optional(string(MAX_REASON_BYTES)),
+    }
+}
+
+object_reader! {
+    /// `POST /workers/heartbeat`.
+    pub(super) fn read_heartbeat -> WorkerHeartbeat {
+        worker_id: required(deserialize),
+        status: required(deserialize),
+        storage_paths: or_default(array(MAX_STORAGE_PATHS, deserialize)),
+        data_plane_endpoints: or_default(array(MAX_ENDPOINTS, read_endpoint)),
+        timestamp: optional(read_timestamp),
+        control_plane_address: optional(string(1_024)),
+        incarnation: optional(string(MAX_LABEL_BYTES)),
+        boot_id: optional(string(MAX_LABEL_BYTES)),
+        free_bytes: or_default(deserialize),
+        assignments: or_default(array(MAX_HELD_ASSIGNMENTS, deserialize)),
+        moved_bytes: or_default(deserialize),
+        incoming_requests: or_default(integer(0..=u32::MAX)),
+        slots: optional(integer(0..=MAX_SLOTS)),
+        agent_version: optional(string(MAX_LABEL_BYTES)),
+        protocol: optional(integer(0..=u32::MAX)),
+        usage: or_default(deserialize),
+        nics: or_default(array(MAX_ENDPOINTS, read_nic_report)),
+        unavailable_paths: or_default(array(MAX_STORAGE_PATHS, read_unavailable_path)),
+        unavailable_endpoints: or_default(array(MAX_ENDPOINTS, read_unavailable_endpoint)),
+        root_ids: or_default(read_root_ids),
+    }
+}
+
+object_reader! {
+    /// `POST /workers/result`.
+    pub(super) fn read_result -> TaskResult {
+        request_id: required(deserialize),
+        worker_id: required(deserialize),
+        success: required(boolean),
+        message: optional(string(MAX_MESSAGE_BYTES)),
+        assignment_id: optional(deserialize),
+        attempt: optional(integer(0..=u32::MAX)),
+        task_digest: optional(deserialize),
+        report: optional(deserialize),
+    }
+}
+
+fn read_nic_report(value: Value) -> Result<NicReport, ValidationErrors> {
     let nic: NicReport = deserialize(value)?;
     let texts = [Some(&nic.endpoint), nic.iface.as_ref(), nic.disabled_reason.as_ref()];
-    if texts.into_iter().flatten().any(|text| text.len() > MAX_NIC_TEXT_BYTES) {
-        return Err(ValidationErrors::single(format!(
-            "a text of more than {MAX_NIC_TEXT_BYTES} bytes"
-        )));
-    }
+    check_text_length(texts.into_iter().flatten())?;
     Ok(nic)
 }
 
-fn unavailable_path(value: Value) -> Result<UnavailablePath, ValidationErrors> {
-    let mut one: UnavailablePath = deserialize(value)?;
-    one.reason = one.reason.chars().take(MAX_REASON_BYTES).collect();
-    Ok(one)
+fn read_unavailable_path(value: Value) -> Result<UnavailablePath, ValidationErrors> {
+    let mut path: UnavailablePath = deserialize(value)?;
+    path.reason = path.reason.chars().take(MAX_REASON_BYTES).collect();
+    Ok(path)
 }
 
-fn unavailable_endpoint(value: Value) -> Result<UnavailableEndpoint, ValidationErrors> {
-    let mut one: UnavailableEndpoint = deserialize(value)?;
-    if one.endpoint.len() > MAX_NIC_TEXT_BYTES {
-        return Err(ValidationErrors::single(format!(
-            "a text of more than {MAX_NIC_TEXT_BYTES} bytes"
-        )));
+fn read_unavailable_endpoint(value: Value) -> Result<UnavailableEndpoint, ValidationErrors> {
+    let mut endpoint: UnavailableEndpoint = deserialize(value)?;
+    check_text_length([&endpoint.endpoint])?;
+    endpoint.reason = endpoint.reason.chars().take(MAX_REASON_BYTES).collect();
+    Ok(endpoint)
+}
+
+fn check_text_length<'a>(
+    texts: impl IntoIterator<Item = &'a String>,
+) -> Result<(), ValidationErrors> {
+    if texts.into_iter().any(|text| text.len() > MAX_NIC_TEXT_BYTES) {
+        let detail = format!("a text of more than {MAX_NIC_TEXT_BYTES} bytes");
+        return Err(ValidationErrors::single(detail));
     }
-    one.reason = one.reason.chars().take(MAX_REASON_BYTES).collect();
-    Ok(one)
+    Ok(())
 }
 
-fn root_ids(value: Value) -> Result<BTreeMap<String, String>, ValidationErrors> {
+fn read_root_ids(value: Value) -> Result<BTreeMap<String, String>, ValidationErrors> {
     let ids: BTreeMap<String, String> = deserialize(value)?;
     if ids.len() > MAX_STORAGE_PATHS || ids.values().any(|id| id.len() > MAX_LABEL_BYTES) {
         let limits = format!("{MAX_STORAGE_PATHS} ids of {MAX_LABEL_BYTES} bytes");
@@ -290,11 +211,12 @@ fn root_ids(value: Value) -> Result<BTreeMap<String, String>, ValidationErrors> 
     Ok(ids)
 }
 
-fn endpoint(value: Value) -> Result<Endpoint, ValidationErrors> {
+/// Refuses addresses that another agent cannot connect to. Loopback is accepted: all agents may run on one host.
+fn read_endpoint(value: Value) -> Result<Endpoint, ValidationErrors> {
     let endpoint: Endpoint = deserialize(value)?;
     let Ok(address) = endpoint.address.parse::<IpAddr>() else { return Ok(endpoint) };
-    let useless = match address.to_canonical() {
-        // 169.254.169.254 is where clouds serve machine credentials: no agent shall be sent there.
+    let unreachable = match address.to_canonical() {
+        // 169.254.169.254 serves the credentials of cloud machines: no agent may be directed to it.
         IpAddr::V4(v4) => {
             v4.is_unspecified()
                 || v4.is_multicast()
@@ -303,16 +225,15 @@ fn endpoint(value: Value) -> Result<Endpoint, ValidationErrors> {
         }
         IpAddr::V6(v6) => v6.is_unspecified() || v6.is_multicast(),
     };
-    if useless {
-        return Err(ValidationErrors::single(format!(
-            "another agent cannot connect to the address {address}"
-        )));
+    if unreachable {
+        let detail = format!("another agent cannot connect to the address {address}");
+        return Err(ValidationErrors::single(detail));
     }
     Ok(endpoint)
 }
 
-/// A time in whatever form the predecessor's agents send it; it is only shown.
-fn timestamp(value: Value) -> Result<Value, ValidationErrors> {
+/// The time of an agent, in any format: it is displayed only.
+fn read_timestamp(value: Value) -> Result<Value, ValidationErrors> {
     match value {
         Value::Number(_) => Ok(value),
         other => string(MAX_LABEL_BYTES)(other).map(Value::String),
@@ -325,7 +246,7 @@ mod tests {
     use crate::wire::sync::DEFAULT_CHUNK_MIB;
     use crate::wire::task::{TaskReport, WorkItem};
     use crate::wire::worker::{BandwidthUsage, WorkerStatus};
-    use crate::wire::{AssignmentId, Digest};
+    use crate::wire::{AssignmentId, BytePath, Digest};
     use serde_json::json;
 
     fn error_pointers(problem: Problem) -> Vec<String> {
@@ -333,8 +254,9 @@ mod tests {
         problem.errors.into_iter().map(|e| e.pointer).collect()
     }
 
-    fn parse_request(value: Value) -> Result<(SyncRequest, Option<Vec<FileListPart>>), Problem> {
-        parse_sync_request(value.to_string().as_bytes(), DEFAULT_CHUNK_MIB)
+    fn parse_request(value: Value) -> Result<ValidatedSync, Problem> {
+        let read = |value| read_sync_request(value, DEFAULT_CHUNK_MIB);
+        parse(value.to_string().as_bytes(), read)
     }
 
     #[test]
@@ -407,9 +329,30 @@ mod tests {
         let doc = json!({
             "source_path": {"path_b64": "L2Ev/w=="}, "destination_path": "/b", "file_list": [{"path_b64": "/3g="}]
         });
-        let (request, list) = parse_request(doc).unwrap();
+        let ValidatedSync { request, list } = parse_request(doc).unwrap();
         assert_eq!(request.source_path.as_bytes(), b"/a/\xff");
         assert_eq!(list.unwrap()[0].paths[0].as_bytes(), b"\xffx");
+    }
+
+    #[test]
+    fn every_validation_error_is_listed_at_once() {
+        let problem = parse_request(json!({
+            "source_path": "/a", "destination_path": "/a/b", "chunk_size_mb": 0,
+            "file_list": ["ok", "../x", "", "/b/c", "a\0b"]
+        }))
+        .unwrap_err();
+        assert!(problem.detail.starts_with("6 fields"), "{}", problem.detail);
+        assert_eq!(
+            error_pointers(problem),
+            [
+                "/chunk_size_mb",
+                "/destination_path",
+                "/file_list/1",
+                "/file_list/2",
+                "/file_list/3",
+                "/file_list/4"
+            ]
+        );
     }
 
     // A field that is added to a document must be added to its reader as well.
@@ -424,10 +367,9 @@ mod tests {
             options: Default::default(),
             bwlimit: Some(1 << 20),
         };
-        let (read, list) =
-            parse_sync_request(&serde_json::to_vec(&request).unwrap(), DEFAULT_CHUNK_MIB).unwrap();
-        assert_eq!(list.unwrap()[0].paths.len(), 1);
-        assert_eq!(SyncRequest { file_list: None, ..request }, read);
+        let read = parse_request(serde_json::to_value(&request).unwrap()).unwrap();
+        assert_eq!(read.list.unwrap()[0].paths.len(), 1);
+        assert_eq!(SyncRequest { file_list: None, ..request }, read.request);
 
         let beat = WorkerHeartbeat {
             worker_id: "worker-a".parse().unwrap(),
@@ -468,7 +410,7 @@ mod tests {
                 disabled_reason: Some("down".into()),
             }],
         };
-        assert_eq!(parse_heartbeat(&serde_json::to_vec(&beat).unwrap()).unwrap(), beat);
+        assert_eq!(read_heartbeat(serde_json::to_value(&beat).unwrap()).unwrap(), beat);
 
         let outcome = TaskResult {
             request_id: "demo-1".parse().unwrap(),
@@ -488,7 +430,7 @@ mod tests {
                 ..TaskReport::default()
             }),
         };
-        assert_eq!(parse_result(&serde_json::to_vec(&outcome).unwrap()).unwrap(), outcome);
+        assert_eq!(read_result(serde_json::to_value(&outcome).unwrap()).unwrap(), outcome);
     }
 
     #[test]
@@ -496,7 +438,7 @@ mod tests {
         let beat = |field: &str, value: Value| {
             let mut doc = json!({"worker_id": "w", "status": "READY"});
             doc[field] = value;
-            parse_heartbeat(doc.to_string().as_bytes())
+            parse(doc.to_string().as_bytes(), read_heartbeat)
         };
         for address in ["127.0.0.1", "192.168.100.10", "fe80::1", "storage-1.lan", "10.0.0.1:9000"]
         {
@@ -540,7 +482,7 @@ mod tests {
     fn negative_and_overflowing_counters_are_refused() {
         for n in [json!(-1), json!(1.5), json!(18_446_744_073_709_551_616.0), json!("5")] {
             let doc = json!({"request_id": "r", "worker_id": "w", "success": true, "report": {"bytes_done": n}});
-            let problem = parse_result(doc.to_string().as_bytes()).unwrap_err();
+            let problem = parse(doc.to_string().as_bytes(), read_result).unwrap_err();
             assert_eq!(error_pointers(problem), ["/report/bytes_done"], "{n}");
         }
     }

@@ -9,15 +9,21 @@ use super::response::{
 use super::{HttpLimits, middleware, request_documents};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::handle::MasterHandle;
+use crate::master::requests::{
+    CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetSync,
+    GetWorker, ListSyncs, ListWorkerSyncs, ListWorkers, PauseSync, PostPage, PostResult,
+    ReassignTasks, Reconcile, ResumeSync, SendHeartbeat, SubmitSync,
+};
+use crate::master::submit_validation::ValidatedSync;
+use crate::master::validation_errors::ValidationErrors;
 use crate::scheduler::{IdempotencyKey, SyncQuery};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::entry_report::FileState;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
 use crate::wire::leader::ReadinessStatus;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::{RetryRequest, SubmitReply, SyncState};
+use crate::wire::sync::{SubmitReply, SyncState};
 use crate::wire::task::ScanPage;
-
 use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
 use axum::Router;
 use axum::extract::{Request, State};
@@ -26,7 +32,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde_json::json as object;
+use serde_json::{Value, json as object};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +51,17 @@ pub(super) struct ApiState {
 }
 
 impl ApiState {
+    /// Reads and validates a JSON document.
+    async fn read_document<T: Send + 'static>(
+        &self,
+        request: Request,
+        limit: usize,
+        read: impl FnOnce(Value) -> Result<T, ValidationErrors> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let body = self.read_request_body(request, limit).await?;
+        body::decode_body(body, move |bytes| request_documents::parse(bytes, read)).await
+    }
+
     async fn read_request_body(
         &self,
         request: Request,
@@ -114,7 +131,7 @@ async fn redirect_to_leader(State(app): State<ApiState>, request: Request, next:
     if PATHS_SERVED_BY_FOLLOWERS.contains(&path.strip_prefix("/v1").unwrap_or(path)) {
         return next.run(request).await;
     }
-    let Some(problem) = app.handle.refusal_unless_leader() else { return next.run(request).await };
+    let Err(problem) = app.handle.leader_channel() else { return next.run(request).await };
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     let leader = problem.leader.as_ref().and_then(|leader| leader.url.as_ref());
     let location = leader.map(|url| format!("{url}{target}"));
@@ -131,9 +148,11 @@ async fn submit_sync(State(app): State<ApiState>, request: Request) -> RouteResu
         app.read_request_body(request, app.limits.max_submit_bytes.load(Ordering::Relaxed)).await?;
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&body.bytes).into() });
     let chunk = app.limits.default_chunk_mb.load(Ordering::Relaxed);
-    let read = move |bytes: &[u8]| request_documents::parse_sync_request(bytes, chunk);
-    let (request, list) = body::decode_body(body, read).await?;
-    let submitted = app.handle.submit_validated(request, list, idempotency).await?;
+    let read = move |value| request_documents::read_sync_request(value, chunk);
+    let parsed =
+        body::decode_body(body, move |bytes| request_documents::parse(bytes, read)).await?;
+    let ValidatedSync { request, list } = parsed;
+    let submitted = app.handle.submit(SubmitSync { request, list, idempotency }).await?;
     Ok(accepted_response(submitted, ""))
 }
 
@@ -180,36 +199,37 @@ async fn list_syncs(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     let id_prefix = params.get("id_prefix").map(str::parse::<RequestId>).transpose();
     let id_prefix =
         id_prefix.map_err(|rule| params::invalid_parameter(format!("id_prefix {rule}")))?;
-    let select = SyncQuery { states, before, id_prefix, limit };
-    let selected = app.handle.list(select.clone()).await?;
-    let mut response = ok_json(&selected.syncs);
-    if let Some(next) = selected.next {
-        add_next_page_headers(response.headers_mut(), &select, next);
+    let query = SyncQuery { states, before, id_prefix, limit };
+    let page = app.handle.send(ListSyncs { query: query.clone() }).await?;
+    let mut response = ok_json(&page.syncs);
+    if let Some(next) = page.next {
+        add_next_page_headers(response.headers_mut(), &query, next);
     }
     Ok(response)
 }
 
-/// Says where a list goes on: as a token, and as a URL for those who follow links (RFC 8288).
-fn add_next_page_headers(headers: &mut HeaderMap, select: &SyncQuery, next: SyncNo) {
-    let mut query = format!("page_token={next}");
-    if let Some(limit) = select.limit {
-        query.push_str(&format!("&limit={limit}"));
+/// Adds the address of the next page, as a token and as a link (RFC 8288).
+fn add_next_page_headers(headers: &mut HeaderMap, query: &SyncQuery, next: SyncNo) {
+    let mut link = format!("<?page_token={next}");
+    if let Some(limit) = query.limit {
+        link.push_str(&format!("&limit={limit}"));
     }
-    if !select.states.is_empty() {
-        let words: Vec<&str> = select.states.iter().map(|state| state.as_str()).collect();
-        query.push_str(&format!("&state={}", words.join(",")));
+    if !query.states.is_empty() {
+        let states: Vec<&str> = query.states.iter().map(|state| state.as_str()).collect();
+        link.push_str(&format!("&state={}", states.join(",")));
     }
-    if let Some(prefix) = &select.id_prefix {
-        query.push_str(&format!("&id_prefix={prefix}"));
+    if let Some(prefix) = &query.id_prefix {
+        link.push_str(&format!("&id_prefix={prefix}"));
     }
+    link.push_str(">; rel=\"next\"");
     headers.insert(NEXT_TOKEN_HEADER.clone(), HeaderValue::from(next.0));
-    if let Ok(link) = HeaderValue::from_str(&format!("<?{query}>; rel=\"next\"")) {
+    if let Ok(link) = HeaderValue::from_str(&link) {
         headers.insert(LINK, link);
     }
 }
 
 async fn get_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.progress(id).await?))
+    Ok(ok_json(&app.handle.send(GetSync { id }).await?))
 }
 
 async fn change_sync(
@@ -217,21 +237,21 @@ async fn change_sync(
     PathId(id): PathId<RequestId>,
     request: Request,
 ) -> RouteResult {
-    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
-    let change = body::decode_body(body, request_documents::parse_sync_change).await?;
-    Ok(ok_json(&app.handle.change(id, change).await?))
+    let limit = app.limits.max_body_bytes;
+    let change = app.read_document(request, limit, request_documents::read_sync_change).await?;
+    Ok(ok_json(&app.handle.send(ChangeSync { id, change }).await?))
 }
 
 async fn delete_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    let mut deleted = object!({"status": "deleted"});
-    if app.handle.delete(id).await? {
-        deleted["cancelled"] = true.into();
+    let mut reply = object!({"status": "deleted"});
+    if app.handle.send(DeleteSync { id }).await? {
+        reply["cancelled"] = true.into();
     }
-    Ok(ok_json(&deleted))
+    Ok(ok_json(&reply))
 }
 
 async fn cancel_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.cancel(id).await?))
+    Ok(ok_json(&app.handle.send(CancelSync { id }).await?))
 }
 
 async fn retry_sync(
@@ -244,18 +264,20 @@ async fn retry_sync(
     // The same body about another sync is another request.
     let about = [id.as_str().as_bytes(), b"\0", &body.bytes].concat();
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&about).into() });
-    let RetryRequest { request_id, failed_only } =
-        body::decode_body(body, request_documents::parse_retry_request).await?;
-    let submitted = app.handle.retry(id, (request_id, failed_only), idempotency).await?;
+    let read = |bytes: &[u8]| {
+        request_documents::parse_optional(bytes, request_documents::read_retry_request)
+    };
+    let retry = body::decode_body(body, read).await?;
+    let submitted = app.handle.retry(id, retry, idempotency).await?;
     Ok(accepted_response(submitted, "../../"))
 }
 
 async fn pause_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.pause(id, true).await?))
+    Ok(ok_json(&app.handle.send(PauseSync { id }).await?))
 }
 
 async fn resume_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.pause(id, false).await?))
+    Ok(ok_json(&app.handle.send(ResumeSync { id }).await?))
 }
 
 async fn reassign_tasks(
@@ -263,9 +285,9 @@ async fn reassign_tasks(
     PathId(id): PathId<RequestId>,
     request: Request,
 ) -> RouteResult {
-    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
-    let reassign = body::decode_body(body, request_documents::parse_reassign).await?;
-    Ok(ok_json(&app.handle.reassign(id, reassign.worker_id).await?))
+    let limit = app.limits.max_body_bytes;
+    let reassign = app.read_document(request, limit, request_documents::read_reassign).await?;
+    Ok(ok_json(&app.handle.send(ReassignTasks { id, worker: reassign.worker_id }).await?))
 }
 
 async fn get_file_records(
@@ -302,37 +324,39 @@ async fn get_digests(
 }
 
 async fn post_heartbeat(State(app): State<ApiState>, request: Request) -> RouteResult {
-    let body = app.read_request_body(request, app.limits.max_heartbeat_bytes).await?;
-    let heartbeat = body::decode_body(body, request_documents::parse_heartbeat).await?;
-    Ok(ok_json(&app.handle.heartbeat(heartbeat).await?))
+    let limit = app.limits.max_heartbeat_bytes;
+    let heartbeat = app.read_document(request, limit, request_documents::read_heartbeat).await?;
+    Ok(ok_json(&app.handle.send(SendHeartbeat { heartbeat }).await?))
 }
 
 async fn list_workers(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     let params = QueryParams::parse(&uri, &["status"])?;
-    let mut list = match params.get("status") {
-        None => return Ok(ok_json(&app.handle.workers().await?)),
-        Some("active" | "inactive") => app.handle.workers().await?,
+    let only_active = match params.get("status") {
+        None => None,
+        Some("active") => Some(true),
+        Some("inactive") => Some(false),
         Some(_) => {
             return Err(params::invalid_parameter("status must be active or inactive").into());
         }
     };
-    if params.get("status") == Some("active") {
-        list.inactive.clear();
-    } else {
-        list.active.clear();
+    let mut list = app.handle.send(ListWorkers {}).await?;
+    match only_active {
+        None => {}
+        Some(true) => list.inactive.clear(),
+        Some(false) => list.active.clear(),
     }
     Ok(ok_json(&list))
 }
 
-async fn get_worker(State(app): State<ApiState>, PathId(worker): PathId<WorkerId>) -> RouteResult {
-    Ok(ok_json(&app.handle.worker(worker).await?))
+async fn get_worker(State(app): State<ApiState>, PathId(id): PathId<WorkerId>) -> RouteResult {
+    Ok(ok_json(&app.handle.send(GetWorker { id }).await?))
 }
 
 async fn list_worker_syncs(
     State(app): State<ApiState>,
-    PathId(worker): PathId<WorkerId>,
+    PathId(id): PathId<WorkerId>,
 ) -> RouteResult {
-    Ok(ok_json(&app.handle.worker_requests(worker).await?))
+    Ok(ok_json(&app.handle.send(ListWorkerSyncs { id }).await?))
 }
 
 async fn drain_worker(
@@ -341,22 +365,25 @@ async fn drain_worker(
     request: Request,
 ) -> RouteResult {
     let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
-    let order = body::decode_body(body, request_documents::parse_drain_order).await?;
-    Ok(ok_json(&app.handle.drain(worker, Some(order)).await?))
+    let read = |bytes: &[u8]| {
+        request_documents::parse_optional(bytes, request_documents::read_drain_request)
+    };
+    let order = Some(body::decode_body(body, read).await?);
+    Ok(ok_json(&app.handle.send(DrainWorker { worker, order }).await?))
 }
 
 async fn undrain_worker(
     State(app): State<ApiState>,
     PathId(worker): PathId<WorkerId>,
 ) -> RouteResult {
-    Ok(ok_json(&app.handle.drain(worker, None).await?))
+    Ok(ok_json(&app.handle.send(DrainWorker { worker, order: None }).await?))
 }
 
 async fn forget_worker(
     State(app): State<ApiState>,
     PathId(worker): PathId<WorkerId>,
 ) -> RouteResult {
-    Ok(ok_json(&app.handle.forget(worker).await?))
+    Ok(ok_json(&app.handle.send(ForgetWorker { worker }).await?))
 }
 
 async fn poll_assignment(
@@ -399,21 +426,21 @@ async fn post_page(
 ) -> RouteResult {
     let body = app.read_request_body(request, app.limits.max_page_bytes).await?;
     let page: ScanPage = body::decode_body(body, super::json::parse_typed).await?;
-    Ok(ok_json(&app.handle.page(worker, assignment, page).await?))
+    Ok(ok_json(&app.handle.send(PostPage { worker, assignment, page }).await?))
 }
 
 async fn post_result(State(app): State<ApiState>, request: Request) -> RouteResult {
-    let body = app.read_request_body(request, app.limits.max_result_bytes).await?;
-    let result = body::decode_body(body, request_documents::parse_result).await?;
-    Ok(ok_json(&app.handle.result(result).await?))
+    let limit = app.limits.max_result_bytes;
+    let result = app.read_document(request, limit, request_documents::read_result).await?;
+    Ok(ok_json(&app.handle.send(PostResult { result }).await?))
 }
 
 async fn reconcile_records(State(app): State<ApiState>) -> RouteResult {
-    Ok(ok_json(&app.handle.reconcile().await?))
+    Ok(ok_json(&app.handle.send(Reconcile {}).await?))
 }
 
 async fn confirm_clock(State(app): State<ApiState>) -> RouteResult {
-    Ok(ok_json(&app.handle.confirm_clock().await?))
+    Ok(ok_json(&app.handle.send(ConfirmClock {}).await?))
 }
 
 async fn get_backup(State(app): State<ApiState>) -> RouteResult {

@@ -1,120 +1,76 @@
-//! `options` of `POST /sync`, read member by member.
+//! Reads `options` of `POST /sync`.
 
-use super::object_reader::{ObjectReader, array, assemble, boolean, deserialize, integer};
+use super::object_reader::{
+    ObjectReader, array, boolean, deserialize, integer, object_reader, optional, or_default,
+};
 use crate::master::validation_errors::ValidationErrors;
 use crate::wire::options::{
     Chown, DEFAULT_MAX_DELETE_PERCENT, DeleteOptions, FilterSpec, MAX_FILTER_BYTES, SyncOptions,
 };
 use serde_json::Value;
 
-/// Reads the options; what they mean together is judged with the rest of the request.
-///
-/// # Errors
-/// All that is wrong with them, below their own place.
-pub(super) fn read_options(value: Value) -> Result<SyncOptions, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let preserve = doc.optional("preserve", deserialize);
-    let chown = doc.optional("chown", read_chown);
-    let links = doc.optional("links", deserialize);
-    let punch_zeros = doc.optional("punch_zeros", boolean);
-    let strict_metadata = doc.optional("strict_metadata", boolean);
-    let compare = doc.optional("compare", deserialize);
-    let mtime_tolerance_ns = doc.optional("mtime_tolerance_ns", deserialize);
-    let update = doc.optional("update", boolean);
-    let ignore_existing = doc.optional("ignore_existing", boolean);
-    let existing = doc.optional("existing", boolean);
-    let whole_file = doc.optional("whole_file", boolean);
-    let clone = doc.optional("clone", boolean);
-    let allow_overlap = doc.optional("allow_overlap", boolean);
-    let no_queue = doc.optional("no_queue", boolean);
-    let filter = doc.optional("filter", read_filter);
-    let recursive = doc.optional("recursive", boolean);
-    let dry_run = doc.optional("dry_run", boolean);
-    let record = doc.optional("record", boolean);
-    let manifest = doc.optional("manifest", boolean);
-    let verify = doc.optional("verify", deserialize);
-    let delete = doc.optional("delete", read_delete);
-    doc.finish()?;
-    assemble(|| {
-        Some(SyncOptions {
-            preserve: preserve?.unwrap_or_default(),
-            chown: chown?.unwrap_or_default(),
-            links: links?.unwrap_or_default(),
-            punch_zeros: punch_zeros?.unwrap_or_default(),
-            strict_metadata: strict_metadata?.unwrap_or_default(),
-            compare: compare?.unwrap_or_default(),
-            mtime_tolerance_ns: mtime_tolerance_ns?.unwrap_or_default(),
-            update: update?.unwrap_or_default(),
-            ignore_existing: ignore_existing?.unwrap_or_default(),
-            existing: existing?.unwrap_or_default(),
-            whole_file: whole_file?.unwrap_or_default(),
-            no_clone: !clone?.unwrap_or(true),
-            allow_overlap: allow_overlap?.unwrap_or_default(),
-            no_queue: no_queue?.unwrap_or_default(),
-            filter: filter?.unwrap_or_default(),
-            recursive: recursive?.unwrap_or_default(),
-            dry_run: dry_run?.unwrap_or_default(),
-            record: record?.unwrap_or_default(),
-            manifest: manifest?.unwrap_or_default(),
-            verify: verify?.unwrap_or_default(),
-            delete: delete?,
-        })
-    })
+object_reader! {
+    /// Reads the options. Conflicts among them are found by `submit_validation`.
+    ///
+    /// # Errors
+    /// All errors, with pointers below the options.
+    pub(super) fn read_options -> SyncOptions {
+        preserve: or_default(deserialize),
+        chown: or_default(read_chown),
+        links: or_default(deserialize),
+        punch_zeros: or_default(boolean),
+        strict_metadata: or_default(boolean),
+        compare: or_default(deserialize),
+        mtime_tolerance_ns: or_default(deserialize),
+        update: or_default(boolean),
+        ignore_existing: or_default(boolean),
+        existing: or_default(boolean),
+        whole_file: or_default(boolean),
+        no_clone as "clone": or_default(|value| boolean(value).map(|clone| !clone)),
+        allow_overlap: or_default(boolean),
+        no_queue: or_default(boolean),
+        filter: or_default(read_filter),
+        recursive: or_default(boolean),
+        dry_run: or_default(boolean),
+        record: or_default(boolean),
+        manifest: or_default(boolean),
+        verify: or_default(deserialize),
+        delete: optional(read_delete),
+    }
 }
 
-fn read_chown(value: Value) -> Result<Chown, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let uid = doc.optional("uid", integer(0..=u32::MAX - 1));
-    let gid = doc.optional("gid", integer(0..=u32::MAX - 1));
-    doc.finish()?;
-    assemble(|| Some(Chown { uid: uid?, gid: gid? }))
+object_reader! {
+    fn read_chown -> Chown {
+        uid: optional(integer(0..=u32::MAX - 1)),
+        gid: optional(integer(0..=u32::MAX - 1)),
+    }
 }
 
-fn read_filter(value: Value) -> Result<FilterSpec, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    // Each rule takes at least a byte.
-    let rules = doc.optional("rules", array(MAX_FILTER_BYTES, deserialize::<String>));
-    let min_size = doc.optional("min_size", deserialize);
-    let max_size = doc.optional("max_size", deserialize);
-    let newer_than = doc.optional("newer_than", deserialize);
-    let older_than = doc.optional("older_than", deserialize);
-    doc.finish()?;
-    assemble(|| {
-        Some(FilterSpec {
-            rules: rules?.unwrap_or_default(),
-            min_size: min_size?,
-            max_size: max_size?,
-            newer_than: newer_than?,
-            older_than: older_than?,
-        })
-    })
+object_reader! {
+    fn read_filter -> FilterSpec {
+        // Each rule takes at least a byte.
+        rules: or_default(array(MAX_FILTER_BYTES, deserialize::<String>)),
+        min_size: optional(deserialize),
+        max_size: optional(deserialize),
+        newer_than: optional(deserialize),
+        older_than: optional(deserialize),
+    }
 }
 
-fn read_delete(value: Value) -> Result<DeleteOptions, ValidationErrors> {
-    let mut doc = ObjectReader::new(value)?;
-    let max = doc.optional("max", deserialize);
-    let max_percent = doc.optional("max_percent", percentage);
-    let trash = doc.optional("trash", deserialize);
-    let delete_excluded = doc.optional("delete_excluded", boolean);
-    let allow_empty_source = doc.optional("allow_empty_source", boolean);
-    let allow_new_source_fs = doc.optional("allow_new_source_fs", boolean);
-    doc.finish()?;
-    assemble(|| {
-        Some(DeleteOptions {
-            max: max?,
-            max_percent: max_percent?.unwrap_or(DEFAULT_MAX_DELETE_PERCENT),
-            trash: trash?,
-            delete_excluded: delete_excluded?.unwrap_or_default(),
-            allow_empty_source: allow_empty_source?.unwrap_or_default(),
-            allow_new_source_fs: allow_new_source_fs?.unwrap_or_default(),
-        })
-    })
+object_reader! {
+    fn read_delete -> DeleteOptions {
+        max: optional(deserialize),
+        max_percent: read_max_percent,
+        trash: optional(deserialize),
+        delete_excluded: or_default(boolean),
+        allow_empty_source: or_default(boolean),
+        allow_new_source_fs: or_default(boolean),
+    }
 }
 
-fn percentage(value: Value) -> Result<u8, ValidationErrors> {
-    let percent = integer(0..=100)(value)?;
-    u8::try_from(percent)
-        .map_err(|_| ValidationErrors::single("must be a whole number from 0 to 100"))
+fn read_max_percent(member: Option<Value>) -> Result<u8, ValidationErrors> {
+    let percent = optional(integer(0..=100))(member)?;
+    Ok(percent.and_then(|p| u8::try_from(p).ok()).unwrap_or(DEFAULT_MAX_DELETE_PERCENT))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use super::super::channel::BlobReader;
 use super::super::file_records::FileRecordQuery;
 use super::super::handle::MasterHandle;
+use super::super::requests::{GetSync, ListSyncs, PostPage, PostResult, SendHeartbeat};
+use super::super::testing::{submit, sync_request as request};
 use super::*;
 use crate::scheduler::{Settings, SyncQuery};
 use crate::store::{AcquireOutcome, Candidate, MemoryStore};
@@ -44,13 +46,6 @@ async fn start_with(spool: Spool) -> TestActor {
     TestActor { store, handle: MasterHandle::for_actor(tx, seen, blobs, spool), task: owning, stop }
 }
 
-fn request(id: &str) -> SyncRequest {
-    serde_json::from_value(serde_json::json!({
-        "request_id": id, "source_path": "/src", "destination_path": "/dst"
-    }))
-    .unwrap()
-}
-
 fn heartbeat() -> WorkerHeartbeat {
     serde_json::from_value(serde_json::json!({
         "worker_id": "w", "status": "READY", "storage_paths": ["/src", "/dst"],
@@ -66,7 +61,7 @@ fn id(text: &str) -> RequestId {
 #[tokio::test]
 async fn a_reply_is_sent_after_its_decision_is_stored() {
     let world = start().await;
-    world.handle.submit(request("demo"), None).await.unwrap();
+    submit(&world.handle, request("demo")).await.unwrap();
     let records = world.store.load().await.unwrap();
     let state = State::load(Settings::default(), [2; 32], &records, current_time()).unwrap();
     assert!(state.record("s/1").is_some());
@@ -79,25 +74,31 @@ async fn a_reply_is_sent_after_its_decision_is_stored() {
 async fn a_commit_is_retried_until_the_store_is_available() {
     let world = start().await;
     world.store.fail_next(StoreError::Unavailable("away".into()));
-    world.handle.submit(request("demo"), None).await.unwrap();
+    submit(&world.handle, request("demo")).await.unwrap();
     world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
-    world.handle.submit(request("other"), None).await.unwrap();
-    assert_eq!(world.handle.list(SyncQuery::default()).await.unwrap().syncs.len(), 2);
+    submit(&world.handle, request("other")).await.unwrap();
+    assert_eq!(
+        world.handle.send(ListSyncs { query: SyncQuery::default() }).await.unwrap().syncs.len(),
+        2
+    );
     assert_eq!(world.store.violations(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_store_that_was_rolled_back_gets_the_whole_state_again() {
     let world = start().await;
-    world.handle.submit(request("first"), None).await.unwrap();
-    world.handle.submit(request("second"), None).await.unwrap();
+    submit(&world.handle, request("first")).await.unwrap();
+    submit(&world.handle, request("second")).await.unwrap();
     world.store.roll_back_to(0);
-    world.handle.submit(request("third"), None).await.unwrap();
+    submit(&world.handle, request("third")).await.unwrap();
     let records = world.store.load().await.unwrap();
     for key in ["meta", "s/1", "s/2", "s/3"] {
         assert!(records.contains_key(key), "{key} of {:?}", records.keys());
     }
-    assert_eq!(world.handle.progress(id("first")).await.unwrap().state, SyncState::Queued);
+    assert_eq!(
+        world.handle.send(GetSync { id: id("first") }).await.unwrap().state,
+        SyncState::Queued
+    );
 }
 
 #[tokio::test]
@@ -105,7 +106,7 @@ async fn a_deposed_master_stops_and_sends_no_reply() {
     let world = start().await;
     let other = world.store.another_handle();
     assert!(matches!(other.acquire(&"m".into(), LEASE).await, Ok(AcquireOutcome::Leader(_))));
-    let problem = world.handle.submit(request("demo"), None).await.unwrap_err();
+    let problem = submit(&world.handle, request("demo")).await.unwrap_err();
     assert_eq!(problem.status, 503);
     let ended = world.task.await.unwrap();
     assert!(matches!(ended, Err(StoreError::Deposed { .. })), "{ended:?}");
@@ -114,12 +115,12 @@ async fn a_deposed_master_stops_and_sends_no_reply() {
 #[tokio::test]
 async fn an_assignment_for_a_disconnected_poll_is_returned_to_the_queue() {
     let world = start().await;
-    world.handle.heartbeat(heartbeat()).await.unwrap();
+    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
     let worker: WorkerId = "w".parse().unwrap();
     let poll = |wait| world.handle.poll(worker.clone(), Some("1".into()), None, wait);
     let gone = tokio::time::timeout(Duration::from_millis(50), poll(Duration::from_secs(20)));
     assert!(gone.await.is_err(), "there is no work yet");
-    world.handle.submit(request("demo"), None).await.unwrap();
+    submit(&world.handle, request("demo")).await.unwrap();
     let got = poll(Duration::from_secs(5)).await.unwrap();
     assert_eq!(got.expect("the scan").request_id, id("demo"));
 }
@@ -127,8 +128,8 @@ async fn an_assignment_for_a_disconnected_poll_is_returned_to_the_queue() {
 #[tokio::test(start_paused = true)]
 async fn a_poll_gets_its_reply_after_a_renewal_detects_data_loss() {
     let world = start().await;
-    world.handle.heartbeat(heartbeat()).await.unwrap();
-    world.handle.submit(request("demo"), None).await.unwrap();
+    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
+    submit(&world.handle, request("demo")).await.unwrap();
     let poll = || {
         let worker: WorkerId = "w".parse().unwrap();
         world.handle.poll(worker, Some("1".into()), None, Duration::from_secs(20))
@@ -142,12 +143,12 @@ async fn a_poll_gets_its_reply_after_a_renewal_detects_data_loss() {
 #[tokio::test(start_paused = true)]
 async fn a_master_stops_while_the_store_that_lost_data_is_unavailable() {
     let world = start().await;
-    world.handle.submit(request("demo"), None).await.unwrap();
+    submit(&world.handle, request("demo")).await.unwrap();
     world.store.fail_next(StoreError::DataLost { expected: 1, found: 0 });
     for _ in 0..1_000 {
         world.store.fail_next(StoreError::Unavailable("away".into()));
     }
-    assert_eq!(world.handle.submit(request("other"), None).await.unwrap_err().status, 503);
+    assert_eq!(submit(&world.handle, request("other")).await.unwrap_err().status, 503);
     world.stop.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(60), world.task).await;
     assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
@@ -158,10 +159,10 @@ async fn a_write_error_of_the_file_records_is_reported_and_the_sync_continues() 
     let file = tempfile::NamedTempFile::new().unwrap();
     // A file stands where the directory would be made.
     let world = start_with(Spool::in_dir(file.path().join("records"))).await;
-    world.handle.heartbeat(heartbeat()).await.unwrap();
+    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
     let mut recorded = request("demo");
     recorded.options.record = true;
-    world.handle.submit(recorded, None).await.unwrap();
+    submit(&world.handle, recorded).await.unwrap();
     let worker: WorkerId = "w".parse().unwrap();
     let wait = Duration::from_secs(5);
     let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await;
@@ -170,8 +171,12 @@ async fn a_write_error_of_the_file_records_is_reported_and_the_sync_continues() 
         "task_digest": scan.task_digest, "page": 0, "next": null,
         "errors": [{"path": "x", "operation": "open source", "message": "no"}],
     }));
-    world.handle.page(worker, scan.assignment_id, page.unwrap()).await.unwrap();
-    let end = world.handle.progress(id("demo")).await.unwrap();
+    world
+        .handle
+        .send(PostPage { worker, assignment: scan.assignment_id, page: page.unwrap() })
+        .await
+        .unwrap();
+    let end = world.handle.send(GetSync { id: id("demo") }).await.unwrap();
     assert_eq!(end.files_failed, 1);
     let wanted = FileRecordQuery::Records(vec![]);
     let problem = world.handle.stream_file_records(id("demo"), wanted).await.unwrap_err();
@@ -186,7 +191,7 @@ async fn large_file_lists_are_split_over_several_commits() {
         let list = names.map(|name| crate::wire::BytePath(name.into_bytes()));
         let request =
             SyncRequest { file_list: Some(list.collect()), ..request(&format!("sync-{n}")) };
-        world.handle.submit(request, None)
+        submit(&world.handle, request)
     };
     let all = futures_util::future::join_all((0..16).map(submit)).await;
     assert!(all.iter().all(Result::is_ok));
@@ -300,14 +305,14 @@ async fn a_batch_that_was_lost_with_its_workers_is_split_into_its_entries() {
     let beat = |incarnation: u32| {
         let mut beat = heartbeat();
         beat.incarnation = Some(incarnation.to_string());
-        world.handle.heartbeat(beat)
+        world.handle.send(SendHeartbeat { heartbeat: beat })
     };
     let poll = |incarnation: u32| {
         let wait = Duration::from_secs(20);
         world.handle.poll(worker.clone(), Some(incarnation.to_string()), None, wait)
     };
     beat(1).await.unwrap();
-    world.handle.submit(request("demo"), None).await.unwrap();
+    submit(&world.handle, request("demo")).await.unwrap();
     let scan = poll(1).await.unwrap().expect("the scan");
     let manifest =
         crate::wire::manifest::Manifest { dirs: vec![], entries: ["a", "b"].map(entry).to_vec() };
@@ -317,7 +322,15 @@ async fn a_batch_that_was_lost_with_its_workers_is_split_into_its_entries() {
             manifest: crate::wire::task::Base64Bytes(manifest.encode()), files: 2, dirs: 0, bytes: 2,
         }],
     }));
-    world.handle.page(worker.clone(), scan.assignment_id, page.unwrap()).await.unwrap();
+    world
+        .handle
+        .send(PostPage {
+            worker: worker.clone(),
+            assignment: scan.assignment_id,
+            page: page.unwrap(),
+        })
+        .await
+        .unwrap();
     for incarnation in 1..=3 {
         let copy = poll(incarnation).await.unwrap().expect("the batch");
         assert!(format!("{:?}", copy.task).contains("files: 2"), "{:?}", copy.task);
@@ -330,9 +343,9 @@ async fn a_batch_that_was_lost_with_its_workers_is_split_into_its_entries() {
         assert!(format!("{:?}", one.task).contains("files: 1"), "{:?}", one.task);
         let report = TaskReport { files_done: 1, bytes_done: 1, ..TaskReport::default() };
         let result = TaskResult { success: true, report: Some(report), ..returned_result(&one) };
-        world.handle.result(result).await.unwrap();
+        world.handle.send(PostResult { result }).await.unwrap();
     }
-    assert_eq!(world.handle.progress(id("demo")).await.unwrap().files_done, 2);
+    assert_eq!(world.handle.send(GetSync { id: id("demo") }).await.unwrap().files_done, 2);
     world.stop.cancel();
     world.task.await.unwrap().unwrap();
 }
@@ -347,8 +360,8 @@ fn entry(name: &str) -> crate::wire::manifest::Entry {
 #[tokio::test]
 async fn a_rolled_back_store_keeps_the_failures_of_ended_syncs() {
     let world = start().await;
-    world.handle.heartbeat(heartbeat()).await.unwrap();
-    world.handle.submit(request("demo"), None).await.unwrap();
+    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
+    submit(&world.handle, request("demo")).await.unwrap();
     let worker: WorkerId = "w".parse().unwrap();
     let wait = Duration::from_secs(20);
     let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await.unwrap();
@@ -359,12 +372,19 @@ async fn a_rolled_back_store_keeps_the_failures_of_ended_syncs() {
             "path": "x", "operation": "open source", "message": "no", "attempt": 1, "class": "permanent",
         }],
     }));
-    world.handle.page(worker, scan.assignment_id, page.unwrap()).await.unwrap();
-    assert_eq!(world.handle.progress(id("demo")).await.unwrap().state, SyncState::Failed);
+    world
+        .handle
+        .send(PostPage { worker, assignment: scan.assignment_id, page: page.unwrap() })
+        .await
+        .unwrap();
+    assert_eq!(
+        world.handle.send(GetSync { id: id("demo") }).await.unwrap().state,
+        SyncState::Failed
+    );
     let ended = world.store.commits();
-    world.handle.submit(request("second"), None).await.unwrap();
+    submit(&world.handle, request("second")).await.unwrap();
     world.store.roll_back_to(ended);
-    world.handle.submit(request("third"), None).await.unwrap();
+    submit(&world.handle, request("third")).await.unwrap();
     assert!(world.store.load().await.unwrap().contains_key("s/3"), "all is written back");
     assert!(world.store.blob("e/1/0").await.unwrap().is_some());
 }

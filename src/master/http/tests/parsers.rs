@@ -1,6 +1,10 @@
 //! Documents that are almost right, and JSON that nobody meant: each is read, or refused with a problem that says why.
 
-use super::super::{json, request_documents};
+use super::super::json;
+use super::super::request_documents::{
+    parse, parse_optional, read_drain_request, read_heartbeat, read_reassign, read_result,
+    read_retry_request, read_sync_change, read_sync_request,
+};
 use crate::wire::fuzz::{any_edits, any_json, apply_edits, replace_values};
 use crate::wire::problem::Problem;
 use crate::wire::task::ScanPage;
@@ -27,26 +31,22 @@ fn api_documents() -> Vec<(Value, Reader)> {
                     "filter": {"rules": ["*.o", "!b.o"], "min_size": 1, "older_than": 5}
                 }
             }),
-            |bytes| request_documents::parse_sync_request(bytes, 64).map(drop),
+            |bytes| parse(bytes, |value| read_sync_request(value, 64)).map(drop),
         ),
         (
             object!({
                 "source_path": "/a", "destination_path": "/b",
                 "options": {"dry_run": true, "delete": {"max": 5, "allow_empty_source": true}}
             }),
-            |bytes| request_documents::parse_sync_request(bytes, 64).map(drop),
+            |bytes| parse(bytes, |value| read_sync_request(value, 64)).map(drop),
         ),
-        (object!({"bwlimit": 1048576}), |bytes| {
-            request_documents::parse_sync_change(bytes).map(drop)
+        (object!({"bwlimit": 1048576}), |bytes| parse(bytes, read_sync_change).map(drop)),
+        (object!({"request_id": "r", "failed_only": true}), |bytes| {
+            parse_optional(bytes, read_retry_request).map(drop)
         }),
-        (object!({"request_id": "r", "failed_only": true}), |b| {
-            request_documents::parse_retry_request(b).map(drop)
-        }),
-        (object!({"worker_id": "worker-a"}), |bytes| {
-            request_documents::parse_reassign(bytes).map(drop)
-        }),
+        (object!({"worker_id": "worker-a"}), |bytes| parse(bytes, read_reassign).map(drop)),
         (object!({"by": "me", "reason": "a disk"}), |bytes| {
-            request_documents::parse_drain_order(bytes).map(drop)
+            parse_optional(bytes, read_drain_request).map(drop)
         }),
         (
             object!({
@@ -59,7 +59,7 @@ fn api_documents() -> Vec<(Value, Reader)> {
                 "nics": [{"endpoint": "10.0.0.1:9000", "iface": "ib0", "sent": 1, "received": 2, "connections": 3,
                           "requests": 4, "goodput": 5, "disabled_reason": "down"}]
             }),
-            |bytes| request_documents::parse_heartbeat(bytes).map(drop),
+            |bytes| parse(bytes, read_heartbeat).map(drop),
         ),
         (
             object!({
@@ -70,7 +70,7 @@ fn api_documents() -> Vec<(Value, Reader)> {
                     "failures": [error], "retry": copy, "integrity_errors": 2
                 }
             }),
-            |bytes| request_documents::parse_result(bytes).map(drop),
+            |bytes| parse(bytes, read_result).map(drop),
         ),
         (
             object!({

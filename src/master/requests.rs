@@ -1,0 +1,102 @@
+//! The requests that a [`MasterHandle`](super::MasterHandle) sends to the state actor, each with the type of its reply.
+
+use crate::scheduler::{
+    Event, IdempotencyKey, RecordLogInfo, Reply, StoredKeys, SyncPage, SyncQuery,
+};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::manifest::FileListPart;
+use crate::wire::sync::{ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest};
+use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
+use crate::wire::worker::{
+    DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
+    WorkerView,
+};
+use crate::wire::{AssignmentId, RequestId, WorkerId};
+
+/// A request to the state actor.
+pub(super) trait Request {
+    /// The reply to an accepted request.
+    type Reply;
+    /// The event of the scheduler that carries this request.
+    fn into_event(self) -> Event;
+    /// # Errors
+    /// The reply, if it is of another request.
+    fn parse_reply(reply: Reply) -> Result<Self::Reply, Reply>;
+}
+
+/// Defines requests: `Name { fields } => event => variant of the reply => value: type`.
+macro_rules! requests {
+    ($($name:ident { $($field:ident: $field_type:ty),* } => $event:expr =>
+        $variant:pat => $value:expr, $reply:ty;)*) => {$(
+        #[derive(Debug, Clone)]
+        pub(super) struct $name { $(pub(super) $field: $field_type),* }
+
+        impl Request for $name {
+            type Reply = $reply;
+            fn into_event(self) -> Event {
+                let $name { $($field),* } = self;
+                $event
+            }
+            fn parse_reply(reply: Reply) -> Result<$reply, Reply> {
+                match reply {
+                    $variant => Ok($value),
+                    other => Err(other),
+                }
+            }
+        }
+    )*};
+}
+
+requests! {
+    SubmitSync { request: SyncRequest, list: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey> }
+        => Event::Submit { request, list, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
+    RetrySync {
+        id: RequestId, new: Option<RequestId>, only: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey>
+    }
+        => Event::RetrySync { id, new, only, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
+    GetSync { id: RequestId }
+        => Event::GetProgress(id) => Reply::Progress(reply) => *reply, SyncProgress;
+    ListSyncs { query: SyncQuery }
+        => Event::ListSyncs(query) => Reply::Syncs(reply) => reply, SyncPage;
+    ChangeSync { id: RequestId, change: SyncPatch }
+        => Event::ChangeSync { id, change } => Reply::Progress(reply) => *reply, SyncProgress;
+    PauseSync { id: RequestId }
+        => Event::PauseSync(id) => Reply::Progress(reply) => *reply, SyncProgress;
+    ResumeSync { id: RequestId }
+        => Event::ResumeSync(id) => Reply::Progress(reply) => *reply, SyncProgress;
+    CancelSync { id: RequestId }
+        => Event::CancelSync(id) => Reply::Progress(reply) => *reply, SyncProgress;
+    DeleteSync { id: RequestId }
+        => Event::DeleteSync(id) => Reply::Deleted { cancelled } => cancelled, bool;
+    ReassignTasks { id: RequestId, worker: WorkerId }
+        => Event::ReassignTasks { id, worker } => Reply::Reassigned(reply) => reply, ReassignReply;
+    GetFileRecords { id: RequestId }
+        => Event::GetFileRecords(id) => Reply::FileRecords(reply) => *reply, RecordLogInfo;
+    SendHeartbeat { heartbeat: WorkerHeartbeat }
+        => Event::Heartbeat(heartbeat) => Reply::Heartbeat(reply) => reply, HeartbeatReply;
+    ListWorkers {}
+        => Event::ListWorkers => Reply::Workers(reply) => reply, WorkerList;
+    GetWorker { id: WorkerId }
+        => Event::GetWorker(id) => Reply::Worker(reply) => *reply, WorkerView;
+    ListWorkerSyncs { id: WorkerId }
+        => Event::ListWorkerRequests(id) => Reply::RequestIds(reply) => reply, Vec<RequestId>;
+    DrainWorker { worker: WorkerId, order: Option<DrainRequest> }
+        => Event::DrainWorker { worker, order } => Reply::DrainUpdated(reply) => *reply, DrainReply;
+    ForgetWorker { worker: WorkerId }
+        => Event::ForgetWorker(worker) => Reply::Forgotten(reply) => reply, ForgetWorkerReply;
+    PollAssignment {
+        worker: WorkerId, incarnation: Option<String>, poll_id: Option<String>, wait_ms: u64
+    }
+        => Event::Poll { worker, incarnation, poll_id, wait_ms }
+        => Reply::Assignment(reply) => reply, Option<Box<Assignment>>;
+    GetManifestKey { worker: WorkerId, assignment: AssignmentId }
+        => Event::GetManifest { worker, assignment } => Reply::ManifestKey(reply) => reply, String;
+    PostPage { worker: WorkerId, assignment: AssignmentId, page: ScanPage }
+        => Event::Page { worker, assignment, page } => Reply::Page(reply) => reply, PageReply;
+    PostResult { result: TaskResult }
+        => Event::Result(result) => Reply::Result(reply) => reply, ResultReply;
+    Reconcile {}
+        => Event::Reconcile(StoredKeys::default()) => Reply::Reconciled(reply) => *reply, ReconcileReply;
+    ConfirmClock {}
+        => Event::ConfirmClock => Reply::ClockConfirmed(reply) => reply, ConfirmClockReply;
+}
