@@ -3,7 +3,8 @@
 
 mod support;
 
-use longhaul::wire::sync::{ErrorClass, SyncOutcome, SyncState};
+use longhaul::wire::outcome::{ErrorClass, Side};
+use longhaul::wire::sync::{SyncOutcome, SyncState};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde_json::json;
 use std::fs;
@@ -374,7 +375,7 @@ fn an_unreadable_file_fails_by_name_and_no_other_file_fails() {
     for error in errors {
         assert_eq!(error["errno"], "EACCES", "{error:#}");
         assert_eq!(error["worker_id"], "a", "{error:#}");
-        assert!(error["operation"].as_str().unwrap().contains("source"), "{error:#}");
+        assert_eq!(error["side"], "source", "{error:#}");
         assert!(error["attempt"].as_u64().unwrap() >= 1, "{error:#}");
     }
     let counts = sync["error_counts"].as_object().unwrap();
@@ -428,7 +429,7 @@ fn an_unwritable_destination_fails_by_name_and_read_only_directories_are_copied(
         assert_eq!(sync.outcome, Some(SyncOutcome::Partial), "{sync:#?}");
         let file = sync.errors.iter().find(|e| e.path.0 == b"foreign/file").expect("it is named");
         assert_eq!(file.errno.as_deref(), Some("EACCES"), "{file:#?}");
-        assert!(file.operation.contains("destination"), "{file:#?}");
+        assert_eq!(file.side, Some(Side::Destination), "{file:#?}");
         assert_eq!(file.worker_id.as_ref().map(|w| w.as_str()), Some("b"), "{file:#?}");
     } else {
         assert_eq!(sync.state, SyncState::Completed, "{sync:#?}");

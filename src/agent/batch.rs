@@ -2,7 +2,7 @@
 
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::task::{Base64Bytes, ScanPage, WorkItem, range_length};
 use crate::wire::{Digest, RelPath};
 use std::collections::HashSet;
@@ -96,7 +96,7 @@ impl BatchBuilder {
     }
 
     /// `is_listing`: a directory could not be entered or listed.
-    pub(super) fn add_error(&mut self, error: FileError, is_listing: bool) {
+    pub(super) fn add_error(&mut self, error: EntryError, is_listing: bool) {
         self.page.unlisted_dirs += u64::from(is_listing);
         self.page.errors.push(error);
     }

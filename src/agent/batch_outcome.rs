@@ -1,13 +1,13 @@
 //! The outcome of each entry of a batch, and the report that they make.
 
 use super::batch::{copy_item, merge_warnings};
-use super::job::{Job, entry_error};
+use super::job::Job;
 use crate::data::outcome::DirMetadataError;
 use crate::data::{Destination, WrittenFile};
 use crate::wire::entry_report::{EntryAction, EntryWarnings, FileRecord, FileState};
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
 use crate::wire::options::SyncOptions;
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::task::TaskReport;
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
@@ -25,7 +25,7 @@ pub(super) enum EntryOutcome {
         bytes: u64,
         digest: Option<Digest>,
     },
-    Failed(FileError),
+    Failed(EntryError),
 }
 
 pub(super) struct BatchOutcome<'a> {
@@ -86,7 +86,7 @@ impl<'a> BatchOutcome<'a> {
         self.outcomes[i] = Some(EntryOutcome::Transferred { action, bytes, digest });
     }
 
-    pub(super) fn set_failed(&mut self, i: usize, error: FileError) {
+    pub(super) fn set_failed(&mut self, i: usize, error: EntryError) {
         self.outcomes[i] = Some(EntryOutcome::Failed(error));
     }
 
@@ -128,7 +128,7 @@ impl<'a> BatchOutcome<'a> {
             if let Some(i) = child.or_else(below) {
                 let path = BytePath(entries[i].path.as_bytes().to_vec());
                 let error = job.with_observer(error, to.worker());
-                self.set_failed(i, FileError { path, ..error });
+                self.set_failed(i, EntryError { path, ..error });
             }
         }
     }
@@ -146,8 +146,14 @@ impl<'a> BatchOutcome<'a> {
         let mut failed = HashSet::new();
         for (i, (entry, outcome)) in self.manifest.entries.iter().zip(self.outcomes).enumerate() {
             // A defect that leaves an entry without an outcome must not count as success.
-            let missing =
-                || entry_error(entry.path.as_bytes(), "copy", "no result was reported for it");
+            let missing = || {
+                EntryError::new(
+                    entry.path.as_bytes(),
+                    None,
+                    "copy",
+                    "no result was reported for it",
+                )
+            };
             let (action, bytes, digest) =
                 match outcome.unwrap_or_else(|| EntryOutcome::Failed(missing())) {
                     EntryOutcome::InPlace { action, digest } => {

@@ -7,7 +7,7 @@
 //! ```
 
 use super::batch_outcome::{BatchOutcome, subset};
-use super::job::{Job, JobResult, TaskOutcome, entry_error, run_blocking};
+use super::job::{Job, JobResult, TaskOutcome, run_blocking};
 use crate::data::buffer_pool::SEND_BUFFER_BYTES;
 use crate::data::outcome::OfferOutcome;
 use crate::data::{Destination, OfferDecision, SendError, WrittenFile, hash_source};
@@ -15,7 +15,7 @@ use crate::fs::Tree;
 use crate::wire::Digest;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, Manifest};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use std::borrow::Cow;
@@ -104,7 +104,7 @@ impl BatchTransfer<'_> {
         self.send_content(&work.needed, outcome).await
     }
 
-    fn set_failed(&self, outcome: &mut BatchOutcome<'_>, i: usize, error: FileError) {
+    fn set_failed(&self, outcome: &mut BatchOutcome<'_>, i: usize, error: EntryError) {
         outcome.set_failed(i, self.job.with_observer(error, self.to.worker()));
     }
 
@@ -167,7 +167,7 @@ impl BatchTransfer<'_> {
     ) -> BTreeMap<usize, Digest> {
         let hashes = indices.iter().copied().map(|i| async move { (i, self.hash_entry(i).await) });
         let hashes = futures_util::stream::iter(hashes).buffered(MAX_CONCURRENT_HASHES);
-        let hashes: Vec<(usize, Result<Digest, FileError>)> = hashes.collect().await;
+        let hashes: Vec<(usize, Result<Digest, EntryError>)> = hashes.collect().await;
         let mut digests = BTreeMap::new();
         for (i, hashed) in hashes {
             match hashed {
@@ -181,16 +181,16 @@ impl BatchTransfer<'_> {
         digests
     }
 
-    async fn hash_entry(&self, i: usize) -> Result<Digest, FileError> {
+    async fn hash_entry(&self, i: usize) -> Result<Digest, EntryError> {
         let hash_mode = self.job.assignment.options.write_rules().hash_mode();
         let (source, entry) = (self.source.clone(), self.manifest.entries[i].clone());
         let [mut buffer] = self.job.cx.peers.pool().acquire([SEND_BUFFER_BYTES]).await;
         let hash = move || hash_source(&source, &entry, hash_mode, &mut buffer);
         let hashed = run_blocking("hashing", hash).await.map_err(|failed| {
             let path = self.manifest.entries[i].path.as_bytes();
-            entry_error(path, "read source", failed.message.unwrap_or_default())
+            EntryError::new(path, Side::Source, "read", failed.message.unwrap_or_default())
         })?;
-        hashed.map_err(|e| e.to_file_error())
+        hashed.map_err(|e| e.to_entry_error())
     }
 
     /// In a dry run it only records that content would be sent.

@@ -6,10 +6,10 @@ use crate::data::{Deadline, Destination, Local, Peers, Roots, SendError, TicketV
 use crate::fs::{Filter, FsError, Target, Tree};
 use crate::util::rate::{Limiters, RateLimiter};
 use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::EntryError;
 use crate::wire::task::{Assignment, TaskReport, TaskSpec};
-use crate::wire::{BytePath, WorkerId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -50,13 +50,13 @@ impl TaskOutcome {
         TaskOutcome { message: Some(message.into()), ..TaskOutcome::default() }
     }
 
-    pub(super) fn failed_with(error: FileError) -> Self {
+    pub(super) fn failed_with(error: EntryError) -> Self {
         let message = error.to_string();
         TaskOutcome { report: failure_report(error), ..TaskOutcome::failed(message) }
     }
 }
 
-pub(super) fn failure_report(error: FileError) -> TaskReport {
+pub(super) fn failure_report(error: EntryError) -> TaskReport {
     TaskReport { failures: vec![error], ..TaskReport::default() }
 }
 
@@ -167,7 +167,7 @@ impl Job<'_> {
 
     /// The task failed because of `error` at a storage path of this worker.
     pub(super) fn fail_with(&self, error: &FsError) -> TaskOutcome {
-        TaskOutcome::failed_with(self.with_observer(error.to_file_error(), &self.cx.worker_id))
+        TaskOutcome::failed_with(self.with_observer(error.to_entry_error(), &self.cx.worker_id))
     }
 
     pub(super) fn build_filter(&self) -> JobResult<Arc<Filter>> {
@@ -183,9 +183,9 @@ impl Job<'_> {
     }
 
     /// Adds the attempt and the worker at which `error` occurred: this one for the source, else `destination`.
-    pub(super) fn with_observer(&self, error: FileError, destination: &WorkerId) -> FileError {
-        let worker = if is_source_error(&error) { &self.cx.worker_id } else { destination };
-        FileError { worker_id: Some(worker.clone()), attempt: self.assignment.attempt, ..error }
+    pub(super) fn with_observer(&self, error: EntryError, destination: &WorkerId) -> EntryError {
+        let worker = if error.is_source_error() { &self.cx.worker_id } else { destination };
+        EntryError { worker_id: Some(worker.clone()), attempt: self.assignment.attempt, ..error }
     }
 
     pub(super) fn destination_picker(&self) -> DestinationPicker<'_> {
@@ -270,25 +270,6 @@ impl DestinationPicker<'_> {
         // transferred, so returning the task costs nothing.
         outcome.report.returned = destination_workers.is_empty();
         outcome
-    }
-}
-
-/// Whether `error` occurred while the source was read, which only this worker does.
-pub(super) fn is_source_error(error: &FileError) -> bool {
-    error.operation.ends_with("source")
-}
-
-/// A transient error of an entry that no system call reported.
-pub(super) fn entry_error(path: &[u8], operation: &str, message: impl Into<String>) -> FileError {
-    FileError {
-        path: BytePath(path.to_vec()),
-        operation: operation.to_owned(),
-        errno: None,
-        message: message.into(),
-        hint: None,
-        worker_id: None,
-        attempt: 0,
-        class: ErrorClass::Transient,
     }
 }
 

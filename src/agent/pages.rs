@@ -2,7 +2,7 @@
 
 use super::job::{Job, TaskOutcome};
 use crate::fs::FsError;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::task::{PageAction, PageReply, ScanPage, TaskReport};
 use crate::wire::{Digest, RelPath};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(super) enum ScanEnd {
     Reported,
     Failed {
         message: String,
-        error: Option<FileError>,
+        error: Option<EntryError>,
     },
 }
 
@@ -49,8 +49,8 @@ impl ScanEnd {
     }
 }
 
-impl From<FileError> for ScanEnd {
-    fn from(error: FileError) -> Self {
+impl From<EntryError> for ScanEnd {
+    fn from(error: EntryError) -> Self {
         ScanEnd::Failed { message: error.to_string(), error: Some(error) }
     }
 }
@@ -70,7 +70,7 @@ impl From<FsError> for WalkHalt {
 /// Waits for the walking thread after all its pages; the error is why it failed.
 pub(super) async fn join_walk(walk: JoinHandle<Result<(), WalkHalt>>) -> Result<(), ScanEnd> {
     match walk.await {
-        Ok(Err(WalkHalt::Failed(error))) => Err(error.to_file_error().into()),
+        Ok(Err(WalkHalt::Failed(error))) => Err(error.to_entry_error().into()),
         Ok(_) => Ok(()),
         Err(e) => Err(ScanEnd::failed(format!("listing the source panicked: {e}"))),
     }

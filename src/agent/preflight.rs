@@ -2,15 +2,15 @@
 
 use super::job::Job;
 use crate::fs::{FsError, RootKind, RootMismatch, Tree};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass};
 use std::time::Duration;
 
 /// A destination worker without a reply after this is skipped: its state is unknown, and each entry has its own outcome.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Fails where this worker can't read the source or no destination worker can write the destination.
-pub(super) async fn check_roots(job: Job<'_>, source: &Tree) -> Result<(), FileError> {
-    let observed = |error: FsError| job.with_observer(error.to_file_error(), &job.cx.worker_id);
+pub(super) async fn check_roots(job: Job<'_>, source: &Tree) -> Result<(), EntryError> {
+    let observed = |error: FsError| job.with_observer(error.to_entry_error(), &job.cx.worker_id);
     let (given, destination) = (&job.assignment.source_path, &job.assignment.destination_path);
     let resolved = source.path();
     // The master has compared the given paths.
@@ -28,7 +28,7 @@ pub(super) async fn check_roots(job: Job<'_>, source: &Tree) -> Result<(), FileE
 }
 
 /// Asks the destination workers in turn until one can write the destination or does not reply.
-async fn check_destination(job: Job<'_>, source: RootKind) -> Result<(), FileError> {
+async fn check_destination(job: Job<'_>, source: RootKind) -> Result<(), EntryError> {
     let mut first_error = Ok(());
     let mut picker = job.destination_picker();
     while let Some(to) = picker.pick_next() {
@@ -43,6 +43,6 @@ async fn check_destination(job: Job<'_>, source: RootKind) -> Result<(), FileErr
     first_error
 }
 
-fn is_permanent(error: &FileError) -> bool {
+fn is_permanent(error: &EntryError) -> bool {
     matches!(error.class, ErrorClass::Permanent | ErrorClass::InvalidRequest)
 }

@@ -17,8 +17,8 @@ use crate::fs::{EARLIER_TRASH_KEPT, Filter, Tree};
 use crate::wire::RelPath;
 use crate::wire::entry_report::{EntryAction, FileState};
 use crate::wire::options::{FilterSpec, Links, SyncOptions};
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::preserve::Attribute;
-use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{Cursor, PruneReport, ScanPage, TaskSpec};
 use std::sync::Arc;
 use std::time::Instant;
@@ -175,7 +175,7 @@ impl<S: PageSink> Pruner<'_, S> {
                         *error = self.job.with_observer(error.clone(), to.worker());
                     }
                     use ErrorClass::{InvalidRequest, StorageGone};
-                    let ends_prune = |e: &&FileError| {
+                    let ends_prune = |e: &&EntryError| {
                         e.is_resource_exhaustion()
                             || matches!(e.class, StorageGone | InvalidRequest)
                     };

@@ -141,7 +141,7 @@ async fn run_at_destination(
         let cause = format_args!("{} (sync {sync})", error.without_path());
         warn_ratelimited!(cause, %sync, "{error}");
     }
-    let error = job.with_observer(error.to_file_error(), &job.cx.worker_id);
+    let error = job.with_observer(error.to_entry_error(), &job.cx.worker_id);
     let needs_clean_up = report.needs_clean_up;
     Ok(TaskOutcome::succeeded(TaskReport { part_lost, needs_clean_up, ..failure_report(error) }))
 }

@@ -2,7 +2,7 @@
 
 use super::batch::BatchBuilder;
 use super::batch_outcome::{count_action, created_dir_records};
-use super::job::{Job, JobResult, TaskOutcome, entry_error, is_source_error, run_blocking};
+use super::job::{Job, JobResult, TaskOutcome, run_blocking};
 use crate::data::outcome::{CompareOutcome, OfferOutcome, PackOutcome, RangeMode};
 use crate::data::protocol::validate_range;
 use crate::data::{CloneOutcome, Destination, OfferDecision, RangeOutcome, SendError, WrittenFile};
@@ -10,7 +10,7 @@ use crate::fs::{self, Tree};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::task::{TaskReport, WorkItem};
 
 /// Transfers `length` bytes at `offset` of the only file of `manifest` to one of the destination workers, or only
@@ -48,12 +48,12 @@ pub(super) async fn transfer_range(
 
 /// The file failed, or the request to the destination.
 enum RangeError {
-    Entry(Box<FileError>),
+    Entry(Box<EntryError>),
     Send(SendError),
 }
 
-impl From<FileError> for RangeError {
-    fn from(error: FileError) -> Self {
+impl From<EntryError> for RangeError {
+    fn from(error: EntryError) -> Self {
         RangeError::Entry(Box::new(error))
     }
 }
@@ -127,7 +127,11 @@ impl RangeTransfer<'_> {
         self.count_action(action, WrittenFile { bytes: self.entry.size(), digest });
     }
 
-    fn report_cloned(&mut self, action: EntryAction, packed: PackOutcome) -> Result<(), FileError> {
+    fn report_cloned(
+        &mut self,
+        action: EntryAction,
+        packed: PackOutcome,
+    ) -> Result<(), EntryError> {
         for (_, error) in packed.dir_errors {
             // The entry of the directory reports a permanent error.
             warn_ratelimited!(error.describe_cause(), "{error}");
@@ -169,7 +173,7 @@ impl RangeTransfer<'_> {
                 RangeOutcome::Changed => return self.report_replacement().await,
                 // The destination may be unable to read its file and still able to replace it.
                 RangeOutcome::Failed(error)
-                    if mode == RangeMode::Delta && !is_source_error(&error) =>
+                    if mode == RangeMode::Delta && !error.is_source_error() =>
                 {
                     let sync = &job.assignment.request_id;
                     tracing::debug!(%sync, "a range is sent whole: {error}");
@@ -186,11 +190,11 @@ impl RangeTransfer<'_> {
         Ok(())
     }
 
-    async fn current_version(&self) -> Result<WorkItem, FileError> {
+    async fn current_version(&self) -> Result<WorkItem, EntryError> {
         let RangeTransfer { job, entry, manifest, .. } = self;
-        let changed = |message: &str| FileError {
+        let changed = |message: &str| EntryError {
             class: ErrorClass::Changed,
-            ..entry_error(entry.path.as_bytes(), "read source", message)
+            ..EntryError::new(entry.path.as_bytes(), Side::Source, "read", message)
         };
         let (source, path) = (self.source.clone(), entry.path.clone());
         let (chunk_bytes, ranges_by_data) = (job.chunk_bytes(), job.splits_by_data());
@@ -204,7 +208,7 @@ impl RangeTransfer<'_> {
         };
         let found = run_blocking("reading the source", find).await;
         let found = found.map_err(|_| changed("reading the source panicked; see the log"))?;
-        let entry = found.map_err(|e| e.to_file_error())?;
+        let entry = found.map_err(|e| e.to_entry_error())?;
         if entry.kind == EntryKind::Dir {
             return Err(changed("it is a directory now; sync again to copy what is in it"));
         }

@@ -9,7 +9,7 @@ use crate::fs::{Cause, Filter, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Wa
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::{Entry, EntryKind, FileListPart, ManifestDir};
 use crate::wire::options::Links;
-use crate::wire::sync::ErrorClass;
+use crate::wire::outcome::ErrorClass;
 use crate::wire::task::{Cursor, RootIdentity, RootState, ScanPage, TaskSpec};
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
@@ -181,7 +181,7 @@ impl ScanWalker {
     /// An entry can't be read. Where this host is out of descriptors or memory, the walk halts instead: the retry
     /// continues from the last page.
     fn record_error(&mut self, error: FsError, is_listing: bool) -> Result<(), WalkHalt> {
-        let report = error.to_file_error();
+        let report = error.to_entry_error();
         if report.is_resource_exhaustion() {
             return Err(error.into());
         }
@@ -194,7 +194,7 @@ impl ScanWalker {
         let (entry, dirs) = match self.source.find_entry(name, *links) {
             Ok(found) => found,
             Err(failed) => {
-                let mut error = failed.to_file_error();
+                let mut error = failed.to_entry_error();
                 if error.is_resource_exhaustion() {
                     return Err(failed.into());
                 }

@@ -2,7 +2,7 @@
 
 use super::concurrency::{ConcurrencyController, MEASUREMENT_WINDOW};
 use super::heartbeat::Heartbeater;
-use super::job::{ExecutorContext, Job, JobResult, TaskOutcome, Writers, entry_error};
+use super::job::{ExecutorContext, Job, JobResult, TaskOutcome, Writers};
 use super::lease_table::{AssignmentGuard, LeaseTable, StopReason};
 use super::pages::{PageSink, ScanEnd};
 use super::preflight::check_roots;
@@ -18,10 +18,11 @@ use crate::util::rlimits;
 use crate::util::shutdown::Shutdown;
 use crate::wire::RelPath;
 use crate::wire::manifest::{FileListPart, Manifest, ManifestError};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::task::{
     Assignment, Cursor, PageReply, ResultOutcome, ScanPage, TaskReport, TaskResult, TaskSpec,
 };
+use rustix::io::Errno;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -179,7 +180,7 @@ impl Slots {
         };
         let Some(mut outcome) = outcome else { return };
         let short = report_shortage(&mut outcome, kind, rlimits::detect_resource_exhaustion);
-        let is_gone = |error: &FileError| error.class == ErrorClass::StorageGone;
+        let is_gone = |error: &EntryError| error.class == ErrorClass::StorageGone;
         if outcome.report.failures.iter().any(is_gone) {
             // The heartbeat reports the storage path, and the master assigns nothing more that needs it.
             self.heartbeater.send_soon();
@@ -370,7 +371,7 @@ impl Slots {
 fn report_shortage(
     outcome: &mut TaskOutcome,
     kind: &str,
-    shortage: impl FnOnce() -> Option<(&'static str, String)>,
+    shortage: impl FnOnce() -> Option<(Errno, String)>,
 ) -> bool {
     let failures = &mut outcome.report.failures;
     if !outcome.success
@@ -382,10 +383,9 @@ fn report_shortage(
             Some(message) => format!("{message}; {why}"),
             None => why,
         };
-        let errno = Some(errno.to_owned());
-        failures.push(FileError { errno, ..entry_error(b"", kind, message) });
+        failures.push(EntryError::new(b"", None, kind, message).with_errno(errno));
     }
-    failures.iter().any(FileError::is_resource_exhaustion)
+    failures.iter().any(EntryError::is_resource_exhaustion)
 }
 
 /// Whether a dry run has no use for the task.
@@ -402,25 +402,26 @@ fn returned() -> TaskOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::outcome::Side;
     use crate::wire::task::Base64Bytes;
 
     /// The errors of a task on a host without free descriptors, and whether the slot pauses.
     fn errnos_and_shortage(mut done: TaskOutcome) -> (Vec<Option<String>>, bool) {
         let short =
-            report_shortage(&mut done, "copy", || Some(("EMFILE", "no descriptor".to_owned())));
+            report_shortage(&mut done, "copy", || Some((Errno::MFILE, "no descriptor".to_owned())));
         (done.report.failures.into_iter().map(|failure| failure.errno).collect(), short)
     }
 
-    fn entry_failed(error: FileError) -> TaskOutcome {
+    fn entry_failed(error: EntryError) -> TaskOutcome {
         TaskOutcome::succeeded(crate::agent::job::failure_report(error))
     }
 
     #[test]
     fn a_resource_shortage_of_the_host_is_the_error_of_a_task_that_failed_as_a_whole() {
         let emfile = || Some("EMFILE".to_owned());
-        let failure = |errno: &str| FileError {
+        let failure = |errno: &str| EntryError {
             errno: Some(errno.to_owned()),
-            ..entry_error(b"f", "open source", "failed")
+            ..EntryError::new(b"f", Side::Source, "open", "failed")
         };
         assert_eq!(errnos_and_shortage(TaskOutcome::failed("it failed")), (vec![emfile()], true));
         assert_eq!(

@@ -2,6 +2,7 @@
 //! that scripts that test `$?` keep working.
 
 use crate::wire::sync::{ErrorClass, FileError, SyncOutcome, SyncProgress, SyncState};
+use rustix::io::Errno;
 
 /// How the program ends, in order of severity. With several syncs the most severe one is used: a sync that ended
 /// badly, before one that has not ended, before one that ended well.
@@ -134,12 +135,12 @@ impl Exit {
 
     /// The exit code of a sync where SRC or DST itself can't be used, because of `error`.
     pub fn of_root_error(error: &FileError) -> Exit {
-        match error.errno.as_deref() {
+        match error.os_error() {
             _ if error.class == ErrorClass::InvalidRequest => Exit::Usage,
-            Some("ENOENT") => Exit::NotFound,
-            Some("EACCES" | "EPERM") => Exit::Denied,
+            Some(Errno::NOENT) => Exit::NotFound,
+            Some(Errno::ACCESS | Errno::PERM) => Exit::Denied,
             // A path through a link that leads out of the storage path, or through a file.
-            Some("ELOOP" | "ENOTDIR") => Exit::Usage,
+            Some(Errno::LOOP | Errno::NOTDIR) => Exit::Usage,
             _ => Exit::Failed,
         }
     }

@@ -1,9 +1,10 @@
 //! Documents and a fake master for tests.
 
 use crate::client::{ClientOptions, MasterClient};
+use crate::wire::AbsPath;
+use crate::wire::outcome::Side;
 use crate::wire::sync::{ErrorClass, FileError, SyncPhase, SyncProgress, SyncState};
 use crate::wire::worker::{WorkerState, WorkerStatus, WorkerView};
-use crate::wire::{AbsPath, BytePath};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -60,15 +61,17 @@ pub(super) fn sync(id: &str) -> SyncProgress {
 
 /// A failed entry, seen by worker `w1`.
 pub(super) fn error(path: &str, operation: &str, errno: Option<&str>, message: &str) -> FileError {
+    let (operation, side) = match operation.rsplit_once(' ') {
+        Some((verb, "source")) => (verb, Some(Side::Source)),
+        Some((verb, "destination")) => (verb, Some(Side::Destination)),
+        _ => (operation, None),
+    };
     FileError {
-        path: BytePath(path.as_bytes().to_vec()),
-        operation: operation.to_owned(),
         errno: errno.map(str::to_owned),
-        message: message.to_owned(),
-        hint: None,
         worker_id: Some("w1".parse().unwrap()),
         attempt: 1,
         class: ErrorClass::Permanent,
+        ..FileError::new(path.as_bytes(), side, operation, message)
     }
 }
 

@@ -7,10 +7,11 @@ use super::sync_text::{
     duration_between, effective_rate, failed_steps_text, outcome_label, readback_text, sent_text,
 };
 use super::table_layout::{Column, render_table};
-use crate::fs::describe_errno;
 use crate::util::units;
 use crate::wire::BytePath;
 use crate::wire::entry_report::{EntryAction, EntryWarning, Tally};
+use crate::wire::errno::errno_text;
+use crate::wire::outcome::Side;
 use crate::wire::path::escape_bytes;
 use crate::wire::sync::{ErrorClass, FileError, SyncProgress};
 use std::collections::BTreeMap;
@@ -209,7 +210,7 @@ impl FailureGroup<'_> {
             "  error: {}: {} ({worker}{})     {}{more}",
             units::pluralize(self.count as u64, "entry", "entries"),
             self.cause,
-            sanitize(&self.first.operation),
+            sanitize(&self.first.action()),
             self.paths.join("  "),
         )
     }
@@ -220,7 +221,7 @@ fn group_failures(sync: &SyncProgress) -> Vec<FailureGroup<'_>> {
     let mut groups = BTreeMap::new();
     for e in &sync.errors {
         let cause = cause_text(e);
-        let key = (cause.clone(), &e.operation, &e.worker_id, &e.hint);
+        let key = (cause.clone(), e.action(), &e.worker_id, &e.hint);
         let group = groups.entry(key).or_insert_with(|| FailureGroup {
             first: e,
             cause,
@@ -239,12 +240,9 @@ fn group_failures(sync: &SyncProgress) -> Vec<FailureGroup<'_>> {
 
 /// The description of the errno, or the message.
 fn cause_text(e: &FileError) -> String {
-    let text = match (e.errno.as_deref(), e.errno.as_deref().and_then(describe_errno)) {
-        (Some("ELOOP"), _) => {
-            "A symbolic link in the path, which is not followed [ELOOP]".to_owned()
-        }
-        (Some(errno), Some(text)) => format!("{text} [{errno}]"),
-        (Some(errno), None) => format!("{errno}: {}", e.message),
+    let text = match (&e.errno, e.os_error()) {
+        (Some(name), Some(errno)) => format!("{} [{name}]", errno_text(errno)),
+        (Some(name), None) => format!("{name}: {}", e.message),
         (None, _) => e.message.clone(),
     };
     sanitize(&text)
@@ -252,9 +250,9 @@ fn cause_text(e: &FileError) -> String {
 
 /// The absolute path on the side of the failure.
 fn full_path(sync: &SyncProgress, e: &FileError) -> String {
-    let root = match e.operation.contains("destination") {
-        true => &sync.destination_path,
-        false => &sync.source_path,
+    let root = match e.side {
+        Some(Side::Destination) => &sync.destination_path,
+        _ => &sync.source_path,
     };
     let mut path = root.as_bytes().to_vec();
     if !e.path.0.is_empty() {

@@ -5,13 +5,13 @@ use super::control_messages::{
     PruneRequest, PruneResume, RootCheckRequest, WINDOW_BYTES,
 };
 use super::outcome::OfferOutcome;
-use super::protocol::{BLOCK_DIGESTS, CLEAN_UP, Fault, OFFER, OfferReply, PRUNE, ROOT_CHECK};
-use super::receive::{handle_offer, to_fault};
+use super::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, OfferReply, PRUNE, ROOT_CHECK};
+use super::receive::handle_offer;
 use super::ticket_verifier::{Refusal, check_prune_permission};
 use crate::fs::{BlockHashes, Filter, PruneCursor, PrunePage, PruneResult, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Manifest;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::ticket::Claims;
 use bytes::Bytes;
 
@@ -44,8 +44,8 @@ impl ControlRequest for Manifest {
 impl ControlRequest for BlockDigestsRequest {
     const PATH: &'static str = BLOCK_DIGESTS;
     const NEEDS_BUFFER: bool = true;
-    type Reply = Result<Vec<BlockDigests>, Fault>;
-    type Outcome = Result<Vec<BlockDigests>, FileError>;
+    type Reply = Result<Vec<BlockDigests>, EntryError>;
+    type Outcome = Result<Vec<BlockDigests>, EntryError>;
 
     /// The part file and the basis file, up to a window of each.
     fn bytes_to_read(&self) -> Option<u64> {
@@ -61,7 +61,7 @@ impl ControlRequest for BlockDigestsRequest {
         let (entry, range) = (self.validate()?, (self.offset, self.length));
         let hash = || target.hash_blocks(entry, range, self.block_bytes, buffer);
         let digests = |block: BlockHashes| BlockDigests { part: block.part, basis: block.basis };
-        let blocks = target.with_root_checked(hash).map_err(to_fault);
+        let blocks = target.with_root_checked(hash).map_err(EntryError::from);
         Ok(blocks.map(|blocks| blocks.into_iter().map(digests).collect()))
     }
 
@@ -71,7 +71,7 @@ impl ControlRequest for BlockDigestsRequest {
             Ok(blocks) if blocks.len() as u64 != self.length.div_ceil(self.block_bytes) => {
                 Err(format!("{} values of {} bytes", blocks.len(), self.length))
             }
-            reply => Ok(reply.map_err(|fault| fault.into_error(&entry.path))),
+            reply => Ok(reply.map_err(|error| error.received(&entry.path))),
         }
     }
 }
@@ -141,7 +141,7 @@ impl ControlRequest for PruneRequest {
                 }
             }
             Err(error) => {
-                PruneOutcome { errors: vec![error.to_file_error()], ..PruneOutcome::default() }
+                PruneOutcome { errors: vec![error.to_entry_error()], ..PruneOutcome::default() }
             }
         })
     }
@@ -149,8 +149,8 @@ impl ControlRequest for PruneRequest {
 
 impl ControlRequest for CleanUpRequest {
     const PATH: &'static str = CLEAN_UP;
-    type Reply = Result<(), Fault>;
-    type Outcome = Result<(), FileError>;
+    type Reply = Result<(), EntryError>;
+    type Outcome = Result<(), EntryError>;
 
     fn bytes_to_read(&self) -> Option<u64> {
         None
@@ -158,28 +158,28 @@ impl ControlRequest for CleanUpRequest {
 
     fn handle(&self, target: &Target, _: &Claims, _: &mut [u8]) -> Result<Self::Reply, String> {
         let clean_up = || target.clean_up_anchors(self.root.as_ref());
-        Ok(target.with_root_checked(clean_up).map_err(to_fault))
+        Ok(target.with_root_checked(clean_up).map_err(EntryError::from))
     }
 
     fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
-        Ok(reply.map_err(|fault| fault.into_error(&RelPath::root())))
+        Ok(reply.map_err(|error| error.received(&RelPath::root())))
     }
 }
 
 impl ControlRequest for RootCheckRequest {
     const PATH: &'static str = ROOT_CHECK;
-    type Reply = Result<(), Fault>;
-    type Outcome = Result<(), FileError>;
+    type Reply = Result<(), EntryError>;
+    type Outcome = Result<(), EntryError>;
 
     fn bytes_to_read(&self) -> Option<u64> {
         Some(0)
     }
 
     fn handle(&self, target: &Target, _: &Claims, _: &mut [u8]) -> Result<Self::Reply, String> {
-        Ok(target.check_writable(self.source_kind).map_err(to_fault))
+        Ok(target.check_writable(self.source_kind).map_err(EntryError::from))
     }
 
     fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
-        Ok(reply.map_err(|fault| fault.into_error(&RelPath::root())))
+        Ok(reply.map_err(|error| error.received(&RelPath::root())))
     }
 }

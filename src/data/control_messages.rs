@@ -1,14 +1,14 @@
 //! Questions of one document each way: block values of a range, a prune, a sweep, the root. Removed names are
 //! the only names that a reply holds; they are read like those of any peer.
 
-use super::protocol::{Fault, entry_of_range};
+use super::protocol::entry_of_range;
 use super::ticket_verifier::{Refusal, check_permission};
 use crate::fs::{RootKind, Target};
 pub use crate::wire::content::BLOCK_BYTES;
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::FilterSpec;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::task::PruneReport;
 use crate::wire::ticket::Claims;
 use crate::wire::{BytePath, Digest, RelPath};
@@ -261,7 +261,7 @@ pub struct PruneError {
     pub path: RelPath,
     /// Why.
     #[n(1)]
-    pub fault: Fault,
+    pub error: EntryError,
 }
 
 /// The reply to [`PruneRequest`].
@@ -304,7 +304,7 @@ pub struct PruneOutcome {
     /// The extra entries with the bytes of their content; where there are very many, the first.
     pub removed: Vec<(RelPath, u64)>,
     /// What could not be listed or removed.
-    pub errors: Vec<FileError>,
+    pub errors: Vec<EntryError>,
     /// Trashes of earlier mirrors that were left as they are.
     pub old_trash: EntryWarning,
     /// There is more: to be asked again with this.
@@ -327,14 +327,9 @@ impl PruneReply {
         let mut room = MAX_REMOVED_BYTES / 2;
         let errors = page.errors.into_iter().map_while(|error| {
             let path = relative_to(dir, &error.path.0).unwrap_or_default();
-            let fault = Fault::from(error);
-            room = room.checked_sub(
-                path.as_bytes().len()
-                    + fault.message.len()
-                    + fault.hint.as_ref().map_or(0, String::len)
-                    + 64,
-            )?;
-            Some(PruneError { path, fault })
+            let texts = error.message.len() + error.hint.as_ref().map_or(0, String::len);
+            room = room.checked_sub(path.as_bytes().len() + texts + 64)?;
+            Some(PruneError { path, error })
         });
         let EntryWarning { count, paths } = page.old_trash;
         let paths = paths.iter().take(EntryWarning::MAX_PATHS);
@@ -396,7 +391,7 @@ impl PruneReply {
         }
         let errors = errors
             .into_iter()
-            .map(|one| one.fault.into_error(&request.dir.join(&one.path)))
+            .map(|one| one.error.received(&request.dir.join(&one.path)))
             .collect();
         let pruned = PruneReport { checked: seen, extraneous, bytes };
         Ok(PruneOutcome { pruned, removed, errors, old_trash, resume, allowance_exhausted })
@@ -437,6 +432,7 @@ mod tests {
     use super::*;
     use crate::data::protocol::ContentRequest;
     use crate::wire::manifest::{EntryKind, FileVersion, Meta};
+    use crate::wire::outcome::Side;
     use proptest::prelude::*;
 
     fn rel(path: &str) -> RelPath {
@@ -500,9 +496,9 @@ mod tests {
     #[test]
     fn a_prune_reply_with_entries_outside_the_request_is_refused() {
         let request = prune_request(&["c"]);
-        let fault = FileError {
+        let fault = EntryError {
             path: crate::wire::BytePath(b"d/e/k/l".to_vec()),
-            ..Fault::transient("remove destination", "busy").into_error(&rel("x"))
+            ..EntryError::new(b"x", Side::Destination, "remove", "busy")
         };
         let page = PruneOutcome {
             pruned: PruneReport { checked: 9, extraneous: 2, bytes: 5 },
@@ -610,11 +606,11 @@ mod tests {
         #[test]
         fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
             let _ = minicbor::decode::<BlockDigestsRequest>(&bytes).map(|request| request.validate().is_ok());
-            let _ = minicbor::decode::<Result<Vec<BlockDigests>, Fault>>(&bytes);
+            let _ = minicbor::decode::<Result<Vec<BlockDigests>, EntryError>>(&bytes);
             let _ = minicbor::decode::<PruneRequest>(&bytes).map(|request| request.validate());
             let _ = minicbor::decode::<PruneReply>(&bytes).map(|reply| reply.into_outcome(&prune_request(&[])));
             let _ = minicbor::decode::<CleanUpRequest>(&bytes);
-            let _ = minicbor::decode::<Result<(), Fault>>(&bytes);
+            let _ = minicbor::decode::<Result<(), EntryError>>(&bytes);
             let _ = minicbor::decode::<RootCheckRequest>(&bytes);
         }
 
@@ -627,8 +623,8 @@ mod tests {
             let bytes = other(minicbor::to_vec(&request).unwrap());
             let _ = minicbor::decode::<PruneRequest>(&bytes).map(|request| request.validate());
             let existing = BlockDigests { part: Some(Digest([1; 32])), basis: Some(Digest([2; 32])) };
-            let bytes = other(minicbor::to_vec(Ok::<_, Fault>(vec![existing; 3])).unwrap());
-            let _ = minicbor::decode::<Result<Vec<BlockDigests>, Fault>>(&bytes);
+            let bytes = other(minicbor::to_vec(Ok::<_, EntryError>(vec![existing; 3])).unwrap());
+            let _ = minicbor::decode::<Result<Vec<BlockDigests>, EntryError>>(&bytes);
             let bytes = other(minicbor::to_vec(PruneReply::default()).unwrap());
             let _ = minicbor::decode::<PruneReply>(&bytes).map(|reply| reply.into_outcome(&request));
             let request = ContentRequest { verb: "/v1/pack".into(), ticket: "t".repeat(50) };

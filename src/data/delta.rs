@@ -11,10 +11,10 @@ use crate::wire::Digest;
 use crate::wire::content::merge_blocks;
 use crate::wire::content::{HashMode, SubtreeStack, ZERO_DIGEST};
 use crate::wire::manifest::{Entry, Manifest};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass};
 
 /// What a destination has of the blocks of a window.
-type DestinationBlocks = Result<Vec<BlockDigests>, FileError>;
+type DestinationBlocks = Result<Vec<BlockDigests>, EntryError>;
 
 impl Destination {
     /// Brings `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The

@@ -12,7 +12,7 @@ use crate::fs::{RootKind, Tree};
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use bytes::Bytes;
 
 /// A destination of content.
@@ -109,7 +109,7 @@ impl Destination {
     pub async fn clean_up(
         &self,
         root: Option<ManifestDir>,
-    ) -> Result<Result<(), FileError>, SendError> {
+    ) -> Result<Result<(), EntryError>, SendError> {
         self.request(CleanUpRequest { root }).await
     }
 
@@ -120,7 +120,7 @@ impl Destination {
     pub async fn check_root(
         &self,
         source_kind: RootKind,
-    ) -> Result<Result<(), FileError>, SendError> {
+    ) -> Result<Result<(), EntryError>, SendError> {
         self.request(RootCheckRequest { source_kind }).await
     }
 

@@ -5,15 +5,15 @@ use super::control_messages::{
     PruneResume, RemovedEntry, RootCheckRequest,
 };
 use super::protocol::{
-    ContentRequest, DirMetadataFault, DirTable, EntryDigest, Fault, IndexedWarning, OfferDecision,
-    OfferReply, PackReply, RangeHead, RangeReply, WriteOutcome, encode_class,
+    ContentRequest, DirTable, EntryDigest, IndexedDirError, IndexedWarning, OfferDecision,
+    OfferReply, PackReply, RangeHead, RangeReply, WriteOutcome,
 };
 use crate::fs::RootKind;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::formats::manifest;
 use crate::wire::options::FilterSpec;
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::samples::Samples;
-use crate::wire::sync::ErrorClass;
 use crate::wire::{Digest, RelPath};
 
 fn path(text: &str) -> RelPath {
@@ -65,12 +65,16 @@ fn requests_are_read_and_written_as_recorded() {
 #[test]
 fn replies_are_read_and_written_as_recorded() {
     let mut replies = Samples::open("replies");
-    let fault = |class| Fault {
-        operation: "open source".to_owned(),
+    let error = |class| EntryError {
         errno: Some("EACCES".to_owned()),
-        message: "cannot open source dir/file: Permission denied (EACCES)".to_owned(),
-        class: encode_class(class),
         hint: Some("run the agent as root".to_owned()),
+        class,
+        ..EntryError::new(
+            b"",
+            Side::Source,
+            "open",
+            "cannot open `file`: Permission denied (EACCES)",
+        )
     };
     let classes = [
         ErrorClass::Transient,
@@ -94,7 +98,7 @@ fn replies_are_read_and_written_as_recorded() {
         entries: vec![2],
         dirs: vec![0],
     };
-    let dir_fault = DirMetadataFault { dir: 3, fault: fault(ErrorClass::Transient) };
+    let dir_error = IndexedDirError { dir: 3, error: error(ErrorClass::Transient) };
     let offer = OfferReply {
         results: done
             .into_iter()
@@ -102,9 +106,9 @@ fn replies_are_read_and_written_as_recorded() {
                 Ok(OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: true }),
                 Ok(OfferDecision::NeedsDigest),
             ])
-            .chain(classes.map(|class| Err(fault(class))))
+            .chain(classes.map(|class| Err(error(class))))
             .collect(),
-        dir_faults: vec![dir_fault.clone()],
+        dir_errors: vec![dir_error.clone()],
         digests: vec![EntryDigest { entry: 1, digest: Digest([1; 32]) }],
         warnings: vec![warning.clone()],
         needs_clean_up: true,
@@ -115,17 +119,17 @@ fn replies_are_read_and_written_as_recorded() {
         WriteOutcome::Written,
         WriteOutcome::Mismatch,
         WriteOutcome::Aborted,
-        WriteOutcome::Failed(fault(ErrorClass::Changed)),
+        WriteOutcome::Failed(error(ErrorClass::Changed)),
     ];
     let pack = PackReply {
         files: outcomes.to_vec(),
-        dir_faults: vec![dir_fault],
+        dir_errors: vec![dir_error],
         warnings: vec![warning],
         needs_clean_up: true,
     };
     replies.check_cbor("pack", &pack);
     replies.check_cbor("range", &RangeReply { outcome: WriteOutcome::Written });
-    let digests: Result<Vec<BlockDigests>, Fault> =
+    let digests: Result<Vec<BlockDigests>, EntryError> =
         Ok(vec![BlockDigests { part: Some(Digest([2; 32])), basis: Some(Digest([3; 32])) }]);
     replies.check_cbor("block_digests", &digests);
     let prune = PruneReply {
@@ -133,14 +137,14 @@ fn replies_are_read_and_written_as_recorded() {
         extraneous: 2,
         bytes: 3,
         removed: vec![RemovedEntry { path: path("f/g"), bytes: 4 }],
-        errors: vec![PruneError { path: path("k"), fault: fault(ErrorClass::Permanent) }],
+        errors: vec![PruneError { path: path("k"), error: error(ErrorClass::Permanent) }],
         resume: Some(PruneResume { after: path("dir/c"), kept_dirs: 5 }),
         allowance_exhausted: true,
         old_trash: 6,
         old_trash_paths: vec![path("bin")],
     };
     replies.check_cbor("prune", &prune);
-    replies.check_cbor::<Result<(), Fault>>("done", &Ok(()));
-    replies.check_cbor::<Result<(), Fault>>("failed", &Err(fault(ErrorClass::StorageGone)));
+    replies.check_cbor::<Result<(), EntryError>>("done", &Ok(()));
+    replies.check_cbor::<Result<(), EntryError>>("failed", &Err(error(ErrorClass::StorageGone)));
     replies.finish();
 }

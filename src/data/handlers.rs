@@ -18,6 +18,7 @@ use super::ticket_verifier::{self, Refusal};
 use crate::fs::Target;
 use crate::util::checksum;
 use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use crate::wire::outcome::sanitize_text;
 use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem, ProblemCode};
 use crate::wire::ticket::Claims;
 use crate::wire::worker::PROTOCOL_VERSION;
@@ -237,7 +238,7 @@ pub(super) fn content_handler(
             let reply = receive_range(frames, &target, buffer.content_mut())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
-        other => Err(RequestFailure::UnknownVerb(super::protocol::sanitize_text(other))),
+        other => Err(RequestFailure::UnknownVerb(sanitize_text(other))),
     }
 }
 

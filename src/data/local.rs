@@ -21,7 +21,7 @@ use crate::util::shutdown::Shutdown;
 use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::WriteRules;
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::ticket::Claims;
 use crate::wire::{BytePath, Digest, RelPath};
 use parking_lot::Mutex;
@@ -282,8 +282,8 @@ impl Local {
 }
 
 /// The report of an error that made `entry` fail. One of the storage root has no path of its own.
-fn entry_error(entry: &Entry, error: &FsError) -> FileError {
-    let mut report = error.to_file_error();
+fn entry_error(entry: &Entry, error: &FsError) -> EntryError {
+    let mut report = error.to_entry_error();
     if report.class == ErrorClass::StorageGone {
         report.path = BytePath(entry.path.as_bytes().to_vec());
     }
@@ -299,7 +299,7 @@ fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<DirMetadataE
         .into_iter()
         .filter_map(|one| {
             let path = &dirs.get(one.dir as usize)?.path;
-            Some((path.clone(), one.fault.into_error(path)))
+            Some((path.clone(), one.error.received(path)))
         })
         .collect()
 }
@@ -316,7 +316,7 @@ fn finish_pack(
     target: &Target,
     dirs: &[ManifestDir],
     files: &[Entry],
-    (mut done, copied): (Vec<Result<WrittenFile, FileError>>, CopiedBytes),
+    (mut done, copied): (Vec<Result<WrittenFile, EntryError>>, CopiedBytes),
 ) -> PackOutcome {
     let unstamped = apply_dir_metadata(target, dirs);
     if let Err(error) = target.check_root() {

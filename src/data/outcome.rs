@@ -1,13 +1,13 @@
 //! The outcomes of entries that were offered or sent: the same types for a peer and for this host.
 
 use super::protocol::{
-    DirMetadataFault, EntryDigest, Fault, OfferDecision, OfferReply, PackReply, RangeReply,
-    WriteOutcome, resolve_warnings,
+    EntryDigest, IndexedDirError, OfferDecision, OfferReply, PackReply, RangeReply, WriteOutcome,
+    resolve_warnings,
 };
 use crate::fs::FsError;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::{Digest, RelPath, WorkerId};
 
 /// Why a request to a destination brought nothing.
@@ -56,13 +56,13 @@ fn format_attempts(attempted: &[(String, String)]) -> String {
 }
 
 /// A directory that did not get its metadata back.
-pub type DirMetadataError = (RelPath, FileError);
+pub type DirMetadataError = (RelPath, EntryError);
 
 /// What a destination made of an offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfferOutcome {
     /// One per entry.
-    pub results: Vec<Result<OfferDecision, FileError>>,
+    pub results: Vec<Result<OfferDecision, EntryError>>,
     /// One per entry: of regular files that are there already, where the ticket asks for it.
     pub digests: Vec<Option<Digest>>,
     /// What the destination could not hold.
@@ -79,7 +79,7 @@ pub struct OfferOutcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackOutcome {
     /// One per file.
-    pub files: Vec<Result<WrittenFile, FileError>>,
+    pub files: Vec<Result<WrittenFile, EntryError>>,
     /// Content that went to the destination, also of what failed, in bytes.
     pub sent: u64,
     /// Content that the destination shares with the source, in bytes.
@@ -107,9 +107,9 @@ pub enum SentFile {
     /// Sent whole.
     Complete(WrittenFile),
     /// Begun and taken back.
-    Aborted(FileError),
+    Aborted(EntryError),
     /// Not begun.
-    Unreadable(FileError),
+    Unreadable(EntryError),
 }
 
 /// The sender's outcome of a range.
@@ -127,7 +127,7 @@ pub enum SentRange {
     /// The source is another version than that of the manifest.
     Changed,
     /// It cannot be read.
-    Failed(FileError),
+    Failed(EntryError),
 }
 
 /// How a range is sent.
@@ -154,7 +154,7 @@ pub enum RangeOutcome {
     /// The source is another version than that of the manifest.
     Changed,
     /// It cannot be read, or not be written.
-    Failed(FileError),
+    Failed(EntryError),
 }
 
 /// How a range of the source compares with the file at the destination.
@@ -167,17 +167,17 @@ pub enum CompareOutcome {
     /// The source is another version than that of the manifest.
     Changed,
     /// One of the two cannot be read.
-    Failed(FileError),
+    Failed(EntryError),
 }
 
 fn dir_errors(
     dirs: &[ManifestDir],
-    all: Vec<DirMetadataFault>,
+    all: Vec<IndexedDirError>,
 ) -> Result<Vec<DirMetadataError>, String> {
     all.into_iter()
         .map(|one| {
             let dir = dirs.get(one.dir as usize).ok_or("it names a directory that was not sent")?;
-            Ok((dir.path.clone(), one.fault.into_error(&dir.path)))
+            Ok((dir.path.clone(), one.error.received(&dir.path)))
         })
         .collect()
 }
@@ -202,7 +202,7 @@ impl OfferOutcome {
                 Ok(OfferDecision::NeedsDigest) if entry.digest.is_some() => {
                     Err("it requests a digest twice")
                 }
-                result => Ok(result.map_err(|fault| fault.into_error(&entry.path))),
+                result => Ok(result.map_err(|error| error.received(&entry.path))),
             });
         let results = results.collect::<Result<_, _>>()?;
         let entries: Vec<&Entry> = manifest.entries.iter().collect();
@@ -210,7 +210,7 @@ impl OfferOutcome {
             results,
             digests: digests_by_entry(&manifest.entries, reply.digests)?,
             warnings: resolve_warnings(reply.warnings, &entries, &manifest.dirs)?,
-            dir_errors: dir_errors(&manifest.dirs, reply.dir_faults)?,
+            dir_errors: dir_errors(&manifest.dirs, reply.dir_errors)?,
             needs_clean_up: reply.needs_clean_up,
             created_dirs: created_dirs(&manifest.dirs, reply.created_dirs)?,
         })
@@ -248,11 +248,10 @@ fn digests_by_entry(
 }
 
 /// The error of a file or range that arrived as something else.
-fn mismatch_fault() -> Fault {
-    Fault::transient(
-        "check destination",
-        "the bytes that arrived are not those that were read (digest mismatch); it is tried again",
-    )
+fn mismatch_error(path: &RelPath) -> EntryError {
+    let message =
+        "the bytes that arrived are not those that were read (digest mismatch); it is tried again";
+    EntryError::new(path.as_bytes(), Side::Destination, "check", message)
 }
 
 impl PackOutcome {
@@ -285,11 +284,11 @@ impl PackOutcome {
             files.push(match (written, outcome) {
                 (Err(error), _) => Err(error),
                 (Ok(written), WriteOutcome::Written) => Ok(written),
-                (Ok(_), WriteOutcome::Mismatch) => Err(mismatch_fault().into_error(path)),
+                (Ok(_), WriteOutcome::Mismatch) => Err(mismatch_error(path)),
                 (Ok(_), WriteOutcome::Aborted) => {
                     return Err("it dropped a file that was complete".into());
                 }
-                (Ok(_), WriteOutcome::Failed(fault)) => Err(fault.into_error(path)),
+                (Ok(_), WriteOutcome::Failed(error)) => Err(error.received(path)),
             });
         }
         if outcome.next().is_some() {
@@ -300,7 +299,7 @@ impl PackOutcome {
             sent,
             cloned: 0,
             warnings: resolve_warnings(reply.warnings, &started, dirs)?,
-            dir_errors: dir_errors(dirs, reply.dir_faults)?,
+            dir_errors: dir_errors(dirs, reply.dir_errors)?,
             needs_clean_up: reply.needs_clean_up,
         })
     }
@@ -310,7 +309,7 @@ impl From<FsError> for SentRange {
     fn from(error: FsError) -> Self {
         match error.class() {
             ErrorClass::Changed => SentRange::Changed,
-            _ => SentRange::Failed(error.to_file_error()),
+            _ => SentRange::Failed(error.to_entry_error()),
         }
     }
 }
@@ -320,7 +319,7 @@ impl From<FsError> for RangeOutcome {
     fn from(error: FsError) -> Self {
         match error.class() {
             ErrorClass::Changed => RangeOutcome::Changed,
-            _ => RangeOutcome::Failed(error.to_file_error()),
+            _ => RangeOutcome::Failed(error.to_entry_error()),
         }
     }
 }
@@ -329,7 +328,7 @@ impl From<FsError> for CompareOutcome {
     fn from(error: FsError) -> Self {
         match error.class() {
             ErrorClass::Changed => CompareOutcome::Changed,
-            _ => CompareOutcome::Failed(error.to_file_error()),
+            _ => CompareOutcome::Failed(error.to_entry_error()),
         }
     }
 }
@@ -343,11 +342,11 @@ impl RangeOutcome {
             (SentRange::Sent { value, sent, kept }, WriteOutcome::Written) => {
                 RangeOutcome::Written { value, sent, kept }
             }
-            (SentRange::Sent { .. }, WriteOutcome::Failed(fault)) => {
-                RangeOutcome::Failed(fault.into_error(&entry.path))
+            (SentRange::Sent { .. }, WriteOutcome::Failed(error)) => {
+                RangeOutcome::Failed(error.received(&entry.path))
             }
             (SentRange::Sent { .. }, WriteOutcome::Mismatch | WriteOutcome::Aborted) => {
-                RangeOutcome::Failed(mismatch_fault().into_error(&entry.path))
+                RangeOutcome::Failed(mismatch_error(&entry.path))
             }
         }
     }
@@ -372,7 +371,7 @@ mod tests {
         let manifest = Manifest { dirs: vec![], entries };
         let skip = Ok(OfferDecision::Done(EntryAction::Skip));
         let check = Ok(OfferDecision::NeedsDigest);
-        let reply = |results: [&Result<OfferDecision, Fault>; 3], digests: &[u32]| {
+        let reply = |results: [&Result<OfferDecision, EntryError>; 3], digests: &[u32]| {
             let digests = digests.iter().map(|entry| EntryDigest { entry: *entry, digest });
             let results = results.map(Clone::clone).into();
             let digests = digests.collect();

@@ -25,6 +25,7 @@ use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::options::WriteRules;
+use crate::wire::outcome::sanitize_text;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::PoolMember;
 use crate::wire::ticket::TICKET_LIFETIME_SECONDS;
@@ -486,13 +487,13 @@ impl Peer {
 
     /// What a refusal of `what` means. One for damage is no refusal: the same is worth another try.
     fn refusal_error(&self, what: &str, problem: Problem) -> SendError {
-        let detail = super::protocol::sanitize_text(&problem.detail);
+        let detail = sanitize_text(&problem.detail);
         let worker = self.worker.clone();
         if problem.is(ProblemCode::ChecksumMismatch) {
             self.damage.record(&format!("a {what} ({detail})"), &worker);
             return SendError::ConnectionFailed { worker, message: format!("{what}: {detail}") };
         }
-        let code = super::protocol::sanitize_text(&problem.code);
+        let code = sanitize_text(&problem.code);
         SendError::Refused { worker, status: problem.status, code, detail }
     }
 

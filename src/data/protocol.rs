@@ -5,9 +5,8 @@
 
 use crate::wire::entry_report::{EntryAction, EntryWarning, EntryWarnings};
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::path::escape_bytes;
-use crate::wire::sync::{ErrorClass, FileError};
-use crate::wire::{BytePath, Digest, RelPath};
+use crate::wire::outcome::{EntryError, sanitize_text};
+use crate::wire::{BytePath, Digest};
 use minicbor::{Decode, Encode};
 
 /// Compare a manifest with what is there, and make all that needs no content.
@@ -41,100 +40,6 @@ pub const MAX_TICKET_BYTES: usize = 16 << 10;
 pub const MAX_CONTENT_FRAME_BYTES: usize = 1 << 20;
 /// The longest reply that a sender takes, in bytes: a fault for each of the entries of a manifest.
 pub const MAX_REPLY_BYTES: usize = 16 << 20;
-/// The longest text of a fault, in characters: more is neither sent nor taken.
-const MAX_TEXT_CHARS: usize = 1_000;
-
-/// Why an entry failed: a [`FileError`] without the fields that the requester fills in.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Fault {
-    /// Verb and side, e.g. `rename destination`.
-    #[n(0)]
-    pub operation: String,
-    /// The name of the errno.
-    #[n(1)]
-    pub errno: Option<String>,
-    /// A message.
-    #[n(2)]
-    pub message: String,
-    /// See [`encode_class`].
-    #[n(3)]
-    pub class: u8,
-    /// What an operator can do about it.
-    #[n(4)]
-    pub hint: Option<String>,
-}
-
-/// The number of a class on the wire.
-pub fn encode_class(class: ErrorClass) -> u8 {
-    match class {
-        ErrorClass::Transient => 0,
-        ErrorClass::Permanent => 1,
-        ErrorClass::Changed => 2,
-        ErrorClass::Vanished => 3,
-        ErrorClass::StorageGone => 4,
-        ErrorClass::InvalidRequest => 5,
-    }
-}
-
-impl Fault {
-    /// A fault that no system call reported and that may pass.
-    pub fn transient(operation: &str, message: impl Into<String>) -> Self {
-        Fault {
-            operation: operation.to_owned(),
-            errno: None,
-            message: message.into(),
-            class: encode_class(ErrorClass::Transient),
-            hint: None,
-        }
-    }
-
-    /// The whole error, of the entry at `path`. Text is cut and made harmless: it came from a peer.
-    pub fn into_error(self, path: &RelPath) -> FileError {
-        let class = match self.class {
-            1 => ErrorClass::Permanent,
-            2 => ErrorClass::Changed,
-            3 => ErrorClass::Vanished,
-            4 => ErrorClass::StorageGone,
-            5 => ErrorClass::InvalidRequest,
-            _ => ErrorClass::Transient,
-        };
-        FileError {
-            path: BytePath(path.as_bytes().to_vec()),
-            operation: sanitize_text(&self.operation),
-            errno: self.errno.as_deref().map(sanitize_text),
-            message: sanitize_text(&self.message),
-            hint: self.hint.as_deref().map(sanitize_text),
-            worker_id: None,
-            attempt: 0,
-            class,
-        }
-    }
-}
-
-impl From<FileError> for Fault {
-    fn from(e: FileError) -> Self {
-        let cut = |mut text: String| {
-            if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
-                text.truncate(end);
-            }
-            text
-        };
-        Fault {
-            operation: e.operation,
-            errno: e.errno,
-            message: cut(e.message),
-            class: encode_class(e.class),
-            hint: e.hint.map(cut),
-        }
-    }
-}
-
-/// Cuts `text` and takes control characters out of it.
-pub fn sanitize_text(text: &str) -> String {
-    let cut: String = text.chars().take(MAX_TEXT_CHARS).collect();
-    if cut.chars().any(char::is_control) { escape_bytes(cut.as_bytes()) } else { cut }
-}
-
 /// What a destination decided about one offered entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum OfferDecision {
@@ -158,13 +63,13 @@ pub enum OfferDecision {
 
 /// A directory that could not get its metadata back after a write into it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct DirMetadataFault {
+pub struct IndexedDirError {
     /// Its place in the directory table of the request.
     #[n(0)]
     pub dir: u32,
     /// Why.
     #[n(1)]
-    pub fault: Fault,
+    pub error: EntryError,
 }
 
 /// The digest of a file that is there.
@@ -272,10 +177,10 @@ pub fn resolve_warnings(
 pub struct OfferReply {
     /// One for each entry, in order.
     #[n(0)]
-    pub results: Vec<Result<OfferDecision, Fault>>,
+    pub results: Vec<Result<OfferDecision, EntryError>>,
     /// Directories without their metadata.
     #[n(1)]
-    pub dir_faults: Vec<DirMetadataFault>,
+    pub dir_errors: Vec<IndexedDirError>,
     /// Of files that are there, where the ticket asks for it.
     #[n(2)]
     pub digests: Vec<EntryDigest>,
@@ -304,7 +209,7 @@ pub enum WriteOutcome {
     Aborted,
     /// The destination could not keep it.
     #[n(3)]
-    Failed(#[n(0)] Fault),
+    Failed(#[n(0)] EntryError),
 }
 
 /// The reply to a pack.
@@ -315,7 +220,7 @@ pub struct PackReply {
     pub files: Vec<WriteOutcome>,
     /// Directories without their metadata.
     #[n(1)]
-    pub dir_faults: Vec<DirMetadataFault>,
+    pub dir_errors: Vec<IndexedDirError>,
     /// What the destination could not hold.
     #[n(2)]
     pub warnings: Vec<IndexedWarning>,
@@ -411,6 +316,8 @@ pub struct DirTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::RelPath;
+    use crate::wire::outcome::Side;
     use crate::wire::worker::PROTOCOL_VERSION;
     use proptest::prelude::*;
 
@@ -427,7 +334,7 @@ mod tests {
 
     #[test]
     fn replies_round_trip() {
-        let fault = Fault::transient("write destination", "no space");
+        let fault = EntryError::new(b"", Side::Destination, "write", "no space");
         let offer = OfferReply {
             results: vec![
                 Ok(OfferDecision::Done(EntryAction::Skip)),
@@ -435,7 +342,7 @@ mod tests {
                 Ok(OfferDecision::NeedsDigest),
                 Err(fault.clone()),
             ],
-            dir_faults: vec![DirMetadataFault { dir: 3, fault: fault.clone() }],
+            dir_errors: vec![IndexedDirError { dir: 3, error: fault.clone() }],
             digests: vec![EntryDigest { entry: 1, digest: Digest([1; 32]) }],
             warnings: vec![IndexedWarning {
                 cause: "owner not set".into(),
@@ -518,15 +425,6 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_in_a_peers_text_are_escaped() {
-        let fault = Fault::transient("a\x1b[2J", "x".repeat(5_000));
-        let error = fault.into_error(&RelPath::new("f").unwrap());
-        assert_eq!(error.operation, "a\\#033[2J");
-        assert_eq!(error.message.len(), MAX_TEXT_CHARS);
-        assert_eq!(error.path.0, b"f");
-    }
-
-    #[test]
     fn only_ranges_that_can_be_hashed_alone_are_valid() {
         let mib = 1 << 20;
         assert!(validate_range(0, mib, 3 * mib).is_ok());
@@ -555,11 +453,11 @@ mod tests {
         #[test]
         fn mutated_replies_decode_without_a_panic(edits in crate::wire::fuzz::any_edits()) {
             let other = |right: Vec<u8>| crate::wire::fuzz::apply_edits(&right, &edits);
-            let failed = || Fault::transient("write destination", "no room");
+            let failed = || EntryError::new(b"", Side::Destination, "write", "no room");
             let results = vec![Ok(OfferDecision::NeedsDigest), Err(failed())];
             let digests = vec![EntryDigest { entry: 0, digest: Digest([1; 32]) }];
-            let unstamped = vec![DirMetadataFault { dir: 0, fault: failed() }];
-            let offer = OfferReply { results, digests, dir_faults: unstamped, ..OfferReply::default() };
+            let unstamped = vec![IndexedDirError { dir: 0, error: failed() }];
+            let offer = OfferReply { results, digests, dir_errors: unstamped, ..OfferReply::default() };
             let _ = minicbor::decode::<OfferReply>(&other(minicbor::to_vec(&offer).unwrap()));
             let files = vec![WriteOutcome::Written, WriteOutcome::Mismatch, WriteOutcome::Failed(failed())];
             let pack = PackReply { files, ..PackReply::default() };

@@ -4,8 +4,8 @@
 use super::content_writer::{ContentWriter, ReadBack, keep_span};
 use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
 use super::protocol::{
-    DirMetadataFault, EntryDigest, Fault, IndexedWarning, OfferDecision, OfferReply, PackReply,
-    RangeHead, RangeReply, RequestIndex, WriteOutcome, index_warnings,
+    EntryDigest, IndexedDirError, IndexedWarning, OfferDecision, OfferReply, PackReply, RangeHead,
+    RangeReply, RequestIndex, WriteOutcome, index_warnings,
 };
 use super::source_reader::Span;
 use crate::fs::{FsError, NewFile, PartFile, ReconcileResult, ReuseSource, Target, Verdict};
@@ -13,6 +13,7 @@ use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
+use crate::wire::outcome::EntryError;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
 pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
     let reply = target.with_root_checked(|| Ok(reconcile_offer(target, manifest, dry_run)));
     reply.unwrap_or_else(|gone| {
-        let failed = |_: &Entry| Err(to_fault(gone.clone()));
+        let failed = |_: &Entry| Err(gone.to_entry_error());
         let results = manifest.entries.iter().map(failed).collect();
         OfferReply { results, needs_clean_up: target.has_anchors(), ..OfferReply::default() }
     })
@@ -30,7 +31,7 @@ pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offe
 
 fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
     let ReconcileResult { verdicts, digests, created_dirs } = target.reconcile(manifest);
-    let results: Vec<Result<OfferDecision, Fault>> = verdicts
+    let results: Vec<Result<OfferDecision, EntryError>> = verdicts
         .into_iter()
         .map(|verdict| match verdict {
             Verdict::Done(action) => Ok(OfferDecision::Done(action)),
@@ -38,14 +39,14 @@ fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offer
                 Ok(OfferDecision::NeedsContent { action, has_basis })
             }
             Verdict::DigestNeeded => Ok(OfferDecision::NeedsDigest),
-            Verdict::Failed(error) => Err(error.into()),
+            Verdict::Failed(error) => Err(error),
         })
         .collect();
     // An attempt that died between its last file and its last stamp left directories with a time of
     // their own. Where content follows, the pack stamps them.
     let later =
         results.iter().any(|answer| matches!(answer, Ok(OfferDecision::NeedsContent { .. })));
-    let dir_faults =
+    let dir_errors =
         if dry_run || later { Vec::new() } else { apply_dir_metadata(target, &manifest.dirs) };
     let digests = digests.into_iter().enumerate();
     let place = |path: &[u8]| {
@@ -54,7 +55,7 @@ fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offer
     };
     OfferReply {
         results,
-        dir_faults,
+        dir_errors,
         digests: digests
             .filter_map(|(i, digest)| Some(EntryDigest { entry: i as u32, digest: digest? }))
             .collect(),
@@ -70,19 +71,15 @@ fn dir_index(dirs: &[ManifestDir], path: &[u8]) -> Option<RequestIndex> {
 }
 
 /// Sets the metadata of `dirs`; returns those that failed.
-pub fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<DirMetadataFault> {
+pub fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<IndexedDirError> {
     target
         .apply_dir_metadata(dirs)
         .into_iter()
         .filter_map(|error| match dir_index(dirs, &error.path.0)? {
-            RequestIndex::Dir(dir) => Some(DirMetadataFault { dir, fault: error.into() }),
+            RequestIndex::Dir(dir) => Some(IndexedDirError { dir, error }),
             RequestIndex::Entry(_) => None,
         })
         .collect()
-}
-
-pub(super) fn to_fault(error: FsError) -> Fault {
-    error.to_file_error().into()
 }
 
 /// One pack being read.
@@ -114,17 +111,17 @@ pub fn receive_pack<P: ChunkSource>(
     let (files, warnings) = (Vec::new(), BTreeMap::new());
     let mut pack = PackReceiver { target, claims, dirs, files, warnings, buffer };
     let end = pack.receive_files(frames);
-    let dir_faults = apply_dir_metadata(target, &pack.dirs);
+    let dir_errors = apply_dir_metadata(target, &pack.dirs);
     pack.add_warnings(target.take_metadata_warnings(), None);
     end?;
     frames.check_no_trailing_bytes()?;
     if let Err(gone) = target.check_root() {
         for outcome in pack.files.iter_mut().filter(|outcome| **outcome == WriteOutcome::Written) {
-            *outcome = WriteOutcome::Failed(to_fault(gone.clone()));
+            *outcome = WriteOutcome::Failed(gone.to_entry_error());
         }
     }
     let warnings = pack.warnings.into_values().collect();
-    Ok(PackReply { files: pack.files, dir_faults, warnings, needs_clean_up: target.has_anchors() })
+    Ok(PackReply { files: pack.files, dir_errors, warnings, needs_clean_up: target.has_anchors() })
 }
 
 impl PackReceiver<'_> {
@@ -247,7 +244,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
         match self.store {
             Ok(_) if !matches => WriteOutcome::Mismatch,
             store => store.and_then(complete).map_or_else(
-                |error| WriteOutcome::Failed(to_fault(error)),
+                |error| WriteOutcome::Failed(error.into()),
                 |()| WriteOutcome::Written,
             ),
         }

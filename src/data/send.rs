@@ -171,7 +171,7 @@ fn send_file(
 ) -> Result<SentFile, Disconnected> {
     let file = match source.open_source(entry) {
         Ok(file) => file,
-        Err(error) => return Ok(SentFile::Unreadable(error.to_file_error())),
+        Err(error) => return Ok(SentFile::Unreadable(error.to_entry_error())),
     };
     let now = file.entry();
     let bytes = now.size();
@@ -193,7 +193,7 @@ fn send_file(
         },
     };
     writer.append(&frame::abort())?;
-    Ok(SentFile::Aborted(error.to_file_error()))
+    Ok(SentFile::Aborted(error.to_entry_error()))
 }
 
 /// Sends the range of `head`, whose file is `entry`; with `there` only the blocks that differ from

@@ -8,8 +8,9 @@
 
 use super::beneath::{DirHandle, open_listable_below};
 use super::dir_list::list_dir_matching;
-use super::errno::{NAME_COLLISION, SysResult};
+use super::errno::SysResult;
 use super::inode::lstat;
+use crate::wire::errno::NAME_COLLISION;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;

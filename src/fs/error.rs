@@ -1,35 +1,17 @@
 //! Errors of operations on entries: operation, side, path, cause and hint.
 
-use super::errno::{NAME_COLLISION, errno_name, errno_text};
 use super::metadata_warnings::MetadataWarning;
 use super::root_identity::RootUnavailable;
 use super::root_mismatch::RootMismatch;
+use crate::wire::errno::{classify_errno, errno_name, errno_text};
 mod hint;
 
 use crate::wire::BytePath;
-use crate::wire::sync::{ErrorClass, FileError};
+pub use crate::wire::outcome::Side;
+use crate::wire::outcome::{EntryError, ErrorClass};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use std::fmt;
-
-/// The end of a sync at which an error happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Where entries are read.
-    Source,
-    /// Where they are written.
-    Destination,
-}
-
-impl Side {
-    /// The word for it in [`FileError::operation`].
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Side::Source => "source",
-            Side::Destination => "destination",
-        }
-    }
-}
 
 /// Why an operation on an entry failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,17 +163,13 @@ impl FsError {
     }
 
     /// The report; the caller sets `worker_id` and `attempt`.
-    pub fn to_file_error(&self) -> FileError {
-        let below_root = !self.path.0.starts_with(b"/");
-        FileError {
-            path: if below_root { self.path.clone() } else { BytePath::default() },
-            operation: format!("{} {}", self.operation, self.side.as_str()),
+    pub fn to_entry_error(&self) -> EntryError {
+        let path = if self.path.0.starts_with(b"/") { b"" } else { self.path.0.as_slice() };
+        EntryError {
             errno: self.errno_name().map(str::to_owned),
-            message: WithoutHint(self).to_string(),
             hint: self.hint(),
-            worker_id: None,
-            attempt: 0,
             class: self.class(),
+            ..EntryError::new(path, self.side, self.operation, WithoutHint(self).to_string())
         }
     }
 
@@ -221,17 +199,10 @@ impl fmt::Display for WithoutHint<'_> {
             _ => write!(f, "cannot {} `{}` at the {side}: ", error.operation, error.path)?,
         }
         match error.cause {
-            Cause::Os(NAME_COLLISION) => f.write_str(
-                "its name, or one above it, exists in another spelling (letter case, Unicode form), \
-                 and the file system does not distinguish the two (ENOTUNIQ)",
-            )?,
-            Cause::Os(errno) => {
-                let text = errno_text(errno);
-                match errno_name(errno) {
-                    Some(name) => write!(f, "{text} ({name})")?,
-                    None => write!(f, "{text} (errno {})", errno.raw_os_error())?,
-                }
-            }
+            Cause::Os(errno) => match (errno_text(errno), errno_name(errno)) {
+                (text, Some(name)) => write!(f, "{text} ({name})")?,
+                (text, None) => write!(f, "{text} (errno {})", errno.raw_os_error())?,
+            },
             Cause::Changed => f.write_str("the file changed meanwhile")?,
             Cause::NotRegularFile => f.write_str("it is not a regular file")?,
             Cause::WrongSize { expected, found } => {
@@ -242,7 +213,9 @@ impl fmt::Display for WithoutHint<'_> {
             }
             Cause::Superseded => f.write_str("another attempt is writing the same file")?,
             Cause::PartDataLost => f.write_str("data written to its part file is gone")?,
-            Cause::XattrsTooLarge => f.write_str("its extended attributes are over 1 MiB together")?,
+            Cause::XattrsTooLarge => {
+                f.write_str("its extended attributes are over 1 MiB together")?
+            }
             Cause::CannotCreate(kind, errno) => {
                 let kind = match kind {
                     SpecialKind::Symlink => "symbolic link",
@@ -255,14 +228,12 @@ impl fmt::Display for WithoutHint<'_> {
             Cause::MetadataUnsupported(short) => write!(f, "{short}")?,
             Cause::RootUnavailable(loss) => write!(f, "{loss}")?,
             Cause::PseudoFileSystem => {
-                f.write_str(
-                    "its file system is one like /proc, where files have no length",
-                )?;
+                f.write_str("its file system is one like /proc, where files have no length")?;
             }
             Cause::DanglingLink => f.write_str("it is a link that leads to nothing")?,
-            Cause::LinkOutsideRoot => {
-                f.write_str("it is a link that leads out of the storage path (of SRC, with `ctl copy`)")?
-            }
+            Cause::LinkOutsideRoot => f.write_str(
+                "it is a link that leads out of the storage path (of SRC, with `ctl copy`)",
+            )?,
             Cause::LinkCycle => f.write_str("links lead from it back to a directory above it")?,
             Cause::SourceNotDirectory => {
                 f.write_str("it is not a directory, and a list names entries of a directory")?;
@@ -295,6 +266,12 @@ impl fmt::Display for FsError {
 
 impl std::error::Error for FsError {}
 
+impl From<FsError> for EntryError {
+    fn from(error: FsError) -> Self {
+        error.to_entry_error()
+    }
+}
+
 impl From<Errno> for Cause {
     fn from(errno: Errno) -> Self {
         Cause::Os(errno)
@@ -307,40 +284,10 @@ impl From<MetadataWarning> for Cause {
     }
 }
 
-fn classify_errno(errno: Errno, side: Side) -> ErrorClass {
-    match errno {
-        // At the destination, the next attempt creates the missing directory again.
-        Errno::NOENT if side == Side::Source => ErrorClass::Vanished,
-        // A directory of the source was replaced.
-        Errno::NOTDIR if side == Side::Source => ErrorClass::Changed,
-        Errno::ACCESS
-        | Errno::PERM
-        | Errno::ROFS
-        | Errno::ISDIR
-        | Errno::NOTDIR
-        | Errno::NOTEMPTY
-        | Errno::EXIST
-        | Errno::NAMETOOLONG
-        | Errno::FBIG
-        | Errno::INVAL
-        | Errno::ILSEQ
-        | Errno::LOOP
-        | Errno::XDEV
-        | Errno::MLINK
-        | Errno::NODEV
-        | Errno::NXIO
-        | Errno::NOSYS
-        | Errno::OPNOTSUPP
-        | Errno::OVERFLOW
-        | NAME_COLLISION => ErrorClass::Permanent,
-        _ => ErrorClass::Transient,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::errno::{ERRNO_NAMES, is_resource_shortage};
     use super::*;
+    use crate::wire::errno::NAME_COLLISION;
 
     #[test]
     fn an_error_names_operation_path_cause_and_hint() {
@@ -348,103 +295,20 @@ mod tests {
         let text = "cannot open `a\\#012b` at the source: Read-only file system (EROFS)";
         let hint = "mount the file system writable";
         assert_eq!(error.to_string(), format!("{text}; {hint}"));
-        let report = error.to_file_error();
+        let report = error.to_entry_error();
         assert_eq!((report.message.as_str(), report.hint.as_deref()), (text, Some(hint)));
         assert_eq!(report.to_string(), error.to_string());
         assert_eq!(
-            (report.operation.as_str(), report.errno.as_deref()),
+            (report.action().as_str(), report.errno.as_deref()),
             ("open source", Some("EROFS"))
         );
         assert_eq!((report.path.0.as_slice(), report.class), (&b"a\nb"[..], ErrorClass::Permanent));
     }
 
-    /// Every errno that has a name, with its class at the source and at the destination.
     #[test]
-    fn each_errno_has_its_class_on_each_side() {
-        use ErrorClass::{Changed as C, Permanent as P, Transient as T, Vanished as V};
-        let table = [
-            ("EPERM", P, P),
-            ("ENOENT", V, T),
-            ("EINTR", T, T),
-            ("EIO", T, T),
-            ("ENXIO", P, P),
-            ("E2BIG", T, T),
-            ("EBADF", T, T),
-            ("EAGAIN", T, T),
-            ("ENOMEM", T, T),
-            ("EACCES", P, P),
-            ("EFAULT", T, T),
-            ("EBUSY", T, T),
-            ("EEXIST", P, P),
-            ("EXDEV", P, P),
-            ("ENODEV", P, P),
-            ("ENOTDIR", C, P),
-            ("EISDIR", P, P),
-            ("EINVAL", P, P),
-            ("ENFILE", T, T),
-            ("EMFILE", T, T),
-            ("ETXTBSY", T, T),
-            ("EFBIG", P, P),
-            ("ENOSPC", T, T),
-            ("ESPIPE", T, T),
-            ("EROFS", P, P),
-            ("EMLINK", P, P),
-            ("EPIPE", T, T),
-            ("ERANGE", T, T),
-            ("EDEADLK", T, T),
-            ("ENAMETOOLONG", P, P),
-            ("ENOLCK", T, T),
-            ("ENOSYS", P, P),
-            ("ENOTEMPTY", P, P),
-            ("ELOOP", P, P),
-            ("ENODATA", T, T),
-            ("ETIME", T, T),
-            ("ENOLINK", T, T),
-            ("ENOTUNIQ", P, P),
-            ("ECOMM", T, T),
-            ("EPROTO", T, T),
-            ("EBADMSG", T, T),
-            ("EOVERFLOW", P, P),
-            ("EILSEQ", P, P),
-            ("EOPNOTSUPP", P, P),
-            ("ENETDOWN", T, T),
-            ("ENETUNREACH", T, T),
-            ("ECONNABORTED", T, T),
-            ("ECONNRESET", T, T),
-            ("ENOBUFS", T, T),
-            ("ENOTCONN", T, T),
-            ("ESHUTDOWN", T, T),
-            ("ETIMEDOUT", T, T),
-            ("ECONNREFUSED", T, T),
-            ("EHOSTDOWN", T, T),
-            ("EHOSTUNREACH", T, T),
-            ("ESTALE", T, T),
-            ("EUCLEAN", T, T),
-            ("EREMOTEIO", T, T),
-            ("EDQUOT", T, T),
-            ("ENOMEDIUM", T, T),
-            ("ECANCELED", T, T),
-            ("ENOKEY", T, T),
-            ("EKEYEXPIRED", T, T),
-        ];
-        let found = ERRNO_NAMES.iter().map(|(errno, name)| {
-            let class = |side| FsError::new(side, "open", b"x", *errno).class();
-            (*name, class(Side::Source), class(Side::Destination))
-        });
-        let found: Vec<_> = found.collect();
-        assert_eq!(found, table);
-        for (errno, name) in ERRNO_NAMES {
-            let short = ["ENOMEM", "EMFILE", "ENFILE"].contains(name);
-            assert_eq!(is_resource_shortage(*errno), short, "{name}");
-            let report = FsError::new(Side::Destination, "open", b"x", *errno).to_file_error();
-            assert_eq!(
-                (report.errno.as_deref(), report.is_resource_exhaustion()),
-                (Some(*name), short)
-            );
-        }
-        // One that has no name here may pass, and is shown by its number.
+    fn an_errno_without_a_name_is_shown_by_its_number() {
         let unknown = FsError::new(Side::Source, "open", b"x", Errno::from_raw_os_error(4_000));
-        assert_eq!((unknown.class(), unknown.errno_name()), (T, None));
+        assert_eq!((unknown.class(), unknown.errno_name()), (ErrorClass::Transient, None));
         assert!(unknown.to_string().contains("(errno 4000)"), "{unknown}");
     }
 

@@ -1,12 +1,13 @@
 //! Unflushed writes of a destination, and the flush that puts them on stable storage.
 
 use super::beneath::open_dir_below;
-use super::errno::{SysResult, is_resource_shortage};
+use super::errno::SysResult;
 use super::error::{FsError, Result};
 use super::mountinfo::list_mounts_below;
 use super::root::ParentAndName;
 use super::target::Target;
 use crate::wire::RelPath;
+use crate::wire::errno::is_resource_exhaustion;
 use rustix::fd::AsFd as _;
 use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -79,7 +80,7 @@ impl Target {
             match open_dir_below(dir.as_fd(), &path) {
                 Ok(fd) => rustix::fs::syncfs(&fd)
                     .map_err(|e| FsError::new(self.tree.side, "flush", &path, e))?,
-                Err(errno) if is_resource_shortage(errno) => {
+                Err(errno) if is_resource_exhaustion(errno) => {
                     return Err(FsError::new(self.tree.side, "flush", &path, errno));
                 }
                 // Unmounted since, or not accessible: nothing was written there.

@@ -1,8 +1,8 @@
 //! Metadata of entries that a destination can't store: counted by cause, or an error with strict metadata.
 
-use super::errno::errno_name;
 use crate::wire::RelPath;
 use crate::wire::entry_report::EntryWarnings;
+use crate::wire::errno::errno_name;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::fmt;

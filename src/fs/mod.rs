@@ -84,7 +84,6 @@ pub use basis::BlockHashes;
 pub use deletion_budget::DeletionBudget;
 pub use direct_io::DIRECT_ALIGN_BYTES;
 pub use dirty_journal::DirtyJournal;
-pub use errno::{describe_errno, errno_text};
 pub use error::{Cause, FsError, Result, Side};
 pub use filter::Filter;
 pub use name_page::NamePage;

@@ -1,6 +1,7 @@
 //! The table of mounts, `/proc/self/mountinfo`.
 
-use super::errno::{SysResult, is_resource_shortage};
+use super::errno::SysResult;
+use crate::wire::errno::is_resource_exhaustion;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt as _;
@@ -22,7 +23,7 @@ pub(super) fn list_mounts_below(dir: &OwnedFd) -> SysResult<Vec<Vec<u8>>> {
     let (here, table) = match found {
         Ok(found) => found,
         Err(e) => {
-            let short = Errno::from_io_error(&e).filter(|errno| is_resource_shortage(*errno));
+            let short = Errno::from_io_error(&e).filter(|errno| is_resource_exhaustion(*errno));
             return short.map_or(Ok(Vec::new()), Err);
         }
     };

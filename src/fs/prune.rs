@@ -14,7 +14,7 @@ mod levels;
 use super::beneath::DirHandle;
 use super::deletion_budget::DeletionBudget;
 use super::dir_list::ListedName;
-use super::errno::{NAME_COLLISION, SysResult};
+use super::errno::SysResult;
 use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
 use super::inode::{chmod, lstat, mode_of, size_of, type_of};
@@ -22,8 +22,9 @@ use super::target::Target;
 use super::temp_names::{is_anchor_dir_name, is_internal_name};
 use super::trash::Trash;
 use crate::wire::entry_report::EntryWarning;
+use crate::wire::errno::NAME_COLLISION;
 use crate::wire::manifest::ManifestDir;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::task::PruneReport;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::AsFd;
@@ -86,7 +87,7 @@ pub struct PruneResult {
     /// What was deleted (or would be), in order, with the length of its content.
     pub removed: Vec<(RelPath, u64)>,
     /// Entries that could not be read or deleted; they are not counted as extraneous.
-    pub errors: Vec<FileError>,
+    pub errors: Vec<EntryError>,
     /// Trashes of earlier mirrors, which are kept.
     pub earlier_trash: EntryWarning,
     /// There is more: call again with the same page and this in [`PrunePage::resume`].
@@ -385,7 +386,7 @@ impl Pruner<'_> {
 
     fn report_error_at(&mut self, path: &[u8], op: &'static str, cause: Cause) {
         let error = FsError::new(self.target.tree.side, op, path, cause);
-        self.result.errors.push(error.to_file_error());
+        self.result.errors.push(error.to_entry_error());
         self.mark_kept();
     }
 

@@ -13,7 +13,7 @@ use super::xattr::XattrObject;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir, Meta};
 use crate::wire::options::Compare;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::{Digest, RelPath};
 use rustix::fd::AsFd;
 use rustix::fs::{FileType, Stat};
@@ -39,7 +39,7 @@ pub enum Verdict {
     /// Content is compared and has the same length: the digest of the source is needed ([`Entry::digest`]).
     DigestNeeded,
     /// It failed.
-    Failed(FileError),
+    Failed(EntryError),
 }
 
 /// The outcome of a batch without its content.
@@ -94,7 +94,7 @@ impl Target {
             .iter()
             .map(|entry| {
                 let result = batch.reconcile_entry(entry);
-                result.unwrap_or_else(|error| (Verdict::Failed(error.to_file_error()), None))
+                result.unwrap_or_else(|error| (Verdict::Failed(error.to_entry_error()), None))
             })
             .unzip();
         if !self.rules.dry_run {
@@ -110,7 +110,7 @@ impl Target {
             let failed = self.apply_all_dir_metadata(&batch.pending_dir_metadata, origin);
             for (entry, verdict) in manifest.entries.iter().zip(&mut verdicts) {
                 if let (EntryKind::Dir, Some(error)) = (&entry.kind, failed.get(&entry.path)) {
-                    *verdict = Verdict::Failed(error.to_file_error());
+                    *verdict = Verdict::Failed(error.to_entry_error());
                 }
             }
             // Errors of other directories are reported by the batch with their entry.

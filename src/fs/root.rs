@@ -301,7 +301,7 @@ impl Tree {
     }
 
     /// Checks that each name in the directory path `path` is spelled as it is stored; otherwise fails with
-    /// [`NAME_COLLISION`](super::errno::NAME_COLLISION). Cached directories are checked already.
+    /// [`NAME_COLLISION`](crate::wire::errno::NAME_COLLISION). Cached directories are checked already.
     pub(super) fn check_path_spelling(&self, path: &[u8]) -> SysResult<()> {
         let mut todo = Vec::new();
         let mut rest = path;
@@ -325,7 +325,7 @@ impl Tree {
         Ok(())
     }
 
-    /// For a name that finds an object in `dir`: fails with [`NAME_COLLISION`](super::errno::NAME_COLLISION) where
+    /// For a name that finds an object in `dir`: fails with [`NAME_COLLISION`](crate::wire::errno::NAME_COLLISION) where
     /// this is a destination and the stored spelling differs.
     pub(super) fn check_spelling(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         match self.side {

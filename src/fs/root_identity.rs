@@ -1,7 +1,8 @@
 //! The identity of a storage root, and the reasons for which a root is unavailable.
 
-use super::errno::{SysResult, errno_name};
+use super::errno::SysResult;
 use super::mountinfo::mount_depth;
+use crate::wire::errno::errno_name;
 use rustix::fd::AsFd;
 use rustix::fs::{AtFlags, CWD, Stat, Statx, StatxFlags};
 use rustix::io::Errno;

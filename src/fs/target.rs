@@ -13,8 +13,8 @@ use super::temp_names;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, ManifestDir, Meta};
 use crate::wire::options::WriteRules;
+use crate::wire::outcome::EntryError;
 use crate::wire::preserve::Attribute;
-use crate::wire::sync::FileError;
 use crate::wire::{RelPath, SyncNo};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
@@ -139,11 +139,11 @@ impl Target {
 
     /// Applies the metadata of directories (again), after the last write into them. Returns the failures. A directory
     /// that the rules skip at the destination (missing, or another object) has no metadata to set and does not fail.
-    pub fn apply_dir_metadata(&self, dirs: &[ManifestDir]) -> Vec<FileError> {
+    pub fn apply_dir_metadata(&self, dirs: &[ManifestDir]) -> Vec<EntryError> {
         let stamps = dirs.iter().map(|d| (&d.path, DesiredMetadata::from(d))).collect();
         self.apply_all_dir_metadata(&stamps, |_| ObjectOrigin::Existing)
             .values()
-            .map(FsError::to_file_error)
+            .map(FsError::to_entry_error)
             .collect()
     }
 

@@ -7,12 +7,13 @@
 
 use super::beneath::DirHandle;
 use super::entry::entry_of;
-use super::errno::{NAME_COLLISION, SysResult};
+use super::errno::SysResult;
 use super::error::Cause;
 use super::inode::{lstat, meta_of, set_mtime, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::target::Target;
 use super::temp_names::TRASH_MARKER;
+use crate::wire::errno::NAME_COLLISION;
 use crate::wire::preserve::Preserve;
 use crate::wire::{RelPath, RequestId};
 use rustix::fd::AsFd;

@@ -7,7 +7,7 @@
 
 use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
 use super::dir_list::{ListedName, list_dir_with_internal};
-use super::errno::{SysResult, is_resource_shortage};
+use super::errno::SysResult;
 use super::error::{Cause, FsError, Result};
 use super::filter::Filter;
 use super::fs_type::is_pseudo_fs;
@@ -17,6 +17,7 @@ use super::symlinks::{ResolvedDir, ResolvedPath, locate_real};
 use super::temp_names::{TRASH_MARKER, is_internal_name};
 use crate::wire::RelPath;
 use crate::wire::entry_report::EntryWarnings;
+use crate::wire::errno::is_resource_exhaustion;
 use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
 use crate::wire::options::Links;
 use crate::wire::task::{Cursor, RootIdentity};
@@ -537,7 +538,7 @@ impl Walk {
 
 /// The cause why the target of a link, resolved a moment ago, is not accessible.
 fn cause_after_resolve(errno: Errno) -> Cause {
-    if is_resource_shortage(errno) { errno.into() } else { Cause::Changed }
+    if is_resource_exhaustion(errno) { errno.into() } else { Cause::Changed }
 }
 
 #[cfg(test)]

@@ -13,10 +13,6 @@ use crate::wire::task::TaskReport;
 /// Maximum number of errors kept in full.
 const MAX_BLOCKED_ERRORS: usize = 100;
 
-fn is_blocked_by_directory(error: &FileError) -> bool {
-    error.errno.as_deref() == Some("EISDIR") && error.operation.ends_with("destination")
-}
-
 impl SyncJob {
     /// Counts failed entries of a task, and returns the number of failures. In later passes only
     /// deferred entries count; the others were counted as copied before.
@@ -50,7 +46,7 @@ impl SyncJob {
         self.request.options.delete.is_some()
             && stage_fits
             && !errors.is_empty()
-            && errors.iter().all(is_blocked_by_directory)
+            && errors.iter().all(FileError::is_blocked_by_directory)
     }
 
     fn defer_blocked(&mut self, files: u64, errors: Vec<FileError>) {

@@ -109,7 +109,7 @@ pub fn decode_failures(page: &[u8]) -> Result<Vec<FailureLine>, String> {
 
 /// The record of an entry that failed with `error`.
 pub(super) fn failure_record(error: &FileError) -> FileRecord {
-    let message = format!("{}: {error}", error.operation);
+    let message = format!("{}: {error}", error.action());
     let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
     failed_file_record(error.path.clone(), Some(message))
 }

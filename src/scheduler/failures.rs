@@ -159,15 +159,10 @@ impl State {
             _ => task.entry.clone().or_else(|| self.large_file_name(&task)).unwrap_or_default(),
         };
         let untold = error.is_none();
-        let error = error.unwrap_or(FileError {
-            path,
-            operation: what,
-            errno: None,
-            message: why.to_owned(),
-            hint: None,
+        let error = error.unwrap_or_else(|| FileError {
             worker_id: worker,
             attempt: task.attempt,
-            class: ErrorClass::Transient,
+            ..FileError::new(&path.0, None, &what, why)
         });
         let found = self.is_already_present(&task);
         if let Some(file) = task.large_file {

@@ -8,6 +8,7 @@ use super::phase::PhaseState;
 use super::task::Task;
 use super::work_items::item_name;
 use crate::util::units;
+use crate::wire::outcome::Side;
 use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::{TaskReport, TaskSpec, WorkItem};
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
@@ -166,14 +167,10 @@ impl State {
         if restarts >= MAX_RESTARTS {
             let message = format!("the source changed under the copy {} times", restarts + 1);
             let error = FileError {
-                path: item_name(&item),
-                operation: "read source".to_owned(),
-                errno: None,
-                message: message.clone(),
-                hint: None,
                 worker_id: Some(worker),
                 attempt: restarts + 1,
                 class: ErrorClass::Changed,
+                ..FileError::new(&item_name(&item).0, Side::Source, "read", message.clone())
             };
             return self.fail_task(task.id, &message, Some(error), now);
         }

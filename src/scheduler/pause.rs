@@ -61,7 +61,7 @@ impl StorageProblem {
             return Some(StorageProblem::NoSpace);
         }
         let worker = error.worker_id.clone().filter(|_| is_storage_gone(error))?;
-        let at_source = error.operation.ends_with("source");
+        let at_source = error.is_source_error();
         Some(StorageProblem::PathUnavailable {
             worker,
             at_source,

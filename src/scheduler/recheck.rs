@@ -15,6 +15,7 @@ use super::boot_ids::is_different_root;
 use super::event::Now;
 use super::phase::PhaseState;
 use super::sync_job::{FailureCount, SyncJob};
+use crate::wire::outcome::Side;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::{SyncNo, TaskId};
 
@@ -91,14 +92,9 @@ impl State {
             sync.request.destination_path
         );
         let error = FileError {
-            path: Default::default(),
-            operation: "use storage path destination".to_owned(),
-            errno: None,
-            message,
-            hint: None,
             worker_id: Some(id),
-            attempt: 0,
             class: ErrorClass::Permanent,
+            ..FileError::new(b"", Side::Destination, "use storage path", message)
         };
         self.count_and_record_failure(no, error, FailureCount::Step(FailedStep::Flush, 1));
         true

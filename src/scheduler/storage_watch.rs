@@ -16,6 +16,7 @@ use super::storage_pause::describe_unavailable;
 use super::task::{Task, TaskState};
 use super::worker_registry::unavailable_path;
 use crate::util::units;
+use crate::wire::hint::NO_SPACE_HINT;
 use crate::wire::sync::{ErrorClass, FileError, SyncState};
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;
@@ -83,15 +84,11 @@ impl State {
         while let Some(id) = self.next_task_to_fail(no, lack) {
             let Some(task) = self.tasks.get(&id) else { return };
             let error = FileError {
-                path: Default::default(),
-                operation: task.spec.kind().to_owned(),
                 errno: errno.map(str::to_owned),
-                message: why.clone(),
-                hint: (*lack == StorageProblem::NoSpace)
-                    .then(|| FileError::NO_SPACE_HINT.to_owned()),
-                worker_id: None,
+                hint: errno.map(|_| NO_SPACE_HINT.to_owned()),
                 attempt: task.attempt,
                 class,
+                ..FileError::new(b"", None, task.spec.kind(), why.clone())
             };
             self.fail_task(id, &why, Some(error), now);
         }

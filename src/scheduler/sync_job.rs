@@ -332,11 +332,7 @@ impl SyncJob {
 
     /// Records an error that stands for `count` failures.
     pub(super) fn record_error(&mut self, error: FileError, count: u64) {
-        let cause = match &error.errno {
-            Some(errno) => format!("{errno} ({})", error.operation),
-            None => error.message.clone(),
-        };
-        let cause = bounded_cause(&self.error_counts, cause);
+        let cause = bounded_cause(&self.error_counts, error.cause_key());
         let known = self.error_counts.entry(cause).or_default();
         *known = known.saturating_add(count);
         self.has_hard_failures |=

@@ -4,6 +4,7 @@ use crate::util::units;
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskSpec;
 use crate::wire::{AssignmentId, BytePath, Digest, SyncNo, TaskId, WorkerId};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -117,7 +118,7 @@ impl Task {
         // A flush may have lost data with the memory; one that could not open its files did not
         // run.
         let asked =
-            |e: &FileError| self.spec == TaskSpec::Flush && e.errno.as_deref() == Some("ENOMEM");
+            |e: &FileError| self.spec == TaskSpec::Flush && e.os_error() == Some(Errno::NOMEM);
         self.resource_retries < MAX_RESOURCE_RETRIES
             && errors.iter().any(|e| e.is_resource_exhaustion() && !asked(e))
     }

@@ -1,5 +1,7 @@
 //! Resource limits of this process.
 
+use crate::wire::errno::{errno_name, errno_text, is_resource_exhaustion};
+use crate::wire::hint::errno_hint;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -18,19 +20,13 @@ pub fn raise_open_files_limit() -> Option<u64> {
     }
 }
 
-/// Checks whether this process can open another file. Otherwise returns the name of the errno and an error message.
-pub fn detect_resource_exhaustion() -> Option<(&'static str, String)> {
+/// Checks whether this process can open another file. Otherwise returns the errno and an error message.
+pub fn detect_resource_exhaustion() -> Option<(Errno, String)> {
     let errno = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).err()?;
-    const RAISE_LIMIT: &str = "raise the limit of open files (LimitNOFILE)";
-    let (name, hint) = match errno {
-        Errno::MFILE => ("EMFILE", RAISE_LIMIT),
-        Errno::NFILE => ("ENFILE", RAISE_LIMIT),
-        Errno::NOMEM => ("ENOMEM", "give the host more memory"),
-        _ => return None,
-    };
-    let text = std::io::Error::from(errno).to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    Some((name, format!("this agent cannot open another file: {text} ({name}); {hint}")))
+    let name = errno_name(errno).filter(|_| is_resource_exhaustion(errno))?;
+    let text = errno_text(errno);
+    let hint = errno_hint(errno, rustix::process::geteuid()).unwrap_or_default();
+    Some((errno, format!("this agent cannot open another file: {text} ({name}); {hint}")))
 }
 
 #[cfg(test)]

@@ -9,12 +9,13 @@ use super::manifest::{
 use super::options::{
     Chown, Compare, DeleteOptions, FilterSpec, Links, PartNameKey, SyncOptions, Verify, WriteRules,
 };
+use super::outcome::{EntryError, ErrorClass};
 use super::preserve::Preserve;
 use super::problem::{FieldError, Problem};
 use super::samples::Samples;
 use super::sync::{
-    ErrorClass, FailedStep, FileError, ReassignReply, ReassignRequest, RetryRequest, StallInfo,
-    SubmitReply, SyncOutcome, SyncPatch, SyncPhase, SyncProgress, SyncRequest, SyncState,
+    FailedStep, ReassignReply, ReassignRequest, RetryRequest, StallInfo, SubmitReply, SyncOutcome,
+    SyncPatch, SyncPhase, SyncProgress, SyncRequest, SyncState,
 };
 use super::task::{
     Assignment, Cursor, PageAction, PageReply, PoolMember, PruneReport, ResultOutcome, ResultReply,
@@ -40,7 +41,7 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_json::<SubmitReply>("submit_reply");
     http.check_json::<SyncProgress>("sync_progress");
     http.check_json::<StallInfo>("stall");
-    http.check_json::<FileError>("file_error");
+    http.check_json::<EntryError>("entry_error");
     http.check_json::<FileRecord>("file_record");
     http.check_json::<Tally>("tally");
     http.check_json::<EntryWarning>("entry_warning");

@@ -5,7 +5,8 @@
 //! - [`ids`]: identifiers, each a separate type
 //! - [`sync`]: the request and the progress of a sync
 //! - [`options`], [`preserve`]: the options of a sync
-//! - [`entry_report`]: actions, warnings and outcomes of entries
+//! - [`entry_report`]: actions, warnings and records of entries; [`outcome`]: the error of an entry;
+//!   [`errno`], [`hint`]: names, words, classes of errnos, and what to do about them
 //! - [`worker`]: heartbeats, and the view of workers that operators get
 //! - [`leader`], [`admin`]: the view of the installation that operators get
 //! - [`task`]: assignments, scan pages and results
@@ -17,14 +18,18 @@
 pub mod admin;
 pub mod content;
 pub mod entry_report;
+pub mod errno;
+pub mod error_class;
 #[cfg(test)]
 pub(crate) mod formats;
 #[cfg(test)]
 pub(crate) mod fuzz;
+pub mod hint;
 pub mod ids;
 pub mod leader;
 pub mod manifest;
 pub mod options;
+pub mod outcome;
 pub mod path;
 pub mod preserve;
 pub mod problem;

@@ -2,6 +2,8 @@
 
 use super::entry_report::{EntryAction, EntryWarnings, Tally};
 use super::options::SyncOptions;
+use super::outcome::EntryError;
+pub use super::outcome::{EntryError as FileError, ErrorClass};
 use super::text_enum::text_enum;
 use super::{AbsPath, BytePath, RequestId, WorkerId, is_default};
 use jiff::Timestamp;
@@ -162,79 +164,6 @@ pub enum FailedStep {
     Flush,
 }
 
-/// One failed entry (or batch).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileError {
-    /// Below the source (and destination) root; empty for the root itself.
-    pub path: BytePath,
-    /// Verb and side, e.g. `open source`, `rename destination`.
-    pub operation: String,
-    /// The name of the errno of a failed system call, e.g. `EACCES`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub errno: Option<String>,
-    /// The error message, with path and cause.
-    pub message: String,
-    /// The next step for the operator.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// The worker that reported the failure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worker_id: Option<WorkerId>,
-    /// The number of the attempt, from 1.
-    #[serde(default)]
-    pub attempt: u32,
-    /// See [`ErrorClass`].
-    #[serde(default)]
-    pub class: ErrorClass,
-}
-
-impl FileError {
-    /// The hint for `ENOSPC` and `EDQUOT`.
-    pub const NO_SPACE_HINT: &str = "free space or inodes on the destination";
-
-    /// The failure without its path: equal for all entries with the same failure.
-    pub fn describe_cause(&self) -> String {
-        let errno = self.errno.as_deref().unwrap_or("no errno");
-        format!("cannot {}: {errno}", self.operation)
-    }
-
-    /// Whether the host had no file descriptor or no memory left. Such a failure is not caused by the entry.
-    pub fn is_resource_exhaustion(&self) -> bool {
-        matches!(self.errno.as_deref(), Some("EMFILE" | "ENFILE" | "ENOMEM"))
-    }
-}
-
-/// Message and hint.
-impl std::fmt::Display for FileError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)?;
-        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "; {hint}"))
-    }
-}
-
-/// Determines whether a failed entry is retried.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorClass {
-    /// A retry may succeed (EIO, ENOSPC, a lost connection).
-    #[default]
-    Transient,
-    /// Only another worker or a change by an operator can help (EACCES, EROFS).
-    Permanent,
-    /// The source changed during every attempt.
-    Changed,
-    /// The source entry no longer exists.
-    Vanished,
-    /// The storage path of a worker no longer leads to the directory that the worker opened: the
-    /// sync waits until it does.
-    StorageGone,
-    /// The request does not fit the file types of its paths: no retry can succeed.
-    InvalidRequest,
-}
-
 /// `GET /sync/{id}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SyncProgress {
@@ -343,7 +272,7 @@ pub struct SyncProgress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<StallInfo>,
     /// The first failures.
-    pub errors: Vec<FileError>,
+    pub errors: Vec<EntryError>,
     /// The number of failures per cause.
     pub error_counts: BTreeMap<String, u64>,
     /// Failures after the first 1,000,000, which `GET /sync/{id}/files?state=failed` does not list.

@@ -2,7 +2,7 @@
 
 use super::entry_report::{EntryAction, EntryWarnings, FileRecord, Tally};
 use super::options::SyncOptions;
-use super::sync::FileError;
+use super::outcome::EntryError;
 use super::worker::{Endpoint, WorkerStatus};
 use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId, is_default};
 use base64::Engine as _;
@@ -288,7 +288,7 @@ pub struct ScanPage {
     pub subtrees: Vec<RelPath>,
     /// Entries that could not be read, and directories that could not be entered or listed.
     #[serde(default)]
-    pub errors: Vec<FileError>,
+    pub errors: Vec<EntryError>,
     /// The number of `errors` for directories that could not be entered or listed. In a scan of the source each
     /// other error counts as a failed file.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -425,7 +425,7 @@ pub struct TaskReport {
     pub writers: Vec<WorkerId>,
     /// One error for each failed entry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub failures: Vec<FileError>,
+    pub failures: Vec<EntryError>,
     /// A batch of exactly these entries, for a retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<WorkItem>,

@@ -276,7 +276,7 @@ fn a_failed_flush_fails_the_sync_and_the_next_sync_copies_what_was_lost() {
     assert_eq!((sync.state, sync.files_failed), (SyncState::Failed, 0), "{sync:#?}");
     let flush = &sync.errors[0];
     assert_eq!(
-        (flush.operation.as_str(), flush.errno.as_deref()),
+        (flush.action().as_str(), flush.errno.as_deref()),
         ("flush destination", Some("EIO"))
     );
     // Names, lengths and mtimes are right, so they do not show the loss.

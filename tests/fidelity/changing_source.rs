@@ -7,7 +7,8 @@ use crate::support::tree::{
     make_dir, part_files, random_bytes, set_mtime, write_file, write_many_files,
 };
 use crate::{MIB, assert_full_outcome};
-use longhaul::wire::sync::{ErrorClass, SyncOutcome, SyncProgress, SyncState};
+use longhaul::wire::outcome::ErrorClass;
+use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use serde_json::json;
 use std::fs;
 use std::io::Write;

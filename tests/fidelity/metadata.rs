@@ -16,7 +16,8 @@ use crate::support::tree::{
 use crate::support::{await_true, tree};
 use crate::{MIB, action_count, assert_full_outcome, assert_root, note_count};
 use longhaul::wire::entry_report::EntryAction;
-use longhaul::wire::sync::{FileError, SyncOutcome, SyncState};
+use longhaul::wire::outcome::EntryError;
+use longhaul::wire::sync::{SyncOutcome, SyncState};
 use rustix::fs::{XattrFlags, lgetxattr, lremovexattr, lsetxattr};
 use serde_json::json;
 use std::fs;
@@ -122,7 +123,7 @@ fn unprivileged_agents_copy_what_they_can_of_a_root_owned_tree_and_report_each_c
         (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
-    let reported = |e: &FileError| {
+    let reported = |e: &EntryError| {
         e.errno.as_deref() == Some("EACCES") || e.message.contains("no device can be made")
     };
     assert!(sync.errors.iter().all(reported), "{:#?}", sync.errors);

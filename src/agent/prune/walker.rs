@@ -1,14 +1,13 @@
 //! The walk over the source directories of a prune.
 
 use super::{PruneSpec, can_replace_directories};
-use crate::agent::job::entry_error;
 use crate::agent::pages::{SubtreeBudget, WalkHalt};
 use crate::data::control_messages::PruneRequest;
 use crate::fs::{Filter, FsError, NamePage, Tree};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, ManifestDir};
 use crate::wire::options::{FilterSpec, Links, SyncOptions};
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::task::{Cursor, RootIdentity, RootState};
 use minicbor::bytes::ByteVec;
 use std::collections::VecDeque;
@@ -29,7 +28,7 @@ pub(super) enum WalkStep {
     /// The names of the source in an interval of a directory.
     Names(PruneRequest),
     /// A directory can't be listed.
-    Failed(FileError),
+    Failed(EntryError),
     SplitOff(RelPath),
     /// All steps up to this position were sent.
     Completed(Cursor),
@@ -136,7 +135,7 @@ impl PruneWalker {
     /// A directory can't be listed, so nothing counts as missing in it. One that vanished is no failure: the next
     /// sync deletes it.
     fn report_unlisted(&self, error: FsError) -> Result<(), WalkHalt> {
-        let report = error.to_file_error();
+        let report = error.to_entry_error();
         if report.is_resource_exhaustion() {
             // The retry of the task may list it.
             return Err(error.into());
@@ -186,9 +185,9 @@ impl PruneWalker {
         let dirs: Vec<ManifestDir> = above.chain([&level.dir]).cloned().collect();
         if dirs.iter().map(|dir| dir.path.as_bytes().len()).sum::<usize>() > MAX_DIR_CHAIN_BYTES {
             let why = "the names of the directories above it are too long together; nothing is deleted in it";
-            return self.send_step(WalkStep::Failed(FileError {
+            return self.send_step(WalkStep::Failed(EntryError {
                 class: ErrorClass::Permanent,
-                ..entry_error(after.as_bytes(), "list source", why)
+                ..EntryError::new(after.as_bytes(), Side::Source, "list", why)
             }));
         }
         let mut last_name: Option<Box<[u8]>> = None;

@@ -124,7 +124,7 @@ fn mismatch_error(misfit: RootMismatch, source: &Path, destination: &Path) -> Cl
 
 /// The failure of an error of SRC or DST itself, as a sync of agents ends with it.
 fn fs_cli_error(error: &FsError) -> CliError {
-    let error = error.to_file_error();
+    let error = error.to_entry_error();
     let failure = CliError::new(error.message.as_str()).with_exit(Exit::of_root_error(&error));
     match error.hint {
         Some(hint) => failure.with_hint(hint),

@@ -29,8 +29,8 @@ use crate::wire::content::merge_ranges;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
 use crate::wire::options::WriteRules;
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::problem::Problem;
-use crate::wire::sync::{ErrorClass, FileError};
 use crate::wire::task::PoolMember;
 use crate::wire::ticket::{Claims, DeleteGrant, PrunePermit, Signer};
 use crate::wire::worker::{Endpoint, WorkerStatus};
@@ -317,7 +317,7 @@ fn names(dir: &Path) -> Vec<String> {
 
 fn entries_needing_content(
     manifest: &Manifest,
-    results: &[Result<OfferDecision, FileError>],
+    results: &[Result<OfferDecision, EntryError>],
 ) -> Vec<Entry> {
     manifest
         .entries
@@ -511,7 +511,7 @@ async fn a_ticket_for_another_root_at_the_same_path_allows_nothing() {
     let source = tree(&world.src());
     let entry = source.entry(&RelPath::new("planted").unwrap()).unwrap();
     let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
-    let gone = |what: &str, error: &FileError| {
+    let gone = |what: &str, error: &EntryError| {
         assert_eq!(error.class, ErrorClass::StorageGone, "{what}: {error:?}");
         assert!(error.message.contains("after the task was assigned"), "{what}: {error:?}");
     };

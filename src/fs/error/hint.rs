@@ -1,10 +1,7 @@
-//! Hints for operators: what to do about an error, the only table of it. The texts apply to an agent and to `ctl
-//! copy`.
+//! Hints for operators about causes that are not errnos; those of errnos are in [`hint`](crate::wire::hint).
 
-use super::super::errno::NAME_COLLISION;
 use super::{Cause, SpecialKind};
-use crate::wire::sync::FileError;
-use rustix::io::Errno;
+use crate::wire::hint::errno_hint;
 use rustix::process::Uid;
 
 /// What to do about `cause` in a process of the user `uid`.
@@ -53,44 +50,15 @@ pub(super) fn operator_hint(cause: Cause, uid: Uid) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn errno_hint(errno: Errno, uid: Uid) -> Option<String> {
-    let text = match errno {
-        Errno::NOSYS => "mount `/proc` on that host",
-        Errno::ACCESS | Errno::PERM if uid.is_root() => {
-            "root itself is refused: look at file flags (`lsattr`), root squashing (NFS) and the capabilities of the \
-             process"
-        }
-        Errno::ACCESS | Errno::PERM => {
-            return Some(format!(
-                "grant the copying user (uid {uid}) access to these paths, or run as root"
-            ));
-        }
-        Errno::NOSPC => FileError::NO_SPACE_HINT,
-        Errno::DQUOT => return Some(format!("raise the quota of user {uid}, or free some of it")),
-        Errno::FBIG => {
-            "its file system allows no larger files, or the limit of file sizes (`ulimit -f`, LimitFSIZE=) must be \
-             raised"
-        }
-        Errno::ROFS => "mount the file system writable",
-        Errno::MFILE | Errno::NFILE => "raise the limit of open files (`ulimit -n`, LimitNOFILE=)",
-        Errno::LOOP => "a symbolic link stands in the path and is not followed: name the real path",
-        NAME_COLLISION => {
-            "nothing was overwritten: rename one of the two at the source, or copy to a file system that \
-             distinguishes them"
-        }
-        Errno::IO => "check the kernel log of that host for errors of the storage",
-        _ => return None,
-    };
-    Some(text.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fs::metadata_warnings::MetadataWarning;
     use crate::fs::root_identity::RootUnavailable;
     use crate::fs::root_mismatch::RootMismatch;
+    use crate::wire::errno::NAME_COLLISION;
     use rustix::fs::FileType;
+    use rustix::io::Errno;
 
     #[test]
     fn each_cause_has_a_hint_for_root_and_for_other_users() {

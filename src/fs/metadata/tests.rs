@@ -349,7 +349,7 @@ fn without_root_every_metadata_warning_is_counted_by_cause_and_only_a_device_fai
         let Verdict::Failed(error) = &strict.reconcile(&wanted).verdicts[2] else { panic!() };
         assert!(error.message.contains("owner or group not set (EPERM)"), "{}", error.message);
         assert!(error.to_string().contains("--strict-metadata"), "{error}");
-        assert_eq!(error.class, crate::wire::sync::ErrorClass::Permanent);
+        assert_eq!(error.class, crate::wire::outcome::ErrorClass::Permanent);
         assert!(strict.take_metadata_warnings().is_empty());
     });
 }

@@ -3,8 +3,8 @@ use super::super::testing::*;
 use super::*;
 use crate::wire::SyncNo;
 use crate::wire::options::WriteRules;
+use crate::wire::outcome::ErrorClass;
 use crate::wire::preserve::{Attribute, Preserve};
-use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 

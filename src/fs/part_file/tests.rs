@@ -4,8 +4,8 @@ use crate::wire::Digest;
 use crate::wire::SyncNo;
 use crate::wire::content::HashMode;
 use crate::wire::options::WriteRules;
+use crate::wire::outcome::ErrorClass;
 use crate::wire::preserve::Preserve;
-use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 

@@ -1,7 +1,7 @@
 use super::super::testing::*;
 use super::*;
 use crate::wire::options::WriteRules;
-use crate::wire::sync::ErrorClass;
+use crate::wire::outcome::ErrorClass;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
@@ -11,7 +11,7 @@ fn chmod(site: &TestSite, path: &str, mode: u32) {
 
 /// The text of an error, with `/` for the storage root.
 fn error_text<T: std::fmt::Debug>(site: &TestSite, checked: Result<T>) -> String {
-    let report = checked.unwrap_err().to_file_error();
+    let report = checked.unwrap_err().to_entry_error();
     assert!(report.path.0.is_empty(), "it is an error of the root: {report:?}");
     report.message.replace(site.dir.path().to_str().unwrap(), "")
 }
@@ -125,7 +125,9 @@ fn a_matching_destination_is_accepted_and_nothing_is_created() {
             (
                 "dst/link",
                 Directory,
-                Some("cannot write to `/dst/link`: Too many levels of symbolic links (ELOOP)"),
+                Some(
+                    "cannot write to `/dst/link`: A symbolic link in the path, which is not followed (ELOOP)",
+                ),
             ),
         ] {
             let rules = WriteRules { dry_run, ..WriteRules::default() };

@@ -236,7 +236,7 @@ fn a_dry_run_reports_an_obstructing_directory_like_a_real_run() {
     let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
     let Verdict::Failed(error) = &verdicts["full"] else { panic!("{verdicts:?}") };
     assert_eq!(
-        (error.operation.as_str(), error.errno.as_deref()),
+        (error.action().as_str(), error.errno.as_deref()),
         ("replace destination", Some("EISDIR"))
     );
     assert_eq!(verdicts["hollow"], needed(EntryAction::Update, false));

@@ -2,7 +2,7 @@ use super::super::target::Target;
 use super::*;
 use crate::fs::PartFile;
 use crate::fs::testing::{TestSite, full_manifest};
-use crate::wire::sync::ErrorClass;
+use crate::wire::outcome::ErrorClass;
 use rustix::io::Errno;
 use std::fs as std_fs;
 use std::path::Path;
@@ -116,9 +116,9 @@ fn every_write_operation_fails_when_the_root_path_leads_elsewhere() {
     for (what, error) in run_write_operations(&site) {
         let error = error.unwrap_or_else(|| panic!("{what} went to a root that is gone"));
         assert_eq!(error.cause, Cause::RootUnavailable(RootUnavailable::Replaced), "{what}");
-        let report = error.to_file_error();
+        let report = error.to_entry_error();
         assert_eq!((report.class, report.path.0.len()), (ErrorClass::StorageGone, 0), "{what}");
-        assert_eq!(report.operation, "use storage path destination");
+        assert_eq!(report.action(), "use storage path destination");
         let path = site.path("dst").display().to_string();
         assert!(report.message.contains(&path), "{what}: {}", report.message);
     }

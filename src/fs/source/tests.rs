@@ -1,8 +1,8 @@
 use super::super::testing::*;
 use super::*;
 use crate::wire::manifest::FileVersion;
+use crate::wire::outcome::ErrorClass;
 use crate::wire::preserve::Preserve;
-use crate::wire::sync::ErrorClass;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, symlink};

@@ -2,7 +2,7 @@ use super::super::WalkOptions;
 use super::super::testing::*;
 use super::*;
 use crate::wire::manifest::EntryKind;
-use crate::wire::sync::ErrorClass;
+use crate::wire::outcome::ErrorClass;
 use crate::wire::task::Cursor;
 use std::collections::BTreeMap;
 use std::fs;

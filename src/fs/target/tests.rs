@@ -3,7 +3,7 @@ use super::super::{RootDir, Verdict};
 use super::*;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
-use crate::wire::sync::ErrorClass;
+use crate::wire::outcome::ErrorClass;
 use rustix::fs::{CWD, FileType, RenameFlags};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -128,7 +128,7 @@ fn a_directory_of_another_user_is_a_permission_error() {
             verdicts[1],
             Verdict::ContentNeeded { action: EntryAction::Create, has_basis: false }
         );
-        assert!(matches!(&verdicts[2], Verdict::Failed(e) if e.operation == "create destination"));
+        assert!(matches!(&verdicts[2], Verdict::Failed(e) if e.action() == "create destination"));
     });
     other.assert_canary_unchanged();
 }
@@ -211,7 +211,7 @@ fn an_obstructing_object_is_replaced_unless_it_is_a_non_empty_directory() {
     let batch = single_entry_batch(&source, "full");
     let Verdict::Failed(error) = &target.reconcile(&batch).verdicts[0] else { panic!() };
     assert_eq!((error.errno.as_deref(), error.class), (Some("EISDIR"), ErrorClass::Permanent));
-    assert_eq!(error.operation, "replace destination");
+    assert_eq!(error.action(), "replace destination");
     let error = send_file(&source, &target, &batch.entries[0]).unwrap_err();
     assert_eq!(error.cause, Cause::DirectoryNotEmpty);
     assert_eq!(sorted_names(&site.path("dst/full")), [b"kept"]);

@@ -4,7 +4,7 @@ use super::*;
 use crate::wire::AbsPath;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::options::FilterSpec;
-use crate::wire::sync::ErrorClass;
+use crate::wire::outcome::ErrorClass;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::fs;

@@ -6,7 +6,8 @@ use crate::wire::entry_report::{EntryAction, Tally};
 /// A directory that is not empty is in the place of a file.
 fn blocked_report() -> TaskReport {
     let failure = FileError {
-        operation: "replace destination".into(),
+        side: Some(Side::Destination),
+        operation: "replace".into(),
         errno: Some("EISDIR".into()),
         ..error(ErrorClass::Permanent)
     };

@@ -62,7 +62,8 @@ fn a_dry_run_counts_what_takes_the_place_of_a_full_directory_as_created() {
     let copy = poll_kind(&mut world, "s", "copy");
     let failure = FileError {
         path: BytePath(b"k".to_vec()),
-        operation: "replace destination".into(),
+        side: Some(Side::Destination),
+        operation: "replace".into(),
         errno: Some("EISDIR".into()),
         ..error(ErrorClass::Permanent)
     };

@@ -37,6 +37,7 @@ use super::*;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::FileListPart;
 use crate::wire::options::{DeleteOptions, SyncOptions};
+use crate::wire::outcome::Side;
 use crate::wire::sync::{
     ErrorClass, FailedStep, FileError, SyncOutcome, SyncProgress, SyncRequest, SyncState,
 };
@@ -462,14 +463,9 @@ fn scan_at(place: &str) -> Option<TaskSpec> {
 
 fn error(class: ErrorClass) -> FileError {
     FileError {
-        path: BytePath(b"x".to_vec()),
-        operation: "open source".to_owned(),
         errno: Some("EACCES".to_owned()),
-        message: "permission denied".to_owned(),
-        hint: None,
-        worker_id: None,
-        attempt: 0,
         class,
+        ..FileError::new(b"x", Side::Source, "open", "permission denied")
     }
 }
 

@@ -32,7 +32,8 @@ fn default_copying(batches: usize) -> World {
 /// The error for an unavailable storage path on one side of `worker`.
 fn storage_gone(worker: &str, side: &str) -> FileError {
     FileError {
-        operation: format!("use storage path {side}"),
+        side: Some(if side == "source" { Side::Source } else { Side::Destination }),
+        operation: "use storage path".to_owned(),
         errno: None,
         message: format!(
             "cannot use storage path `/{side}`: another file system was mounted over it"

@@ -69,7 +69,7 @@ fn a_trash_that_is_no_directory_is_reported_and_nothing_is_deleted() {
             let text = error.to_string();
             assert!(text.contains(named) && text.contains(kind), "{trash}: {text}");
             assert!(text.contains("--trash") && !text.contains("victim"), "{trash}: {text}");
-            assert_eq!(error.class(), crate::wire::sync::ErrorClass::InvalidRequest);
+            assert_eq!(error.class(), crate::wire::outcome::ErrorClass::InvalidRequest);
         }
         assert_eq!(sorted_names(&site.path("dst")), [&b"d"[..], b"file", b"link", b"victim"]);
         assert_eq!(sorted_names(&site.path("dst/d")), [b"victim"]);
