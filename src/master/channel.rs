@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// An event and where its reply goes. The receiver of `reply` is dropped when the caller disconnects.
+/// An event and the sender of its reply. The receiver is dropped when the caller disconnects.
 #[derive(Debug)]
 pub(super) struct ActorRequest {
     pub(super) event: Event,
@@ -47,8 +47,7 @@ impl ActorChannel {
     /// Resolves when no decision can be made (any more), with the reason.
     pub(super) async fn wait_for_failure(&self) -> String {
         let mut health = self.health.clone();
-        let ended = "the master is stopping".to_owned();
-        let seen = health.wait_for(Result::is_err).await.map(|health| health.clone());
-        seen.unwrap_or_else(|_| Err(ended.clone())).err().unwrap_or(ended)
+        let failure = health.wait_for(Result::is_err).await.ok().and_then(|h| h.clone().err());
+        failure.unwrap_or_else(|| "the master is stopping".to_owned())
     }
 }

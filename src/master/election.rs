@@ -1,14 +1,15 @@
-//! The life of a master among others: it follows until it may lead, leads until another one does or it is
-//! told to stop, and follows again. Whoever answers requests sees in the [`LeadershipStatus`] what it is at the moment.
+//! Leader election: a master follows until the store grants it the lease, leads until another master does or until it
+//! is stopped, and follows again. The API reads the current role from the [`LeadershipStatus`].
 //!
-//! A store that lost data (Redis was emptied, or a replica took over that was behind) may not know of the
-//! leader any more, whose memory holds everything. So a follower that finds the store behind what it has
-//! seen gives the leader time to write it back, before it takes the lead of what is left.
+//! A store that lost data (Redis was emptied, or a replica that was behind was promoted) may not know the leader any
+//! more, whose memory still holds the whole state. So a follower that finds the store behind what it has seen waits
+//! for the leader to write it back, before it leads with what is left.
 
 use super::channel::{ActorChannel, BackupMaker, BlobReader};
+use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
 use super::name_key::NameKeyFile;
-use super::state_actor::{self, LeaderLease, StateActor};
+use super::state_actor::{Callers, StateActor};
 use crate::scheduler::{LoadError, SECRET_RECORD, Settings, State, without_secret};
 use crate::store::{
     AcquireOutcome, AdmissionBlock, Candidate, Fence, Redaction, Spool, Store, StoreError,
@@ -26,59 +27,50 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Between two tries to reach the store.
 const STORE_RETRY_BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
-/// A follower asks so often whether it may lead, and who does.
+/// How often a follower requests the lease.
 const ACQUIRE_INTERVAL: Duration = Duration::from_millis(250);
-/// A leader that lives is given so long to find that the store lost data, and to begin to write it back;
-/// longer where its lease is longer.
+/// The time that the leader has to detect that the store lost data and to start to write it back. At least the lease.
 const WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two looks whether the store has room.
 const ADMISSION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Requests that wait for the owner.
+/// The capacity of the queue of the state actor.
 const MAX_QUEUED_REQUESTS: usize = 1024;
 
-/// What a master tells the others of itself, in the store.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// The entry of the leader in the store, for the followers.
+#[derive(Debug, Serialize, Deserialize)]
 struct LeaderInfo {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     url: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    since: Option<Timestamp>,
+    since: Timestamp,
 }
 
-/// What a master needs to lead and to follow.
+/// The parameters of a candidate.
 pub(super) struct LeaderElection {
-    /// Its name.
+    /// Unique among the masters of the store.
     pub(super) name: String,
-    /// Where clients reach it, if it knows.
+    /// The URL for clients, if known.
     pub(super) url: Option<String>,
     pub(super) lease: Duration,
-    /// As they are now.
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
-    /// Keeps the key of the store's names of unfinished files.
     pub(super) name_key_file: NameKeyFile,
     pub(super) status: watch::Sender<LeadershipStatus>,
-    /// It wants no lead any more.
+    /// Ends the candidacy. A leader continues until `api_ended`.
     pub(super) shutdown: CancellationToken,
-    /// Its API has given the answers that it owed.
+    /// The API has answered all requests that it accepted.
     pub(super) api_ended: CancellationToken,
 }
 
-/// A lead that was given.
 struct WonElection {
     lease: LeaderLease,
     leader: Leader,
 }
 
 impl LeaderElection {
-    /// Follows and leads until it is told to stop. `open` opens the store; it is tried again while that is
-    /// away.
+    /// Follows and leads until shutdown. `open` connects to the store; it is repeated while the store is unavailable.
     ///
     /// # Errors
-    /// The store can't be used, what it holds can't be read, or another master has the name of this one.
+    /// The store cannot be used, its content cannot be read, or another master has the same name.
     pub(super) async fn run<S: Store, F>(self, open: impl Fn() -> F) -> anyhow::Result<()>
     where
         F: Future<Output = Result<Arc<S>, StoreError>>,
@@ -86,93 +78,81 @@ impl LeaderElection {
         let Some(store) = self.retry_until_available("connect to the store", open).await? else {
             return Ok(());
         };
-        let ended = self.follow_and_lead(&store).await;
+        let result = self.follow_and_lead(&store).await;
         store.close().await;
-        ended
+        result
     }
 
     async fn follow_and_lead<S: Store>(&self, store: &Arc<S>) -> anyhow::Result<()> {
-        let mut saw = Fence::default();
-        while let Some(lead) = self.wait_for_leadership(store.as_ref(), &mut saw).await? {
-            match self.lead(store, lead).await {
-                Err(e) => match e.downcast_ref() {
-                    Some(StoreError::Deposed { leader: by, .. }) if *by == self.name => {
-                        return Err(e.context(
-                            "another master has the name of this one: give each its own `advertise_url`",
-                        ));
-                    }
-                    Some(StoreError::Deposed { leader: by, epoch }) => {
-                        tracing::warn!(
-                            leader = by,
-                            epoch,
-                            "another master leads: this one follows"
-                        );
-                    }
-                    _ => return Err(e.context("the master can't continue")),
-                },
-                Ok(()) => return Ok(()),
+        let mut last_seen = Fence::default();
+        while let Some(won) = self.wait_for_leadership(store.as_ref(), &mut last_seen).await? {
+            let Err(e) = self.lead(store, won).await else { return Ok(()) };
+            match e.downcast_ref() {
+                Some(StoreError::Deposed { leader, .. }) if *leader == self.name => {
+                    return Err(e.context(
+                        "another master has the name of this one: give each its own `advertise_url`",
+                    ));
+                }
+                Some(StoreError::Deposed { leader, epoch }) => {
+                    tracing::warn!(leader, epoch, "another master leads: this one follows");
+                }
+                _ => return Err(e.context("the master can't continue")),
             }
         }
         Ok(())
     }
 
-    /// Waits until this master leads. `None`: it was told to stop first.
+    /// Waits until the store grants the lease to this master. `None`: shutdown came first.
     async fn wait_for_leadership<S: Store>(
         &self,
         store: &S,
-        saw: &mut Fence,
+        last_seen: &mut Fence,
     ) -> anyhow::Result<Option<WonElection>> {
-        let mut behind = None;
+        let mut behind_since = None;
         loop {
-            let since = Timestamp::now();
-            let about =
-                serde_json::to_string(&LeaderInfo { url: self.url.clone(), since: Some(since) })?;
-            let candidate = Candidate { name: self.name.clone(), info: about, last_seen: *saw };
-            let ask = || async {
-                let asked_ms = state_actor::loading_time().mono_ms;
-                store.acquire(&candidate, self.lease).await.map(|answer| (answer, asked_ms))
+            let (url, since) = (self.url.clone(), Timestamp::now());
+            let info = serde_json::to_string(&LeaderInfo { url: url.clone(), since })?;
+            let candidate = Candidate { name: self.name.clone(), info, last_seen: *last_seen };
+            let acquire = || async {
+                let requested_at_ms = current_time().mono_ms;
+                Ok((store.acquire(&candidate, self.lease).await?, requested_at_ms))
             };
-            let Some((answer, asked_ms)) =
-                self.retry_until_available("ask for leadership", ask).await?
+            let Some((outcome, requested_at_ms)) =
+                self.retry_until_available("request leadership", acquire).await?
             else {
                 return Ok(None);
             };
-            let pause = match answer {
+            let pause = match outcome {
                 AcquireOutcome::Leader(fence) => {
-                    *saw = fence;
-                    let (name, url) = (self.name.clone(), self.url.clone());
-                    let leader = Leader { name, url, epoch: fence.epoch, since: Some(since) };
-                    let tenure =
-                        LeaderLease { fence, duration: self.lease, requested_at_ms: asked_ms };
-                    return Ok(Some(WonElection { lease: tenure, leader }));
+                    *last_seen = fence;
+                    let (name, epoch) = (self.name.clone(), fence.epoch);
+                    return Ok(Some(WonElection {
+                        lease: LeaderLease { fence, duration: self.lease, requested_at_ms },
+                        leader: Leader { name, url, epoch, since: Some(since) },
+                    }));
                 }
-                AcquireOutcome::Held {
-                    holder: by,
-                    holder_info: about,
-                    fence: at,
-                    retry_after_ms: for_ms,
-                } => {
-                    (*saw, behind) = (at, None);
-                    self.set_follower(by, &about, at);
-                    Duration::from_millis(for_ms).min(ACQUIRE_INTERVAL)
+                AcquireOutcome::Held { holder, holder_info, fence, retry_after_ms } => {
+                    (*last_seen, behind_since) = (fence, None);
+                    self.set_follower(holder, &holder_info, fence.epoch);
+                    Duration::from_millis(retry_after_ms).min(ACQUIRE_INTERVAL)
                 }
-                AcquireOutcome::Behind(at) => {
-                    let found = *behind.get_or_insert_with(|| {
+                AcquireOutcome::Behind(fence) => {
+                    let since = *behind_since.get_or_insert_with(|| {
                         tracing::error!(
-                            saw = saw.seq,
-                            found = at.seq,
-                            "the store lost data: its leader is given time to write it back"
+                            expected = last_seen.seq,
+                            found = fence.seq,
+                            "the store lost data: waiting for its leader to write it back"
                         );
-                        self.set_status(LeadershipStatus::NoLeader(NoLeaderReason::Transition(
+                        self.set_no_leader(NoLeaderReason::Transition(
                             "the store lost data, which its leader may be writing back",
-                        )));
+                        ));
                         Instant::now()
                     });
-                    if found.elapsed() >= self.lease.max(WRITE_BACK_TIMEOUT) {
+                    if since.elapsed() >= self.lease.max(WRITE_BACK_TIMEOUT) {
                         tracing::error!(
                             "no master wrote it back: this master leads with what is left"
                         );
-                        *saw = at;
+                        *last_seen = fence;
                     }
                     ACQUIRE_INTERVAL
                 }
@@ -184,137 +164,146 @@ impl LeaderElection {
         }
     }
 
-    /// Another master leads: says so, where that is news.
-    fn set_follower(&self, name: String, about: &str, at: Fence) {
-        // A master of an older version says nothing of itself.
-        let LeaderInfo { url, since } = serde_json::from_str(about).unwrap_or_default();
-        let leader = Leader { name, url, epoch: at.epoch, since };
-        self.status.send_if_modified(|seat| {
-            if matches!(seat, LeadershipStatus::Follower(known) if *known == leader) {
+    /// Another master leads. Changes the status only if it is not known yet.
+    fn set_follower(&self, name: String, info: &str, epoch: u64) {
+        // Empty while a new holder of a file lock has not written its info.
+        let info = serde_json::from_str::<LeaderInfo>(info).ok();
+        let since = info.as_ref().map(|info| info.since);
+        let leader = Leader { name, url: info.and_then(|info| info.url), epoch, since };
+        self.status.send_if_modified(|status| {
+            if matches!(status, LeadershipStatus::Follower(known) if *known == leader) {
                 return false;
             }
-            let Leader { name, url, epoch, .. } = &leader;
+            let Leader { name, url, .. } = &leader;
             let url = url.as_deref().unwrap_or("unknown");
             tracing::info!(leader = name, url, epoch, "another master leads: this one follows");
-            *seat = LeadershipStatus::Follower(leader.clone());
+            *status = LeadershipStatus::Follower(leader.clone());
             true
         });
     }
 
-    fn set_status(&self, seat: LeadershipStatus) {
-        self.status.send_replace(seat);
+    fn set_no_leader(&self, reason: NoLeaderReason) {
+        self.status.send_replace(LeadershipStatus::NoLeader(reason));
     }
 
-    /// Leads until it is told to stop, which is `Ok`.
-    async fn lead<S: Store>(&self, store: &Arc<S>, lead: WonElection) -> anyhow::Result<()> {
-        self.set_status(LeadershipStatus::NoLeader(NoLeaderReason::Transition(
-            "this master becomes the leader",
-        )));
-        let WonElection { lease: mut tenure, leader } = lead;
-        let keeper = LeaseKeepAlive::start(Arc::clone(store), tenure);
+    /// Leads until shutdown.
+    ///
+    /// # Errors
+    /// [`StoreError::Deposed`] if another master leads; the state cannot be loaded, or the store cannot be used.
+    async fn lead<S: Store>(&self, store: &Arc<S>, won: WonElection) -> anyhow::Result<()> {
+        self.set_no_leader(NoLeaderReason::Transition("this master becomes the leader"));
+        let WonElection { mut lease, leader } = won;
+        let keep_alive = LeaseKeepAlive::start(Arc::clone(store), lease);
         let Some(records) = self.retry_until_available("read the store", || store.load()).await?
         else {
-            return store.release(tenure.fence).await.context("end the reign");
+            return store.release(lease.fence).await.context("give up leadership");
         };
-        let mut changes = self.settings.clone();
-        let (settings, seed) = (changes.borrow_and_update().clone(), random_seed());
-        let names = self.name_key_file.clone();
-        let loading = move || {
-            let state = State::load(settings, seed, &records, state_actor::loading_time())?;
-            names.save(state.name_key());
+        let mut settings = self.settings.clone();
+        let (initial, seed) = (settings.borrow_and_update().clone(), random_seed());
+        let name_key_file = self.name_key_file.clone();
+        let load = move || {
+            let state = State::load(initial, seed, &records, current_time())?;
+            name_key_file.save(state.name_key());
             Ok::<_, LoadError>(state)
         };
-        let state = tokio::task::spawn_blocking(loading).await.context("load the state")??;
-        // Only now: before it led, another master on this host may have used them.
+        let state = tokio::task::spawn_blocking(load).await.context("load the state")??;
+        // Not before this master leads: another master on this host may have used the same directory.
         if let Err(e) = self.spool.remove_unless(|number| state.has_sync(number)) {
-            tracing::warn!(error = %e, "old lists of files could not be removed");
+            tracing::warn!(error = %e, "file records of removed syncs could not be removed");
         }
-        tenure.requested_at_ms = keeper.stop();
+        lease.requested_at_ms = keep_alive.stop();
 
-        let (requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
-        let (tell_health, health) = watch::channel(Ok(()));
-        let (tell_shortage, shortage) = watch::channel(None);
-        let (blobs, backup) = (blob_reader(Arc::clone(store)), backup_maker(Arc::clone(store)));
-        let desk = ActorChannel { requests, health, blobs, backup, admission_block: shortage };
-        let spool = self.spool.clone();
-        let owner =
-            StateActor::new(Arc::clone(store), state, tenure, queue, tell_health, spool, changes);
+        let (requests_sender, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
+        let (health, health_receiver) = watch::channel(Ok(()));
+        let (admission, admission_block) = watch::channel(None);
+        let channel = ActorChannel {
+            requests: requests_sender,
+            health: health_receiver,
+            blobs: blob_reader(Arc::clone(store)),
+            backup: backup_maker(Arc::clone(store)),
+            admission_block,
+        };
+        let actor = StateActor {
+            store: Arc::clone(store),
+            state,
+            lease,
+            requests,
+            health,
+            spool: self.spool.clone(),
+            settings,
+            callers: Callers::default(),
+            manifest_reads: Vec::new(),
+        };
         let Leader { name, epoch, .. } = &leader;
         tracing::info!(name, epoch, "leader ready");
-        self.set_status(LeadershipStatus::Leader(leader, desk));
-        let ended = tokio::select! {
-            ended = owner.run(self.api_ended.clone()) => ended,
-            unusable = watch_admission(store.as_ref(), tell_shortage) => Err(unusable),
+        self.status.send_replace(LeadershipStatus::Leader(leader, channel));
+        let result = tokio::select! {
+            result = actor.run(self.api_ended.clone()) => result,
+            unusable = watch_admission(store.as_ref(), admission) => Err(unusable),
         };
-        self.set_status(LeadershipStatus::NoLeader(NoLeaderReason::Transition(
-            "this master is no longer the leader",
-        )));
-        Ok(ended?)
+        self.set_no_leader(NoLeaderReason::Transition("this master is no longer the leader"));
+        Ok(result?)
     }
 
-    /// Repeats a call on the store while that is away. `None`: the master was told to stop first.
+    /// Repeats a call until the store is available. `action` completes "cannot …". `None`: shutdown came first.
     async fn retry_until_available<T, F>(
         &self,
-        what: &'static str,
+        action: &'static str,
         call: impl Fn() -> F,
     ) -> anyhow::Result<Option<T>>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let mut failures = 0;
-        loop {
-            let answer = tokio::select! {
-                answer = call() => answer,
-                () = self.shutdown.cancelled() => return Ok(None),
-            };
-            match answer {
-                Ok(value) => return Ok(Some(value)),
-                Err(StoreError::Unavailable(why)) => {
-                    if failures == 0 {
-                        tracing::warn!(
-                            why,
-                            "cannot {what}: the store is not available; waiting for it"
-                        );
+        let attempts = async {
+            let mut failures = 0;
+            loop {
+                match call().await {
+                    Err(StoreError::Unavailable(reason)) => {
+                        if failures == 0 {
+                            tracing::warn!(
+                                reason,
+                                "cannot {action}: the store is not available; waiting for it"
+                            );
+                        }
+                        self.set_no_leader(NoLeaderReason::StoreUnavailable(reason));
+                        tokio::time::sleep(STORE_RETRY_BACKOFF.delay(failures)).await;
+                        failures += 1;
                     }
-                    self.set_status(LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(
-                        why,
-                    )));
-                    tokio::select! {
-                        () = tokio::time::sleep(STORE_RETRY_BACKOFF.delay(failures)) => {}
-                        () = self.shutdown.cancelled() => return Ok(None),
-                    }
-                    failures += 1;
+                    reply => return reply.context(action),
                 }
-                Err(other) => return Err(anyhow::Error::new(other).context(what)),
             }
+        };
+        tokio::select! {
+            reply = attempts => reply.map(Some),
+            () = self.shutdown.cancelled() => Ok(None),
         }
     }
 }
 
-/// Renews a lead while the state is loaded, which may take longer than a lease.
+/// Renews the lease while the state is loaded, which may take longer than the lease.
 struct LeaseKeepAlive {
     requested_at_ms: Arc<AtomicU64>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl LeaseKeepAlive {
-    fn start<S: Store>(store: Arc<S>, tenure: LeaderLease) -> LeaseKeepAlive {
-        let asked_ms = Arc::new(AtomicU64::new(tenure.requested_at_ms));
-        let granted = Arc::clone(&asked_ms);
-        let renewing = tokio::spawn(async move {
+    fn start<S: Store>(store: Arc<S>, lease: LeaderLease) -> LeaseKeepAlive {
+        let requested_at_ms = Arc::new(AtomicU64::new(lease.requested_at_ms));
+        let granted = Arc::clone(&requested_at_ms);
+        let task = tokio::spawn(async move {
             loop {
-                tokio::time::sleep(tenure.renew_interval()).await;
-                let asked_ms = state_actor::loading_time().mono_ms;
-                // What is wrong shows in the first commit.
-                if store.renew(tenure.fence, tenure.duration).await.is_ok() {
-                    granted.store(asked_ms, Ordering::Relaxed);
+                tokio::time::sleep(lease.renew_interval()).await;
+                let requested_at_ms = current_time().mono_ms;
+                // Any error shows in the first commit.
+                if store.renew(lease.fence, lease.duration).await.is_ok() {
+                    granted.store(requested_at_ms, Ordering::Relaxed);
                 }
             }
         });
-        LeaseKeepAlive { requested_at_ms: asked_ms, _task: AbortOnDropHandle::new(renewing) }
+        LeaseKeepAlive { requested_at_ms, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Stops; returns when it was asked for what was last granted.
+    /// Returns [`LeaderLease::requested_at_ms`].
     fn stop(self) -> u64 {
         self.requested_at_ms.load(Ordering::Relaxed)
     }
@@ -335,33 +324,35 @@ fn backup_maker<S: Store>(store: Arc<S>) -> BackupMaker {
     })
 }
 
-/// Asks again and again what keeps the store from accepting more, until it cannot be used at all: returns why.
+/// Checks in intervals whether the store accepts new syncs. Returns when the store cannot be used any more.
 async fn watch_admission<S: Store>(
     store: &S,
-    tell: watch::Sender<Option<AdmissionBlock>>,
+    admission: watch::Sender<Option<AdmissionBlock>>,
 ) -> StoreError {
     loop {
         match store.check_admission().await {
-            Ok(now) => {
-                tell.send_if_modified(|known: &mut Option<AdmissionBlock>| {
-                    let news = *known != now;
-                    match &now {
-                        Some(shortage) if news => {
-                            tracing::error!(why = shortage.reason(), "new syncs are not accepted");
-                        }
-                        None if news => tracing::info!("new syncs are accepted again"),
-                        _ => {}
-                    }
-                    *known = now;
-                    news
-                });
-            }
+            Ok(block) => _ = admission.send_if_modified(|current| update_admission(current, block)),
             Err(unusable @ StoreError::Unusable(_)) => return unusable,
-            // A store that is unavailable is reported by those who need it.
+            // A store that is unavailable is reported by the calls that need it.
             Err(_) => {}
         }
         tokio::time::sleep(ADMISSION_CHECK_INTERVAL).await;
     }
+}
+
+/// Returns whether the value changed, which is logged.
+fn update_admission(current: &mut Option<AdmissionBlock>, block: Option<AdmissionBlock>) -> bool {
+    if *current == block {
+        return false;
+    }
+    match &block {
+        Some(block) => {
+            tracing::error!(reason = block.reason(), "new syncs are not accepted");
+        }
+        None => tracing::info!("new syncs are accepted again"),
+    }
+    *current = block;
+    true
 }
 
 fn random_seed() -> [u8; 32] {

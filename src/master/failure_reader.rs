@@ -1,5 +1,4 @@
-//! The failures of a sync, read from the store page by page, to be listed or retried; and the list of what became of each
-//! file, which a sync has where that was asked for.
+//! The failures of a sync, read from the store page by page, to be listed or retried.
 
 use super::channel::BlobReader;
 use super::file_records::{
@@ -21,33 +20,31 @@ use std::io;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// Reads the failures of a sync: never more than a page and a batch are in memory, and of a sync that was read back the names.
+/// Reads the failures of a sync. In memory are a page, a batch, and after a read-back the digests of the names.
 struct FailureReader {
     id: RequestId,
     blobs: BlobReader,
     keys: std::vec::IntoIter<String>,
-    /// What is left of the page that was read last.
+    /// The remaining lines of the current page.
     page_lines: VecDeque<FailureLine>,
     remaining: u64,
-    /// The names so far, where an entry may be listed twice: it failed again when it was read back.
+    /// Digests of the names so far, after a read-back: an entry that failed again is listed twice.
     seen_names: Option<HashSet<[u8; 16]>>,
 }
 
 impl FailureReader {
     fn new(listing: RecordLogInfo, blobs: BlobReader) -> Self {
-        let names = listing.readback_from.map(|_| HashSet::new());
-        let (keys, left) = (listing.failures.keys.into_iter(), listing.failures.listed);
         FailureReader {
             id: listing.id,
             blobs,
-            keys,
+            keys: listing.failures.keys.into_iter(),
             page_lines: VecDeque::new(),
-            remaining: left,
-            seen_names: names,
+            remaining: listing.failures.listed,
+            seen_names: listing.readback_from.map(|_| HashSet::new()),
         }
     }
 
-    /// The next failures: those of a page up to the next batch, or those of a batch. `None` after the last ones.
+    /// The next failures of the page up to a batch, or those of a batch. `None` at the end.
     async fn next_entries(&mut self) -> Result<Option<Vec<FileRecord>>, Problem> {
         if self.page_lines.is_empty() {
             let Some(key) = self.keys.next().filter(|_| self.remaining > 0) else {
@@ -59,7 +56,7 @@ impl FailureReader {
             };
             let page = self.read_blob(key).await?;
             self.page_lines =
-                decode_failures(&page).map_err(|why| self.failures_incomplete(&why))?.into();
+                decode_failures(&page).map_err(|reason| self.failures_incomplete(&reason))?.into();
         }
         let single = self.page_lines.iter().take_while(|failure| failure.batch.is_none()).count();
         let mut entries: Vec<FileRecord> =
@@ -79,7 +76,7 @@ impl FailureReader {
         Ok(Some(entries))
     }
 
-    /// The entries of a batch, each with what they have in common.
+    /// The entries of a batch, each with the error of the batch.
     async fn batch_entries(
         &self,
         common: FileRecord,
@@ -89,7 +86,8 @@ impl FailureReader {
         let manifest =
             Manifest::decode(&manifest).map_err(|e| self.failures_incomplete(&e.to_string()))?;
         if manifest.entries.len() as u64 != batch.entries {
-            return Err(self.failures_incomplete("a manifest has other entries than were counted"));
+            return Err(self
+                .failures_incomplete("a manifest has another number of entries than was counted"));
         }
         let entry = |entry: crate::wire::manifest::Entry| {
             let path = BytePath(entry.path.as_bytes().to_vec());
@@ -102,36 +100,35 @@ impl FailureReader {
         match timeout(REPLY_TIMEOUT, (self.blobs)(key)).await {
             Ok(Ok(Some(blob))) => Ok(blob),
             Ok(Ok(None)) => Err(self.failures_incomplete("a part is missing")),
-            Ok(Err(why)) => Err(store_unavailable(&why)),
-            Err(_) => Err(store_unavailable("it gives no answer")),
+            Ok(Err(reason)) => Err(store_unavailable(&reason)),
+            Err(_) => Err(store_unavailable("the store does not answer in time")),
         }
     }
 
-    /// The store does not hold what was written to it.
-    fn failures_incomplete(&self, why: &str) -> Problem {
+    fn failures_incomplete(&self, reason: &str) -> Problem {
         let id = &self.id;
-        let detail = format!("the stored failures of sync `{id}` are not complete: {why}");
+        let detail = format!("the stored failures of sync `{id}` are not complete: {reason}");
         Problem::new(ProblemCode::FailuresIncomplete, detail).with_hint(format!(
             "retry all of it: ctl sync retry {id} (files already copied are skipped)"
         ))
     }
 
-    /// Starts to send them, a JSON document a line.
+    /// Starts to send the failures, each as a line of JSON.
     async fn stream(mut self) -> Result<ChunkReceiver, Problem> {
-        let (pieces, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
-        // Read before the reply begins: what is missing as a whole is refused with its reason.
+        let (sender, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
+        // The first page is read before the response starts, so that an error becomes its status.
         let mut page = self.next_entries().await?;
         tokio::spawn(async move {
             while let Some(entries) = page {
-                let piece = to_json_lines(&entries);
-                let reads = piece.as_ref().is_ok_and(Vec::is_empty)
-                    || pieces.send(piece.map(Into::into)).await.is_ok();
-                if !reads {
+                let lines = to_json_lines(&entries);
+                let is_connected = lines.as_ref().is_ok_and(Vec::is_empty)
+                    || sender.send(lines.map(Into::into)).await.is_ok();
+                if !is_connected {
                     return;
                 }
                 page = match self.next_entries().await {
                     Ok(page) => page,
-                    Err(e) => return drop(pieces.send(Err(io::Error::other(e.detail))).await),
+                    Err(e) => return drop(sender.send(Err(io::Error::other(e.detail))).await),
                 };
             }
         });
@@ -148,30 +145,30 @@ fn to_json_lines(entries: &[FileRecord]) -> io::Result<Vec<u8>> {
     Ok(lines)
 }
 
-/// Whether just failures are wanted, which every sync lists.
-fn wants_only_failures(wanted: &FileRecordQuery) -> bool {
+/// Whether a query asks for failures only, which every sync lists.
+fn wants_only_failures(query: &FileRecordQuery) -> bool {
     let failed = |states: &[FileState]| states.iter().all(|state| *state == FileState::Failed);
-    matches!(wanted, FileRecordQuery::Records(states) if !states.is_empty() && failed(states))
+    matches!(query, FileRecordQuery::Records(states) if !states.is_empty() && failed(states))
 }
 
 impl MasterHandle {
-    /// What became of each file of a sync, in pieces.
+    /// The outcome of each file of a sync, in chunks.
     ///
     /// # Errors
-    /// 404; 409 where it was not recorded, or not all of it is there; 503.
+    /// 404; 409 if it was not recorded, or the records are incomplete; 503.
     pub(super) async fn stream_file_records(
         &self,
         id: RequestId,
-        wanted: FileRecordQuery,
+        query: FileRecordQuery,
     ) -> Result<ChunkReceiver, Problem> {
-        let found = self.send(GetFileRecords { id }).await?;
-        let failures = wants_only_failures(&wanted).then(|| found.clone());
-        match (file_records::stream_records(self.spool.clone(), found, wanted).await, failures) {
+        let listing = self.send(GetFileRecords { id }).await?;
+        let failures = wants_only_failures(&query).then(|| listing.clone());
+        match (file_records::stream_records(self.spool.clone(), listing, query).await, failures) {
             // It was not recorded, or by another master.
-            (Err(_), Some(found)) => {
-                FailureReader::new(found, self.channel()?.blobs).stream().await
+            (Err(_), Some(listing)) => {
+                FailureReader::new(listing, self.channel()?.blobs).stream().await
             }
-            (read, _) => read,
+            (result, _) => result,
         }
     }
 
@@ -189,7 +186,6 @@ impl MasterHandle {
         self.send(RetrySync { id, new: retry.request_id, only, idempotency }).await
     }
 
-    /// The names of all that failed in a sync.
     async fn read_failed_names(&self, id: &RequestId) -> Result<Vec<FileListPart>, Problem> {
         let sync = self.send(GetSync { id: id.clone() }).await?;
         if sync.failures_unlisted > 0 {
@@ -201,8 +197,8 @@ impl MasterHandle {
             );
             return Err(failures_unknown(id, detail));
         }
-        let found = self.send(GetFileRecords { id: id.clone() }).await?;
-        let mut failures = FailureReader::new(found, self.channel()?.blobs);
+        let listing = self.send(GetFileRecords { id: id.clone() }).await?;
+        let mut failures = FailureReader::new(listing, self.channel()?.blobs);
         let mut names: Vec<BytePath> = Vec::new();
         while let Some(entries) = failures.next_entries().await? {
             names.extend(entries.into_iter().map(|entry| entry.path));

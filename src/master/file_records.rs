@@ -1,11 +1,10 @@
-//! The list of what became of each file, read from the spool and given away piece by piece: never more
-//! than a line and a piece of it is in memory.
+//! The recorded outcome of each file of a sync, read from the spool and sent in chunks: never more than a line and a
+//! chunk of it is in memory.
 //!
-//! What is listed: each file, link and special file with how it ended, directories where an agent says
-//! something of them, and what was deleted (in a dry run: what would be). A file that was read back and
-//! brought again is listed once, with the second outcome. A directory that one agent made, on the way to
-//! something in it, and another one gave the rest of its metadata, is listed once, as created. A batch that was
-//! given up as a whole stands there as one failed entry.
+//! There is a record for each file, link and special file, for directories if an agent reports something about them, and
+//! for deletions (in a dry run: the planned ones). A file that was copied again after the read-back is listed once, with
+//! the second outcome. A directory that one agent created, on the way to an entry in it, and whose metadata another
+//! agent completed is listed once, as created. A batch that failed as a whole is one failed entry.
 
 use crate::scheduler::{MAX_LINE_BYTES, RecordLogInfo};
 use crate::store::Spool;
@@ -17,60 +16,56 @@ use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use tokio::sync::mpsc;
 
-/// Bytes that go out at a time.
+/// The size of a chunk.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Pieces that wait for a slow reader.
+/// Chunks that wait for a slow reader.
 pub(super) const MAX_QUEUED_CHUNKS: usize = 4;
-/// So many names with two records are recognized; of further ones both records are listed.
+/// The maximum number of names of which a second record is recognized; of further names both records are listed.
 pub(super) const MAX_REPEATED_NAMES: usize = 1 << 20;
-/// What the line of an entry that was repaired holds. A quote in a name has a backslash before it.
+/// Part of the line of an entry whose metadata was repaired. A name cannot contain it: its quotes are escaped.
 const METADATA_ACTION_JSON: &[u8] = br#""action":"metadata""#;
 
-/// What is wanted of a list.
+/// The content of a reply.
 pub(super) enum FileRecordQuery {
-    /// The records themselves, as JSON, of these states (all, where none is named).
+    /// The records as JSON, of these states (empty: all).
     Records(Vec<FileState>),
-    /// A line for each file with a digest that is there.
+    /// A line for each file with a digest at the destination.
     Digests(DigestLines),
 }
 
-/// Which lines of a list of digests.
+/// The lines of a list of digests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DigestLines {
-    /// Those that `b3sum --check` reads.
+    /// Those that `b3sum --check` accepts.
     Checkable,
-    /// The others, each behind a comment with the reason.
+    /// The others, each after a comment with the reason.
     Uncheckable,
 }
 
-/// Pieces of a list; an error ends it.
+/// Chunks of a reply; an error ends it.
 pub(super) type ChunkReceiver = mpsc::Receiver<io::Result<Bytes>>;
 
-/// Starts to read a list.
+/// Starts to read the records of a sync.
 ///
 /// # Errors
-/// 409 where there is none, or none that is whole.
+/// 409 if there are none, or they are incomplete.
 pub(super) async fn stream_records(
     spool: Spool,
     listing: RecordLogInfo,
-    wanted: FileRecordQuery,
+    query: FileRecordQuery,
 ) -> Result<ChunkReceiver, Problem> {
-    check_available(&listing, &wanted)?;
-    let (pieces, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
+    check_available(&listing, &query)?;
+    let (sender, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
     if listing.length == 0 {
         return Ok(receiver);
     }
-    let number = listing.sync.0;
-    let length = listing.length;
+    let (number, length) = (listing.sync.0, listing.length);
     let opened = tokio::task::spawn_blocking(move || spool.open(number, length)).await;
-    let file = match opened {
-        Ok(Ok(file)) => file,
-        Ok(Err(e)) => return Err(records_lost(&e.to_string())),
-        Err(e) => return Err(records_lost(&e.to_string())),
-    };
+    let opened = opened.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+    let file = opened.map_err(|e| records_lost(&e.to_string()))?;
     tokio::task::spawn_blocking(move || {
-        let mut out = ChunkWriter { sender: pieces, buffer: Vec::new() };
-        match write_records(file, &listing, &wanted, &mut out) {
+        let mut out = ChunkWriter { sender, buffer: Vec::new() };
+        match write_records(file, &listing, &query, &mut out) {
             Ok(()) => drop(out.flush()),
             Err(e) => drop(out.sender.blocking_send(Err(e))),
         }
@@ -78,21 +73,21 @@ pub(super) async fn stream_records(
     Ok(receiver)
 }
 
-fn check_available(listing: &RecordLogInfo, wanted: &FileRecordQuery) -> Result<(), Problem> {
+fn check_available(listing: &RecordLogInfo, query: &FileRecordQuery) -> Result<(), Problem> {
     let id = &listing.id;
-    if let Some(why) = &listing.error {
-        return Err(records_lost(why));
+    if let Some(reason) = &listing.error {
+        return Err(records_lost(reason));
     }
-    match wanted {
+    match query {
         FileRecordQuery::Records(_) if !listing.is_recorded => {
             Err(Problem::new(ProblemCode::NotRecorded, "this sync did not record the outcome of each file")
                 .with_hint(format!(
-                    "what failed is listed for every sync: ctl sync files {id} --state failed; for all paths submit it \
+                    "every sync lists its failures: ctl sync files {id} --state failed; for all paths submit it \
                      with --record (options.record)"
                 )))
         }
         FileRecordQuery::Digests(_) if !listing.has_digests => {
-            Err(Problem::new(ProblemCode::NotRecorded, "the digests of the files were not kept by this sync")
+            Err(Problem::new(ProblemCode::NotRecorded, "this sync did not record the digests of its files")
                 .with_hint("submit it with options.manifest (ctl: --manifest)"))
         }
         FileRecordQuery::Digests(_) if !listing.has_ended => {
@@ -103,24 +98,24 @@ fn check_available(listing: &RecordLogInfo, wanted: &FileRecordQuery) -> Result<
     }
 }
 
-fn records_lost(why: &str) -> Problem {
-    let detail = format!("the records of this sync are not complete: {why}");
+fn records_lost(reason: &str) -> Problem {
+    let detail = format!("the records of this sync are not complete: {reason}");
     Problem::new(ProblemCode::RecordsLost, detail).with_hint(
-        "records are kept in the data_dir of the master that led; submit the sync again to have them",
+        "records are in the data_dir of the master that led; submit the sync again to record them",
     )
 }
 
-/// Lines on their way out.
+/// Collects lines into chunks.
 struct ChunkWriter {
     sender: mpsc::Sender<io::Result<Bytes>>,
     buffer: Vec<u8>,
 }
 
 impl ChunkWriter {
-    /// False: nobody reads any more.
+    /// `false`: the reader has disconnected.
     fn flush(&mut self) -> bool {
-        let piece = std::mem::take(&mut self.buffer);
-        piece.is_empty() || self.sender.blocking_send(Ok(piece.into())).is_ok()
+        let chunk = std::mem::take(&mut self.buffer);
+        chunk.is_empty() || self.sender.blocking_send(Ok(chunk.into())).is_ok()
     }
 
     fn flush_if_full(&mut self) -> bool {
@@ -128,39 +123,40 @@ impl ChunkWriter {
     }
 }
 
-/// Gives all that is wanted of a list.
 fn write_records(
     file: impl Read + Seek,
     listing: &RecordLogInfo,
-    wanted: &FileRecordQuery,
+    query: &FileRecordQuery,
     out: &mut ChunkWriter,
 ) -> io::Result<()> {
     let mut file = BufReader::with_capacity(CHUNK_BYTES, file);
-    let second = listing.readback_from.unwrap_or(listing.length).min(listing.length);
-    let mut again = HashSet::new();
-    file.seek(SeekFrom::Start(second))?;
-    for_each_line(&mut file, listing.length - second, |line| {
+    let readback_from = listing.readback_from.unwrap_or(listing.length).min(listing.length);
+    let readback_length = listing.length - readback_from;
+    let mut replaced = HashSet::new();
+    file.seek(SeekFrom::Start(readback_from))?;
+    for_each_line(&mut file, readback_length, |line| {
         let record = parse_record(line)?;
-        if record.state != FileState::Deleted && again.len() < MAX_REPEATED_NAMES {
-            again.insert(path_hash(&record));
+        if record.state != FileState::Deleted && replaced.len() < MAX_REPEATED_NAMES {
+            replaced.insert(path_hash(&record));
         }
         Ok(true)
     })?;
-    let made = match wanted {
+    let created = match query {
         FileRecordQuery::Records(_) => created_and_repaired(&mut file, listing.length)?,
         FileRecordQuery::Digests(_) => HashSet::new(),
     };
     file.seek(SeekFrom::Start(0))?;
-    for (length, first) in [(second, true), (listing.length - second, false)] {
-        let whole = for_each_line(&mut file, length, |line| {
+    for (length, is_first_pass) in [(readback_from, true), (readback_length, false)] {
+        let is_complete = for_each_line(&mut file, length, |line| {
             let record = parse_record(line)?;
-            let repeated = first && !again.is_empty() && again.contains(&path_hash(&record))
-                || record.action == Some(EntryAction::Metadata)
-                    && made.contains(&path_hash(&record));
-            if repeated {
+            let is_repeated =
+                is_first_pass && !replaced.is_empty() && replaced.contains(&path_hash(&record))
+                    || record.action == Some(EntryAction::Metadata)
+                        && created.contains(&path_hash(&record));
+            if is_repeated {
                 return Ok(true);
             }
-            match wanted {
+            match query {
                 FileRecordQuery::Records(states) => {
                     if states.is_empty() || states.contains(&record.state) {
                         out.buffer.extend_from_slice(line);
@@ -173,22 +169,22 @@ fn write_records(
             }
             Ok(out.flush_if_full())
         })?;
-        if !whole {
+        if !is_complete {
             break;
         }
     }
     Ok(())
 }
 
-/// A path, as short as a digest: so many of them fit in memory.
+/// A digest of the path, which needs less memory than most paths.
 pub(super) fn path_hash(record: &FileRecord) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&blake3::hash(&record.path.0).as_bytes()[..16]);
     short
 }
 
-/// The names in the first `length` bytes that are recorded both as made and as repaired, in whichever order: an
-/// agent can't know of a directory that it finds whether another one has just made it.
+/// The names in the first `length` bytes that are recorded as created and as repaired, in any order: an agent that finds
+/// a directory does not know whether another agent has just created it.
 fn created_and_repaired(
     file: &mut (impl BufRead + Seek),
     length: u64,
@@ -211,85 +207,88 @@ fn created_and_repaired(
     for_each_line(file, length, |line| {
         if !is_repair(line) {
             let record = parse_record(line)?;
-            let made = matches!(record.action, Some(EntryAction::Create | EntryAction::Update));
-            both.extend(Some(path_hash(&record)).filter(|name| made && repaired.contains(name)));
+            let is_created =
+                matches!(record.action, Some(EntryAction::Create | EntryAction::Update));
+            both.extend(
+                Some(path_hash(&record)).filter(|name| is_created && repaired.contains(name)),
+            );
         }
         Ok(true)
     })?;
     Ok(both)
 }
 
-fn invalid_data(what: impl ToString) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.to_string())
+fn invalid_data(detail: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, detail.to_string())
 }
 
 fn parse_record(line: &[u8]) -> io::Result<FileRecord> {
     serde_json::from_slice(line).map_err(invalid_data)
 }
 
-/// Calls `take` with each line of the next `length` bytes, without its end. False: `take` wanted no more.
+/// Calls `process` with each line of the next `length` bytes, without the line end, until it returns `false`. Returns
+/// whether all lines were processed.
 fn for_each_line(
     file: &mut impl BufRead,
     mut length: u64,
-    mut take: impl FnMut(&[u8]) -> io::Result<bool>,
+    mut process: impl FnMut(&[u8]) -> io::Result<bool>,
 ) -> io::Result<bool> {
     let mut line = Vec::new();
     while length > 0 {
         line.clear();
-        let most = length.min(MAX_LINE_BYTES as u64);
-        let read = file.by_ref().take(most).read_until(b'\n', &mut line)?;
+        let limit = length.min(MAX_LINE_BYTES as u64);
+        let read = file.by_ref().take(limit).read_until(b'\n', &mut line)?;
         if line.pop() != Some(b'\n') {
-            return Err(invalid_data("a record has no end"));
+            return Err(invalid_data("a record has no line end"));
         }
         length -= read as u64;
-        if !take(&line)? {
+        if !process(&line)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Why `b3sum --check` (1.8) refuses a name; `None` where it reads it.
+/// Why `b3sum --check` (1.8) refuses a name; `None` if it accepts it.
 fn uncheckable_reason(name: &[u8]) -> Option<&'static str> {
     match std::str::from_utf8(name) {
         Err(_) => Some("its name is not UTF-8"),
         Ok(text) if text.contains(char::REPLACEMENT_CHARACTER) => {
-            Some("its name holds U+FFFD, which b3sum writes for bytes that are not UTF-8")
+            Some("its name contains U+FFFD, which b3sum writes for bytes that are not UTF-8")
         }
         Ok(_) => None,
     }
 }
 
-/// Writes the line of a file at the destination root, where it is one of `lines`. Names with a backslash or the end
-/// of a line are escaped as by `b3sum`: the line begins with a backslash. `\xHH` is ours, in names that `b3sum`
-/// refuses.
+/// Writes the line of a file, if it is one of `lines`. Names with a backslash or a line end are escaped as by `b3sum`:
+/// the line begins with a backslash. `\xHH` is an extension for names that `b3sum` refuses.
 fn write_digest_line(
     record: &FileRecord,
     destination: &AbsPath,
     lines: DigestLines,
     out: &mut Vec<u8>,
 ) {
-    let there = matches!(record.state, FileState::Done | FileState::Skipped);
-    let (Some(digest), true) = (record.digest, there) else { return };
+    let is_present = matches!(record.state, FileState::Done | FileState::Skipped);
+    let (Some(digest), true) = (record.digest, is_present) else { return };
     let mut name = record.path.0.as_slice();
     if name.is_empty() {
-        // The root is a file: it is named as seen from the directory that it lies in.
+        // The root is a file: its name in its directory.
         name = destination.as_bytes().rsplit(|b| *b == b'/').next().unwrap_or_default();
     }
-    let why = uncheckable_reason(name);
-    if why.is_some() != (lines == DigestLines::Uncheckable) {
+    let reason = uncheckable_reason(name);
+    if reason.is_some() != (lines == DigestLines::Uncheckable) {
         return;
     }
-    if let Some(why) = why {
-        out.extend_from_slice(format!("# b3sum cannot check this file: {why}\n").as_bytes());
+    if let Some(reason) = reason {
+        out.extend_from_slice(format!("# b3sum cannot check this file: {reason}\n").as_bytes());
     }
-    if why.is_some() || name.iter().any(|b| matches!(b, b'\\' | b'\n' | b'\r')) {
+    if reason.is_some() || name.iter().any(|b| matches!(b, b'\\' | b'\n' | b'\r')) {
         out.push(b'\\');
     }
     out.extend_from_slice(digest.to_string().as_bytes());
     out.extend_from_slice(b"  ");
     if name == b"-" {
-        // Alone it would be standard input.
+        // `-` is standard input.
         out.extend_from_slice(b"./");
     }
     for byte in name {
@@ -297,7 +296,7 @@ fn write_digest_line(
             b'\\' => out.extend_from_slice(b"\\\\"),
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
-            byte if why.is_some() && !byte.is_ascii() => {
+            byte if reason.is_some() && !byte.is_ascii() => {
                 out.extend_from_slice(format!("\\x{byte:02x}").as_bytes());
             }
             byte => out.push(*byte),
@@ -345,12 +344,12 @@ mod tests {
     async fn read_all(
         spool: &Spool,
         listing: RecordLogInfo,
-        wanted: FileRecordQuery,
+        query: FileRecordQuery,
     ) -> io::Result<Vec<u8>> {
-        let mut pieces = stream_records(spool.clone(), listing, wanted).await.unwrap();
+        let mut chunks = stream_records(spool.clone(), listing, query).await.unwrap();
         let mut all = Vec::new();
-        while let Some(piece) = pieces.recv().await {
-            all.extend_from_slice(&piece?);
+        while let Some(chunk) = chunks.recv().await {
+            all.extend_from_slice(&chunk?);
         }
         Ok(all)
     }
@@ -370,32 +369,33 @@ mod tests {
         let second = json_lines(&[record(b"b", Done), record(b"x", Deleted), record(b"c", Failed)]);
         let length = first.len() + second.len();
         spool.write(3, 0, &[&first[..], &second, b"{\"never\": \"decided"].concat()).unwrap();
-        let of = |from| listing(length, from);
-        let all = read_all(&spool, of(Some(first.len())), FileRecordQuery::Records(vec![]))
+        let listing = |readback_from| listing(length, readback_from);
+        let all = read_all(&spool, listing(Some(first.len())), FileRecordQuery::Records(vec![]))
             .await
             .unwrap();
         assert_eq!(paths_and_states(&all), ["a Done", "b Done", "x Deleted", "c Failed"]);
         let some = FileRecordQuery::Records(vec![Failed, Deleted]);
-        let some = read_all(&spool, of(Some(first.len())), some).await.unwrap();
+        let some = read_all(&spool, listing(Some(first.len())), some).await.unwrap();
         assert_eq!(paths_and_states(&some), ["x Deleted", "c Failed"]);
-        let one_pass = read_all(&spool, of(None), FileRecordQuery::Records(vec![])).await.unwrap();
+        let one_pass =
+            read_all(&spool, listing(None), FileRecordQuery::Records(vec![])).await.unwrap();
         assert_eq!(paths_and_states(&one_pass).len(), 6);
     }
 
     #[tokio::test]
     async fn a_directory_created_by_one_agent_and_repaired_by_another_is_listed_once_as_created() {
-        let of =
+        let with_action =
             |path: &[u8], state, action| FileRecord { action: Some(action), ..record(path, state) };
-        let made = |path| of(path, FileState::Done, EntryAction::Create);
-        let repaired = |path| of(path, FileState::Skipped, EntryAction::Metadata);
+        let created = |path| with_action(path, FileState::Done, EntryAction::Create);
+        let repaired = |path| with_action(path, FileState::Skipped, EntryAction::Metadata);
         let all = [
             repaired(b"first"),
-            made(b"second"),
-            made(b"first"),
+            created(b"second"),
+            created(b"first"),
             repaired(b"second"),
             repaired(b"old"),
-            of(b"old", FileState::Deleted, EntryAction::Delete),
-            made(br#""action":"metadata""#),
+            with_action(b"old", FileState::Deleted, EntryAction::Delete),
+            created(br#""action":"metadata""#),
         ];
         let all = json_lines(&all);
         let spool = Spool::temporary();
@@ -431,9 +431,9 @@ mod tests {
             record(b"", FileState::Done),
         ]);
         spool.write(3, 0, &all).unwrap();
-        let of = async |lines| {
-            let wanted = FileRecordQuery::Digests(lines);
-            String::from_utf8(read_all(&spool, listing(all.len(), None), wanted).await.unwrap())
+        let manifest = async |lines| {
+            let query = FileRecordQuery::Digests(lines);
+            String::from_utf8(read_all(&spool, listing(all.len(), None), query).await.unwrap())
                 .unwrap()
         };
         let hex = |n: u8| Digest([n; 32]).to_string();
@@ -444,8 +444,8 @@ mod tests {
             hex(1),
             hex(0)
         );
-        assert_eq!(of(DigestLines::Checkable).await, readable);
-        let others = of(DigestLines::Uncheckable).await;
+        assert_eq!(manifest(DigestLines::Checkable).await, readable);
+        let others = manifest(DigestLines::Uncheckable).await;
         let lines: Vec<&str> = others.lines().collect();
         assert!(lines[0].starts_with("# ") && lines[0].ends_with("not UTF-8"), "{others}");
         assert_eq!(lines[1], format!("\\{}  \\xff", hex(1)));
@@ -461,13 +461,13 @@ mod tests {
             (0..20_000).map(|i| record(format!("f{i}").as_bytes(), FileState::Done)).collect();
         let all = json_lines(&many);
         spool.write(3, 0, &all).unwrap();
-        let wanted = || FileRecordQuery::Records(vec![FileState::Done]);
-        let mut pieces =
-            stream_records(spool.clone(), listing(all.len(), None), wanted()).await.unwrap();
-        let first = pieces.recv().await.unwrap().unwrap();
+        let query = || FileRecordQuery::Records(vec![FileState::Done]);
+        let mut chunks =
+            stream_records(spool.clone(), listing(all.len(), None), query()).await.unwrap();
+        let first = chunks.recv().await.unwrap().unwrap();
         assert!(first.len() < 2 * CHUNK_BYTES, "{}", first.len());
-        drop(pieces);
-        assert_eq!(read_all(&spool, listing(all.len(), None), wanted()).await.unwrap(), all);
+        drop(chunks);
+        assert_eq!(read_all(&spool, listing(all.len(), None), query()).await.unwrap(), all);
     }
 
     #[tokio::test]
@@ -475,8 +475,8 @@ mod tests {
         let spool = Spool::temporary();
         let all = json_lines(&[record(b"a", FileState::Done)]);
         spool.write(3, 0, &all).unwrap();
-        let code = async |listing: RecordLogInfo, wanted| {
-            stream_records(spool.clone(), listing, wanted).await.unwrap_err().code
+        let code = async |listing: RecordLogInfo, query| {
+            stream_records(spool.clone(), listing, query).await.unwrap_err().code
         };
         let records = || FileRecordQuery::Records(vec![]);
         assert_eq!(code(listing(all.len() + 1, None), records()).await, "records_lost");
@@ -491,9 +491,9 @@ mod tests {
             code(none(), FileRecordQuery::Digests(DigestLines::Checkable)).await,
             "not_recorded"
         );
-        let going_on = RecordLogInfo { has_ended: false, ..listing(all.len(), None) };
+        let running = RecordLogInfo { has_ended: false, ..listing(all.len(), None) };
         assert_eq!(
-            code(going_on, FileRecordQuery::Digests(DigestLines::Uncheckable)).await,
+            code(running, FileRecordQuery::Digests(DigestLines::Uncheckable)).await,
             "not_ended"
         );
         let cut = listing(all.len() - 3, None);

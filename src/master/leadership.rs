@@ -1,4 +1,4 @@
-//! What a master is at the moment, for those who answer requests: it leads, it follows, or nobody leads.
+//! The current role of this master, as the API reports it.
 
 use super::channel::ActorChannel;
 use crate::wire::leader::{Leader, MasterRole, Readiness, ReadinessStatus, StoreStatus};
@@ -7,34 +7,33 @@ use crate::wire::problem::{Problem, ProblemCode};
 /// See the [module](self).
 #[derive(Clone)]
 pub(super) enum LeadershipStatus {
-    /// This master leads; requests go to the desk of its owner.
+    /// This master leads; the channel to its state actor.
     Leader(Leader, ActorChannel),
-    /// Another one leads.
+    /// Another master leads.
     Follower(Leader),
-    /// Nobody leads as far as is known, for a reason in a sentence.
+    /// No leader is known.
     NoLeader(NoLeaderReason),
 }
 
-/// Why nobody leads.
+/// Why no leader is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NoLeaderReason {
-    /// The store is away: its words.
+    /// The error message of the store.
     StoreUnavailable(String),
-    /// A reign ends or begins: that is over soon.
+    /// A term of leadership ends or starts, which takes seconds.
     Transition(&'static str),
 }
 
-/// Which master this is, and where its store is.
+/// The name and the store of this master.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MasterIdentity {
     pub(super) name: String,
-    /// Where the store is, without passwords.
+    /// Without passwords.
     pub(super) store_location: String,
 }
 
 impl LeadershipStatus {
-    /// Who leads.
-    pub(super) fn leader(&self) -> Option<&Leader> {
+    fn leader(&self) -> Option<&Leader> {
         match self {
             LeadershipStatus::Leader(leader, _) | LeadershipStatus::Follower(leader) => {
                 Some(leader)
@@ -43,44 +42,44 @@ impl LeadershipStatus {
         }
     }
 
-    /// Why a request can't be answered here, or sent on, now.
+    /// Why this master can neither process requests nor redirect them now, if so.
     pub(super) fn refusal(&self) -> Option<Problem> {
         match self {
-            LeadershipStatus::Leader(_, desk) => {
-                desk.health().err().map(|why| store_unavailable(&why))
+            LeadershipStatus::Leader(_, channel) => {
+                channel.health().err().map(|reason| store_unavailable(&reason))
             }
             LeadershipStatus::Follower(Leader { url: Some(_), .. }) => None,
             LeadershipStatus::Follower(leader) => Some(not_leader(leader)),
-            LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(why)) => {
-                Some(store_unavailable(why))
+            LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(reason)) => {
+                Some(store_unavailable(reason))
             }
-            LeadershipStatus::NoLeader(NoLeaderReason::Transition(why)) => Some(
-                Problem::new(ProblemCode::NoLeader, *why)
+            LeadershipStatus::NoLeader(NoLeaderReason::Transition(reason)) => Some(
+                Problem::new(ProblemCode::NoLeader, *reason)
                     .with_hint("repeat the request after the time in Retry-After"),
             ),
         }
     }
 
-    /// All that is known, for operators.
     pub(super) fn readiness(&self, identity: &MasterIdentity) -> Readiness {
         let refusal = self.refusal();
-        let (ok, problem) = match self {
-            LeadershipStatus::Leader(_, desk) => match desk.health() {
-                Ok(()) => {
-                    (true, desk.admission_block.borrow().as_ref().map(|s| s.reason().to_owned()))
-                }
-                Err(why) => (false, Some(why)),
-            },
-            LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(why)) => {
-                (false, Some(why.clone()))
+        let (role, health) = match self {
+            LeadershipStatus::Leader(_, channel) => (MasterRole::Leader, channel.health()),
+            LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(reason)) => {
+                (MasterRole::Follower, Err(reason.clone()))
             }
             LeadershipStatus::Follower(_)
-            | LeadershipStatus::NoLeader(NoLeaderReason::Transition(_)) => (true, None),
+            | LeadershipStatus::NoLeader(NoLeaderReason::Transition(_)) => {
+                (MasterRole::Follower, Ok(()))
+            }
         };
-        let role = if matches!(self, LeadershipStatus::Leader(..)) {
-            MasterRole::Leader
-        } else {
-            MasterRole::Follower
+        let admission_block = match self {
+            LeadershipStatus::Leader(_, channel) => channel.admission_block.borrow().clone(),
+            LeadershipStatus::Follower(_) | LeadershipStatus::NoLeader(_) => None,
+        };
+        let store = StoreStatus {
+            location: identity.store_location.clone(),
+            ok: health.is_ok(),
+            problem: health.err().or(admission_block.map(|block| block.reason().to_owned())),
         };
         Readiness {
             status: match (&refusal, role) {
@@ -92,13 +91,13 @@ impl LeadershipStatus {
             role,
             name: identity.name.clone(),
             leader: self.leader().cloned(),
-            store: StoreStatus { location: identity.store_location.clone(), ok, problem },
+            store,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 }
 
-/// The answer of a follower: 307 where it can say where to go, else 503.
+/// The response of a follower: 307 if it knows the URL of the leader, else 503.
 pub(super) fn not_leader(leader: &Leader) -> Problem {
     let name = &leader.name;
     let mut problem = match &leader.url {
@@ -110,7 +109,7 @@ pub(super) fn not_leader(leader: &Leader) -> Problem {
         None => {
             let detail = format!("this master follows; {name} leads, and its URL is not known");
             Problem::new(ProblemCode::LeaderUrlUnknown, detail).with_hint(
-                "send the request to that master; set its `advertise_url`, so that others can name it",
+                "send the request to that master; set its `advertise_url`, so that followers know its URL",
             )
         }
     };
@@ -118,9 +117,8 @@ pub(super) fn not_leader(leader: &Leader) -> Problem {
     problem
 }
 
-/// Nothing can be decided: the store is not there.
-pub(super) fn store_unavailable(why: &str) -> Problem {
-    let detail = format!("the master can't decide anything now: {why}");
+pub(super) fn store_unavailable(reason: &str) -> Problem {
+    let detail = format!("the master can't decide anything now: {reason}");
     Problem::new(ProblemCode::StoreUnavailable, detail)
         .with_hint("transfers in flight continue; repeat the request after the time in Retry-After")
 }
@@ -140,25 +138,35 @@ mod tests {
 
     #[test]
     fn a_follower_is_ready_only_if_it_knows_the_url_of_the_leader() {
-        let told = |seat: &LeadershipStatus| {
-            let seen = seat.readiness(&MasterIdentity::default());
-            (seen.status, seen.role, seen.store.ok, seen.leader.map(|l| l.epoch))
+        let readiness = |status: &LeadershipStatus| {
+            let readiness = status.readiness(&MasterIdentity::default());
+            let epoch = readiness.leader.map(|leader| leader.epoch);
+            (readiness.status, readiness.role, readiness.store.ok, epoch)
         };
         let known = follower_of(Some("http://10.0.0.1:8888"));
-        assert_eq!(told(&known), (ReadinessStatus::Following, MasterRole::Follower, true, Some(7)));
+        assert_eq!(
+            readiness(&known),
+            (ReadinessStatus::Following, MasterRole::Follower, true, Some(7))
+        );
         let unknown = follower_of(None);
         assert_eq!(
-            told(&unknown),
+            readiness(&unknown),
             (ReadinessStatus::Unavailable, MasterRole::Follower, true, Some(7))
         );
         let problem = unknown.refusal().unwrap();
         assert!(problem.detail.contains("host-a"), "{problem:?}");
         assert!(problem.hint.unwrap().contains("advertise_url"));
         let down = LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable("refused".into()));
-        assert_eq!(told(&down), (ReadinessStatus::Unavailable, MasterRole::Follower, false, None));
+        assert_eq!(
+            readiness(&down),
+            (ReadinessStatus::Unavailable, MasterRole::Follower, false, None)
+        );
         assert_eq!(down.refusal().unwrap().code, "store_unavailable");
-        let change = LeadershipStatus::NoLeader(NoLeaderReason::Transition("nobody leads yet"));
-        assert_eq!(told(&change), (ReadinessStatus::Unavailable, MasterRole::Follower, true, None));
+        let change = LeadershipStatus::NoLeader(NoLeaderReason::Transition("no master leads yet"));
+        assert_eq!(
+            readiness(&change),
+            (ReadinessStatus::Unavailable, MasterRole::Follower, true, None)
+        );
         assert_eq!(change.refusal().unwrap().code, "no_leader");
     }
 }

@@ -1,15 +1,14 @@
-//! The master: it decides, and remembers what it decided.
+//! The master: it decides what is copied, and stores each decision before it replies.
 //!
 //! - [`http`]: the API
-//! - `handle`: the typed way from the API to the owner
-//! - `election`: following and leading, among several masters
-//! - `leadership`: which of the two it is at the moment
-//! - `state_actor`: the loop that owns the state
-//! - `file_records`, `failure_reader`: what became of each file, what failed, read back
-//! - `submission`, `faults`: requests checked, with all that is wrong with them
+//! - `handle`, `requests`, `channel`: from the API to the state actor
+//! - `election`, `leadership`, `leader_lease`: leader election among several masters
+//! - `state_actor`, `pending_commit`: the loop that applies events to the state and commits the effects
+//! - `file_records`, `failure_reader`: reading recorded outcomes and failures
+//! - `submit_validation`, `validation_errors`: validation of requests
 //!
-//! Order of a start: bind and answer, follow, lead, load. Order of a stop: the API answers what it has, then
-//! the owner commits what it has and ends its reign.
+//! Order of a start: bind the address and answer, follow, lead, load the state. Order of a stop: the API completes
+//! accepted requests, then the state actor commits and releases the lease.
 
 mod channel;
 mod election;
@@ -17,8 +16,10 @@ mod failure_reader;
 mod file_records;
 pub mod handle;
 pub mod http;
+mod leader_lease;
 mod leadership;
 mod name_key;
+mod pending_commit;
 mod requests;
 mod state_actor;
 mod submit_validation;
@@ -30,7 +31,10 @@ pub use handle::MasterHandle;
 
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::Settings;
-use crate::store::{EmbeddedStore, Installation, Location, RedisStore, Spool, Store, StoreError};
+use crate::store::{
+    EmbeddedStore, Installation, Location, RedisStore, RedisStoreConfig, Spool, Store, StoreError,
+};
+use crate::util::rlimits;
 use crate::wire::options::PartNameKey;
 use anyhow::Context as _;
 use election::LeaderElection;
@@ -48,14 +52,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Where lists of files are kept, below the data directory.
+/// The directory of file records in the data directory.
 const RECORDS_DIR: &str = "records";
-/// Open files that are left for other things than connections.
+/// File descriptors that are not used for connections.
 const RESERVED_FILE_DESCRIPTORS: usize = 64;
-/// Connections that wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
+const MIN_CONNECTIONS: usize = 16;
+/// The kernel limits it to `net.core.somaxconn`. When a master starts, all agents connect at once: with the usual 128
+/// most of them would retry for seconds.
 const LISTEN_BACKLOG: u32 = 8_192;
 
-/// A master that serves.
+/// A running master.
 pub struct Master {
     url: String,
     handle: MasterHandle,
@@ -63,192 +69,183 @@ pub struct Master {
 }
 
 impl Master {
-    /// Binds, and answers from then on: while it follows another master with the way to that one, while
-    /// nobody leads with 503. It leads as soon as it may. Of a configuration that changes, what
-    /// [`Reload`](crate::config::Reload) applies takes effect at once.
+    /// Binds the address and answers requests from then on: with the URL of the leader while another master leads, with
+    /// 503 while none does. The changes to the configuration that [`Reload`](crate::config::Reload) applies take effect
+    /// at once.
     ///
     /// # Errors
-    /// The address can't be bound, or the embedded store can't be used.
+    /// The address cannot be bound, or the embedded store cannot be used.
     pub async fn start(
-        changes: watch::Receiver<MasterConfig>,
+        config: watch::Receiver<MasterConfig>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
-        let config = changes.borrow().clone();
-        let spool = Spool::in_dir(config.data_dir.join(RECORDS_DIR));
-        let names = NameKeyFile::in_dir(&config.data_dir);
-        let name_key = names.load();
-        let begin = MasterStartup {
-            spool,
-            secret: None,
-            name_key,
-            name_key_file: names,
+        let current = config.borrow().clone();
+        let name_key_file = NameKeyFile::in_dir(&current.data_dir);
+        let startup = MasterStartup {
+            spool: Spool::in_dir(current.data_dir.join(RECORDS_DIR)),
+            path_secret: None,
+            name_key: name_key_file.load(),
+            name_key_file,
+            max_failed_entries: None,
+            config,
             shutdown,
-            lists_failures: true,
         };
-        match &config.store {
-            StoreConfig::Redis { url, options: setup, namespace, allow_volatile } => {
+        match current.store {
+            StoreConfig::Redis { url, options, namespace, allow_volatile } => {
                 let installation =
-                    Installation::load(config.installation.as_deref(), &config.data_dir)?;
-                let setup = Arc::new(setup.clone());
-                let (at, namespace, volatile) = (url.clone(), namespace.clone(), *allow_volatile);
+                    Installation::load(current.installation.as_deref(), &current.data_dir)?;
+                let redis = Arc::new(RedisStoreConfig {
+                    url: url.expose().to_owned(),
+                    options,
+                    namespace,
+                    allow_volatile,
+                    installation,
+                });
                 let open = move || {
-                    let (url, setup, namespace) =
-                        (at.clone(), Arc::clone(&setup), namespace.clone());
-                    let of = installation.clone();
-                    async move {
-                        RedisStore::connect(url.expose(), &setup, &namespace, volatile, of)
-                            .await
-                            .map(Arc::new)
-                    }
+                    let redis = Arc::clone(&redis);
+                    async move { RedisStore::connect(&redis).await.map(Arc::new) }
                 };
-                begin.start(open, changes).await
+                startup.start(open).await
             }
             StoreConfig::Embedded { dir } => {
-                // What is wrong with it is wrong for good.
-                let store = Arc::new(EmbeddedStore::open(Location::Directory(dir.clone()))?);
-                begin.start(move || ready(Ok(Arc::clone(&store))), changes).await
+                // Not repeated: only an operator can correct an error here.
+                let store = Arc::new(EmbeddedStore::open(Location::Directory(dir))?);
+                startup.start(move || ready(Ok(Arc::clone(&store)))).await
             }
         }
     }
 
-    /// As [`Master::start`], for this process only, on a store that nobody else has: it leads when this
-    /// returns, keeps no file beyond its end, and [`Master::url`] has a random component, without which
-    /// nothing is served. Other users of the host can reach its port, and could else have files copied
-    /// with the rights of this process. The names of unfinished files are computed with `name_key`, as the
-    /// store ends with this process.
+    /// Starts a master for this process only, on a store that no other process uses. It leads when this returns, and
+    /// stores nothing outside of `store`. Its URL has a random path component, without which every request gets 404:
+    /// other users of the host can connect to the port, and could have files copied with the rights of this process.
+    /// `name_key` derives the names of part files, because the key in `store` ends with this process.
     ///
     /// # Errors
-    /// As there, and what it is that kept it from leading.
+    /// As [`Master::start`], or leadership cannot be acquired.
     pub async fn start_private<S: Store>(
         store: S,
         config: &MasterConfig,
         name_key: PartNameKey,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Master> {
-        let secret = Some(uuid::Uuid::new_v4().simple().to_string());
-        let store = Arc::new(store);
-        let (spool, names) = (Spool::temporary(), NameKeyFile::default());
-        // Nobody can ask for them after its end, and its store is in memory.
-        let lists_failures = false;
-        let name_key = Some(name_key);
-        let begin = MasterStartup {
-            spool,
-            secret,
-            name_key,
-            name_key_file: names,
+        let startup = MasterStartup {
+            spool: Spool::temporary(),
+            path_secret: Some(uuid::Uuid::new_v4().simple().to_string()),
+            name_key: Some(name_key),
+            name_key_file: NameKeyFile::default(),
+            // They would need memory, and cannot be read after this process.
+            max_failed_entries: Some(0),
+            config: watch::channel(config.clone()).1,
             shutdown,
-            lists_failures,
         };
-        let config = watch::channel(config.clone()).1;
-        let mut master = begin.start(move || ready(Ok(Arc::clone(&store))), config).await?;
+        let store = Arc::new(store);
+        let mut master = startup.start(move || ready(Ok(Arc::clone(&store)))).await?;
         tokio::select! {
-            led = master.handle.wait_until_leader() => led,
+            () = master.handle.wait_until_leader() => {}
             ended = &mut master.task => ended.context("the master's task")??,
         }
         Ok(master)
     }
 
-    /// Where the API is, e.g. `http://127.0.0.1:8888`.
+    /// The URL of the API, e.g. `http://127.0.0.1:8888`.
     pub fn url(&self) -> String {
         self.url.clone()
     }
 
-    /// Waits for the end: after its shutdown, or because it must not go on.
+    /// Waits until the master has stopped: after its shutdown, or after an error.
     ///
     /// # Errors
-    /// The store can't be used (any more), or another master has the name of this one.
+    /// The store cannot be used any more, or another master has the same name.
     pub async fn wait_until_stopped(self) -> anyhow::Result<()> {
         self.task.await.context("the master's task")?
     }
 }
 
-/// What a master begins with beside its configuration.
+/// The parameters of a start.
 struct MasterStartup {
+    config: watch::Receiver<MasterConfig>,
     spool: Spool,
-    secret: Option<String>,
+    path_secret: Option<String>,
     name_key: Option<PartNameKey>,
     name_key_file: NameKeyFile,
+    /// `None`: the default of the scheduler.
+    max_failed_entries: Option<u64>,
     shutdown: CancellationToken,
-    /// Failures are listed by name.
-    lists_failures: bool,
 }
 
 impl MasterStartup {
     async fn start<S, F>(
         self,
         open: impl Fn() -> F + Send + Sync + 'static,
-        changes: watch::Receiver<MasterConfig>,
     ) -> anyhow::Result<Master>
     where
         S: Store,
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
-        let MasterStartup {
-            spool,
-            secret,
-            name_key,
-            name_key_file: names,
-            shutdown,
-            lists_failures,
-        } = self;
-        let config = &changes.borrow().clone();
+        let config = &self.config.borrow().clone();
         let listener = bind_listener(config.listen).with_context(|| {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
         let address = listener.local_addr().context("read the bound address")?;
         let advertised = config.advertise_url.clone().or_else(|| advertised_url(address));
-        // Unique to this master: whoever has the address on this host is it, or its successor.
+        // Unique among masters: only one process of a host can be bound to the address.
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let place = advertised.clone().unwrap_or_else(|| format!("http://{address}"));
-        let name = format!("{host} {place}");
-        let (seat, seen) = watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition(
-            "this master has just started",
-        )));
+        let url = advertised.clone().unwrap_or_else(|| format!("http://{address}"));
+        let name = format!("{host} {url}");
+        let (status, status_receiver) = watch::channel(LeadershipStatus::NoLeader(
+            NoLeaderReason::Transition("this master has just started"),
+        ));
         let identity =
             MasterIdentity { name: name.clone(), store_location: config.store.location() };
-        let handle = MasterHandle::new(seen, identity, spool.clone());
+        let handle = MasterHandle::new(status_receiver, identity, self.spool.clone());
         let limits = HttpLimits {
-            // An agent counts its lease from before its poll was sent: most of it must be left.
+            // A lease counts from before the poll was sent: most of it must remain after the poll.
             max_poll_wait: config.poll_wait_max.min(config.lease / 3),
-            path_secret: secret.clone(),
+            path_secret: self.path_secret.clone(),
             advertise_url: config.advertise_url.clone(),
             max_connections: raise_connection_limit(config.limits.max_connections),
             ..HttpLimits::default()
         };
         update_http_limits(&limits, config);
-        let mut first = Settings { name_key, ..scheduler_settings(config) };
-        if !lists_failures {
-            first.max_failed_entries = 0;
+        let mut settings = Settings { name_key: self.name_key, ..scheduler_settings(config) };
+        if let Some(max) = self.max_failed_entries {
+            settings.max_failed_entries = max;
         }
-        let (tell_settings, settings) = watch::channel(first);
-        let applying = tokio::spawn(apply_config_changes(changes, limits.clone(), tell_settings));
-        let reigns = LeaderElection {
+        let (settings, settings_receiver) = watch::channel(settings);
+        let apply_changes = AbortOnDropHandle::new(tokio::spawn(apply_config_changes(
+            self.config,
+            limits.clone(),
+            settings,
+        )));
+        let election = LeaderElection {
             name,
             url: advertised,
             lease: config.leadership_lease,
-            settings,
-            spool,
-            name_key_file: names,
-            status: seat,
-            shutdown: shutdown.clone(),
+            settings: settings_receiver,
+            spool: self.spool,
+            name_key_file: self.name_key_file,
+            status,
+            shutdown: self.shutdown.clone(),
             api_ended: CancellationToken::new(),
         };
         tracing::info!(%address, "API listening");
-        let applying = AbortOnDropHandle::new(applying);
-        let serving = serve_api_and_lead(reigns, open, listener, handle.clone(), limits, shutdown);
-        let running = tokio::spawn(async move {
-            let _applying = applying;
-            serving.await
+        let api_ended = election.api_ended.clone();
+        let election = election.run(open);
+        let api = http::serve(listener, handle.clone(), limits, self.shutdown.clone());
+        let shutdown = self.shutdown;
+        let task = tokio::spawn(async move {
+            let _apply_changes = apply_changes;
+            serve_and_lead(election, api, api_ended, shutdown).await
         });
-        let url = match secret {
+        let url = match self.path_secret {
             Some(secret) => format!("http://{address}/{secret}"),
             None => format!("http://{address}"),
         };
-        Ok(Master { url, handle, task: running })
+        Ok(Master { url, handle, task })
     }
 }
 
-/// Where others reach a master that listens there, if that can be said.
+/// The URL for other hosts, if the address shows it.
 fn advertised_url(address: SocketAddr) -> Option<String> {
     (!address.ip().is_unspecified()).then(|| format!("http://{address}"))
 }
@@ -264,64 +261,55 @@ pub async fn run(
     Master::start(config, shutdown).await?.wait_until_stopped().await
 }
 
-/// Passes on what of the configuration changes.
+/// Applies configuration changes to the HTTP limits and to the scheduler.
 async fn apply_config_changes(
-    mut changes: watch::Receiver<MasterConfig>,
+    mut config: watch::Receiver<MasterConfig>,
     limits: HttpLimits,
-    tell: watch::Sender<Settings>,
+    settings: watch::Sender<Settings>,
 ) {
-    while changes.changed().await.is_ok() {
-        let config = changes.borrow_and_update().clone();
+    while config.changed().await.is_ok() {
+        let config = config.borrow_and_update().clone();
         update_http_limits(&limits, &config);
-        // The key for names is of this process, not of the configuration.
-        tell.send_modify(|now| {
-            let name_key = now.name_key.take();
-            *now = Settings { name_key, ..scheduler_settings(&config) };
+        // The name key is not in the configuration.
+        settings.send_modify(|current| {
+            let name_key = current.name_key.take();
+            *current = Settings { name_key, ..scheduler_settings(&config) };
         });
     }
-    // A task that waits for a change waits for ever.
+    // Keeps `settings` open: the state actor waits for its changes.
     std::future::pending::<()>().await;
 }
 
-/// Sets what may be changed at any time.
+/// Sets the limits that can change at any time.
 fn update_http_limits(limits: &HttpLimits, config: &MasterConfig) {
     let bytes = usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX);
     limits.max_submit_bytes.store(bytes, Ordering::Relaxed);
     limits.default_chunk_mb.store(config.defaults.chunk_size_mb, Ordering::Relaxed);
 }
 
-async fn serve_api_and_lead<S, F>(
-    reigns: LeaderElection,
-    open: impl Fn() -> F + Send + Sync + 'static,
-    listener: TcpListener,
-    handle: MasterHandle,
-    limits: HttpLimits,
+/// Runs the election and the API until both have ended. The end of one ends the other.
+async fn serve_and_lead(
+    election: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    api: impl Future<Output = ()> + Send + 'static,
+    api_ended: CancellationToken,
     shutdown: CancellationToken,
-) -> anyhow::Result<()>
-where
-    S: Store,
-    F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
-{
-    let api_ended = reigns.api_ended.clone();
-    let mut ruling = tokio::spawn(reigns.run(open));
-    let mut serving = tokio::spawn(http::serve(listener, handle, limits, shutdown.clone()));
-    let ended = tokio::select! {
-        ended = &mut ruling => ended,
-        _ = &mut serving => {
+) -> anyhow::Result<()> {
+    let mut election = tokio::spawn(election);
+    let mut api = tokio::spawn(api);
+    let result = tokio::select! {
+        result = &mut election => result,
+        _ = &mut api => {
             api_ended.cancel();
-            ruling.await
+            election.await
         }
     };
-    if !serving.is_finished() {
-        // There is nothing to serve any more.
+    if !api.is_finished() {
         shutdown.cancel();
-        let _ = serving.await;
+        let _ = api.await;
     }
-    ended.context("the task that leads")?
+    result.context("the task of the leader election")?
 }
 
-/// Listens, with room for the agents that all come at once when a master starts: with the usual 128 most of
-/// them would have to knock again and again, seconds apart.
 fn bind_listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -329,37 +317,20 @@ fn bind_listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(LISTEN_BACKLOG)
 }
 
-/// How many connections there may be of those that are `wanted`: the limit of open files is raised as far
-/// as the system lets us, and some are left for the store and for files.
+/// Raises the limit of open files. Returns how many of the `wanted` connections fit.
 fn raise_connection_limit(wanted: usize) -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let enough = (wanted + RESERVED_FILE_DESCRIPTORS) as u64;
-    let raised = limit.maximum.map_or(enough, |most| most.min(enough));
-    let have = match limit.current {
-        Some(now) if now < raised => {
-            let asked = Rlimit { current: Some(raised), maximum: limit.maximum };
-            match setrlimit(Resource::Nofile, asked) {
-                Ok(()) => raised,
-                Err(_) => now,
-            }
-        }
-        Some(now) => now,
-        None => enough,
-    };
-    let room = usize::try_from(have)
-        .unwrap_or(usize::MAX)
-        .saturating_sub(RESERVED_FILE_DESCRIPTORS)
-        .max(16);
-    if room < wanted {
+    let Some(files) = rlimits::raise_open_files_limit() else { return wanted };
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let possible = files.saturating_sub(RESERVED_FILE_DESCRIPTORS).max(MIN_CONNECTIONS);
+    if possible < wanted {
         tracing::info!(
-            connections = room,
+            connections = possible,
             wanted,
             "the limit of open files allows fewer connections than limits.max_connections; \
              raise it (LimitNOFILE) for more than that"
         );
     }
-    room.min(wanted)
+    possible.min(wanted)
 }
 
 fn scheduler_settings(config: &MasterConfig) -> Settings {

@@ -1,5 +1,5 @@
-//! The key of the names of unfinished files, as a master keeps it beside the store: where a store has lost
-//! everything, the syncs that are submitted again continue the part files that are at their destinations.
+//! The key from which the names of part files are derived. The master saves a copy outside of the store: if the store
+//! loses everything, syncs that are submitted again still find and continue their part files.
 
 use crate::util::private_files;
 use crate::wire::options::PartNameKey;
@@ -11,17 +11,16 @@ const FILE_NAME: &str = "names.key";
 /// The length of the file, in bytes.
 const KEY_BYTES: usize = 32;
 
-/// The file of the key; none for a master that keeps nothing beyond its end.
+/// The file of the key. The default saves nothing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NameKeyFile(Option<PathBuf>);
 
 impl NameKeyFile {
-    /// The file in the directory for data.
     pub(super) fn in_dir(data_dir: &Path) -> Self {
         NameKeyFile(Some(data_dir.join(FILE_NAME)))
     }
 
-    /// The key that was kept. A file that is not private or not a key is reported and not used. Blocks.
+    /// The saved key. A file that is not private or not a key is reported and ignored. Blocks.
     pub(super) fn load(&self) -> Option<PartNameKey> {
         let file = self.0.as_deref()?;
         match private_files::read_file(file, KEY_BYTES as u64 + 1).map(<[u8; KEY_BYTES]>::try_from)
@@ -39,16 +38,16 @@ impl NameKeyFile {
         }
     }
 
-    /// Keeps the key of the store that this master leads on, where another one or none is kept. Blocks.
+    /// Saves the key of the store, unless it is saved already. Blocks.
     pub(super) fn save(&self, key: PartNameKey) {
         let Some(file) = self.0.as_deref() else { return };
-        if private_files::read_file(file, KEY_BYTES as u64 + 1).is_ok_and(|kept| kept == key.0) {
+        if private_files::read_file(file, KEY_BYTES as u64 + 1).is_ok_and(|saved| saved == key.0) {
             return;
         }
         if let Err(e) = private_files::replace_file(file, &key.0) {
             tracing::warn!(
                 file = %file.display(), error = %e,
-                "the key of part files is not kept: if the store loses everything, they are sent again"
+                "the key of part files is not saved: if the store loses everything, they are sent again"
             );
         }
     }

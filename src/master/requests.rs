@@ -24,6 +24,12 @@ pub(super) trait Request {
     fn parse_reply(reply: Reply) -> Result<Self::Reply, Reply>;
 }
 
+/// A request whose only field is an id.
+pub(super) trait RequestById: Request {
+    type Id;
+    fn new(id: Self::Id) -> Self;
+}
+
 /// Defines requests: `Name { fields } => event => variant of the reply => value: type`.
 macro_rules! requests {
     ($($name:ident { $($field:ident: $field_type:ty),* } => $event:expr =>
@@ -47,19 +53,23 @@ macro_rules! requests {
     )*};
 }
 
-requests! {
-    SubmitSync { request: SyncRequest, list: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey> }
-        => Event::Submit { request, list, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
-    RetrySync {
-        id: RequestId, new: Option<RequestId>, only: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey>
-    }
-        => Event::RetrySync { id, new, only, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
+/// Defines requests whose only field is an id, in the same syntax.
+macro_rules! requests_by_id {
+    ($($name:ident { $id:ident: $id_type:ty } => $event:expr =>
+        $variant:pat => $value:expr, $reply:ty;)*) => {
+        requests! { $($name { $id: $id_type } => $event => $variant => $value, $reply;)* }
+        $(impl RequestById for $name {
+            type Id = $id_type;
+            fn new($id: $id_type) -> Self {
+                $name { $id }
+            }
+        })*
+    };
+}
+
+requests_by_id! {
     GetSync { id: RequestId }
         => Event::GetProgress(id) => Reply::Progress(reply) => *reply, SyncProgress;
-    ListSyncs { query: SyncQuery }
-        => Event::ListSyncs(query) => Reply::Syncs(reply) => reply, SyncPage;
-    ChangeSync { id: RequestId, change: SyncPatch }
-        => Event::ChangeSync { id, change } => Reply::Progress(reply) => *reply, SyncProgress;
     PauseSync { id: RequestId }
         => Event::PauseSync(id) => Reply::Progress(reply) => *reply, SyncProgress;
     ResumeSync { id: RequestId }
@@ -68,22 +78,35 @@ requests! {
         => Event::CancelSync(id) => Reply::Progress(reply) => *reply, SyncProgress;
     DeleteSync { id: RequestId }
         => Event::DeleteSync(id) => Reply::Deleted { cancelled } => cancelled, bool;
-    ReassignTasks { id: RequestId, worker: WorkerId }
-        => Event::ReassignTasks { id, worker } => Reply::Reassigned(reply) => reply, ReassignReply;
     GetFileRecords { id: RequestId }
         => Event::GetFileRecords(id) => Reply::FileRecords(reply) => *reply, RecordLogInfo;
-    SendHeartbeat { heartbeat: WorkerHeartbeat }
-        => Event::Heartbeat(heartbeat) => Reply::Heartbeat(reply) => reply, HeartbeatReply;
-    ListWorkers {}
-        => Event::ListWorkers => Reply::Workers(reply) => reply, WorkerList;
     GetWorker { id: WorkerId }
         => Event::GetWorker(id) => Reply::Worker(reply) => *reply, WorkerView;
     ListWorkerSyncs { id: WorkerId }
         => Event::ListWorkerRequests(id) => Reply::RequestIds(reply) => reply, Vec<RequestId>;
+    ForgetWorker { id: WorkerId }
+        => Event::ForgetWorker(id) => Reply::Forgotten(reply) => reply, ForgetWorkerReply;
+}
+
+requests! {
+    SubmitSync { request: SyncRequest, list: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey> }
+        => Event::Submit { request, list, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
+    RetrySync {
+        id: RequestId, new: Option<RequestId>, only: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey>
+    }
+        => Event::RetrySync { id, new, only, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
+    ListSyncs { query: SyncQuery }
+        => Event::ListSyncs(query) => Reply::Syncs(reply) => reply, SyncPage;
+    ChangeSync { id: RequestId, change: SyncPatch }
+        => Event::ChangeSync { id, change } => Reply::Progress(reply) => *reply, SyncProgress;
+    ReassignTasks { id: RequestId, worker: WorkerId }
+        => Event::ReassignTasks { id, worker } => Reply::Reassigned(reply) => reply, ReassignReply;
+    SendHeartbeat { heartbeat: WorkerHeartbeat }
+        => Event::Heartbeat(heartbeat) => Reply::Heartbeat(reply) => reply, HeartbeatReply;
+    ListWorkers {}
+        => Event::ListWorkers => Reply::Workers(reply) => reply, WorkerList;
     DrainWorker { worker: WorkerId, order: Option<DrainRequest> }
         => Event::DrainWorker { worker, order } => Reply::DrainUpdated(reply) => *reply, DrainReply;
-    ForgetWorker { worker: WorkerId }
-        => Event::ForgetWorker(worker) => Reply::Forgotten(reply) => reply, ForgetWorkerReply;
     PollAssignment {
         worker: WorkerId, incarnation: Option<String>, poll_id: Option<String>, wait_ms: u64
     }

@@ -1,18 +1,17 @@
-//! The one owner of the state: it gathers a batch of events, applies them, commits their writes as
-//! one atomic batch, and only then gives their replies. Nobody is ever told of a decision that is
-//! not durable, and throughput comes from the batch.
+//! The actor that owns the state of the scheduler. It applies a batch of events, commits their writes as one atomic
+//! batch, and sends the replies after that: no reply is sent before its decision is durable.
 //!
-//! While the store is down the same batch is tried again (its writes are absolute values, so a repeat
-//! is harmless) and callers get a 503 at once ([`MasterHandle`](super::Handle)). A store that lost data gets
-//! the whole state written back; a master that was deposed stops to decide. Lines of lists of files go to their
-//! spool before the commit that counts them; where they can't be written the sync says so and goes on.
+//! While the store is unavailable the same batch is committed again and again (its writes are absolute values, so a
+//! repeat changes nothing), and callers get a 503 at once. If the store lost data, the actor writes the whole state
+//! back. If another master leads, the actor ends. Lines of file records are written to the spool before the commit
+//! that counts them; if they cannot be written, the sync reports that and continues.
 
 use super::channel::{ActorHealth, ActorRequest};
+use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::store_unavailable;
-use crate::scheduler::{
-    Caller, Effect, Event, Now, Reply, Settings, State, StoredKeys, single_entries,
-};
-use crate::store::{Batch, Fence, Spool, Store, StoreError};
+use super::pending_commit::PendingCommit;
+use crate::scheduler::{Caller, Event, Now, Reply, Settings, State, StoredKeys, single_entries};
+use crate::store::{Batch, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::units;
@@ -22,206 +21,105 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// At most so many events go into one commit.
+/// The maximum number of events in a commit.
 const MAX_BATCH_EVENTS: usize = 512;
-/// … and about so many bytes of manifests and lists: a store takes no batch of any size.
+/// A commit is started when its blobs and lines have this size: stores limit the size of a batch.
 const SOFT_MAX_BATCH_BYTES: usize = 16 << 20;
-/// Time is told to the state at least so often.
+/// The maximum time between two ticks of the scheduler.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is looked whose caller went away. A task that goes to such a poll before comes back at
-/// once: its answer finds nobody.
+/// How often polls of disconnected callers are looked for. An assignment to such a poll in between is returned to the
+/// queue, because its reply cannot be sent.
 const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// So often is leadership renewed within its lease, while there is no commit.
-const RENEWALS_PER_LEASE: u32 = 4;
-/// Between two tries of a commit.
 const COMMIT_RETRY_BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(50), max: Duration::from_secs(2) };
 
-/// The time, from clocks that a test can't move: the state itself is tested without them.
-fn current_time() -> Now {
-    // Includes suspend, unlike the clock behind `Instant`: a lease runs out while the host sleeps.
-    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let mono_ms = boot.tv_sec.unsigned_abs() * 1000 + boot.tv_nsec.unsigned_abs() / 1_000_000;
-    Now { mono_ms, wall_ms: jiff::Timestamp::now().as_millisecond() }
-}
-
-/// The time at which a state is loaded.
-pub(super) fn loading_time() -> Now {
-    current_time()
-}
-
-/// A reign, as the master knows it that has it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct LeaderLease {
-    pub(super) fence: Fence,
-    /// How long leadership lasts without a commit or renewal.
-    pub(super) duration: Duration,
-    /// When it was asked for what was last granted, by [`Now::mono_ms`]: nobody else leads before the lease
-    /// has passed since then. A clock that goes on while the host sleeps or this process is stopped.
-    pub(super) requested_at_ms: u64,
-}
-
-impl LeaderLease {
-    /// How long this master leads for sure.
-    fn remaining(&self) -> Duration {
-        let lease = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
-        let end = self.requested_at_ms.saturating_add(lease);
-        Duration::from_millis(end.saturating_sub(current_time().mono_ms))
-    }
-
-    /// The time between two renewals.
-    pub(super) fn renew_interval(&self) -> Duration {
-        self.duration / RENEWALS_PER_LEASE
-    }
-}
-
 /// See the [module](self).
 pub(super) struct StateActor<S> {
-    store: Arc<S>,
-    state: State,
-    lease: LeaderLease,
-    requests: mpsc::Receiver<ActorRequest>,
-    health: watch::Sender<ActorHealth>,
-    spool: Spool,
-    settings: watch::Receiver<Settings>,
-    waiting_callers: BTreeMap<Caller, oneshot::Sender<Reply>>,
-    last_caller: u64,
-    /// Manifests that are to be read, each with its task.
-    manifest_reads: Vec<(TaskId, String)>,
+    pub(super) store: Arc<S>,
+    pub(super) state: State,
+    pub(super) lease: LeaderLease,
+    pub(super) requests: mpsc::Receiver<ActorRequest>,
+    pub(super) health: watch::Sender<ActorHealth>,
+    pub(super) spool: Spool,
+    pub(super) settings: watch::Receiver<Settings>,
+    pub(super) callers: Callers,
+    /// Keys of manifests that the state needs, each with its task.
+    pub(super) manifest_reads: Vec<(TaskId, String)>,
 }
 
-/// What a batch of events wants written and answered.
+/// The callers that wait for a reply.
 #[derive(Default)]
-struct PendingCommit {
-    dirty_keys: BTreeSet<String>,
-    blob_puts: BTreeMap<String, Vec<u8>>,
-    blob_deletes: BTreeSet<String>,
-    replies: Vec<(Caller, Reply)>,
-    /// Manifests to be read once this is written.
-    manifest_reads: Vec<(TaskId, String)>,
-    /// Lines of lists, in their order, each with its place.
-    record_lines: Vec<(SyncNo, u64, Vec<u8>)>,
-    /// Lists that are gone.
-    dropped_records: Vec<SyncNo>,
-    /// The bytes of blobs and lines.
-    bytes: usize,
+pub(super) struct Callers {
+    waiting: BTreeMap<Caller, oneshot::Sender<Reply>>,
+    last: u64,
 }
 
-impl PendingCommit {
-    fn add_effects(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::PutRecord(key) | Effect::DeleteRecord(key) => {
-                    _ = self.dirty_keys.insert(key);
-                }
-                Effect::PutBlob(key, value) => {
-                    self.blob_deletes.remove(&key);
-                    self.bytes += value.len();
-                    let replaced = self.blob_puts.insert(key, value);
-                    self.bytes -= replaced.map_or(0, |value| value.len());
-                }
-                Effect::DeleteBlob(key) => {
-                    self.blob_puts.remove(&key);
-                    self.blob_deletes.insert(key);
-                }
-                Effect::AppendFileRecords { sync, at, bytes } => {
-                    self.bytes += bytes.len();
-                    match self.record_lines.last_mut() {
-                        Some((last, from, lines))
-                            if *last == sync && *from + lines.len() as u64 == at =>
-                        {
-                            lines.extend_from_slice(&bytes);
-                        }
-                        _ => self.record_lines.push((sync, at, bytes)),
-                    }
-                }
-                Effect::DeleteFileRecords(sync) => {
-                    self.record_lines.retain(|(of, ..)| *of != sync);
-                    self.dropped_records.push(sync);
-                }
-                Effect::ReadEntries { task, key } => self.manifest_reads.push((task, key)),
-                Effect::Reply(caller, reply) => self.replies.push((caller, reply)),
-            }
-        }
+impl Callers {
+    fn add(&mut self, reply: oneshot::Sender<Reply>) -> Caller {
+        self.last += 1;
+        let caller = Caller(self.last);
+        self.waiting.insert(caller, reply);
+        caller
     }
 
-    /// The writes, with the values that the records have now.
-    fn to_batch(&self, state: &State) -> Batch {
-        let mut batch = Batch {
-            blob_puts: self.blob_puts.clone(),
-            blob_deletes: self.blob_deletes.clone(),
-            ..Batch::default()
-        };
-        for key in &self.dirty_keys {
-            match state.record(key) {
-                Some(value) => drop(batch.puts.insert(key.clone(), value)),
-                None => drop(batch.deletes.insert(key.clone())),
+    /// Sends replies. Returns the assignments whose caller has disconnected.
+    fn send_replies(&mut self, replies: Vec<(Caller, Reply)>) -> Vec<Assignment> {
+        let mut undelivered = Vec::new();
+        for (caller, reply) in replies {
+            let Some(waiting) = self.waiting.remove(&caller) else { continue };
+            if let Err(Reply::Assignment(Some(assignment))) = waiting.send(reply) {
+                undelivered.push(*assignment);
             }
         }
-        batch
+        undelivered
+    }
+
+    /// Removes the disconnected callers, except those that get one of `replies`.
+    fn remove_disconnected(&mut self, replies: &[(Caller, Reply)]) -> Vec<Caller> {
+        let replied: BTreeSet<Caller> = replies.iter().map(|(caller, _)| *caller).collect();
+        let is_gone = |caller: &Caller, reply: &mut oneshot::Sender<Reply>| {
+            reply.is_closed() && !replied.contains(caller)
+        };
+        self.waiting.extract_if(.., is_gone).map(|(caller, _)| caller).collect()
     }
 }
 
 impl<S: Store> StateActor<S> {
-    pub(super) fn new(
-        store: Arc<S>,
-        state: State,
-        tenure: LeaderLease,
-        requests: mpsc::Receiver<ActorRequest>,
-        health: watch::Sender<ActorHealth>,
-        spool: Spool,
-        settings: watch::Receiver<Settings>,
-    ) -> Self {
-        let waiting = BTreeMap::new();
-        let (last_caller, reads) = (0, Vec::new());
-        StateActor {
-            store,
-            state,
-            lease: tenure,
-            requests,
-            health,
-            spool,
-            settings,
-            waiting_callers: waiting,
-            last_caller,
-            manifest_reads: reads,
-        }
-    }
-
-    /// Runs until `shutdown` or until the store says that it must not.
+    /// Runs until `shutdown`, then ends the term of leadership.
     ///
     /// # Errors
-    /// Another master leads, or the store can't be used any more.
+    /// Another master leads, or the store cannot be used any more.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut batch = Vec::with_capacity(MAX_BATCH_EVENTS);
-        let mut next_tick = tokio::time::Instant::now();
-        let mut renew_at = next_tick + self.lease.renew_interval();
-        let mut look_at = next_tick;
-        // Looked at before anything else: what was decided last may not be stored.
+        let mut next_tick = Instant::now();
+        let mut next_renewal = next_tick + self.lease.renew_interval();
+        let mut next_disconnect_check = next_tick;
+        // A commit that was interrupted by the shutdown may not be stored: no further event is applied.
         while !shutdown.is_cancelled() {
-            let mut configured = None;
-            // Cancel-safe: `recv_many` takes nothing until it returns, the others hold nothing.
+            let mut new_settings = None;
+            // Cancel-safe: `recv_many` removes nothing before it returns, and the others have no state.
             tokio::select! {
                 _ = shutdown.cancelled() => break,
-                got = self.requests.recv_many(&mut batch, MAX_BATCH_EVENTS) => {
-                    if got == 0 {
+                received = self.requests.recv_many(&mut batch, MAX_BATCH_EVENTS) => {
+                    if received == 0 {
                         break;
                     }
                 }
                 Ok(()) = self.settings.changed() => {
-                    configured = Some(Box::new(self.settings.borrow_and_update().clone()));
+                    new_settings = Some(Box::new(self.settings.borrow_and_update().clone()));
                 }
-                _ = tokio::time::sleep_until(next_tick) => {}
-                _ = tokio::time::sleep_until(renew_at) => {
+                _ = sleep_until(next_tick) => {}
+                _ = sleep_until(next_renewal) => {
                     self.renew_lease(&shutdown).await?;
-                    renew_at = tokio::time::Instant::now() + self.lease.renew_interval();
+                    next_renewal = Instant::now() + self.lease.renew_interval();
                 }
             }
             let time = current_time();
             let mut pending = PendingCommit::default();
-            if let Some(settings) = configured {
+            if let Some(settings) = new_settings {
                 pending.add_effects(self.state.apply(Event::Configure(settings), None, time));
             }
             for request in batch.drain(..) {
@@ -233,30 +131,31 @@ impl<S: Store> StateActor<S> {
                     }
                 }
             }
-            let woke = tokio::time::Instant::now();
-            if woke >= look_at {
-                self.withdraw_disconnected_polls(&mut pending, time);
-                look_at = woke + DISCONNECT_CHECK_INTERVAL;
+            let now = Instant::now();
+            if now >= next_disconnect_check {
+                for caller in self.callers.remove_disconnected(&pending.replies) {
+                    pending.add_effects(self.state.apply(Event::CancelPoll(caller), None, time));
+                }
+                next_disconnect_check = now + DISCONNECT_CHECK_INTERVAL;
             }
-            if woke >= next_tick {
+            if now >= next_tick {
                 pending.add_effects(self.state.apply(Event::Tick, None, time));
-                next_tick = woke + TICK_INTERVAL;
+                next_tick = now + TICK_INTERVAL;
             }
             if self.commit_and_reply(pending, &shutdown).await? {
-                renew_at = tokio::time::Instant::now() + self.lease.renew_interval();
+                next_renewal = Instant::now() + self.lease.renew_interval();
             }
             self.read_requested_manifests(&shutdown).await?;
-            // Sooner where something runs out, never later: a busy master must not forget the time.
-            if let Some(nearest) = self.state.next_deadline_ms(current_time()) {
-                let due = tokio::time::Instant::now() + Duration::from_millis(nearest);
-                next_tick = next_tick.min(due);
+            // Deadlines make the tick earlier and never later, so that ticks also happen under load.
+            if let Some(remaining_ms) = self.state.next_deadline_ms(current_time()) {
+                next_tick = next_tick.min(Instant::now() + Duration::from_millis(remaining_ms));
             }
         }
         self.store.release(self.lease.fence).await
     }
 
-    /// Applies what a caller says. Whoever wants the store compared with the state is given what it holds, after
-    /// all that was decided before is written.
+    /// Applies the event of a request. [`Event::Reconcile`] gets the keys that the store holds after all earlier
+    /// decisions are written.
     async fn apply_request(
         &mut self,
         mut request: ActorRequest,
@@ -267,31 +166,28 @@ impl<S: Store> StateActor<S> {
         if let Event::Reconcile(stored) = &mut request.event {
             self.commit_and_reply(std::mem::take(pending), shutdown).await?;
             match self.read_stored_keys().await {
-                Ok(found) => *stored = found,
-                Err(StoreError::Unavailable(why)) => {
-                    let refused = Reply::Refused(Box::new(store_unavailable(&why)));
-                    // Nobody waits for it any more, perhaps.
-                    let _ = request.reply.send(refused);
+                Ok(keys) => *stored = keys,
+                Err(StoreError::Unavailable(reason)) => {
+                    let refusal = Reply::Refused(Box::new(store_unavailable(&reason)));
+                    // Fails if the caller has disconnected.
+                    let _ = request.reply.send(refusal);
                     return Ok(());
                 }
                 Err(fatal) => return Err(fatal),
             }
         }
-        self.last_caller += 1;
-        let caller = Caller(self.last_caller);
-        self.waiting_callers.insert(caller, request.reply);
+        let caller = self.callers.add(request.reply);
         pending.add_effects(self.state.apply(request.event, Some(caller), time));
         Ok(())
     }
 
-    /// What the store holds now.
     async fn read_stored_keys(&self) -> Result<StoredKeys, StoreError> {
         let records = self.store.load().await?.into_keys().collect();
         Ok(StoredKeys { records, blobs: self.store.blob_keys().await? })
     }
 
-    /// Commits, then answers. Assignments whose caller went away meanwhile are handed back, which is
-    /// another commit. True: something was written.
+    /// Commits and sends the replies. Assignments whose caller has disconnected are returned to the queue, which is
+    /// another commit. Returns whether something was written.
     async fn commit_and_reply(
         &mut self,
         mut pending: PendingCommit,
@@ -314,20 +210,20 @@ impl<S: Store> StateActor<S> {
             }
             self.manifest_reads.append(&mut pending.manifest_reads);
             self.remove_record_files(std::mem::take(&mut pending.dropped_records)).await;
-            let unwanted = self.send_replies(std::mem::take(&mut pending.replies));
-            if unwanted.is_empty() {
+            let undelivered = self.callers.send_replies(std::mem::take(&mut pending.replies));
+            if undelivered.is_empty() {
                 return Ok(wrote);
             }
             pending = PendingCommit::default();
-            for assignment in unwanted {
-                let back = Event::Result(returned_result(&assignment));
-                pending.add_effects(self.state.apply(back, None, current_time()));
+            for assignment in undelivered {
+                let returned = Event::Result(returned_result(&assignment));
+                pending.add_effects(self.state.apply(returned, None, current_time()));
             }
         }
     }
 
-    /// Reads the manifests that the state asked for. While the store is away they stay to be read: it is tried again
-    /// at the next tick.
+    /// Reads the manifests that the state needs. While the store is unavailable they remain requested, until the next
+    /// tick.
     async fn read_requested_manifests(
         &mut self,
         shutdown: &CancellationToken,
@@ -336,21 +232,18 @@ impl<S: Store> StateActor<S> {
             let store = Arc::clone(&self.store);
             let manifest = match self.renewing_while(store.blob(&key)).await {
                 Ok(manifest) => manifest,
-                Err(StoreError::Unavailable(why)) => {
-                    let what = "a manifest cannot be read now";
-                    warn_ratelimited!(format_args!("{what}: {why}"), %task, why, "{what}");
+                Err(StoreError::Unavailable(reason)) => {
+                    let text = "a manifest cannot be read now";
+                    warn_ratelimited!(format_args!("{text}: {reason}"), %task, reason, "{text}");
                     return Ok(());
                 }
                 Err(fatal) => return Err(fatal),
             };
             self.manifest_reads.pop();
             let entries = manifest.map_or_else(Vec::new, |bytes| single_entries(&bytes));
+            let event = Event::ManifestEntries { task, entries };
             let mut pending = PendingCommit::default();
-            pending.add_effects(self.state.apply(
-                Event::ManifestEntries { task, entries },
-                None,
-                current_time(),
-            ));
+            pending.add_effects(self.state.apply(event, None, current_time()));
             self.commit_and_reply(pending, shutdown).await?;
             if shutdown.is_cancelled() {
                 break;
@@ -359,39 +252,36 @@ impl<S: Store> StateActor<S> {
         Ok(())
     }
 
-    /// Writes the lines of lists. One that can't be written is given up: copying matters more.
+    /// Writes the lines of file records. After an error the sync continues without them: the copy matters more.
     async fn write_record_lines(&mut self, pending: &mut PendingCommit) {
-        let lines = std::mem::take(&mut pending.record_lines);
-        if lines.is_empty() {
+        let record_lines = std::mem::take(&mut pending.record_lines);
+        if record_lines.is_empty() {
             return;
         }
         let spool = self.spool.clone();
         let write = move || {
-            let mut lost = BTreeMap::new();
-            for (sync, at, bytes) in lines {
-                if !lost.contains_key(&sync)
-                    && let Err(e) = spool.write(sync.0, at, &bytes)
+            let mut errors = BTreeMap::new();
+            for lines in record_lines {
+                if !errors.contains_key(&lines.sync)
+                    && let Err(e) = spool.write(lines.sync.0, lines.offset, &lines.bytes)
                 {
-                    lost.insert(sync, e.to_string());
+                    errors.insert(lines.sync, e.to_string());
                 }
             }
-            lost
+            errors
         };
-        let lost = tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| {
-            tracing::error!(error = %e, "writing lists of files failed");
+        let errors = tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| {
+            tracing::error!(error = %e, "writing file records failed");
             BTreeMap::new()
         });
-        for (sync, why) in lost {
-            tracing::error!(%sync, why, "the outcome of each file can't be recorded any more");
-            pending.add_effects(self.state.apply(
-                Event::FileRecordsLost { sync, reason: why },
-                None,
-                current_time(),
-            ));
+        for (sync, reason) in errors {
+            tracing::error!(%sync, reason, "the outcome of each file can't be recorded any more");
+            let event = Event::FileRecordsLost { sync, reason };
+            pending.add_effects(self.state.apply(event, None, current_time()));
         }
     }
 
-    /// Removes the lists of syncs that are gone.
+    /// Removes the file records of removed syncs.
     async fn remove_record_files(&self, dropped: Vec<SyncNo>) {
         if dropped.is_empty() {
             return;
@@ -400,115 +290,68 @@ impl<S: Store> StateActor<S> {
         let remove = move || {
             for sync in dropped {
                 if let Err(e) = spool.remove(sync.0) {
-                    tracing::warn!(%sync, error = %e, "a list of files could not be removed");
+                    tracing::warn!(%sync, error = %e, "file records could not be removed");
                 }
             }
         };
         if let Err(e) = tokio::task::spawn_blocking(remove).await {
-            tracing::error!(error = %e, "removing lists of files failed");
+            tracing::error!(error = %e, "removing file records failed");
         }
     }
 
-    /// Gives replies; returns the assignments that nobody waits for any more.
-    fn send_replies(&mut self, replies: Vec<(Caller, Reply)>) -> Vec<Assignment> {
-        let mut unwanted = Vec::new();
-        for (caller, reply) in replies {
-            let Some(waiting) = self.waiting_callers.remove(&caller) else { continue };
-            if let Err(Reply::Assignment(Some(assignment))) = waiting.send(reply) {
-                unwanted.push(*assignment);
-            }
-        }
-        unwanted
-    }
-
-    /// Polls whose caller went away wait no longer.
-    fn withdraw_disconnected_polls(&mut self, pending: &mut PendingCommit, time: Now) {
-        let answered: BTreeSet<Caller> = pending.replies.iter().map(|(c, _)| *c).collect();
-        let gone: Vec<Caller> = self
-            .waiting_callers
-            .iter()
-            .filter(|(caller, reply)| reply.is_closed() && !answered.contains(caller))
-            .map(|(caller, _)| *caller)
-            .collect();
-        for caller in gone {
-            self.waiting_callers.remove(&caller);
-            pending.add_effects(self.state.apply(Event::CancelPoll(caller), None, time));
-        }
-    }
-
-    /// Makes a batch durable, however long it takes. False: the master was told to stop first.
+    /// Makes a batch durable, however long it takes. `false`: shutdown came first.
     async fn commit(
         &mut self,
         mut batch: Batch,
         pending: &mut PendingCommit,
         shutdown: &CancellationToken,
     ) -> Result<bool, StoreError> {
-        let mut failures = 0;
         loop {
-            let (store, asked_ms) = (Arc::clone(&self.store), current_time().mono_ms);
-            match self.renewing_while(store.commit(self.lease.fence, &batch)).await {
-                Ok(fence) => {
-                    self.lease = LeaderLease { fence, requested_at_ms: asked_ms, ..self.lease };
-                    if failures > 0 {
-                        tracing::info!("the store is back");
-                    }
-                    self.set_health(Ok(()));
+            let (fence, writes) = (self.lease.fence, &batch);
+            let commit = |store: Arc<S>| async move {
+                let requested_at_ms = current_time().mono_ms;
+                Ok((store.commit(fence, writes).await?, requested_at_ms))
+            };
+            match self.retry_until_available(commit, shutdown).await {
+                Ok(Some((fence, requested_at_ms))) => {
+                    self.lease.fence = fence;
+                    self.extend_lease(requested_at_ms);
                     return Ok(true);
                 }
-                Err(StoreError::Unavailable(why)) => {
-                    if failures == 0 {
-                        tracing::error!(why, "the store is not available; trying again");
-                    }
-                    if !self.back_off(why, &mut failures, shutdown).await {
-                        return Ok(false);
-                    }
-                }
+                Ok(None) => return Ok(false),
                 Err(StoreError::DataLost { expected, found }) => {
                     tracing::error!(
                         expected,
                         found,
                         "the store lost data: everything is written back, active syncs are restarted"
                     );
-                    let Some(all) = self.full_snapshot(pending, shutdown).await? else {
+                    let Some(snapshot) = self.full_snapshot(pending, shutdown).await? else {
                         return Ok(false);
                     };
-                    batch = all;
+                    batch = snapshot;
                     self.lease.fence = self.lease.fence.after_loss(found);
                 }
-                Err(fatal @ (StoreError::Deposed { .. } | StoreError::Unusable(_))) => {
-                    return Err(fatal);
-                }
+                Err(fatal) => return Err(fatal),
             }
         }
     }
 
-    /// The whole state as one batch, after the store lost data. Manifests were in the store only, so
-    /// what needs them begins anew. `None`: the master was told to stop first.
+    /// The whole state as one batch, after the store lost data. Manifests were in the store only, so the tasks that need
+    /// them restart. `None`: shutdown came first.
     async fn full_snapshot(
         &mut self,
         pending: &mut PendingCommit,
         shutdown: &CancellationToken,
     ) -> Result<Option<Batch>, StoreError> {
-        let effects = self.state.apply(Event::StoreLost, None, current_time());
-        pending.add_effects(effects);
-        let mut failures = 0;
-        let stored = loop {
-            match self.store.blob_keys().await {
-                Err(StoreError::Unavailable(why)) => {
-                    if !self.back_off(why, &mut failures, shutdown).await {
-                        return Ok(None);
-                    }
-                }
-                other => break other?,
-            }
+        pending.add_effects(self.state.apply(Event::StoreLost, None, current_time()));
+        let blob_keys = |store: Arc<S>| async move { store.blob_keys().await };
+        let Some(stored) = self.retry_until_available(blob_keys, shutdown).await? else {
+            return Ok(None);
         };
-        let puts = self
-            .state
-            .record_keys()
-            .into_iter()
-            .filter_map(|key| self.state.record(&key).map(|value| (key, value)))
-            .collect();
-        // File lists of active syncs and failures of ended ones are still needed, where the store still has them.
+        let keys = self.state.record_keys().into_iter();
+        let puts =
+            keys.filter_map(|key| self.state.record(&key).map(|value| (key, value))).collect();
+        // File lists of active syncs and failures of ended ones are kept, if the store still has them.
         let needed = self.state.blob_keys();
         let keep = |key: &String| needed.contains(key) && !pending.blob_deletes.contains(key);
         Ok(Some(Batch {
@@ -520,118 +363,51 @@ impl<S: Store> StateActor<S> {
         }))
     }
 
-    /// Lets callers know at once whether anything can be decided.
-    /// The store is away: says so, and waits before the next try. False: the master was told to stop.
-    async fn back_off(
-        &mut self,
-        why: String,
-        failures: &mut u32,
-        shutdown: &CancellationToken,
-    ) -> bool {
-        self.set_health(Err(why));
-        let pause = COMMIT_RETRY_BACKOFF.delay(*failures);
-        *failures += 1;
-        tokio::select! {
-            () = tokio::time::sleep(pause) => true,
-            () = shutdown.cancelled() => false,
-        }
-    }
-
-    /// True: that was not known before.
-    fn set_health(&self, now: ActorHealth) -> bool {
-        self.health.send_if_modified(|known| {
-            let news = *known != now;
-            *known = now;
-            news
-        })
-    }
-
-    /// Waits for the answer of the store. A commit that takes long is no reason to lose the lead: it is
-    /// renewed meanwhile. When it runs out all the same, callers learn at once that nothing can be decided.
-    async fn renewing_while<T>(&mut self, call: impl Future<Output = T>) -> T {
-        tokio::pin!(call);
-        let store = Arc::clone(&self.store);
-        let mut told = false;
-        loop {
-            let LeaderLease { fence, duration: lease, .. } = self.lease;
-            let (pause, left) = (self.lease.renew_interval(), self.lease.remaining());
-            let renewal = async {
-                tokio::time::sleep(pause).await;
-                let asked_ms = current_time().mono_ms;
-                store.renew(fence, lease).await.map(|()| asked_ms)
-            };
-            tokio::select! {
-                biased;
-                answer = &mut call => return answer,
-                renewed = renewal => {
-                    // What is wrong shows in the answer to the call.
-                    if let Ok(asked_ms) = renewed {
-                        self.lease.requested_at_ms = asked_ms;
-                    }
-                }
-                () = tokio::time::sleep(left), if !told => {
-                    told = true;
-                    // Where a reason is known already, that says more.
-                    if self.health.borrow().is_err() {
-                        continue;
-                    }
-                    let lease = units::format_duration(lease);
-                    self.set_health(Err(format!("the store has given no answer for {lease}")));
-                }
-            }
-        }
-    }
-
-    /// Makes sure that this master still leads, however long it takes: when its lease ran out (it was
-    /// stopped, or the store was away), another one may lead, and what it remembers is old. False: it was
-    /// told to stop first.
+    /// Confirms that this master still leads, however long it takes. After its lease expired (the process was stopped,
+    /// or the store was unavailable) another master may lead, and the state of this one may be outdated. `false`:
+    /// shutdown came first.
     async fn confirm_leadership(
         &mut self,
         pending: &mut PendingCommit,
         shutdown: &CancellationToken,
     ) -> Result<bool, StoreError> {
-        let mut failures = 0;
-        loop {
-            let (store, asked_ms) = (Arc::clone(&self.store), current_time().mono_ms);
-            match self.renewing_while(store.renew(self.lease.fence, self.lease.duration)).await {
-                Ok(()) => {
-                    self.lease.requested_at_ms = asked_ms;
-                    self.set_health(Ok(()));
-                    return Ok(true);
-                }
-                Err(StoreError::Unavailable(why)) => {
-                    if !self.back_off(why, &mut failures, shutdown).await {
-                        return Ok(false);
-                    }
-                }
-                Err(StoreError::DataLost { .. }) => {
-                    // A commit finds the same, and knows what to do.
-                    pending.dirty_keys.extend(self.state.record_keys());
-                    let writes = pending.to_batch(&self.state);
-                    return self.commit(writes, pending, shutdown).await;
-                }
-                Err(fatal) => return Err(fatal),
+        let LeaderLease { fence, duration, .. } = self.lease;
+        let renew = |store: Arc<S>| async move {
+            let requested_at_ms = current_time().mono_ms;
+            store.renew(fence, duration).await.map(|()| requested_at_ms)
+        };
+        match self.retry_until_available(renew, shutdown).await {
+            Ok(Some(requested_at_ms)) => {
+                self.extend_lease(requested_at_ms);
+                Ok(true)
             }
+            Ok(None) => Ok(false),
+            Err(StoreError::DataLost { .. }) => {
+                // A commit gets the same error and writes everything back.
+                pending.dirty_keys.extend(self.state.record_keys());
+                let writes = pending.to_batch(&self.state);
+                self.commit(writes, pending, shutdown).await
+            }
+            Err(fatal) => Err(fatal),
         }
     }
 
-    /// Prolongs leadership while there is nothing to commit.
+    /// Renews the lease once, while there is nothing to commit.
     async fn renew_lease(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
-        let (store, asked_ms) = (Arc::clone(&self.store), current_time().mono_ms);
+        let (store, requested_at_ms) = (Arc::clone(&self.store), current_time().mono_ms);
         match self.renewing_while(store.renew(self.lease.fence, self.lease.duration)).await {
             Ok(()) => {
-                self.lease.requested_at_ms = asked_ms;
-                self.set_health(Ok(()));
+                self.extend_lease(requested_at_ms);
                 Ok(())
             }
-            Err(StoreError::Unavailable(why)) => {
-                if self.set_health(Err(why.clone())) {
-                    tracing::error!(why, "the store is not available");
+            Err(StoreError::Unavailable(reason)) => {
+                if self.set_health(Err(reason.clone())) {
+                    tracing::error!(reason, "the store is not available");
                 }
                 Ok(())
             }
             Err(StoreError::DataLost { .. }) => {
-                // A commit finds the same, and knows what to do; polls that wait get its replies.
+                // A commit gets the same error and writes everything back; the replies go to waiting polls.
                 let mut pending = PendingCommit::default();
                 pending.dirty_keys.extend(self.state.record_keys());
                 self.commit_and_reply(pending, shutdown).await.map(drop)
@@ -639,9 +415,93 @@ impl<S: Store> StateActor<S> {
             Err(fatal) => Err(fatal),
         }
     }
+
+    /// The store granted a request that extends the lease.
+    fn extend_lease(&mut self, requested_at_ms: u64) {
+        self.lease.requested_at_ms = requested_at_ms;
+        self.set_health(Ok(()));
+    }
+
+    /// Repeats a call until the store is available. Callers learn that it is not from the health. `None`: shutdown came
+    /// first.
+    async fn retry_until_available<T, F>(
+        &mut self,
+        call: impl Fn(Arc<S>) -> F,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<T>, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut failures = 0;
+        loop {
+            match self.renewing_while(call(Arc::clone(&self.store))).await {
+                Err(StoreError::Unavailable(reason)) => {
+                    if failures == 0 {
+                        tracing::error!(reason, "the store is not available; trying again");
+                    }
+                    self.set_health(Err(reason));
+                }
+                reply => {
+                    if failures > 0 {
+                        tracing::info!("the store is available again");
+                    }
+                    return reply.map(Some);
+                }
+            }
+            tokio::select! {
+                () = sleep(COMMIT_RETRY_BACKOFF.delay(failures)) => failures += 1,
+                () = shutdown.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    /// Returns whether the health changed.
+    fn set_health(&self, health: ActorHealth) -> bool {
+        self.health.send_if_modified(|current| {
+            let changed = *current != health;
+            *current = health;
+            changed
+        })
+    }
+
+    /// Awaits a call and renews the lease meanwhile, so that a slow commit does not lose leadership. If the lease
+    /// expires all the same, callers learn from the health that nothing can be decided.
+    async fn renewing_while<T>(&mut self, call: impl Future<Output = T>) -> T {
+        tokio::pin!(call);
+        let store = Arc::clone(&self.store);
+        let mut expired = false;
+        loop {
+            let LeaderLease { fence, duration, .. } = self.lease;
+            let (interval, remaining) = (self.lease.renew_interval(), self.lease.remaining());
+            let renewal = async {
+                sleep(interval).await;
+                let requested_at_ms = current_time().mono_ms;
+                store.renew(fence, duration).await.map(|()| requested_at_ms)
+            };
+            tokio::select! {
+                biased;
+                reply = &mut call => return reply,
+                renewed = renewal => {
+                    // Any error shows in the reply to the call.
+                    if let Ok(requested_at_ms) = renewed {
+                        self.lease.requested_at_ms = requested_at_ms;
+                    }
+                }
+                () = sleep(remaining), if !expired => {
+                    expired = true;
+                    // A reason that is known already is more precise.
+                    if self.health.borrow().is_err() {
+                        continue;
+                    }
+                    let duration = units::format_duration(duration);
+                    self.set_health(Err(format!("the store has given no answer for {duration}")));
+                }
+            }
+        }
+    }
 }
 
-/// What an agent would say that gives an assignment back untouched.
+/// The result of an agent that returns an assignment without having started it.
 fn returned_result(assignment: &Assignment) -> TaskResult {
     TaskResult {
         request_id: assignment.request_id.clone(),

@@ -1,4 +1,4 @@
-//! What a sync request must satisfy beyond its shape, and the cutting of its file list into parts.
+//! The rules for the fields of a sync request together, and the division of its file list into parts.
 
 use super::validation_errors::ValidationErrors;
 use crate::fs::{Filter, FilterError, find_absolute_patterns};
@@ -10,10 +10,10 @@ use crate::wire::sync::{SyncProgress, SyncRequest, SyncState};
 use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
 
-/// A part of a file list has at most this many names, so that a part is a task of some seconds.
-pub(super) const MAX_PART_NAMES: usize = 10_000;
-/// … and at most this many bytes of names: a part travels and is stored in one piece.
-pub(super) const MAX_PART_BYTES: usize = 4 << 20;
+/// The maximum number of names in a part of a file list, so that a part is a task of some seconds.
+const MAX_PART_NAMES: usize = 10_000;
+/// The maximum size of the names in a part: a part is sent and stored as a whole.
+const MAX_PART_BYTES: usize = 4 << 20;
 
 /// A request of which all fields are valid.
 #[derive(Debug, PartialEq)]
@@ -24,17 +24,17 @@ pub(super) struct ValidatedSync {
     pub(super) list: Option<Vec<FileListPart>>,
 }
 
-/// Why the entries that failed in a sync can't be tried again by themselves.
+/// The failed entries of a sync cannot be retried alone.
 pub(super) fn failures_unknown(id: &RequestId, detail: String) -> Problem {
     Problem::new(ProblemCode::FailuresUnknown, detail).with_hint(format!(
         "retry all of it: ctl sync retry {id} (files already copied are skipped)"
     ))
 }
 
-/// The entries of a sync that failed, as a list for another one.
+/// The names of the failed entries of a sync as a file list.
 ///
 /// # Errors
-/// 409: there are none, or the sync is not one that can be of some names only.
+/// 409: there are none, or the sync cannot be restricted to a file list.
 pub(super) fn retry_name_lists(
     id: &RequestId,
     sync: &SyncProgress,
@@ -55,39 +55,40 @@ pub(super) fn retry_name_lists(
         return Err(failures_unknown(id, detail));
     }
     if sync.options.delete.is_some() {
-        let detail = format!("sync `{id}` is a mirror: what its list leaves out would be deleted");
+        let detail =
+            format!("sync `{id}` is a mirror: entries that are not in its list would be deleted");
         return Err(failures_unknown(id, detail));
     }
     file_list_parts(&sync.source_path, names).map_err(ValidationErrors::into_problem)
 }
 
-/// A tree can't be copied onto or into itself, nor over one that holds it.
+/// Refuses equal paths and paths that contain each other.
 ///
 /// # Errors
-/// What is wrong with `destination`.
+/// The error of `destination_path`.
 pub(super) fn validate_paths(source: &AbsPath, destination: &AbsPath) -> Result<(), String> {
     if source == destination {
         Err("must not be the same as source_path".to_owned())
     } else if source.contains(destination) {
         Err(format!("must not lie inside source_path ({source}): the copy would copy itself"))
     } else if destination.contains(source) {
-        Err(format!("must not hold source_path ({source}): the copy could overwrite its source"))
+        Err(format!("must not contain source_path ({source}): the copy could overwrite its source"))
     } else {
         Ok(())
     }
 }
 
-/// What is wrong with options, or does not go together; `listed`: a file list was given; `roots`: the source and
-/// the destination, as far as they can be read.
+/// The invalid and the conflicting options. `has_list`: a file list was given; `roots`: the source and the destination,
+/// without invalid ones.
 pub(super) fn validate_options(
     options: &SyncOptions,
-    listed: bool,
+    has_list: bool,
     roots: &[&AbsPath],
 ) -> ValidationErrors {
-    let mut faults = ValidationErrors::default();
-    let mut refuse = |wrong: bool, pointer: &str, detail: &str| {
-        if wrong {
-            faults.push(pointer, detail.to_owned());
+    let mut errors = ValidationErrors::default();
+    let mut refuse = |is_invalid: bool, pointer: &str, detail: &str| {
+        if is_invalid {
+            errors.push(pointer, detail.to_owned());
         }
     };
     refuse(
@@ -96,14 +97,14 @@ pub(super) fn validate_options(
         "must be at most an hour (3600000000000): file systems round to 2 s at most",
     );
     refuse(
-        options.recursive && !listed,
+        options.recursive && !has_list,
         "/recursive",
-        "is for a file_list, and none was given: without one everything is copied anyway",
+        "requires a file_list: without one everything is copied anyway",
     );
     refuse(
         options.manifest && options.verify == Verify::None,
         "/manifest",
-        "needs the digests that verify: none leaves out",
+        "requires digests, which verify: none does not compute",
     );
     refuse(
         options.manifest && options.dry_run,
@@ -116,12 +117,12 @@ pub(super) fn validate_options(
         "/verify",
         "a dry run copies nothing that could be read back",
     );
-    let left_alone = options.update || options.ignore_existing || options.existing;
+    let skips_existing = options.update || options.ignore_existing || options.existing;
     refuse(
-        readback && left_alone,
+        readback && skips_existing,
         "/verify",
-        "files that update, ignore_existing or existing leave alone can't be read back: they need \
-         not be as in the source",
+        "files that update, ignore_existing or existing skip can't be read back: they may differ \
+         from the source",
     );
     refuse(
         options.allow_overlap && options.delete.is_some(),
@@ -130,9 +131,9 @@ pub(super) fn validate_options(
     );
     if let Some(delete) = &options.delete {
         refuse(
-            listed,
+            has_list,
             "/delete",
-            "can't be combined with a file_list: what the list leaves out would be deleted",
+            "can't be combined with a file_list: entries that are not in the list would be deleted",
         );
         refuse(
             delete.trash.as_ref().is_some_and(RelPath::is_root),
@@ -140,42 +141,41 @@ pub(super) fn validate_options(
             "must name a directory below the destination, not the destination itself",
         );
     }
-    faults.merge_at("/filter", validate_filter(&options.filter));
+    errors.merge_at("/filter", validate_filter(&options.filter));
     for (index, detail) in find_absolute_patterns(&options.filter.rules, roots) {
-        faults.push(&format!("/filter/rules/{index}"), detail);
+        errors.push(&format!("/filter/rules/{index}"), detail);
     }
-    faults
+    errors
 }
 
 fn validate_filter(filter: &FilterSpec) -> ValidationErrors {
-    let mut faults = ValidationErrors::default();
+    let mut errors = ValidationErrors::default();
     if let (Some(min), Some(max)) = (filter.min_size, filter.max_size)
         && min > max
     {
-        faults
-            .push("/min_size", format!("must not be over max_size ({max}): nothing would be left"));
+        errors.push("/min_size", format!("must not be over max_size ({max}): no file would match"));
     }
     if let (Some(newer), Some(older)) = (filter.newer_than, filter.older_than)
         && newer >= older
     {
-        let detail = format!("must be before older_than ({older}): nothing would be left");
-        faults.push("/newer_than", detail);
+        let detail = format!("must be before older_than ({older}): no file would match");
+        errors.push("/newer_than", detail);
     }
     match Filter::new(filter) {
         Ok(_) => {}
-        Err(FilterError::InvalidRule { index, reason: why, .. }) => {
-            faults.push(&format!("/rules/{index}"), format!("can't be read: {why}"));
+        Err(FilterError::InvalidRule { index, reason, .. }) => {
+            errors.push(&format!("/rules/{index}"), format!("can't be read: {reason}"));
         }
-        Err(other) => faults.push("/rules", other.to_string()),
+        Err(other) => errors.push("/rules", other.to_string()),
     }
-    faults
+    errors
 }
 
-/// The names of a file list, relative to `source`, without duplicates, in the order given, in parts.
-/// A name is relative, or absolute at or below `source`; `.` (or `source`) is the source root itself.
+/// Divides a file list into parts. The names become relative to `source` and unique, and keep their order. A name is
+/// relative, or absolute at or below `source`; `.` or `source` is the source root.
 ///
 /// # Errors
-/// Every name at fault, by its index.
+/// Every invalid name, by its index.
 pub(super) fn file_list_parts(
     source: &AbsPath,
     list: Vec<BytePath>,
@@ -185,15 +185,15 @@ pub(super) fn file_list_parts(
             "the file list is empty; leave it out to copy everything",
         ));
     }
-    let mut faults = ValidationErrors::default();
+    let mut errors = ValidationErrors::default();
     let mut names = Vec::with_capacity(list.len());
     for (index, entry) in list.into_iter().enumerate() {
         match relative_to_source(source, &entry.0) {
             Ok(name) => names.push(name),
-            Err(detail) => faults.push(&format!("/{index}"), detail),
+            Err(detail) => errors.push(&format!("/{index}"), detail),
         }
     }
-    faults.into_result(names).map(|names| split_into_parts(dedup_names(names)))
+    errors.into_result(names).map(|names| split_into_parts(dedup_names(names)))
 }
 
 fn relative_to_source(source: &AbsPath, name: &[u8]) -> Result<RelPath, String> {
@@ -209,9 +209,9 @@ fn relative_to_source(source: &AbsPath, name: &[u8]) -> Result<RelPath, String> 
 
 fn dedup_names(mut names: Vec<RelPath>) -> Vec<RelPath> {
     let mut seen = HashSet::with_capacity(names.len());
-    let keep: Vec<bool> = names.iter().map(|n| seen.insert(n.as_bytes())).collect();
-    let mut keep = keep.into_iter();
-    names.retain(|_| keep.next().unwrap_or(true));
+    let is_new: Vec<bool> = names.iter().map(|name| seen.insert(name.as_bytes())).collect();
+    let mut is_new = is_new.into_iter();
+    names.retain(|_| is_new.next().unwrap_or(true));
     names
 }
 
@@ -258,15 +258,15 @@ mod tests {
     #[test]
     fn incompatible_options_are_refused_with_their_pointer() {
         use crate::wire::options::{Compare, DeleteOptions};
-        let of = |change: &dyn Fn(&mut SyncOptions), listed: bool| -> Vec<String> {
+        let pointers = |change: &dyn Fn(&mut SyncOptions), has_list: bool| -> Vec<String> {
             let mut options = SyncOptions::default();
             change(&mut options);
-            let Err(faults) =
-                validate_options(&options, listed, &[&abs("/data/src")]).into_result(())
+            let Err(errors) =
+                validate_options(&options, has_list, &[&abs("/data/src")]).into_result(())
             else {
                 return Vec::new();
             };
-            faults.into_problem().errors.into_iter().map(|e| e.pointer).collect()
+            errors.into_problem().errors.into_iter().map(|e| e.pointer).collect()
         };
         let trash = |dir: &str| {
             let trash = Some(RelPath::new(dir).unwrap());
@@ -299,8 +299,8 @@ mod tests {
             (&|o| o.filter.rules = vec!["x".repeat(300 << 10)], false, "/filter/rules"),
             (&|o| o.filter.rules = vec!["xy".to_owned(); 200_000], false, "/filter/rules"),
         ];
-        for (change, listed, pointer) in bad {
-            assert_eq!(of(change, listed), [pointer]);
+        for (change, has_list, pointer) in bad {
+            assert_eq!(pointers(change, has_list), [pointer]);
         }
         let good: [(Change<'_>, bool); 8] = [
             (&|_| {}, false),
@@ -312,8 +312,8 @@ mod tests {
             (&|o| o.recursive = true, true),
             (&|o| o.filter.rules = rules(&["*.o", "!/keep/", "a/**/b", ""]), false),
         ];
-        for (index, (change, listed)) in good.into_iter().enumerate() {
-            assert_eq!(of(change, listed), Vec::<String>::new(), "{index}");
+        for (index, (change, has_list)) in good.into_iter().enumerate() {
+            assert_eq!(pointers(change, has_list), Vec::<String>::new(), "{index}");
         }
     }
 
@@ -326,7 +326,7 @@ mod tests {
             (parts.len(), shown),
             (1, vec!["z".into(), "a/b".into(), String::new(), "-rf".into()])
         );
-        assert!(file_list_parts(&abs("/src"), list(&["/srcfoo/x"])).is_err(), "by component");
+        assert!(file_list_parts(&abs("/src"), list(&["/srcfoo/x"])).is_err(), "not a component");
         assert!(file_list_parts(&abs("/src"), vec![]).is_err());
     }
 

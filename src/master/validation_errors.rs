@@ -1,13 +1,12 @@
-//! All that is wrong with a document, collected so that its sender can mend it in one go.
+//! The errors of a document, collected so that its author can correct all of them at once.
 
 use crate::util::units;
 use crate::wire::problem::{FieldError, Problem, ProblemCode};
 
-/// A problem document lists at most this many fields; a list of a million bad names must not make
-/// an answer of a million lines.
-pub(super) const MAX_LISTED_ERRORS: usize = 100;
+/// A file list of a million invalid names must not cause a response of a million lines.
+const MAX_LISTED_ERRORS: usize = 100;
 
-/// The fields at fault, each with its JSON pointer below the place that is being read.
+/// Invalid fields, each with its JSON pointer relative to the value that is read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ValidationErrors {
     listed: Vec<FieldError>,
@@ -15,14 +14,13 @@ pub(super) struct ValidationErrors {
 }
 
 impl ValidationErrors {
-    /// One fault, of the place itself.
+    /// One error of the value itself.
     pub(super) fn single(detail: impl Into<String>) -> Self {
-        let mut faults = ValidationErrors::default();
-        faults.push("", detail.into());
-        faults
+        let mut errors = ValidationErrors::default();
+        errors.push("", detail.into());
+        errors
     }
 
-    /// Notes that the field at `pointer` is wrong.
     pub(super) fn push(&mut self, pointer: &str, detail: String) {
         if self.listed.len() < MAX_LISTED_ERRORS {
             self.listed.push(FieldError { pointer: pointer.to_owned(), detail });
@@ -31,41 +29,37 @@ impl ValidationErrors {
         }
     }
 
-    /// Takes over what is wrong at `pointer` and below it.
-    pub(super) fn merge_at(&mut self, pointer: &str, faults: ValidationErrors) {
-        for fault in faults.listed {
-            self.push(&format!("{pointer}{}", fault.pointer), fault.detail);
+    /// Adds the errors of the value at `pointer`.
+    pub(super) fn merge_at(&mut self, pointer: &str, errors: ValidationErrors) {
+        for error in errors.listed {
+            self.push(&format!("{pointer}{}", error.pointer), error.detail);
         }
-        self.unlisted += faults.unlisted;
+        self.unlisted += errors.unlisted;
     }
 
-    /// `value` if nothing is wrong.
-    ///
-    /// # Errors
-    /// The faults.
+    /// `value` if there is no error.
     pub(super) fn into_result<T>(self, value: T) -> Result<T, ValidationErrors> {
         if self.listed.is_empty() { Ok(value) } else { Err(self) }
     }
 
-    /// The 422 that lists them.
     pub(super) fn into_problem(self) -> Problem {
-        let named = |f: &FieldError| match f.pointer.as_str() {
-            "" => f.detail.clone(),
-            pointer => format!("{pointer}: {}", f.detail),
+        let describe = |error: &FieldError| match error.pointer.as_str() {
+            "" => error.detail.clone(),
+            pointer => format!("{pointer}: {}", error.detail),
         };
         let count = self.listed.len() + self.unlisted;
         let detail = match self.listed.first() {
             Some(first) if count > 1 => {
-                format!("{count} fields are wrong; the first is {}", named(first))
+                format!("{count} fields are not valid; the first is {}", describe(first))
             }
-            Some(only) => named(only),
-            None => "the document is wrong".to_owned(),
+            Some(only) => describe(only),
+            None => "the document is not valid".to_owned(),
         };
         let mut problem = Problem::new(ProblemCode::InvalidFields, detail);
         problem.errors = self.listed;
         if self.unlisted > 0 {
             problem = problem.with_hint(format!(
-                "{} wrong that are not listed",
+                "{} not valid and not listed",
                 units::pluralize(self.unlisted as u64, "more field is", "more fields are")
             ));
         }
@@ -88,15 +82,15 @@ mod tests {
         let problem = outer.into_problem();
         assert_eq!(problem.errors.len(), MAX_LISTED_ERRORS);
         assert_eq!(problem.errors[1].pointer, "/file_list/0");
-        assert_eq!(problem.hint.unwrap(), "4,901 more fields are wrong that are not listed");
+        assert_eq!(problem.hint.unwrap(), "4,901 more fields are not valid and not listed");
         assert!(problem.detail.starts_with("5001 fields"), "{}", problem.detail);
     }
 
     #[test]
     fn a_single_error_becomes_the_detail() {
-        let mut faults = ValidationErrors::default();
+        let mut errors = ValidationErrors::default();
         assert_eq!(ValidationErrors::default().into_result(7), Ok(7));
-        faults.push("/chunk_size_mb", "must be from 1 to 1024".into());
-        assert_eq!(faults.into_problem().detail, "/chunk_size_mb: must be from 1 to 1024");
+        errors.push("/chunk_size_mb", "must be from 1 to 1024".into());
+        assert_eq!(errors.into_problem().detail, "/chunk_size_mb: must be from 1 to 1024");
     }
 }

@@ -1,37 +1,36 @@
-//! What one commit writes.
+//! The writes of a commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The writes of one commit: absolute values, so that a repeat is harmless. A key that is both
-/// deleted and put ends up put.
+/// The writes of a commit. Values are absolute, so a repeat is harmless. Deletes are applied before puts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Records that are not put here are dropped: this is the whole state. Blobs are not touched by
-    /// it: who replaces names those to remove ([`Store::blob_keys`](super::Store::blob_keys)).
+    /// This batch is the whole state: all other records are removed. It has no effect on blobs: those to remove are in
+    /// `blob_deletes` (see [`Store::blob_keys`](super::Store::blob_keys)).
     pub replace: bool,
     /// Records to write.
     pub puts: BTreeMap<String, Vec<u8>>,
-    /// Records to remove; removing what is not there is no error.
+    /// Records to remove; a key that does not exist is no error.
     pub deletes: BTreeSet<String>,
     /// Blobs to write.
     pub blob_puts: BTreeMap<String, Vec<u8>>,
-    /// Blobs to remove; removing what is not there is no error.
+    /// Blobs to remove; a key that does not exist is no error.
     pub blob_deletes: BTreeSet<String>,
 }
 
 impl Batch {
-    /// Whether a commit of this would change nothing.
+    /// Whether a commit would change nothing.
     pub fn is_empty(&self) -> bool {
         !self.replace && self.len() == 0
     }
 
-    /// How many keys it names.
-    pub fn len(&self) -> usize {
+    /// The number of keys.
+    pub(super) fn len(&self) -> usize {
         self.puts.len() + self.deletes.len() + self.blob_puts.len() + self.blob_deletes.len()
     }
 
-    /// The bytes of all keys and values.
-    pub fn byte_len(&self) -> u64 {
+    /// The size of all keys and values.
+    pub(super) fn byte_len(&self) -> u64 {
         let values = |map: &BTreeMap<String, Vec<u8>>| -> usize {
             map.iter().map(|(k, v)| k.len() + v.len()).sum()
         };
@@ -42,7 +41,7 @@ impl Batch {
             + keys(&self.blob_deletes)) as u64
     }
 
-    /// Equal for equal batches only; by it a store knows the repeat of a commit.
+    /// Identifies the batch: a store recognizes the repeat of a commit by it.
     pub(super) fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {

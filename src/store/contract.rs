@@ -1,4 +1,4 @@
-//! What every store promises. Each backend runs the whole of it: `contract::suite!(ItsBench)`.
+//! The contract of a store, as tests. Each backend runs the whole suite: `contract::suite!(ItsFixture)`.
 
 use super::{AcquireOutcome, Batch, Candidate, Fence, Store, StoreError};
 use proptest::prelude::*;
@@ -6,35 +6,35 @@ use proptest::test_runner::{Config, TestRunner};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Long enough that no test outlives a lease of this length (named for what it is measured in).
+/// Longer than any test.
 pub(super) const LONG_LEASE: Duration = Duration::from_secs(60);
-/// Short enough to be waited for.
+/// Short enough to wait for its end.
 const SHORT_LEASE: Duration = Duration::from_millis(60);
 
-/// A place where one test has a store of its own.
+/// A separate store for one test.
 pub(super) trait StoreFixture: Sized {
     type S: Store;
-    /// Whether two handles compete for a lease (or, when not, for a lock that is never let go).
+    /// Whether two handles compete for a lease. Otherwise for a lock, which is held until its process ends.
     const HAS_LEASES: bool;
 
     async fn create() -> Self;
-    /// A handle as a process of its own would have it.
+    /// A handle, as another process would have it.
     async fn open_store(&self) -> Self::S;
 }
 
 macro_rules! suite {
-    ($bench:ty) => {
+    ($fixture:ty) => {
         crate::store::contract::suite!(
-            $bench:
+            $fixture:
             a_new_store_is_empty,
             a_load_returns_exactly_what_was_committed,
-            blobs_come_and_go_with_their_records,
+            blobs_are_written_and_removed_with_their_records,
             a_deposed_epoch_is_refused,
             a_gap_is_data_loss_and_a_replacing_batch_writes_everything_back,
             a_repeat_changes_nothing_and_succeeds,
             a_late_copy_of_an_older_commit_changes_nothing,
             a_different_batch_under_a_used_fence_is_refused,
-            a_lease_is_held_until_it_is_released_or_runs_out,
+            a_lease_is_held_until_it_is_released_or_expires,
             a_renewal_keeps_the_lease_and_a_deposed_one_fails,
             a_follower_reads_the_info_of_the_leader,
             leadership_of_a_rolled_back_store_is_refused,
@@ -45,15 +45,15 @@ macro_rules! suite {
         );
 
         #[test]
-        fn random_commits_leave_what_a_plain_map_would_hold() {
-            crate::store::contract::random_commits_leave_what_a_plain_map_would_hold::<$bench>();
+        fn random_commits_have_the_same_effect_as_on_a_map() {
+            crate::store::contract::random_commits_have_the_same_effect_as_on_a_map::<$fixture>();
         }
     };
-    ($bench:ty: $($test:ident),+) => {
+    ($fixture:ty: $($test:ident),+) => {
         $(
             #[tokio::test]
             async fn $test() {
-                crate::store::contract::$test::<$bench>().await;
+                crate::store::contract::$test::<$fixture>().await;
             }
         )+
     };
@@ -72,15 +72,15 @@ pub(super) fn put_batch(key: &str, value: &str) -> Batch {
 }
 
 pub(super) async fn a_new_store_is_empty<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     assert_eq!(acquire_leadership(&store, "m1").await.seq, 0);
     assert_eq!(store.load().await.unwrap(), BTreeMap::new());
     assert_eq!(store.blob("none").await.unwrap(), None);
     assert_eq!(store.blob_keys().await.unwrap(), BTreeSet::new());
 }
 
-/// Keys and values that a careless encoding would mix up.
+/// Keys and values that a wrong encoding would confuse.
 fn unusual_records() -> BTreeMap<String, Vec<u8>> {
     let every_byte: Vec<u8> = (0..=255).cycle().take(3000).collect();
     [
@@ -99,8 +99,8 @@ fn unusual_records() -> BTreeMap<String, Vec<u8>> {
 }
 
 pub(super) async fn a_load_returns_exactly_what_was_committed<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let fence = acquire_leadership(&store, "m1").await;
     let pairs = unusual_records();
     let all = Batch { puts: pairs.clone(), blob_puts: pairs.clone(), ..Batch::default() };
@@ -121,9 +121,9 @@ pub(super) async fn a_load_returns_exactly_what_was_committed<B: StoreFixture>()
     assert_eq!(store.load().await.unwrap(), expected);
 }
 
-pub(super) async fn blobs_come_and_go_with_their_records<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+pub(super) async fn blobs_are_written_and_removed_with_their_records<B: StoreFixture>() {
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let fence = acquire_leadership(&store, "m1").await;
     let both = Batch {
         blob_puts: [("t1".to_owned(), vec![1; 100_000]), ("t2".to_owned(), vec![2])].into(),
@@ -141,14 +141,14 @@ pub(super) async fn blobs_come_and_go_with_their_records<B: StoreFixture>() {
     assert_eq!(store.load().await.unwrap(), BTreeMap::new());
     assert_eq!(store.blob("t1").await.unwrap(), None);
     assert_eq!(store.blob_keys().await.unwrap(), ["t2".to_owned()].into());
-    // Replacing is about records; a blob stays until it is named.
+    // A replacement has no effect on blobs.
     store.commit(fence, &Batch { replace: true, ..Batch::default() }).await.unwrap();
     assert_eq!(store.blob_keys().await.unwrap(), ["t2".to_owned()].into());
 }
 
 pub(super) async fn a_deposed_epoch_is_refused<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let old = acquire_leadership(&store, "m1").await;
     let old = store.commit(old, &put_batch("a", "old")).await.unwrap();
     let new = acquire_leadership(&store, "m1").await;
@@ -169,11 +169,11 @@ pub(super) async fn a_deposed_epoch_is_refused<B: StoreFixture>() {
 pub(super) async fn a_gap_is_data_loss_and_a_replacing_batch_writes_everything_back<
     B: StoreFixture,
 >() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let fence = acquire_leadership(&store, "m1").await;
     let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
-    // A leader that knows of more than the store holds: the store went back.
+    // The leader knows a later commit than the store: the store was rolled back.
     let ahead = Fence { seq: 7, ..fence };
     let lost = StoreError::DataLost { expected: 7, found: 1 };
     assert_eq!(store.commit(ahead, &put_batch("b", "2")).await, Err(lost.clone()));
@@ -184,7 +184,7 @@ pub(super) async fn a_gap_is_data_loss_and_a_replacing_batch_writes_everything_b
     assert_eq!(fence.seq, 8);
     assert_eq!(store.load().await.unwrap(), whole.puts);
     assert_eq!(store.commit(fence, &put_batch("c", "3")).await.unwrap().seq, 9);
-    // A reign that the store knows nothing of yet was rolled back as a whole.
+    // A term that the store does not know was rolled back as a whole.
     let later = Fence { epoch: fence.epoch + 1_000_000, seq: 9 };
     let lost = StoreError::DataLost { expected: 9, found: 9 };
     assert_eq!(store.commit(later, &put_batch("d", "4")).await, Err(lost));
@@ -196,8 +196,8 @@ pub(super) async fn a_gap_is_data_loss_and_a_replacing_batch_writes_everything_b
 }
 
 pub(super) async fn a_repeat_changes_nothing_and_succeeds<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let first = acquire_leadership(&store, "m1").await;
     for replace in [false, true] {
         let before = if replace { Fence { seq: 1, ..first } } else { first };
@@ -208,7 +208,7 @@ pub(super) async fn a_repeat_changes_nothing_and_succeeds<B: StoreFixture>() {
         }
         assert_eq!(store.load().await.unwrap(), batch.puts);
     }
-    // A new reign does not take the last commit of the old one for its own.
+    // The last commit of the old term is not a repeat in the new one.
     let new = acquire_leadership(&store, "m1").await;
     assert_eq!(new.seq, 2);
     let lost = StoreError::DataLost { expected: 1, found: 2 };
@@ -217,8 +217,8 @@ pub(super) async fn a_repeat_changes_nothing_and_succeeds<B: StoreFixture>() {
 }
 
 pub(super) async fn a_late_copy_of_an_older_commit_changes_nothing<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let first = acquire_leadership(&store, "m1").await;
     let second = store.commit(first, &put_batch("a", "1")).await.unwrap();
     let third = store.commit(second, &put_batch("a", "2")).await.unwrap();
@@ -234,8 +234,8 @@ pub(super) async fn a_late_copy_of_an_older_commit_changes_nothing<B: StoreFixtu
 }
 
 pub(super) async fn a_different_batch_under_a_used_fence_is_refused<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let fence = acquire_leadership(&store, "m1").await;
     store.commit(fence, &put_batch("a", "1")).await.unwrap();
     let lost = StoreError::DataLost { expected: 0, found: 1 };
@@ -246,26 +246,29 @@ pub(super) async fn a_different_batch_under_a_used_fence_is_refused<B: StoreFixt
     assert_eq!((fence.seq, store.load().await.unwrap()), (2, whole.puts));
 }
 
-/// Asks again after the time that each answer names.
+/// Repeats the request after the time in each reply.
 async fn wait_to_lead(store: &impl Store, holder: &str) -> Fence {
     loop {
         match store.acquire(&holder.into(), LONG_LEASE).await.unwrap() {
             AcquireOutcome::Leader(fence) => return fence,
-            AcquireOutcome::Held { retry_after_ms: for_ms, .. } => {
-                tokio::time::sleep(Duration::from_millis(for_ms)).await;
+            AcquireOutcome::Held { retry_after_ms, .. } => {
+                tokio::time::sleep(Duration::from_millis(retry_after_ms)).await;
             }
             behind @ AcquireOutcome::Behind(_) => panic!("{behind:?}"),
         }
     }
 }
 
-pub(super) async fn a_lease_is_held_until_it_is_released_or_runs_out<B: StoreFixture>() {
-    let bench = B::create().await;
-    let (one, two) = (bench.open_store().await, bench.open_store().await);
+pub(super) async fn a_lease_is_held_until_it_is_released_or_expires<B: StoreFixture>() {
+    let fixture = B::create().await;
+    let (one, two) = (fixture.open_store().await, fixture.open_store().await);
     let first = acquire_leadership(&one, "m1").await;
     match two.acquire(&"m2".into(), LONG_LEASE).await.unwrap() {
-        AcquireOutcome::Held { holder: by, retry_after_ms: for_ms, .. } => {
-            assert!(by == "m1" && (1..=60_000).contains(&for_ms), "{by} {for_ms}");
+        AcquireOutcome::Held { holder, retry_after_ms, .. } => {
+            assert!(
+                holder == "m1" && (1..=60_000).contains(&retry_after_ms),
+                "{holder} {retry_after_ms}"
+            );
         }
         leader => panic!("{leader:?}"),
     }
@@ -278,47 +281,49 @@ pub(super) async fn a_lease_is_held_until_it_is_released_or_runs_out<B: StoreFix
     }
     assert!(matches!(
         one.commit(first, &put_batch("a", "late")).await,
-        Err(StoreError::Deposed { leader: by, .. }) if by == "m2"
+        Err(StoreError::Deposed { leader, .. }) if leader == "m2"
     ));
     two.renew(second, SHORT_LEASE).await.unwrap();
     let third = wait_to_lead(&one, "m1").await;
     assert!(third.epoch > second.epoch);
     assert!(matches!(
         two.commit(second, &put_batch("a", "late")).await,
-        Err(StoreError::Deposed { leader: by, epoch }) if by == "m1" && epoch == third.epoch
+        Err(StoreError::Deposed { leader, epoch }) if leader == "m1" && epoch == third.epoch
     ));
     assert_eq!(one.load().await.unwrap(), put_batch("a", "1").puts);
 }
 
 pub(super) async fn a_follower_reads_the_info_of_the_leader<B: StoreFixture>() {
-    let bench = B::create().await;
-    let (one, two) = (bench.open_store().await, bench.open_store().await);
-    let me = Candidate { info: "a {\"b\": 1}\n".to_owned(), ..Candidate::from("m1") };
-    let AcquireOutcome::Leader(fence) = one.acquire(&me, LONG_LEASE).await.unwrap() else {
+    let fixture = B::create().await;
+    let (one, two) = (fixture.open_store().await, fixture.open_store().await);
+    let candidate = Candidate { info: "a {\"b\": 1}\n".to_owned(), ..Candidate::from("m1") };
+    let AcquireOutcome::Leader(fence) = one.acquire(&candidate, LONG_LEASE).await.unwrap() else {
         panic!()
     };
     let fence = one.commit(fence, &put_batch("a", "1")).await.unwrap();
     match two.acquire(&"m2".into(), LONG_LEASE).await.unwrap() {
-        AcquireOutcome::Held { holder: by, holder_info: about, fence: at, .. } => {
-            assert_eq!((by, about, at), (me.name, me.info, fence))
+        AcquireOutcome::Held { holder, holder_info, fence: found, .. } => {
+            assert_eq!((holder, holder_info, found), (candidate.name, candidate.info, fence));
         }
         other => panic!("{other:?}"),
     }
 }
 
 pub(super) async fn leadership_of_a_rolled_back_store_is_refused<B: StoreFixture>() {
-    let bench = B::create().await;
-    let (one, two) = (bench.open_store().await, bench.open_store().await);
+    let fixture = B::create().await;
+    let (one, two) = (fixture.open_store().await, fixture.open_store().await);
     let fence = acquire_leadership(&one, "m1").await;
     let fence = one.commit(fence, &put_batch("a", "1")).await.unwrap();
     one.release(fence).await.unwrap();
     if !B::HAS_LEASES {
         return;
     }
-    for saw in [Fence { seq: fence.seq + 1, ..fence }, Fence { epoch: fence.epoch + 1, seq: 0 }] {
-        let candidate = Candidate { last_seen: saw, ..Candidate::from("m2") };
-        let answer = two.acquire(&candidate, LONG_LEASE).await.unwrap();
-        assert_eq!(answer, AcquireOutcome::Behind(fence), "{saw:?}");
+    for last_seen in
+        [Fence { seq: fence.seq + 1, ..fence }, Fence { epoch: fence.epoch + 1, seq: 0 }]
+    {
+        let candidate = Candidate { last_seen, ..Candidate::from("m2") };
+        let outcome = two.acquire(&candidate, LONG_LEASE).await.unwrap();
+        assert_eq!(outcome, AcquireOutcome::Behind(fence), "{last_seen:?}");
     }
     let candidate = Candidate { last_seen: fence, ..Candidate::from("m2") };
     assert!(matches!(
@@ -328,19 +333,19 @@ pub(super) async fn leadership_of_a_rolled_back_store_is_refused<B: StoreFixture
 }
 
 pub(super) async fn a_renewal_keeps_the_lease_and_a_deposed_one_fails<B: StoreFixture>() {
-    let bench = B::create().await;
-    let one = bench.open_store().await;
+    let fixture = B::create().await;
+    let one = fixture.open_store().await;
     assert!(matches!(
         one.acquire(&"m1".into(), SHORT_LEASE).await.unwrap(),
         AcquireOutcome::Leader(_)
     ));
     let fence = acquire_leadership(&one, "m1").await;
     one.renew(fence, LONG_LEASE).await.unwrap();
-    let two = bench.open_store().await;
+    let two = fixture.open_store().await;
     match two.acquire(&"m2".into(), LONG_LEASE).await.unwrap() {
-        // More than the short lease ever had.
-        AcquireOutcome::Held { retry_after_ms: for_ms, .. } => {
-            assert!(!B::HAS_LEASES || for_ms > 1000, "{for_ms}")
+        // Longer than the short lease.
+        AcquireOutcome::Held { retry_after_ms, .. } => {
+            assert!(!B::HAS_LEASES || retry_after_ms > 1000, "{retry_after_ms}");
         }
         leader => panic!("{leader:?}"),
     }
@@ -351,19 +356,19 @@ pub(super) async fn a_renewal_keeps_the_lease_and_a_deposed_one_fails<B: StoreFi
 }
 
 pub(super) async fn the_same_holder_takes_over_at_once<B: StoreFixture>() {
-    let bench = B::create().await;
-    let one = bench.open_store().await;
+    let fixture = B::create().await;
+    let one = fixture.open_store().await;
     let old = acquire_leadership(&one, "m1").await;
     let old = one.commit(old, &put_batch("a", "1")).await.unwrap();
-    // The master was killed and started again: nothing was released. A lock goes with its process.
+    // The master was killed and restarted without a release. A lock is freed with its process.
     let old_handle = B::HAS_LEASES.then_some(one);
-    let again = bench.open_store().await;
+    let again = fixture.open_store().await;
     let new = acquire_leadership(&again, "m1").await;
     assert!(new.epoch > old.epoch && new.seq == 1);
     if let Some(one) = old_handle {
         let late = one.commit(old, &put_batch("a", "late")).await;
         assert!(matches!(late, Err(StoreError::Deposed { .. })), "{late:?}");
-        // Not even with the epoch of the new one: another handle acquired that.
+        // Also with the epoch of the new term, which another handle acquired.
         let forged = one.commit(new, &put_batch("a", "late")).await;
         assert!(matches!(forged, Err(StoreError::Deposed { .. })), "{forged:?}");
     }
@@ -371,14 +376,14 @@ pub(super) async fn the_same_holder_takes_over_at_once<B: StoreFixture>() {
 }
 
 pub(super) async fn data_is_there_after_the_store_is_reopened<B: StoreFixture>() {
-    let bench = B::create().await;
-    let one = bench.open_store().await;
+    let fixture = B::create().await;
+    let one = fixture.open_store().await;
     let fence = acquire_leadership(&one, "m1").await;
     let batch = Batch { blob_puts: put_batch("b", "blob").puts, ..put_batch("a", "1") };
     let fence = one.commit(fence, &batch).await.unwrap();
     one.release(fence).await.unwrap();
     drop(one);
-    let two = bench.open_store().await;
+    let two = fixture.open_store().await;
     assert_eq!(acquire_leadership(&two, "m2").await.seq, 1);
     assert_eq!(two.load().await.unwrap(), batch.puts);
     assert_eq!(two.blob("b").await.unwrap(), Some(b"blob".to_vec()));
@@ -389,8 +394,8 @@ fn numbered(count: usize, bytes: usize) -> BTreeMap<String, Vec<u8>> {
 }
 
 pub(super) async fn a_large_batch_is_one_commit<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let fence = acquire_leadership(&store, "m1").await;
     let batch = Batch {
         puts: numbered(5000, 200),
@@ -414,8 +419,8 @@ pub(super) async fn a_large_batch_is_one_commit<B: StoreFixture>() {
 }
 
 pub(super) async fn replacing_drops_very_many_records<B: StoreFixture>() {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let fence = acquire_leadership(&store, "m1").await;
     let many = Batch { puts: numbered(60_000, 10), ..Batch::default() };
     let fence = store.commit(fence, &many).await.unwrap();
@@ -425,7 +430,7 @@ pub(super) async fn replacing_drops_very_many_records<B: StoreFixture>() {
     assert_eq!(store.load().await.unwrap(), whole.puts);
 }
 
-/// What a leader (and the network below it) may do.
+/// A step of a leader or of the network.
 #[derive(Debug, Clone)]
 enum Step {
     Commit(Batch),
@@ -456,7 +461,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The plain map that a store is compared with.
+/// The expected content of a store.
 #[derive(Default)]
 struct Model {
     records: BTreeMap<String, Vec<u8>>,
@@ -473,8 +478,8 @@ impl Model {
 }
 
 async fn run_steps<B: StoreFixture>(steps: Vec<Step>) {
-    let bench = B::create().await;
-    let store = bench.open_store().await;
+    let fixture = B::create().await;
+    let store = fixture.open_store().await;
     let mut fence = acquire_leadership(&store, "m1").await;
     let mut model = Model::default();
     let mut last: Option<(Fence, Batch)> = None;
@@ -512,7 +517,7 @@ async fn run_steps<B: StoreFixture>(steps: Vec<Step>) {
     }
 }
 
-pub(super) fn random_commits_leave_what_a_plain_map_would_hold<B: StoreFixture>() {
+pub(super) fn random_commits_have_the_same_effect_as_on_a_map<B: StoreFixture>() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
     TestRunner::new(config)

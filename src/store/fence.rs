@@ -1,40 +1,39 @@
-//! The rule by which a commit is let through. Redis keeps to the same rule in `commit.lua`.
+//! The rules by which a commit is accepted. `commit.lua` has the same rules for Redis.
 
 use super::StoreError;
+use serde::{Deserialize, Serialize};
 
-/// What a commit must find in the store.
+/// The term and the commit that a write expects in the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fence {
-    /// The reign that writes.
+    /// The epoch of the term that writes.
     pub epoch: u64,
-    /// The number of the last commit that this leader knows of; 0 before the first.
+    /// The number of the last commit that the leader knows; 0 before the first.
     pub seq: u64,
 }
 
 impl Fence {
-    /// The fence with which a leader writes everything back after
-    /// [`StoreError::DataLost`]`{ found, .. }`, in a batch with `replace`. That batch must hold the whole
-    /// state of the leader, including what the refused batch would have written.
+    /// The fence for the batch that writes everything back after [`StoreError::DataLost`]`{ found, .. }`. That batch
+    /// has `replace` set and contains the whole state of the leader, with the writes of the refused batch.
     #[must_use]
-    pub fn after_loss(self, found: u64) -> Fence {
+    pub(crate) fn after_loss(self, found: u64) -> Fence {
         Fence { seq: self.seq.max(found), ..self }
     }
 }
 
-/// Who asks for leadership.
+/// A candidate for leadership.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its name, which one master only may use.
+    /// Unique among masters.
     pub name: String,
-    /// What it has the others know of itself. The store keeps it with the name, and does not read it.
+    /// Data for followers. The store keeps it with the name and does not interpret it.
     pub info: String,
-    /// Where the store stood when the candidate looked last. It is not given the lead of a store that
-    /// has gone back behind that: the leader of then may live, and write back what was lost.
+    /// The fence of the store when the candidate saw it last. A store that is behind it was rolled back, and does not
+    /// grant leadership: the previous leader may be alive and write the lost data back.
     pub last_seen: Fence,
 }
 
 impl From<&str> for Candidate {
-    /// One of this name that has nothing to say and saw nothing.
     fn from(name: &str) -> Self {
         Candidate { name: name.to_owned(), ..Candidate::default() }
     }
@@ -43,91 +42,87 @@ impl From<&str> for Candidate {
 /// The answer to [`Store::acquire`](super::Store::acquire).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AcquireOutcome {
-    /// The caller leads now; load, then commit with this fence.
+    /// The caller leads. It loads the records, then commits with this fence.
     Leader(Fence),
-    /// Another one leads.
+    /// Another master leads.
     Held {
         /// Its name.
         holder: String,
-        /// What it says of itself.
+        /// Its [`Candidate::info`].
         holder_info: String,
-        /// Where the store stands now.
+        /// The current fence of the store.
         fence: Fence,
-        /// The time in milliseconds after which asking again is worth it, at least 1.
+        /// The time after which a repeat may succeed, at least 1.
         retry_after_ms: u64,
     },
-    /// The store stands there, behind what the candidate [saw](Candidate::last_seen).
+    /// The fence of the store is behind [`Candidate::last_seen`].
     Behind(Fence),
 }
 
-/// What a store keeps of leadership and of its last commit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The leader and the last commit, as stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LeaderRecord {
     pub(super) epoch: u64,
-    /// The handle that acquired.
+    /// The handle that acquired leadership.
     pub(super) session_id: String,
-    /// The name under which it did.
     pub(super) holder: String,
-    /// What the holder says of itself.
     pub(super) holder_info: String,
     /// The number of the last commit.
     pub(super) seq: u64,
-    /// The digest of its batch; empty when this reign has not committed yet.
+    /// The digest of its batch; empty if this term has no commit yet.
     pub(super) last_digest: String,
 }
 
-/// What to do with a commit.
+/// The decision about a commit.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum CommitDecision {
-    /// Write it, under this number.
+    /// Write it with this number.
     Write(u64),
-    /// It was written before, under this number.
+    /// It was written before, with this number.
     Repeated(u64),
 }
 
 impl LeaderRecord {
-    /// Where the store stands.
     pub(super) fn fence(&self) -> Fence {
         Fence { epoch: self.epoch, seq: self.seq }
     }
 
-    /// Whether `owner` may still write under `epoch`. An epoch that is ahead of the store's is no
-    /// reason to refuse: the store was rolled back to before that reign began.
-    pub(super) fn check_epoch(&self, epoch: u64, owner: &str) -> Result<(), StoreError> {
-        if self.epoch > epoch || (self.epoch == epoch && self.session_id != owner) {
+    /// Refuses an older epoch, or another session of the same epoch. A newer epoch than that of the store is accepted:
+    /// the store was rolled back to before that term.
+    pub(super) fn check_epoch(&self, epoch: u64, session_id: &str) -> Result<(), StoreError> {
+        if self.epoch > epoch || (self.epoch == epoch && self.session_id != session_id) {
             return Err(StoreError::Deposed { leader: self.holder.clone(), epoch: self.epoch });
         }
         Ok(())
     }
 
-    /// The rule for [`renew`](super::Store::renew).
-    pub(super) fn check_renewal(&self, fence: Fence, owner: &str) -> Result<(), StoreError> {
-        self.check_epoch(fence.epoch, owner)?;
+    /// The rule of [`renew`](super::Store::renew).
+    pub(super) fn check_renewal(&self, fence: Fence, session_id: &str) -> Result<(), StoreError> {
+        self.check_epoch(fence.epoch, session_id)?;
         if self.epoch != fence.epoch || self.seq < fence.seq {
             return Err(StoreError::DataLost { expected: fence.seq, found: self.seq });
         }
         Ok(())
     }
 
-    /// The rule for [`commit`](super::Store::commit) of a batch with this digest.
+    /// The rule of [`commit`](super::Store::commit) for a batch with this digest.
     pub(super) fn check_commit(
         &self,
         fence: Fence,
-        owner: &str,
+        session_id: &str,
         digest: &str,
         replace: bool,
     ) -> Result<CommitDecision, StoreError> {
-        self.check_epoch(fence.epoch, owner)?;
-        let same_reign = self.epoch == fence.epoch;
+        self.check_epoch(fence.epoch, session_id)?;
+        let same_term = self.epoch == fence.epoch;
         let next = fence.seq.saturating_add(1);
-        if same_reign && self.seq == next && self.last_digest == digest {
+        if same_term && self.seq == next && self.last_digest == digest {
             return Ok(CommitDecision::Repeated(next));
         }
-        // A store that is ahead is refused even to a replacement: that is how a late copy of an
-        // earlier replacement looks.
-        let fits =
-            if replace { self.seq <= fence.seq } else { same_reign && self.seq == fence.seq };
-        if fits {
+        // A store that is ahead refuses even a replacement: it may be a late copy of an earlier one.
+        let is_next =
+            if replace { self.seq <= fence.seq } else { same_term && self.seq == fence.seq };
+        if is_next {
             Ok(CommitDecision::Write(next))
         } else {
             Err(StoreError::DataLost { expected: fence.seq, found: self.seq })
@@ -150,9 +145,9 @@ mod tests {
         }
     }
 
-    fn check_stored(epoch: u64, seq: u64, owner: &str, digest: &str, replace: bool) -> String {
-        match leader_record().check_commit(Fence { epoch, seq }, owner, digest, replace) {
-            Ok(verdict) => format!("{verdict:?}"),
+    fn check_stored(epoch: u64, seq: u64, session: &str, digest: &str, replace: bool) -> String {
+        match leader_record().check_commit(Fence { epoch, seq }, session, digest, replace) {
+            Ok(decision) => format!("{decision:?}"),
             Err(StoreError::Deposed { epoch, .. }) => format!("Deposed by {epoch}"),
             Err(StoreError::DataLost { expected, found }) => format!("Lost {expected} {found}"),
             Err(other) => panic!("{other}"),
@@ -161,7 +156,7 @@ mod tests {
 
     #[test]
     fn only_the_next_commit_of_the_leader_is_written() {
-        for (epoch, seq, owner, digest, replace, verdict) in [
+        for (epoch, seq, session, digest, replace, decision) in [
             (5, 9, "me", "d10", false, "Write(10)"),
             (5, 9, "other", "d10", false, "Deposed by 5"),
             (4, 9, "me", "d10", false, "Deposed by 5"),
@@ -176,8 +171,8 @@ mod tests {
             (6, 9, "new", "d10", false, "Lost 9 9"),
             (6, 9, "new", "d10", true, "Write(10)"),
         ] {
-            let found = check_stored(epoch, seq, owner, digest, replace);
-            assert_eq!(found, verdict, "{epoch} {seq} {owner} {digest} {replace}");
+            let found = check_stored(epoch, seq, session, digest, replace);
+            assert_eq!(found, decision, "{epoch} {seq} {session} {digest} {replace}");
         }
     }
 
@@ -185,7 +180,7 @@ mod tests {
     fn a_renewal_detects_a_rollback() {
         let renew = |epoch, seq| leader_record().check_renewal(Fence { epoch, seq }, "me");
         assert_eq!(renew(5, 9), Ok(()));
-        // A commit of ours may be under way and be written already.
+        // A commit of this leader may have been written while its reply is under way.
         assert_eq!(renew(5, 8), Ok(()));
         assert_eq!(renew(5, 10), Err(StoreError::DataLost { expected: 10, found: 9 }));
         assert_eq!(renew(6, 9), Err(StoreError::DataLost { expected: 9, found: 9 }));

@@ -1,4 +1,4 @@
-//! A store in memory that is stricter than the real ones, for tests of what stands above it.
+//! A store in memory for tests of its users. It is stricter than the real ones.
 
 use super::fence::{CommitDecision, LeaderRecord};
 use super::{AcquireOutcome, Batch, Candidate, Fence, Store, StoreError, lease_ms, new_session_id};
@@ -10,11 +10,10 @@ use tokio::time::Instant;
 
 type KeyValues = BTreeMap<String, Vec<u8>>;
 
-/// A store in memory. Clones are the same handle; [`another_handle`](Self::another_handle) is what
-/// a second master would have. Leases follow tokio's clock, so a test may pause it.
+/// A store in memory. Clones are the same handle; [`another_handle`](Self::another_handle) is a handle of a second
+/// master. Leases use the clock of Tokio, which a test may pause.
 ///
-/// It can fail on demand, forget what was committed, and it notes what no careful leader does
-/// (`violations`).
+/// It fails and loses commits on demand, and records invalid commits ([`violations`](Self::violations)).
 #[derive(Debug, Clone)]
 pub(crate) struct MemoryStore {
     session_id: Arc<str>,
@@ -28,19 +27,19 @@ struct Inner {
     leader: LeaderRecord,
     lease_end: Option<Instant>,
     lease: Duration,
-    /// Under which name each handle acquired last.
+    /// The last candidate of each handle.
     holders: BTreeMap<String, Candidate>,
-    /// Highest epoch ever given. Outlives a roll-back, as the clock of a server does.
+    /// The highest epoch ever granted. A rollback does not change it, like the clock of a server.
     last_epoch: u64,
     undo_log: VecDeque<Undo>,
     injected_errors: VecDeque<InjectedError>,
-    /// How long after it took effect a call is answered.
+    /// The time between the effect of a call and its reply.
     reply_delay: Duration,
     violations: Vec<String>,
     commits: u64,
 }
 
-/// What brings back the state before one change.
+/// The state before one change.
 #[derive(Debug)]
 struct Undo {
     leader: LeaderRecord,
@@ -52,11 +51,10 @@ struct Undo {
 #[derive(Debug)]
 struct InjectedError {
     error: StoreError,
-    /// The call takes effect, only its answer is lost.
+    /// The call takes effect, and its reply is lost.
     after_write: bool,
 }
 
-/// How many changes can be rolled back.
 const MAX_UNDO_STEPS: usize = 10_000;
 
 impl Default for MemoryStore {
@@ -66,44 +64,41 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store.
     pub(crate) fn new() -> Self {
         MemoryStore { session_id: new_session_id().into(), inner: Arc::default() }
     }
 
-    /// The same data as another master sees it.
+    /// A handle of another master to the same data.
     #[must_use]
     pub(crate) fn another_handle(&self) -> Self {
         MemoryStore { session_id: new_session_id().into(), inner: Arc::clone(&self.inner) }
     }
 
-    /// The next call that is not yet marked to fail fails with `error` and changes nothing.
+    /// Adds an error: the next call without one fails with it and changes nothing.
     pub(crate) fn fail_next(&self, error: StoreError) {
         self.lock().injected_errors.push_back(InjectedError { error, after_write: false });
     }
 
-    /// The next call that is not yet marked to fail takes effect, but answers with `error`: the reply was lost.
+    /// Adds an error: the next call without one takes effect and fails with it, because the reply was lost.
     pub(crate) fn lose_next_reply(&self, error: StoreError) {
         self.lock().injected_errors.push_back(InjectedError { error, after_write: true });
     }
 
-    /// From now on calls that concern the lead (acquire, renew, commit) are answered so long after they took
-    /// effect.
+    /// Delays the replies to acquire, renew and commit.
     pub(crate) fn delay_replies(&self, delay: Duration) {
         self.lock().reply_delay = delay;
     }
 
-    /// Gives `answer`, after the delay that is set.
-    async fn delay_reply<T>(&self, answer: T) -> T {
+    async fn delay_reply<T>(&self, reply: T) -> T {
         let delay = self.lock().reply_delay;
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        answer
+        reply
     }
 
-    /// Goes back to how everything (leadership as well) was right after commit `seq`, as Redis does
-    /// on a fail-over to a late replica; `0` is the empty store. Reaches back 10,000 changes.
+    /// Restores everything, also leadership, as of commit `seq`, like a fail-over of Redis to a replica that was behind;
+    /// `0` is the empty store. At most [`MAX_UNDO_STEPS`] changes.
     pub(crate) fn roll_back_to(&self, seq: u64) {
         let mut inner = self.lock();
         while let Some(undo) = inner.undo_log.pop_back_if(|undo| undo.leader.seq >= seq) {
@@ -114,13 +109,12 @@ impl MemoryStore {
         }
     }
 
-    /// What was done that no careful leader does: deleting what does not exist, putting and
-    /// deleting the same key, an empty commit.
+    /// The invalid commits: empty ones, deletes of keys that do not exist, a put and a delete of the same key.
     pub(crate) fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
     }
 
-    /// How many commits were written (repeats not counted).
+    /// The number of commits, without repeats.
     pub(crate) fn commits(&self) -> u64 {
         self.lock().commits
     }
@@ -129,23 +123,23 @@ impl MemoryStore {
         self.inner.lock()
     }
 
-    /// Runs one call, with the fault that is due.
+    /// Runs a call with the next injected error.
     fn run_call<T>(
         &self,
-        work: impl FnOnce(&mut Inner, &str) -> Result<T, StoreError>,
+        call: impl FnOnce(&mut Inner, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut inner = self.lock();
         match inner.injected_errors.pop_front() {
             Some(InjectedError { error, after_write: false }) => Err(error),
             Some(InjectedError { error, after_write: true }) => {
-                work(&mut inner, &self.session_id).and(Err(error))
+                call(&mut inner, &self.session_id).and(Err(error))
             }
-            None => work(&mut inner, &self.session_id),
+            None => call(&mut inner, &self.session_id),
         }
     }
 }
 
-/// Whether a store at `now` has lost something since it was at `seen`.
+/// Whether a store was rolled back since its fence was `seen`.
 fn is_behind(now: Fence, seen: Fence) -> bool {
     (now.epoch, now.seq) < (seen.epoch, seen.seq)
 }
@@ -159,7 +153,7 @@ fn restore_values(map: &mut KeyValues, before: BTreeMap<String, Option<Vec<u8>>>
     }
 }
 
-/// Applies writes to one of the maps and returns what it held before.
+/// Applies writes to a map. Returns the previous values.
 fn apply_writes(
     map: &mut KeyValues,
     puts: &KeyValues,
@@ -178,21 +172,26 @@ fn apply_writes(
 }
 
 impl Inner {
-    fn acquire(&mut self, candidate: &Candidate, owner: &str, ttl: Duration) -> AcquireOutcome {
+    fn acquire(
+        &mut self,
+        candidate: &Candidate,
+        session_id: &str,
+        ttl: Duration,
+    ) -> AcquireOutcome {
         let now = Instant::now();
-        let at = self.leader.fence();
-        if is_behind(at, candidate.last_seen) {
-            return AcquireOutcome::Behind(at);
+        let fence = self.leader.fence();
+        if is_behind(fence, candidate.last_seen) {
+            return AcquireOutcome::Behind(fence);
         }
         if let Some(end) = self.lease_end
             && end > now
             && self.leader.holder != candidate.name
         {
-            let LeaderRecord { holder: by, holder_info: about, .. } = self.leader.clone();
+            let LeaderRecord { holder, holder_info, .. } = self.leader.clone();
             return AcquireOutcome::Held {
-                holder: by,
-                holder_info: about,
-                fence: at,
+                holder,
+                holder_info,
+                fence,
                 retry_after_ms: lease_ms(end - now),
             };
         }
@@ -200,18 +199,23 @@ impl Inner {
         self.last_epoch = self.last_epoch.max(self.leader.epoch) + 1;
         self.leader.epoch = self.last_epoch;
         self.leader.last_digest.clear();
-        self.leader.session_id = owner.to_owned();
+        self.leader.session_id = session_id.to_owned();
         self.leader.holder.clone_from(&candidate.name);
         self.leader.holder_info.clone_from(&candidate.info);
-        self.holders.insert(owner.to_owned(), candidate.clone());
+        self.holders.insert(session_id.to_owned(), candidate.clone());
         self.lease = ttl;
         self.lease_end = Some(now + ttl);
         AcquireOutcome::Leader(Fence { epoch: self.leader.epoch, seq: self.leader.seq })
     }
 
-    fn commit(&mut self, fence: Fence, batch: &Batch, owner: &str) -> Result<Fence, StoreError> {
+    fn commit(
+        &mut self,
+        fence: Fence,
+        batch: &Batch,
+        session_id: &str,
+    ) -> Result<Fence, StoreError> {
         let digest = batch.digest();
-        let seq = match self.leader.check_commit(fence, owner, &digest, batch.replace)? {
+        let seq = match self.leader.check_commit(fence, session_id, &digest, batch.replace)? {
             CommitDecision::Repeated(seq) => {
                 self.lease_end = Some(Instant::now() + self.lease);
                 return Ok(Fence { seq, ..fence });
@@ -228,10 +232,10 @@ impl Inner {
         let blobs =
             apply_writes(&mut self.blobs, &batch.blob_puts, batch.blob_deletes.iter().cloned());
         self.push_undo(records, blobs);
-        // After a roll-back the store no longer knows of this reign.
+        // After a rollback the store does not know this term.
         self.leader.epoch = fence.epoch;
-        self.leader.session_id = owner.to_owned();
-        if let Some(holder) = self.holders.get(owner) {
+        self.leader.session_id = session_id.to_owned();
+        if let Some(holder) = self.holders.get(session_id) {
             self.leader.holder.clone_from(&holder.name);
             self.leader.holder_info.clone_from(&holder.info);
         }
@@ -242,14 +246,14 @@ impl Inner {
         Ok(Fence { seq, ..fence })
     }
 
-    /// Notes how to go back to the present leadership and to these values.
+    /// Adds a step that restores the current leadership and these values.
     fn push_undo(
         &mut self,
         records: BTreeMap<String, Option<Vec<u8>>>,
         blobs: BTreeMap<String, Option<Vec<u8>>>,
     ) {
-        let (reign, lease_end) = (self.leader.clone(), self.lease_end);
-        self.undo_log.push_back(Undo { leader: reign, lease_end, records, blobs });
+        let (leader, lease_end) = (self.leader.clone(), self.lease_end);
+        self.undo_log.push_back(Undo { leader, lease_end, records, blobs });
         if self.undo_log.len() > MAX_UNDO_STEPS {
             self.undo_log.pop_front();
         }
@@ -259,15 +263,15 @@ impl Inner {
         if batch.is_empty() {
             self.violations.push("an empty commit".to_owned());
         }
-        for (what, map, puts, deletes) in [
+        for (kind, map, puts, deletes) in [
             ("record", &self.records, &batch.puts, &batch.deletes),
             ("blob", &self.blobs, &batch.blob_puts, &batch.blob_deletes),
         ] {
             for key in deletes {
                 if puts.contains_key(key) {
-                    self.violations.push(format!("{what} {key} put and deleted at once"));
+                    self.violations.push(format!("{kind} {key} put and deleted in one batch"));
                 } else if !map.contains_key(key) {
-                    self.violations.push(format!("{what} {key} deleted, which does not exist"));
+                    self.violations.push(format!("{kind} {key} deleted, but it does not exist"));
                 }
             }
         }
@@ -280,13 +284,15 @@ impl Store for MemoryStore {
         candidate: &Candidate,
         ttl: Duration,
     ) -> Result<AcquireOutcome, StoreError> {
-        self.delay_reply(self.run_call(|inner, owner| Ok(inner.acquire(candidate, owner, ttl))))
-            .await
+        self.delay_reply(
+            self.run_call(|inner, session_id| Ok(inner.acquire(candidate, session_id, ttl))),
+        )
+        .await
     }
 
     async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
-        let renewed = self.run_call(|inner, owner| {
-            inner.leader.check_renewal(fence, owner)?;
+        let renewed = self.run_call(|inner, session_id| {
+            inner.leader.check_renewal(fence, session_id)?;
             inner.lease = ttl;
             inner.lease_end = Some(Instant::now() + ttl);
             Ok(())
@@ -295,8 +301,8 @@ impl Store for MemoryStore {
     }
 
     async fn release(&self, fence: Fence) -> Result<(), StoreError> {
-        self.run_call(|inner, owner| {
-            if inner.leader.epoch == fence.epoch && inner.leader.session_id == owner {
+        self.run_call(|inner, session_id| {
+            if inner.leader.epoch == fence.epoch && inner.leader.session_id == session_id {
                 inner.lease_end = None;
             }
             Ok(())
@@ -308,7 +314,8 @@ impl Store for MemoryStore {
     }
 
     async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
-        self.delay_reply(self.run_call(|inner, owner| inner.commit(fence, batch, owner))).await
+        self.delay_reply(self.run_call(|inner, session_id| inner.commit(fence, batch, session_id)))
+            .await
     }
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -360,16 +367,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_leadership_calls_are_delayed() {
         let store = MemoryStore::new();
-        let begun = tokio::time::Instant::now();
+        let start = tokio::time::Instant::now();
         let fence = acquire_leadership(&store, "m1").await;
-        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(start.elapsed(), Duration::ZERO);
         store.delay_replies(Duration::from_secs(5));
         let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
-        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
         store.renew(fence, LONG_LEASE).await.unwrap();
-        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        assert_eq!(start.elapsed(), Duration::from_secs(10));
         store.load().await.unwrap();
-        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        assert_eq!(start.elapsed(), Duration::from_secs(10));
     }
 
     #[tokio::test(start_paused = true)]
@@ -430,13 +437,13 @@ mod tests {
         let back = Batch { replace: true, ..put_batch("a", "1") };
         let fence = store.commit(fence.after_loss(0), &back).await.unwrap();
         store.roll_back_to(0);
-        // The other one asks first: its epoch is new, although the store forgot the one of m1.
+        // Another master acquires leadership first: its epoch is new, although the store lost that of m1.
         let other = store.another_handle();
         let new = acquire_leadership(&other, "m2").await;
         assert!(new.epoch > fence.epoch);
         assert!(matches!(
             store.commit(fence, &back).await,
-            Err(StoreError::Deposed { leader: by, .. }) if by == "m2"
+            Err(StoreError::Deposed { leader, .. }) if leader == "m2"
         ));
     }
 

@@ -1,8 +1,7 @@
-//! Files that grow: what became of each file of a sync, a line each. They are too large for a store,
-//! and nothing is decided by them. A file is written at places that the leader's state names, so a
-//! write that is repeated changes nothing; what stands behind the committed length counts for nothing.
-//! They lie on the disk of one master: another one that takes over has not got them, finds that out with
-//! its first write, and says so.
+//! Append-only files: the file records of each sync, one line per file. They are too large for a store, and no decision
+//! depends on them. The state of the leader determines the offset of each write, so a repeated write changes nothing, and
+//! bytes after the committed length are ignored. The files are on the disk of one master: after a fail-over the first
+//! write of the new leader fails, and the sync reports that its records are incomplete.
 
 use crate::util::private_files;
 use std::fs::{self, File, OpenOptions};
@@ -11,33 +10,33 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where they are. Cheap to clone.
+/// The directory of the files. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Spool(Arc<SpoolDir>);
 
 #[derive(Debug)]
 struct SpoolDir {
     dir: PathBuf,
-    /// It goes with the last user.
+    /// Removed on drop.
     temporary: bool,
 }
 
 impl Drop for SpoolDir {
     fn drop(&mut self) {
         if self.temporary {
-            // It may never have been made.
+            // Fails if nothing was written.
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
 }
 
 impl Spool {
-    /// Files in `dir`, which is made when it is needed.
+    /// Files in `dir`, which is created by the first write.
     pub fn in_dir(dir: PathBuf) -> Self {
         Spool(Arc::new(SpoolDir { dir, temporary: false }))
     }
 
-    /// Files that disappear with the last clone of this.
+    /// Files that are removed with the last clone.
     pub fn temporary() -> Self {
         let name = format!("longhaul-{}", uuid::Uuid::new_v4().simple());
         Spool(Arc::new(SpoolDir { dir: std::env::temp_dir().join(name), temporary: true }))
@@ -47,28 +46,28 @@ impl Spool {
         self.0.dir.join(format!("{number}.jsonl"))
     }
 
-    /// Writes `bytes` at the place `at` of file `number`. It blocks.
+    /// Writes `bytes` at `offset` of file `number`. Blocks.
     ///
     /// # Errors
-    /// The file can't be written, or holds less than what was written before.
-    pub fn write(&self, number: u64, at: u64, bytes: &[u8]) -> io::Result<()> {
+    /// The file cannot be written, or is shorter than `offset`.
+    pub(crate) fn write(&self, number: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
         private_files::create_dir(&self.0.dir)?;
         let path = self.path(number);
-        // Names of files are nobody's business but the master's.
         let mut options = OpenOptions::new();
         let options = options.write(true).custom_flags(private_files::OPEN_NOFOLLOW);
-        // Made anew: one that is there may be a link, or be open elsewhere.
-        let file = if at == 0 { private_files::create_file(&path) } else { options.open(&path) };
+        // A new file, readable by this user only: an existing one may be a link, or be open in another process.
+        let file =
+            if offset == 0 { private_files::create_file(&path) } else { options.open(&path) };
         let file = file.map_err(|e| with_path(&path, &e))?;
-        self.check_length(&file, &path, at)?;
-        file.write_all_at(bytes, at).map_err(|e| with_path(&path, &e))
+        self.check_length(&file, &path, offset)?;
+        file.write_all_at(bytes, offset).map_err(|e| with_path(&path, &e))
     }
 
     /// Opens file `number`, of which `length` bytes were written.
     ///
     /// # Errors
-    /// It is not there, or holds less.
-    pub fn open(&self, number: u64, length: u64) -> io::Result<File> {
+    /// It does not exist, or is shorter.
+    pub(crate) fn open(&self, number: u64, length: u64) -> io::Result<File> {
         let path = self.path(number);
         let file = File::open(&path).map_err(|e| with_path(&path, &e))?;
         self.check_length(&file, &path, length)?;
@@ -78,28 +77,28 @@ impl Spool {
     fn check_length(&self, file: &File, path: &Path, length: u64) -> io::Result<()> {
         let found = file.metadata().map_err(|e| with_path(path, &e))?.len();
         if found < length {
-            let detail = format!("it holds {found} of {length} bytes");
+            let detail = format!("it has {found} of {length} bytes");
             return Err(with_path(path, &io::Error::new(io::ErrorKind::UnexpectedEof, detail)));
         }
         Ok(())
     }
 
-    /// Removes file `number`, if it is there.
+    /// Removes file `number`, if it exists.
     ///
     /// # Errors
-    /// It can't be removed.
-    pub fn remove(&self, number: u64) -> io::Result<()> {
+    /// It cannot be removed.
+    pub(crate) fn remove(&self, number: u64) -> io::Result<()> {
         match fs::remove_file(self.path(number)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(with_path(&self.path(number), &e)),
             _ => Ok(()),
         }
     }
 
-    /// Removes the files whose number is not wanted: a master that died may have left them.
+    /// Removes the files that a killed master left behind: those whose number is not `needed`.
     ///
     /// # Errors
-    /// The directory can't be read.
-    pub fn remove_unless(&self, wanted: impl Fn(u64) -> bool) -> io::Result<()> {
+    /// The directory cannot be read, or a file cannot be removed.
+    pub(crate) fn remove_unless(&self, needed: impl Fn(u64) -> bool) -> io::Result<()> {
         let entries = match fs::read_dir(&self.0.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(|e| with_path(&self.0.dir, &e))?,
@@ -108,7 +107,7 @@ impl Spool {
             let name = entry?.file_name();
             let number = name.to_str().and_then(|n| n.strip_suffix(".jsonl"));
             if let Some(number) = number.and_then(|n| n.parse().ok())
-                && !wanted(number)
+                && !needed(number)
             {
                 self.remove(number)?;
             }
@@ -143,11 +142,11 @@ mod tests {
             assert!(spool.open(number, at).is_err(), "{number}");
         }
         spool.write(7, 0, b"anew\n").unwrap();
-        assert!(spool.open(7, 6).is_err(), "what was there before is gone");
+        assert!(spool.open(7, 6).is_err(), "a write at 0 replaces the file");
     }
 
     #[test]
-    fn unwanted_files_are_removed_and_a_temporary_spool_leaves_nothing() {
+    fn unneeded_files_are_removed_and_a_temporary_spool_leaves_nothing() {
         let spool = Spool::temporary();
         spool.remove_unless(|_| false).unwrap();
         for number in [1, 2, 3] {

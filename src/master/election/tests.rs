@@ -1,4 +1,4 @@
-//! Masters on one store in memory, which fails and forgets on demand.
+//! Several masters on one store in memory, which fails and loses data on demand.
 
 use super::super::handle::MasterHandle;
 use super::super::leadership::MasterIdentity;
@@ -21,33 +21,33 @@ struct TestMaster {
 }
 
 impl TestMaster {
-    /// One of this name, which has not been heard of yet.
     fn start(name: &str, store: &MemoryStore) -> TestMaster {
         let store = store.another_handle();
-        let (seat, seen) =
-            watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition("begins")));
-        let handle = MasterHandle::new(seen, MasterIdentity::default(), Spool::temporary());
+        let (status, receiver) =
+            watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition("start")));
+        let handle = MasterHandle::new(receiver, MasterIdentity::default(), Spool::temporary());
         let stop = CancellationToken::new();
-        let reigns = LeaderElection {
+        let election = LeaderElection {
             name: name.to_owned(),
             url: Some(format!("http://{name}")),
             lease: LEASE,
             settings: watch::channel(Settings::default()).1,
             spool: Spool::temporary(),
             name_key_file: NameKeyFile::default(),
-            status: seat,
+            status,
             shutdown: stop.clone(),
             api_ended: stop.clone(),
         };
-        let opened = Arc::new(store);
-        let running = tokio::spawn(reigns.run(move || std::future::ready(Ok(Arc::clone(&opened)))));
+        let store = Arc::new(store);
+        let running =
+            tokio::spawn(election.run(move || std::future::ready(Ok(Arc::clone(&store)))));
         TestMaster { handle, stop, running }
     }
 
     async fn wait_for_status(&self, status: ReadinessStatus) {
-        let seen = self.handle.wait_for_readiness(|told| told.status == status);
-        let waited = tokio::time::timeout(Duration::from_secs(60), seen).await;
-        assert!(waited.is_ok(), "{status:?}: {:?}", self.handle.readiness());
+        let reached = self.handle.wait_for_readiness(|readiness| readiness.status == status);
+        let reached = tokio::time::timeout(Duration::from_secs(60), reached).await;
+        assert!(reached.is_ok(), "{status:?}: {:?}", self.handle.readiness());
     }
 
     async fn submit(&self, id: &str) {
@@ -71,16 +71,16 @@ async fn a_follower_takes_over_at_once_from_a_master_that_stops() {
     one.submit("demo").await;
     let two = TestMaster::start("two", &store);
     two.wait_for_status(ReadinessStatus::Following).await;
-    let seen = two.handle.readiness();
-    let leader = seen.leader.expect("it knows who leads");
-    assert_eq!((seen.role, leader.url.as_deref()), (MasterRole::Follower, Some("http://one")));
+    let readiness = two.handle.readiness();
+    let leader = readiness.leader.expect("it knows the leader");
+    assert_eq!((readiness.role, leader.url.as_deref()), (MasterRole::Follower, Some("http://one")));
     assert_eq!(leader, one.handle.readiness().leader.unwrap());
     assert_eq!(two.list_syncs().await.unwrap_err().status, 307);
-    let begun = Instant::now();
+    let start = Instant::now();
     one.stop.cancel();
     one.running.await.unwrap().unwrap();
     two.wait_for_status(ReadinessStatus::Ready).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert_eq!(two.count_syncs().await, 1);
     assert!(two.handle.readiness().leader.unwrap().epoch > leader.epoch);
 }
@@ -95,7 +95,7 @@ async fn a_follower_waits_while_the_leader_writes_back_what_the_store_lost() {
     two.wait_for_status(ReadinessStatus::Following).await;
     for _ in 0..3 {
         store.roll_back_to(0);
-        // Long enough for the follower to ask many times.
+        // The follower requests the lease many times meanwhile.
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(one.handle.readiness().status, ReadinessStatus::Ready);
         assert_eq!(
@@ -113,10 +113,10 @@ async fn a_follower_takes_over_when_the_lease_of_a_crashed_leader_expires() {
     one.wait_for_status(ReadinessStatus::Ready).await;
     let two = TestMaster::start("two", &store);
     two.wait_for_status(ReadinessStatus::Following).await;
-    let begun = Instant::now();
+    let start = Instant::now();
     one.running.abort();
     two.wait_for_status(ReadinessStatus::Ready).await;
-    assert!(begun.elapsed() <= LEASE + ACQUIRE_INTERVAL, "{:?}", begun.elapsed());
+    assert!(start.elapsed() <= LEASE + ACQUIRE_INTERVAL, "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,36 +148,36 @@ async fn of_two_masters_with_one_name_the_older_one_stops_with_a_hint() {
 
 #[tokio::test]
 async fn the_lease_starts_when_leadership_is_requested_and_not_when_it_is_granted() {
-    const LATE: Duration = Duration::from_millis(100);
-    let late_ms = LATE.as_millis() as u64;
+    const DELAY: Duration = Duration::from_millis(100);
+    let delay_ms = DELAY.as_millis() as u64;
     let store = MemoryStore::new();
-    store.delay_replies(LATE);
-    let (seat, _seen) =
-        watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition("begins")));
+    store.delay_replies(DELAY);
+    let (status, _receiver) =
+        watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition("start")));
     let stop = CancellationToken::new();
-    let reigns = LeaderElection {
+    let election = LeaderElection {
         name: "one".to_owned(),
         url: None,
         lease: Duration::from_millis(400),
         settings: watch::channel(Settings::default()).1,
         spool: Spool::temporary(),
         name_key_file: NameKeyFile::default(),
-        status: seat,
+        status,
         shutdown: stop.clone(),
         api_ended: stop,
     };
-    let lead = reigns.wait_for_leadership(&store, &mut Fence::default()).await.unwrap().unwrap();
-    let now_ms = || state_actor::loading_time().mono_ms;
-    assert!(lead.lease.requested_at_ms + late_ms <= now_ms(), "it counts from the answer");
-    // While the state is loaded it is renewed.
-    let keeper = LeaseKeepAlive::start(Arc::new(store), lead.lease);
+    let won = election.wait_for_leadership(&store, &mut Fence::default()).await.unwrap().unwrap();
+    let now_ms = || current_time().mono_ms;
+    assert!(won.lease.requested_at_ms + delay_ms <= now_ms(), "the lease counts from the reply");
+    // The lease is renewed while the state is loaded.
+    let keep_alive = LeaseKeepAlive::start(Arc::new(store), won.lease);
     let renewed = async {
-        while keeper.requested_at_ms.load(Ordering::Relaxed) == lead.lease.requested_at_ms {
+        while keep_alive.requested_at_ms.load(Ordering::Relaxed) == won.lease.requested_at_ms {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), renewed).await.unwrap();
-    assert!(keeper.stop() + late_ms <= now_ms(), "it counts from the answer");
+    assert!(keep_alive.stop() + delay_ms <= now_ms(), "the lease counts from the reply");
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,13 +188,13 @@ async fn a_follower_reports_that_the_store_is_unavailable() {
     one.stop.cancel();
     one.running.await.unwrap().unwrap();
     for _ in 0..3 {
-        store.fail_next(crate::store::StoreError::Unavailable("gone fishing".into()));
+        store.fail_next(crate::store::StoreError::Unavailable("connection refused".into()));
     }
     let two = TestMaster::start("two", &store);
     two.wait_for_status(ReadinessStatus::Unavailable).await;
-    two.handle.wait_for_readiness(|told| !told.store.ok).await;
+    two.handle.wait_for_readiness(|readiness| !readiness.store.ok).await;
     let problem = two.list_syncs().await.unwrap_err();
     assert_eq!(problem.code, "store_unavailable");
-    assert!(problem.detail.contains("gone fishing"), "{}", problem.detail);
+    assert!(problem.detail.contains("connection refused"), "{}", problem.detail);
     two.wait_for_status(ReadinessStatus::Ready).await;
 }

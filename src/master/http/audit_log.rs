@@ -1,29 +1,29 @@
-//! Orders of operators in the log: what was changed, of what, and from which address.
+//! Logs the changes by operators: the action, its sync or worker, and the address of the client.
 
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, Method};
 use std::net::SocketAddr;
 
-/// A request by which an operator changes something.
+/// A request of an operator that changes something.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OperatorAction<'a> {
-    /// What was done, e.g. `sync cancelled`.
+    /// The log message, e.g. `sync cancelled`.
     description: &'static str,
-    /// Of which sync or worker; `None` where the answer names it, or where it is about all of them.
+    /// `None` if the response names the sync, or the action concerns none.
     sync: Option<&'a str>,
     worker: Option<&'a str>,
 }
 
 impl<'a> OperatorAction<'a> {
-    /// The order that `method` gives at `path`; `None` for what only reads, and for what agents send.
+    /// `None` for requests that only read, and for requests of agents.
     pub(super) fn classify(method: &Method, path: &'a str) -> Option<Self> {
         let path = path.strip_prefix("/v1").unwrap_or(path);
         let mut parts = path.trim_start_matches('/').split('/');
-        let (room, id, verb) = (parts.next()?, parts.next(), parts.next());
-        let sync = |done| Some(OperatorAction { description: done, sync: id, worker: None });
-        let worker = |done| Some(OperatorAction { description: done, sync: None, worker: id });
-        let all = |done| Some(OperatorAction { description: done, sync: None, worker: None });
-        match (method.as_str(), room, id, verb, parts.next()) {
+        let (collection, id, verb) = (parts.next()?, parts.next(), parts.next());
+        let sync = |description| Some(OperatorAction { description, sync: id, worker: None });
+        let worker = |description| Some(OperatorAction { description, sync: None, worker: id });
+        let all = |description| Some(OperatorAction { description, sync: None, worker: None });
+        match (method.as_str(), collection, id, verb, parts.next()) {
             ("POST", "sync", None, None, None) => sync("sync submitted"),
             ("PATCH", "sync", Some(_), None, None) => sync("sync changed"),
             ("DELETE", "sync", Some(_), None, None) => sync("sync deleted"),
@@ -45,20 +45,25 @@ impl<'a> OperatorAction<'a> {
         }
     }
 
-    /// Logs that it was carried out for `client`; `answer` are the headers of the response, `asked` those of the
-    /// request. The address is that of a proxy where there is one, which may name the client.
-    pub(super) fn log(&self, client: Option<SocketAddr>, asked: &HeaderMap, answer: &HeaderMap) {
+    /// Logs the action after its success. `client` is the address of a proxy, if there is one; that may name the client
+    /// in a header.
+    pub(super) fn log(
+        &self,
+        client: Option<SocketAddr>,
+        request: &HeaderMap,
+        response: &HeaderMap,
+    ) {
         let client = client.map(|address| tracing::field::display(address.ip().to_canonical()));
-        let forwarded_for = asked.get("x-forwarded-for").and_then(|value| value.to_str().ok());
-        let user_agent = asked.get("user-agent").and_then(|value| value.to_str().ok());
-        let made = answer.get(LOCATION).and_then(|value| value.to_str().ok());
-        let made = made.and_then(|url| url.rsplit('/').next());
+        let forwarded_for = request.get("x-forwarded-for").and_then(|value| value.to_str().ok());
+        let user_agent = request.get("user-agent").and_then(|value| value.to_str().ok());
+        let new_sync = response.get(LOCATION).and_then(|value| value.to_str().ok());
+        let new_sync = new_sync.and_then(|url| url.rsplit('/').next());
         let (sync, new_sync) = match self.sync {
-            None if self.worker.is_none() => (made, None),
-            sync => (sync, made),
+            None if self.worker.is_none() => (new_sync, None),
+            sync => (sync, new_sync),
         };
-        let OperatorAction { description: done, worker, .. } = self;
-        tracing::info!(sync, new_sync, worker, client, forwarded_for, user_agent, "{done}");
+        let OperatorAction { description, worker, .. } = self;
+        tracing::info!(sync, new_sync, worker, client, forwarded_for, user_agent, "{description}");
     }
 }
 
@@ -68,11 +73,11 @@ mod tests {
 
     #[test]
     fn only_requests_that_change_something_are_logged_as_operator_actions() {
-        let of = |method: &str, path| {
+        let classify = |method: &str, path| {
             OperatorAction::classify(&method.parse().unwrap(), path)
-                .map(|o| (o.description, o.sync.or(o.worker)))
+                .map(|action| (action.description, action.sync.or(action.worker)))
         };
-        let orders = [
+        let actions = [
             ("POST", "/sync", "sync submitted", None),
             ("POST", "/v1/sync", "sync submitted", None),
             ("PATCH", "/sync/a", "sync changed", Some("a")),
@@ -89,8 +94,8 @@ mod tests {
             ("POST", "/admin/confirm-clock", "wall clock confirmed", None),
             ("GET", "/admin/backup", "backup read", None),
         ];
-        for (method, path, done, about) in orders {
-            assert_eq!(of(method, path), Some((done, about)), "{method} {path}");
+        for (method, path, description, id) in actions {
+            assert_eq!(classify(method, path), Some((description, id)), "{method} {path}");
         }
         for (method, path) in [
             ("GET", "/sync"),
@@ -104,7 +109,7 @@ mod tests {
             ("GET", "/readyz"),
             ("POST", "/"),
         ] {
-            assert_eq!(of(method, path), None, "{method} {path}");
+            assert_eq!(classify(method, path), None, "{method} {path}");
         }
     }
 }

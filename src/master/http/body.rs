@@ -1,4 +1,4 @@
-//! Reading request bodies: bounded in bytes each, bounded in bytes all together, bounded in time.
+//! Reads request bodies, with limits for each body, for all bodies together, and in time.
 
 use super::HttpLimits;
 use crate::util::{checksum, units};
@@ -13,19 +13,18 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-/// A body up to this needs no place in the budget; as many as there may be connections fit beside it.
+/// Bodies up to this size do not count in the budget: the limit of connections limits their memory.
 const UNBUDGETED_BODY_BYTES: usize = 4 << 10;
-/// The budget is counted in pieces of so many bytes.
+/// The size of a permit of the budget.
 const BUDGET_UNIT_BYTES: usize = 4 << 10;
-/// A body over this is decoded on a thread of its own, so that it delays no other request.
+/// A larger body is decoded on a separate thread, so that it does not delay other requests.
 const MAX_INLINE_DECODE_BYTES: usize = 256 << 10;
 
-/// The memory that all bodies together may take.
+/// The memory for all bodies.
 #[derive(Clone)]
 pub(super) struct BodyBudget(Arc<Semaphore>);
 
 impl BodyBudget {
-    /// A budget of `bytes`.
     pub(super) fn new(bytes: usize) -> Self {
         BodyBudget(Arc::new(Semaphore::new(
             (bytes / BUDGET_UNIT_BYTES).min(Semaphore::MAX_PERMITS),
@@ -33,18 +32,17 @@ impl BodyBudget {
     }
 }
 
-/// A body, and its place in the budget.
+/// A body and its part of the budget.
 pub(super) struct BufferedBody {
-    /// What was sent.
     pub(super) bytes: Bytes,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Reads all of `body`, at most `limit` bytes.
+/// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
-/// 413 over the limit, 415 for an encoded or multipart body, 408 for one that comes too slowly, 503
-/// where the budget is used up, 400 for a broken one and one that does not match its check.
+/// 413 over the limit, 415 for an encoded or multipart body, 408 for a body that is sent too slowly, 503 if the budget is
+/// used up, 400 for a broken body or a wrong checksum.
 pub(super) async fn read_body(
     headers: &HeaderMap,
     mut body: Body,
@@ -56,34 +54,34 @@ pub(super) async fn read_body(
     if body.size_hint().lower() > limit as u64 {
         return Err(body_too_large(limit));
     }
-    let end = Instant::now() + limits.body_timeout;
+    let deadline = Instant::now() + limits.body_timeout;
     let mut bytes = Vec::new();
-    let mut place: Option<OwnedSemaphorePermit> = None;
+    let mut permit: Option<OwnedSemaphorePermit> = None;
     loop {
-        let pause = (Instant::now() + limits.body_idle_timeout).min(end);
-        let frame = match timeout_at(pause, body.frame()).await {
+        let frame_deadline = (Instant::now() + limits.body_idle_timeout).min(deadline);
+        let frame = match timeout_at(frame_deadline, body.frame()).await {
             Err(_) => return Err(body_timeout()),
             Ok(None) => break,
             Ok(Some(Err(e))) => return Err(body_read_failed(&e)),
             Ok(Some(Ok(frame))) => frame,
         };
-        // Frames that are no data are trailers, which nothing here asks for.
+        // Other frames are trailers, which are ignored.
         let Ok(data) = frame.into_data() else { continue };
         let len = bytes.len() + data.len();
         if len > limit {
             return Err(body_too_large(limit));
         }
-        let have = place.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let have = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let need = len.saturating_sub(UNBUDGETED_BODY_BYTES).div_ceil(BUDGET_UNIT_BYTES);
         if need > have {
             let more = u32::try_from(need - have).unwrap_or(u32::MAX);
-            // Taken without waiting: bodies that each wait for the rest of the budget would wait for ever.
+            // Without waiting: several bodies that each wait for more of the budget would be a deadlock.
             let more = Arc::clone(&budget.0)
                 .try_acquire_many_owned(more)
                 .map_err(|_| body_budget_exhausted())?;
-            match &mut place {
-                Some(place) => place.merge(more),
-                None => place = Some(more),
+            match &mut permit {
+                Some(permit) => permit.merge(more),
+                None => permit = Some(more),
             }
         }
         bytes.extend_from_slice(&data);
@@ -94,10 +92,10 @@ pub(super) async fn read_body(
     ) {
         return Err(checksum_mismatch());
     }
-    Ok(BufferedBody { bytes: bytes.into(), _permit: place })
+    Ok(BufferedBody { bytes: bytes.into(), _permit: permit })
 }
 
-/// Decodes a body; its place in the budget is given back behind it.
+/// Decodes a body, then returns its part of the budget.
 ///
 /// # Errors
 /// Those of `decode`.
@@ -115,18 +113,17 @@ pub(super) async fn decode_body<T: Send + 'static>(
     })
 }
 
-/// Every content type is taken for JSON, because `curl -d` says that it sends a form. A multipart body
-/// is the one that can't be JSON.
+/// Every content type except multipart is read as JSON, because `curl -d` declares a form.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let refused = |detail: String| Problem::new(ProblemCode::UnsupportedMediaType, detail);
     for encoding in headers.get_all(CONTENT_ENCODING) {
         if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
             return Err(refused("an encoded body is not accepted".to_owned())
-                .with_hint("send it as it is, without Content-Encoding"));
+                .with_hint("send it without Content-Encoding"));
         }
     }
-    let kind = headers.get(CONTENT_TYPE).map(|v| v.as_bytes().to_ascii_lowercase());
-    if kind.is_some_and(|k| k.starts_with(b"multipart/")) {
+    let content_type = headers.get(CONTENT_TYPE).map(|v| v.as_bytes().to_ascii_lowercase());
+    if content_type.is_some_and(|value| value.starts_with(b"multipart/")) {
         return Err(refused("a multipart body is not accepted".to_owned())
             .with_hint("send the JSON document itself, with Content-Type: application/json"));
     }
@@ -144,7 +141,7 @@ fn body_too_large(limit: usize) -> Problem {
 }
 
 fn body_timeout() -> Problem {
-    Problem::new(ProblemCode::BodyTimeout, "the body did not come in time")
+    Problem::new(ProblemCode::BodyTimeout, "the body was not received in time")
 }
 
 fn body_budget_exhausted() -> Problem {

@@ -1,4 +1,4 @@
-//! JSON bodies: syntax problems with line and column, keys that appear twice, bounded size in memory.
+//! Parses JSON bodies: reports syntax errors with line and column, refuses duplicate keys, limits the size in memory.
 
 use crate::master::validation_errors::ValidationErrors;
 use crate::wire::path::escape_bytes;
@@ -10,16 +10,15 @@ use serde_json::{Map, Value};
 use serde_path_to_error::{Path, Segment};
 use std::fmt;
 
-/// A document of more values than this is refused: each takes up to a hundred bytes of memory, of
-/// which its text may need only two.
+/// The maximum number of values in a document: each needs up to 100 bytes of memory, and its text only two.
 const MAX_VALUES: usize = 4_000_000;
-/// Deeper documents are refused; none of ours is deeper than ten.
+/// The maximum nesting. No document of the API is deeper than ten.
 const MAX_DEPTH: usize = 64;
 
-/// Reads a document.
+/// Parses a document.
 ///
 /// # Errors
-/// 400 for what is not JSON (with line and column), not UTF-8, has a key twice or is nested too deep.
+/// 400 for invalid JSON (with line and column), invalid UTF-8, a duplicate key, or too deep nesting.
 pub(super) fn parse_json(body: &[u8]) -> Result<Value, Problem> {
     let text = check_utf8(body)?;
     let mut values = 0;
@@ -28,19 +27,19 @@ pub(super) fn parse_json(body: &[u8]) -> Result<Value, Problem> {
     tree.and_then(|value| json.end().map(|()| value)).map_err(|e| syntax_problem(text, &e))
 }
 
-/// Reads a document of an agent of ours into its type; such documents are large and well-formed, so
-/// only the first fault is named.
+/// Parses a document of an agent into its type. Such documents are large and usually valid, so only the first error is
+/// reported.
 ///
 /// # Errors
-/// 400 as [`parse`], 422 for a field that is not as it must be.
+/// 400 as [`parse_json`], 422 for an invalid field.
 pub(super) fn parse_typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let text = check_utf8(body)?;
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         if e.inner().is_data() {
-            let mut faults = ValidationErrors::default();
-            faults.push(&json_pointer(e.path()), serde_error_text(e.inner()));
-            faults.into_problem()
+            let mut errors = ValidationErrors::default();
+            errors.push(&json_pointer(e.path()), serde_error_text(e.inner()));
+            errors.into_problem()
         } else {
             syntax_problem(text, e.inner())
         }
@@ -49,37 +48,37 @@ pub(super) fn parse_typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem
     Ok(value)
 }
 
-/// The JSON pointer (RFC 6901) of a path; the empty one for the document itself.
+/// The JSON pointer (RFC 6901) of a path; empty for the document itself.
 pub(super) fn json_pointer(path: &Path) -> String {
     let mut out = String::new();
     for segment in path.iter() {
         match segment {
             Segment::Seq { index } => out.push_str(&format!("/{index}")),
             Segment::Map { key } => push_pointer_key(&mut out, key),
-            // A variant is no member of the document, and nothing lies below what is not known.
+            // A variant is no member of the document.
             Segment::Enum { .. } | Segment::Unknown => {}
         }
     }
     out
 }
 
-/// Appends a key to a pointer. Keys come from outside: they are escaped and cut.
+/// Appends a key to a pointer, escaped and truncated because it comes from the client.
 pub(super) fn push_pointer_key(pointer: &mut String, key: &str) {
     pointer.push('/');
     pointer.push_str(&display_key(key).replace('~', "~0").replace('/', "~1"));
 }
 
-/// A key for people: escaped, and cut where it is no key that anybody meant.
+/// A key for messages, escaped and truncated.
 pub(super) fn display_key(key: &str) -> String {
-    let cut: String = key.chars().take(100).collect();
-    escape_bytes(cut.as_bytes())
+    let short: String = key.chars().take(100).collect();
+    escape_bytes(short.as_bytes())
 }
 
-/// What `serde` says is wrong; it quotes from the document, so it is escaped and cut.
+/// The message of a `serde` error, escaped and truncated because it quotes the document.
 pub(super) fn serde_error_text(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    let cut: String = text.chars().take(300).collect();
-    escape_bytes(cut.as_bytes())
+    let short: String = text.chars().take(300).collect();
+    escape_bytes(short.as_bytes())
 }
 
 fn check_utf8(body: &[u8]) -> Result<&str, Problem> {
@@ -98,17 +97,17 @@ fn invalid_json(detail: impl Into<String>) -> Problem {
 
 fn syntax_problem(text: &str, error: &serde_json::Error) -> Problem {
     let (mut line, mut column) = (error.line(), error.column());
-    let whole = error.to_string();
-    let mut what = whole.split(" at line ").next().unwrap_or_default().to_owned();
-    if what == "trailing comma" {
-        // The parser stops at the bracket behind it; the comma is what is to be removed.
+    let text_with_position = error.to_string();
+    let mut reason = text_with_position.split(" at line ").next().unwrap_or_default().to_owned();
+    if reason == "trailing comma" {
+        // The parser reports the bracket after the comma.
         (line, column) = find_comma_before(text, line, column).unwrap_or((line, column));
-        what = "a trailing comma is not allowed in JSON; remove it".to_owned();
+        reason = "a trailing comma is not allowed in JSON; remove it".to_owned();
     }
-    invalid_json(format!("the body is not valid JSON: line {line}, column {column}: {what}"))
+    invalid_json(format!("the body is not valid JSON: line {line}, column {column}: {reason}"))
 }
 
-/// The place of the last comma before a place; all from 1, columns in bytes.
+/// The line and column of the last comma before a position; both count from 1, columns in bytes.
 fn find_comma_before(text: &str, line: usize, column: usize) -> Option<(usize, usize)> {
     let start: usize = text.split_inclusive('\n').take(line.checked_sub(1)?).map(str::len).sum();
     let before = text.as_bytes().get(..(start + column).min(text.len()))?;
@@ -118,8 +117,8 @@ fn find_comma_before(text: &str, line: usize, column: usize) -> Option<(usize, u
     Some((line, comma - line_start + 1))
 }
 
-/// Builds a [`Value`] as `serde_json` does, but refuses a key that appears twice (`serde_json` keeps
-/// the last one, another reader the first: what a proxy checked need not be what we do).
+/// Builds a [`Value`] as `serde_json` does, but refuses duplicate keys: `serde_json` uses the last one and other parsers
+/// the first, so that a proxy may have checked another value.
 struct StrictValue<'a> {
     depth: usize,
     values: &'a mut usize,
@@ -285,13 +284,13 @@ mod tests {
 
     #[test]
     fn a_typed_document_reports_the_invalid_field() {
-        let of = |s: &str| parse_typed::<crate::wire::task::ScanPage>(s.as_bytes()).unwrap_err();
+        let parse = |s: &str| parse_typed::<crate::wire::task::ScanPage>(s.as_bytes()).unwrap_err();
         let digest = "0".repeat(64);
-        let problem = of(&format!(
+        let problem = parse(&format!(
             r#"{{"task_digest":"{digest}","page":0,"subtrees":["a","../b"],"next":null}}"#
         ));
         assert_eq!((problem.status, problem.errors[0].pointer.as_str()), (422, "/subtrees/1"));
-        assert_eq!(of("{\"page\":0,}").status, 400);
-        assert_eq!(of("{} x").status, 422);
+        assert_eq!(parse("{\"page\":0,}").status, 400);
+        assert_eq!(parse("{} x").status, 422);
     }
 }

@@ -1,5 +1,4 @@
-//! What holds for every request: it is named and logged, its answer is not cached, and it does not
-//! come from somebody else's web page.
+//! Middleware for every request: a request id, the log, no caching, and the refusal of requests from other web sites.
 
 use super::audit_log::OperatorAction;
 use super::response::ProblemResponse;
@@ -17,12 +16,10 @@ use url::Url;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The two ends of the connection of a request.
+/// The addresses of the connection of a request.
 #[derive(Clone, Copy)]
 pub(super) struct ConnectionAddresses {
-    /// The address on which it was accepted.
     pub(super) local: Option<SocketAddr>,
-    /// The address from which it came.
     pub(super) client: Option<SocketAddr>,
 }
 
@@ -34,7 +31,7 @@ pub(super) struct AdvertisedHost {
 }
 
 impl AdvertisedHost {
-    /// The authority of `url`; `None` where it has none.
+    /// `None` for a URL without a host.
     pub(super) fn from_url(url: &str) -> Option<Self> {
         let url = Url::parse(url).ok()?;
         Some(AdvertisedHost {
@@ -43,30 +40,30 @@ impl AdvertisedHost {
         })
     }
 
-    /// Whether a `Host` has this name, with any port: the proxy may listen on another one.
+    /// Whether a `Host` has this name, with any port: a proxy may listen on another port.
     fn is_host(&self, host: &str) -> bool {
         strip_port(host).eq_ignore_ascii_case(&self.host)
     }
 
-    /// Whether an `Origin` is exactly this one: on other ports are other sites.
+    /// Whether an `Origin` is exactly this one: another port is another site.
     fn is_origin(&self, origin: &str) -> bool {
         Self::from_url(origin).as_ref() == Some(self)
     }
 }
 
-/// See the module.
+/// See the [module](self).
 pub(super) async fn guard_request(
     State(advertised): State<Option<AdvertisedHost>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let begin = Instant::now();
+    let start = Instant::now();
     let (id, id_header) = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let ends = request.extensions().get::<ConnectionAddresses>().copied();
-    let local = ends.and_then(|ends| ends.local);
-    let order =
-        OperatorAction::classify(&method, &path).map(|order| (order, request.headers().clone()));
+    let addresses = request.extensions().get::<ConnectionAddresses>().copied();
+    let local = addresses.and_then(|addresses| addresses.local);
+    let action =
+        OperatorAction::classify(&method, &path).map(|action| (action, request.headers().clone()));
     let span = tracing::info_span!("http", id);
 
     let mut response = match check_host_and_origin(request.headers(), local, advertised.as_ref()) {
@@ -76,33 +73,35 @@ pub(super) async fn guard_request(
     response.headers_mut().insert(X_REQUEST_ID.clone(), id_header);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
 
-    let (status, ms) = (response.status().as_u16(), begin.elapsed().as_millis());
+    let (status, ms) = (response.status().as_u16(), start.elapsed().as_millis());
     span.in_scope(|| {
-        // 503 is the state of the store, which is logged where it changes and not with every request.
+        // 503 is the state of the store, which is logged when it changes and not for every request.
         if status >= 500 && status != 503 {
             let cause = format_args!("{method} requests failed with status {status}");
             warn_ratelimited!(cause, %method, path, status, ms, "request failed");
         } else {
             tracing::debug!(%method, path, status, ms, "request");
         }
-        if let Some((order, asked)) = order.filter(|_| response.status().is_success()) {
-            order.log(ends.and_then(|ends| ends.client), &asked, response.headers());
+        if let Some((action, headers)) = action.filter(|_| response.status().is_success()) {
+            let client = addresses.and_then(|addresses| addresses.client);
+            action.log(client, &headers, response.headers());
         }
     });
     response
 }
 
-/// The client's name of the request if it can be logged and sent as it is, or a new one.
+/// The request id of the client if it is a token, else a new one.
 fn request_id(headers: &HeaderMap) -> (String, HeaderValue) {
-    let given = headers.get(&X_REQUEST_ID).and_then(|value| Some((value.to_str().ok()?, value)));
-    if let Some((text, value)) = given
+    let client_id =
+        headers.get(&X_REQUEST_ID).and_then(|value| Some((value.to_str().ok()?, value)));
+    if let Some((text, value)) = client_id
         && is_token(text)
     {
         return (text.to_owned(), value.clone());
     }
-    let made = crate::util::unique_id::generate_id().to_string();
-    let value = HeaderValue::from_str(&made).unwrap_or(HeaderValue::from_static("-"));
-    (made, value)
+    let id = crate::util::unique_id::generate_id().to_string();
+    let value = HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"));
+    (id, value)
 }
 
 /// Whether `text` is 1 to 128 visible ASCII characters.
@@ -110,10 +109,10 @@ pub(super) fn is_token(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// A browser sends a page's requests to any address that the browser can reach, so a page on the
-/// internet could order syncs from a master that listens on loopback only. Browsers say where a
-/// request comes from (`Origin`); and a page whose *name* was made to point to loopback betrays
-/// itself by that name in `Host`. The name that this master advertises is no such name.
+/// Refuses cross-site requests and DNS rebinding. A browser sends the requests of a web page to any address that it can
+/// reach, so a page on the internet could submit syncs to a master that listens on loopback only. Browsers send the site
+/// of the page as `Origin`; a page whose host name resolves to loopback is recognized by that name in `Host`. The
+/// advertised host name is accepted in both.
 fn check_host_and_origin(
     headers: &HeaderMap,
     local: Option<SocketAddr>,
@@ -123,8 +122,8 @@ fn check_host_and_origin(
     if let Some(origin) = headers.get(ORIGIN) {
         let origin = origin.to_str().unwrap_or_default();
         let authority = origin.split_once("://").map(|(_, authority)| authority);
-        let own = authority.is_some() && authority == host;
-        if !own && !advertised.is_some_and(|own| own.is_origin(origin)) {
+        let is_own = authority.is_some() && authority == host;
+        if !is_own && !advertised.is_some_and(|advertised| advertised.is_origin(origin)) {
             return Err(Problem::new(
                 ProblemCode::ForeignOrigin,
                 "requests of other sites' web pages are not accepted",
@@ -135,13 +134,13 @@ fn check_host_and_origin(
         (Some(host), Some(local))
             if local.ip().to_canonical().is_loopback()
                 && !is_local_host(host)
-                && !advertised.is_some_and(|own| own.is_host(host)) =>
+                && !advertised.is_some_and(|advertised| advertised.is_host(host)) =>
         {
             Err(Problem::new(ProblemCode::ForeignHost,
-                "this master listens on loopback and does not answer to another host's name",
+                "this master listens on loopback and does not accept the name of another host",
             )
             .with_hint(
-                "ask for http://127.0.0.1 or http://localhost; behind a proxy, set `advertise_url` in the \
+                "use http://127.0.0.1 or http://localhost; behind a proxy, set `advertise_url` in the \
                  master's file to the URL that clients use",
             ))
         }
@@ -151,13 +150,11 @@ fn check_host_and_origin(
 
 /// Whether a `Host` is an IP address or `localhost`, with or without a port.
 fn is_local_host(host: &str) -> bool {
-    let port_less = strip_port(host);
-    let bare = port_less.trim_start_matches('[').trim_end_matches(']');
-    let name = port_less.to_ascii_lowercase();
-    bare.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
+    let name = strip_port(host).to_ascii_lowercase();
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    address.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
-/// The name in a `Host`.
 fn strip_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
@@ -216,7 +213,7 @@ mod tests {
             Some(403)
         );
         assert_eq!(status(headers("10.0.0.1:8888", Some("null")), public), Some(403));
-        // What listens on all addresses is reached over loopback too, as IPv4 in IPv6.
+        // A listener on all addresses accepts IPv4 connections over loopback as IPv4 in IPv6.
         for local in ["[::1]:8888", "127.7.7.7:8888", "[::ffff:127.0.0.1]:8888"] {
             let local = Some(local.parse().unwrap());
             assert_eq!(status(headers("evil.example", None), local), Some(421), "{local:?}");
@@ -227,13 +224,13 @@ mod tests {
 
     #[test]
     fn a_proxy_may_send_the_advertised_host_name() {
-        let own = AdvertisedHost::from_url("http://Data.Example:8080/longhaul").unwrap();
+        let advertised = AdvertisedHost::from_url("http://Data.Example:8080/longhaul").unwrap();
         let loopback = Some("127.0.0.1:8888".parse().unwrap());
         let status = |host: &str, origin: Option<&str>| {
             let mut map = HeaderMap::new();
             map.insert(HOST, host.parse().unwrap());
             origin.map(|o| map.insert(ORIGIN, o.parse().unwrap()));
-            check_host_and_origin(&map, loopback, Some(&own)).err().map(|p| p.status)
+            check_host_and_origin(&map, loopback, Some(&advertised)).err().map(|p| p.status)
         };
         for host in ["data.example", "data.example:8080", "DATA.example:443", "127.0.0.1:8888"] {
             assert_eq!(status(host, None), None, "{host}");
@@ -241,16 +238,16 @@ mod tests {
         for host in ["evil.example", "data.example.evil", "x.data.example", "data.example:x", ""] {
             assert_eq!(status(host, None), Some(421), "{host}");
         }
-        // The proxy may send its own name for the master, or that of the master.
+        // The proxy may send its own host name, or that of the master.
         for host in ["data.example:8080", "127.0.0.1:8888"] {
-            for (origin, answer) in [
+            for (origin, expected) in [
                 ("http://data.example:8080", None),
                 ("http://data.example", Some(403)),
                 ("http://data.example:9090", Some(403)),
                 ("http://evil.example", Some(403)),
                 ("null", Some(403)),
             ] {
-                assert_eq!(status(host, Some(origin)), answer, "{host} {origin}");
+                assert_eq!(status(host, Some(origin)), expected, "{host} {origin}");
             }
         }
         assert_eq!(AdvertisedHost::from_url("http://m").unwrap().port, 80);

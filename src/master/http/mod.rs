@@ -1,9 +1,9 @@
-//! The master over HTTP/1.1: the API of operators and agents.
+//! The API of operators and agents, over HTTP/1.1.
 //!
-//! A request goes through [`server`] (connections, time limits), `guard` (what holds for all), `routes`
-//! (what is asked), `body` and `documents` (what is sent), and then through the
-//! [`MasterHandle`](super::MasterHandle) to the owner of the state. Bodies are JSON in every content type but
-//! multipart; every error is a problem document. Nothing here decides anything.
+//! A request passes through `server` (connections, time limits), `middleware` (checks for every request), `routes` and
+//! `params`, `body` and `request_documents` (reading and validation), and the [`MasterHandle`](super::MasterHandle) to
+//! the state actor. Bodies are JSON, whatever the content type says, except multipart. Every error is a problem document.
+//! No decision is made here.
 
 mod audit_log;
 mod body;
@@ -19,7 +19,7 @@ mod sync_options;
 #[cfg(test)]
 mod tests;
 
-pub use server::serve;
+pub(super) use server::serve;
 
 #[cfg(test)]
 pub(in crate::master) use request_documents::read_sync_request;
@@ -29,43 +29,43 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::Duration;
 
-/// What a client may take of the master. The defaults fit a master with some hundred agents.
+/// Limits for clients. The defaults suit a master with some hundred agents.
 #[derive(Debug, Clone)]
 pub struct HttpLimits {
-    /// Connections at once; further ones wait to be accepted.
+    /// Further connections wait to be accepted.
     pub max_connections: usize,
-    /// A head that is not whole after this ends its connection; so does an idle one.
+    /// Closes connections whose request head is incomplete after this time, and idle ones.
     pub header_timeout: Duration,
-    /// The longest head, in bytes; at most 100 header fields are in it.
+    /// The limit for a request head, which may also have at most 100 fields.
     pub max_header_bytes: usize,
-    /// A body of which no byte comes for this long is given up (408) …
+    /// The maximum time between two parts of a body (else 408).
     pub body_idle_timeout: Duration,
-    /// … and one that is not whole after this.
+    /// The maximum time for a whole body (else 408).
     pub body_timeout: Duration,
-    /// The longest `POST /sync`, in bytes: it may hold a file list. It may be changed at any time.
+    /// The limit for `POST /sync`, which may contain a file list. Can change at any time.
     pub max_submit_bytes: Arc<AtomicUsize>,
-    /// The longest scan page, in bytes: it holds manifests.
+    /// The limit for a scan page, which contains manifests.
     pub max_page_bytes: usize,
-    /// The longest result, in bytes: it may hold a manifest to try again, and what became of each file.
+    /// The limit for a result, which may contain a manifest to retry and the outcome of each file.
     pub max_result_bytes: usize,
-    /// The longest heartbeat, in bytes: it lists all that is in hand.
+    /// The limit for a heartbeat, which lists all assignments of the worker.
     pub max_heartbeat_bytes: usize,
-    /// The longest other body, in bytes.
+    /// The limit for other bodies.
     pub max_body_bytes: usize,
-    /// The bytes of all bodies that are being read at once; beyond it they are refused (503).
+    /// The limit for all bodies that are read concurrently (else 503).
     pub max_total_body_bytes: usize,
-    /// How long a poll waits that does not say how long (the predecessor's time).
+    /// The wait of a poll without the parameter `wait` (that of the predecessor).
     pub default_poll_wait: Duration,
-    /// The longest time that a poll may ask for.
+    /// The maximum wait of a poll.
     pub max_poll_wait: Duration,
-    /// The `chunk_size_mb` of a request that has none. It may be changed at any time.
+    /// The default of `chunk_size_mb`. Can change at any time.
     pub default_chunk_mb: Arc<AtomicU32>,
-    /// A secret first component of every path: only who knows it gets anything but 404. For a master
-    /// on a host where other users may connect, which has no other way to know who asks.
+    /// A secret first component of every path; requests without it get 404. For a private master on a host with other
+    /// users, which has no other authentication.
     pub path_secret: Option<String>,
-    /// The URL at which clients reach this master, where it is configured: its host is accepted as `Host`.
+    /// The configured URL of this master for clients: its host is accepted as `Host`.
     pub advertise_url: Option<String>,
-    /// How long requests in progress may take when the server stops.
+    /// The time that requests in progress have to end when the server stops.
     pub drain_timeout: Duration,
 }
 

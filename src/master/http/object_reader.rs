@@ -1,8 +1,8 @@
-//! Reading a JSON object member by member, so that one answer names everything that is wrong with it:
-//! members that are missing, unknown, of the wrong type or out of range.
+//! Reads JSON objects member by member, so that all errors are reported together: members that are missing, unknown, of
+//! the wrong type or out of range.
 //!
-//! A *reader* is a function from a [`Value`] to a checked value or to [`ValidationErrors`] below it; readers are
-//! put together from the ones here.
+//! A *reader* is a function from a [`Value`] to a validated value or to its [`ValidationErrors`]. A reader of a member
+//! gets `None` for a missing member.
 
 use super::json;
 use crate::master::validation_errors::ValidationErrors;
@@ -12,7 +12,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
-/// An object that is being read.
 pub(super) struct ObjectReader {
     members: Map<String, Value>,
     known_members: Vec<&'static str>,
@@ -20,10 +19,8 @@ pub(super) struct ObjectReader {
 }
 
 impl ObjectReader {
-    /// Starts to read `value`.
-    ///
     /// # Errors
-    /// It is no object.
+    /// The value is not an object.
     pub(super) fn new(value: Value) -> Result<Self, ValidationErrors> {
         match value {
             Value::Object(members) => Ok(ObjectReader {
@@ -132,7 +129,7 @@ pub(super) fn or_default<T: Default>(
 fn json_type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a truth value",
+        Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
@@ -140,8 +137,8 @@ fn json_type_name(value: &Value) -> &'static str {
     }
 }
 
-fn wrong_type(what: &str, value: &Value) -> ValidationErrors {
-    ValidationErrors::single(format!("must be {what}, not {}", json_type_name(value)))
+fn wrong_type(expected: &str, value: &Value) -> ValidationErrors {
+    ValidationErrors::single(format!("must be {expected}, not {}", json_type_name(value)))
 }
 
 /// `true` or `false`.
@@ -149,24 +146,24 @@ pub(super) fn boolean(value: Value) -> Result<bool, ValidationErrors> {
     value.as_bool().ok_or_else(|| wrong_type("true or false", &value))
 }
 
-/// A whole number within `bounds`.
+/// An integer within `bounds`.
 pub(super) fn integer(
     bounds: RangeInclusive<u32>,
 ) -> impl FnOnce(Value) -> Result<u32, ValidationErrors> {
     move |value| {
-        let rule = format!("a whole number from {} to {}", bounds.start(), bounds.end());
+        let expected = format!("a whole number from {} to {}", bounds.start(), bounds.end());
         match &value {
             Value::Number(n) => n
                 .as_u64()
                 .and_then(|n| u32::try_from(n).ok())
                 .filter(|n| bounds.contains(n))
-                .ok_or_else(|| ValidationErrors::single(format!("must be {rule}, not {n}"))),
-            other => Err(wrong_type(&rule, other)),
+                .ok_or_else(|| ValidationErrors::single(format!("must be {expected}, not {n}"))),
+            other => Err(wrong_type(&expected, other)),
         }
     }
 }
 
-/// Bytes per second, as a number or with a unit; `None` for `null`, 0 and `"none"`.
+/// Bytes per second, as a number or a text with a unit; `None` for `null`, 0 and `"none"`.
 pub(super) fn rate_limit(value: Value) -> Result<Option<u64>, ValidationErrors> {
     let text = match value {
         Value::Null => return Ok(None),
@@ -207,27 +204,27 @@ pub(super) fn array<T>(
                 items.len()
             )));
         }
-        let mut faults = ValidationErrors::default();
+        let mut errors = ValidationErrors::default();
         let mut out = Vec::with_capacity(items.len());
         for (index, value) in items.into_iter().enumerate() {
             match item(value) {
                 Ok(read) => out.push(read),
-                Err(more) => faults.merge_at(&format!("/{index}"), more),
+                Err(item_errors) => errors.merge_at(&format!("/{index}"), item_errors),
             }
         }
-        faults.into_result(out)
+        errors.into_result(out)
     }
 }
 
-/// Whatever `T` reads; it names its first fault.
+/// Reads a value by its [`serde::Deserialize`]; reports the first error only.
 pub(super) fn deserialize<T: DeserializeOwned>(value: Value) -> Result<T, ValidationErrors> {
     if value.is_null() {
         return Err(ValidationErrors::single("must not be null"));
     }
     serde_path_to_error::deserialize(value).map_err(|e| {
-        let mut faults = ValidationErrors::default();
-        faults.push(&json::json_pointer(e.path()), json::serde_error_text(e.inner()));
-        faults
+        let mut errors = ValidationErrors::default();
+        errors.push(&json::json_pointer(e.path()), json::serde_error_text(e.inner()));
+        errors
     })
 }
 
@@ -237,10 +234,10 @@ mod tests {
     use serde_json::json;
 
     fn read_errors(read: impl FnOnce(&mut ObjectReader), value: Value) -> Vec<(String, String)> {
-        let mut document = ObjectReader::new(value).unwrap_or_else(|_| panic!("an object"));
-        read(&mut document);
-        let Err(faults) = document.finish(|| Some(())) else { return Vec::new() };
-        faults.into_problem().errors.into_iter().map(|e| (e.pointer, e.detail)).collect()
+        let mut object = ObjectReader::new(value).unwrap_or_else(|_| panic!("an object"));
+        read(&mut object);
+        let Err(errors) = object.finish(|| Some(())) else { return Vec::new() };
+        errors.into_problem().errors.into_iter().map(|e| (e.pointer, e.detail)).collect()
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a request says in its URL: identifiers in the path, parameters in the query.
+//! The parameters in a URL: identifiers in the path, and the query.
 
 use super::json::display_key;
 use super::middleware::is_token;
@@ -13,15 +13,14 @@ use axum::http::request::Parts;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The identifiers in the path of a URL. What can't be one names nothing: the request is answered
-/// with 404 and the text goes nowhere else.
+/// The identifiers in the path of a URL. An invalid identifier is a 404, and its text is not used any further.
 pub(super) struct PathId<T>(pub(super) T);
 
-/// Identifiers that a path can hold.
+/// An identifier, or several, in a path.
 pub(super) trait FromPathSegments: Sized {
-    /// What there is none of, in words.
+    /// Completes the message "there is no …".
     const DESCRIPTION: &'static str;
-    /// Reads the segments that are parameters.
+    /// Parses the parameters of the path.
     fn parse(segments: &[String]) -> Option<Self>;
 }
 
@@ -49,7 +48,7 @@ impl FromPathSegments for (WorkerId, AssignmentId) {
 impl<T: FromPathSegments, S: Send + Sync> FromRequestParts<S> for PathId<T> {
     type Rejection = ProblemResponse;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ProblemResponse> {
-        // Fails for percent-encoded bytes that are not UTF-8, which are in no identifier.
+        // Fails for percent-encoded bytes that are not UTF-8, which no identifier contains.
         let segments = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
         let segments: Vec<String> =
             segments.into_iter().flat_map(|Path(all)| all).map(|(_, value)| value).collect();
@@ -62,41 +61,31 @@ impl<T: FromPathSegments, S: Send + Sync> FromRequestParts<S> for PathId<T> {
     }
 }
 
-/// The 400 for a parameter or header.
+/// The 400 for an invalid parameter or header.
 pub(super) fn invalid_parameter(detail: impl Into<String>) -> Problem {
     Problem::new(ProblemCode::InvalidParameter, detail)
 }
 
-/// The parameters in the query of a URL.
+/// The parameters of a query.
 pub(super) struct QueryParams(BTreeMap<&'static str, String>);
 
 impl QueryParams {
-    /// Reads the query of `uri`, which may hold each of `known` once.
+    /// Parses the query of `uri`, which may contain each of `known` once.
     ///
     /// # Errors
-    /// 400 for another one, or one that is there twice.
+    /// 400 for an unknown or a repeated parameter.
     pub(super) fn parse(uri: &Uri, known: &[&'static str]) -> Result<Self, Problem> {
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
             .map_err(|e| invalid_parameter(format!("the query can't be read: {e}")))?;
         let mut params = BTreeMap::new();
         for (key, value) in pairs {
             let Some(key) = known.iter().copied().find(|k| *k == key) else {
-                let detail = match closest_match(&key, known.iter().copied()) {
-                    Some(meant) => {
-                        format!(
-                            "unknown parameter `{}`; did you mean `{meant}`?",
-                            display_key(&key)
-                        )
-                    }
-                    None => {
-                        format!(
-                            "unknown parameter `{}`; the parameters are {}",
-                            display_key(&key),
-                            known.join(", ")
-                        )
-                    }
+                let advice = match closest_match(&key, known.iter().copied()) {
+                    Some(similar) => format!("did you mean `{similar}`?"),
+                    None => format!("the parameters are {}", known.join(", ")),
                 };
-                return Err(invalid_parameter(detail));
+                let key = display_key(&key);
+                return Err(invalid_parameter(format!("unknown parameter `{key}`; {advice}")));
             };
             if params.insert(key, value).is_some() {
                 return Err(invalid_parameter(format!("{key} is given twice")));
@@ -105,15 +94,14 @@ impl QueryParams {
         Ok(QueryParams(params))
     }
 
-    /// The text of a parameter.
     pub(super) fn get(&self, key: &'static str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    /// A parameter of visible ASCII characters, at most 128.
+    /// A parameter of 1 to 128 visible ASCII characters.
     ///
     /// # Errors
-    /// 400 for another text.
+    /// 400 for other text.
     pub(super) fn token(&self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.get(key) {
             Some(text) if !is_token(text) => {
@@ -123,26 +111,26 @@ impl QueryParams {
         }
     }
 
-    /// A parameter that is a length of time, as `20s`.
+    /// A duration, e.g. `20s`.
     ///
     /// # Errors
-    /// 400 for another text.
+    /// 400 for other text.
     pub(super) fn duration(&self, key: &'static str) -> Result<Option<Duration>, Problem> {
         let Some(text) = self.get(key) else { return Ok(None) };
-        // The rule of the units module may quote the text.
+        // The message may quote the text.
         units::parse_duration(text)
             .map(Some)
-            .map_err(|rule| invalid_parameter(format!("{key}: {}", display_key(&rule))))
+            .map_err(|reason| invalid_parameter(format!("{key}: {}", display_key(&reason))))
     }
 
-    /// A parameter that is a number from 1; one that is too large to count with is as good as none.
+    /// A number from 1. A number over the range is as no limit: `None`.
     ///
     /// # Errors
-    /// 400 for another text.
+    /// 400 for other text.
     pub(super) fn number(&self, key: &'static str) -> Result<Option<usize>, Problem> {
         let Some(text) = self.get(key) else { return Ok(None) };
-        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        match (digits, text.parse::<usize>()) {
+        let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        match (is_number, text.parse::<usize>()) {
             (true, Ok(1..)) => Ok(text.parse().ok()),
             (true, Err(_)) => Ok(None),
             _ => Err(invalid_parameter(format!("{key} must be a whole number from 1"))),

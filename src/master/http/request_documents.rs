@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(read.list.unwrap()[0].paths.len(), 1);
         assert_eq!(SyncRequest { file_list: None, ..request }, read.request);
 
-        let beat = WorkerHeartbeat {
+        let heartbeat = WorkerHeartbeat {
             worker_id: "worker-a".parse().unwrap(),
             status: WorkerStatus::Transferring,
             storage_paths: vec![AbsPath::new("/a").unwrap()],
@@ -410,9 +410,9 @@ mod tests {
                 disabled_reason: Some("down".into()),
             }],
         };
-        assert_eq!(read_heartbeat(serde_json::to_value(&beat).unwrap()).unwrap(), beat);
+        assert_eq!(read_heartbeat(serde_json::to_value(&heartbeat).unwrap()).unwrap(), heartbeat);
 
-        let outcome = TaskResult {
+        let result = TaskResult {
             request_id: "demo-1".parse().unwrap(),
             worker_id: "worker-a".parse().unwrap(),
             success: true,
@@ -430,19 +430,19 @@ mod tests {
                 ..TaskReport::default()
             }),
         };
-        assert_eq!(read_result(serde_json::to_value(&outcome).unwrap()).unwrap(), outcome);
+        assert_eq!(read_result(serde_json::to_value(&result).unwrap()).unwrap(), result);
     }
 
     #[test]
     fn a_heartbeat_is_bounded_and_unreachable_endpoints_are_refused() {
-        let beat = |field: &str, value: Value| {
+        let parse_with = |field: &str, value: Value| {
             let mut doc = json!({"worker_id": "w", "status": "READY"});
             doc[field] = value;
             parse(doc.to_string().as_bytes(), read_heartbeat)
         };
         for address in ["127.0.0.1", "192.168.100.10", "fe80::1", "storage-1.lan", "10.0.0.1:9000"]
         {
-            assert!(beat("data_plane_endpoints", json!([address])).is_ok(), "{address}");
+            assert!(parse_with("data_plane_endpoints", json!([address])).is_ok(), "{address}");
         }
         for address in [
             "0.0.0.0",
@@ -457,10 +457,11 @@ mod tests {
             "10.0.0.1\r\nX",
             "",
         ] {
-            let problem = beat("data_plane_endpoints", json!(["10.0.0.1", address])).unwrap_err();
+            let problem =
+                parse_with("data_plane_endpoints", json!(["10.0.0.1", address])).unwrap_err();
             assert_eq!(error_pointers(problem), ["/data_plane_endpoints/1"], "{address}");
         }
-        assert!(beat("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS])).is_ok());
+        assert!(parse_with("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS])).is_ok());
         for (field, value) in [
             ("storage_paths", json!(vec!["/a"; MAX_STORAGE_PATHS + 1])),
             ("data_plane_endpoints", json!(vec!["10.0.0.1"; MAX_ENDPOINTS + 1])),
@@ -472,7 +473,7 @@ mod tests {
             ("status", json!("ready?")),
         ] {
             assert!(
-                error_pointers(beat(field, value).unwrap_err())[0]
+                error_pointers(parse_with(field, value).unwrap_err())[0]
                     .starts_with(&format!("/{field}"))
             );
         }

@@ -1,4 +1,4 @@
-//! Answers: JSON, or a problem document.
+//! Responses: JSON, problem documents, and streams.
 
 use crate::master::file_records::ChunkReceiver;
 use crate::store::Backup;
@@ -6,24 +6,23 @@ use crate::util::checksum;
 use crate::wire::problem::{self, Problem};
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::io::{self, Read};
 use tokio::sync::mpsc;
 
-/// Seconds after which a request that was refused with 503 is worth another try.
+/// In seconds: when a request may be repeated after a 503.
 const RETRY_AFTER_SECONDS: &str = "2";
 
-/// Bytes of a file that are sent at a time.
+/// The size of a chunk of a file.
 const FILE_CHUNK_BYTES: usize = 256 << 10;
-/// Pieces that wait for a slow reader.
+/// Chunks that wait for a slow reader.
 const MAX_QUEUED_CHUNKS: usize = 4;
 
-/// What a route gives.
 pub(super) type RouteResult = Result<Response, ProblemResponse>;
 
-/// A problem that is sent.
+/// A problem as a response.
 pub(super) struct ProblemResponse(pub(super) Problem);
 
 impl From<Problem> for ProblemResponse {
@@ -42,7 +41,7 @@ impl IntoResponse for ProblemResponse {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
-        // What remains of the body is not read.
+        // The rest of the body is not read.
         if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -60,45 +59,44 @@ pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Respo
     serialize_response(status, "application/json", value)
 }
 
-/// Bytes that only an agent understands.
 pub(super) fn binary_response(bytes: Vec<u8>) -> Response {
     checksummed_response(StatusCode::OK, "application/octet-stream", bytes)
 }
 
-/// Pieces as they come. One that can't be had breaks the connection off, so that nobody takes what
-/// arrived for all.
-pub(super) fn stream_response(kind: &'static str, pieces: ChunkReceiver) -> Response {
-    let next = |mut pieces: ChunkReceiver| async move {
-        let piece = pieces.recv().await?;
-        if let Err(error) = &piece {
-            tracing::error!(%error, "an answer can't be read to its end");
+/// A body in chunks. After an error the connection is closed without the last chunk, so that the client detects that the
+/// body is incomplete.
+pub(super) fn stream_response(content_type: &'static str, chunks: ChunkReceiver) -> Response {
+    let next = |mut chunks: ChunkReceiver| async move {
+        let chunk = chunks.recv().await?;
+        if let Err(error) = &chunk {
+            tracing::error!(%error, "a response ends early");
         }
-        Some((piece, pieces))
+        Some((chunk, chunks))
     };
-    let body = Body::from_stream(futures_util::stream::unfold(pieces, next));
-    ([(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
+    let body = Body::from_stream(futures_util::stream::unfold(chunks, next));
+    ([(CONTENT_TYPE, HeaderValue::from_static(content_type))], body).into_response()
 }
 
-/// The copy of a store, with its check.
+/// The copy of a store, with its checksum.
 pub(super) fn backup_response(backup: Backup) -> Response {
-    let Backup { mut file, bytes, checksum: check, permit } = backup;
-    let (pieces, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
+    let Backup { mut file, bytes, checksum, permit } = backup;
+    let (chunks, receiver) = mpsc::channel(MAX_QUEUED_CHUNKS);
     tokio::task::spawn_blocking(move || {
-        let _until_sent = permit;
+        let _permit = permit;
         loop {
-            let mut piece = vec![0; FILE_CHUNK_BYTES];
-            let read = match file.read(&mut piece) {
+            let mut chunk = vec![0; FILE_CHUNK_BYTES];
+            let read = match file.read(&mut chunk) {
                 Ok(0) => return,
                 Ok(read) => read,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => {
-                    // A client that is gone needs no error.
-                    let _ = pieces.blocking_send(Err(e));
+                    // Fails if the client has disconnected.
+                    let _ = chunks.blocking_send(Err(e));
                     return;
                 }
             };
-            piece.truncate(read);
-            if pieces.blocking_send(Ok(piece.into())).is_err() {
+            chunk.truncate(read);
+            if chunks.blocking_send(Ok(chunk.into())).is_err() {
                 return;
             }
         }
@@ -106,31 +104,33 @@ pub(super) fn backup_response(backup: Backup) -> Response {
     let mut response = stream_response("application/vnd.sqlite3", receiver);
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
-    headers.extend(
-        HeaderValue::from_str(&check)
-            .ok()
-            .map(|c| (HeaderName::from_static(checksum::CHECKSUM_HEADER), c)),
-    );
+    insert_checksum(headers, &checksum);
     response
 }
 
-fn serialize_response(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Response {
+fn serialize_response(
+    status: StatusCode,
+    content_type: &'static str,
+    value: &impl Serialize,
+) -> Response {
     match serde_json::to_vec(value) {
-        Ok(text) => checksummed_response(status, kind, text),
+        Ok(text) => checksummed_response(status, content_type, text),
         Err(e) => {
-            tracing::error!(error = %e, "an answer can't be written as JSON");
+            tracing::error!(error = %e, "a response cannot be serialized");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
 }
 
-/// A body with its check.
-fn checksummed_response(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response {
-    let check = HeaderValue::from_str(&checksum::header_value(&body));
-    let kind = [(CONTENT_TYPE, HeaderValue::from_static(kind))];
-    let mut response = (status, kind, Body::from(body)).into_response();
+fn checksummed_response(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {
+    let checksum = checksum::header_value(&body);
+    let content_type = [(CONTENT_TYPE, HeaderValue::from_static(content_type))];
+    let mut response = (status, content_type, Body::from(body)).into_response();
+    insert_checksum(response.headers_mut(), &checksum);
     response
-        .headers_mut()
-        .extend(check.ok().map(|c| (HeaderName::from_static(checksum::CHECKSUM_HEADER), c)));
-    response
+}
+
+fn insert_checksum(headers: &mut HeaderMap, checksum: &str) {
+    let value = HeaderValue::from_str(checksum).ok();
+    headers.extend(value.map(|v| (HeaderName::from_static(checksum::CHECKSUM_HEADER), v)));
 }

@@ -1,7 +1,7 @@
-//! The routes of the API: each reads its request, asks the owner, and writes the answer.
+//! The routes of the API. Each reads its request, sends it to the state actor, and writes the response.
 
 use super::body::{self, BodyBudget, BufferedBody};
-use super::params::{self, PathId, QueryParams};
+use super::params::{self, FromPathSegments, PathId, QueryParams};
 use super::response::{
     ProblemResponse, RouteResult, backup_response, binary_response, json_response, ok_json,
     stream_response,
@@ -12,7 +12,7 @@ use crate::master::handle::MasterHandle;
 use crate::master::requests::{
     CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetSync,
     GetWorker, ListSyncs, ListWorkerSyncs, ListWorkers, PauseSync, PostPage, PostResult,
-    ReassignTasks, Reconcile, ResumeSync, SendHeartbeat, SubmitSync,
+    ReassignTasks, Reconcile, RequestById, ResumeSync, SendHeartbeat, SubmitSync,
 };
 use crate::master::submit_validation::ValidatedSync;
 use crate::master::validation_errors::ValidationErrors;
@@ -26,27 +26,27 @@ use crate::wire::sync::{SubmitReply, SyncState};
 use crate::wire::task::ScanPage;
 use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Request as HttpRequest, State};
 use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use serde::Serialize;
 use serde_json::{Value, json as object};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
-/// The `page_token` with which a list goes on.
+/// The `page_token` of the next page.
 static NEXT_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-next-token");
 
-/// What every route has at hand.
 #[derive(Clone)]
 pub(super) struct ApiState {
     pub(super) handle: MasterHandle,
     pub(super) limits: Arc<HttpLimits>,
     pub(super) budget: BodyBudget,
-    /// Cancelled when the server stops: polls end early.
+    /// Cancelled when the server stops: polls end at once.
     pub(super) stopping: CancellationToken,
 }
 
@@ -54,7 +54,7 @@ impl ApiState {
     /// Reads and validates a JSON document.
     async fn read_document<T: Send + 'static>(
         &self,
-        request: Request,
+        request: HttpRequest,
         limit: usize,
         read: impl FnOnce(Value) -> Result<T, ValidationErrors> + Send + 'static,
     ) -> Result<T, Problem> {
@@ -64,7 +64,7 @@ impl ApiState {
 
     async fn read_request_body(
         &self,
-        request: Request,
+        request: HttpRequest,
         limit: usize,
     ) -> Result<BufferedBody, Problem> {
         let (head, body) = request.into_parts();
@@ -72,8 +72,8 @@ impl ApiState {
         read.inspect_err(|problem| {
             if problem.is(ProblemCode::ChecksumMismatch) {
                 let (method, path) = (&head.method, head.uri.path());
-                let what = "a request was corrupted in transit; the client sends it again";
-                warn_ratelimited!(what, %method, path, "{what}");
+                let text = "a request was corrupted in transit; the client sends it again";
+                warn_ratelimited!(text, %method, path, "{text}");
             }
         })
     }
@@ -83,19 +83,19 @@ impl ApiState {
 pub(super) fn router(app: ApiState) -> Router {
     let api = Router::new()
         .route("/sync", post(submit_sync).get(list_syncs))
-        .route("/sync/{id}", get(get_sync).patch(change_sync).delete(delete_sync))
-        .route("/sync/{id}/cancel", post(cancel_sync))
+        .route("/sync/{id}", get(send_by_id::<GetSync>).patch(change_sync).delete(delete_sync))
+        .route("/sync/{id}/cancel", post(send_by_id::<CancelSync>))
         .route("/sync/{id}/retry", post(retry_sync))
-        .route("/sync/{id}/pause", post(pause_sync))
-        .route("/sync/{id}/resume", post(resume_sync))
+        .route("/sync/{id}/pause", post(send_by_id::<PauseSync>))
+        .route("/sync/{id}/resume", post(send_by_id::<ResumeSync>))
         .route("/sync/{id}/reassign", post(reassign_tasks))
         .route("/sync/{id}/files", get(get_file_records))
         .route("/sync/{id}/manifest", get(get_digests))
         .route("/workers", get(list_workers))
         .route(&format!("/workers/{HEARTBEAT}"), post(post_heartbeat))
         .route(&format!("/workers/{RESULT}"), post(post_result))
-        .route("/workers/{id}", get(get_worker).delete(forget_worker))
-        .route("/workers/{id}/requests", get(list_worker_syncs))
+        .route("/workers/{id}", get(send_by_id::<GetWorker>).delete(send_by_id::<ForgetWorker>))
+        .route("/workers/{id}/requests", get(send_by_id::<ListWorkerSyncs>))
         .route("/workers/{id}/drain", post(drain_worker))
         .route("/workers/{id}/undrain", post(undrain_worker))
         .route("/workers/{id}/assignment", post(poll_assignment))
@@ -122,11 +122,15 @@ pub(super) fn router(app: ApiState) -> Router {
         .with_state(app)
 }
 
-/// What every master answers by itself; all else is for the one that leads.
+/// Other paths are served by the leader.
 const PATHS_SERVED_BY_FOLLOWERS: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 
-/// Sends requests on to the master that leads, before anything of them is read.
-async fn redirect_to_leader(State(app): State<ApiState>, request: Request, next: Next) -> Response {
+/// Redirects requests to the leader before their body is read.
+async fn redirect_to_leader(
+    State(app): State<ApiState>,
+    request: HttpRequest,
+    next: Next,
+) -> Response {
     let path = request.uri().path();
     if PATHS_SERVED_BY_FOLLOWERS.contains(&path.strip_prefix("/v1").unwrap_or(path)) {
         return next.run(request).await;
@@ -142,7 +146,15 @@ async fn redirect_to_leader(State(app): State<ApiState>, request: Request, next:
     response
 }
 
-async fn submit_sync(State(app): State<ApiState>, request: Request) -> RouteResult {
+/// The route of a request whose only parameter is the id in the path.
+async fn send_by_id<R>(State(app): State<ApiState>, PathId(id): PathId<R::Id>) -> RouteResult
+where
+    R: RequestById<Id: FromPathSegments, Reply: Serialize>,
+{
+    Ok(ok_json(&app.handle.send(R::new(id)).await?))
+}
+
+async fn submit_sync(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
     let key = idempotency_key(request.headers())?;
     let body =
         app.read_request_body(request, app.limits.max_submit_bytes.load(Ordering::Relaxed)).await?;
@@ -156,8 +168,8 @@ async fn submit_sync(State(app): State<ApiState>, request: Request) -> RouteResu
     Ok(accepted_response(submitted, ""))
 }
 
-/// The 202 of a new sync. Its URL is relative to the URL of the request, from which `to_root` leads to the
-/// root of the API: a proxy may serve the API below a path that the master is not informed of.
+/// The 202 for a new sync. The URL of the sync is relative to that of the request, because a proxy may serve the API below
+/// a path that the master does not know. `to_root` is the relative path to the root of the API.
 fn accepted_response(mut submitted: SubmitReply, to_root: &str) -> Response {
     submitted.status_url.insert_str(0, to_root);
     let mut response = json_response(StatusCode::ACCEPTED, &submitted);
@@ -183,9 +195,9 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 
 async fn list_syncs(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     let params = QueryParams::parse(&uri, &["state", "limit", "page_token", "id_prefix"])?;
-    let words = params.get("state").into_iter().flat_map(|text| text.split(','));
-    let states = words
-        .map(|word| word.trim().parse::<SyncState>())
+    let names = params.get("state").into_iter().flat_map(|text| text.split(','));
+    let states = names
+        .map(|name| name.trim().parse::<SyncState>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|rule| params::invalid_parameter(format!("state: each {rule}")))?;
     let limit = params.number("limit")?;
@@ -228,14 +240,10 @@ fn add_next_page_headers(headers: &mut HeaderMap, query: &SyncQuery, next: SyncN
     }
 }
 
-async fn get_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.send(GetSync { id }).await?))
-}
-
 async fn change_sync(
     State(app): State<ApiState>,
     PathId(id): PathId<RequestId>,
-    request: Request,
+    request: HttpRequest,
 ) -> RouteResult {
     let limit = app.limits.max_body_bytes;
     let change = app.read_document(request, limit, request_documents::read_sync_change).await?;
@@ -250,20 +258,16 @@ async fn delete_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>)
     Ok(ok_json(&reply))
 }
 
-async fn cancel_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.send(CancelSync { id }).await?))
-}
-
 async fn retry_sync(
     State(app): State<ApiState>,
     PathId(id): PathId<RequestId>,
-    request: Request,
+    request: HttpRequest,
 ) -> RouteResult {
     let key = idempotency_key(request.headers())?;
     let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
-    // The same body about another sync is another request.
-    let about = [id.as_str().as_bytes(), b"\0", &body.bytes].concat();
-    let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&about).into() });
+    // The same body for another sync is another request.
+    let identity = [id.as_str().as_bytes(), b"\0", &body.bytes].concat();
+    let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&identity).into() });
     let read = |bytes: &[u8]| {
         request_documents::parse_optional(bytes, request_documents::read_retry_request)
     };
@@ -272,18 +276,10 @@ async fn retry_sync(
     Ok(accepted_response(submitted, "../../"))
 }
 
-async fn pause_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.send(PauseSync { id }).await?))
-}
-
-async fn resume_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
-    Ok(ok_json(&app.handle.send(ResumeSync { id }).await?))
-}
-
 async fn reassign_tasks(
     State(app): State<ApiState>,
     PathId(id): PathId<RequestId>,
-    request: Request,
+    request: HttpRequest,
 ) -> RouteResult {
     let limit = app.limits.max_body_bytes;
     let reassign = app.read_document(request, limit, request_documents::read_reassign).await?;
@@ -296,15 +292,15 @@ async fn get_file_records(
     uri: Uri,
 ) -> RouteResult {
     let params = QueryParams::parse(&uri, &["state"])?;
-    let words = params.get("state").into_iter().flat_map(|text| text.split(','));
-    let states = words
-        .map(|word| serde_json::from_value::<FileState>(word.trim().into()))
+    let names = params.get("state").into_iter().flat_map(|text| text.split(','));
+    let states = names
+        .map(|name| serde_json::from_value::<FileState>(name.trim().into()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| {
             params::invalid_parameter("state: each must be one of done, skipped, failed, deleted")
         })?;
-    let pieces = app.handle.stream_file_records(id, FileRecordQuery::Records(states)).await?;
-    Ok(stream_response("application/x-ndjson", pieces))
+    let chunks = app.handle.stream_file_records(id, FileRecordQuery::Records(states)).await?;
+    Ok(stream_response("application/x-ndjson", chunks))
 }
 
 async fn get_digests(
@@ -317,13 +313,11 @@ async fn get_digests(
         Some("others") => DigestLines::Uncheckable,
         Some(_) => return Err(params::invalid_parameter("lines must be readable or others").into()),
     };
-    Ok(stream_response(
-        "text/plain",
-        app.handle.stream_file_records(id, FileRecordQuery::Digests(lines)).await?,
-    ))
+    let chunks = app.handle.stream_file_records(id, FileRecordQuery::Digests(lines)).await?;
+    Ok(stream_response("text/plain", chunks))
 }
 
-async fn post_heartbeat(State(app): State<ApiState>, request: Request) -> RouteResult {
+async fn post_heartbeat(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
     let limit = app.limits.max_heartbeat_bytes;
     let heartbeat = app.read_document(request, limit, request_documents::read_heartbeat).await?;
     Ok(ok_json(&app.handle.send(SendHeartbeat { heartbeat }).await?))
@@ -348,21 +342,10 @@ async fn list_workers(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     Ok(ok_json(&list))
 }
 
-async fn get_worker(State(app): State<ApiState>, PathId(id): PathId<WorkerId>) -> RouteResult {
-    Ok(ok_json(&app.handle.send(GetWorker { id }).await?))
-}
-
-async fn list_worker_syncs(
-    State(app): State<ApiState>,
-    PathId(id): PathId<WorkerId>,
-) -> RouteResult {
-    Ok(ok_json(&app.handle.send(ListWorkerSyncs { id }).await?))
-}
-
 async fn drain_worker(
     State(app): State<ApiState>,
     PathId(worker): PathId<WorkerId>,
-    request: Request,
+    request: HttpRequest,
 ) -> RouteResult {
     let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
     let read = |bytes: &[u8]| {
@@ -379,18 +362,11 @@ async fn undrain_worker(
     Ok(ok_json(&app.handle.send(DrainWorker { worker, order: None }).await?))
 }
 
-async fn forget_worker(
-    State(app): State<ApiState>,
-    PathId(worker): PathId<WorkerId>,
-) -> RouteResult {
-    Ok(ok_json(&app.handle.send(ForgetWorker { worker }).await?))
-}
-
 async fn poll_assignment(
     State(app): State<ApiState>,
     PathId(worker): PathId<WorkerId>,
     uri: Uri,
-    request: Request,
+    request: HttpRequest,
 ) -> RouteResult {
     let params = QueryParams::parse(&uri, &["wait", "poll_id", "incarnation"])?;
     let wait = params
@@ -398,12 +374,12 @@ async fn poll_assignment(
         .unwrap_or(app.limits.default_poll_wait)
         .min(app.limits.max_poll_wait);
     let (poll_id, incarnation) = (params.token("poll_id")?, params.token("incarnation")?);
-    // A poll says all in its URL. A body is read all the same: only behind it does the server see
-    // that the client goes away, which withdraws the poll.
+    // All parameters are in the URL. The body is read all the same: the server detects only after it that the client
+    // disconnects, which withdraws the poll.
     drop(app.read_request_body(request, app.limits.max_body_bytes).await?);
-    let answer = app.handle.poll(worker, incarnation, poll_id, wait);
+    let poll = app.handle.poll(worker, incarnation, poll_id, wait);
     let assignment = tokio::select! {
-        assignment = answer => assignment?,
+        assignment = poll => assignment?,
         () = app.stopping.cancelled() => None,
     };
     Ok(ok_json(&assignment))
@@ -422,14 +398,14 @@ async fn get_manifest(
 async fn post_page(
     State(app): State<ApiState>,
     PathId((worker, assignment)): AssignmentPath,
-    request: Request,
+    request: HttpRequest,
 ) -> RouteResult {
     let body = app.read_request_body(request, app.limits.max_page_bytes).await?;
     let page: ScanPage = body::decode_body(body, super::json::parse_typed).await?;
     Ok(ok_json(&app.handle.send(PostPage { worker, assignment, page }).await?))
 }
 
-async fn post_result(State(app): State<ApiState>, request: Request) -> RouteResult {
+async fn post_result(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
     let limit = app.limits.max_result_bytes;
     let result = app.read_document(request, limit, request_documents::read_result).await?;
     Ok(ok_json(&app.handle.send(PostResult { result }).await?))
@@ -458,12 +434,12 @@ async fn readyz(State(app): State<ApiState>, uri: Uri) -> RouteResult {
             Some(problem) => Err(problem.into()),
             None => {
                 let readiness = app.handle.readiness();
-                let mut told = object!({"status": readiness.status});
-                // Requests are answered, but not all of them as they should be.
+                let mut reply = object!({"status": readiness.status});
+                // The master is ready, but does not accept new syncs.
                 if let Some(problem) = readiness.store.problem {
-                    told["problem"] = problem.into();
+                    reply["problem"] = problem.into();
                 }
-                Ok(ok_json(&told))
+                Ok(ok_json(&reply))
             }
         };
     }
@@ -482,7 +458,7 @@ async fn version() -> RouteResult {
 }
 
 async fn route_not_found() -> ProblemResponse {
-    let detail = "there is nothing at this path";
+    let detail = "there is no route with this path";
     ProblemResponse(
         Problem::new(ProblemCode::RouteNotFound, detail)
             .with_hint("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /healthz, /livez, /readyz, /version"),
@@ -490,6 +466,6 @@ async fn route_not_found() -> ProblemResponse {
 }
 
 async fn method_not_allowed(method: Method) -> ProblemResponse {
-    let detail = format!("{method} is not possible here; see the Allow header");
+    let detail = format!("{method} is not allowed here; see the Allow header");
     ProblemResponse(Problem::new(ProblemCode::MethodNotAllowed, detail))
 }

@@ -1,4 +1,4 @@
-//! The accept loop, and the life of a connection.
+//! Accepts and serves connections.
 
 use super::HttpLimits;
 use super::body::BodyBudget;
@@ -25,19 +25,19 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// How long a client that does not take its answer is waited for.
+/// Closes connections whose client acknowledges no data for this time.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long, and how much, is still read of a client that is being closed, so that it gets its answer:
-/// closing a socket with bytes unread would throw the answer away.
+/// How long and how much is read from a client after the last response: if a socket is closed with unread bytes, the
+/// kernel discards the response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 256 << 20;
-/// Waits after failures to accept (no file descriptors left, mostly).
+/// The usual cause is that no file descriptors are left.
 const ACCEPT_RETRY_BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 
-/// Serves the API on `listener` until `shutdown`; then lets requests in progress end, polls at once
-/// and others within `limits.drain`.
-pub async fn serve(
+/// Serves the API on `listener` until `shutdown`. Polls end then, and other requests in progress have
+/// [`HttpLimits::drain_timeout`] to end.
+pub(in crate::master) async fn serve(
     listener: TcpListener,
     handle: MasterHandle,
     limits: HttpLimits,
@@ -51,19 +51,20 @@ pub async fn serve(
         stopping: shutdown.clone(),
     };
     let router = router(app);
-    let places = Arc::new(Semaphore::new(limits.max_connections));
+    let permits = Arc::new(Semaphore::new(limits.max_connections));
     let mut connections = JoinSet::new();
-    while let Some((stream, place)) = next_connection(&listener, &places, &shutdown).await {
-        let talk = serve_connection(stream, router.clone(), Arc::clone(&limits), shutdown.clone());
+    while let Some((stream, permit)) = next_connection(&listener, &permits, &shutdown).await {
+        let connection =
+            serve_connection(stream, router.clone(), Arc::clone(&limits), shutdown.clone());
         connections.spawn(async move {
-            talk.await;
-            drop(place);
+            connection.await;
+            drop(permit);
         });
         while connections.try_join_next().is_some() {}
     }
     drop(listener);
-    let rest = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(limits.drain_timeout, rest).await.is_err() {
+    let remaining = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits.drain_timeout, remaining).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
             "closing connections that did not end in time"
@@ -72,19 +73,19 @@ pub async fn serve(
     }
 }
 
-/// The next connection, once there is a place for it. `None`: the server stops.
+/// The next connection within the limit. `None`: the server stops.
 async fn next_connection(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
     shutdown: &CancellationToken,
 ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let wanted = async {
-        let place = Arc::clone(places).acquire_owned().await.ok()?;
-        Some((accept_connection(listener).await, place))
+    let connection = async {
+        let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+        Some((accept_connection(listener).await, permit))
     };
     tokio::select! {
         () = shutdown.cancelled() => None,
-        got = wanted => got,
+        connection = connection => connection,
     }
 }
 
@@ -93,11 +94,11 @@ async fn accept_connection(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            // The client went away before it was its turn.
+            // The client has disconnected already.
             Err(e) if is_client_error(&e) => {}
             Err(error) => {
-                let what = "a connection can't be accepted; the master tries again";
-                warn_ratelimited!(format_args!("{what}: {error}"), %error, "{what}");
+                let text = "a connection can't be accepted; the master tries again";
+                warn_ratelimited!(format_args!("{text}: {error}"), %error, "{text}");
                 failures += 1;
                 tokio::time::sleep(ACCEPT_RETRY_BACKOFF.delay(failures)).await;
             }
@@ -110,41 +111,40 @@ fn is_client_error(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Serves one connection to its end.
 async fn serve_connection(
     stream: TcpStream,
     router: Router,
     limits: Arc<HttpLimits>,
     shutdown: CancellationToken,
 ) {
-    let ends =
+    let addresses =
         ConnectionAddresses { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
     if let Err(error) = set_socket_options(&stream) {
         tracing::debug!(%error, "socket options can't be set");
     }
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(ends);
+        request.extensions_mut().insert(addresses);
         Box::pin(router.clone().oneshot(request))
     });
     let mut conn = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.max_header_bytes)
-        // A client that closes its side is gone: what was done for it stops.
+        // The requests of a client that closes its side are cancelled.
         .half_close(false)
         .serve_connection(TokioIo::new(stream), service);
-    let mut told = false;
-    let ended = loop {
+    let mut is_stopping = false;
+    let result = loop {
         tokio::select! {
-            ended = poll_fn(|cx| conn.poll_without_shutdown(cx)) => break ended,
-            () = shutdown.cancelled(), if !told => {
-                told = true;
+            result = poll_fn(|cx| conn.poll_without_shutdown(cx)) => break result,
+            () = shutdown.cancelled(), if !is_stopping => {
+                is_stopping = true;
                 std::pin::Pin::new(&mut conn).graceful_shutdown();
             }
         }
     };
-    if let Err(error) = ended {
+    if let Err(error) = result {
         tracing::debug!(%error, "a connection ended early");
     }
     close_gracefully(conn.into_parts().io.into_inner()).await;
@@ -157,20 +157,20 @@ fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
     socket.set_keepalive(true)
 }
 
-/// Ends our side, and waits a little for the client to end its own.
+/// Closes the sending side, and waits for the client to close its side.
 async fn close_gracefully(mut stream: TcpStream) {
-    let rest = async {
+    let drain = async {
         stream.shutdown().await?;
-        let mut waste = vec![0; 16 << 10];
+        let mut discarded = vec![0; 16 << 10];
         let mut read = 0;
         while read < MAX_LINGER_BYTES {
-            match stream.read(&mut waste).await? {
+            match stream.read(&mut discarded).await? {
                 0 => break,
                 n => read += n,
             }
         }
         Ok::<(), io::Error>(())
     };
-    // Whatever goes wrong here, the connection is over.
-    let _ = tokio::time::timeout(LINGER_TIMEOUT, rest).await;
+    // The connection is closed in any case.
+    let _ = tokio::time::timeout(LINGER_TIMEOUT, drain).await;
 }

@@ -132,14 +132,14 @@ mod tests {
 
     #[test]
     fn every_invalid_option_is_listed_with_its_pointer() {
-        let faults = read_options(json!({
+        let errors = read_options(json!({
             "preserve": ["mode", "tims"], "chown": {"uid": -1, "user": "x"}, "compare": "chekcsum",
             "update": 1, "filter": {"rules": ["a", 5], "min_size": "1k"}, "verfy": "none",
             "delete": {"max": -3, "max_percent": 101, "trash": "../x", "allow_empty": true}
         }))
         .unwrap_err();
         let pointers: Vec<String> =
-            faults.into_problem().errors.into_iter().map(|e| e.pointer).collect();
+            errors.into_problem().errors.into_iter().map(|e| e.pointer).collect();
         assert_eq!(
             pointers,
             [

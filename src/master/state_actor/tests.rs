@@ -1,4 +1,4 @@
-//! The owner on a store that fails and forgets on demand.
+//! The actor on a store that fails and loses data on demand.
 
 use super::super::channel::BlobReader;
 use super::super::file_records::FileRecordQuery;
@@ -7,7 +7,7 @@ use super::super::requests::{GetSync, ListSyncs, PostPage, PostResult, SendHeart
 use super::super::testing::{submit, sync_request as request};
 use super::*;
 use crate::scheduler::{Settings, SyncQuery};
-use crate::store::{AcquireOutcome, Candidate, MemoryStore};
+use crate::store::{AcquireOutcome, Candidate, Fence, MemoryStore};
 use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::worker::WorkerHeartbeat;
 use crate::wire::{RequestId, WorkerId};
@@ -26,24 +26,44 @@ async fn start() -> TestActor {
     start_with(Spool::temporary()).await
 }
 
+/// An actor that leads on an empty store.
+fn actor_on<S: Store>(store: Arc<S>, fence: Fence) -> (StateActor<S>, mpsc::Sender<ActorRequest>) {
+    let (sender, requests) = mpsc::channel(16);
+    let state =
+        State::load(Settings::default(), [1; 32], &BTreeMap::new(), current_time()).unwrap();
+    let requested_at_ms = current_time().mono_ms;
+    let actor = StateActor {
+        store,
+        state,
+        lease: LeaderLease { fence, duration: LEASE, requested_at_ms },
+        requests,
+        health: watch::channel(Ok(())).0,
+        spool: Spool::temporary(),
+        settings: watch::channel(Settings::default()).1,
+        callers: Callers::default(),
+        manifest_reads: Vec::new(),
+    };
+    (actor, sender)
+}
+
+async fn acquire_leadership(store: &MemoryStore) -> Fence {
+    match store.acquire(&"m".into(), LEASE).await {
+        Ok(AcquireOutcome::Leader(fence)) => fence,
+        other => panic!("{other:?}"),
+    }
+}
+
 async fn start_with(spool: Spool) -> TestActor {
     let store = MemoryStore::new();
-    let mine = store.another_handle();
-    let Ok(AcquireOutcome::Leader(fence)) = mine.acquire(&"m".into(), LEASE).await else {
-        panic!("no lead")
-    };
-    let records = mine.load().await.unwrap();
-    let state = State::load(Settings::default(), [1; 32], &records, current_time()).unwrap();
-    let tenure = LeaderLease { fence, duration: LEASE, requested_at_ms: current_time().mono_ms };
-    let (tx, requests) = mpsc::channel(16);
-    let (health, seen) = watch::channel(Ok(()));
+    let own_handle = store.another_handle();
+    let fence = acquire_leadership(&own_handle).await;
+    let (actor, requests) = actor_on(Arc::new(own_handle), fence);
+    let actor = StateActor { spool: spool.clone(), ..actor };
     let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
+    let handle = MasterHandle::for_actor(requests, actor.health.subscribe(), blobs, spool);
     let stop = CancellationToken::new();
-    let settings = watch::channel(Settings::default()).1;
-    let owner =
-        StateActor::new(Arc::new(mine), state, tenure, requests, health, spool.clone(), settings);
-    let owning = tokio::spawn(owner.run(stop.clone()));
-    TestActor { store, handle: MasterHandle::for_actor(tx, seen, blobs, spool), task: owning, stop }
+    let task = tokio::spawn(actor.run(stop.clone()));
+    TestActor { store, handle, task, stop }
 }
 
 fn heartbeat() -> WorkerHeartbeat {
@@ -60,145 +80,145 @@ fn id(text: &str) -> RequestId {
 
 #[tokio::test]
 async fn a_reply_is_sent_after_its_decision_is_stored() {
-    let world = start().await;
-    submit(&world.handle, request("demo")).await.unwrap();
-    let records = world.store.load().await.unwrap();
+    let actor = start().await;
+    submit(&actor.handle, request("demo")).await.unwrap();
+    let records = actor.store.load().await.unwrap();
     let state = State::load(Settings::default(), [2; 32], &records, current_time()).unwrap();
     assert!(state.record("s/1").is_some());
-    world.stop.cancel();
-    world.task.await.unwrap().unwrap();
-    assert_eq!(world.store.violations(), Vec::<String>::new());
+    actor.stop.cancel();
+    actor.task.await.unwrap().unwrap();
+    assert_eq!(actor.store.violations(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_commit_is_retried_until_the_store_is_available() {
-    let world = start().await;
-    world.store.fail_next(StoreError::Unavailable("away".into()));
-    submit(&world.handle, request("demo")).await.unwrap();
-    world.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
-    submit(&world.handle, request("other")).await.unwrap();
+    let actor = start().await;
+    actor.store.fail_next(StoreError::Unavailable("down".into()));
+    submit(&actor.handle, request("demo")).await.unwrap();
+    actor.store.lose_next_reply(StoreError::Unavailable("lost reply".into()));
+    submit(&actor.handle, request("other")).await.unwrap();
     assert_eq!(
-        world.handle.send(ListSyncs { query: SyncQuery::default() }).await.unwrap().syncs.len(),
+        actor.handle.send(ListSyncs { query: SyncQuery::default() }).await.unwrap().syncs.len(),
         2
     );
-    assert_eq!(world.store.violations(), Vec::<String>::new());
+    assert_eq!(actor.store.violations(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_store_that_was_rolled_back_gets_the_whole_state_again() {
-    let world = start().await;
-    submit(&world.handle, request("first")).await.unwrap();
-    submit(&world.handle, request("second")).await.unwrap();
-    world.store.roll_back_to(0);
-    submit(&world.handle, request("third")).await.unwrap();
-    let records = world.store.load().await.unwrap();
+    let actor = start().await;
+    submit(&actor.handle, request("first")).await.unwrap();
+    submit(&actor.handle, request("second")).await.unwrap();
+    actor.store.roll_back_to(0);
+    submit(&actor.handle, request("third")).await.unwrap();
+    let records = actor.store.load().await.unwrap();
     for key in ["meta", "s/1", "s/2", "s/3"] {
         assert!(records.contains_key(key), "{key} of {:?}", records.keys());
     }
     assert_eq!(
-        world.handle.send(GetSync { id: id("first") }).await.unwrap().state,
+        actor.handle.send(GetSync { id: id("first") }).await.unwrap().state,
         SyncState::Queued
     );
 }
 
 #[tokio::test]
 async fn a_deposed_master_stops_and_sends_no_reply() {
-    let world = start().await;
-    let other = world.store.another_handle();
+    let actor = start().await;
+    let other = actor.store.another_handle();
     assert!(matches!(other.acquire(&"m".into(), LEASE).await, Ok(AcquireOutcome::Leader(_))));
-    let problem = submit(&world.handle, request("demo")).await.unwrap_err();
+    let problem = submit(&actor.handle, request("demo")).await.unwrap_err();
     assert_eq!(problem.status, 503);
-    let ended = world.task.await.unwrap();
+    let ended = actor.task.await.unwrap();
     assert!(matches!(ended, Err(StoreError::Deposed { .. })), "{ended:?}");
 }
 
 #[tokio::test]
 async fn an_assignment_for_a_disconnected_poll_is_returned_to_the_queue() {
-    let world = start().await;
-    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
+    let actor = start().await;
+    actor.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
     let worker: WorkerId = "w".parse().unwrap();
-    let poll = |wait| world.handle.poll(worker.clone(), Some("1".into()), None, wait);
-    let gone = tokio::time::timeout(Duration::from_millis(50), poll(Duration::from_secs(20)));
-    assert!(gone.await.is_err(), "there is no work yet");
-    submit(&world.handle, request("demo")).await.unwrap();
-    let got = poll(Duration::from_secs(5)).await.unwrap();
-    assert_eq!(got.expect("the scan").request_id, id("demo"));
+    let poll = |wait| actor.handle.poll(worker.clone(), Some("1".into()), None, wait);
+    let early = tokio::time::timeout(Duration::from_millis(50), poll(Duration::from_secs(20)));
+    assert!(early.await.is_err(), "there is no work yet");
+    submit(&actor.handle, request("demo")).await.unwrap();
+    let assignment = poll(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(assignment.expect("the scan").request_id, id("demo"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_poll_gets_its_reply_after_a_renewal_detects_data_loss() {
-    let world = start().await;
-    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
-    submit(&world.handle, request("demo")).await.unwrap();
+    let actor = start().await;
+    actor.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
+    submit(&actor.handle, request("demo")).await.unwrap();
     let poll = || {
         let worker: WorkerId = "w".parse().unwrap();
-        world.handle.poll(worker, Some("1".into()), None, Duration::from_secs(20))
+        actor.handle.poll(worker, Some("1".into()), None, Duration::from_secs(20))
     };
     let first = poll().await.unwrap().expect("the scan");
-    world.store.roll_back_to(1);
-    let again = poll().await.unwrap().expect("it begins anew");
+    actor.store.roll_back_to(1);
+    let again = poll().await.unwrap().expect("the scan restarts");
     assert_ne!(again.task_id, first.task_id);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_master_stops_while_the_store_that_lost_data_is_unavailable() {
-    let world = start().await;
-    submit(&world.handle, request("demo")).await.unwrap();
-    world.store.fail_next(StoreError::DataLost { expected: 1, found: 0 });
+    let actor = start().await;
+    submit(&actor.handle, request("demo")).await.unwrap();
+    actor.store.fail_next(StoreError::DataLost { expected: 1, found: 0 });
     for _ in 0..1_000 {
-        world.store.fail_next(StoreError::Unavailable("away".into()));
+        actor.store.fail_next(StoreError::Unavailable("down".into()));
     }
-    assert_eq!(submit(&world.handle, request("other")).await.unwrap_err().status, 503);
-    world.stop.cancel();
-    let ended = tokio::time::timeout(Duration::from_secs(60), world.task).await;
+    assert_eq!(submit(&actor.handle, request("other")).await.unwrap_err().status, 503);
+    actor.stop.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(60), actor.task).await;
     assert!(matches!(ended, Ok(Ok(Err(StoreError::Unavailable(_))))), "{ended:?}");
 }
 
 #[tokio::test]
 async fn a_write_error_of_the_file_records_is_reported_and_the_sync_continues() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    // A file stands where the directory would be made.
-    let world = start_with(Spool::in_dir(file.path().join("records"))).await;
-    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
+    // The directory cannot be created: its parent is a file.
+    let actor = start_with(Spool::in_dir(file.path().join("records"))).await;
+    actor.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
     let mut recorded = request("demo");
     recorded.options.record = true;
-    submit(&world.handle, recorded).await.unwrap();
+    submit(&actor.handle, recorded).await.unwrap();
     let worker: WorkerId = "w".parse().unwrap();
     let wait = Duration::from_secs(5);
-    let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await;
+    let scan = actor.handle.poll(worker.clone(), Some("1".into()), None, wait).await;
     let scan = scan.unwrap().expect("the scan");
     let page = serde_json::from_value(serde_json::json!({
         "task_digest": scan.task_digest, "page": 0, "next": null,
         "errors": [{"path": "x", "operation": "open source", "message": "no"}],
     }));
-    world
+    actor
         .handle
         .send(PostPage { worker, assignment: scan.assignment_id, page: page.unwrap() })
         .await
         .unwrap();
-    let end = world.handle.send(GetSync { id: id("demo") }).await.unwrap();
-    assert_eq!(end.files_failed, 1);
-    let wanted = FileRecordQuery::Records(vec![]);
-    let problem = world.handle.stream_file_records(id("demo"), wanted).await.unwrap_err();
+    let progress = actor.handle.send(GetSync { id: id("demo") }).await.unwrap();
+    assert_eq!(progress.files_failed, 1);
+    let query = FileRecordQuery::Records(vec![]);
+    let problem = actor.handle.stream_file_records(id("demo"), query).await.unwrap_err();
     assert_eq!(problem.code, "records_lost");
 }
 
 #[tokio::test]
 async fn large_file_lists_are_split_over_several_commits() {
-    let world = start().await;
+    let actor = start().await;
     let submit = |n: u32| {
         let names = (0..9_000).map(|i| format!("{i:0>250}"));
         let list = names.map(|name| crate::wire::BytePath(name.into_bytes()));
         let request =
             SyncRequest { file_list: Some(list.collect()), ..request(&format!("sync-{n}")) };
-        submit(&world.handle, request)
+        submit(&actor.handle, request)
     };
     let all = futures_util::future::join_all((0..16).map(submit)).await;
     assert!(all.iter().all(Result::is_ok));
-    assert!(world.store.commits() >= 2, "{} commits", world.store.commits());
+    assert!(actor.store.commits() >= 2, "{} commits", actor.store.commits());
 }
 
-/// A store whose answers come late. It notes when it was asked last, and counts its answers to renewals.
+/// A store with delayed replies. It records the time of the last request and counts renewals.
 struct SlowStore {
     inner: MemoryStore,
     requested_at_ms: AtomicU64,
@@ -213,8 +233,12 @@ impl SlowStore {
 }
 
 impl Store for SlowStore {
-    async fn acquire(&self, who: &Candidate, ttl: Duration) -> Result<AcquireOutcome, StoreError> {
-        self.inner.acquire(who, ttl).await
+    async fn acquire(
+        &self,
+        candidate: &Candidate,
+        ttl: Duration,
+    ) -> Result<AcquireOutcome, StoreError> {
+        self.inner.acquire(candidate, ttl).await
     }
 
     async fn renew(&self, fence: Fence, ttl: Duration) -> Result<(), StoreError> {
@@ -248,71 +272,55 @@ impl Store for SlowStore {
 #[tokio::test]
 async fn the_lease_starts_when_the_renewal_is_sent_and_not_when_its_reply_arrives() {
     let inner = MemoryStore::new();
-    let Ok(AcquireOutcome::Leader(fence)) = inner.acquire(&"m".into(), LEASE).await else {
-        panic!("no lead")
-    };
-    let (asked_ms, renewals) = (AtomicU64::new(0), AtomicU64::new(0));
-    let store = Arc::new(SlowStore { inner, requested_at_ms: asked_ms, renewals });
-    let state =
-        State::load(Settings::default(), [1; 32], &BTreeMap::new(), current_time()).unwrap();
-    let lease = Duration::from_secs(15);
-    let tenure = LeaderLease { fence, duration: lease, requested_at_ms: 0 };
-    let (_tx, requests) = mpsc::channel(16);
-    let (health, _seen) = watch::channel(Ok(()));
-    let settings = watch::channel(Settings::default()).1;
-    let mut owner = StateActor::new(
-        Arc::clone(&store),
-        state,
-        tenure,
-        requests,
-        health,
-        Spool::temporary(),
-        settings,
-    );
+    let fence = acquire_leadership(&inner).await;
+    let (requested_at_ms, renewals) = (AtomicU64::new(0), AtomicU64::new(0));
+    let store = Arc::new(SlowStore { inner, requested_at_ms, renewals });
+    let (mut actor, _requests) = actor_on(Arc::clone(&store), fence);
     let stop = CancellationToken::new();
-    let asked = || store.requested_at_ms.load(Ordering::SeqCst);
-    for way in ["renew", "prove", "commit", "renewals beside a call"] {
-        owner.lease.requested_at_ms = 0;
+    let last_request_ms = || store.requested_at_ms.load(Ordering::SeqCst);
+    for operation in ["renew", "confirm", "commit", "renewals during a call"] {
+        actor.lease.requested_at_ms = 0;
         let mut pending = PendingCommit::default();
-        match way {
-            "renew" => owner.renew_lease(&stop).await.unwrap(),
-            "prove" => assert!(owner.confirm_leadership(&mut pending, &stop).await.unwrap()),
+        match operation {
+            "renew" => actor.renew_lease(&stop).await.unwrap(),
+            "confirm" => assert!(actor.confirm_leadership(&mut pending, &stop).await.unwrap()),
             "commit" => {
                 pending.dirty_keys.insert("meta".to_owned());
-                assert!(owner.commit_and_reply(pending, &stop).await.unwrap());
+                assert!(actor.commit_and_reply(pending, &stop).await.unwrap());
             }
             _ => {
-                owner.lease.duration = Duration::from_millis(40);
-                let wanted = store.renewals.load(Ordering::SeqCst) + 2;
+                actor.lease.duration = Duration::from_millis(40);
+                let awaited = store.renewals.load(Ordering::SeqCst) + 2;
                 let store = Arc::clone(&store);
                 let call = async move {
-                    while store.renewals.load(Ordering::SeqCst) < wanted {
+                    while store.renewals.load(Ordering::SeqCst) < awaited {
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
                 };
-                owner.renewing_while(call).await;
+                actor.renewing_while(call).await;
             }
         }
-        let counted = owner.lease.requested_at_ms;
-        assert!(counted > 0 && counted <= asked(), "{way}: {counted}, asked at {}", asked());
+        let start = actor.lease.requested_at_ms;
+        let sent = last_request_ms();
+        assert!(start > 0 && start <= sent, "{operation}: {start}, requested at {sent}");
     }
 }
 
 #[tokio::test]
 async fn a_batch_that_was_lost_with_its_workers_is_split_into_its_entries() {
-    let world = start().await;
+    let actor = start().await;
     let worker: WorkerId = "w".parse().unwrap();
-    let beat = |incarnation: u32| {
-        let mut beat = heartbeat();
-        beat.incarnation = Some(incarnation.to_string());
-        world.handle.send(SendHeartbeat { heartbeat: beat })
+    let send_heartbeat = |incarnation: u32| {
+        let mut heartbeat = heartbeat();
+        heartbeat.incarnation = Some(incarnation.to_string());
+        actor.handle.send(SendHeartbeat { heartbeat })
     };
     let poll = |incarnation: u32| {
         let wait = Duration::from_secs(20);
-        world.handle.poll(worker.clone(), Some(incarnation.to_string()), None, wait)
+        actor.handle.poll(worker.clone(), Some(incarnation.to_string()), None, wait)
     };
-    beat(1).await.unwrap();
-    submit(&world.handle, request("demo")).await.unwrap();
+    send_heartbeat(1).await.unwrap();
+    submit(&actor.handle, request("demo")).await.unwrap();
     let scan = poll(1).await.unwrap().expect("the scan");
     let manifest =
         crate::wire::manifest::Manifest { dirs: vec![], entries: ["a", "b"].map(entry).to_vec() };
@@ -322,7 +330,7 @@ async fn a_batch_that_was_lost_with_its_workers_is_split_into_its_entries() {
             manifest: crate::wire::task::Base64Bytes(manifest.encode()), files: 2, dirs: 0, bytes: 2,
         }],
     }));
-    world
+    actor
         .handle
         .send(PostPage {
             worker: worker.clone(),
@@ -334,20 +342,20 @@ async fn a_batch_that_was_lost_with_its_workers_is_split_into_its_entries() {
     for incarnation in 1..=3 {
         let copy = poll(incarnation).await.unwrap().expect("the batch");
         assert!(format!("{:?}", copy.task).contains("files: 2"), "{:?}", copy.task);
-        // A process that is heard of sooner was there before the task was given.
+        // A heartbeat in the same millisecond would count as one before the assignment.
         tokio::time::sleep(Duration::from_millis(10)).await;
-        beat(incarnation + 1).await.unwrap();
+        send_heartbeat(incarnation + 1).await.unwrap();
     }
     for _ in 0..2 {
-        let one = poll(4).await.unwrap().expect("an entry");
-        assert!(format!("{:?}", one.task).contains("files: 1"), "{:?}", one.task);
+        let single = poll(4).await.unwrap().expect("an entry");
+        assert!(format!("{:?}", single.task).contains("files: 1"), "{:?}", single.task);
         let report = TaskReport { files_done: 1, bytes_done: 1, ..TaskReport::default() };
-        let result = TaskResult { success: true, report: Some(report), ..returned_result(&one) };
-        world.handle.send(PostResult { result }).await.unwrap();
+        let result = TaskResult { success: true, report: Some(report), ..returned_result(&single) };
+        actor.handle.send(PostResult { result }).await.unwrap();
     }
-    assert_eq!(world.handle.send(GetSync { id: id("demo") }).await.unwrap().files_done, 2);
-    world.stop.cancel();
-    world.task.await.unwrap().unwrap();
+    assert_eq!(actor.handle.send(GetSync { id: id("demo") }).await.unwrap().files_done, 2);
+    actor.stop.cancel();
+    actor.task.await.unwrap().unwrap();
 }
 
 fn entry(name: &str) -> crate::wire::manifest::Entry {
@@ -359,12 +367,12 @@ fn entry(name: &str) -> crate::wire::manifest::Entry {
 
 #[tokio::test]
 async fn a_rolled_back_store_keeps_the_failures_of_ended_syncs() {
-    let world = start().await;
-    world.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
-    submit(&world.handle, request("demo")).await.unwrap();
+    let actor = start().await;
+    actor.handle.send(SendHeartbeat { heartbeat: heartbeat() }).await.unwrap();
+    submit(&actor.handle, request("demo")).await.unwrap();
     let worker: WorkerId = "w".parse().unwrap();
     let wait = Duration::from_secs(20);
-    let scan = world.handle.poll(worker.clone(), Some("1".into()), None, wait).await.unwrap();
+    let scan = actor.handle.poll(worker.clone(), Some("1".into()), None, wait).await.unwrap();
     let scan = scan.expect("the scan");
     let page = serde_json::from_value(serde_json::json!({
         "task_digest": scan.task_digest, "page": 0, "next": null, "work": [],
@@ -372,19 +380,19 @@ async fn a_rolled_back_store_keeps_the_failures_of_ended_syncs() {
             "path": "x", "operation": "open source", "message": "no", "attempt": 1, "class": "permanent",
         }],
     }));
-    world
+    actor
         .handle
         .send(PostPage { worker, assignment: scan.assignment_id, page: page.unwrap() })
         .await
         .unwrap();
     assert_eq!(
-        world.handle.send(GetSync { id: id("demo") }).await.unwrap().state,
+        actor.handle.send(GetSync { id: id("demo") }).await.unwrap().state,
         SyncState::Failed
     );
-    let ended = world.store.commits();
-    submit(&world.handle, request("second")).await.unwrap();
-    world.store.roll_back_to(ended);
-    submit(&world.handle, request("third")).await.unwrap();
-    assert!(world.store.load().await.unwrap().contains_key("s/3"), "all is written back");
-    assert!(world.store.blob("e/1/0").await.unwrap().is_some());
+    let commits = actor.store.commits();
+    submit(&actor.handle, request("second")).await.unwrap();
+    actor.store.roll_back_to(commits);
+    submit(&actor.handle, request("third")).await.unwrap();
+    assert!(actor.store.load().await.unwrap().contains_key("s/3"), "all is written back");
+    assert!(actor.store.blob("e/1/0").await.unwrap().is_some());
 }

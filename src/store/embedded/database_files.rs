@@ -1,15 +1,15 @@
-//! The files of the database: whether all of them are there.
+//! Detects missing and foreign files of the database, and removes unfinished copies.
 //!
 //! SQLite keeps the newest commits in `longhaul.db-wal` until a checkpoint moves them into `longhaul.db`. The
-//! database file therefore records in itself ([`Usage`]) whether a master has it open, and a random id of the last
-//! clean stop. So a database file alone shows whether it is complete:
+//! database file therefore contains a [`UsageMark`]: whether a master has it open, and a random id of the last clean
+//! stop. So a database file alone shows whether it is complete:
 //!
 //! | in use | `-wal` | |
 //! |---|---|---|
 //! | no | absent or empty | complete: a clean stop, or a backup |
 //! | yes | present | its master was killed; SQLite recovers the newest commits from the `-wal` |
 //! | yes | absent | the `-wal` was not copied, or was removed: the newest commits are missing |
-//! | no | begins with the id of the file | its master was killed during a stop or a start: SQLite recovers |
+//! | no | begins with the id of the file | its master was killed during a stop or a start: SQLite recovers the commits |
 //! | no | has other content | the `-wal` belongs to another database; SQLite would apply it to this one |
 //!
 //! A stop first moves every commit into the database file, which leaves the `-wal` empty, then commits the mark `no`
@@ -19,7 +19,7 @@
 //! commits follow it where a reader blocks the checkpoint of a start. Later generations of the `-wal` of the same
 //! database do not begin with a mark, so that a copy of the file from before them does not match.
 
-use super::StoreError;
+use crate::store::StoreError;
 use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
 use std::fs::File;
@@ -28,9 +28,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The table with the one row of [`Usage`]. It has a page of its own, and each value has the same length and overwrites
-/// the one before it: no bytes of an earlier value remain in that page.
+/// The table of the [`UsageMark`], with one row. It has a page of its own, and all values have the same length, so a new
+/// value overwrites all bytes of the old one.
 pub(super) const USAGE_TABLE: &str = "usage";
+
+/// An unfinished copy has the name of the database, this suffix, and 32 hexadecimal digits.
+pub(super) const COPY_SUFFIX: &str = ".copying-";
 
 /// Whether a master has the database open, and the id of the last clean stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +53,7 @@ impl UsageMark {
         UsageMark { in_use: true, ..self }
     }
 
-    /// As it is stored: always 36 bytes.
+    /// The stored form, always 36 bytes.
     fn encode(&self) -> String {
         format!("{:<3} {}", if self.in_use { "yes" } else { "no" }, self.id)
     }
@@ -77,30 +80,29 @@ impl UsageMark {
     }
 }
 
-/// The write-ahead log of a database file.
+/// The path of the write-ahead log of a database file.
 pub(super) fn wal_path(file: &Path) -> PathBuf {
     with_suffix(file, "-wal")
 }
 
-/// The name of `file` with `suffix` behind it.
 pub(super) fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(file);
     name.push(suffix);
     name.into()
 }
 
-/// What [`inspect_files`] found.
+/// The result of [`inspect_files`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InspectionResult {
     /// Nothing is missing.
     Complete,
     /// The newest commits are missing.
     WalMissing,
-    /// The `-wal` belonged to another database and has another name now.
+    /// The `-wal` belonged to another database and was renamed.
     WalForeign,
 }
 
-/// Looks at the files before SQLite does, logs what is wrong, and renames a `-wal` that belongs to another database.
+/// Inspects the files before SQLite opens them, logs errors, and renames a `-wal` that belongs to another database.
 /// The caller holds the lock, so no other master has the database open.
 ///
 /// # Errors
@@ -122,8 +124,8 @@ pub(super) fn inspect_files(file: &Path) -> Result<InspectionResult, StoreError>
             Ok(InspectionResult::WalMissing)
         }
         (false, Some(1..)) if !begins_with_mark(&wal, page, &usage.id) => {
-            let aside = with_suffix(&wal, &format!(".foreign-{}", uuid::Uuid::new_v4().simple()));
-            std::fs::rename(&wal, &aside).map_err(|e| {
+            let renamed = with_suffix(&wal, &format!(".foreign-{}", uuid::Uuid::new_v4().simple()));
+            std::fs::rename(&wal, &renamed).map_err(|e| {
                 StoreError::Unusable(format!(
                     "{} belongs to another database than {} and cannot be renamed: {e}; move it away and start again",
                     wal.display(),
@@ -135,7 +137,7 @@ pub(super) fn inspect_files(file: &Path) -> Result<InspectionResult, StoreError>
                  if it is not needed",
                 file.display(),
                 wal.display(),
-                aside.display()
+                renamed.display()
             );
             Ok(InspectionResult::WalForeign)
         }
@@ -143,8 +145,8 @@ pub(super) fn inspect_files(file: &Path) -> Result<InspectionResult, StoreError>
     }
 }
 
-/// What the database file by itself, without its `-wal`, records, and the number of the page that has it. `None`:
-/// nothing, or it cannot be read; opening it then shows what is wrong.
+/// The mark in the database file without its `-wal`, and the number of the page with the mark. `None`: there is none, or
+/// the file cannot be read; opening it then returns the error.
 fn read_usage(file: &Path) -> Option<(UsageMark, u32)> {
     // `immutable` keeps SQLite from applying the log.
     let mut uri = String::from("file:");
@@ -169,7 +171,7 @@ fn read_usage(file: &Path) -> Option<(UsageMark, u32)> {
     Some((UsageMark::read(&connection).ok()?, page))
 }
 
-/// Whether the first transaction of `wal` writes a mark with `id` to `page`. False for what cannot be read.
+/// Whether the first transaction of `wal` writes a mark with `id` to `page`. `false` if it cannot be read.
 fn begins_with_mark(wal: &Path, page: u32, id: &str) -> bool {
     // The format is in https://www.sqlite.org/fileformat2.html#the_write_ahead_log: all numbers are big-endian.
     const MAX_FRAMES: u32 = 64;
@@ -185,7 +187,7 @@ fn begins_with_mark(wal: &Path, page: u32, id: &str) -> bool {
         let mut frame = vec![0; 24 + page_bytes as usize];
         for _ in 0..MAX_FRAMES {
             file.read_exact(&mut frame)?;
-            // Frames of an earlier generation remain behind those of the present one.
+            // Frames of an earlier generation follow those of the current one.
             if frame[8..16] != header[16..24] {
                 return Ok(false);
             }
@@ -206,7 +208,24 @@ fn read_be_u32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
-/// Which files SQLite has open: each as device and inode.
+/// Removes the copies that a killed master left behind.
+pub(super) fn remove_stale_copies(file: &Path) {
+    let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else { return };
+    let prefix = [name.as_encoded_bytes(), COPY_SUFFIX.as_bytes()].concat();
+    let is_ours = |name: &[u8]| {
+        let digits = name.strip_prefix(prefix.as_slice());
+        digits.is_some_and(|d| d.len() == 32 && d.iter().all(u8::is_ascii_hexdigit))
+    };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if is_ours(entry.file_name().as_encoded_bytes())
+            && let Err(e) = std::fs::remove_file(entry.path())
+        {
+            tracing::warn!("cannot remove {}: {e}", entry.path().display());
+        }
+    }
+}
+
+/// The device and inode of each file that SQLite has open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OpenFiles {
     database: Option<(u64, u64)>,
@@ -214,7 +233,7 @@ pub(super) struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// The files that are at their paths now.
+    /// The files that are at the paths now.
     pub(super) fn stat(file: &Path) -> OpenFiles {
         let inode = |path: &Path| {
             let meta = std::fs::metadata(path).ok()?;
@@ -223,11 +242,11 @@ impl OpenFiles {
         OpenFiles { database: inode(file), wal: inode(&wal_path(file)) }
     }
 
-    /// Checks that the same files are still at their paths. What is committed to a file without a name is lost when
-    /// this process ends.
+    /// Checks that the same files are still at their paths. Commits to a file without a name are lost when this process
+    /// ends.
     ///
     /// # Errors
-    /// [`Unavailable`](StoreError::Unavailable): a file was deleted, moved or replaced. Works again once it is back.
+    /// [`Unavailable`](StoreError::Unavailable): a file was deleted, moved or replaced; until it is moved back.
     pub(super) fn check(self, file: &Path) -> Result<(), StoreError> {
         let now = OpenFiles::stat(file);
         if now == self {
@@ -251,7 +270,8 @@ mod tests {
     const SALT: &[u8; 8] = b"saltsalt";
     const ID: &str = "00112233445566778899aabbccddeeff";
 
-    /// One page in the log: its number, the pages of the database if it ends a transaction, else 0, and its content.
+    /// A frame of the log: the number of its page, the size of the database if it ends a transaction (else 0), the salt,
+    /// and the page.
     fn frame(page: u32, ends: u32, salt: &[u8; 8], content: &str) -> Vec<u8> {
         let mut frame = [&page.to_be_bytes()[..], &ends.to_be_bytes(), salt, &[0; 8]].concat();
         frame.extend(content.as_bytes());
@@ -259,7 +279,6 @@ mod tests {
         frame
     }
 
-    /// Whether a log of these frames begins with the mark [`ID`] in page 300.
     fn log_begins_with_mark(page_bytes: usize, frames: &[Vec<u8>]) -> bool {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut header = vec![0; 32];
@@ -293,9 +312,9 @@ mod tests {
         ] {
             assert_eq!(log_begins_with_mark(PAGE_BYTES, &frames), found, "{} frames", frames.len());
         }
-        // Cut off in the page of the mark.
+        // The log ends within the page of the mark.
         assert!(!log_begins_with_mark(PAGE_BYTES, &[mark[..24 + 100].to_vec()]));
-        // No page is that large.
+        // The page size is over the maximum.
         assert!(!log_begins_with_mark(
             (64 << 10) + 1,
             &[mark[..24].to_vec(), vec![b'.'; 65 << 10]]

@@ -1,7 +1,11 @@
-//! The contract on files, and what only a file does: it is damaged, deleted, copied.
+//! The contract on a directory, and damaged, deleted and copied files.
 
+use super::database::LOCK_NAME;
+use super::database_files::UsageMark;
 use super::*;
 use crate::store::contract::{self, LONG_LEASE, StoreFixture, acquire_leadership, put_batch};
+use rusqlite::Connection;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 
 struct DiskFixture(tempfile::TempDir);
@@ -42,7 +46,7 @@ async fn a_store_in_memory_is_private_to_its_handle() {
 
 #[test]
 fn every_sqlite_error_is_either_retried_or_fatal() {
-    let place = DatabasePath(None);
+    let path = DatabasePath(None);
     let unusable = [
         rusqlite::ffi::SQLITE_CORRUPT,
         rusqlite::ffi::SQLITE_NOTADB,
@@ -63,12 +67,12 @@ fn every_sqlite_error_is_either_retried_or_fatal() {
     ];
     for code in unusable.into_iter().chain(unavailable) {
         let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
-        let ends = matches!(place.store_error("read", &error), StoreError::Unusable(_));
+        let ends = matches!(path.store_error("read", &error), StoreError::Unusable(_));
         assert_eq!(ends, unusable.contains(&code), "SQLite code {code}");
     }
     let text = |code| {
         let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
-        place.store_error("read", &error).to_string()
+        path.store_error("read", &error).to_string()
     };
     assert!(text(rusqlite::ffi::SQLITE_NOTADB).contains("restore it from a backup"));
     assert!(text(rusqlite::ffi::SQLITE_READONLY).contains("belongs to the user"));
@@ -93,7 +97,7 @@ async fn a_failed_commit_leaves_nothing() {
     assert!(matches!(&refused, StoreError::Unavailable(e) if e.contains("injected")), "{refused}");
     assert_eq!(store.load().await.unwrap(), put_batch("a", "1").puts);
     assert_eq!(store.blob_keys().await.unwrap(), BTreeSet::new());
-    // The same commit goes through once the fault is gone.
+    // The same commit succeeds without the fault.
     sqlite(&dir).execute_batch("DROP TRIGGER fault").unwrap();
     assert_eq!(store.commit(fence, &batch).await.unwrap().seq, 2);
     assert_eq!(store.load().await.unwrap(), put_batch("b", "2").puts);
@@ -106,8 +110,8 @@ async fn a_locked_database_is_unavailable_and_a_free_one_works_again() {
     let store = open(&dir).unwrap();
     let fence = acquire_leadership(&store, "m1").await;
     store
-        .run_on_thread(|worker| {
-            worker.connection.busy_timeout(Duration::ZERO).unwrap();
+        .run_on_thread(|database| {
+            database.connection.busy_timeout(Duration::ZERO).unwrap();
             Ok(())
         })
         .await
@@ -134,13 +138,13 @@ async fn the_files_are_private_and_the_lock_file_names_its_holder() {
     assert_eq!(log.permissions().mode() & 0o777, 0o600);
     let two = EmbeddedStore::open(Location::Directory(data)).unwrap();
     let held = two.acquire(&"master-2".into(), LONG_LEASE).await.unwrap();
-    assert!(matches!(held, AcquireOutcome::Held { holder: by, .. } if by == "master-1"));
+    assert!(matches!(held, AcquireOutcome::Held { holder, .. } if holder == "master-1"));
     drop(one);
     acquire_leadership(&two, "master-2").await;
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused_by_name() {
+async fn another_schema_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(&dir).unwrap());
     sqlite(&dir).execute("UPDATE meta SET value = '2' WHERE name = 'schema'", []).unwrap();
@@ -160,8 +164,8 @@ async fn a_file_that_is_no_store_is_refused_and_not_changed() {
     sqlite(&dir).execute_batch("CREATE TABLE diary (day)").unwrap();
     let refused = open(&dir).unwrap_err();
     assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("not one of")), "{refused}");
-    let file_in_the_way = EmbeddedStore::open(Location::Directory(file)).unwrap_err();
-    assert!(matches!(&file_in_the_way, StoreError::Unusable(e) if e.contains("data_dir")));
+    let not_a_directory = EmbeddedStore::open(Location::Directory(file)).unwrap_err();
+    assert!(matches!(&not_a_directory, StoreError::Unusable(e) if e.contains("data_dir")));
 }
 
 /// The names of the files of a store, without its lock.
@@ -174,7 +178,7 @@ fn file_names(dir: &std::path::Path) -> Vec<String> {
     names
 }
 
-/// What a store holds that consists of one database file.
+/// The records of a store that consists of a database file alone.
 async fn records_in_file(file: &std::path::Path) -> BTreeMap<String, Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(file, dir.path().join(FILE_NAME)).unwrap();
@@ -192,7 +196,7 @@ async fn after_a_clean_stop_the_database_file_alone_is_complete() {
         let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
         if released {
             store.release(fence).await.unwrap();
-            // Also where another master waits and keeps the database open.
+            // Also while this handle keeps the database open as a follower.
             assert_eq!(records_in_file(&file).await, put_batch("a", "1").puts);
         }
         store.close().await;
@@ -209,7 +213,7 @@ async fn a_missing_wal_is_reported_and_a_foreign_wal_is_not_applied() {
     use database_files::{InspectionResult, inspect_files, wal_path};
     let (origin, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (from, to) = (origin.path().join(FILE_NAME), copy.path().join(FILE_NAME));
-    let bring = |wal: bool| {
+    let copy_database = |wal: bool| {
         for old in file_names(copy.path()) {
             std::fs::remove_file(copy.path().join(old)).unwrap();
         }
@@ -222,31 +226,31 @@ async fn a_missing_wal_is_reported_and_a_foreign_wal_is_not_applied() {
     let store = open(&origin).unwrap();
     let fence = acquire_leadership(&store, "m1").await;
     let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
-    // As a master that is killed leaves it.
-    assert_eq!(bring(true), InspectionResult::Complete);
+    // The files as after a kill.
+    assert_eq!(copy_database(true), InspectionResult::Complete);
     assert_eq!(open(&copy).unwrap().load().await.unwrap(), put_batch("a", "1").puts);
-    assert_eq!(bring(false), InspectionResult::WalMissing);
-    // It starts all the same, with what there is, and is in order from then on.
-    let bare = open(&copy).unwrap();
-    assert_eq!(bare.load().await.unwrap(), BTreeMap::new());
-    bare.close().await;
+    assert_eq!(copy_database(false), InspectionResult::WalMissing);
+    // It starts without the missing commits, and is complete from then on.
+    let incomplete = open(&copy).unwrap();
+    assert_eq!(incomplete.load().await.unwrap(), BTreeMap::new());
+    incomplete.close().await;
     assert_eq!(inspect_files(&to).unwrap(), InspectionResult::Complete);
-    let stray = std::fs::read(wal_path(&from)).unwrap();
-    assert!(!stray.is_empty());
+    let foreign = std::fs::read(wal_path(&from)).unwrap();
+    assert!(!foreign.is_empty());
     store.release(store.commit(fence, &put_batch("b", "2")).await.unwrap()).await.unwrap();
     store.close().await;
-    assert_eq!(bring(false), InspectionResult::Complete);
-    // A log that was left behind beside a database that was stopped cleanly, or restored.
-    std::fs::write(wal_path(&to), &stray).unwrap();
+    assert_eq!(copy_database(false), InspectionResult::Complete);
+    // A log beside a database that was stopped cleanly, or restored.
+    std::fs::write(wal_path(&to), &foreign).unwrap();
     let restored = open(&copy).unwrap();
     assert_eq!(restored.load().await.unwrap().into_keys().collect::<String>(), "ab");
     restored.close().await;
-    let kept = file_names(copy.path());
-    assert!(kept.len() == 2 && kept[1].starts_with("longhaul.db-wal.foreign-"), "{kept:?}");
-    assert_eq!(std::fs::read(copy.path().join(&kept[1])).unwrap(), stray);
+    let names = file_names(copy.path());
+    assert!(names.len() == 2 && names[1].starts_with("longhaul.db-wal.foreign-"), "{names:?}");
+    assert_eq!(std::fs::read(copy.path().join(&names[1])).unwrap(), foreign);
 }
 
-/// The files of the store in `dir` as a power cut at this instant leaves them, in a directory of their own.
+/// Copies the files of the store in `dir`, as after a power failure at this instant.
 fn copy_files(dir: &tempfile::TempDir) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for name in [FILE_NAME, "longhaul.db-wal"] {
@@ -255,7 +259,7 @@ fn copy_files(dir: &tempfile::TempDir) -> tempfile::TempDir {
     copy
 }
 
-/// Opens what [`files_now`] copied: it must hold all of `expected`, and no `-wal` may be set aside.
+/// Opens a copy: it must hold all of `expected`, and no `-wal` may be renamed.
 async fn assert_copy_holds(
     copy: &tempfile::TempDir,
     expected: &BTreeMap<String, Vec<u8>>,
@@ -276,10 +280,10 @@ async fn a_kill_at_any_point_of_a_stop_or_start_loses_no_commit() {
     let fence = acquire_leadership(&store, "m1").await;
     store.commit(fence, &put_batch("a", "1")).await.unwrap();
     let expected = put_batch("a", "1").puts;
-    let passive = |worker: &mut Database| {
-        // Moves everything and leaves the `-wal` as it is: the instant before it is emptied.
+    let passive = |database: &mut Database| {
+        // Moves everything and leaves the `-wal` unchanged, as in the instant before it is emptied.
         let sql = "PRAGMA wal_checkpoint(PASSIVE)";
-        worker.connection.query_row(sql, [], |_| Ok(())).unwrap();
+        database.connection.query_row(sql, [], |_| Ok(())).unwrap();
     };
     type Step = Box<dyn FnOnce(&mut Database) + Send>;
     let steps: [(&str, Step); 8] = [
@@ -299,11 +303,11 @@ async fn a_kill_at_any_point_of_a_stop_or_start_loses_no_commit() {
         ("`yes` is moved", Box::new(passive)),
     ];
     for (point, step) in steps {
-        let taken = store.run_on_thread(|worker| {
-            step(worker);
+        let stepped = store.run_on_thread(|database| {
+            step(database);
             Ok(())
         });
-        taken.await.unwrap();
+        stepped.await.unwrap();
         assert_copy_holds(&copy_files(&dir), &expected, point).await;
     }
 }
@@ -311,8 +315,8 @@ async fn a_kill_at_any_point_of_a_stop_or_start_loses_no_commit() {
 #[tokio::test]
 async fn a_blocked_checkpoint_at_a_stop_or_start_loses_no_commit() {
     let dir = tempfile::tempdir().unwrap();
-    let no_wait = |worker: &mut Database| {
-        worker.connection.busy_timeout(Duration::ZERO).unwrap();
+    let no_wait = |database: &mut Database| {
+        database.connection.busy_timeout(Duration::ZERO).unwrap();
         Ok(())
     };
     let reader = || {
@@ -327,7 +331,8 @@ async fn a_blocked_checkpoint_at_a_stop_or_start_loses_no_commit() {
     let blocking = reader();
     let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     store.release(fence).await.unwrap();
-    // Not on top of commits that are not in the file: a kill during the next checkpoint would leave `no` without them.
+    // The mark `no` is not written before all commits are in the file: after a kill during the next checkpoint the
+    // file would read `no` without them.
     let usage = store.run_on_thread(|w| w.query(UsageMark::read)).await.unwrap();
     assert_eq!(usage.clone().into_in_use(), usage, "still in use");
     assert_copy_holds(&copy_files(&dir), &put_batch("a", "1").puts, "a stop that is blocked").await;
@@ -335,7 +340,7 @@ async fn a_blocked_checkpoint_at_a_stop_or_start_loses_no_commit() {
     let fence = acquire_leadership(&store, "m1").await;
     store.release(fence).await.unwrap();
     assert_eq!(records_in_file(&dir.path().join(FILE_NAME)).await, put_batch("a", "1").puts);
-    // The file reads `no` as long as the start is blocked.
+    // The file reads `no` while the start is blocked.
     let blocking = reader();
     let fence = acquire_leadership(&store, "m1").await;
     store.commit(fence, &put_batch("b", "2")).await.unwrap();
@@ -353,33 +358,36 @@ async fn a_commit_to_deleted_files_is_refused() {
     let store = open(&dir).unwrap();
     let mut fence = acquire_leadership(&store, "m1").await;
     fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
-    let away = dir.path().join("away");
+    let moved = dir.path().join("moved");
     for path in [file.clone(), wal_path(&file)] {
         for replaced in [false, true] {
-            std::fs::rename(&path, &away).unwrap();
+            std::fs::rename(&path, &moved).unwrap();
             if replaced {
-                std::fs::copy(&away, &path).unwrap();
+                std::fs::copy(&moved, &path).unwrap();
             }
             for refused in [
                 store.commit(fence, &put_batch("b", "2")).await.map(drop),
                 store.renew(fence, LONG_LEASE).await,
             ] {
-                let Err(StoreError::Unavailable(why)) = refused else { panic!("{refused:?}") };
-                assert!(why.contains(path.to_str().unwrap()), "{why}");
-                assert!(why.contains("deleted") && why.contains("ctl admin backup"), "{why}");
+                let Err(StoreError::Unavailable(reason)) = refused else { panic!("{refused:?}") };
+                assert!(reason.contains(path.to_str().unwrap()), "{reason}");
+                assert!(
+                    reason.contains("deleted") && reason.contains("ctl admin backup"),
+                    "{reason}"
+                );
             }
-            // What was acknowledged can still be had.
+            // A backup contains all acknowledged commits.
             let backup = store.backup(NO_SECRET).await.unwrap().unwrap();
             assert_eq!(restore_backup(backup).await, store.load().await.unwrap());
-            std::fs::rename(&away, &path).unwrap();
+            std::fs::rename(&moved, &path).unwrap();
             fence = store.commit(fence, &put_batch("c", "3")).await.unwrap();
         }
     }
-    // Files that another database has in the same place are left as they are.
-    std::fs::rename(wal_path(&file), &away).unwrap();
-    std::fs::write(wal_path(&file), "of somebody else").unwrap();
+    // A file of another database at the same path is not changed.
+    std::fs::rename(wal_path(&file), &moved).unwrap();
+    std::fs::write(wal_path(&file), "of another database").unwrap();
     store.close().await;
-    assert_eq!(std::fs::read_to_string(wal_path(&file)).unwrap(), "of somebody else");
+    assert_eq!(std::fs::read_to_string(wal_path(&file)).unwrap(), "of another database");
 }
 
 /// Removes nothing.
@@ -391,7 +399,7 @@ async fn a_backup_contains_no_byte_of_a_secret_and_only_one_runs_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).unwrap();
     let mut fence = acquire_leadership(&store, "m1").await;
-    // Enough records for several pages, so that values were moved between them.
+    // Enough records for several pages, so that values move between them.
     for round in 0..200 {
         let mut batch = put_batch(&format!("m{round}"), &"x".repeat(100));
         batch.puts.insert("meta".to_owned(), [SECRET, b" and numbers"].concat());
@@ -420,7 +428,7 @@ async fn a_backup_contains_no_byte_of_a_secret_and_only_one_runs_at_a_time() {
     assert_eq!(file_names(dir.path()), [FILE_NAME]);
 }
 
-/// What a store holds that begins with this backup.
+/// The records of a store that is restored from a backup.
 async fn restore_backup(mut backup: Backup) -> BTreeMap<String, Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("backup.db");
@@ -444,26 +452,26 @@ async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
     let large =
         Batch { blob_puts: [("m".to_owned(), vec![7; 4 << 20])].into(), ..put_batch("0", "0") };
     fence = store.commit(fence, &large).await.unwrap();
-    // Of a master that was killed over it, and of an operator.
-    let left = format!("longhaul.db.copying-{}", uuid::Uuid::new_v4().simple());
+    // A copy of a killed master, and a file of an operator.
+    let stale = format!("longhaul.db.copying-{}", uuid::Uuid::new_v4().simple());
     let own = "longhaul.db.copying-of-monday";
-    for name in [left.as_str(), own] {
+    for name in [stale.as_str(), own] {
         std::fs::write(dir.path().join(name), "x").unwrap();
     }
     let store = std::sync::Arc::new(store);
-    let copying = tokio::spawn({
+    let backup = tokio::spawn({
         let store = store.clone();
         async move { store.backup(NO_SECRET).await.unwrap().unwrap() }
     });
-    // Commits go on meanwhile: each writes a pair, of which a copy has both or none.
+    // Commits continue meanwhile. Each writes a pair, of which the copy has both or none.
     let mut round = 0;
-    while !copying.is_finished() || round == 0 {
+    while !backup.is_finished() || round == 0 {
         round += 1;
         let mut pair = put_batch("left", &round.to_string());
         pair.puts.extend(put_batch("right", &round.to_string()).puts);
         fence = store.commit(fence, &pair).await.unwrap();
     }
-    let found = restore_backup(copying.await.unwrap()).await;
+    let found = restore_backup(backup.await.unwrap()).await;
     assert_eq!(found.get("left"), found.get("right"));
     assert_eq!(found.get("0"), Some(&b"0".to_vec()));
     assert_eq!(restore_backup(store.backup(NO_SECRET).await.unwrap().unwrap()).await.len(), 3);
@@ -474,7 +482,7 @@ async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
     assert_eq!(file_names(dir.path()), [FILE_NAME, own]);
 }
 
-/// Counts the pages of a file that the kernel has not yet written to the disk (`cachestat`, Linux 6.5).
+/// Counts the pages of a file that the kernel has not written to the disk yet (`cachestat`, Linux 6.5).
 struct DirtyPageProbe {
     counter: std::process::Child,
     answers: std::io::BufReader<std::process::ChildStdout>,
@@ -522,13 +530,13 @@ impl Drop for DirtyPageProbe {
 
 #[tokio::test]
 async fn a_commit_is_on_stable_storage_when_it_returns() {
-    // Where the program was built: temporary files may be on a file system that has no disk.
+    // In the build directory: the directory for temporary files may be in memory.
     let program = std::env::current_exe().unwrap();
     let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
     let store = open(&dir).unwrap();
     let mut fence = acquire_leadership(&store, "m1").await;
-    let level = store.run_on_thread(|worker| {
-        worker.query(|c| c.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0)))
+    let level = store.run_on_thread(|database| {
+        database.query(|c| c.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0)))
     });
     assert_eq!(level.await.unwrap(), 2, "FULL, on the connection that commits");
     let mut dirty = DirtyPageProbe::new(&database_files::wal_path(&dir.path().join(FILE_NAME)));
@@ -536,9 +544,10 @@ async fn a_commit_is_on_stable_storage_when_it_returns() {
         fence = store.commit(fence, &put_batch("a", &round.to_string())).await.unwrap();
         assert_eq!(dirty.count(), 0, "commit {round}");
     }
-    // The kernel would show it: with the next lower level pages of the log stay in memory.
-    let lower = store
-        .run_on_thread(|worker| worker.query(|c| c.pragma_update(None, "synchronous", "NORMAL")));
+    // With the next lower level, pages of the log stay in memory, which the probe shows.
+    let lower = store.run_on_thread(|database| {
+        database.query(|c| c.pragma_update(None, "synchronous", "NORMAL"))
+    });
     lower.await.unwrap();
     let mut seen = 0;
     for round in 0..100 {

@@ -1,5 +1,5 @@
-//! The connection to the Redis server that leads, made again when it broke, and what its errors mean. Where
-//! sentinels watch it they are asked for it each time; the nodes of a cluster are found by the `redis` crate.
+//! The connection to the primary Redis server, and the classification of its errors. A broken connection is replaced.
+//! With sentinels each new connection first asks them for the primary; the `redis` crate finds the nodes of a cluster.
 
 use super::topology::{Connection, RedisClients, Timeouts};
 use crate::config::RedisOptions;
@@ -13,19 +13,19 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Between attempts to connect, so that no loop above this one can flood a server that is down.
+/// Between attempts to connect, so that no loop of a caller can flood a server that is down.
 const RECONNECT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-/// How often a call whose connection broke is tried. The calls are safe to repeat.
+/// Attempts of a call whose connection breaks. All calls are safe to repeat.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// One connection, shared by all calls. `redis::aio::ConnectionManager` is not used: it keeps a connection
-/// whose answers time out, which a host that vanished leaves behind for a quarter of an hour.
+/// One connection, shared by all calls. `redis::aio::ConnectionManager` is not used: it keeps a connection whose replies
+/// time out, and after the loss of a host that lasts 15 minutes.
 #[derive(Debug)]
 pub(super) struct RedisClient {
     topology: RedisClients,
-    /// A key of ours: all that is asked goes to the node of a cluster that holds it.
+    /// In a cluster all calls go to the node that holds this key.
     key: String,
-    /// The server's address without the password, for messages.
+    /// The address of the server for messages, without the password.
     pub(super) address: String,
     config: AsyncConnectionConfig,
     connection: Mutex<ConnectionSlot>,
@@ -34,36 +34,36 @@ pub(super) struct RedisClient {
 #[derive(Debug)]
 struct ConnectionSlot {
     connection: Option<Connection>,
-    /// Counts connections, so that only the one that broke is given up.
+    /// The number of this connection: only the connection that broke is discarded.
     generation: u64,
-    /// Failed attempts in a row, and when the last one was.
+    /// Consecutive failed attempts to connect.
     failures: u32,
     last_failure: Instant,
 }
 
 impl RedisClient {
-    /// A link to the Redis at `url`, or where `setup` says; `key` is a key of ours.
+    /// Does not connect yet. `key`: a key of the store.
     pub(super) fn new(
         url: &str,
-        setup: &RedisOptions,
+        options: &RedisOptions,
         key: &str,
-        patience: Timeouts,
+        timeouts: Timeouts,
     ) -> Result<Self, StoreError> {
-        let servers = RedisClients::new(url, setup, patience)?;
+        let topology = RedisClients::new(url, options, timeouts)?;
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(patience.connect))
-            .set_response_timeout(Some(patience.response));
+            .set_connection_timeout(Some(timeouts.connect))
+            .set_response_timeout(Some(timeouts.response));
         let slot = ConnectionSlot {
             connection: None,
             generation: 0,
             failures: 0,
             last_failure: Instant::now(),
         };
-        let (address, key) = (servers.display_address(), key.to_owned());
-        Ok(RedisClient { topology: servers, key, address, config, connection: Mutex::new(slot) })
+        let (address, key) = (topology.display_address(), key.to_owned());
+        Ok(RedisClient { topology, key, address, config, connection: Mutex::new(slot) })
     }
 
-    /// The connection; made if there is none, by one caller while the others wait for it.
+    /// The connection and its generation. If there is none, one caller connects while the others wait.
     async fn connection(&self) -> Result<(u64, Connection), RedisError> {
         let mut slot = self.connection.lock().await;
         if let Some(connection) = &slot.connection {
@@ -86,26 +86,26 @@ impl RedisClient {
         }
     }
 
-    async fn discard_connection(&self, number: u64) {
+    async fn discard_connection(&self, generation: u64) {
         let mut slot = self.connection.lock().await;
-        if slot.generation == number {
+        if slot.generation == generation {
             slot.connection = None;
         }
     }
 
-    /// Asks, again with a new connection when the old one broke.
-    async fn execute<T: FromRedisValue>(&self, question: RedisCall<'_>) -> Result<T, StoreError> {
+    /// Repeats the call on a new connection if the connection breaks.
+    async fn execute<T: FromRedisValue>(&self, call: RedisCall<'_>) -> Result<T, StoreError> {
         let mut attempt = 1;
         loop {
-            let failed = match self.connection().await {
-                Ok((number, mut connection)) => {
-                    match question.execute_on(&mut connection, &self.key).await {
+            let error = match self.connection().await {
+                Ok((generation, mut connection)) => {
+                    match call.execute_on(&mut connection, &self.key).await {
                         Ok(value) => return Ok(value),
                         Err(error) => {
-                            // After a time-out the answer may still come; a server that became a replica
-                            // or is loading may not be the one to talk to: begin anew in any case.
+                            // After a timeout the reply may still arrive, and a server that became a replica or
+                            // is loading may not be the primary: the next call needs a new connection.
                             if !is_unusable(&error) {
-                                self.discard_connection(number).await;
+                                self.discard_connection(generation).await;
                             }
                             error
                         }
@@ -113,9 +113,9 @@ impl RedisClient {
                 }
                 Err(error) => error,
             };
-            let broken = failed.is_connection_dropped() && !failed.is_timeout();
+            let broken = error.is_connection_dropped() && !error.is_timeout();
             if !broken || attempt >= MAX_ATTEMPTS {
-                return Err(self.store_error(&failed));
+                return Err(self.store_error(&error));
             }
             attempt += 1;
         }
@@ -156,7 +156,7 @@ impl RedisClient {
 #[derive(Clone, Copy)]
 enum RedisCall<'a> {
     Command(&'a redis::Cmd),
-    /// By its hash; sent whole when the server does not know it (any more).
+    /// Sent as its hash, and as its text if the server does not know the hash.
     Script(&'a redis::ScriptInvocation<'a>),
 }
 
@@ -167,22 +167,26 @@ impl RedisCall<'_> {
         key: &str,
     ) -> Result<T, RedisError> {
         match (self, connection) {
-            (RedisCall::Command(command), Connection::Single(one)) => {
-                command.query_async(one).await
+            (RedisCall::Command(command), Connection::Single(single)) => {
+                command.query_async(single).await
             }
-            (RedisCall::Script(call), Connection::Single(one)) => call.invoke_async(one).await,
-            (RedisCall::Command(command), Connection::Cluster(all)) => {
+            (RedisCall::Script(call), Connection::Single(single)) => {
+                call.invoke_async(single).await
+            }
+            (RedisCall::Command(command), Connection::Cluster(cluster)) => {
                 let route = Route::with_slot(Slot::for_key(key), SlotAddr::Master);
                 let route = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
-                Ok(from_redis_value(all.route_command(command.clone(), route).await?)?)
+                Ok(from_redis_value(cluster.route_command(command.clone(), route).await?)?)
             }
-            (RedisCall::Script(call), Connection::Cluster(all)) => call.invoke_async(all).await,
+            (RedisCall::Script(call), Connection::Cluster(cluster)) => {
+                call.invoke_async(cluster).await
+            }
         }
     }
 }
 
-/// Whether only an operator can help. What is not known to be so is worth another try: a full disk
-/// (MISCONF), a fail-over (READONLY, MASTERDOWN, LOADING), too many clients, a broken network.
+/// Whether only an operator can remove the cause. After any other error the call is repeated: a full disk (MISCONF), a
+/// fail-over (READONLY, MASTERDOWN, LOADING), too many clients, a broken network.
 fn is_unusable(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::AuthenticationFailed

@@ -1,28 +1,28 @@
--- Writes one batch: check first, write last (`Reign::judge` is the same rule in Rust).
+-- Writes one batch: checks first, writes last (`LeaderRecord::check_commit` has the same rules).
 -- KEYS: meta, records, blobs, and, when the batch was staged, four hashes: puts, deletes, blob puts, blob deletes.
--- ARGV: epoch, seq, owner, holder, ttl in ms, digest, '1' to replace, schema, how many puts, deletes,
--- blob puts, blob deletes there are, about, installation; then, unless staged: deletes, puts, blob deletes, blob puts.
-local epoch, seq, owner, holder = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local ttl, digest, replace, schema = tonumber(ARGV[5]), ARGV[6], ARGV[7] == '1', ARGV[8]
+-- ARGV: epoch, seq, session id, holder, lease in ms, digest, '1' to replace, schema, the number of puts, deletes, blob
+-- puts and blob deletes, holder info, installation; then, unless staged: deletes, puts, blob deletes, blob puts.
+local epoch, seq, session_id, holder = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local lease_ms, digest, replace, schema = tonumber(ARGV[5]), ARGV[6], ARGV[7] == '1', ARGV[8]
 local staged = #KEYS > 3
 
 local meta = read_meta()
-local refusal = deposed(meta, epoch, owner)
+local refusal = deposed(meta, epoch, session_id)
 if refusal then
   return refusal
 end
-local same_reign = meta.epoch == epoch
-if same_reign and meta.seq == seq + 1 and meta.last == digest then
-  call('HSET', KEYS[1], 'until', text(now() + ttl), 'ttl', text(ttl))
+local same_term = meta.epoch == epoch
+if same_term and meta.seq == seq + 1 and meta.last_digest == digest then
+  call('HSET', KEYS[1], 'lease_end_ms', text(now() + lease_ms), 'lease_ms', text(lease_ms))
   return {'done', text(meta.seq)}
 end
-local fits
+local is_next
 if replace then
-  fits = meta.seq <= seq
+  is_next = meta.seq <= seq
 else
-  fits = same_reign and meta.seq == seq
+  is_next = same_term and meta.seq == seq
 end
-if not fits then
+if not is_next then
   return {'lost', text(meta.seq)}
 end
 refusal = foreign()
@@ -39,7 +39,7 @@ end
 
 local position = 15
 
--- Gives the next `count` arguments to a command, in portions that fit Lua's stack.
+-- Runs a command on the next `count` arguments, in portions that fit on the stack of Lua.
 local function write(command, key, count)
   local last = position + count - 1
   while position <= last do
@@ -49,7 +49,7 @@ local function write(command, key, count)
   end
 end
 
--- Calls `act` with portions of a staged hash: keys and values in turn.
+-- Calls `act` with portions of a staged hash: keys and values alternate.
 local function each_portion(stage, act)
   local cursor = '0'
   repeat
@@ -92,7 +92,8 @@ else
   write('HDEL', KEYS[3], tonumber(ARGV[12]))
   write('HSET', KEYS[3], tonumber(ARGV[11]) * 2)
 end
-call('HSET', KEYS[1], 'epoch', text(epoch), 'owner', owner, 'holder', holder, 'about', ARGV[13], 'seq', text(seq + 1),
-  'last', digest, 'until', text(now() + ttl), 'ttl', text(ttl), 'schema', schema,
+call('HSET', KEYS[1], 'epoch', text(epoch), 'session_id', session_id, 'holder', holder, 'holder_info', ARGV[13],
+  'seq', text(seq + 1), 'last_digest', digest, 'lease_end_ms', text(now() + lease_ms), 'lease_ms', text(lease_ms),
+  'schema', schema,
   'installation', ARGV[14])
 return {'done', text(seq + 1)}

@@ -1,11 +1,11 @@
 //! The store of several masters: a Redis server.
 //!
-//! Three hashes under one hash tag: `{longhaul:NAMESPACE}:meta` (who leads, which commit was the
-//! last), `:records` and `:blobs`. Every verb is one script, so it happens at once or not at all; a
-//! batch that is too large for one script is put aside in portions first, and moved by one.
+//! Three hashes with one hash tag: `{longhaul:NAMESPACE}:meta` (the leader and the last commit), `:records` and
+//! `:blobs`. Every call is one script, which is atomic. A batch that is too large for one script is staged in portions,
+//! and one script moves them.
 //!
-//! The scripts carry the flag `allow-oom`: when Redis has reached `maxmemory`, work in hand must
-//! still be recorded, or nothing would ever become free again.
+//! The scripts have the flag `allow-oom`: when Redis has reached `maxmemory`, active syncs must still be recorded, or no
+//! memory would ever become free.
 
 mod client;
 mod installation;
@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use topology::Timeouts;
 
-/// What one script may carry; more is staged. It bounds for how long other callers of the server wait.
+/// The maximum size of a batch in one script. It limits how long other clients of the server wait.
 #[derive(Debug, Clone, Copy)]
 struct BatchLimits {
     keys: usize,
@@ -37,26 +37,40 @@ struct BatchLimits {
 }
 
 const SCRIPT_LIMITS: BatchLimits = BatchLimits { keys: 20_000, bytes: 16 << 20 };
-/// How much of a batch is staged at a time.
 const STAGE_LIMITS: BatchLimits = BatchLimits { keys: 5_000, bytes: 4 << 20 };
-/// After this time, in milliseconds, what was staged for a commit that never came is dropped.
+/// A staged batch that is never committed expires after this time.
 const STAGE_TTL_MS: u64 = 600_000;
 
-/// The store of several masters, in a Redis server. Calls share one connection, which is made again when it breaks.
+/// The server of a [`RedisStore`], and the masters that share it.
+#[derive(Debug, Clone)]
+pub struct RedisStoreConfig {
+    /// With the password, if any.
+    pub url: String,
+    /// TLS and topology.
+    pub options: RedisOptions,
+    /// 1 to 64 of `A-Z a-z 0-9 . _ : -`.
+    pub namespace: String,
+    /// Accepts a server with `appendonly no`.
+    pub allow_volatile: bool,
+    /// Checked when leadership is requested.
+    pub installation: Installation,
+}
+
+/// The store of several masters, in a Redis server. All calls share one connection, which is replaced when it breaks.
 #[derive(Debug)]
 pub struct RedisStore {
     client: RedisClient,
     session_id: String,
     installation: Installation,
     allow_volatile: bool,
-    /// Whether the server lets us see its settings.
+    /// Whether the user may read the settings of the server.
     settings_visible: bool,
-    /// The keys: meta, records, blobs.
+    /// The keys of meta, records, blobs.
     keys: [String; 3],
-    /// The four hashes in which this handle stages.
+    /// The keys of the four hashes of a staged batch of this handle.
     stage_keys: [String; 4],
     scripts: Scripts,
-    /// Under which name and for how long this handle leads: a write-back must tell it again.
+    /// Written back with the first commit after data loss.
     held_lease: Mutex<HeldLease>,
     limits: BatchLimits,
 }
@@ -81,8 +95,8 @@ struct Scripts {
 
 impl Scripts {
     fn new() -> Self {
-        let script = |verb: &str| {
-            Script::new(&format!("#!lua flags=allow-oom\n{}{verb}", include_str!("prelude.lua")))
+        let script = |body: &str| {
+            Script::new(&format!("#!lua flags=allow-oom\n{}{body}", include_str!("prelude.lua")))
         };
         Scripts {
             acquire: script(include_str!("acquire.lua")),
@@ -90,41 +104,29 @@ impl Scripts {
             release: script(include_str!("release.lua")),
             stage: script(include_str!("stage.lua")),
             commit: script(include_str!("commit.lua")),
-            check_permissions: script(include_str!("rehearse.lua")),
-            // Without the flag it is refused exactly when memory is used up.
+            check_permissions: script(include_str!("check_permissions.lua")),
+            // Without the flag `allow-oom`, so that the server refuses it when memory is used up.
             check_memory: Script::new("#!lua\nreturn {'done'}"),
         }
     }
 }
 
 impl RedisStore {
-    /// Connects and checks the server: its version, `maxmemory-policy noeviction`, `appendonly yes`
-    /// (unless `allow_volatile`), that its user may run all commands that are needed, and that no newer Longhaul has
-    /// written under `namespace` (1 to 64 of `A-Z a-z 0-9 . _ : -`). Which installation a store belongs to is checked
-    /// when leadership is asked for.
+    /// Connects and checks the server: its version, `maxmemory-policy noeviction`, `appendonly yes` (unless
+    /// `allow_volatile`), the permissions of the user, and the schema of the data.
     ///
     /// # Errors
-    /// [`Unavailable`](StoreError::Unavailable) while the server cannot be reached, worth trying
-    /// again; [`Unusable`](StoreError::Unusable) for all that an operator has to change.
-    pub async fn connect(
-        url: &str,
-        setup: &RedisOptions,
-        namespace: &str,
-        allow_volatile: bool,
-        installation: Installation,
-    ) -> Result<Self, StoreError> {
-        let connecting =
-            Self::connect_with(url, setup, namespace, allow_volatile, Timeouts::default());
-        Ok(RedisStore { installation, ..connecting.await? })
+    /// [`Unavailable`](StoreError::Unavailable) while the server cannot be reached;
+    /// [`Unusable`](StoreError::Unusable) if an operator has to change something.
+    pub async fn connect(config: &RedisStoreConfig) -> Result<Self, StoreError> {
+        Self::connect_with(config, Timeouts::default()).await
     }
 
     async fn connect_with(
-        url: &str,
-        setup: &RedisOptions,
-        namespace: &str,
-        allow_volatile: bool,
-        patience: Timeouts,
+        config: &RedisStoreConfig,
+        timeouts: Timeouts,
     ) -> Result<Self, StoreError> {
+        let RedisStoreConfig { namespace, allow_volatile, .. } = config;
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
         if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(allowed) {
             return Err(StoreError::Unusable(format!(
@@ -133,24 +135,21 @@ impl RedisStore {
             )));
         }
         let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
-        let link = RedisClient::new(url, setup, &key("meta"), patience)?;
-        let settings_visible = server_check::check_server(&link, allow_volatile).await?;
-        let owner = new_session_id();
-        let stage = |name: &str| key(&format!("stage:{owner}:{name}"));
+        let client = RedisClient::new(&config.url, &config.options, &key("meta"), timeouts)?;
+        let settings_visible = server_check::check_server(&client, *allow_volatile).await?;
+        let session_id = new_session_id();
+        let stage = |name: &str| key(&format!("stage:{session_id}:{name}"));
+        let lease = HeldLease { holder: String::new(), holder_info: String::new(), ttl_ms: 1 };
         let store = RedisStore {
-            client: link,
+            client,
             keys: ["meta", "records", "blobs"].map(key),
             stage_keys: ["puts", "deletes", "blob-puts", "blob-deletes"].map(stage),
-            session_id: owner,
-            installation: Installation::named("unnamed"),
-            allow_volatile,
+            session_id,
+            installation: config.installation.clone(),
+            allow_volatile: *allow_volatile,
             settings_visible,
             scripts: Scripts::new(),
-            held_lease: Mutex::new(HeldLease {
-                holder: String::new(),
-                holder_info: String::new(),
-                ttl_ms: 1,
-            }),
+            held_lease: Mutex::new(lease),
             limits: SCRIPT_LIMITS,
         };
         let schema: Option<String> =
@@ -160,7 +159,7 @@ impl RedisStore {
         Ok(store)
     }
 
-    /// Runs every command once, on a key that nobody uses.
+    /// Runs every command once, on an unused key.
     async fn check_permissions(&self) -> Result<(), StoreError> {
         let unused = &self.stage_keys[0];
         self.run_script(&self.scripts.check_permissions.key(unused), 0).await?;
@@ -174,32 +173,29 @@ impl RedisStore {
         format!("Redis at {}, key {},", self.client.address, self.keys[0])
     }
 
-    fn lock_held_lease(&self) -> parking_lot::MutexGuard<'_, HeldLease> {
-        self.held_lease.lock()
-    }
-
-    /// Runs a script and reads its answer: a word, then what belongs to it.
+    /// Runs a script and checks its reply: a word, then its parameters. `expected`: the last commit that the caller
+    /// knows.
     async fn run_script(
         &self,
         call: &ScriptInvocation<'_>,
         expected: u64,
     ) -> Result<Vec<String>, StoreError> {
-        let answer: Vec<String> = self.client.run_script(call).await?;
-        let word = |i: usize| answer.get(i).map(String::as_str).unwrap_or_default();
+        let reply: Vec<String> = self.client.run_script(call).await?;
+        let word = |i: usize| reply.get(i).map(String::as_str).unwrap_or_default();
         match word(0) {
-            "done" | "leader" | "held" | "behind" => Ok(answer),
+            "done" | "leader" | "held" | "behind" => Ok(reply),
             "deposed" => Err(StoreError::Deposed {
                 leader: word(1).to_owned(),
-                epoch: self.reply_number(&answer, 2)?,
+                epoch: self.reply_number(&reply, 2)?,
             }),
-            "lost" => Err(StoreError::DataLost { expected, found: self.reply_number(&answer, 1)? }),
+            "lost" => Err(StoreError::DataLost { expected, found: self.reply_number(&reply, 1)? }),
             "unstaged" => Err(StoreError::Unavailable(format!(
-                "Redis at {} lost a part of a large commit before the rest came",
+                "Redis at {} lost a part of a large commit before the commit was complete",
                 self.client.address
             ))),
             "schema" => Err(check_schema(word(1), &self.location())
                 .err()
-                .unwrap_or_else(|| self.unexpected_reply(&answer))),
+                .unwrap_or_else(|| self.unexpected_reply(&reply))),
             "other" => Err(StoreError::Unusable(format!(
                 "the keys {}:* in Redis at {} belong to the installation `{}` (its master: {}), this master to `{}`. If \
                  these are two installations, give this one another `redis.namespace`; if they are one, write \
@@ -212,27 +208,24 @@ impl RedisStore {
                 word(1),
             ))),
             "foreign" => Err(StoreError::Unusable(format!(
-                "the key {} in Redis at {} is a {}, which is not of Longhaul; choose another namespace or remove it",
+                "the key {} in Redis at {} is a {}, which Longhaul did not write; choose another namespace or remove it",
                 word(1),
                 self.client.address,
                 word(2)
             ))),
-            _ => Err(self.unexpected_reply(&answer)),
+            _ => Err(self.unexpected_reply(&reply)),
         }
     }
 
-    fn reply_number(&self, answer: &[String], at: usize) -> Result<u64, StoreError> {
-        answer
-            .get(at)
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(|| self.unexpected_reply(answer))
+    fn reply_number(&self, reply: &[String], at: usize) -> Result<u64, StoreError> {
+        reply.get(at).and_then(|text| text.parse().ok()).ok_or_else(|| self.unexpected_reply(reply))
     }
 
-    fn unexpected_reply(&self, answer: &[String]) -> StoreError {
-        StoreError::Unusable(format!("Redis at {} answered {answer:?}", self.client.address))
+    fn unexpected_reply(&self, reply: &[String]) -> StoreError {
+        StoreError::Unusable(format!("Redis at {} answered {reply:?}", self.client.address))
     }
 
-    /// Puts a batch aside in portions, for [`commit`](Store::commit) to move.
+    /// Stages a batch in portions, which [`commit`](Store::commit) moves.
     async fn stage_batch(&self, batch: &Batch) -> Result<(), StoreError> {
         let parts = [
             key_value_args(&batch.puts),
@@ -247,16 +240,16 @@ impl RedisStore {
     }
 
     async fn stage_part(&self, stage: &str, part: &[(&str, &[u8])]) -> Result<(), StoreError> {
-        let mut rest = part.iter().peekable();
+        let mut remaining = part.iter().peekable();
         let mut first = true;
-        // The first portion also clears what an earlier attempt left, so there is always one.
-        while first || rest.peek().is_some() {
+        // The first portion also removes the rest of an earlier attempt, so there is always one.
+        while first || remaining.peek().is_some() {
             let mut call = self.scripts.stage.key(stage);
             call.arg(STAGE_TTL_MS).arg(u8::from(first));
             let (mut keys, mut bytes) = (0, 0);
             while keys < STAGE_LIMITS.keys
                 && bytes < STAGE_LIMITS.bytes
-                && let Some((key, value)) = rest.next()
+                && let Some((key, value)) = remaining.next()
             {
                 keys += 1;
                 bytes += (key.len() + value.len()) as u64;
@@ -268,9 +261,9 @@ impl RedisStore {
         Ok(())
     }
 
-    /// The call of `commit.lua`, without the batch if that is staged.
+    /// The call of `commit.lua`, without the batch if it is staged.
     fn commit_invocation(&self, fence: Fence, batch: &Batch, staged: bool) -> ScriptInvocation<'_> {
-        let term = self.lock_held_lease().clone();
+        let lease = self.held_lease.lock().clone();
         let mut call = self.scripts.commit.prepare_invoke();
         call.key(&self.keys);
         if staged {
@@ -279,11 +272,11 @@ impl RedisStore {
         call.arg(fence.epoch)
             .arg(fence.seq)
             .arg(&self.session_id)
-            .arg(term.holder)
-            .arg(term.ttl_ms);
+            .arg(lease.holder)
+            .arg(lease.ttl_ms);
         call.arg(batch.digest()).arg(u8::from(batch.replace)).arg(SCHEMA);
         call.arg(batch.puts.len()).arg(batch.deletes.len());
-        call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len()).arg(term.holder_info);
+        call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len()).arg(lease.holder_info);
         call.arg(&self.installation.name);
         if !staged {
             for (deletes, puts) in
@@ -316,24 +309,24 @@ impl Store for RedisStore {
         candidate: &Candidate,
         ttl: Duration,
     ) -> Result<AcquireOutcome, StoreError> {
-        let Candidate { name, info: about, last_seen: saw } = candidate;
+        let Candidate { name, info, last_seen } = candidate;
         let ttl_ms = lease_ms(ttl);
         let mut call = self.scripts.acquire.prepare_invoke();
         call.key(&self.keys).arg(name).arg(&self.session_id).arg(ttl_ms).arg(SCHEMA);
-        call.arg(about).arg(saw.epoch).arg(saw.seq);
+        call.arg(info).arg(last_seen.epoch).arg(last_seen.seq);
         call.arg(&self.installation.name).arg(&self.installation.former_name);
-        let answer = self.run_script(&call, 0).await?;
+        let reply = self.run_script(&call, 0).await?;
         let fence = |at| -> Result<Fence, StoreError> {
             Ok(Fence {
-                epoch: self.reply_number(&answer, at)?,
-                seq: self.reply_number(&answer, at + 1)?,
+                epoch: self.reply_number(&reply, at)?,
+                seq: self.reply_number(&reply, at + 1)?,
             })
         };
-        let word = |at: usize| answer.get(at).cloned().unwrap_or_default();
-        match answer[0].as_str() {
+        let word = |at: usize| reply.get(at).cloned().unwrap_or_default();
+        match reply[0].as_str() {
             "leader" => {
-                let (holder, about) = (name.clone(), about.clone());
-                *self.lock_held_lease() = HeldLease { holder, holder_info: about, ttl_ms };
+                let (holder, holder_info) = (name.clone(), info.clone());
+                *self.held_lease.lock() = HeldLease { holder, holder_info, ttl_ms };
                 self.installation.save();
                 fence(1).map(AcquireOutcome::Leader)
             }
@@ -342,7 +335,7 @@ impl Store for RedisStore {
                 holder: word(1),
                 holder_info: word(3),
                 fence: fence(4)?,
-                retry_after_ms: self.reply_number(&answer, 2)?,
+                retry_after_ms: self.reply_number(&reply, 2)?,
             }),
         }
     }
@@ -352,7 +345,7 @@ impl Store for RedisStore {
         let mut call = self.scripts.renew.key(&self.keys[0]);
         call.arg(fence.epoch).arg(fence.seq).arg(&self.session_id).arg(ttl_ms);
         self.run_script(&call, fence.seq).await?;
-        self.lock_held_lease().ttl_ms = ttl_ms;
+        self.held_lease.lock().ttl_ms = ttl_ms;
         Ok(())
     }
 
@@ -371,9 +364,9 @@ impl Store for RedisStore {
         if staged {
             self.stage_batch(batch).await?;
         }
-        let answer =
+        let reply =
             self.run_script(&self.commit_invocation(fence, batch, staged), fence.seq).await?;
-        Ok(Fence { seq: self.reply_number(&answer, 1)?, ..fence })
+        Ok(Fence { seq: self.reply_number(&reply, 1)?, ..fence })
     }
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -382,12 +375,12 @@ impl Store for RedisStore {
 
     async fn check_admission(&self) -> Result<Option<AdmissionBlock>, StoreError> {
         if self.settings_visible
-            && let Some(why) =
+            && let Some(reason) =
                 server_check::find_unsafe_setting(&self.client, self.allow_volatile).await?
         {
-            return Ok(Some(AdmissionBlock::Unsafe(why)));
+            return Ok(Some(AdmissionBlock::Unsafe(reason)));
         }
-        // A blob that may not be read shows here: commits do without.
+        // Commits do not need the permission to read a blob: it is checked here.
         let _: Option<Vec<u8>> = self.blob("").await?;
         match self
             .client
@@ -395,9 +388,10 @@ impl Store for RedisStore {
             .await
         {
             Ok(_) => Ok(None),
-            Err(StoreError::Unavailable(why)) if why.contains("OOM") => {
-                let why = format!("Redis at {} has used up its `maxmemory`", self.client.address);
-                Ok(Some(AdmissionBlock::Full(why)))
+            Err(StoreError::Unavailable(e)) if e.contains("OOM") => {
+                let address = &self.client.address;
+                let reason = format!("Redis at {address} has used up its `maxmemory`");
+                Ok(Some(AdmissionBlock::Full(reason)))
             }
             Err(other) => Err(other),
         }

@@ -1,71 +1,72 @@
-//! What a Redis server must be like before state is trusted to it.
+//! Checks the version and the settings of a Redis server.
 
 use super::client::RedisClient;
 use crate::store::StoreError;
 use std::collections::HashMap;
 
-/// The first version that knows the script flags which let work drain when memory is full.
+/// The first version with script flags, which allow writes when memory is full.
 const MIN_VERSION: (u32, u32) = (7, 0);
 
-/// Refuses a server that is too old, may drop keys, or forgets everything when it stops. Where a
-/// managed service hides its settings there is only a warning. Returns whether the settings are visible.
+/// Refuses a server that is too old, may evict keys, or loses everything when it stops. If a managed service hides its
+/// settings there is only a warning. Returns whether the settings are visible.
 pub(super) async fn check_server(
-    link: &RedisClient,
+    client: &RedisClient,
     allow_volatile: bool,
 ) -> Result<bool, StoreError> {
     let info: Option<String> = warn_if_hidden(
-        link,
+        client,
         "its version",
-        link.run_command(redis::cmd("INFO").arg("server")).await,
+        client.run_command(redis::cmd("INFO").arg("server")).await,
     )?;
     if let Some(info) = info {
         check_version(&info)?;
     }
     let settings: Option<HashMap<String, String>> = warn_if_hidden(
-        link,
+        client,
         "its settings (maxmemory-policy must be noeviction, appendonly yes)",
-        read_settings(link).await,
+        read_settings(client).await,
     )?;
     let Some(settings) = settings else { return Ok(false) };
-    if let Some(why) = unsafe_setting(&settings, &link.address, allow_volatile) {
-        return Err(StoreError::Unusable(why));
+    if let Some(reason) = unsafe_setting(&settings, &client.address, allow_volatile) {
+        return Err(StoreError::Unusable(reason));
     }
     if settings.get("appendonly").is_some_and(|value| value == "no") {
-        let server = &link.address;
+        let server = &client.address;
         tracing::warn!(%server, "Redis has `appendonly no`: a restart of it loses acknowledged syncs");
     }
     Ok(true)
 }
 
-/// What is wrong with the settings that the server has now: they may be changed while it runs, and after a fail-over
-/// it is another server.
+/// The reason why the current settings are unsafe, if they are: they can be changed while the server runs, and after a
+/// fail-over it is another server.
 pub(super) async fn find_unsafe_setting(
-    link: &RedisClient,
+    client: &RedisClient,
     allow_volatile: bool,
 ) -> Result<Option<String>, StoreError> {
-    match read_settings(link).await {
-        Ok(settings) => Ok(unsafe_setting(&settings, &link.address, allow_volatile)),
-        // They were visible before; what is not visible is not checked.
+    match read_settings(client).await {
+        Ok(settings) => Ok(unsafe_setting(&settings, &client.address, allow_volatile)),
+        // They were visible before: the permission was revoked, or it is another server.
         Err(StoreError::Unusable(e)) if is_forbidden(&e) => Ok(None),
         Err(other) => Err(other),
     }
 }
 
-async fn read_settings(link: &RedisClient) -> Result<HashMap<String, String>, StoreError> {
-    link.run_command(redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").arg("appendonly"))
+async fn read_settings(client: &RedisClient) -> Result<HashMap<String, String>, StoreError> {
+    client
+        .run_command(redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").arg("appendonly"))
         .await
 }
 
-/// `None`, with a warning, where the server does not let us ask.
+/// `None`, with a warning, if the user may not run the command.
 fn warn_if_hidden<T>(
-    link: &RedisClient,
-    what: &str,
-    answer: Result<T, StoreError>,
+    client: &RedisClient,
+    subject: &str,
+    reply: Result<T, StoreError>,
 ) -> Result<Option<T>, StoreError> {
-    match answer {
+    match reply {
         Ok(value) => Ok(Some(value)),
         Err(StoreError::Unusable(e)) if is_forbidden(&e) => {
-            tracing::warn!(server = %link.address, "Redis does not show {what}: not checked");
+            tracing::warn!(server = %client.address, "Redis does not show {subject}: not checked");
             Ok(None)
         }
         Err(other) => Err(other),
@@ -74,14 +75,14 @@ fn warn_if_hidden<T>(
 
 pub(super) fn is_forbidden(error: &str) -> bool {
     let error = error.to_ascii_lowercase();
-    ["noperm", "unknown command"].iter().any(|sign| error.contains(sign))
+    ["noperm", "unknown command"].iter().any(|text| error.contains(text))
 }
 
 fn check_version(info: &str) -> Result<(), StoreError> {
     let version = info.lines().find_map(|line| line.trim().strip_prefix("redis_version:"));
     let mut parts = version.unwrap_or_default().split('.').map(|part| part.parse::<u32>().ok());
     let (Some(Some(major)), Some(Some(minor))) = (parts.next(), parts.next()) else {
-        // A server of another make: its scripts will tell.
+        // Not a Redis server: an unsupported one fails at the scripts.
         return Ok(());
     };
     if (major, minor) >= MIN_VERSION {

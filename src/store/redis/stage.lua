@@ -1,6 +1,5 @@
--- Puts aside a part of a batch that is too large for one script. Nobody but its commit reads it, and
--- it goes by itself when that never comes. KEYS[1]: the hash. ARGV: lifetime in ms, '1' for the
--- first part, then keys and values in turn.
+-- Stores a part of a batch that is too large for one script. Only the commit of the batch reads it; it expires if that
+-- never comes. KEYS[1]: the hash. ARGV: lifetime in ms, '1' for the first part, then keys and values in turn.
 if ARGV[2] == '1' then
   call('UNLINK', KEYS[1])
 end

@@ -1,4 +1,4 @@
-//! The contract on a real server, and what only a server does: drop connections, restart, forget.
+//! The contract on a real server, and broken connections, restarts and lost data.
 
 use super::*;
 use crate::store::contract::{self, LONG_LEASE, StoreFixture, acquire_leadership, put_batch};
@@ -8,7 +8,7 @@ use server::RedisServer;
 mod server;
 mod staged;
 
-/// One server; every test its own namespace.
+/// A server per test.
 struct InlineFixture(RedisServer);
 
 impl StoreFixture for InlineFixture {
@@ -60,26 +60,26 @@ async fn reconnects_are_delayed_by_a_backoff() {
     let mut server = RedisServer::start();
     let store = connect(&server).await;
     server.kill();
-    let begun = std::time::Instant::now();
-    // Each call asks three times; the first one begins with the old connection and a new one at once.
+    let start = std::time::Instant::now();
+    // Each call has three attempts. The first one uses the old connection, the second one connects without a delay.
     for _ in 0..2 {
         let refused = store.load().await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     }
     let pauses = Duration::from_millis(50 + 100 + 200 + 400);
-    assert!(begun.elapsed() >= pauses, "{:?}", begun.elapsed());
+    assert!(start.elapsed() >= pauses, "{:?}", start.elapsed());
 }
 
-/// With the user that the documentation describes, and with or without staging.
+/// With the user that the documentation describes, with and without staging.
 mod documented_permissions {
     use super::*;
 
-    /// The words of the command in `docs/operations.md` that makes the user.
+    /// The words of the command in `docs/operations.md` that creates the user.
     pub(super) fn user() -> Vec<&'static str> {
         let text = include_str!("../../../docs/operations.md");
         let lines: Vec<&str> =
             text.lines().filter(|line| line.starts_with("ACL SETUSER ")).collect();
-        assert_eq!(lines.len(), 1, "one such line is in the document: {lines:?}");
+        assert_eq!(lines.len(), 1, "the document has one such line: {lines:?}");
         lines[0].split_whitespace().collect()
     }
 
@@ -100,14 +100,14 @@ mod documented_permissions {
         async fn create() -> Self {
             let server = RedisServer::start();
             assert_eq!(server.command(&user()), "+OK\r\n");
-            // Nobody else may do anything.
+            // No other user has any permission.
             assert_eq!(server.command(&["ACL", "SETUSER", "default", "off"]), "+OK\r\n");
             DocumentedUserFixture(server)
         }
 
         async fn open_store(&self) -> RedisStore {
             let mut store = connect_to(&url(&self.0), "default", false).await.unwrap();
-            assert!(store.settings_visible, "it may look at the settings");
+            assert!(store.settings_visible, "the user may read the settings");
             if STAGED {
                 store.limits = BatchLimits { keys: 0, bytes: 0 };
             }
@@ -140,7 +140,7 @@ fn commands_in_scripts() -> BTreeSet<String> {
     scripts.iter().flat_map(|text| commands_of(text)).collect()
 }
 
-/// The words in capitals that stand first in a call of `call` or `write`.
+/// The commands that are the first argument of `call` or `write`.
 fn commands_of(script: &str) -> BTreeSet<String> {
     let calls = script.split("call('").skip(1).chain(script.split("write('").skip(1));
     calls.filter_map(|rest| rest.split('\'').next()).map(str::to_lowercase).collect()
@@ -148,7 +148,7 @@ fn commands_of(script: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_permission_check_runs_every_command_of_the_scripts() {
-    assert_eq!(commands_of(include_str!("rehearse.lua")), commands_in_scripts());
+    assert_eq!(commands_of(include_str!("check_permissions.lua")), commands_in_scripts());
     assert!(commands_in_scripts().len() >= 9, "{:?}", commands_in_scripts());
     for script in [include_str!("commit.lua"), include_str!("stage.lua")] {
         assert!(!script.contains("redis.call"), "its errors do not name the command");
@@ -173,7 +173,7 @@ async fn a_missing_permission_is_reported_at_the_start_and_while_leading() {
         let refused = unusable_reason(connect_to(&url, "default", false).await);
         assert!(refused.contains(&command), "{command}: {refused}");
         assert!(refused.contains("docs/operations.md"), "{command}: {refused}");
-        assert_eq!(server.command(&["DBSIZE"]), ":0\r\n", "{command}: something was left behind");
+        assert_eq!(server.command(&["DBSIZE"]), ":0\r\n", "{command}: keys remain");
     }
     let whole = Batch { deletes: ["z".to_owned()].into(), ..put_batch("a", "1") };
     for command in ["time", "hdel", "hget"] {
@@ -185,7 +185,7 @@ async fn a_missing_permission_is_reported_at_the_start_and_while_leading() {
         assert_eq!(store.check_admission().await.unwrap(), None);
         deny(command);
         let refused = match command {
-            // Nothing that is committed needs it.
+            // No commit needs it.
             "hget" => unusable_reason(store.check_admission().await.map(drop)),
             _ => unusable_reason(store.commit(fence, &whole).await),
         };
@@ -203,10 +203,10 @@ async fn an_unsafe_setting_is_reported_while_leading_until_it_is_changed_back() 
     {
         assert_eq!(store.check_admission().await.unwrap(), None);
         server.command(&["CONFIG", "SET", setting, bad]);
-        let Some(AdmissionBlock::Unsafe(why)) = store.check_admission().await.unwrap() else {
+        let Some(AdmissionBlock::Unsafe(reason)) = store.check_admission().await.unwrap() else {
             panic!()
         };
-        assert!(why.contains(setting) && why.contains(bad) && why.contains(good), "{why}");
+        assert!([setting, bad, good].iter().all(|part| reason.contains(part)), "{reason}");
         let volatile = allowed.check_admission().await.unwrap();
         assert_eq!(volatile.is_none(), setting == "appendonly", "{volatile:?}");
         server.command(&["CONFIG", "SET", setting, good]);
@@ -217,35 +217,35 @@ async fn an_unsafe_setting_is_reported_while_leading_until_it_is_changed_back() 
 #[tokio::test]
 async fn a_master_of_another_installation_is_refused_with_the_fix() {
     let server = RedisServer::start();
-    let of = |name: &str, former: &str| {
+    let master = |name: &str, former: &str| {
         let mut installation = Installation::named(name);
         installation.former_name = former.to_owned();
         let url = server.url();
         async move { connect_as(&url, NAMESPACE, false, installation).await.unwrap() }
     };
-    let one = of("site-a", "").await;
+    let one = master("site-a", "").await;
     let fence = acquire_leadership(&one, "m1").await;
     let fence = one.commit(fence, &put_batch("a", "1")).await.unwrap();
-    // Another master of it follows.
-    let held = of("site-a", "").await.acquire(&"m2".into(), LONG_LEASE).await.unwrap();
+    // Another master of the same installation follows.
+    let held = master("site-a", "").await.acquire(&"m2".into(), LONG_LEASE).await.unwrap();
     assert!(matches!(held, AcquireOutcome::Held { .. }), "{held:?}");
-    // One of another does not, whether or not somebody leads.
-    let other = of("site-b", "site-c").await;
-    for lives in [true, false] {
+    // A master of another installation is refused, whether or not a master leads.
+    let other = master("site-b", "site-c").await;
+    for leads in [true, false] {
         let refused = unusable_reason(other.acquire(&"m3".into(), LONG_LEASE).await);
         for part in ["`site-a`", "`site-b`", "m1", "redis.namespace", "`installation: site-a`"] {
-            assert!(refused.contains(part), "{lives}: `{part}` in {refused}");
+            assert!(refused.contains(part), "{leads}: `{part}` in {refused}");
         }
-        if lives {
+        if leads {
             one.release(fence).await.unwrap();
         }
     }
     assert_eq!(one.load().await.unwrap(), put_batch("a", "1").puts);
-    // What was known by another name is renamed by a master that was a member.
-    let renamed = of("site-z", "site-a").await;
+    // A master with another former name renames the installation.
+    let renamed = master("site-z", "site-a").await;
     let fence = acquire_leadership(&renamed, "m4").await;
     unusable_reason(one.acquire(&"m1".into(), LONG_LEASE).await);
-    // An emptied server learns the name again from the living leader.
+    // The leader writes the name back to an emptied server.
     let fence = renamed.commit(fence, &put_batch("b", "2")).await.unwrap();
     server.command(&["FLUSHALL"]);
     let whole = Batch { replace: true, ..put_batch("b", "2") };
@@ -254,7 +254,7 @@ async fn a_master_of_another_installation_is_refused_with_the_fix() {
 }
 
 const NAMESPACE: &str = "test";
-/// Longer than a test may take: how long a server needs for a large batch depends on what else the machine does.
+/// Longer than any test: the time for a large batch depends on the load of the machine.
 const TIMEOUTS: Timeouts =
     Timeouts { connect: Duration::from_secs(600), response: Duration::from_secs(600) };
 
@@ -269,12 +269,17 @@ async fn connect_to(url: &str, namespace: &str, volatile: bool) -> Result<RedisS
 async fn connect_as(
     url: &str,
     namespace: &str,
-    volatile: bool,
+    allow_volatile: bool,
     installation: Installation,
 ) -> Result<RedisStore, StoreError> {
-    let setup = RedisOptions::default();
-    let store = RedisStore::connect_with(url, &setup, namespace, volatile, TIMEOUTS).await?;
-    Ok(RedisStore { installation, ..store })
+    let config = RedisStoreConfig {
+        url: url.to_owned(),
+        options: RedisOptions::default(),
+        namespace: namespace.to_owned(),
+        allow_volatile,
+        installation,
+    };
+    RedisStore::connect_with(&config, TIMEOUTS).await
 }
 
 fn unusable_reason<T>(result: Result<T, StoreError>) -> String {
@@ -304,18 +309,18 @@ async fn calls_succeed_after_a_killed_connection_or_flushed_scripts() {
     let store = connect(&server).await;
     let mut fence = acquire_leadership(&store, "m1").await;
     for round in 0..20 {
-        let (command, sign) = match round % 2 {
+        let (command, reply) = match round % 2 {
             0 => (&["CLIENT", "KILL", "TYPE", "normal"][..], ":1\r\n"),
             _ => (&["SCRIPT", "FLUSH"][..], "+OK\r\n"),
         };
-        assert_eq!(server.command(command), sign);
+        assert_eq!(server.command(command), reply);
         fence = store.commit(fence, &put_batch("a", &round.to_string())).await.unwrap();
     }
     assert_eq!((fence.seq, store.load().await.unwrap()), (20, put_batch("a", "19").puts));
 }
 
 #[tokio::test]
-async fn a_server_that_is_down_is_unavailable_and_one_that_is_back_has_everything() {
+async fn a_server_that_is_down_is_unavailable_and_has_everything_after_a_restart() {
     let mut server = RedisServer::start_with(&["--appendfsync", "always"]);
     let store = connect(&server).await;
     let fence = acquire_leadership(&store, "m1").await;
@@ -338,22 +343,21 @@ async fn a_server_that_is_down_is_unavailable_and_one_that_is_back_has_everythin
 #[tokio::test]
 async fn a_commit_with_a_timed_out_reply_is_written_once() {
     let server = RedisServer::start();
-    let patience = Timeouts { response: Duration::from_millis(100), ..Timeouts::default() };
-    let store = RedisStore::connect_with(
-        &server.url(),
-        &RedisOptions::default(),
-        NAMESPACE,
-        false,
-        patience,
-    )
-    .await
-    .unwrap();
+    let timeouts = Timeouts { response: Duration::from_millis(100), ..Timeouts::default() };
+    let config = RedisStoreConfig {
+        url: server.url(),
+        options: RedisOptions::default(),
+        namespace: NAMESPACE.to_owned(),
+        allow_volatile: false,
+        installation: Installation::named("test"),
+    };
+    let store = RedisStore::connect_with(&config, timeouts).await.unwrap();
     let fence = acquire_leadership(&store, "m1").await;
     server.signal("STOP");
     let late = store.commit(fence, &put_batch("a", "1")).await;
     assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
     server.signal("CONT");
-    // The server still finds the first one in its socket and runs it before or after the repeat.
+    // The server still reads the first commit from its socket, and runs it before or after the repeat.
     let fence = store.commit(fence, &put_batch("a", "1")).await.unwrap();
     assert_eq!(fence.seq, 1);
     let fence = store.commit(fence, &put_batch("a", "2")).await.unwrap();
@@ -397,16 +401,16 @@ async fn the_leader_writes_an_emptied_server_back_and_its_lease_holds_again() {
     let fence = store.commit(fence.after_loss(0), &whole).await.unwrap();
     let other = connect(&server).await;
     let held = other.acquire(&"m2".into(), LONG_LEASE).await.unwrap();
-    assert!(matches!(&held, AcquireOutcome::Held { holder: by, .. } if by == "m1"), "{held:?}");
+    assert!(matches!(&held, AcquireOutcome::Held { holder, .. } if holder == "m1"), "{held:?}");
     store.commit(fence, &put_batch("b", "2")).await.unwrap();
     assert_eq!(other.load().await.unwrap().len(), 2);
 }
 
 /// The clock of the server, in milliseconds since 1970.
 fn server_millis(server: &RedisServer) -> u64 {
-    let answer = server.command(&["TIME"]);
-    let parts: Vec<u64> = answer.lines().filter_map(|line| line.parse().ok()).collect();
-    assert_eq!(parts.len(), 2, "{answer}");
+    let reply = server.command(&["TIME"]);
+    let parts: Vec<u64> = reply.lines().filter_map(|line| line.parse().ok()).collect();
+    assert_eq!(parts.len(), 2, "{reply}");
     parts[0] * 1000 + parts[1] / 1000
 }
 
@@ -417,7 +421,7 @@ async fn acquiring_after_the_server_was_emptied_deposes_the_old_leader() {
     let before = acquire_leadership(&old, "m1").await;
     let before = old.commit(before, &put_batch("a", "1")).await.unwrap();
     server.command(&["FLUSHALL"]);
-    // Within one millisecond the clock would give the same epoch, and only the owner would tell the two apart.
+    // Within one millisecond both epochs would be equal, and only the session id would distinguish the two terms.
     while server_millis(&server) <= before.epoch {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -427,7 +431,7 @@ async fn acquiring_after_the_server_was_emptied_deposes_the_old_leader() {
     for refused in [old.commit(before, &whole).await.map(drop), old.renew(before, LONG_LEASE).await]
     {
         assert!(
-            matches!(&refused, Err(StoreError::Deposed { leader: by, .. }) if by == "m2"),
+            matches!(&refused, Err(StoreError::Deposed { leader, .. }) if leader == "m2"),
             "{refused:?}"
         );
     }
@@ -440,12 +444,14 @@ async fn a_clock_set_back_delays_a_takeover_by_one_lease_at_most() {
     let (one, two) = (connect(&server).await, connect(&server).await);
     one.acquire(&"m1".into(), Duration::from_millis(80)).await.unwrap();
     let far = "9000000000000";
-    server.command(&["HSET", &one.keys[0], "until", far]);
+    server.command(&["HSET", &one.keys[0], "lease_end_ms", far]);
     match two.acquire(&"m2".into(), LONG_LEASE).await.unwrap() {
-        AcquireOutcome::Held { retry_after_ms: for_ms, .. } => assert!(for_ms <= 80, "{for_ms}"),
+        AcquireOutcome::Held { retry_after_ms, .. } => {
+            assert!(retry_after_ms <= 80, "{retry_after_ms}");
+        }
         leader => panic!("{leader:?}"),
     }
-    assert!(!server.command(&["HGET", &one.keys[0], "until"]).contains(far));
+    assert!(!server.command(&["HGET", &one.keys[0], "lease_end_ms"]).contains(far));
 }
 
 #[tokio::test]
@@ -497,7 +503,7 @@ async fn a_server_that_may_drop_state_is_refused() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused_at_the_start_and_when_leading() {
+async fn another_schema_is_refused_at_the_start_and_by_an_election() {
     let server = RedisServer::start();
     let store = connect(&server).await;
     acquire_leadership(&store, "m1").await;
@@ -520,7 +526,7 @@ async fn permissions_decide_and_passwords_stay_secret() {
         assert!(!refused.contains("hunter") && refused.contains("r.sock"), "{refused}");
     }
     let admin = connect_to(&url("default", "hunter2"), NAMESPACE, false).await.unwrap();
-    // A user that may neither ask for settings nor for the version still works.
+    // A user without the permission to read settings and version is accepted.
     let acl = ["ACL", "SETUSER", "small", "on", ">pw", "~{longhaul:*", "+@all", "-config", "-info"];
     let () = admin.client.run_command(redis::cmd(acl[0]).arg(&acl[1..])).await.unwrap();
     let small = connect_to(&url("small", "pw"), NAMESPACE, false).await.unwrap();

@@ -1,4 +1,4 @@
-//! Which servers there are, and how the one that leads is found.
+//! The servers of a Redis setup, and the search for the primary.
 
 use crate::config::{RedisOptions, RedisTopology};
 use crate::store::StoreError;
@@ -10,11 +10,11 @@ use redis::{
 };
 use std::time::Duration;
 
-/// How long to wait for the server.
+/// Time limits for the server.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
     pub(super) connect: Duration,
-    /// For one answer, including the time that it takes to send what was asked.
+    /// From the start of the request to the end of the reply.
     pub(super) response: Duration,
 }
 
@@ -27,16 +27,21 @@ impl Default for Timeouts {
 /// See the [module](self).
 pub(super) enum RedisClients {
     Single(Client),
-    /// The client names everything but the address.
     Sentinel {
         sentinels: Vec<Client>,
+        /// The name of the primary.
         name: String,
+        /// All parameters of the primary except its address.
         template: Client,
     },
-    Cluster(Box<ClusterClient>, String),
+    Cluster {
+        client: Box<ClusterClient>,
+        /// The addresses of its nodes, without passwords.
+        address: String,
+    },
 }
 
-/// A connection to the server that leads.
+/// A connection to the primary.
 #[derive(Clone)]
 pub(super) enum Connection {
     Single(MultiplexedConnection),
@@ -57,13 +62,13 @@ impl std::fmt::Debug for Connection {
 
 impl RedisClients {
     /// # Errors
-    /// A URL or a file of certificates that can't be used.
+    /// The URL or the file of certificates is not valid.
     pub(super) fn new(
         url: &str,
-        setup: &RedisOptions,
-        patience: Timeouts,
+        options: &RedisOptions,
+        timeouts: Timeouts,
     ) -> Result<Self, StoreError> {
-        let certs = match &setup.ca_file {
+        let certs = match &options.ca_file {
             None => None,
             Some(path) => {
                 let root_cert = Some(std::fs::read(path).map_err(|e| {
@@ -75,7 +80,7 @@ impl RedisClients {
                 Some(TlsCertificates { client_tls: None, root_cert })
             }
         };
-        // The text of this error never holds the URL, which may hold a password.
+        // The text of this error does not contain the URL, which may contain a password.
         let invalid = |e: RedisError| {
             StoreError::Unusable(format!(
                 "the Redis URL or its certificates are not valid: {e}; write redis://[user:password@]host:6379/0, \
@@ -88,7 +93,7 @@ impl RedisClients {
             }
             _ => Client::open(url).map_err(invalid),
         };
-        match &setup.topology {
+        match &options.topology {
             RedisTopology::Single => client(url).map(RedisClients::Single),
             RedisTopology::Sentinel { master, nodes } => {
                 let sentinels = nodes.iter().map(|node| client(node.expose()));
@@ -100,31 +105,31 @@ impl RedisClients {
                 })
             }
             RedisTopology::Cluster(nodes) => {
-                let shown: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+                let addresses: Vec<String> = nodes.iter().map(ToString::to_string).collect();
                 let mut builder = ClusterClient::builder(nodes.iter().map(|node| node.expose()))
-                    .connection_timeout(patience.connect)
-                    .response_timeout(patience.response)
-                    .overall_response_timeout(Some(patience.response * 2))
+                    .connection_timeout(timeouts.connect)
+                    .response_timeout(timeouts.response)
+                    .overall_response_timeout(Some(timeouts.response * 2))
                     .retries(3);
                 if let Some(certs) = certs {
                     builder = builder.certs(certs);
                 }
-                let cluster = Box::new(builder.build().map_err(invalid)?);
-                Ok(RedisClients::Cluster(cluster, format!("cluster {}", shown.join(","))))
+                let client = Box::new(builder.build().map_err(invalid)?);
+                let address = format!("cluster {}", addresses.join(","));
+                Ok(RedisClients::Cluster { client, address })
             }
         }
     }
 
-    /// Where they are, without passwords.
+    /// The address for messages, without passwords.
     pub(super) fn display_address(&self) -> String {
         match self {
             RedisClients::Single(client) => client.get_connection_info().addr().to_string(),
             RedisClients::Sentinel { name, .. } => format!("sentinel {name}"),
-            RedisClients::Cluster(_, shown) => shown.clone(),
+            RedisClients::Cluster { address, .. } => address.clone(),
         }
     }
 
-    /// A new connection to the server that leads.
     pub(super) async fn connect(
         &self,
         config: &AsyncConnectionConfig,
@@ -134,40 +139,40 @@ impl RedisClients {
                 .get_multiplexed_async_connection_with_config(config)
                 .await
                 .map(Connection::Single),
-            RedisClients::Sentinel { sentinels, name, template: any } => {
-                let client = sentinel_master(sentinels, name, any, config).await?;
+            RedisClients::Sentinel { sentinels, name, template } => {
+                let client = find_primary(sentinels, name, template, config).await?;
                 client
                     .get_multiplexed_async_connection_with_config(config)
                     .await
                     .map(Connection::Single)
             }
-            RedisClients::Cluster(client, _) => {
+            RedisClients::Cluster { client, .. } => {
                 client.get_async_connection().await.map(Connection::Cluster)
             }
         }
     }
 }
 
-/// The server that leads, as the first sentinel says that knows it. A server that they have deposed refuses
-/// writes (READONLY), and they are asked again.
-async fn sentinel_master(
+/// Asks the sentinels for the primary; the first reply counts. A former primary refuses writes (READONLY), and the next
+/// connection asks again.
+async fn find_primary(
     sentinels: &[Client],
     name: &str,
-    any: &Client,
+    template: &Client,
     config: &AsyncConnectionConfig,
 ) -> Result<Client, RedisError> {
-    let mut failed = None;
+    let mut first_error = None;
     for sentinel in sentinels {
-        let asked = async {
+        let reply = async {
             let mut connection =
                 sentinel.get_multiplexed_async_connection_with_config(config).await?;
-            let mut question = redis::cmd("SENTINEL");
-            question.arg("get-master-addr-by-name").arg(name);
-            question.query_async::<Option<(String, u16)>>(&mut connection).await
+            let mut command = redis::cmd("SENTINEL");
+            command.arg("get-master-addr-by-name").arg(name);
+            command.query_async::<Option<(String, u16)>>(&mut connection).await
         };
-        match asked.await {
+        match reply.await {
             Ok(Some((host, port))) => {
-                let info = any.get_connection_info().clone();
+                let info = template.get_connection_info().clone();
                 let addr = match info.addr() {
                     ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
                         host,
@@ -180,14 +185,15 @@ async fn sentinel_master(
                 return Client::open(info.set_addr(addr));
             }
             Ok(None) => {
-                failed = Some(RedisError::from((
+                first_error = Some(RedisError::from((
                     ErrorKind::InvalidClientConfig,
                     "the sentinels watch no server of this name; see redis.sentinel.master",
                     name.to_owned(),
                 )));
             }
-            Err(error) => failed = Some(failed.unwrap_or(error)),
+            Err(error) => first_error = Some(first_error.unwrap_or(error)),
         }
     }
-    Err(failed.unwrap_or_else(|| (ErrorKind::InvalidClientConfig, "no sentinel is named").into()))
+    Err(first_error
+        .unwrap_or_else(|| (ErrorKind::InvalidClientConfig, "no sentinel is configured").into()))
 }

@@ -1,4 +1,4 @@
-//! What the API is reached by: the names of a master behind a proxy, and the names in its paths.
+//! The addresses of the API: a master behind a proxy, redirects, and names in paths.
 
 use super::*;
 use crate::master::leadership::{LeadershipStatus, MasterIdentity};
@@ -23,10 +23,10 @@ async fn the_url_of_a_new_sync_keeps_the_base_path_of_the_api() {
             assert_eq!(got.status, 202, "{root}{path}");
             let location = got.header("location").unwrap();
             assert_eq!(got.json()["status_url"], location);
-            // As the client sees it, whatever a proxy cuts off on the way.
+            // The URL for the client, also if a proxy removes a prefix.
             for base in ["http://m:8888", "http://proxy/longhaul", "https://proxy/a/b"] {
-                let asked = Url::parse(&format!("{base}{root}{path}")).unwrap();
-                let found = asked.join(location).unwrap();
+                let request_url = Url::parse(&format!("{base}{root}{path}")).unwrap();
+                let found = request_url.join(location).unwrap();
                 assert_eq!(found.as_str(), format!("{base}{root}/sync/{id}"), "{location}");
             }
             assert_eq!(served.get(&format!("{root}/sync/{id}")).await.status, 200);
@@ -84,18 +84,18 @@ async fn a_worker_and_the_syncs_of_its_tasks_can_be_read() {
 async fn a_worker_id_that_equals_a_route_is_refused() {
     let mut served = start_server().await;
     for word in worker_routes::RESERVED_IDS {
-        // It is one, and so nothing about a worker of that name could be asked for.
+        // The path is a route, so a worker with that id could not be read.
         assert_eq!(
             served.get(&format!("/workers/{word}")).await.problem_code(),
             "method_not_allowed"
         );
-        let beat = json!({"worker_id": word, "status": "READY"}).to_string();
-        let got = served.post("/workers/heartbeat", beat).await;
+        let heartbeat = json!({"worker_id": word, "status": "READY"}).to_string();
+        let got = served.post("/workers/heartbeat", heartbeat).await;
         assert_eq!((got.status, &got.json()["errors"][0]["pointer"]), (422, &json!("/worker_id")));
         assert!(got.json()["detail"].as_str().unwrap().contains(&format!("/workers/{word}")));
     }
     assert!(served.has_no_event());
-    // No other path of a fixed name begins so.
+    // All other paths below /workers start with an id.
     let routes = include_str!("../routes.rs");
     let fixed: Vec<&str> = routes.split("\"/workers/").skip(1).collect();
     assert!(fixed.len() > 5);
@@ -108,7 +108,7 @@ async fn a_worker_id_that_equals_a_route_is_refused() {
 #[tokio::test]
 async fn every_master_answers_the_health_routes_itself() {
     let served = start_server().await;
-    served.health.send(Err("the store is away".into())).unwrap();
+    served.health.send(Err("the store is unavailable".into())).unwrap();
     for target in ["/livez", "/v1/livez", "/healthz"] {
         let got = served.get(target).await;
         assert_eq!((got.status, got.json()), (200, json!({"status": "ok"})), "{target}");
@@ -134,14 +134,14 @@ async fn a_private_master_returns_404_without_its_secret() {
     assert_eq!(served.get("/s3cret/v1/sync").await.status, 200);
 }
 
-/// A server of a master that follows one with this URL, and where it listens.
+/// A server of a master that follows a leader with this URL, and its address.
 async fn start_follower(url: Option<&str>) -> (SocketAddr, CancellationToken) {
     let leader = Leader { name: "lead".into(), url: url.map(str::to_owned), epoch: 7, since: None };
-    let seat = watch::Sender::new(LeadershipStatus::Follower(leader)).subscribe();
+    let status = watch::Sender::new(LeadershipStatus::Follower(leader)).subscribe();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let handle = MasterHandle::new(seat, MasterIdentity::default(), Spool::temporary());
+    let handle = MasterHandle::new(status, MasterIdentity::default(), Spool::temporary());
     tokio::spawn(serve(listener, handle, HttpLimits::default(), shutdown.clone()));
     (addr, shutdown)
 }
@@ -152,9 +152,9 @@ async fn send_to(addr: SocketAddr, method: &str, target: &str) -> TestResponse {
     );
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(raw.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    TestResponse::parse(&answer)
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).await.unwrap();
+    TestResponse::parse(&response)
 }
 
 #[tokio::test]

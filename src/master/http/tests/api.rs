@@ -1,4 +1,4 @@
-//! What the routes do with good requests, and with requests that are wrong in ordinary ways.
+//! The routes, with valid and with invalid requests.
 
 use super::*;
 use crate::client::{ClientOptions, MasterClient};
@@ -58,8 +58,8 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     assert_eq!(served.post("/v1/workers/w/drain", "").await.status, 200);
     assert_eq!(served.events.recv().await, Some(drain(None, None)));
     let got = served.post("/workers/w/undrain", "").await.json();
-    let stands = json!({"worker_id": "w", "drained": null, "state": "DRAINED", "in_flight": 0, "incoming_requests": 0});
-    assert_eq!(got, stands);
+    let expected = json!({"worker_id": "w", "drained": null, "state": "DRAINED", "in_flight": 0, "incoming_requests": 0});
+    assert_eq!(got, expected);
     let undrain = Event::DrainWorker { worker: "w".parse().unwrap(), order: None };
     assert_eq!(served.events.recv().await, Some(undrain));
     let got = served.send("DELETE", "/workers/w", &[], b"").await.json();
@@ -79,7 +79,8 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     let got = served.post("/admin/confirm-clock", "").await.json();
     assert_eq!(got, json!({"time": "1970-01-01T00:00:00Z", "ahead_seconds": -7}));
     assert_eq!(served.post("/workers/gone/drain", "").await.status, 404);
-    for (bad, status) in [("[]", 422), ("{", 400), (r#"{"why": 1}"#, 422), (r#"{"by": 1}"#, 422)] {
+    for (bad, status) in [("[]", 422), ("{", 400), (r#"{"cause": 1}"#, 422), (r#"{"by": 1}"#, 422)]
+    {
         assert_eq!(served.post("/workers/w/drain", bad).await.status, status, "{bad}");
     }
 }
@@ -143,16 +144,16 @@ async fn an_invalid_id_is_not_found_and_does_not_reach_the_actor() {
 #[tokio::test]
 async fn a_rate_limit_is_accepted_as_number_or_text_and_refused_otherwise() {
     let mut served = start_server().await;
-    for (said, limit) in [
+    for (value, limit) in [
         ("104857600", Some(100 << 20)),
         ("\"100MiB/s\"", Some(100 << 20)),
         ("null", None),
         ("0", None),
         ("\"none\"", None),
     ] {
-        let body = format!("{{\"bwlimit\": {said}}}");
+        let body = format!("{{\"bwlimit\": {value}}}");
         let got = served.send("PATCH", "/sync/x", &[], body.as_bytes()).await;
-        assert_eq!((got.status, got.json()["bwlimit"].as_u64()), (200, limit), "{said}");
+        assert_eq!((got.status, got.json()["bwlimit"].as_u64()), (200, limit), "{value}");
         let change = SyncPatch { bwlimit: limit };
         let id = "x".parse().unwrap();
         assert_eq!(served.events.recv().await, Some(Event::ChangeSync { id, change }));
@@ -214,11 +215,11 @@ async fn a_list_is_paged_by_token_and_by_link() {
         ("/sync?state=queued,%20queued&limit=1", vec!["c", "a"]),
         ("/sync", vec!["cba"]),
         ("/sync?limit=3", vec!["cba"]),
-        // The owner of this test does not look at the prefix.
+        // The test actor ignores the prefix.
         ("/sync?id_prefix=a:b&limit=2", vec!["cb", "a"]),
     ] {
         let mut target = first.to_owned();
-        for (nth, page) in pages.iter().enumerate() {
+        for (index, page) in pages.iter().enumerate() {
             let got = served.get(&target).await;
             let found: String = got
                 .json()
@@ -229,7 +230,7 @@ async fn a_list_is_paged_by_token_and_by_link() {
                 .collect();
             assert_eq!((got.status, &found[..]), (200, *page), "{target}");
             let token = got.header("x-next-token").map(str::to_owned);
-            assert_eq!(token.is_some(), nth + 1 < pages.len(), "{target}");
+            assert_eq!(token.is_some(), index + 1 < pages.len(), "{target}");
             let Some(token) = token else { break };
             let link = got.header("link").unwrap();
             let query = link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap();
@@ -378,13 +379,13 @@ async fn a_poll_is_withdrawn_when_its_client_disconnects() {
 #[tokio::test]
 async fn while_the_store_is_unavailable_the_response_is_503_with_retry_after() {
     let mut served = start_server().await;
-    served.health.send(Err("the Redis at redis:6379 does not answer".into())).unwrap();
-    let beat = r#"{"worker_id": "w", "status": "READY"}"#;
+    served.health.send(Err("the Redis at redis:6379 does not respond".into())).unwrap();
+    let heartbeat = r#"{"worker_id": "w", "status": "READY"}"#;
     for got in [
         served.post("/sync", GOOD).await,
         served.get("/sync").await,
         served.get("/readyz").await,
-        served.post("/workers/heartbeat", beat).await,
+        served.post("/workers/heartbeat", heartbeat).await,
     ] {
         assert_eq!((got.status, got.problem_code().as_str()), (503, "store_unavailable"));
         assert!(got.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
@@ -405,15 +406,15 @@ async fn a_shutdown_ends_polls_at_once_and_waits_for_other_requests() {
     );
     let mut polling = served.connect_and_send(&poll).await;
     let idle = served.connect_and_send("").await;
-    // Held, as an owner that lives on would: a dropped one answers 503.
+    // Kept: if the actor drops the request, the response is a 503.
     let _held = with_deadline(served.unanswered.recv()).await.unwrap();
     served.shutdown.cancel();
-    let mut answer = Vec::new();
-    with_deadline(polling.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(TestResponse::parse(&answer).body, b"null");
+    let mut response = Vec::new();
+    with_deadline(polling.read_to_end(&mut response)).await.unwrap();
+    assert_eq!(TestResponse::parse(&response).body, b"null");
     drop((polling, idle));
     with_deadline(served.server).await.unwrap();
-    assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(served.addr).await.is_err(), "the listener is closed");
 }
 
 #[tokio::test]
@@ -484,11 +485,11 @@ async fn a_missing_list_is_a_problem_with_a_hint() {
         ("list-9", (409, "records_lost"), (409, "records_lost")),
         ("%2F", (404, "not_found"), (404, "not_found")),
     ] {
-        for (what, (status, code)) in [("files", files), ("manifest", manifest)] {
-            let got = served.get(&format!("/sync/{id}/{what}")).await;
-            assert_eq!(got.status, status, "{id} {what}");
+        for (route, (status, code)) in [("files", files), ("manifest", manifest)] {
+            let got = served.get(&format!("/sync/{id}/{route}")).await;
+            assert_eq!(got.status, status, "{id} {route}");
             if status != 200 {
-                assert_eq!(got.problem_code(), code, "{id} {what}");
+                assert_eq!(got.problem_code(), code, "{id} {route}");
             }
             assert!(status != 409 || got.json()["hint"].is_string());
         }
@@ -504,19 +505,19 @@ async fn a_truncated_list_ends_the_connection_with_an_error() {
     let urls = vec![format!("http://{}", served.addr)];
     let client = MasterClient::new(urls, ClientOptions::default()).unwrap();
     let id = format!("list-{}", text.len()).parse().unwrap();
-    let mut pieces = client.download_files(&id, &[FileState::Done]).await.unwrap();
-    let ended = loop {
-        match pieces.next_chunk().await {
+    let mut chunks = client.download_files(&id, &[FileState::Done]).await.unwrap();
+    let end = loop {
+        match chunks.next_chunk().await {
             Ok(Some(_)) => {}
             other => break other,
         }
     };
-    assert!(ended.unwrap_err().to_string().contains("broke off"));
+    assert!(end.unwrap_err().to_string().contains("broke off"));
     let id = format!("list-{}", good.len() * 3_000).parse().unwrap();
-    let mut pieces = client.download_manifest(&id, false).await.unwrap();
+    let mut chunks = client.download_manifest(&id, false).await.unwrap();
     let mut read = 0;
-    while let Some(piece) = pieces.next_chunk().await.unwrap() {
-        read += piece.len();
+    while let Some(chunk) = chunks.next_chunk().await.unwrap() {
+        read += chunk.len();
     }
     assert_eq!(read, 3_000 * (64 + 4));
     let none = client.download_files(&"plain".parse().unwrap(), &[]).await.unwrap_err();
@@ -560,7 +561,7 @@ async fn an_idempotency_key_is_bound_to_the_sync_that_is_retried() {
         assert_eq!(key.key, "k-1");
         bodies.push(key.body);
     }
-    assert_eq!(bodies[0], bodies[3], "the same again");
+    assert_eq!(bodies[0], bodies[3], "the same request");
     assert!(bodies[0] != bodies[1] && bodies[0] != bodies[2] && bodies[1] != bodies[2]);
 }
 
@@ -571,13 +572,13 @@ async fn a_request_in_progress_gets_its_response_during_shutdown() {
     let mut stream = served.connect_and_send(&raw).await;
     let held = with_deadline(served.unanswered.recv()).await.unwrap();
     served.shutdown.cancel();
-    // Nobody new is let in; who is inside is waited for.
+    // New connections are refused; requests in progress are completed.
     with_deadline(async { while TcpStream::connect(served.addr).await.is_ok() {} }).await;
     assert!(!served.server.is_finished());
     held.reply.send(Reply::Progress(Box::new(progress("held", SyncState::Progress)))).unwrap();
-    let mut answer = Vec::new();
-    with_deadline(stream.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(TestResponse::parse(&answer).json()["request_id"], "held");
+    let mut response = Vec::new();
+    with_deadline(stream.read_to_end(&mut response)).await.unwrap();
+    assert_eq!(TestResponse::parse(&response).json()["request_id"], "held");
     with_deadline(served.server).await.unwrap();
 }
 
@@ -590,7 +591,7 @@ async fn a_request_without_a_reply_does_not_block_the_shutdown() {
     let _held = with_deadline(served.unanswered.recv()).await.unwrap();
     served.shutdown.cancel();
     with_deadline(served.server).await.unwrap();
-    let mut answer = Vec::new();
-    let _ = with_deadline(stream.read_to_end(&mut answer)).await;
-    assert!(answer.is_empty(), "{answer:?}");
+    let mut response = Vec::new();
+    let _ = with_deadline(stream.read_to_end(&mut response)).await;
+    assert!(response.is_empty(), "{response:?}");
 }

@@ -1,4 +1,4 @@
-//! What nobody should send: nothing of it may hang, crash, fill the memory or be the server's fault.
+//! Hostile requests: none may hang or crash the server, exhaust its memory, or cause a 5xx.
 
 use super::*;
 use proptest::prelude::*;
@@ -16,7 +16,7 @@ async fn a_body_over_its_limit_is_refused_before_it_is_read() {
         ("/workers/result", (32 << 20) + 1),
         ("/workers/a/assignment", (1 << 20) + 1),
         ("/workers/a/assignments/00000000000000000000000000000000/page", (32 << 20) + 1),
-        // More than hyper itself takes for a length gets its bare 431.
+        // hyper refuses larger lengths itself.
         ("/sync", u64::MAX >> 1),
     ] {
         let mut stream = served
@@ -26,9 +26,9 @@ async fn a_body_over_its_limit_is_refused_before_it_is_read() {
                 &format!("Content-Length: {over}\r\n"),
             ))
             .await;
-        let mut answer = Vec::new();
-        with_deadline(stream.read_to_end(&mut answer)).await.unwrap();
-        let got = TestResponse::parse(&answer);
+        let mut response = Vec::new();
+        with_deadline(stream.read_to_end(&mut response)).await.unwrap();
+        let got = TestResponse::parse(&response);
         assert_eq!((got.status, got.problem_code().as_str()), (413, "body_too_large"), "{target}");
     }
     assert!(served.has_no_event());
@@ -55,13 +55,13 @@ async fn an_endless_body_is_cut_at_the_limit() {
     let (mut from, mut to) = stream.split();
     let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
     let endless = async { while to.write_all(&chunk).await.is_ok() {} };
-    let answer = async {
-        let mut answer = vec![0; 4096];
-        let n = from.read(&mut answer).await.unwrap();
-        answer.truncate(n);
-        TestResponse::parse(&answer)
+    let response = async {
+        let mut response = vec![0; 4096];
+        let n = from.read(&mut response).await.unwrap();
+        response.truncate(n);
+        TestResponse::parse(&response)
     };
-    let (got, ()) = with_deadline(async { tokio::join!(answer, endless) }).await;
+    let (got, ()) = with_deadline(async { tokio::join!(response, endless) }).await;
     assert_eq!(got.status, 413);
     assert_eq!(got.header("connection"), Some("close"));
 }
@@ -81,7 +81,7 @@ async fn encoded_and_multipart_bodies_are_refused() {
             "{header}"
         );
     }
-    // The second of two counts as well.
+    // The second of two headers counts too.
     for second in ["identity", "gzip"] {
         let headers = ["Content-Encoding: identity", &format!("Content-Encoding: {second}")];
         let got = served.send("POST", "/sync", &headers, b"{}").await;
@@ -114,9 +114,9 @@ async fn very_many_and_very_long_headers_are_refused() {
 #[tokio::test]
 async fn a_connection_that_sends_no_http_is_closed() {
     let served = start_server().await;
-    let hello: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    let tls_hello: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
     for raw in [
-        hello,
+        tls_hello,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\r\n\r\n\0\0\0",
         b"GET\r\n\r\n",
@@ -125,11 +125,11 @@ async fn a_connection_that_sends_no_http_is_closed() {
         let mut stream = TcpStream::connect(served.addr).await.unwrap();
         stream.write_all(raw).await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut answer = Vec::new();
-        let _ = with_deadline(stream.read_to_end(&mut answer)).await;
-        assert!(answer.is_empty() || TestResponse::parse(&answer).status == 400, "{raw:?}");
+        let mut response = Vec::new();
+        let _ = with_deadline(stream.read_to_end(&mut response)).await;
+        assert!(response.is_empty() || TestResponse::parse(&response).status == 400, "{raw:?}");
     }
-    // Two lengths, or a length and chunks, are how one request is smuggled past a proxy in another.
+    // Request smuggling: a proxy may interpret two lengths, or a length and chunks, in another way.
     for rest in [
         "Content-Length: 2\r\nContent-Length: 3\r\n",
         "Content-Length: x\r\n",
@@ -150,7 +150,7 @@ async fn a_connection_that_sends_no_http_is_closed() {
     );
 }
 
-// The clock is paused: when all wait, it jumps to what is due next.
+// The clock is paused: when all tasks wait, it jumps to the next deadline.
 #[tokio::test(start_paused = true)]
 async fn a_slow_head_or_an_idle_connection_is_closed_in_time() {
     let served = start_server().await;
@@ -159,10 +159,10 @@ async fn a_slow_head_or_an_idle_connection_is_closed_in_time() {
     {
         let start = tokio::time::Instant::now();
         let mut stream = served.connect_and_send(begin).await;
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response).await;
         assert!(start.elapsed() <= Duration::from_secs(13), "{begin:?}: {:?}", start.elapsed());
-        assert_eq!(begin.ends_with("\r\n\r\n"), answer.starts_with(b"HTTP/1.1 200"), "{begin:?}");
+        assert_eq!(begin.ends_with("\r\n\r\n"), response.starts_with(b"HTTP/1.1 200"), "{begin:?}");
     }
 }
 
@@ -172,10 +172,10 @@ async fn a_body_that_stalls_or_trickles_times_out() {
     let mut stalled = served
         .connect_and_send(&(request_head(&served, "/sync", "Content-Length: 100\r\n") + "{"))
         .await;
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     let start = tokio::time::Instant::now();
-    stalled.read_to_end(&mut answer).await.unwrap();
-    let got = TestResponse::parse(&answer);
+    stalled.read_to_end(&mut response).await.unwrap();
+    let got = TestResponse::parse(&response);
     assert_eq!((got.status, got.problem_code().as_str()), (408, "body_timeout"));
     assert!(start.elapsed() < Duration::from_secs(40));
 
@@ -183,17 +183,17 @@ async fn a_body_that_stalls_or_trickles_times_out() {
         served.connect_and_send(&request_head(&served, "/sync", "Content-Length: 1000\r\n")).await;
     let (mut from, mut to) = stream.split();
     let start = tokio::time::Instant::now();
-    let drip = async {
+    let slow_body = async {
         while to.write_all(b" ").await.is_ok() {
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
     };
-    let mut answer = vec![0; 4096];
+    let mut response = vec![0; 4096];
     let read = tokio::select! {
-        n = from.read(&mut answer) => n.unwrap(),
-        () = drip => panic!("closed without an answer"),
+        n = from.read(&mut response) => n.unwrap(),
+        () = slow_body => panic!("closed without a response"),
     };
-    assert_eq!(TestResponse::parse(&answer[..read]).status, 408);
+    assert_eq!(TestResponse::parse(&response[..read]).status, 408);
     assert!(start.elapsed() < Duration::from_secs(320), "{:?}", start.elapsed());
     assert!(served.has_no_event());
 }
@@ -207,7 +207,7 @@ async fn connections_over_the_limit_wait_to_be_accepted() {
     let third = served.get("/healthz");
     tokio::pin!(third);
     let early = tokio::time::timeout(Duration::from_millis(50), &mut third).await;
-    assert!(early.is_err(), "the third has no place yet");
+    assert!(early.is_err(), "the third connection is not accepted yet");
     drop((first, second));
     assert_eq!(with_deadline(third).await.status, 200);
 }
@@ -224,7 +224,7 @@ async fn all_bodies_together_stay_within_their_budget() {
                 + &big[..700 << 10]),
         )
         .await;
-    // Until the first has its part of the budget, the second may get through.
+    // The second request may succeed until the first one has its part of the budget.
     let refused = with_deadline(async {
         loop {
             let got = served.post("/sync", &big).await;
@@ -241,18 +241,18 @@ async fn all_bodies_together_stay_within_their_budget() {
         202
     );
     halfway.write_all(&big.as_bytes()[700 << 10..]).await.unwrap();
-    let mut answer = Vec::new();
-    with_deadline(halfway.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(TestResponse::parse(&answer).status, 202);
+    let mut response = Vec::new();
+    with_deadline(halfway.read_to_end(&mut response)).await.unwrap();
+    assert_eq!(TestResponse::parse(&response).status, 202);
     assert!(!served.has_no_event());
     assert_eq!(
         with_deadline(served.post("/sync", &big)).await.status,
         202,
-        "the budget is given back"
+        "the budget is free again"
     );
 }
 
-/// Documents that are broken, or nearly right.
+/// Broken and almost valid documents.
 fn bodies() -> impl Strategy<Value = Vec<u8>> {
     let word = prop::sample::select(vec![
         "request_id",
@@ -329,15 +329,15 @@ fn no_request_bytes_cause_a_server_error() {
     });
     proptest!(ProptestConfig::with_cases(200), |(raw in prop::collection::vec(any::<u8>(), 0..200), path in "[ -~]{0,40}")| {
         for raw in [raw, format!("GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").into_bytes()] {
-            let answer = runtime.block_on(with_deadline(async {
+            let response = runtime.block_on(with_deadline(async {
                 let mut stream = TcpStream::connect(served.addr).await.unwrap();
                 stream.write_all(&raw).await.unwrap();
                 stream.shutdown().await.unwrap();
-                let mut answer = Vec::new();
-                let _ = stream.read_to_end(&mut answer).await;
-                answer
+                let mut response = Vec::new();
+                let _ = stream.read_to_end(&mut response).await;
+                response
             }));
-            prop_assert!(answer.is_empty() || TestResponse::parse(&answer).status < 500);
+            prop_assert!(response.is_empty() || TestResponse::parse(&response).status < 500);
         }
     });
 }

@@ -1,4 +1,4 @@
-//! The routes over real sockets, with a scripted owner behind them.
+//! The routes over real sockets, with a scripted actor.
 
 mod addressing;
 mod api;
@@ -30,15 +30,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// A server whose owner answers by a script and tells what it was asked.
+/// A server with an actor that sends scripted replies and records the events.
 struct TestServer {
     addr: SocketAddr,
-    /// What reached the owner.
     events: mpsc::UnboundedReceiver<Event>,
-    /// Requests that the script left unanswered.
+    /// Requests without a scripted reply.
     unanswered: mpsc::UnboundedReceiver<ActorRequest>,
     health: watch::Sender<ActorHealth>,
-    /// Where the lists of files are.
     spool: Spool,
     shutdown: CancellationToken,
     server: JoinHandle<()>,
@@ -50,15 +48,15 @@ async fn start_server() -> TestServer {
 
 async fn start_server_with(limits: HttpLimits) -> TestServer {
     let (requests, mut queue) = mpsc::channel::<ActorRequest>(64);
-    let (health, seen) = watch::channel(Ok(()));
-    let (tell, events) = mpsc::unbounded_channel();
-    let (leave, open) = mpsc::unbounded_channel();
+    let (health, health_receiver) = watch::channel(Ok(()));
+    let (record_event, events) = mpsc::unbounded_channel();
+    let (leave_unanswered, unanswered) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(request) = queue.recv().await {
-            let _ = tell.send(request.event.clone());
+            let _ = record_event.send(request.event.clone());
             match scripted_reply(&request.event) {
                 Some(reply) => drop(request.reply.send(reply)),
-                None => drop(leave.send(request)),
+                None => drop(leave_unanswered.send(request)),
             }
         }
     });
@@ -69,9 +67,9 @@ async fn start_server_with(limits: HttpLimits) -> TestServer {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let handle = MasterHandle::for_actor(requests, seen, blobs, spool.clone());
+    let handle = MasterHandle::for_actor(requests, health_receiver, blobs, spool.clone());
     let server = tokio::spawn(serve(listener, handle, limits, shutdown.clone()));
-    TestServer { addr, events, unanswered: open, health, spool, shutdown, server }
+    TestServer { addr, events, unanswered, health, spool, shutdown, server }
 }
 
 fn scripted_reply(event: &Event) -> Option<Reply> {
@@ -119,12 +117,12 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         Event::GetProgress(id) | Event::CancelSync(id) | Event::ResumeSync(id) => {
             Reply::Progress(Box::new(progress(id.as_str(), SyncState::Progress)))
         }
-        Event::ListSyncs(select) => Reply::Syncs(selected(select)),
+        Event::ListSyncs(query) => Reply::Syncs(sync_page(query)),
         Event::GetFileRecords(id) if gone(id) => return refused(ProblemCode::SyncNotFound),
         Event::GetFileRecords(id) => Reply::FileRecords(Box::new(RecordLogInfo {
             sync: SyncNo(1),
             id: id.clone(),
-            // The name says how much of the list was decided.
+            // The id contains the committed length.
             length: id.as_str().trim_start_matches("list-").parse().unwrap_or(0),
             readback_from: None,
             error: None,
@@ -210,23 +208,23 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
     })
 }
 
-/// Three syncs, of which the last has the number 1.
-fn selected(select: &SyncQuery) -> SyncPage {
+/// Three syncs, of which the last one has the number 1.
+fn sync_page(query: &SyncQuery) -> SyncPage {
     let all = [("c", SyncState::Queued), ("b", SyncState::Failed), ("a", SyncState::Queued)];
-    let before = select.before.unwrap_or(SyncNo(u64::MAX));
-    let wanted: Vec<_> = (1..=3)
+    let before = query.before.unwrap_or(SyncNo(u64::MAX));
+    let matching: Vec<_> = (1..=3)
         .rev()
         .map(SyncNo)
         .zip(all)
         .filter(|(no, (_, state))| {
-            *no < before && (select.states.is_empty() || select.states.contains(state))
+            *no < before && (query.states.is_empty() || query.states.contains(state))
         })
         .collect();
-    let count = select.limit.unwrap_or(usize::MAX).min(wanted.len());
-    let given = &wanted[..count];
+    let count = query.limit.unwrap_or(usize::MAX).min(matching.len());
+    let page = &matching[..count];
     SyncPage {
-        syncs: given.iter().map(|(_, (id, state))| progress(id, *state)).collect(),
-        next: given.last().map(|(no, _)| *no).filter(|_| count < wanted.len()),
+        syncs: page.iter().map(|(_, (id, state))| progress(id, *state)).collect(),
+        next: page.last().map(|(no, _)| *no).filter(|_| count < matching.len()),
     }
 }
 
@@ -303,7 +301,7 @@ fn worker(id: &str) -> WorkerView {
     }
 }
 
-/// An answer as it came.
+/// A raw response.
 #[derive(Debug)]
 struct TestResponse {
     status: u16,
@@ -314,7 +312,7 @@ struct TestResponse {
 impl TestResponse {
     fn parse(raw: &[u8]) -> TestResponse {
         let end = raw.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or_else(|| {
-            panic!("no answer: {:?}", String::from_utf8_lossy(raw));
+            panic!("no response: {:?}", String::from_utf8_lossy(raw));
         });
         let head = std::str::from_utf8(&raw[..end]).unwrap();
         let mut lines = head.split("\r\n");
@@ -334,7 +332,7 @@ impl TestResponse {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The body of an answer that came in chunks.
+    /// The body of a chunked response.
     fn dechunk(&self) -> String {
         assert_eq!(self.header("transfer-encoding"), Some("chunked"));
         let (mut text, mut rest) = (Vec::new(), self.body.as_slice());
@@ -350,7 +348,7 @@ impl TestResponse {
         }
     }
 
-    /// Checks that this is a problem document as all are, and gives its code.
+    /// Checks that this is a complete problem document, and returns its code.
     fn problem_code(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem: Problem = serde_json::from_slice(&self.body).unwrap();
@@ -364,11 +362,11 @@ impl TestServer {
     /// Sends `raw` and reads until the server closes.
     async fn send_raw(&self, raw: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        // The server may answer, and stop to read, before all is sent.
+        // The server may respond and stop reading before everything is sent.
         let _ = stream.write_all(raw).await;
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
-        answer
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response).await;
+        response
     }
 
     async fn send(
@@ -398,20 +396,19 @@ impl TestServer {
         self.send("POST", target, &["Content-Type: application/json"], body.as_ref()).await
     }
 
-    /// A connection on which `raw` has been sent.
+    /// Connects and sends `raw`.
     async fn connect_and_send(&self, raw: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         stream.write_all(raw.as_bytes()).await.unwrap();
         stream
     }
 
-    /// What reached the owner so far, by kind.
     fn has_no_event(&mut self) -> bool {
         self.events.try_recv().is_err()
     }
 }
 
-/// Fails a test that hangs, long before its runner does.
+/// Ends a test that hangs earlier than its runner.
 async fn with_deadline<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("in time")
 }

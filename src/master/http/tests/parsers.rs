@@ -1,4 +1,4 @@
-//! Documents that are almost right, and JSON that nobody meant: each is read, or refused with a problem that says why.
+//! Mutated documents and random JSON: each is accepted, or refused with a problem that names the reason.
 
 use super::super::json;
 use super::super::request_documents::{
@@ -13,7 +13,7 @@ use serde_json::{Value, json as object};
 
 type Reader = fn(&[u8]) -> Result<(), Problem>;
 
-/// Each document of the API, right and as long as it gets, with what reads it.
+/// A valid document with all fields for each route, and its reader.
 fn api_documents() -> Vec<(Value, Reader)> {
     let digest = "07".repeat(32);
     let error = object!({
@@ -82,13 +82,13 @@ fn api_documents() -> Vec<(Value, Reader)> {
     ]
 }
 
-/// Holds what a reader said of a document to be an answer that somebody can do something with.
-fn check_problem_text(read: Result<(), Problem>) -> Result<(), TestCaseError> {
-    let Err(problem) = read else { return Ok(()) };
+/// Checks that a problem is complete, short and printable.
+fn check_problem_text(result: Result<(), Problem>) -> Result<(), TestCaseError> {
+    let Err(problem) = result else { return Ok(()) };
     prop_assert!([400, 413, 422].contains(&problem.status), "{problem:?}");
     prop_assert!(!problem.detail.is_empty() && !problem.code.is_empty());
-    let said = problem.errors.iter().flat_map(|e| [&e.pointer, &e.detail]);
-    for text in said.chain([&problem.detail]) {
+    let texts = problem.errors.iter().flat_map(|e| [&e.pointer, &e.detail]);
+    for text in texts.chain([&problem.detail]) {
         prop_assert!(text.len() < 2_000 && !text.chars().any(char::is_control), "{text:?}");
     }
     prop_assert!(serde_json::to_vec(&problem).unwrap().len() < 64 << 10, "{problem:?}");

@@ -1,4 +1,4 @@
-//! The contract with every batch staged, in the path that huge ones take; and which batches are.
+//! The contract with every batch staged, and the limits above which a batch is staged.
 
 use super::*;
 
@@ -23,23 +23,23 @@ contract::suite!(StagedFixture);
 
 #[tokio::test]
 async fn staging_leaves_nothing_behind_and_a_lost_part_fails_the_commit() {
-    let bench = StagedFixture::create().await;
-    let store = bench.open_store().await;
+    let fixture = StagedFixture::create().await;
+    let store = fixture.open_store().await;
     let fence = acquire_leadership(&store, "m1").await;
     let batch = Batch { deletes: ["z".to_owned()].into(), ..put_batch("a", "1") };
     let fence = store.commit(fence, &batch).await.unwrap();
-    assert_eq!(bench.0.command(&["KEYS", "*stage*"]), "*0\r\n");
-    // The commit alone, as if its parts had been lost on a fail-over.
+    assert_eq!(fixture.0.command(&["KEYS", "*stage*"]), "*0\r\n");
+    // A commit without its parts, as if they had been lost on a fail-over.
     let call = store.commit_invocation(fence, &put_batch("b", "2"), true);
     let refused = store.run_script(&call, fence.seq).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     assert_eq!(store.load().await.unwrap(), put_batch("a", "1").puts);
-    // What an attempt that broke off has left does not get into the next one.
+    // The rest of an interrupted attempt is not part of the next commit.
     store.stage_batch(&put_batch("stale", "x")).await.unwrap();
     store.commit(fence, &put_batch("b", "2")).await.unwrap();
     assert_eq!(store.load().await.unwrap().into_keys().collect::<String>(), "ab");
     store.stage_batch(&put_batch("stale", "x")).await.unwrap();
-    let ttl = bench.0.command(&["PTTL", &store.stage_keys[0]]);
+    let ttl = fixture.0.command(&["PTTL", &store.stage_keys[0]]);
     assert!(ttl.starts_with(":5") || ttl.starts_with(":600000"), "{ttl}");
 }
 
@@ -60,9 +60,9 @@ async fn only_a_batch_over_a_limit_is_staged() {
         puts: (0..count).map(|at| (at.to_string(), vec![b'v'; bytes - 1])).collect(),
         ..Batch::default()
     };
-    // The server has all scripts from here on: a commit is one call.
+    // The server knows all scripts from here on: a commit that is not staged is one call.
     fence = store.commit(fence, &puts(3, 2)).await.unwrap();
-    for (batch, over) in [
+    for (batch, is_staged) in [
         (puts(1, 10), false),
         (puts(2, 5), false),
         (puts(2, 4), false),
@@ -74,10 +74,10 @@ async fn only_a_batch_over_a_limit_is_staged() {
         let before = count_scripts_run(&server);
         fence = store.commit(fence, &batch).await.unwrap();
         let calls = count_scripts_run(&server) - before;
-        let shown = format!("{} keys, {} bytes: {calls} calls", batch.len(), batch.byte_len());
-        assert_eq!(calls > 1, over, "{shown}");
+        let context = format!("{} keys, {} bytes: {calls} calls", batch.len(), batch.byte_len());
+        assert_eq!(calls > 1, is_staged, "{context}");
         for (key, value) in &batch.puts {
-            assert_eq!(store.load().await.unwrap().get(key), Some(value), "{shown}");
+            assert_eq!(store.load().await.unwrap().get(key), Some(value), "{context}");
         }
     }
 }

@@ -1,5 +1,5 @@
--- Runs every command of the other scripts on a key that nobody uses, so that a permission that is missing is found
--- before a commit fails in its middle. KEYS[1]: that key. What could leave something behind comes last.
+-- Runs every command of the other scripts on an unused key (KEYS[1]), so that a missing permission is detected before a
+-- commit fails in its middle. The write comes last.
 call('TIME')
 call('TYPE', KEYS[1])
 call('HMGET', KEYS[1], 'name')
