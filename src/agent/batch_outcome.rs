@@ -226,7 +226,7 @@ pub(super) fn file_record(
     digest: Option<Digest>,
 ) -> FileRecord {
     let path = BytePath(path.as_bytes().to_vec());
-    FileRecord { path, state, action: Some(action), bytes, digest, message: None }
+    FileRecord { path, state, action: Some(action), bytes, digest, error: None }
 }
 
 /// A batch of the entries at `indices`, with the directories above them.

@@ -250,7 +250,9 @@ mod tests {
         let mut failures = FailureReader::new(listing, reader);
         let mut lines = Vec::new();
         while let Some(entries) = failures.next_entries().await.map_err(|e| e.code)? {
-            let line = |e: FileRecord| format!("{}: {}", e.path, e.message.unwrap_or_default());
+            let line = |e: FileRecord| {
+                format!("{}: {}", e.path, e.error.map_or_else(String::new, |error| error.message))
+            };
             lines.extend(entries.into_iter().map(line));
         }
         Ok(lines)
@@ -258,12 +260,14 @@ mod tests {
 
     #[tokio::test]
     async fn pages_and_batches_are_read_in_order_up_to_the_committed_count() {
-        let first = br#"{"path":"a","message":"no"}
+        let first = br#"{"path":"a","error":{"operation":"open","message":"no"}}
 {"path":"b"}
-{"path":"","message":"gone","batch":{"manifest":"m/1/9","entries":2}}
+{"path":"","error":{"operation":"copy","message":"gone"},"batch":{"manifest":"m/1/9","entries":2}}
 {"path":"c"}
 "#;
-        let second = b"{\"path\":\"a\",\"message\":\"late\"}\n{\"path\":\"not yet\"}\n";
+        let second = br#"{"path":"a","error":{"operation":"open","message":"late"}}
+{"path":"not yet"}
+"#;
         let blobs = [
             ("e/1/0", first.to_vec()),
             ("e/1/1", second.to_vec()),

@@ -317,7 +317,7 @@ mod tests {
             action: None,
             bytes: 5,
             digest: Some(Digest([path.len() as u8; 32])),
-            message: None,
+            error: None,
         }
     }
 

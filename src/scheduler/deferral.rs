@@ -99,7 +99,7 @@ impl State {
                 action: Some(EntryAction::Create),
                 bytes: 0,
                 digest: None,
-                message: None,
+                error: None,
             });
             let created = created.collect();
             sync.defer_blocked(files, errors);

@@ -25,8 +25,6 @@ pub(super) const MAX_BATCHES: usize = 1_024;
 /// to it.
 pub(super) const MAX_PAGE_BYTES: usize = 32 << 10;
 
-pub(super) const MAX_MESSAGE_CHARS: usize = 1_000;
-
 /// The stored part of the failure list of a sync.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct FailureList {
@@ -47,19 +45,18 @@ pub(super) struct FailureList {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct OpenPage {
     pub(super) lines: Vec<u8>,
-    /// The reason in the last line.
-    pub(super) message: String,
+    /// The error in the last line.
+    pub(super) error: Option<FileError>,
     /// It has lines that are not stored.
     pub(super) is_unsaved: bool,
 }
 
-/// A line; without a reason it has the reason of the previous line, because most failures of a sync
-/// share one.
+/// A line; without an error it has that of the previous line.
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredLine {
     path: BytePath,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
+    error: Option<FileError>,
     /// The line stands for all entries of a batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     batch: Option<FailedBatch>,
@@ -97,25 +94,23 @@ pub struct FailurePages {
 /// # Errors
 /// The page was not written by this program.
 pub fn decode_failures(page: &[u8]) -> Result<Vec<FailureLine>, String> {
-    let mut message = None;
+    let mut error = None;
     let lines = page.split(|b| *b == b'\n').filter(|line| !line.is_empty());
     let entry = |line: &[u8]| {
         let line: StoredLine = serde_json::from_slice(line).map_err(|e| e.to_string())?;
-        message = line.message.or(message.take());
-        Ok(FailureLine { entry: failed_file_record(line.path, message.clone()), batch: line.batch })
+        error = line.error.or(error.take());
+        Ok(FailureLine { entry: failed_file_record(line.path, error.clone()), batch: line.batch })
     };
     lines.map(entry).collect()
 }
 
 /// The record of an entry that failed with `error`.
 pub(super) fn failure_record(error: &FileError) -> FileRecord {
-    let message = format!("{}: {error}", error.action());
-    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
-    failed_file_record(error.path.clone(), Some(message))
+    failed_file_record(error.path.clone(), Some(error.without_path()))
 }
 
-fn failed_file_record(path: BytePath, message: Option<String>) -> FileRecord {
-    FileRecord { path, state: FileState::Failed, action: None, bytes: 0, digest: None, message }
+fn failed_file_record(path: BytePath, error: Option<FileError>) -> FileRecord {
+    FileRecord { path, state: FileState::Failed, action: None, bytes: 0, digest: None, error }
 }
 
 pub(super) fn failure_page_key(no: SyncNo, page: u64) -> String {
@@ -138,9 +133,9 @@ impl FailureList {
         batch: Option<FailedBatch>,
         max_entries: u64,
     ) -> bool {
-        let message = failed.message.filter(|message| *message != self.open_page.message);
+        let error = failed.error.filter(|error| Some(error) != self.open_page.error.as_ref());
         let entries = batch.as_ref().map_or(1, |batch| batch.entries);
-        let line = StoredLine { path: failed.path, message, batch };
+        let line = StoredLine { path: failed.path, error, batch };
         let Ok(text) = serde_json::to_vec(&line) else { return false };
         let bytes = self.bytes.saturating_add(text.len() as u64 + 1);
         if !self.has_room(entries, max_entries) || bytes > MAX_FAILED_BYTES {
@@ -152,8 +147,8 @@ impl FailureList {
         self.open_page.lines.extend_from_slice(&text);
         self.open_page.lines.push(b'\n');
         self.open_page.is_unsaved = true;
-        if let Some(message) = line.message {
-            self.open_page.message = message;
+        if line.error.is_some() {
+            self.open_page.error = line.error;
         }
         self.batches.extend(line.batch.map(|batch| batch.manifest));
         (self.listed_count, self.bytes) = (self.listed_count + entries, bytes);

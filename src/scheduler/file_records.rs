@@ -14,8 +14,6 @@ use crate::wire::sync::FileError;
 /// No valid path needs a longer line.
 pub const MAX_LINE_BYTES: usize = 256 << 10;
 
-pub(super) const MAX_MESSAGE_CHARS: usize = 1_000;
-
 impl SyncJob {
     fn records_files(&self) -> bool {
         let options = &self.request.options;
@@ -47,7 +45,7 @@ impl State {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         let mut bytes = Vec::new();
         for mut file in files {
-            file.message = file.message.map(|text| text.chars().take(MAX_MESSAGE_CHARS).collect());
+            file.error = file.error.map(|error| error.without_path());
             if let Ok(line) = serde_json::to_vec(&file)
                 && line.len() < MAX_LINE_BYTES
             {

@@ -1,5 +1,6 @@
 //! Actions, warnings and outcomes of entries, as results and progress report them.
 
+use super::outcome::{EntryError, serialize_without_path};
 use super::text_enum::text_enum;
 use super::{BytePath, Digest};
 use minicbor::{Decode, Encode};
@@ -105,9 +106,13 @@ pub struct FileRecord {
     /// The digest of the content of a regular file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
-    /// The error message of a failed file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
+    /// The error of a failed file, without the path.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "serialize_without_path"
+    )]
+    pub error: Option<EntryError>,
 }
 
 /// See [`FileRecord`].

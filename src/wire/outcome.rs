@@ -7,10 +7,10 @@ use super::path::escape_bytes;
 use super::{BytePath, RelPath, WorkerId};
 use minicbor::{Decode, Decoder, Encode, Encoder};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 
-/// The maximum length of a text of an error between agents, in characters. A longer one is cut by both ends.
+/// The maximum length of a text of an error in replies of agents and in records, in characters. A longer one is cut.
 const MAX_TEXT_CHARS: usize = 1_000;
 
 /// One failed entry (or batch). In a reply between agents the path, the worker and the attempt are left out: the
@@ -19,6 +19,7 @@ const MAX_TEXT_CHARS: usize = 1_000;
 #[serde(deny_unknown_fields)]
 pub struct EntryError {
     /// Below the source (and destination) root; empty for the root itself.
+    #[serde(default)]
     #[cbor(skip)]
     pub path: BytePath,
     /// The end at which the operation failed; absent where a task failed as a whole.
@@ -77,6 +78,12 @@ impl EntryError {
     /// The error with the name of `errno`.
     pub fn with_errno(self, errno: Errno) -> Self {
         EntryError { errno: errno_name(errno).map(str::to_owned), ..self }
+    }
+
+    /// The error without its path, for a document that names the path itself.
+    pub fn without_path(&self) -> Self {
+        let message = cut_text(&self.message).to_owned();
+        EntryError { path: BytePath::default(), message, ..self.clone() }
     }
 
     /// The error of the entry at `path`, from a reply. Its texts came from a peer.
@@ -146,8 +153,24 @@ impl fmt::Display for EntryError {
 
 /// Cuts `text` and escapes control characters.
 pub fn sanitize_text(text: &str) -> String {
-    let cut: String = text.chars().take(MAX_TEXT_CHARS).collect();
-    if cut.chars().any(char::is_control) { escape_bytes(cut.as_bytes()) } else { cut }
+    let cut = cut_text(text);
+    if cut.chars().any(char::is_control) { escape_bytes(cut.as_bytes()) } else { cut.to_owned() }
+}
+
+fn cut_text(text: &str) -> &str {
+    text.char_indices().nth(MAX_TEXT_CHARS).map_or(text, |(end, _)| &text[..end])
+}
+
+/// Serializes an error of a document that names the path itself.
+pub(super) fn serialize_without_path<S: Serializer>(
+    error: &Option<EntryError>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let mut document = serde_json::to_value(error).map_err(serde::ser::Error::custom)?;
+    if let Some(fields) = document.as_object_mut() {
+        fields.remove("path");
+    }
+    document.serialize(serializer)
 }
 
 fn encode_text<C, W: minicbor::encode::Write>(
@@ -155,8 +178,7 @@ fn encode_text<C, W: minicbor::encode::Write>(
     e: &mut Encoder<W>,
     _: &mut C,
 ) -> Result<(), minicbor::encode::Error<W::Error>> {
-    let end = text.char_indices().nth(MAX_TEXT_CHARS).map_or(text.len(), |(end, _)| end);
-    e.str(&text[..end]).map(|_| ())
+    e.str(cut_text(text)).map(|_| ())
 }
 
 fn decode_text<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<String, minicbor::decode::Error> {

@@ -142,7 +142,10 @@ fn the_outcome_of_each_file_is_recorded_on_request() {
     assert!(paths("deleted").is_empty());
     let files = records_by_path(&cluster, &id, "");
     let failed = &files["in the way"];
-    assert!(failed["message"].as_str().is_some_and(|m| !m.is_empty()), "{failed:#}");
+    let error = &failed["error"];
+    assert_eq!((&error["side"], &error["errno"]), (&json!("destination"), &json!("EISDIR")));
+    assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{failed:#}");
+    assert_eq!(error["path"], serde_json::Value::Null, "the record names the path");
     assert_eq!(files["updated large"]["bytes"], 3 * MIB, "{:#}", files["updated large"]);
     assert_eq!(files["updated large"]["action"], "update");
     let ran = cluster.ctl(["sync", "files", &id, "--state", "failed"]).run().assert_exit_code(0);

@@ -7,7 +7,7 @@ fn sync_id() -> RequestId {
 
 fn file_record(path: &[u8], state: FileState, action: Option<EntryAction>) -> FileRecord {
     let path = crate::wire::BytePath(path.to_vec());
-    FileRecord { path, state, action, bytes: 1234, digest: None, message: None }
+    FileRecord { path, state, action, bytes: 1234, digest: None, error: None }
 }
 
 fn format_record(form: fn(&FileRecord, &mut Vec<u8>), record: &FileRecord) -> Vec<u8> {

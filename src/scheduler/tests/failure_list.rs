@@ -51,9 +51,10 @@ fn failures_are_listed_with_reasons_across_restarts_until_the_sync_is_deleted() 
     );
     assert!(world.records["s/1"].len() < 64 << 10, "nor is the list in the record of the sync");
     let reasons = keys.iter().flat_map(|key| decode_failures(&world.blobs[key]).unwrap());
-    let expected = Some("open source: permission denied");
     for FailureLine { entry, .. } in reasons {
-        assert_eq!((entry.state, entry.message.as_deref()), (FileState::Failed, expected));
+        let error = entry.error.unwrap();
+        assert_eq!((entry.state, error.action()), (FileState::Failed, "open source".to_owned()));
+        assert_eq!(error.message, "permission denied");
     }
     world.apply(Event::DeleteSync("demo".parse().unwrap()));
     assert!(world.blobs.is_empty());

@@ -193,7 +193,7 @@ impl Play {
                 action: None,
                 bytes: 0,
                 digest: None,
-                message: None,
+                error: None,
             }];
         }
         if dry {

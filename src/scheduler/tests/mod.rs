@@ -554,7 +554,7 @@ fn large_in_group(ranges: u64, name: u8) -> WorkItem {
 
 fn record(path: &str, state: FileState) -> FileRecord {
     let path = BytePath(path.as_bytes().to_vec());
-    FileRecord { path, state, action: None, bytes: 1, digest: None, message: None }
+    FileRecord { path, state, action: None, bytes: 1, digest: None, error: None }
 }
 
 fn listed(world: &mut World) -> Vec<String> {

@@ -446,7 +446,7 @@ async fn web_pages_of_other_sites_are_refused() {
 
 fn file_record(path: &str, state: FileState) -> FileRecord {
     let (path, digest) = (BytePath(path.as_bytes().to_vec()), Some(Digest([7; 32])));
-    FileRecord { path, state, action: None, bytes: 1, digest, message: None }
+    FileRecord { path, state, action: None, bytes: 1, digest, error: None }
 }
 
 #[tokio::test]
