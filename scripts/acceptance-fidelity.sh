@@ -407,7 +407,7 @@ if chosen 7; then
   # b3sum has no way to write names that are not UTF-8 (here \xff): those are for ctl sync verify alone.
   grep -v '^\\.*[^\]\\x[0-9a-f][0-9a-f]' "$state/manifest" >"$state/manifest.utf8"
   (cd "$dst/listed" && b3sum --check --quiet "$state/manifest.utf8") || fail "b3sum --check does not pass"
-  say "b3sum --check passes for the $(wc -l <"$state/manifest.utf8") of them whose names are UTF-8"
+  say "b3sum --check passes for the $(wc -l <"$state/manifest.utf8") of them with names in UTF-8"
   "$ctl" sync verify "$id" >"$state/verify" 2>&1 || fail "verify of a right destination: $(cat "$state/verify")"
   python3 - "$dst/listed/one" <<'PY'
 import os, sys

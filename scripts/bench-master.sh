@@ -11,7 +11,7 @@
 #   --dir DIR    where the store's files are, on the disk that is to be measured (default: a new one in TMPDIR)
 #   --smoke      small numbers, to see that it works
 #
-# Options of the load (`-- --help` tells all):
+# Options of the load (`-- --help` lists all):
 #   --workers N   registered workers (10000)    --members M  … of them in the sync (200)
 #   --entries E   of the sync (10000000)        --batch B    entries in a task (64)
 #   --ended N     syncs that have ended; times the list of them (0)

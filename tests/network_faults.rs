@@ -104,8 +104,12 @@ fn bits_flipped_between_agents_and_the_master_are_reported_and_have_no_effect() 
     // Heartbeats and polls are of no sync; pages, manifests and results are.
     let log = cluster.agents["a"].process.log();
     assert!(warning_count(&log, "") >= 10, "{log}");
-    let told = warning_count(&log, &id) + warning_count(&cluster.agents["b"].process.log(), &id);
-    assert!(sync.integrity_errors >= 1 && sync.integrity_errors <= told, "{told} {sync:#?}");
+    let warnings =
+        warning_count(&log, &id) + warning_count(&cluster.agents["b"].process.log(), &id);
+    assert!(
+        sync.integrity_errors >= 1 && sync.integrity_errors <= warnings,
+        "{warnings} {sync:#?}"
+    );
     assert!(cluster.master.process.log().contains("a request was corrupted in transit"));
 }
 
@@ -142,9 +146,10 @@ fn invalid_requests_to_an_agent_are_closed_and_do_not_fill_its_log() {
         assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
     }
     let log = cluster.agents["b"].process.log();
-    let told = log.lines().filter(|l| l.contains("WARN") && l.contains("data connection ended"));
+    let warnings =
+        log.lines().filter(|l| l.contains("WARN") && l.contains("data connection ended"));
     // One in ten seconds, however many there were.
-    assert!((1..=3).contains(&told.count()), "{log}");
+    assert!((1..=3).contains(&warnings.count()), "{log}");
     write_unusual_tree(&src);
     assert_complete(&cluster.run_sync(&src, &dst), census(&src));
     assert!(!cluster.agents["b"].process.log().contains("panicked"));

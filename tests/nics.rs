@@ -381,8 +381,8 @@ fn an_address_added_after_the_start_of_the_agent_is_used() {
     });
     assert!(!missing(&shown()), "{}", shown());
     lab.await_completed(&id);
-    let told = lab.logs().lines().filter(|line| line.contains("is unavailable")).count();
-    assert_eq!(told, 1, "{}", lab.logs());
+    let warnings = lab.logs().lines().filter(|line| line.contains("is unavailable")).count();
+    assert_eq!(warnings, 1, "{}", lab.logs());
 }
 
 #[test]

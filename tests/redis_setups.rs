@@ -312,15 +312,15 @@ fn a_changed_eviction_policy_is_reported_until_it_is_changed_back() {
     let server = Server::start(dir.path(), port, &["--port", &port.to_string()], &[]);
     let mut serving = start_master(dir.path(), &format!("  port: {port}\n"));
     serving.assert_serves("one");
-    let told = |serving: &Master| {
+    let readiness = |serving: &Master| {
         let answer = support::http::try_request(&serving.address, "GET", "/readyz", &[], None);
         answer.map(|answer| (answer.status, answer.text())).unwrap_or_default()
     };
     assert!(
         server.run_redis_cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).contains("OK")
     );
-    await_true("it is reported", || told(&serving).1.contains("allkeys-lru"));
-    assert_eq!(told(&serving).0, 200, "accepted syncs continue");
+    await_true("it is reported", || readiness(&serving).1.contains("allkeys-lru"));
+    assert_eq!(readiness(&serving).0, 200, "accepted syncs continue");
     assert_eq!(serving.try_submit("two"), Some(503));
     let log = serving.process.log();
     let line = log.lines().find(|line| line.contains("ERROR") && line.contains("allkeys-lru"));
@@ -330,7 +330,7 @@ fn a_changed_eviction_policy_is_reported_until_it_is_changed_back() {
     assert!(
         server.run_redis_cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).contains("OK")
     );
-    await_true("nothing is reported any more", || !told(&serving).1.contains("problem"));
+    await_true("nothing is reported any more", || !readiness(&serving).1.contains("problem"));
     serving.assert_serves("three");
 }
 

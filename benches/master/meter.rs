@@ -80,7 +80,7 @@ impl Meters {
     }
 }
 
-/// Clock ticks in a second as the kernel tells them to processes (`USER_HZ`): 100 on all that we run on.
+/// Clock ticks in a second as the kernel reports them to processes (`USER_HZ`): 100 on all that we run on.
 const CLOCK_TICKS_PER_SECOND: f64 = 100.0;
 
 /// A process on this host.

@@ -35,7 +35,7 @@ def syncfs(path):
 
 class Process:
     """One program with its log. `used` is (CPU seconds, peak KiB) once it was waited for. The kernel counts a process
-    at least as large as the one that started it was: a peak that can't be told from ours is a `bound` only."""
+    at least as large as the one that started it was: a peak that can't be distinguished from ours is a `bound` only."""
 
     def __init__(self, role, argv, log, env=None, stdin=None, stdout=None, service=False):
         self.role, self.argv, self.log, self.used = role, argv, log, None
@@ -160,7 +160,7 @@ def cpu_of(pid):
 
 
 def children(pid):
-    """The processes whose parent it is."""
+    """Its child processes."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():

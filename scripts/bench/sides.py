@@ -10,7 +10,7 @@ from collections import namedtuple
 
 from meter import Process, await_port, end_adopted, free_port, stop_all, syncfs
 
-# seconds; CPU seconds by role; peak KiB by role; roles whose peak is an upper bound only.
+# seconds; CPU seconds by role; peak KiB by role; roles with a peak that is an upper bound only.
 Used = namedtuple("Used", "seconds cpu peak_kib bounds")
 
 
@@ -190,7 +190,7 @@ class Syq(Side):
         home, shell = self.log("home"), self.log("shell")
         os.makedirs(home, mode=0o700, exist_ok=True)
         with open(shell, "w") as file:
-            # It is called with a host and a command. The address is where the other side is told to listen.
+            # It is called with a host and a command. The other side listens on this address.
             file.write('#!/bin/sh\nshift\nexport SSH_CONNECTION="127.0.0.1 1 127.0.0.1 22"\nexec /bin/sh -c "$1"\n')
         os.chmod(shell, 0o700)
         env = {"HOME": home, "XDG_CACHE_HOME": home, "XDG_CONFIG_HOME": home, "SYQ_NO_UPDATE_CHECK": "1"}

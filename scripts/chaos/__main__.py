@@ -137,7 +137,7 @@ class Sync:
 
 
 def make_tree(root, rng):
-    """Some large files, many small ones; what they hold is told by the seed."""
+    """Some large files, many small ones; the seed determines their content."""
     os.makedirs(root)
     for number in range(rng.randint(1, 4)):
         with open(f"{root}/large{number}", "wb") as file:

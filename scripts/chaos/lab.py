@@ -1,4 +1,4 @@
-"""The processes: Redis, masters and agents, each in a namespace of the line, started again when told to."""
+"""The processes: Redis, masters and agents, each in a namespace of the line, restarted on request."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ class Lab:
     """Everything that runs, and the directories."""
 
     MASTERS = "10.78.0.100"
-    # Whoever is gone is missed soon.
+    # A process that has ended is noticed soon.
     SHORT = "worker_heartbeat_timeout: 6s\nlease: 6s\n"
 
     def __init__(self, args, name, times=SHORT):

@@ -1,4 +1,4 @@
-"""A network between namespaces, made of TUN devices, whose packets all pass through here: they can be lost,
+"""A network between namespaces, made of TUN devices. All their packets pass through here: they can be lost,
 delayed, held to a speed, and have a bit flipped under a checksum that is right."""
 
 import collections

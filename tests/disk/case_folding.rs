@@ -78,7 +78,7 @@ fn assert_one_of_each_pair(
         (SyncState::Failed, Some(SyncOutcome::Partial)),
         "{sync:#?}"
     );
-    let told: BTreeSet<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();
+    let reported: BTreeSet<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();
     let (mut brought, mut named) = (BTreeSet::new(), BTreeSet::new());
     for (one, other) in COLLIDING_NAMES {
         let there = (is_copied(src, behind, one), is_copied(src, behind, other));
@@ -89,7 +89,7 @@ fn assert_one_of_each_pair(
         // A directory that can't be had is named as well.
         named.extend(lost.split_once('/').map(|(above, _)| above.to_owned()));
     }
-    assert_eq!(told, named, "{sync:#?}");
+    assert_eq!(reported, named, "{sync:#?}");
     for error in &sync.errors {
         assert_eq!(error.errno.as_deref(), Some("ENOTUNIQ"), "{error:#?}");
         assert!(error.to_string().contains("nothing was overwritten"), "{error:#?}");

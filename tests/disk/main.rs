@@ -83,9 +83,9 @@ fn assert_partial(sync: &SyncProgress, failed: &[&str], errno: &str) {
     assert_eq!(sync.failure_count(), failed.len() as u64, "{sync:#?}");
     let done = sync.files_done + sync.files_skipped + sync.files_failed;
     assert_eq!(done, sync.files_total, "{sync:#?}");
-    let mut told: Vec<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();
-    told.sort();
-    assert_eq!(told, failed, "{sync:#?}");
+    let mut reported: Vec<String> = sync.errors.iter().map(|e| e.path.to_string()).collect();
+    reported.sort();
+    assert_eq!(reported, failed, "{sync:#?}");
     for error in &sync.errors {
         assert_eq!(error.errno.as_deref(), Some(errno), "{error:#?}");
         assert!(error.worker_id.is_some() && error.attempt > 0, "{error:#?}");

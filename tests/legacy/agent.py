@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An agent in the shape of the predecessor's: pydantic models whose fields are required, and httpx.
+"""An agent in the shape of the predecessor's: pydantic models with required fields, and httpx.
 
 It sends heartbeats, polls, acknowledges every assignment without doing anything, and ends when the sync
 that it watches has ended. It prints one JSON document: what it received, and the last progress. A document
