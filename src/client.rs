@@ -46,7 +46,7 @@ pub struct ClientOptions {
     pub request_timeout: Duration,
     /// With several masters: how long a request is repeated while none of them leads, because one is about to take over.
     pub takeover_timeout: Duration,
-    /// How long a command whose reply was lost is sent again, counted from the first attempt.
+    /// How long a command is sent again after its reply was lost, counted from the first attempt.
     pub resend_timeout: Duration,
 }
 

@@ -1,7 +1,7 @@
 //! `ctl admin …`: maintenance of the installation.
 
 use super::args::AdminCommand;
-use super::error::CliError;
+use super::error::Result;
 use super::exit::Exit;
 use super::{Context, backup};
 use crate::util::units;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// # Errors
 /// The master can't be reached, or refuses the command.
-pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit, CliError> {
+pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit> {
     match command {
         AdminCommand::Backup { file } => backup::run(ctx, &file).await?,
         AdminCommand::Reconcile => {

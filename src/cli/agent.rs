@@ -1,7 +1,7 @@
 //! `ctl agent`.
 
 use super::args::AgentArgs;
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::{Context, config, service};
 use crate::client::{ClientOptions, MasterClient};
@@ -11,7 +11,7 @@ use crate::config::{AgentConfig, Env, Loaded, check_file_on_host, load_agent};
 ///
 /// # Errors
 /// The configuration can't be used, or the agent ended with an error.
-pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit, CliError> {
+pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit> {
     let hangups = service::catch_sighup()?;
     let env = Env::from_process();
     let worker_id = args.worker_id.as_ref().map(|id| id.as_str());
@@ -35,7 +35,7 @@ fn apply_overrides(
     mut config: AgentConfig,
     args: &AgentArgs,
     master_url: &[String],
-) -> Result<AgentConfig, CliError> {
+) -> Result<AgentConfig> {
     if !master_url.is_empty() {
         let client = MasterClient::new(master_url.to_vec(), ClientOptions::default())?;
         config.master_urls = client.urls().to_vec();

@@ -1,4 +1,4 @@
-//! The command line's shape: every command, option and default, and what the help says of them.
+//! The commands, options and defaults of the command line, with their help.
 
 use super::exit;
 use super::options::{self, SyncOptionArgs};
@@ -42,7 +42,7 @@ pub(super) struct GlobalArgs {
     #[arg(long, global = true, value_name = "URL", value_delimiter = ',')]
     #[arg(help_heading = "Global options")]
     pub(super) master_url: Vec<String>,
-    /// Print for people, or exactly what the API answers [env: CTL_OUTPUT]
+    /// Print text, or exactly the JSON of the API [env: CTL_OUTPUT]
     #[arg(short, long, global = true, value_name = "FORMAT")]
     #[arg(default_value = "table", help_heading = "Global options")]
     pub(super) output: OutputFormat,
@@ -177,7 +177,7 @@ pub(super) struct LogArgs {
     /// off, error, warn, info, debug, trace, or filters [env: CTL_LOG_LEVEL, for an agent also AGENT_LOG_LEVEL]
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
-    /// Log lines for people or as JSON [env: CTL_LOG_FORMAT]
+    /// Log lines as text or JSON [env: CTL_LOG_FORMAT]
     #[arg(long, value_name = "FORMAT")]
     pub(super) log_format: Option<LogLineFormat>,
 }
@@ -253,6 +253,20 @@ fn parse_bwlimit(text: &str) -> Result<Bwlimit, String> {
     units::parse_bwlimit(text).map(Bwlimit)
 }
 
+#[derive(Debug, Args)]
+pub(super) struct SyncIdArgs {
+    /// Sync ids, or their first 8 or more characters
+    #[arg(value_name = "ID", required = true)]
+    pub(super) ids: Vec<RequestId>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WorkerIdArgs {
+    /// Worker ids
+    #[arg(value_name = "WORKER", required = true)]
+    pub(super) ids: Vec<WorkerId>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum SyncCommand {
     /// Make DST hold what SRC holds
@@ -264,9 +278,8 @@ pub(super) enum SyncCommand {
     Wait(WaitArgs),
     /// Change syncs that run
     Set {
-        /// Sync ids, or their first 8 or more characters
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<RequestId>,
+        #[command(flatten)]
+        syncs: SyncIdArgs,
         /// Send no more than this from now on, all agents together, e.g. 100MiB/s; `none` or 0: as much as
         /// they can
         #[arg(long, value_name = "RATE", value_parser = parse_bwlimit, required = true)]
@@ -274,45 +287,30 @@ pub(super) enum SyncCommand {
     },
     /// Submit failed or cancelled syncs again, each under a new id; files already copied are skipped
     Retry {
-        /// Sync ids, or their first 8 or more characters
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<RequestId>,
+        #[command(flatten)]
+        syncs: SyncIdArgs,
         /// Only the entries that failed
         #[arg(long)]
         failed_only: bool,
     },
     /// Pause syncs: running tasks finish, no new ones start
-    Pause {
-        /// Sync ids, or their first 8 or more characters
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<RequestId>,
-    },
+    Pause(SyncIdArgs),
     /// Resume paused syncs, also those that wait for space at the destination
-    Resume {
-        /// Sync ids, or their first 8 or more characters
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<RequestId>,
-    },
+    Resume(SyncIdArgs),
     /// Take the tasks of syncs from one worker and assign them to others
     Reassign {
-        /// Sync ids, or their first 8 or more characters
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<RequestId>,
+        #[command(flatten)]
+        syncs: SyncIdArgs,
         /// The worker that holds the tasks
         #[arg(long, value_name = "WORKER")]
         worker: WorkerId,
     },
     /// Cancel syncs and keep their records; copied files stay
-    Cancel {
-        /// Sync ids, or their first 8 or more characters
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<RequestId>,
-    },
+    Cancel(SyncIdArgs),
     /// Delete the records of syncs; one that has not ended is cancelled first. Copied files are never touched
     Delete {
-        /// Sync ids, or their first 8 or more characters
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<RequestId>,
+        #[command(flatten)]
+        syncs: SyncIdArgs,
         /// Ignore ids that do not exist; ids must be given in full
         #[arg(long)]
         ignore_not_found: bool,
@@ -324,7 +322,7 @@ pub(super) enum SyncCommand {
         /// The sync id, or its first 8 or more characters
         #[arg(value_name = "ID")]
         id: RequestId,
-        /// Print the files whose names b3sum refuses (not UTF-8) instead, with the reason
+        /// Print the files with names that b3sum refuses (not UTF-8) instead, with the reason
         #[arg(long)]
         others: bool,
     },
@@ -342,9 +340,9 @@ pub(super) struct FilesArgs {
     #[arg(value_name = "ID")]
     pub(super) id: RequestId,
     /// Only those that ended so: done, skipped, failed, deleted
-    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = options::file_state_parser())]
+    #[arg(long, value_name = "STATE", value_delimiter = ',')]
     pub(super) state: Vec<FileState>,
-    /// Print only the names, as they are, each with a NUL byte behind it
+    /// Print only the names, unescaped, each followed by a NUL byte
     #[arg(short = '0', long)]
     pub(super) print0: bool,
 }
@@ -404,7 +402,7 @@ pub(super) struct SubmitArgs {
     /// Refuse the sync (exit 7) where no active worker serves SRC or DST now, instead of queueing it
     #[arg(long)]
     pub(super) no_queue: bool,
-    /// Wait until it has ended; the exit code then says how
+    /// Wait until it has ended; the exit code shows how it ended
     #[arg(short, long)]
     pub(super) wait: bool,
     #[command(flatten)]
@@ -415,9 +413,8 @@ pub(super) struct SubmitArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct WaitArgs {
-    /// Sync ids, or their first 8 or more characters
-    #[arg(value_name = "ID", required = true)]
-    pub(super) ids: Vec<RequestId>,
+    #[command(flatten)]
+    pub(super) syncs: SyncIdArgs,
     #[command(flatten)]
     pub(super) wait_limit: WaitLimitArgs,
 }
@@ -462,9 +459,8 @@ pub(super) enum WorkersCommand {
     },
     /// Drain workers: they finish and flush their tasks, and get no new ones
     Drain {
-        /// Worker ids
-        #[arg(value_name = "WORKER", required = true)]
-        ids: Vec<WorkerId>,
+        #[command(flatten)]
+        workers: WorkerIdArgs,
         /// The reason, shown with the worker
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
@@ -473,17 +469,9 @@ pub(super) enum WorkersCommand {
         wait: bool,
     },
     /// Undrain workers: they get tasks again
-    Undrain {
-        /// Worker ids
-        #[arg(value_name = "WORKER", required = true)]
-        ids: Vec<WorkerId>,
-    },
+    Undrain(WorkerIdArgs),
     /// Forget workers that have stopped or send no heartbeats: their tasks go to others
-    Forget {
-        /// Worker ids
-        #[arg(value_name = "WORKER", required = true)]
-        ids: Vec<WorkerId>,
-    },
+    Forget(WorkerIdArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,7 +9,7 @@
 //! `\xHH` is a byte of a name that b3sum refuses (these files are in a list of their own), and a line that begins with `#`
 //! is a comment.
 
-use super::error::CliError;
+use super::error::{CliError, Result};
 use crate::util::units;
 use crate::wire::path::escape_bytes;
 use crate::wire::{Digest, RelPath};
@@ -33,8 +33,8 @@ impl LineSplitter {
     pub(super) fn push(
         &mut self,
         piece: &[u8],
-        mut each: impl FnMut(&[u8]) -> Result<(), CliError>,
-    ) -> Result<(), CliError> {
+        mut each: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut parts = piece.split(|b| *b == b'\n');
         let last = parts.next_back().unwrap_or_default();
         for part in parts {
@@ -61,11 +61,17 @@ impl LineSplitter {
 
 #[derive(Debug, Default)]
 pub(super) struct DigestListReader {
-    lines: LineSplitter,
+    splitter: LineSplitter,
+    lines: ParsedLines,
+}
+
+#[derive(Debug, Default)]
+struct ParsedLines {
     digests: Vec<ListedDigest>,
-    line_number: u64,
-    bad_lines: Vec<String>,
-    bad_line_count: u64,
+    count: u64,
+    /// The first errors.
+    errors: Vec<String>,
+    error_count: usize,
 }
 
 /// The digests of files, sorted by name. Uses about 100 bytes plus the name for each.
@@ -81,65 +87,35 @@ struct ListedDigest {
 impl DigestListReader {
     /// # Errors
     /// A line is too long.
-    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), CliError> {
-        let DigestListReader {
-            lines,
-            digests: list,
-            line_number: number,
-            bad_lines: faults,
-            bad_line_count: faulty,
-        } = self;
-        lines.push(piece, |line| {
-            *number += 1;
-            parse_line_into(line, *number, list, faults, faulty);
+    pub(super) fn push(&mut self, piece: &[u8]) -> Result<()> {
+        self.splitter.push(piece, |line| {
+            self.lines.add(line);
             Ok(())
         })
     }
 
-    /// Starts another list; the list before it may lack the last newline.
+    /// Ends a list, which may lack the last newline; another one may follow.
     ///
     /// # Errors
-    /// As [`DigestListReader::update`].
-    pub(super) fn push_next_list(&mut self, text: &[u8]) -> Result<(), CliError> {
-        if !self.lines.partial_line().is_empty() {
-            self.push(b"\n")?;
-        }
-        self.push(text)
+    /// As [`DigestListReader::push`].
+    pub(super) fn end_list(&mut self) -> Result<()> {
+        if self.splitter.partial_line().is_empty() { Ok(()) } else { self.push(b"\n") }
     }
 
     /// The complete list. Of two lines for one name the later one is used.
     ///
     /// # Errors
     /// Malformed lines, with their numbers.
-    pub(super) fn finish(mut self, what: &str) -> Result<DigestList, CliError> {
-        if !self.lines.partial_line().is_empty() {
-            self.line_number += 1;
-            let line = self.lines.partial_line();
-            parse_line_into(
-                line,
-                self.line_number,
-                &mut self.digests,
-                &mut self.bad_lines,
-                &mut self.bad_line_count,
-            );
-        }
-        if self.bad_line_count > 0 {
-            let mut failure = CliError::new(format!(
-                "{} of the {} of {what} can't be used",
-                self.bad_line_count,
-                units::pluralize(self.line_number, "line", "lines")
-            ));
-            failure.notes = self.bad_lines;
-            if self.bad_line_count > MAX_REPORTED_LINES as u64 {
-                failure
-                    .notes
-                    .push(format!("and {} more", self.bad_line_count - MAX_REPORTED_LINES as u64));
-            }
-            return Err(failure.with_hint(
+    pub(super) fn finish(mut self, what: &str) -> Result<DigestList> {
+        self.end_list()?;
+        let ParsedLines { digests: mut list, count, errors, error_count } = self.lines;
+        if error_count > 0 {
+            let lines = units::pluralize(count, "line", "lines");
+            let message = format!("{error_count} of the {lines} of {what} can't be used");
+            return Err(CliError::new(message).with_listed(errors, error_count).with_hint(
                 "a line is the digest of b3sum, two blanks and a name relative to the PATH",
             ));
         }
-        let mut list = self.digests;
         // The sort is stable and `dedup` keeps the first of two, so the later line has to come first.
         list.reverse();
         list.sort_by(|a, b| a.path.cmp(&b.path));
@@ -148,24 +124,21 @@ impl DigestListReader {
     }
 }
 
-fn parse_line_into(
-    line: &[u8],
-    number: u64,
-    list: &mut Vec<ListedDigest>,
-    faults: &mut Vec<String>,
-    faulty: &mut u64,
-) {
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() || line.starts_with(b"#") {
-        return;
-    }
-    match parse_line(line) {
-        Ok(listed) => list.push(listed),
-        Err(why) => {
-            *faulty += 1;
-            if faults.len() < MAX_REPORTED_LINES {
-                let shown = escape_bytes(&line[..line.len().min(120)]);
-                faults.push(format!("line {number}: `{shown}` {why}"));
+impl ParsedLines {
+    fn add(&mut self, line: &[u8]) {
+        self.count += 1;
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() || line.starts_with(b"#") {
+            return;
+        }
+        match parse_line(line) {
+            Ok(listed) => self.digests.push(listed),
+            Err(reason) => {
+                self.error_count += 1;
+                if self.errors.len() < MAX_REPORTED_LINES {
+                    let shown = escape_bytes(&line[..line.len().min(120)]);
+                    self.errors.push(format!("line {}: `{shown}` {reason}", self.count));
+                }
             }
         }
     }
@@ -178,13 +151,10 @@ fn parse_line(line: &[u8]) -> Result<ListedDigest, String> {
     };
     let (digest, name) = line.split_at_checked(64).ok_or("is too short")?;
     let name = name.strip_prefix(b"  ").ok_or("has no two blanks behind 64 digits")?;
-    let digest = std::str::from_utf8(digest).map(str::to_ascii_lowercase);
-    let digest: Digest = digest
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or("does not begin with a digest of 64 hexadecimal digits")?;
+    let digest = std::str::from_utf8(digest).ok().and_then(|s| s.to_ascii_lowercase().parse().ok());
+    let digest: Digest = digest.ok_or("does not begin with a digest of 64 hexadecimal digits")?;
     let name = if escaped { unescape_name(name)? } else { name.to_vec() };
-    let path = RelPath::new(&name).map_err(|e| format!("names a file whose path {e}"))?;
+    let path = RelPath::new(&name).map_err(|e| format!("names a file with a path that {e}"))?;
     if path.is_root() {
         return Err("names no file".to_owned());
     }
@@ -244,7 +214,7 @@ mod tests {
 
     const HEX: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
-    fn read(pieces: &[&[u8]]) -> Result<DigestList, CliError> {
+    fn read(pieces: &[&[u8]]) -> Result<DigestList> {
         let mut reader = DigestListReader::default();
         for piece in pieces {
             reader.push(piece)?;
@@ -273,7 +243,8 @@ mod tests {
         assert_eq!(read(&[commented.as_bytes()]).unwrap().position_of(b"#a"), Some(0));
         let mut reader = DigestListReader::default();
         reader.push(format!("{HEX}  a").as_bytes()).unwrap();
-        reader.push_next_list(format!("{HEX}  b\n").as_bytes()).unwrap();
+        reader.end_list().unwrap();
+        reader.push(format!("{HEX}  b\n").as_bytes()).unwrap();
         assert_eq!(reader.finish("both").unwrap().len(), 2);
         let escaped = format!("\\{HEX}  a\\xff\\xFE\n");
         assert_eq!(read(&[escaped.as_bytes()]).unwrap().position_of(b"a\xff\xfe"), Some(0));
@@ -299,7 +270,7 @@ mod tests {
         );
         let e = read(&[text.as_bytes()]).unwrap_err();
         assert_eq!(e.exit.code(), 1);
-        let said = e.render();
+        let printed = e.render();
         for part in [
             "7 of the 8 lines of the list",
             "line 2:",
@@ -312,7 +283,7 @@ mod tests {
             "line 7:",
             "line 8:",
         ] {
-            assert!(said.contains(part), "{part} in {said}");
+            assert!(printed.contains(part), "{part} in {printed}");
         }
     }
 }

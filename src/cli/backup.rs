@@ -1,7 +1,7 @@
 //! `ctl admin backup`: copies the embedded store of a running master into one file.
 
 use super::Context;
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::pending_file::PendingFile;
 use super::sanitize::display_path;
 use crate::util::{checksum, units};
@@ -13,7 +13,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// `file` exists or can't be written; the master can't be reached, or keeps its state in Redis.
-pub(super) async fn run(ctx: &Context, file: &Path) -> Result<(), CliError> {
+pub(super) async fn run(ctx: &Context, file: &Path) -> Result<()> {
     let shown = display_path(file);
     let write_error = |e: std::io::Error| match e.kind() {
         ErrorKind::AlreadyExists => CliError::new(format!("{shown} exists and is not overwritten"))

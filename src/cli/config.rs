@@ -2,14 +2,14 @@
 
 use super::Context;
 use super::args::ConfigCommand;
-use super::error::CliError;
+use super::error::Result;
 use super::exit::Exit;
 use super::sanitize::sanitize;
-use crate::config::{CheckReport, Env, FileKind, Severity, check_file};
+use crate::config::{CheckReport, Env, FileKind, check_file};
 
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, CliError> {
+pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit> {
     let ConfigCommand::Check { file, worker_id, strict } = command;
     let worker_id = worker_id.as_ref().map(|id| id.as_str());
     let report = check_file(&file, worker_id, &Env::from_process());
@@ -22,7 +22,7 @@ pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit, CliErro
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn print_report(ctx: &Context, report: &CheckReport) -> Result<Exit, CliError> {
+pub(super) fn print_report(ctx: &Context, report: &CheckReport) -> Result<Exit> {
     let text = report.to_string().lines().map(sanitize).collect::<Vec<_>>().join("\n");
     let quiet = if report.is_usable() { "" } else { &text };
     ctx.print(report_document(report).to_string().as_bytes(), quiet, &text)?;
@@ -35,10 +35,7 @@ fn report_document(report: &CheckReport) -> serde_json::Value {
             "origin": p.origin,
             "line": p.at.map(|at| at.line),
             "column": p.at.map(|at| at.col),
-            "severity": match p.severity {
-                Severity::Error => "error",
-                Severity::Warning => "warning",
-            },
+            "severity": p.severity.as_str(),
             "message": p.message,
         })
     });

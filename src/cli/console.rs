@@ -1,6 +1,6 @@
 //! All writing to standard output and standard error: results go to standard output, messages to standard error.
 
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::sanitize::sanitize;
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use std::io::{self, Write};
 ///
 /// # Errors
 /// Standard output can't be written, e.g. to a full disk.
-pub(super) fn write_data(text: &[u8]) -> Result<(), CliError> {
+pub(super) fn write_data(text: &[u8]) -> Result<()> {
     let newline: &[u8] = if matches!(text.last(), Some(b'\n') | None) { b"" } else { b"\n" };
     write_chunk(text)?;
     write_chunk(newline).map(drop)
@@ -19,7 +19,7 @@ pub(super) fn write_data(text: &[u8]) -> Result<(), CliError> {
 ///
 /// # Errors
 /// As [`write_data`].
-pub(super) fn write_chunk(chunk: &[u8]) -> Result<bool, CliError> {
+pub(super) fn write_chunk(chunk: &[u8]) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(chunk).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),

@@ -3,7 +3,7 @@
 //! empty variable as a value.
 
 use super::args::{AgentArgs, Cli, Command};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use crate::wire::path::escape_bytes;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
@@ -19,7 +19,7 @@ pub(super) fn apply_env_vars(
     cli: &mut Cli,
     matches: &ArgMatches,
     var: impl Fn(&str) -> Option<OsString>,
-) -> Result<(), CliError> {
+) -> Result<()> {
     let var = |name: &str| var(name).filter(|value| !value.is_empty());
     let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if !typed("master_url")
@@ -61,10 +61,7 @@ fn invalid_value_error(name: &str, value: &str, rule: &dyn std::fmt::Display) ->
         .with_hint(format!("set another value, or none: unset {name}"))
 }
 
-fn read_text(
-    name: &str,
-    var: &impl Fn(&str) -> Option<OsString>,
-) -> Result<Option<String>, CliError> {
+fn read_text(name: &str, var: &impl Fn(&str) -> Option<OsString>) -> Result<Option<String>> {
     let Some(value) = var(name) else { return Ok(None) };
     value.into_string().map(Some).map_err(|value| {
         CliError::usage(format!("{name} `{}` is not UTF-8", escape_bytes(value.as_bytes())))
@@ -74,7 +71,7 @@ fn read_text(
 fn read_choice<T: ValueEnum>(
     name: &str,
     var: &impl Fn(&str) -> Option<OsString>,
-) -> Result<Option<T>, CliError> {
+) -> Result<Option<T>> {
     let Some(value) = read_text(name, var)? else { return Ok(None) };
     T::from_str(&value, false).map(Some).map_err(|_| {
         let all = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
@@ -89,7 +86,7 @@ mod tests {
     use super::*;
     use clap::{CommandFactory, FromArgMatches};
 
-    fn of(line: &str, variables: &[(&str, &str)]) -> Result<Cli, CliError> {
+    fn of(line: &str, variables: &[(&str, &str)]) -> Result<Cli> {
         let matches = Cli::command().try_get_matches_from(line.split(' ')).unwrap();
         let mut cli = Cli::from_arg_matches(&matches).unwrap();
         let find = |name: &str| variables.iter().find(|(known, _)| *known == name);

@@ -6,6 +6,9 @@ use crate::client::ClientError;
 use crate::config::ConfigErrors;
 use crate::wire::problem::ProblemCode;
 
+/// The result of a step of a command.
+pub(super) type Result<T, E = CliError> = std::result::Result<T, E>;
+
 /// Printed as `error: message`, then the notes, then the hint with the exit code.
 #[derive(Debug)]
 pub(super) struct CliError {
@@ -39,10 +42,10 @@ impl CliError {
         self
     }
 
-    /// Notes for `errors`, of which the first `max` are listed and the others counted.
-    pub(super) fn with_listed(mut self, errors: Vec<String>, max: usize) -> Self {
-        let more = errors.len().saturating_sub(max);
-        self.notes.extend(errors.into_iter().take(max));
+    /// Notes for the first of `count` errors; the others are counted.
+    pub(super) fn with_listed(mut self, first: Vec<String>, count: usize) -> Self {
+        let more = count.saturating_sub(first.len());
+        self.notes.extend(first);
         self.notes.extend((more > 0).then(|| format!("and {more} more")));
         self
     }

@@ -4,106 +4,78 @@
 use crate::wire::sync::{ErrorClass, FileError, SyncOutcome, SyncProgress, SyncState};
 use rustix::io::Errno;
 
-/// How the program ends, in order of severity. With several syncs the most severe one is used: a sync that ended
-/// badly, before one that has not ended, before one that ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Exit {
-    /// Accepted, or (with `--wait`) completed: everything is copied and verified.
-    Ok,
-    /// Nothing was transferred, with `--error-on-no-transfer`.
-    NoTransfer,
-    /// `--timeout` passed and the sync continues. Holds the code of `--timeout-exit-code`.
-    TimedOut(u8),
-    /// SIGINT during the wait; the sync continues.
-    Interrupted,
-    /// SIGTERM during the wait; the sync continues.
-    Terminated,
-    /// The only failures are source files that vanished or changed.
-    Vanished,
-    /// Everything was copied, and a guard stopped the deletion of extraneous entries.
-    DeleteStopped,
-    /// Some entries failed and the rest was copied, or tasks were reported done without evidence.
-    Partial,
-    /// A guard stopped a mirror before everything was copied.
-    CopyStopped,
-    /// The sync was cancelled or deleted during the wait.
-    Cancelled,
-    /// The sync, worker or path does not exist.
-    NotFound,
-    /// The id is taken, or the state of the sync does not allow the command.
-    Conflict,
-    /// No master can be reached, or it can't answer now; a later attempt may succeed.
-    Unreachable,
-    /// The sync failed as a whole or copied nothing, and a retry without a change fails again.
-    Failed,
-    /// The master or (for SRC or DST itself) the file system denies permission.
-    Denied,
-    /// An error without a code of its own.
-    Error,
-    /// Wrong usage, or paths that can't be used as SRC and DST.
-    Usage,
-    /// The configuration can't be used.
-    Config,
-}
-
 /// The code of [`Exit::TimedOut`] by default: that of coreutils' `timeout`.
 pub const DEFAULT_TIMEOUT_EXIT_CODE: u8 = 124;
 
-/// In order of their codes, for the help.
-const ALL: [Exit; 18] = [
-    Exit::Ok,
-    Exit::Error,
-    Exit::Usage,
-    Exit::NotFound,
-    Exit::Denied,
-    Exit::Unreachable,
-    Exit::Conflict,
-    Exit::Failed,
-    Exit::CopyStopped,
-    Exit::NoTransfer,
-    Exit::Cancelled,
-    Exit::Partial,
-    Exit::Vanished,
-    Exit::DeleteStopped,
-    Exit::Config,
-    Exit::TimedOut(DEFAULT_TIMEOUT_EXIT_CODE),
-    Exit::Interrupted,
-    Exit::Terminated,
-];
+/// Defines [`Exit`]: each code with its meaning for `--help`, in order of severity.
+macro_rules! exit_codes {
+    ($($(#[$doc:meta])* $name:ident $(($payload:ty))? = $code:expr, $meaning:literal;)+) => {
+        /// How the program ends, in order of severity. With several syncs the most severe one is used: a sync that
+        /// ended badly, before one that has not ended, before one that ended well.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Exit {
+            $($(#[$doc])* $name $(($payload))?,)+
+        }
+
+        /// All codes with their meanings.
+        const MEANINGS: &[(u8, &str)] = &[$(($code, $meaning)),+];
+
+        #[cfg(test)]
+        const ALL: &[Exit] = &[$(Exit::$name $((<$payload>::MAX))?),+];
+
+        impl Exit {
+            fn default_code(self) -> u8 {
+                match self {
+                    $(Exit::$name { .. } => $code,)+
+                }
+            }
+        }
+    };
+}
+
+exit_codes! {
+    /// Accepted, or (with `--wait`) completed: everything is copied and verified.
+    Ok = 0, "accepted; with --wait: completed, everything copied and verified";
+    /// Nothing was transferred, with `--error-on-no-transfer`.
+    NoTransfer = 9, "nothing was transferred (with --error-on-no-transfer)";
+    /// `--timeout` passed and the sync continues. Holds the code of `--timeout-exit-code`.
+    TimedOut(u8) = DEFAULT_TIMEOUT_EXIT_CODE, "--timeout passed, the sync continues (--timeout-exit-code)";
+    /// SIGINT during the wait; the sync continues.
+    Interrupted = 130, "SIGINT during the wait; the sync continues";
+    /// SIGTERM during the wait; the sync continues.
+    Terminated = 143, "SIGTERM during the wait; the sync continues";
+    /// The only failures are source files that vanished or changed.
+    Vanished = 24, "only source files that vanished or kept changing failed";
+    /// Everything was copied, and a guard stopped the deletion of extraneous entries.
+    DeleteStopped = 25, "all was copied, a guard stopped the deletion (--max-delete …)";
+    /// Some entries failed and the rest was copied, or tasks were reported done without evidence.
+    Partial = 23, "some files failed, the rest was copied; or tasks are unverified";
+    /// A guard stopped a mirror before everything was copied.
+    CopyStopped = 8, "a guard stopped a mirror before it copied (empty source …)";
+    /// The sync was cancelled or deleted during the wait.
+    Cancelled = 20, "the sync was cancelled or deleted during the wait";
+    /// The sync, worker or path does not exist.
+    NotFound = 3, "the sync, worker or path (SRC) does not exist";
+    /// The id is taken, or the state of the sync does not allow the command.
+    Conflict = 6, "the id is taken, or the state of the sync does not allow it";
+    /// No master can be reached, or it can't answer now; a later attempt may succeed.
+    Unreachable = 5, "the master can't be reached or can't answer now; try later";
+    /// The sync failed as a whole or copied nothing, and a retry without a change fails again.
+    Failed = 7, "the sync failed as a whole or copied nothing; a retry won't help";
+    /// The master or (for SRC or DST itself) the file system denies permission.
+    Denied = 4, "permission denied: for SRC or DST itself, or by the master";
+    /// An error without a code of its own.
+    Error = 1, "another error";
+    /// Wrong usage, or paths that can't be used as SRC and DST.
+    Usage = 2, "wrong usage, also of paths: a file as SRC with a directory as DST";
+    /// The configuration can't be used.
+    Config = 78, "the configuration can't be used";
+}
 
 impl Exit {
     /// The exit status of the process.
     pub fn code(self) -> u8 {
-        self.describe().0
-    }
-
-    fn describe(self) -> (u8, &'static str) {
-        match self {
-            Exit::Ok => (0, "accepted; with --wait: completed, everything copied and verified"),
-            Exit::Error => (1, "another error"),
-            Exit::Usage => (2, "wrong usage, also of paths: a file as SRC with a directory as DST"),
-            Exit::NotFound => (3, "the sync, worker or path (SRC) does not exist"),
-            Exit::Denied => (4, "permission denied: for SRC or DST itself, or by the master"),
-            Exit::Unreachable => (5, "the master can't be reached or can't answer now; try later"),
-            Exit::Conflict => (6, "the id is taken, or the state of the sync does not allow it"),
-            Exit::Failed => (7, "the sync failed as a whole or copied nothing; a retry won't help"),
-            Exit::CopyStopped => (8, "a guard stopped a mirror before it copied (empty source …)"),
-            Exit::NoTransfer => (9, "nothing was transferred (with --error-on-no-transfer)"),
-            Exit::Cancelled => (20, "the sync was cancelled or deleted during the wait"),
-            Exit::Partial => {
-                (23, "some files failed, the rest was copied; or tasks are unverified")
-            }
-            Exit::Vanished => (24, "only source files that vanished or kept changing failed"),
-            Exit::DeleteStopped => {
-                (25, "all was copied, a guard stopped the deletion (--max-delete …)")
-            }
-            Exit::Config => (78, "the configuration can't be used"),
-            Exit::TimedOut(code) => {
-                (code, "--timeout passed, the sync continues (--timeout-exit-code)")
-            }
-            Exit::Interrupted => (130, "SIGINT during the wait; the sync continues"),
-            Exit::Terminated => (143, "SIGTERM during the wait; the sync continues"),
-        }
+        if let Exit::TimedOut(code) = self { code } else { self.default_code() }
     }
 
     /// The exit code of a sync, `None` until it has ended. A sync with a failure is never [`Exit::Ok`], whatever its
@@ -155,8 +127,10 @@ pub fn root_error(sync: &SyncProgress) -> Option<&FileError> {
 
 /// The list of codes for `--help`.
 pub fn help_text() -> String {
-    let lines = ALL.map(Exit::describe).map(|(code, meaning)| format!("  {code:>3}  {meaning}\n"));
-    format!("Exit codes:\n{}", lines.concat())
+    let mut codes = MEANINGS.to_vec();
+    codes.sort_unstable();
+    let lines = codes.iter().map(|(code, meaning)| format!("  {code:>3}  {meaning}\n"));
+    format!("Exit codes:\n{}", lines.collect::<String>())
 }
 
 #[cfg(test)]
@@ -232,6 +206,8 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), ALL.len());
+        let codes: std::collections::BTreeSet<u8> = ALL.iter().map(|exit| exit.code()).collect();
+        assert_eq!(codes.len(), ALL.len());
     }
 
     #[test]
@@ -251,8 +227,11 @@ mod tests {
 
     #[test]
     fn the_help_lists_each_code_once() {
-        let codes: Vec<u8> = ALL.map(Exit::code).to_vec();
+        let help = help_text();
+        let words = help.lines().skip(1).map(|line| line.split_whitespace().next().unwrap());
+        let codes: Vec<u8> = words.map(|word| word.parse().unwrap()).collect();
         assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 23, 24, 25, 78, 124, 130, 143]);
-        assert!(help_text().contains("\n   23  some files failed"));
+        assert!(help.contains("\n   23  some files failed"));
+        assert_eq!(Exit::TimedOut(9).code(), 9);
     }
 }

@@ -3,9 +3,8 @@
 
 use super::args::{FilesArgs, OutputFormat};
 use super::b3sum::LineSplitter;
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
-use super::options::file_state_name;
 use super::resource::with_resolved_id;
 use super::wait::WaitOutcome;
 use super::{Context, console};
@@ -19,7 +18,7 @@ use crate::wire::path::escape_bytes;
 ///
 /// # Errors
 /// The sync does not exist or has no records; the master can't be reached.
-pub(super) async fn print_files(ctx: &Context, args: FilesArgs) -> Result<Exit, CliError> {
+pub(super) async fn print_files(ctx: &Context, args: FilesArgs) -> Result<Exit> {
     let client = ctx.new_client()?;
     let download = async |id: &RequestId| client.download_files(id, &args.state).await;
     let mut body = with_resolved_id(&client, &args.id, download).await.map_err(record_error)?;
@@ -43,7 +42,7 @@ async fn note_unlisted_failures(
     ctx: &Context,
     client: &MasterClient,
     id: &RequestId,
-) -> Result<(), CliError> {
+) -> Result<()> {
     let get = async |id: &RequestId| client.get_sync(id).await;
     let sync = with_resolved_id(client, id, get).await?;
     if sync.failures_unlisted > 0 {
@@ -66,7 +65,7 @@ pub(super) async fn print_items(
     ctx: &Context,
     client: &MasterClient,
     waited: &WaitOutcome,
-) -> Result<(), CliError> {
+) -> Result<()> {
     for sync in &waited.syncs {
         if sync.exit.is_none() || sync.latest.is_none() || sync.was_deleted {
             continue;
@@ -87,7 +86,7 @@ pub(super) fn record_error(e: ClientError) -> CliError {
 }
 
 /// Copies a reply to standard output as it arrives, until the reader closes the pipe.
-pub(super) async fn stream_to_stdout(body: &mut Download) -> Result<(), CliError> {
+pub(super) async fn stream_to_stdout(body: &mut Download) -> Result<()> {
     while let Some(chunk) = body.next_chunk().await? {
         if !console::write_chunk(&chunk)? {
             break;
@@ -100,7 +99,7 @@ pub(super) async fn stream_to_stdout(body: &mut Download) -> Result<(), CliError
 async fn print_records(
     body: &mut Download,
     write_record: fn(&FileRecord, &mut Vec<u8>),
-) -> Result<(), CliError> {
+) -> Result<()> {
     let mut lines = LineSplitter::default();
     while let Some(chunk) = body.next_chunk().await? {
         let mut text = Vec::new();
@@ -119,7 +118,7 @@ async fn print_records(
     }
 }
 
-fn parse_record(line: &[u8]) -> Result<FileRecord, CliError> {
+fn parse_record(line: &[u8]) -> Result<FileRecord> {
     serde_json::from_slice(line).map_err(|e| {
         let shown = escape_bytes(&line[..line.len().min(200)]);
         CliError::new(format!("cannot read the master's record of a file: {e}; it is `{shown}`"))
@@ -134,7 +133,7 @@ fn record_path(record: &FileRecord) -> &[u8] {
 
 fn write_row(record: &FileRecord, text: &mut Vec<u8>) {
     let action = record.action.map_or("-", |action| action.as_str());
-    let (state, path) = (file_state_name(record.state), escape_bytes(record_path(record)));
+    let (state, path) = (record.state.as_str(), escape_bytes(record_path(record)));
     text.extend(format!("{state:<7}  {action:<8}  {:>14}  {path}\n", record.bytes).bytes());
 }
 
@@ -149,7 +148,7 @@ fn write_item(record: &FileRecord, text: &mut Vec<u8>) {
         (FileState::Failed, _) => "failed",
         (_, Some(EntryAction::Skip)) | (FileState::Skipped, None) => return,
         (_, Some(action)) => action.as_str(),
-        (state, None) => file_state_name(state),
+        (state, None) => state.as_str(),
     };
     text.extend(format!("{word:<8}  {}\n", escape_bytes(record_path(record))).bytes());
 }

@@ -1,6 +1,6 @@
 //! `--files-from`: the list of names to copy. Names are bytes: `#` does not start a comment, `-` not an option.
 
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::sanitize::display_path;
 use crate::wire::path::escape_bytes;
@@ -15,11 +15,7 @@ const MAX_REPORTED_NAMES: usize = 10;
 ///
 /// # Errors
 /// Those of [`read_input`] and [`parse_list`].
-pub(super) fn read_list(
-    file: &Path,
-    nul: bool,
-    sources: &[AbsPath],
-) -> Result<Vec<BytePath>, CliError> {
+pub(super) fn read_list(file: &Path, nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>> {
     parse_list(&read_input(file, "the list of names")?, nul, sources)
 }
 
@@ -31,7 +27,7 @@ pub(super) fn is_stdin(file: &Path) -> bool {
 ///
 /// # Errors
 /// The file can't be read, or standard input is a terminal.
-pub(super) fn read_input(file: &Path, what: &str) -> Result<Vec<u8>, CliError> {
+pub(super) fn read_input(file: &Path, what: &str) -> Result<Vec<u8>> {
     if !is_stdin(file) {
         return std::fs::read(file).map_err(|e| {
             let not_found = e.kind() == ErrorKind::NotFound;
@@ -58,7 +54,7 @@ pub(super) fn read_input(file: &Path, what: &str) -> Result<Vec<u8>, CliError> {
 ///
 /// # Errors
 /// Names outside the source, with their numbers; NUL bytes without `nul`.
-fn parse_list(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>, CliError> {
+fn parse_list(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath>> {
     if !nul && raw.contains(&0) {
         return Err(CliError::usage("the list of names holds NUL bytes")
             .with_hint("for a NUL-separated list (find -print0) add -0"));
@@ -75,16 +71,18 @@ fn parse_list(raw: &[u8], nul: bool, sources: &[AbsPath]) -> Result<Vec<BytePath
         }
         match relative_to_source(name, sources) {
             Ok(name) => names.push(name),
-            Err(why) => {
-                errors.push(format!("{unit} {}: `{}` {why}", index + 1, escape_bytes(name)))
+            Err(reason) => {
+                errors.push(format!("{unit} {}: `{}` {reason}", index + 1, escape_bytes(name)))
             }
         }
     }
     if errors.is_empty() {
         return Ok(names);
     }
-    Err(CliError::usage(format!("{} of the names to copy can't be used", errors.len()))
-        .with_listed(errors, MAX_REPORTED_NAMES)
+    let count = errors.len();
+    errors.truncate(MAX_REPORTED_NAMES);
+    Err(CliError::usage(format!("{count} of the names to copy can't be used"))
+        .with_listed(errors, count)
         .with_hint("names are relative to SRC, or absolute below it"))
 }
 

@@ -109,7 +109,7 @@ pub(super) async fn fake_master(
 ) -> (MasterClient, tokio::task::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let asked = tokio::spawn(async move {
+    let request = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut raw = Vec::new();
         while !raw.windows(4).any(|w| w == b"\r\n\r\n") {
@@ -126,5 +126,5 @@ pub(super) async fn fake_master(
         stream.write_all(b"0\r\n\r\n").await.unwrap();
         String::from_utf8_lossy(&raw).lines().next().unwrap_or_default().to_owned()
     });
-    (MasterClient::new(vec![url], ClientOptions::default()).unwrap(), asked)
+    (MasterClient::new(vec![url], ClientOptions::default()).unwrap(), request)
 }

@@ -1,16 +1,16 @@
 //! Waits for syncs with progress, then prints how they ended and writes what was requested of their records.
 
 use super::args::{ExitCodeArgs, OutputFormat, WaitLimitArgs};
-use super::error::CliError;
+use super::error::Result;
 use super::exit::Exit;
 use super::options::{SyncOptionArgs, bwlimit_arg, to_cli_args};
 use super::outcome_report::{self, NextSteps};
 use super::resource::join_documents;
 use super::sanitize::sanitize;
-use super::shell_quote::quote_path;
 use super::wait::{SyncWaiter, WaitOutcome, WaitedSync};
 use super::{Context, console, file_records, manifest, progress, signals};
 use crate::client::MasterClient;
+use crate::util::shell_quote::quote_path;
 use crate::util::units;
 use crate::wire::RequestId;
 use crate::wire::sync::SyncProgress;
@@ -34,7 +34,7 @@ pub(super) struct RecordOutputs {
 impl RecordOutputs {
     /// # Errors
     /// The manifest could not be written at the end.
-    pub(super) fn new(args: &SyncOptionArgs) -> Result<RecordOutputs, CliError> {
+    pub(super) fn new(args: &SyncOptionArgs) -> Result<RecordOutputs> {
         let manifest = args.verification.manifest.clone();
         if let Some(path) = &manifest {
             manifest::check_manifest_writable(path)?;
@@ -51,8 +51,8 @@ impl RecordOutputs {
         ctx: &Context,
         client: &MasterClient,
         waited: &WaitOutcome,
-        print_ends: impl FnOnce() -> Result<(), CliError>,
-    ) -> Result<(), CliError> {
+        print_ends: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let items = match self.itemize {
             true => file_records::print_items(ctx, client, waited).await,
             false => Ok(()),
@@ -77,7 +77,7 @@ pub(super) async fn wait_and_report(
     ids: Vec<RequestId>,
     limit: &WaitLimitArgs,
     options: &WaitOptions,
-) -> Result<Exit, CliError> {
+) -> Result<Exit> {
     let mut signals = signals::listen_for_signals()?;
     let mut monitor = progress::new_monitor(&ctx.global);
     let waiter = SyncWaiter::new(client, monitor.as_mut(), ids, options.submitted_here)
@@ -89,11 +89,7 @@ pub(super) async fn wait_and_report(
 }
 
 /// Prints the documents (json) or the results (table), failures and next steps.
-fn print_wait_outcome(
-    ctx: &Context,
-    waited: &WaitOutcome,
-    limit: &WaitLimitArgs,
-) -> Result<(), CliError> {
+fn print_wait_outcome(ctx: &Context, waited: &WaitOutcome, limit: &WaitLimitArgs) -> Result<()> {
     if ctx.global.output == OutputFormat::Json {
         let existing = waited.syncs.iter().filter(|sync| !sync.was_deleted);
         let bodies: Vec<_> =
@@ -117,7 +113,7 @@ fn print_wait_outcome(
         let open = || waited.syncs.iter().filter(|sync| sync.exit.is_none());
         let ids = open().map(|sync| sync.id.as_str()).collect::<Vec<_>>().join(" ");
         let states = open().map(describe_unended).collect::<Vec<_>>().join("; ");
-        let why = match (stopped_by, limit.timeout) {
+        let reason = match (stopped_by, limit.timeout) {
             (Exit::TimedOut(_), Some(timeout)) => {
                 format!("timed out after {}", units::format_duration(timeout))
             }
@@ -125,7 +121,7 @@ fn print_wait_outcome(
         };
         let (ctl, code) = (&ctx.ctl_command, stopped_by.code());
         console::print_note(&format!(
-            "{why}; {states}\n  watch: {ctl} sync wait {ids}     stop: {ctl} sync cancel {ids}   (exit {code})"
+            "{reason}; {states}\n  watch: {ctl} sync wait {ids}     stop: {ctl} sync cancel {ids}   (exit {code})"
         ));
     }
     Ok(())
@@ -162,7 +158,7 @@ pub(super) fn print_sync_end(
     sync: &SyncProgress,
     exit: Exit,
     next: &NextSteps,
-) -> Result<(), CliError> {
+) -> Result<()> {
     if ctx.global.output == OutputFormat::Table && !ctx.global.quiet {
         console::write_data(outcome_report::result_text(sync).as_bytes())?;
     }

@@ -1,7 +1,7 @@
 //! `ctl version` and `ctl completion`.
 
 use super::args::{Cli, Shell};
-use super::error::CliError;
+use super::error::Result;
 use super::exit::Exit;
 use super::{Context, console};
 use clap::CommandFactory;
@@ -14,7 +14,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn print_version(ctx: &Context) -> Result<Exit, CliError> {
+pub(super) fn print_version(ctx: &Context) -> Result<Exit> {
     let document = json!({ "name": "longhaul", "version": VERSION }).to_string();
     ctx.print(document.as_bytes(), VERSION, &format!("ctl {VERSION} (longhaul)"))?;
     Ok(Exit::Ok)
@@ -24,7 +24,7 @@ pub(super) fn print_version(ctx: &Context) -> Result<Exit, CliError> {
 ///
 /// # Errors
 /// Standard output can't be written.
-pub(super) fn print_completion(shell: Shell) -> Result<Exit, CliError> {
+pub(super) fn print_completion(shell: Shell) -> Result<Exit> {
     let target = match shell {
         Shell::Bash => Target::Bash,
         Shell::Zsh => Target::Zsh,

@@ -2,7 +2,7 @@
 //! arrives.
 
 use super::b3sum::{DigestList, DigestListReader};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::file_records::{record_error, stream_to_stdout};
 use super::pending_file::{PendingFile, parent_dir};
@@ -21,11 +21,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// The sync does not exist or has no digests; the master can't be reached.
-pub(super) async fn print_manifest(
-    ctx: &Context,
-    id: RequestId,
-    others: bool,
-) -> Result<Exit, CliError> {
+pub(super) async fn print_manifest(ctx: &Context, id: RequestId, others: bool) -> Result<Exit> {
     let client = ctx.new_client()?;
     let id = resolve_id(&client, &id).await?;
     stream_to_stdout(&mut download(&client, &id, others).await?).await?;
@@ -41,11 +37,7 @@ pub(super) async fn print_manifest(
     Ok(Exit::Ok)
 }
 
-async fn download(
-    client: &MasterClient,
-    id: &RequestId,
-    others: bool,
-) -> Result<Download, CliError> {
+async fn download(client: &MasterClient, id: &RequestId, others: bool) -> Result<Download> {
     client.download_manifest(id, others).await.map_err(record_error)
 }
 
@@ -60,7 +52,7 @@ pub(super) fn others_path(manifest: &Path) -> PathBuf {
 ///
 /// # Errors
 /// As [`print_manifest`]; the list can't be parsed.
-pub(super) async fn fetch_digests(ctx: &Context, id: &RequestId) -> Result<DigestList, CliError> {
+pub(super) async fn fetch_digests(ctx: &Context, id: &RequestId) -> Result<DigestList> {
     let client = ctx.new_client()?;
     let mut reader = DigestListReader::default();
     for others in [false, true] {
@@ -76,10 +68,7 @@ pub(super) async fn fetch_digests(ctx: &Context, id: &RequestId) -> Result<Diges
 ///
 /// # Errors
 /// It does not exist, or has not ended.
-pub(super) async fn fetch_ended_sync(
-    ctx: &Context,
-    id: &RequestId,
-) -> Result<SyncProgress, CliError> {
+pub(super) async fn fetch_ended_sync(ctx: &Context, id: &RequestId) -> Result<SyncProgress> {
     let client = ctx.new_client()?;
     let get = async |id: &RequestId| client.get_sync(id).await;
     let sync = with_resolved_id(&client, id, get).await?.value;
@@ -99,7 +88,7 @@ pub(super) async fn write_manifests(
     client: &MasterClient,
     path: &Path,
     waited: &WaitOutcome,
-) -> Result<(), CliError> {
+) -> Result<()> {
     let shown = display_path(path);
     for sync in &waited.syncs {
         let (Some(Exit::Ok | Exit::NoTransfer | Exit::Partial)
@@ -133,7 +122,7 @@ pub(super) async fn write_manifests(
 ///
 /// # Errors
 /// `path` is not a regular file, its directory can't be written, or the file for the other names has other content.
-pub(super) fn check_manifest_writable(path: &Path) -> Result<(), CliError> {
+pub(super) fn check_manifest_writable(path: &Path) -> Result<()> {
     let others = others_path(path);
     for path in [path, &others] {
         if std::fs::symlink_metadata(path).is_ok_and(|existing| !existing.is_file()) {
@@ -168,7 +157,7 @@ pub(super) fn check_manifest_writable(path: &Path) -> Result<(), CliError> {
 
 /// Writes the list of files with names that `b3sum` refuses, and returns their number. If there are none, the list of
 /// an earlier sync is removed.
-async fn write_others(path: &Path, body: &mut Download) -> Result<u64, CliError> {
+async fn write_others(path: &Path, body: &mut Download) -> Result<u64> {
     let lines = write_manifest(path, body).await?;
     if lines == 0 {
         std::fs::remove_file(path).map_err(|e| {
@@ -181,7 +170,7 @@ async fn write_others(path: &Path, body: &mut Download) -> Result<u64, CliError>
 }
 
 /// Writes the reply to `path`, which is replaced when the new file is complete. Returns the number of lines.
-async fn write_manifest(path: &Path, body: &mut Download) -> Result<u64, CliError> {
+async fn write_manifest(path: &Path, body: &mut Download) -> Result<u64> {
     let write_error = |e: std::io::Error| {
         CliError::new(format!("cannot write the manifest {}: {e}", display_path(path))).with_hint(
             "the sync itself ended as reported above; for the manifest: ctl sync manifest ID",

@@ -1,7 +1,7 @@
 //! `ctl master` and `ctl master status`.
 
 use super::args::{MasterArgs, MasterCommand};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::table_layout::terminal_width;
 use super::{Context, config, service, tables};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// The configuration can't be used, or the master ended with an error.
-pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, CliError> {
+pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit> {
     if let Some(MasterCommand::Status) = args.command {
         return show_status(ctx).await;
     }
@@ -39,7 +39,7 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit, CliErro
     service::run(ctx, &args.log, hangups, loaded, reload, crate::master::run).await
 }
 
-async fn show_status(ctx: &Context) -> Result<Exit, CliError> {
+async fn show_status(ctx: &Context) -> Result<Exit> {
     let masters = ctx.new_client()?.fetch_each_readiness().await;
     let documents = Value::from_iter(masters.iter().map(status_document));
     let leaders = masters.iter().filter(|master| is_ready_leader(master));

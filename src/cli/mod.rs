@@ -5,7 +5,7 @@
 //! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `admin`, `backup`, `config`, `info`
 //! - Processes: `master`, `agent` and `copy`, on `service`
 //! - Several ids: `resource`; waiting: `follow`, `wait`, `signals`, [`progress`]
-//! - Text: `tables`, `details` and `outcome_report`, on `sync_text`, `table_layout`, `shell_quote` and `sanitize`
+//! - Text: `tables`, `details` and `outcome_report`, on `sync_text`, `table_layout` and `sanitize`
 //! - Results: `console` writes them, `error` holds what ends a command early, [`exit`] the codes
 
 mod admin;
@@ -36,7 +36,6 @@ mod resource;
 mod rsync_options;
 mod sanitize;
 mod service;
-mod shell_quote;
 mod signals;
 mod submit;
 mod sync;
@@ -50,7 +49,7 @@ mod workers;
 use crate::client::{ClientOptions, MasterClient};
 use args::{Cli, Command, GlobalArgs, OutputFormat, SyncCommand};
 use clap::{CommandFactory, FromArgMatches};
-use error::CliError;
+use error::{CliError, Result};
 use exit::Exit;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -81,7 +80,7 @@ impl Context {
     }
 
     /// A client of the given masters, or of the default one.
-    fn new_client(&self) -> Result<MasterClient, CliError> {
+    fn new_client(&self) -> Result<MasterClient> {
         let mut urls = self.global.master_url.clone();
         if urls.is_empty() {
             urls.push(args::DEFAULT_MASTER_URL.to_owned());
@@ -95,7 +94,7 @@ impl Context {
     }
 
     /// Prints a result: the document with `-o json`, otherwise `quiet` with `--quiet`, otherwise `text`.
-    fn print(&self, document: &[u8], quiet: &str, text: &str) -> Result<(), CliError> {
+    fn print(&self, document: &[u8], quiet: &str, text: &str) -> Result<()> {
         console::write_data(match self.global.output {
             OutputFormat::Json => document,
             OutputFormat::Table if self.global.quiet => quiet.as_bytes(),
@@ -138,7 +137,7 @@ fn print_parser_message(e: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 
-fn run(ctx: &Context, command: Command) -> Result<Exit, CliError> {
+fn run(ctx: &Context, command: Command) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -162,19 +161,19 @@ fn run(ctx: &Context, command: Command) -> Result<Exit, CliError> {
     exit
 }
 
-async fn run_sync_command(ctx: &Context, command: SyncCommand) -> Result<Exit, CliError> {
+async fn run_sync_command(ctx: &Context, command: SyncCommand) -> Result<Exit> {
     match command {
         SyncCommand::Submit(args) => submit::run(ctx, *args).await,
         SyncCommand::Status(args) => sync::show_status(ctx, args).await,
         SyncCommand::Wait(args) => sync::wait_for_syncs(ctx, args).await,
-        SyncCommand::Set { ids, bwlimit } => sync::set_bwlimit(ctx, ids, bwlimit).await,
-        SyncCommand::Retry { ids, failed_only } => sync::retry(ctx, ids, failed_only).await,
-        SyncCommand::Pause { ids } => sync::set_paused(ctx, ids, true).await,
-        SyncCommand::Resume { ids } => sync::set_paused(ctx, ids, false).await,
-        SyncCommand::Reassign { ids, worker } => sync::reassign(ctx, ids, worker).await,
-        SyncCommand::Cancel { ids } => sync::cancel(ctx, ids).await,
-        SyncCommand::Delete { ids, ignore_not_found } => {
-            sync::delete(ctx, ids, ignore_not_found).await
+        SyncCommand::Set { syncs, bwlimit } => sync::set_bwlimit(ctx, syncs.ids, bwlimit).await,
+        SyncCommand::Retry { syncs, failed_only } => sync::retry(ctx, syncs.ids, failed_only).await,
+        SyncCommand::Pause(syncs) => sync::set_paused(ctx, syncs.ids, true).await,
+        SyncCommand::Resume(syncs) => sync::set_paused(ctx, syncs.ids, false).await,
+        SyncCommand::Reassign { syncs, worker } => sync::reassign(ctx, syncs.ids, worker).await,
+        SyncCommand::Cancel(syncs) => sync::cancel(ctx, syncs.ids).await,
+        SyncCommand::Delete { syncs, ignore_not_found } => {
+            sync::delete(ctx, syncs.ids, ignore_not_found).await
         }
         SyncCommand::Files(args) => file_records::print_files(ctx, args).await,
         SyncCommand::Manifest { id, others } => manifest::print_manifest(ctx, id, others).await,

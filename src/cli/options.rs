@@ -6,7 +6,7 @@ mod to_cli_args;
 
 pub(super) use to_cli_args::{bwlimit_arg, to_cli_args};
 
-use super::error::CliError;
+use super::error::{CliError, Result};
 use crate::fs::Filter;
 use crate::util::units;
 use crate::wire::entry_report::FileState;
@@ -17,8 +17,8 @@ use crate::wire::options::{
 use crate::wire::path::escape_bytes;
 use crate::wire::preserve::{Attribute, Preserve};
 use crate::wire::{AbsPath, RelPath};
-use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
 use filter_rules::FilterRuleArgs;
 use jiff::Timestamp;
 use std::ffi::OsString;
@@ -66,12 +66,12 @@ struct PreserveArgs {
     no_owner: bool,
     /// Symbolic links: `copy` copies their targets, which must lie below the agent's storage path (with `ctl copy`:
     /// below SRC), `skip` omits them
-    #[arg(long, value_name = "HOW", default_value = "keep", value_parser = choice_parser(LINK_CHOICES))]
+    #[arg(long, value_name = "HOW", default_value = "keep")]
     links: Links,
     /// Write long runs of zeros as holes
     #[arg(long)]
     punch_zeros: bool,
-    /// Fail entries whose metadata the destination can't store [default: they are counted and reported]
+    /// Fail entries with metadata that the destination can't store [default: they are counted and reported]
     #[arg(long)]
     strict_metadata: bool,
 }
@@ -175,7 +175,7 @@ struct MirrorArgs {
 pub(super) struct VerificationArgs {
     /// `readback` reads everything again from the destination's disks and repairs differences; `none` relies on the
     /// network
-    #[arg(long, value_name = "HOW", default_value = "transfer", value_parser = choice_parser(VERIFY_CHOICES))]
+    #[arg(long, value_name = "HOW", default_value = "transfer")]
     verify: Verify,
     /// Record the BLAKE3 digest of each file, for `ctl sync manifest ID` and `ctl sync verify ID`
     #[arg(long, conflicts_with = "dry_run")]
@@ -185,32 +185,25 @@ pub(super) struct VerificationArgs {
     pub(super) manifest: Option<PathBuf>,
 }
 
-const LINK_CHOICES: &[(&str, Links)] =
-    &[("keep", Links::Keep), ("copy", Links::Copy), ("skip", Links::Skip)];
-const VERIFY_CHOICES: &[(&str, Verify)] =
-    &[("transfer", Verify::Transfer), ("readback", Verify::Readback), ("none", Verify::None)];
-const FILE_STATES: &[(&str, FileState)] = &[
-    ("done", FileState::Done),
-    ("skipped", FileState::Skipped),
-    ("failed", FileState::Failed),
-    ("deleted", FileState::Deleted),
-];
+/// Makes the words of the API those of the command line.
+macro_rules! impl_value_enum {
+    ($($type:ident { $($variant:ident),+ })+) => { $(
+        impl ValueEnum for $type {
+            fn value_variants<'a>() -> &'a [Self] {
+                &[$($type::$variant),+]
+            }
 
-pub(super) fn file_state_parser() -> impl TypedValueParser<Value = FileState> {
-    choice_parser(FILE_STATES)
+            fn to_possible_value(&self) -> Option<PossibleValue> {
+                Some(PossibleValue::new(self.as_str()))
+            }
+        }
+    )+ };
 }
 
-pub(super) fn file_state_name(state: FileState) -> &'static str {
-    FILE_STATES.iter().find(|(_, known)| *known == state).map_or("-", |(word, _)| *word)
-}
-
-fn choice_parser<T: Copy + Send + Sync + 'static>(
-    table: &'static [(&'static str, T)],
-) -> impl TypedValueParser<Value = T> {
-    PossibleValuesParser::new(table.iter().map(|(word, _)| *word)).try_map(move |given| {
-        let found = table.iter().find(|(word, _)| *word == given);
-        found.map(|(_, value)| *value).ok_or_else(|| format!("`{given}` is not known"))
-    })
+impl_value_enum! {
+    Links { Keep, Copy, Skip }
+    Verify { Transfer, Readback, None }
+    FileState { Done, Skipped, Failed, Deleted }
 }
 
 fn parse_modify_window(text: &str) -> Result<Duration, String> {
@@ -284,7 +277,7 @@ impl SyncOptionArgs {
         destinations: &[AbsPath],
         stdin_is_used: bool,
         now: Timestamp,
-    ) -> Result<SyncOptions, CliError> {
+    ) -> Result<SyncOptions> {
         let (compare, record, verification) = (&self.compare, &self.record, &self.verification);
         let mut options = SyncOptions {
             preserve: self.preserve.to_preserve()?,
@@ -325,7 +318,7 @@ impl SyncOptionArgs {
     ///
     /// # Errors
     /// Other options were given, which belong into the file.
-    pub(super) fn merge_into_request(&self, request: SyncOptions) -> Result<SyncOptions, CliError> {
+    pub(super) fn merge_into_request(&self, request: SyncOptions) -> Result<SyncOptions> {
         let added = self.to_sync_options(&[], false, Timestamp::UNIX_EPOCH)?;
         let options = SyncOptions {
             dry_run: request.dry_run || added.dry_run,
@@ -347,7 +340,7 @@ impl SyncOptionArgs {
 }
 
 impl PreserveArgs {
-    fn to_preserve(&self) -> Result<Preserve, CliError> {
+    fn to_preserve(&self) -> Result<Preserve> {
         let given = self.preserve.iter().map(|name| name.trim());
         let excluded = ["no-owner", "no-group"].into_iter().filter(|_| self.no_owner);
         Preserve::parse_names(given.chain(excluded)).map_err(CliError::usage)
@@ -355,10 +348,7 @@ impl PreserveArgs {
 }
 
 impl MirrorArgs {
-    fn to_delete_options(
-        &self,
-        destinations: &[AbsPath],
-    ) -> Result<Option<DeleteOptions>, CliError> {
+    fn to_delete_options(&self, destinations: &[AbsPath]) -> Result<Option<DeleteOptions>> {
         if !self.delete {
             return Ok(None);
         }
@@ -375,9 +365,9 @@ impl MirrorArgs {
 }
 
 /// The trash relative to the destination root.
-fn parse_trash(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath, CliError> {
-    let wrong = |why: &str| {
-        CliError::usage(format!("--trash `{}` {why}", escape_bytes(given)))
+fn parse_trash(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath> {
+    let wrong = |reason: &str| {
+        CliError::usage(format!("--trash `{}` {reason}", escape_bytes(given)))
             .with_hint("name a directory below DST, e.g. --trash .trash")
     };
     let dir = match given.first() {
@@ -391,7 +381,7 @@ fn parse_trash(given: &[u8], destinations: &[AbsPath]) -> Result<RelPath, CliErr
     if dir.is_root() { Err(wrong("is DST itself")) } else { Ok(dir) }
 }
 
-fn check_consistency(options: &SyncOptions) -> Result<(), CliError> {
+fn check_consistency(options: &SyncOptions) -> Result<()> {
     let SyncOptions { preserve, chown, filter, .. } = options;
     let sizes = filter.min_size.zip(filter.max_size);
     let times = filter.newer_than.zip(filter.older_than);

@@ -1,7 +1,7 @@
 //! Checks SRC and DST for URLs and remote paths, which are not supported. `./` before an argument makes it a path.
 
-use super::error::CliError;
-use super::shell_quote::quote_for_shell;
+use super::error::{CliError, Result};
+use crate::util::shell_quote::quote_for_shell;
 use crate::wire::path::escape_bytes;
 
 /// An argument that is not a plain path.
@@ -36,7 +36,7 @@ fn classify_non_path(given: &[u8]) -> Option<NonPath<'_>> {
 ///
 /// # Errors
 /// It is not; the hint says what to write instead.
-pub(super) fn check_local_path(what: &str, given: &[u8]) -> Result<(), CliError> {
+pub(super) fn check_local_path(what: &str, given: &[u8]) -> Result<()> {
     let Some(other) = classify_non_path(given) else { return Ok(()) };
     let local = format!("a path of that name: {}", quote_for_shell(&[b"./", given].concat()));
     let shown = escape_bytes(given);

@@ -1,7 +1,7 @@
 //! Commands on several syncs or workers: ids are resolved, the command is applied to one after the other.
 
 use super::args::OutputFormat;
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::flag_names::name_flags;
 use super::{Context, console};
@@ -83,8 +83,8 @@ pub(super) async fn try_each<T: NamedResource, R>(
     client: &MasterClient,
     ids: &[T],
     action: impl AsyncFn(&T) -> Result<R, ClientError>,
-    mut on_result: impl FnMut(R) -> Result<(), CliError>,
-) -> Result<Exit, CliError> {
+    mut on_result: impl FnMut(R) -> Result<()>,
+) -> Result<Exit> {
     let single = ids.len() == 1;
     let mut exit = Exit::Ok;
     for (index, id) in ids.iter().enumerate() {
@@ -126,7 +126,7 @@ pub(super) async fn for_each_resource<T: NamedResource>(
     ctx: &Context,
     ids: Vec<T>,
     action: impl AsyncFn(&MasterClient, &T) -> Result<Option<(String, Bytes)>, ClientError>,
-) -> Result<Exit, CliError> {
+) -> Result<Exit> {
     let client = ctx.new_client()?;
     let mut bodies = Vec::new();
     let act = async |id: &T| action(&client, id).await;

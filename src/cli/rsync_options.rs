@@ -7,59 +7,31 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 const KEPT_BY_DEFAULT: &str = "this is kept by default: leave it out";
 const DELETE_INSTEAD: &str = "--delete deletes, after everything was copied";
 
-/// Options, each with what to use instead.
-const REPLACEMENTS: &[(&[&str], &str)] = &[
-    (&["-a", "--archive"], "everything that -a keeps, and more, is kept by default: leave it out"),
+/// Options separated by blanks, with what to use instead.
+const REPLACEMENTS: &[(&str, &str)] = &[
+    ("-a --archive", "everything that -a keeps, and more, is kept by default: leave it out"),
+    ("-r", "a directory is copied with its content: leave it out (with --files-from: --recursive)"),
+    ("-z --compress", "content is sent as it is, without compression: leave it out"),
     (
-        &["-r"],
-        "a directory is copied with all that is in it: leave it out (with --files-from: --recursive)",
-    ),
-    (&["-z", "--compress"], "content is sent as it is, without compression: leave it out"),
-    (
-        &["-P", "--partial"],
-        "progress is shown anyway, and a copy that was stopped continues when it is run again: leave it out",
+        "-P --partial",
+        "progress is shown anyway, and a repeated copy continues an interrupted one: leave it out",
     ),
     (
-        &["-e", "--rsh"],
+        "-e --rsh",
         "no remote shell is used: agents on the storage hosts copy, see ctl sync submit --help",
     ),
-    (&["-L", "--copy-links"], "--links copy"),
-    (&["--no-l", "--no-links"], "--links skip"),
-    (&["--no-o", "--no-g", "--no-group"], "--no-owner keeps neither owner nor group"),
-    (&["--no-p", "--no-perms"], "--preserve no-mode"),
-    (&["--no-t", "--no-times"], "--preserve no-times"),
-    (&["--no-D"], "--preserve no-devices,no-specials"),
-    (&["-I", "--ignore-times"], "-c compares content"),
-    (&["-b", "--backup", "--backup-dir"], "--delete --trash DIR keeps what a mirror deletes"),
-    (
-        &["--del", "--delete-after", "--delete-before", "--delete-delay", "--delete-during"],
-        DELETE_INSTEAD,
-    ),
-    (
-        &[
-            "-l",
-            "--perms",
-            "-p",
-            "-t",
-            "--times",
-            "-g",
-            "--group",
-            "--owner",
-            "-D",
-            "--devices",
-            "--specials",
-            "-H",
-            "--hard-links",
-            "-A",
-            "--acls",
-            "-X",
-            "--xattrs",
-            "-S",
-            "--sparse",
-        ],
-        KEPT_BY_DEFAULT,
-    ),
-    (&["--numeric-ids"], "owner and group are always kept by number: leave it out"),
+    ("-L --copy-links", "--links copy"),
+    ("--no-l --no-links", "--links skip"),
+    ("--no-o --no-g --no-group", "--no-owner keeps neither owner nor group"),
+    ("--no-p --no-perms", "--preserve no-mode"),
+    ("--no-t --no-times", "--preserve no-times"),
+    ("--no-D", "--preserve no-devices,no-specials"),
+    ("-I --ignore-times", "-c compares content"),
+    ("-b --backup --backup-dir", "--delete --trash DIR keeps what a mirror deletes"),
+    ("--del --delete-after --delete-before --delete-delay --delete-during", DELETE_INSTEAD),
+    ("-l --perms -p -t --times -g --group --owner -D --devices --specials", KEPT_BY_DEFAULT),
+    ("-H --hard-links -A --acls -X --xattrs -S --sparse", KEPT_BY_DEFAULT),
+    ("--numeric-ids", "owner and group are always kept by number: leave it out"),
 ];
 
 /// Adds a hint to an error about an option of rsync.
@@ -68,7 +40,8 @@ pub(super) fn suggest_replacement(e: &mut Error) {
         return;
     }
     let Some(ContextValue::String(given)) = e.get(ContextKind::InvalidArg) else { return };
-    let found = REPLACEMENTS.iter().find(|(options, _)| options.contains(&given.as_str()));
+    let found =
+        REPLACEMENTS.iter().find(|(options, _)| options.split(' ').any(|option| option == given));
     if let Some((_, instead)) = found {
         let tip = StyledStr::from(format!("instead of rsync's {given}: {instead}"));
         e.remove(ContextKind::SuggestedArg);
@@ -92,7 +65,7 @@ mod tests {
     #[test]
     fn each_option_of_rsync_is_answered_with_what_ctl_does_instead() {
         for (options, instead) in REPLACEMENTS {
-            for option in *options {
+            for option in options.split(' ') {
                 for command in ["copy", "sync submit"] {
                     let text = refused(&format!("ctl {command} {option} /a /b"));
                     let tip = format!("instead of rsync's {option}: {instead}");

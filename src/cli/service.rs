@@ -3,7 +3,7 @@
 
 use super::Context;
 use super::args::{LogArgs, LogLineFormat};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::sanitize::sanitize;
 use crate::config::{ConfigProblem, Loaded, LogConfig, LogFormat, Reload, ReloadReport};
@@ -26,9 +26,9 @@ pub(super) async fn run<C: Reload, F: Future<Output = anyhow::Result<()>>>(
     log_args: &LogArgs,
     hangups: Signal,
     loaded: Loaded<C>,
-    load: impl Fn() -> Result<Loaded<C>, CliError>,
+    load: impl Fn() -> Result<Loaded<C>>,
     service: impl FnOnce(watch::Receiver<C>, CancellationToken) -> F,
-) -> Result<Exit, CliError> {
+) -> Result<Exit> {
     let verbose = ctx.global.verbose;
     init_process(loaded.config.log(), log_args, verbose, &loaded.warnings)?;
     let shutdown = cancel_on_signals();
@@ -52,7 +52,7 @@ pub(super) fn init_process(
     args: &LogArgs,
     verbose: u8,
     warnings: &[ConfigProblem],
-) -> Result<(), CliError> {
+) -> Result<()> {
     let json = match args.log_format {
         Some(format) => format == LogLineFormat::Json,
         None => config.format == LogFormat::Json,
@@ -76,7 +76,7 @@ fn log_config_warnings(warnings: &[ConfigProblem]) {
 ///
 /// # Errors
 /// The limit is too low.
-pub(super) fn raise_open_file_limit() -> Result<(), CliError> {
+pub(super) fn raise_open_file_limit() -> Result<()> {
     let files = rlimits::raise_open_files_limit();
     tracing::debug!(?files, "limit of open files");
     match files {
@@ -103,7 +103,7 @@ fn effective_log_level<'a>(config: &'a LogConfig, args: &'a LogArgs, verbose: u8
 ///
 /// # Errors
 /// The signal handler can't be installed.
-pub(super) fn catch_sighup() -> Result<Signal, CliError> {
+pub(super) fn catch_sighup() -> Result<Signal> {
     signal(SignalKind::hangup())
         .map_err(|e| CliError::new(format!("cannot catch signals (SIGHUP): {e}")))
 }
@@ -113,7 +113,7 @@ pub(super) fn catch_sighup() -> Result<Signal, CliError> {
 async fn reload_on_sighup<C: Reload>(
     mut hangups: Signal,
     level: impl Fn(&LogConfig) -> String,
-    load: impl Fn() -> Result<Loaded<C>, CliError>,
+    load: impl Fn() -> Result<Loaded<C>>,
     sender: watch::Sender<C>,
 ) -> Infallible {
     loop {
@@ -146,8 +146,8 @@ async fn reload_on_sighup<C: Reload>(
                 for note in &error.notes {
                     tracing::error!("{}", sanitize(note));
                 }
-                let why = sanitize(&error.message);
-                tracing::error!("SIGHUP: {why}: nothing is changed, the old values stay");
+                let reason = sanitize(&error.message);
+                tracing::error!("SIGHUP: {reason}: nothing is changed, the old values stay");
             }
         }
         if !report.needs_restart.is_empty() {

@@ -1,6 +1,6 @@
 //! Signals of a command that waits for syncs.
 
-use super::error::CliError;
+use super::error::{CliError, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -19,7 +19,7 @@ pub(super) enum SignalAction {
 ///
 /// # Errors
 /// The signal handler can't be installed.
-pub(super) fn catch_file_size_signal() -> Result<(), CliError> {
+pub(super) fn catch_file_size_signal() -> Result<()> {
     // The handler stays installed when the stream is dropped.
     let kind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
     signal(kind).map(drop).map_err(|e| CliError::new(format!("cannot catch SIGXFSZ: {e}")))
@@ -29,7 +29,7 @@ pub(super) fn catch_file_size_signal() -> Result<(), CliError> {
 ///
 /// # Errors
 /// The signal handler can't be installed.
-pub(super) fn listen_for_signals() -> Result<mpsc::UnboundedReceiver<SignalAction>, CliError> {
+pub(super) fn listen_for_signals() -> Result<mpsc::UnboundedReceiver<SignalAction>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let kinds = [
         (SignalKind::interrupt(), SignalAction::Interrupt),

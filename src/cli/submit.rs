@@ -1,16 +1,16 @@
 //! `ctl sync submit`: builds the request from the command line or a file, and sends it.
 
 use super::args::{ExitCodeArgs, OutputFormat, SubmitArgs, TransferArgs};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::flag_names::name_flags;
 use super::follow::{RecordOutputs, WaitOptions, wait_and_report};
 use super::path_args::extract_path;
-use super::shell_quote::quote_for_shell;
 use super::sync_text::mapping_example;
 use super::{Context, console, files_from};
 use crate::client::{ClientError, MasterClient, Reply};
 use crate::fs::find_absolute_patterns;
+use crate::util::shell_quote::quote_for_shell;
 use crate::util::{unique_id, units};
 use crate::wire::options::SyncOptions;
 use crate::wire::path::escape_bytes;
@@ -62,7 +62,7 @@ fn deserialize_bwlimit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D
 ///
 /// # Errors
 /// Wrong usage, a request that the master refuses, no master.
-pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, CliError> {
+pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit> {
     check_wait_only_options(&args)?;
     let record_outputs = RecordOutputs::new(&args.options)?;
     let mut request = submission_from_args(&args)?;
@@ -98,7 +98,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit, CliErro
     wait_and_report(ctx, &client, vec![id], &args.wait_limit, &options).await
 }
 
-fn check_wait_only_options(args: &SubmitArgs) -> Result<(), CliError> {
+fn check_wait_only_options(args: &SubmitArgs) -> Result<()> {
     let limited = args.wait_limit.timeout.is_some() || args.wait_limit.cancel_on_interrupt;
     let options = [
         (limited, "--timeout and --cancel-on-interrupt apply only while waiting", ""),
@@ -126,7 +126,7 @@ fn check_wait_only_options(args: &SubmitArgs) -> Result<(), CliError> {
     }
 }
 
-fn submission_from_args(args: &SubmitArgs) -> Result<Submission, CliError> {
+fn submission_from_args(args: &SubmitArgs) -> Result<Submission> {
     if let Some(file) = &args.file {
         let request = parse_request(&files_from::read_input(file, "the request")?)?;
         return Ok(Submission {
@@ -192,13 +192,13 @@ pub(super) fn new_submission(
     request_id: Option<RequestId>,
     args: &TransferArgs,
     options: SyncOptions,
-) -> Result<Submission, CliError> {
+) -> Result<Submission> {
     let roots: Vec<&AbsPath> = sources.iter().chain([&destination_path]).collect();
-    if let Some((_, why)) = find_absolute_patterns(&options.filter.rules, &roots).into_iter().next()
+    if let Some((_, reason)) =
+        find_absolute_patterns(&options.filter.rules, &roots).into_iter().next()
     {
-        return Err(
-            CliError::usage(format!("the pattern {why}")).with_hint("docs/filters.md has examples")
-        );
+        return Err(CliError::usage(format!("the pattern {reason}"))
+            .with_hint("docs/filters.md has examples"));
     }
     let read_list = |file| files_from::read_list(file, args.from0, sources);
     Ok(Submission {
@@ -216,9 +216,9 @@ pub(super) fn new_submission(
 ///
 /// # Errors
 /// The text is not YAML, or a field is unknown, missing or wrong; the message names it.
-fn parse_request(raw: &[u8]) -> Result<Submission, CliError> {
-    let error = |why: String| {
-        CliError::usage(format!("the request cannot be read: {why}")).with_hint(
+fn parse_request(raw: &[u8]) -> Result<Submission> {
+    let error = |reason: String| {
+        CliError::usage(format!("the request cannot be read: {reason}")).with_hint(
             "it takes source_path, destination_path, request_id, chunk_size_mb, file_list, options, \
              bwlimit",
         )
@@ -230,7 +230,7 @@ fn parse_request(raw: &[u8]) -> Result<Submission, CliError> {
 }
 
 /// SRC or DST (`name`) as a path on the storage hosts, where the working directory of this process has no meaning.
-fn parse_storage_path(name: &str, given: &OsStr) -> Result<AbsPath, CliError> {
+fn parse_storage_path(name: &str, given: &OsStr) -> Result<AbsPath> {
     let given = given.as_bytes();
     AbsPath::new(given).map_err(|e| {
         let error = CliError::usage(format!("{name} `{}` {e}", escape_bytes(given)));

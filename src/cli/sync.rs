@@ -1,7 +1,7 @@
 //! `ctl sync status, wait, set, retry, pause, resume, reassign, cancel, delete`.
 
 use super::args::{Bwlimit, OutputFormat, StatusArgs, WaitArgs};
-use super::error::CliError;
+use super::error::Result;
 use super::exit::Exit;
 use super::follow::{WaitOptions, next_steps, wait_and_report};
 use super::resource::{for_each_resource, join_documents, resolve_id, try_each};
@@ -14,10 +14,10 @@ use crate::wire::{RequestId, WorkerId};
 use jiff::Timestamp;
 use std::cell::RefCell;
 
-pub(super) async fn wait_for_syncs(ctx: &Context, args: WaitArgs) -> Result<Exit, CliError> {
+pub(super) async fn wait_for_syncs(ctx: &Context, args: WaitArgs) -> Result<Exit> {
     let client = ctx.new_client()?;
     let mut ids: Vec<RequestId> = Vec::new();
-    for given in args.ids {
+    for given in args.syncs.ids {
         let id = match resolve_id(&client, &given).await {
             // Reported as the end of this one; the others are still waited for.
             Err(e) if e.is_not_found() => given,
@@ -30,7 +30,7 @@ pub(super) async fn wait_for_syncs(ctx: &Context, args: WaitArgs) -> Result<Exit
     wait_and_report(ctx, &client, ids, &args.wait_limit, &WaitOptions::default()).await
 }
 
-pub(super) async fn show_status(ctx: &Context, args: StatusArgs) -> Result<Exit, CliError> {
+pub(super) async fn show_status(ctx: &Context, args: StatusArgs) -> Result<Exit> {
     let client = ctx.new_client()?;
     if args.ids.is_empty() {
         let list = client.list_syncs(&args.state, args.limit.map(|limit| limit as usize)).await?;
@@ -60,7 +60,7 @@ pub(super) async fn show_status(ctx: &Context, args: StatusArgs) -> Result<Exit,
     Ok(exit)
 }
 
-fn print_list(ctx: &Context, document: &[u8], syncs: &[SyncProgress]) -> Result<(), CliError> {
+fn print_list(ctx: &Context, document: &[u8], syncs: &[SyncProgress]) -> Result<()> {
     let ids: String = syncs.iter().map(|sync| format!("{}\n", sync.request_id)).collect();
     ctx.print(document, &ids, &tables::sync_table(syncs, terminal_width(), Timestamp::now()))
 }
@@ -80,7 +80,7 @@ pub(super) async fn set_bwlimit(
     ctx: &Context,
     ids: Vec<RequestId>,
     bwlimit: Bwlimit,
-) -> Result<Exit, CliError> {
+) -> Result<Exit> {
     let patch = SyncPatch { bwlimit: bwlimit.0 };
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &RequestId| {
         let reply = client.update_sync(id, &patch).await?;
@@ -93,11 +93,7 @@ pub(super) async fn set_bwlimit(
     .await
 }
 
-pub(super) async fn retry(
-    ctx: &Context,
-    ids: Vec<RequestId>,
-    failed_only: bool,
-) -> Result<Exit, CliError> {
+pub(super) async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<Exit> {
     let new_ids = RefCell::new(String::new());
     let ctl = &ctx.ctl_command;
     let retry = async |client: &MasterClient, id: &RequestId| {
@@ -126,11 +122,7 @@ pub(super) async fn retry(
     Ok(exit)
 }
 
-pub(super) async fn set_paused(
-    ctx: &Context,
-    ids: Vec<RequestId>,
-    paused: bool,
-) -> Result<Exit, CliError> {
+pub(super) async fn set_paused(ctx: &Context, ids: Vec<RequestId>, paused: bool) -> Result<Exit> {
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &RequestId| {
         let reply = client.set_paused(id, paused).await?;
         let state = match paused {
@@ -142,11 +134,7 @@ pub(super) async fn set_paused(
     .await
 }
 
-pub(super) async fn reassign(
-    ctx: &Context,
-    ids: Vec<RequestId>,
-    worker: WorkerId,
-) -> Result<Exit, CliError> {
+pub(super) async fn reassign(ctx: &Context, ids: Vec<RequestId>, worker: WorkerId) -> Result<Exit> {
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &RequestId| {
         let reply = client.reassign_tasks(id, &worker).await?;
         let text = match reply.tasks {
@@ -161,7 +149,7 @@ pub(super) async fn reassign(
     .await
 }
 
-pub(super) async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit, CliError> {
+pub(super) async fn cancel(ctx: &Context, ids: Vec<RequestId>) -> Result<Exit> {
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &RequestId| {
         let reply = client.cancel_sync(id).await?;
         let state = match reply.state {
@@ -178,7 +166,7 @@ pub(super) async fn delete(
     ctx: &Context,
     ids: Vec<RequestId>,
     ignore_not_found: bool,
-) -> Result<Exit, CliError> {
+) -> Result<Exit> {
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &RequestId| {
         let reply = match client.delete_sync(id).await {
             Err(e) if e.is_not_found() && ignore_not_found => return Ok(None),

@@ -1,4 +1,4 @@
-//! Every way in which a sync ends, and what each place says of it: the exit code, the share done, the
+//! Every way in which a sync ends, in each place that shows it: the exit code, the percentage, the
 //! list, the result, the record and the line of progress agree.
 
 use super::exit::Exit;
@@ -97,7 +97,7 @@ fn end_cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
             1,
         ),
         ("cancelled", ended_sync(SyncState::Cancelled, Some(SyncOutcome::Cancelled)), 20, 0),
-        // No master says so, and if one did: what failed is not done.
+        // No master reports this. If one did, failed entries must not count as done.
         ("a failure beside full", SyncProgress { files_failed: 1, ..full.clone() }, 23, 1),
         (
             "a failed step beside full",
@@ -108,7 +108,7 @@ fn end_cases() -> Vec<(&'static str, SyncProgress, u8, u64)> {
     ]
 }
 
-/// The sum of all that is said to have failed in a line of result.
+/// The sum of the failures in a line of result.
 fn count_failed(result: &str) -> u64 {
     let parts = result.split(['\n', ';', ',']).map(str::trim);
     let failed = parts.filter(|part| part.ends_with(" failed"));

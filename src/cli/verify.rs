@@ -1,24 +1,23 @@
 //! `ctl sync verify`: compares a destination that is mounted here with the digests of its files, without the source.
 //!
-//! One thread walks the tree, one thread per core hashes: small files whole, large ones in ranges whose values are
-//! merged, so that a single large file uses all cores. Each thread has one buffer, whatever the length of the files.
+//! One thread walks the tree, one thread per core hashes: small files whole, large ones in ranges, the values of which
+//! are merged, so that a single large file uses all cores. Memory does not depend on the length of the files.
 
 use super::args::{OutputFormat, VerifyArgs};
 use super::b3sum::{DigestList, DigestListReader};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::files_from::{is_stdin, read_input};
 use super::manifest::{fetch_digests, fetch_ended_sync, others_path};
 use super::sanitize::{display_path, sanitize};
 use super::{Context, console};
-use crate::fs::{Cause, FsError, RootDir, Side, SourceFile, TRASH_MARKER, Tree};
+use crate::fs::{Cause, FsError, RootDir, SourceFile, TRASH_MARKER, Tree};
 use crate::util::units;
-use crate::wire::content::merge_ranges;
+use crate::wire::content::{ZERO_DIGEST, merge_ranges};
 use crate::wire::errno::errno_text;
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::path::escape_bytes;
 use crate::wire::{AbsPath, BytePath, Digest, RelPath, RequestId};
-use blake3::hazmat::HasherExt;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Serialize;
@@ -30,8 +29,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Large enough for BLAKE3 to use the widest registers.
-const READ_BUFFER_BYTES: usize = 1 << 20;
 /// Longer files are hashed in ranges of this length, which must be a power of two.
 const RANGE_BYTES: u64 = 64 << 20;
 const QUEUED_JOBS_PER_THREAD: usize = 16;
@@ -40,7 +37,7 @@ const QUEUED_JOBS_PER_THREAD: usize = 16;
 ///
 /// # Errors
 /// The list can't be read, or PATH does not exist. Differences are no error, but set the exit code.
-pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, CliError> {
+pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit> {
     let started = Instant::now();
     let (digests, path, trash) = match (&args.manifest, args.id_or_path.as_slice()) {
         (Some(file), [path]) => {
@@ -82,20 +79,21 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit, CliErro
 
 /// The digests of a list and of its `.others` file, and a note if that is missing. The list can't say whether there was
 /// one, because `b3sum` does not accept comments.
-fn read_digest_files(file: &Path) -> Result<(DigestList, Option<String>), CliError> {
+fn read_digest_files(file: &Path) -> Result<(DigestList, Option<String>)> {
     let mut reader = DigestListReader::default();
     reader.push(&read_input(file, "the list of digests")?)?;
     let others = others_path(file);
     let missing = if is_stdin(file) {
         Some("a list from standard input has no FILE.others beside it".to_owned())
     } else if others.exists() {
-        reader.push_next_list(&read_input(&others, "the list of digests")?)?;
+        reader.end_list()?;
+        reader.push(&read_input(&others, "the list of digests")?)?;
         None
     } else {
         Some(format!("{} is not there", display_path(&others)))
     };
-    let note = missing.map(|why| {
-        format!("note: {why}: files whose names b3sum refuses (not UTF-8) are not checked, if the sync had any")
+    let note = missing.map(|reason| {
+        format!("note: {reason}: files with names that b3sum refuses (not UTF-8) are not checked, if the sync had any")
     });
     Ok((reader.finish(&display_path(file))?, note))
 }
@@ -109,7 +107,7 @@ struct VerifyTarget {
 }
 
 impl VerifyTarget {
-    fn open(path: &Path) -> Result<VerifyTarget, CliError> {
+    fn open(path: &Path) -> Result<VerifyTarget> {
         let shown = display_path(path);
         let access_error = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::NotFound => {
@@ -176,7 +174,7 @@ struct Finding {
     message: Option<String>,
 }
 
-type LineSink = Box<dyn FnMut(&[u8]) -> Result<(), CliError> + Send>;
+type LineSink = Box<dyn FnMut(&[u8]) -> Result<()> + Send>;
 
 /// Prints differences as they are found, and counts them.
 struct VerifyReport {
@@ -256,11 +254,10 @@ impl VerifyReport {
     }
 }
 
-/// A large file whose ranges are hashed one by one.
+/// A large file, which is hashed in ranges.
 struct LargeFile {
     file: SourceFile,
     list_index: usize,
-    size: u64,
     range_digests: Mutex<Vec<Digest>>,
     ranges_left: AtomicUsize,
     error: Mutex<Option<FsError>>,
@@ -276,7 +273,7 @@ fn verify_tree(
     target: &VerifyTarget,
     digests: &DigestList,
     report: VerifyReport,
-) -> Result<VerifyReport, CliError> {
+) -> Result<VerifyReport> {
     let report = Mutex::new(report);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let (send, jobs) = sync_channel(threads * QUEUED_JOBS_PER_THREAD);
@@ -298,8 +295,8 @@ fn verify_tree(
         let below = |dir: &RelPath| RelPath::new(path).is_ok_and(|path| dir.contains(&path));
         match walked.unreadable.iter().any(below) {
             true => {
-                let why = "its directory can't be read".to_owned();
-                report.add_difference(path, Difference::Unreadable, Some(why));
+                let reason = "its directory can't be read".to_owned();
+                report.add_difference(path, Difference::Unreadable, Some(reason));
             }
             false => report.add_difference(path, Difference::Missing, None),
         }
@@ -322,7 +319,7 @@ fn walk_tree(
     digests: &DigestList,
     report: &Mutex<VerifyReport>,
     jobs: SyncSender<Job>,
-) -> Result<WalkResult, CliError> {
+) -> Result<WalkResult> {
     let mut walked = WalkResult { listed_seen: vec![false; digests.len()], unreadable: Vec::new() };
     let root = RelPath::root();
     let walk = target.tree.walk(&root, None).map_err(|e| {
@@ -360,8 +357,8 @@ fn walk_tree(
                 report.lock().add_difference(entry.path.as_bytes(), Difference::Extra, None);
             }
             (_, Some(_)) => {
-                let why = Some("it is not a regular file".to_owned());
-                report.lock().add_difference(entry.path.as_bytes(), Difference::Changed, why);
+                let reason = Some("it is not a regular file".to_owned());
+                report.lock().add_difference(entry.path.as_bytes(), Difference::Changed, reason);
             }
             (_, None) => {}
         }
@@ -387,7 +384,7 @@ fn queue_file(
     entry: Entry,
     size: u64,
     at: usize,
-) -> Result<(), CliError> {
+) -> Result<()> {
     let send = |job| {
         let ended = |_| CliError::new("the threads that hash have ended");
         jobs.send(job).map_err(ended)
@@ -403,7 +400,7 @@ fn queue_file(
         }
     };
     // The file may have been replaced since it was listed: the ranges are those of the open one.
-    let EntryKind::File { size } = file.entry().kind else { return Ok(()) };
+    let size = file.size();
     if size <= RANGE_BYTES {
         return send(Job::Whole { entry, at });
     }
@@ -411,8 +408,7 @@ fn queue_file(
     let large = Arc::new(LargeFile {
         file,
         list_index: at,
-        size,
-        range_digests: Mutex::new(vec![Digest([0; 32]); count]),
+        range_digests: Mutex::new(vec![ZERO_DIGEST; count]),
         ranges_left: AtomicUsize::new(count),
         error: Mutex::new(None),
     });
@@ -426,17 +422,16 @@ fn run_worker(
     report: &Mutex<VerifyReport>,
     jobs: &Mutex<Receiver<Job>>,
 ) {
-    let mut buffer = vec![0; READ_BUFFER_BYTES];
     loop {
         let job = jobs.lock().recv();
         match job {
             Err(_) => return,
             Ok(Job::Whole { entry, at }) => {
-                let hashed = hash_file(target, &entry, &mut buffer);
+                let hashed = hash_file(target, &entry);
                 compare_digest(report, entry.path.as_bytes(), digests.digest_at(at), hashed);
             }
             Ok(Job::Range { large, index }) => {
-                match hash_range(&large, index, &mut buffer) {
+                match hash_range(&large, index) {
                     Ok(value) => large.range_digests.lock()[index] = value,
                     Err(e) => drop(large.error.lock().get_or_insert(e)),
                 }
@@ -484,44 +479,19 @@ fn add_error(report: &mut VerifyReport, path: &[u8], e: &FsError) {
 }
 
 /// The digest and length of a small file.
-fn hash_file(
-    target: &VerifyTarget,
-    entry: &Entry,
-    buffer: &mut [u8],
-) -> Result<(Digest, u64), FsError> {
+fn hash_file(target: &VerifyTarget, entry: &Entry) -> Result<(Digest, u64), FsError> {
     let file = target.tree.open_source(entry)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut done = 0;
-    loop {
-        let n = file.read_at(buffer, done)?;
-        hasher.update(&buffer[..n]);
-        done += n as u64;
-        if n < buffer.len() {
-            break;
-        }
-    }
+    let digest = file.hash_range(0..file.size())?.digest();
     file.verify_unchanged()?;
-    Ok((hasher.finalize().into(), done))
+    Ok((digest, file.size()))
 }
 
 /// The chaining value of one range.
-fn hash_range(large: &LargeFile, index: usize, buffer: &mut [u8]) -> Result<Digest, FsError> {
+fn hash_range(large: &LargeFile, index: usize) -> Result<Digest, FsError> {
     let start = index as u64 * RANGE_BYTES;
-    let end = large.size.min(start + RANGE_BYTES);
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(start);
-    let mut at = start;
-    while at < end {
-        let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-        if large.file.read_at(&mut buffer[..want], at)? < want {
-            // The file has been truncated.
-            let path = large.file.entry().path.as_bytes();
-            return Err(FsError::new(Side::Destination, "read", path, Cause::Changed));
-        }
-        hasher.update(&buffer[..want]);
-        at += want as u64;
-    }
-    Ok(Digest(hasher.finalize_non_root()))
+    let hasher = large.file.hash_range(start..large.file.size().min(start + RANGE_BYTES))?;
+    // Never `None`: no range is empty.
+    Ok(hasher.chaining_value().unwrap_or(ZERO_DIGEST))
 }
 
 impl LargeFile {
@@ -531,8 +501,8 @@ impl LargeFile {
         }
         self.file.verify_unchanged()?;
         // Never `None`: a file longer than a range has at least two ranges.
-        let digest = merge_ranges(&self.range_digests.lock()).unwrap_or(Digest([0; 32]));
-        Ok((digest, self.size))
+        let digest = merge_ranges(&self.range_digests.lock()).unwrap_or(ZERO_DIGEST);
+        Ok((digest, self.file.size()))
     }
 }
 

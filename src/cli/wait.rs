@@ -2,7 +2,7 @@
 //! outage of the master (a restart, a failover) is waited for.
 
 use super::args::{ExitCodeArgs, WaitLimitArgs};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::progress::{ProgressEvent, ProgressMonitor, ProgressTracker};
 use super::signals::SignalAction;
@@ -112,7 +112,7 @@ impl<'a> SyncWaiter<'a> {
         mut self,
         limit: &WaitLimitArgs,
         signals: &mut UnboundedReceiver<SignalAction>,
-    ) -> Result<WaitOutcome, CliError> {
+    ) -> Result<WaitOutcome> {
         let started = Instant::now();
         let timeout = async {
             match limit.timeout {
@@ -170,7 +170,7 @@ impl<'a> SyncWaiter<'a> {
     }
 
     /// Polls each sync that has not ended, then sleeps. Returns whether all have ended.
-    async fn poll_and_sleep(&mut self, started: Instant) -> Result<bool, CliError> {
+    async fn poll_and_sleep(&mut self, started: Instant) -> Result<bool> {
         let pause = self.poll_all().await?;
         if self.syncs.iter().all(|sync| sync.exit.is_some()) {
             return Ok(true);
@@ -181,7 +181,7 @@ impl<'a> SyncWaiter<'a> {
     }
 
     /// Polls each sync once. During an outage of the master it returns the time to wait before the next attempt.
-    async fn poll_all(&mut self) -> Result<Option<Duration>, CliError> {
+    async fn poll_all(&mut self) -> Result<Option<Duration>> {
         for index in 0..self.syncs.len() {
             let sync = &self.syncs[index];
             if sync.exit.is_some() {

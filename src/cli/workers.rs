@@ -1,7 +1,7 @@
 //! `ctl workers …`.
 
 use super::args::WorkersCommand;
-use super::error::CliError;
+use super::error::Result;
 use super::exit::Exit;
 use super::resource::for_each_resource;
 use super::table_layout::terminal_width;
@@ -17,7 +17,7 @@ const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// # Errors
 /// The master can't be reached, or there is no such worker.
-pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, CliError> {
+pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit> {
     match command {
         WorkersCommand::List => {
             let list = ctx.new_client()?.list_workers().await?;
@@ -31,17 +31,17 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit, 
             let details = details::worker_details(&worker, Timestamp::now());
             ctx.print(&worker.body, &details, &details)?;
         }
-        WorkersCommand::Drain { ids, reason, wait } => {
+        WorkersCommand::Drain { workers, reason, wait } => {
             let request = DrainRequest { by: operator_name(), reason };
-            return drain(ctx, ids, Some(request), wait).await;
+            return drain(ctx, workers.ids, Some(request), wait).await;
         }
-        WorkersCommand::Undrain { ids } => return drain(ctx, ids, None, false).await,
-        WorkersCommand::Forget { ids } => return forget(ctx, ids).await,
+        WorkersCommand::Undrain(workers) => return drain(ctx, workers.ids, None, false).await,
+        WorkersCommand::Forget(workers) => return forget(ctx, workers.ids).await,
     }
     Ok(Exit::Ok)
 }
 
-/// The name of the user who runs this program, from the environment.
+/// The name of the operator, from the environment.
 fn operator_name() -> Option<String> {
     let names = ["SUDO_USER", "USER", "LOGNAME"].into_iter().filter_map(|v| std::env::var(v).ok());
     names.into_iter().find(|name| !name.is_empty())
@@ -53,7 +53,7 @@ async fn drain(
     ids: Vec<WorkerId>,
     request: Option<DrainRequest>,
     wait: bool,
-) -> Result<Exit, CliError> {
+) -> Result<Exit> {
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &WorkerId| {
         let mut reply = client.set_drained(id, request.as_ref()).await?;
         while wait && reply.state == WorkerState::Draining {
@@ -95,7 +95,7 @@ fn drain_text(reply: &DrainReply) -> String {
     }
 }
 
-async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit, CliError> {
+async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit> {
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &WorkerId| {
         let reply = client.forget_worker(id).await?;
         let text = match reply.requeued {

@@ -53,7 +53,7 @@ impl MasterClient {
     }
 
     /// `GET /sync/{id}/manifest`: the digest and name of each file, as `b3sum --check` reads them; with `others` those
-    /// of the files whose names it refuses, with the reasons. Names are relative to the destination root.
+    /// of the files with names that it refuses, with the reasons. Names are relative to the destination root.
     ///
     /// # Errors
     /// Problems 404 for an unknown id and 409 for a sync without a manifest or that has not ended, any

@@ -63,7 +63,7 @@ pub(super) struct Request {
     pub(super) timeout: Duration,
     /// The reply may be of any length, and its body is not read here.
     pub(super) is_streamed: bool,
-    /// It changes something for an operator, who needs to know whether it was carried out.
+    /// It changes something for an operator, so the result has to show whether it was carried out.
     pub(super) is_command: bool,
     /// Counts how often the request or its reply arrived corrupted.
     pub(super) corruption_counter: CorruptionCounter,

@@ -227,7 +227,7 @@ impl AgentsFile {
         };
         let message = match id {
             Some(id) => format!("no worker {}{}", quote(id), did_you_mean(id, &ids)),
-            None => "say which worker this is, with `--worker-id ID`".to_owned(),
+            None => "name the worker with `--worker-id ID`".to_owned(),
         };
         diagnostics.error(None, format!("{message}   {list}"));
         None

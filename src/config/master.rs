@@ -161,7 +161,7 @@ impl MasterConfig {
         if let Some(item) = fields.get("scheduler") {
             item.word(&[("round_robin", ())]);
         }
-        fields.warn_outdated("network", "it has no effect; `listen` says where the API is served");
+        fields.warn_outdated("network", "it has no effect; `listen` is the address of the API");
         self.read_times(fields);
         if let Some(redis) = fields.get("redis").and_then(|i| i.fields()) {
             if let Some(days) = redis.get("expiry_days").and_then(|i| i.number(1..=36_500)) {

@@ -33,7 +33,10 @@ impl Diagnostics {
     }
 
     pub(super) fn record(&self, at: Option<Pos>, severity: Severity, message: String) {
-        let origin = self.origin.clone();
+        self.push(self.origin.clone(), at, severity, message);
+    }
+
+    fn push(&self, origin: String, at: Option<Pos>, severity: Severity, message: String) {
         self.problems.borrow_mut().push(ConfigProblem { origin, at, severity, message });
     }
 
@@ -47,8 +50,7 @@ impl Diagnostics {
 
     /// Records an error of an environment variable.
     pub(super) fn env_error(&self, variable: &str, message: String) {
-        let (origin, severity) = (variable.to_owned(), Severity::Error);
-        self.problems.borrow_mut().push(ConfigProblem { origin, at: None, severity, message });
+        self.push(variable.to_owned(), None, Severity::Error, message);
     }
 
     /// All problems, in the order of the file.
@@ -176,10 +178,7 @@ impl<'a> Item<'a> {
 
     /// Text that no message repeats.
     pub(super) fn secret(&self) -> Option<&'a str> {
-        let NodeKind::Scalar(text) = &self.node.kind else {
-            self.error("expected text");
-            return None;
-        };
+        let text = self.parse("text", Ok)?;
         self.mark_secret();
         Some(text)
     }

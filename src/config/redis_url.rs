@@ -207,7 +207,7 @@ mod tests {
             // At another position it is not a password.
             proptest::prop_assume!(other.matches("hunter2").count() == 1 && other.contains(":hunter2@"));
             match other.parse::<RedisUrl>() {
-                Err(why) => proptest::prop_assert!(!why.contains("hunter2"), "{}", why),
+                Err(reason) => proptest::prop_assert!(!reason.contains("hunter2"), "{}", reason),
                 Ok(url) if url.0.password().is_some() => {
                     proptest::prop_assert!(!url.to_string().contains("hunter2"), "{}", url);
                 }

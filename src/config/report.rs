@@ -21,6 +21,16 @@ pub enum Severity {
     Warning,
 }
 
+impl Severity {
+    /// The word in messages and in the report as JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        }
+    }
+}
+
 /// One problem. Displayed as `file:line:col: error: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigProblem {
@@ -40,11 +50,7 @@ impl fmt::Display for ConfigProblem {
         if let Some(Pos { line, col }) = self.at {
             write!(f, ":{line}:{col}")?;
         }
-        let word = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
-        write!(f, ": {word}: {}", self.message)
+        write!(f, ": {}: {}", self.severity.as_str(), self.message)
     }
 }
 
@@ -111,8 +117,10 @@ impl fmt::Display for CheckReport {
             writeln!(f)?;
         }
         let count = |n: usize, word: &str| units::pluralize(n as u64, word, &format!("{word}s"));
-        match (self.error_count(), self.warning_count()) {
-            (0, 0) => {
+        let counts = [(self.error_count(), "error"), (self.warning_count(), "warning")];
+        let counts = counts.into_iter().filter(|(n, _)| *n > 0).map(|(n, word)| count(n, word));
+        match counts.collect::<Vec<_>>().join(", ").as_str() {
+            "" => {
                 let kind = match self.kind {
                     Some(FileKind::Master) => "master configuration",
                     Some(FileKind::Agents) => "agents file",
@@ -120,11 +128,7 @@ impl fmt::Display for CheckReport {
                 };
                 write!(f, "{}: {kind} ok.", self.file)?;
             }
-            (errors, 0) => write!(f, "{}.", count(errors, "error"))?,
-            (0, warnings) => write!(f, "{}.", count(warnings, "warning"))?,
-            (errors, warnings) => {
-                write!(f, "{}, {}.", count(errors, "error"), count(warnings, "warning"))?;
-            }
+            counts => write!(f, "{counts}.")?,
         }
         if !self.worker_ids.is_empty() {
             write!(f, "   worker ids in this file: {}", self.worker_ids.join(" "))?;
@@ -134,11 +138,5 @@ impl fmt::Display for CheckReport {
 }
 
 fn write_lines(f: &mut fmt::Formatter<'_>, problems: &[ConfigProblem]) -> fmt::Result {
-    for (i, problem) in problems.iter().enumerate() {
-        if i > 0 {
-            writeln!(f)?;
-        }
-        write!(f, "{problem}")?;
-    }
-    Ok(())
+    f.write_str(&problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }

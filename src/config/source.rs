@@ -3,6 +3,7 @@
 use super::document::{self, Node, NodeKind};
 use super::reader::Diagnostics;
 use super::report::Pos;
+use crate::util::shell_quote::quote_for_shell;
 use crate::util::units;
 use std::fs::File;
 use std::io::Read as _;
@@ -25,12 +26,7 @@ impl ConfigSource {
         if !diagnostics.has_secret() || self.mode & 0o044 == 0 {
             return;
         }
-        let path = path.display().to_string();
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%".contains(c);
-        let argument = match path.chars().all(is_plain) {
-            true => path,
-            false => format!("'{}'", path.replace('\'', r"'\''")),
-        };
+        let argument = quote_for_shell(path.as_os_str().as_encoded_bytes());
         let message = format!(
             "holds a password, and its mode {:04o} lets other users read it — run `chmod 600 {argument}`, or \
              take the password out and give it in the environment variable REDIS_URL",

@@ -42,8 +42,8 @@ fn format_problems(problems: &[ConfigProblem]) -> Vec<String> {
     problems.iter().map(short).collect()
 }
 
-fn assert_lines(text: &str, found: &[ConfigProblem], wanted: &[&str]) {
-    assert_eq!(format_problems(found), wanted, "for\n{text}");
+fn assert_lines(text: &str, found: &[ConfigProblem], expected: &[&str]) {
+    assert_eq!(format_problems(found), expected, "for\n{text}");
 }
 
 fn repo_file(name: &str) -> PathBuf {
@@ -138,18 +138,18 @@ fn unreadable_files_are_rejected_with_one_line() {
     std::fs::write(at("utf16"), b"\xff\xfel\0i\0").unwrap();
     std::fs::write(at("latin1"), b"listen: x\ndata_dir: /\xc3\xa4\xe4\n").unwrap();
     std::fs::write(at("huge"), vec![b'#'; (4 << 20) + 1]).unwrap();
-    for (path, wanted) in [
+    for (path, expected) in [
         (dir.path().to_owned(), ": error: is a directory — give the file in it"),
         (at("missing"), ": error: cannot be read: No such file or directory (os error 2)"),
         (at("utf16"), ": error: is UTF-16 text — save it as UTF-8"),
         (at("latin1"), ":2:13: error: not UTF-8 text — save the file as UTF-8"),
         (at("huge"), ": error: is larger than 4.0 MiB — this is hardly a configuration file"),
     ] {
-        let wanted = format!("{}{wanted}", path.display());
-        assert_eq!(load_master(Some(&path), &Env::empty()).unwrap_err().to_string(), wanted);
-        assert_eq!(load_agent(&path, None, &Env::empty()).unwrap_err().to_string(), wanted);
+        let expected = format!("{}{expected}", path.display());
+        assert_eq!(load_master(Some(&path), &Env::empty()).unwrap_err().to_string(), expected);
+        assert_eq!(load_agent(&path, None, &Env::empty()).unwrap_err().to_string(), expected);
         let report = check_file(&path, None, &Env::empty());
-        assert_eq!((report.kind, report.to_string()), (None, format!("{wanted}\n1 error.")));
+        assert_eq!((report.kind, report.to_string()), (None, format!("{expected}\n1 error.")));
     }
 }
 
@@ -220,11 +220,11 @@ fn a_world_readable_file_with_a_password_is_rejected() {
                         assert!(!refused && loaded.warnings.is_empty(), "{text} {mode:o}")
                     }
                     Err(errors) => {
-                        let said = errors.to_string();
+                        let printed = errors.to_string();
                         let fix = format!("chmod 600 {}", path.display());
                         assert!(
-                            refused && said.contains(&fix) && !said.contains("hunter2"),
-                            "{said}"
+                            refused && printed.contains(&fix) && !printed.contains("hunter2"),
+                            "{printed}"
                         );
                     }
                 }
@@ -252,7 +252,7 @@ fn a_check_with_a_worker_id_examines_this_host() {
     let here = dir.path().display();
     std::fs::write(dir.path().join("file"), "").unwrap();
     std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
-    // 192.0.2.0/24 is reserved for documentation: nobody has such an address.
+    // 192.0.2.0/24 is reserved for documentation: no host has such an address.
     let text = format!(
         "master_url: http://127.0.0.1:1\nworkers:\n  - worker_id: a\n    storage_paths:\n      - {here}\n      - {here}/no\n      - {here}/file\n      - {here}/link\n    \
          network:\n      data_plane_endpoints:\n        - 127.0.0.1\n        - {{address: 192.0.2.7, iface: nosuch0}}\n"
@@ -263,7 +263,7 @@ fn a_check_with_a_worker_id_examines_this_host() {
         report(Some("a")).problems.into_iter().filter(|p| !overlaps(p)).collect();
     let because = "(checked on this host for worker a)";
     let place = "workers[0].network.data_plane_endpoints";
-    let wanted = [
+    let expected = [
         format!(
             "warning: master_url: http://127.0.0.1:1 cannot be reached: Connection refused (os error 111) {because}"
         ),
@@ -277,7 +277,7 @@ fn a_check_with_a_worker_id_examines_this_host() {
         format!("12:11: warning: {place}: this host has no interface nosuch0 {because}"),
         format!("12:11: warning: {place}: 192.0.2.7 is not an address of this host {because}"),
     ];
-    assert_eq!(format_problems(&found), wanted);
+    assert_eq!(format_problems(&found), expected);
     assert!(report(None).problems.iter().all(overlaps), "without a worker id nothing is looked up");
     // Where the agent is about to run, what is missing is an error.
     let here = with_file(&text, |path| check_file_on_host(path, None, &Env::empty()));

@@ -3,17 +3,19 @@
 use super::direct_io::DirectReader;
 use super::errno::SysResult;
 use super::error::{Cause, FsError, Result, Side};
-use super::file_io::next_data_run;
+use super::file_io::{hash_range, next_data_run};
 use super::inode::{ident_of, meta_of, size_of, stored_bytes_of, type_of};
 use super::page_cache::DropBehindReader;
 use super::reflink::{can_reflink, reflink_or_copy};
 use super::root::{Tree, is_same_version};
 use super::xattr;
+use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::ops::Range;
 
 /// The shortest file for which the kernel is advised of a sequential read, in bytes.
 const MIN_READ_AHEAD_BYTES: u64 = 1 << 20;
@@ -141,6 +143,22 @@ impl SourceFile {
     /// `pread` failed.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         self.direct.read(&self.fd, buffer, offset).map_err(|e| self.error("read", e.into()))
+    }
+
+    /// Its length when it was opened, in bytes.
+    pub fn size(&self) -> u64 {
+        size_of(&self.opened_stat)
+    }
+
+    /// The state of a hasher after `range` of the file. Holes are not read.
+    ///
+    /// # Errors
+    /// It can't be read, or ends before ([`Cause::Changed`]).
+    pub fn hash_range(&self, range: Range<u64>) -> Result<ContentHasher> {
+        let hashed = hash_range(&self.fd, range, HashMode::Full);
+        hashed
+            .map_err(|e| self.error("read", e.into()))?
+            .ok_or_else(|| self.error("read", Cause::Changed))
     }
 
     /// Whether direct reads are enabled, for offsets and memory aligned to [`DIRECT_ALIGN_BYTES`] and whole pages.

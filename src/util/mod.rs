@@ -11,6 +11,7 @@
 //! - [`rate`]: limits on bytes per second
 //! - [`repeated_warnings`]: rate-limited warnings
 //! - [`rlimits`]: resource limits of this process
+//! - `shell_quote`: words for a shell
 //! - [`shutdown`]: the shutdown of the process
 //! - [`suggest`]: suggestions for mistyped words
 //! - [`timetable`]: limits by the time of the week
@@ -26,6 +27,7 @@ pub mod private_files;
 pub mod rate;
 pub mod repeated_warnings;
 pub mod rlimits;
+pub(crate) mod shell_quote;
 pub mod shutdown;
 pub mod suggest;
 pub mod timetable;

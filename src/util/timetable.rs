@@ -66,7 +66,7 @@ impl Timetable {
 impl Entry {
     fn parse(text: &str) -> Result<Self, String> {
         let text: String = text.trim().chars().take(80).flat_map(char::escape_debug).collect();
-        let error = |why: String| format!("`{text}`: {why}");
+        let error = |reason: String| format!("`{text}`: {reason}");
         let mut words = text.split_whitespace().peekable();
         // A single word is the limit, e.g. `none`.
         let is_days = |word: &&str| {
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn errors_quote_the_wrong_part() {
-        for (bad, why) in [
+        for (bad, reason) in [
             ("", "limit is missing"),
             ("08:00-18:00", "limit is missing"),
             ("Mon-Fri", "is not a limit"),
@@ -223,7 +223,10 @@ mod tests {
             ("08:00-18:00 100Mb/s", "bits or bytes"),
         ] {
             let error = table(&[bad]).unwrap_err();
-            assert!(error.contains(why) && error.contains(&format!("`{bad}`")), "{bad}: {error}");
+            assert!(
+                error.contains(reason) && error.contains(&format!("`{bad}`")),
+                "{bad}: {error}"
+            );
         }
         assert!(table(&["1M", "2M"]).unwrap_err().contains("both set the limit on Mon 00:00"));
         assert!(table(&["Sun 23:00-01:00 1M", "Mon 00:30-02:00 2M"]).is_err());

@@ -131,8 +131,9 @@ const MIN_BWLIMIT: u64 = 64 << 10;
 /// # Errors
 /// An error message, to be printed after the name of the setting.
 pub fn parse_bwlimit(text: &str) -> Result<Option<u64>, String> {
-    let bad =
-        |why: &str| format!("{} {why}; write for example 100MiB/s, 1.5G or none", quote(text));
+    let bad = |reason: &str| {
+        format!("{} {reason}; write for example 100MiB/s, 1.5G or none", quote(text))
+    };
     let trimmed = text.trim();
     if ["none", "unlimited"].contains(&trimmed) {
         return Ok(None);
@@ -247,7 +248,7 @@ mod tests {
         for text in ["none", "0", " unlimited ", "0MiB/s"] {
             assert_eq!(parse_bwlimit(text), Ok(None), "{text}");
         }
-        for (bad, why) in [
+        for (bad, reason) in [
             ("", "100MiB/s"),
             ("fast", "not a limit"),
             ("-1", "not a limit"),
@@ -257,7 +258,7 @@ mod tests {
             ("1", "at least 64KiB/s"),
             ("65535", "at least 64KiB/s"),
         ] {
-            assert!(parse_bwlimit(bad).is_err_and(|e| e.contains(why)), "{bad}");
+            assert!(parse_bwlimit(bad).is_err_and(|e| e.contains(reason)), "{bad}");
         }
     }
 
@@ -296,8 +297,8 @@ mod tests {
                 parse_bwlimit(&text).err(),
                 crate::util::timetable::Timetable::default().add(&text).err(),
             ];
-            for why in errors.into_iter().flatten() {
-                proptest::prop_assert!(!why.is_empty() && why.len() < 500, "{}", why);
+            for reason in errors.into_iter().flatten() {
+                proptest::prop_assert!(!reason.is_empty() && reason.len() < 500, "{}", reason);
             }
         }
     }

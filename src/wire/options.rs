@@ -3,6 +3,7 @@
 
 use super::content::HashMode;
 use super::preserve::Preserve;
+use super::text_enum::text_enum;
 use super::{RelPath, is_default};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -248,6 +249,8 @@ pub enum Links {
     Skip,
 }
 
+text_enum!(Links { Keep = "keep", Copy = "copy", Skip = "skip" });
+
 /// See [`SyncOptions::compare`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
@@ -276,6 +279,8 @@ pub enum Verify {
     /// Only the checksums of TCP.
     None,
 }
+
+text_enum!(Verify { Transfer = "transfer", Readback = "readback", None = "none" });
 
 /// Excludes entries of the source. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]

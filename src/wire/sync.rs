@@ -127,6 +127,16 @@ pub enum SyncPhase {
     Done,
 }
 
+text_enum!(SyncPhase {
+    Waiting = "WAITING",
+    Scanning = "SCANNING",
+    Transferring = "TRANSFERRING",
+    Verifying = "VERIFYING",
+    Pruning = "PRUNING",
+    Flushing = "FLUSHING",
+    Done = "DONE",
+});
+
 /// The outcome of an ended sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

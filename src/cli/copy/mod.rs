@@ -6,12 +6,12 @@ mod next_steps;
 mod paths;
 
 use super::args::{CopyArgs, LogArgs, OutputFormat, WaitLimitArgs};
-use super::error::CliError;
+use super::error::{CliError, Result};
 use super::exit::{DEFAULT_TIMEOUT_EXIT_CODE, Exit};
 use super::follow::{RecordOutputs, print_sync_end};
 use super::outcome_report::NextSteps;
 use super::path_args::check_local_path;
-use super::shell_quote::quote_for_shell;
+use super::sanitize::display_path;
 use super::submit::{
     Submission, end_without_submit, has_empty_file_list, new_submission, submit_with_retry,
 };
@@ -24,9 +24,9 @@ use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
 use crate::scheduler::source_history_record;
 use crate::store::{AcquireOutcome, Batch, Candidate, EmbeddedStore, Location, Store};
+use crate::util::shell_quote::quote_for_shell;
 use crate::wire::RequestId;
 use crate::wire::options::SyncOptions;
-use crate::wire::path::escape_bytes;
 use crate::wire::sync::SyncState;
 use crate::wire::worker::Endpoint;
 use jiff::Timestamp;
@@ -34,6 +34,7 @@ use last_run::LastRun;
 use paths::CopyPaths;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -46,8 +47,8 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// # Errors
-/// See [`collect_paths::resolve_paths`]; a service that can't start; otherwise the exit code says how it ended.
-pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError> {
+/// See [`paths::resolve_paths`]; a service that can't start. The exit code shows how the copy ended.
+pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit> {
     check_local_path("SRC", args.source.as_os_str().as_bytes())?;
     check_local_path("DST", args.destination.as_os_str().as_bytes())?;
     let paths = paths::resolve_paths(&args.source, &args.destination)?;
@@ -62,11 +63,8 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError>
     let roots = [paths.source.clone(), paths.lexical_source.clone()];
     let wanted = RecordOutputs::new(&args.options)?;
     let destinations = [paths.destination.clone(), paths.lexical_destination.clone()];
-    let options = args.options.to_sync_options(
-        &destinations,
-        args.transfer.is_file_list_stdin(),
-        Timestamp::now(),
-    )?;
+    let stdin_is_used = args.transfer.is_file_list_stdin();
+    let options = args.options.to_sync_options(&destinations, stdin_is_used, Timestamp::now())?;
     let request =
         new_submission(&roots, paths.destination.clone(), Some(id), &args.transfer, options)?;
     if has_empty_file_list(&request) {
@@ -80,21 +78,20 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError>
     } else {
         service::raise_open_file_limit()?;
     }
-    let mut asks = signals::listen_for_signals()?;
+    let mut signals = signals::listen_for_signals()?;
     if !ctx.global.quiet && ctx.global.output == OutputFormat::Table {
         let (from, to) = (&paths.source, &paths.destination);
-        let each = if from == &paths.storage_paths[0] {
-            format!("   e.g. {}", mapping_example(from, to))
-        } else {
-            String::new()
+        let verb = if request.options.dry_run { "Comparing" } else { "Copying" };
+        let example = match paths.source_is_dir {
+            true => format!("   e.g. {}", mapping_example(from, to)),
+            false => String::new(),
         };
-        let how = if request.options.dry_run { "Comparing" } else { "Copying" };
-        console::print_note(&format!("{how} {from} → {to}{each}"));
+        console::print_note(&format!("{verb} {from} → {to}{example}"));
     }
     let memory = SourceFsRecord::load(&paths, &request.options)?;
     let mut services = InProcessServices::start(&paths, memory.last_file_system.as_deref()).await?;
     let next = next_steps::next_steps(&paths, &args, &request.options);
-    let exit = match services.submit_and_wait(ctx, &request, &mut asks).await {
+    let exit = match services.submit_and_wait(ctx, &request, &mut signals).await {
         // The master of this process holds the records, so they are read before it stops.
         Ok(waited) => {
             let waited = waited.with_no_transfer_exit(args.exit_code);
@@ -116,10 +113,10 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit, CliError>
 
 /// The recorded file system of SRC, to detect that another one is mounted there.
 struct SourceFsRecord {
-    /// `None`: nothing is recorded.
-    last_run: Option<LastRun>,
+    last_run: LastRun,
     /// That of the last run.
     last_file_system: Option<String>,
+    is_written: bool,
     /// A mirror depends on the record, so write errors are reported.
     is_mirror: bool,
 }
@@ -127,64 +124,50 @@ struct SourceFsRecord {
 impl SourceFsRecord {
     /// # Errors
     /// The record can't be read and the copy is a mirror, which could delete the wrong entries.
-    fn load(paths: &CopyPaths, options: &SyncOptions) -> Result<SourceFsRecord, CliError> {
-        let mirror = options.delete.is_some();
-        if !paths.source_is_dir || options.dry_run && !mirror {
-            return Ok(SourceFsRecord {
-                last_run: None,
-                last_file_system: None,
-                is_mirror: mirror,
-            });
-        }
+    fn load(paths: &CopyPaths, options: &SyncOptions) -> Result<SourceFsRecord> {
+        let is_mirror = options.delete.is_some();
+        let is_read = paths.source_is_dir && (is_mirror || !options.dry_run);
         let last_run = LastRun::for_pair(&paths.source, &paths.destination);
-        let known = match last_run.read_file_system() {
-            Ok(known) => known,
-            Err(why) if mirror => {
+        let last_file_system = match last_run.read_file_system() {
+            _ if !is_read => None,
+            Err(reason) if is_mirror => {
                 let file = last_run.record_path();
-                let name = file.as_os_str().as_encoded_bytes();
-                let shown = escape_bytes(name);
+                let (shown, name) = (display_path(&file), file.as_os_str().as_bytes());
                 return Err(CliError::new(format!(
-                    "cannot read {shown}, the record of the file system of SRC at the last run: {why}"
+                    "cannot read {shown}, the record of the file system of SRC at the last run: {reason}"
                 ))
                 .with_hint(format!(
                     "check that SRC is mounted; then remove the record: rm {}",
                     quote_for_shell(name)
                 )));
             }
-            Err(_) => None,
+            read => read.unwrap_or_default(),
         };
-        let last_run = Some(last_run).filter(|_| !options.dry_run);
-        Ok(SourceFsRecord { last_run, last_file_system: known, is_mirror: mirror })
+        let is_written = is_read && !options.dry_run;
+        Ok(SourceFsRecord { last_run, last_file_system, is_written, is_mirror })
     }
 
     /// Records the file system of a completed copy.
     fn save(&self, waited: &WaitOutcome) {
-        let Some(last_run) = &self.last_run else { return };
-        let seen = waited.syncs.iter().filter_map(|sync| sync.latest.as_ref());
-        let completed = seen.filter(|seen| seen.state == SyncState::Completed);
-        for file_system in completed.filter_map(|seen| seen.source_file_system.as_deref()) {
-            if let Err(e) = last_run.write_record(file_system) {
-                let file = last_run.record_path();
-                self.print_not_saved(&format!(
-                    "{}: {e}",
-                    escape_bytes(file.as_os_str().as_encoded_bytes())
+        let latest = waited.syncs.iter().filter_map(|sync| sync.latest.as_ref());
+        let completed = latest.filter(|sync| sync.state == SyncState::Completed && self.is_written);
+        for file_system in completed.filter_map(|sync| sync.source_file_system.as_deref()) {
+            if let Err(e) = self.last_run.write_record(file_system)
+                && self.is_mirror
+            {
+                let file = self.last_run.record_path();
+                console::print_note(&format!(
+                    "note: the file system of SRC can't be recorded ({}: {e}), so the next mirror does not detect \
+                     another one; set XDG_STATE_HOME to a directory that can be written",
+                    display_path(&file)
                 ));
             }
-        }
-    }
-
-    fn print_not_saved(&self, why: &str) {
-        if self.is_mirror {
-            console::print_note(&format!(
-                "note: on which file system SRC lies can't be recorded ({why}): the next mirror does not \
-                 notice when it is another one; set XDG_STATE_HOME to a directory that can be written"
-            ));
         }
     }
 }
 
 /// Prints how the sync ended.
-fn print_outcome(ctx: &Context, waited: &WaitOutcome, next: &NextSteps) -> Result<(), CliError> {
+fn print_outcome(ctx: &Context, waited: &WaitOutcome, next: &NextSteps) -> Result<()> {
     for sync in &waited.syncs {
         let Some(seen) = &sync.latest else { continue };
         if ctx.global.output == OutputFormat::Json {
@@ -214,7 +197,7 @@ struct InProcessServices {
 
 impl InProcessServices {
     /// Starts both on free loopback ports; `known` is the file system of SRC at the last run.
-    async fn start(paths: &CopyPaths, known: Option<&str>) -> Result<InProcessServices, CliError> {
+    async fn start(paths: &CopyPaths, known: Option<&str>) -> Result<InProcessServices> {
         let failed = |e: anyhow::Error| service::service_error(&e);
         let mut config = load_master(None, &Env::empty())?.config;
         config.listen.set_port(0);
@@ -225,20 +208,13 @@ impl InProcessServices {
             seed_pair_record(&store, paths, known).await.map_err(failed)?;
         }
         let stop_master = CancellationToken::new();
-        let master = Master::start_private(
-            store,
-            &config,
-            name_key::read_or_create_key()?,
-            stop_master.clone(),
-        )
-        .await
-        .map_err(failed)?;
+        let key = name_key::read_or_create_key()?;
+        let master = Master::start_private(store, &config, key, stop_master.clone());
+        let master = master.await.map_err(failed)?;
         let client = MasterClient::new(vec![master.url()], ClientOptions::default())?;
         let stop_agent = CancellationToken::new();
-        let agent = {
-            let config = watch::channel(agent_config(&master, paths)?).1;
-            tokio::spawn(crate::agent::run(config, stop_agent.clone()))
-        };
+        let (_, config) = watch::channel(agent_config(&master, paths)?);
+        let agent = tokio::spawn(crate::agent::run(config, stop_agent.clone()));
         Ok(InProcessServices { client, master: Some(master), agent, stop_master, stop_agent })
     }
 
@@ -247,8 +223,8 @@ impl InProcessServices {
         &mut self,
         ctx: &Context,
         request: &Submission,
-        asks: &mut tokio::sync::mpsc::UnboundedReceiver<signals::SignalAction>,
-    ) -> Result<WaitOutcome, CliError> {
+        signals: &mut UnboundedReceiver<signals::SignalAction>,
+    ) -> Result<WaitOutcome> {
         submit_with_retry(&self.client, request, ctx.global.request_timeout).await?;
         let until = WaitLimitArgs {
             timeout: None,
@@ -257,7 +233,8 @@ impl InProcessServices {
         };
         let mut monitor = progress::new_monitor(&ctx.global);
         let ids = request.request_id.clone().into_iter().collect();
-        let waiting = SyncWaiter::new(&self.client, monitor.as_mut(), ids, true).run(&until, asks);
+        let waiting =
+            SyncWaiter::new(&self.client, monitor.as_mut(), ids, true).run(&until, signals);
         tokio::select! {
             waited = waiting => waited,
             ended = &mut self.agent => Err(match ended {
@@ -298,7 +275,7 @@ async fn seed_pair_record(
     Ok(())
 }
 
-fn agent_config(master: &Master, paths: &CopyPaths) -> Result<AgentConfig, CliError> {
+fn agent_config(master: &Master, paths: &CopyPaths) -> Result<AgentConfig> {
     let bad = |e: String| CliError::new(format!("cannot prepare this copy: {e}"));
     let loopback: Endpoint = "127.0.0.1".parse().map_err(bad)?;
     Ok(AgentConfig {

@@ -1,7 +1,7 @@
 //! The key of the names of unfinished files, which outlives a copy: the next copy of the same paths finds
 //! the part files of one that was killed.
 
-use super::CliError;
+use crate::cli::error::{CliError, Result};
 use crate::config::Env;
 use crate::util::private_files;
 use crate::wire::options::PartNameKey;
@@ -18,7 +18,7 @@ const KEY_BYTES: usize = 32;
 ///
 /// # Errors
 /// The system has no randomness.
-pub(super) fn read_or_create_key() -> Result<PartNameKey, CliError> {
+pub(super) fn read_or_create_key() -> Result<PartNameKey> {
     let mut fresh = [0; KEY_BYTES];
     aws_lc_rs::rand::fill(&mut fresh)
         .map_err(|_| CliError::new("cannot get random bytes from the system".to_owned()))?;
@@ -61,8 +61,8 @@ fn read_or_store_key(dir: &Path, fresh: &[u8; KEY_BYTES]) -> io::Result<[u8; KEY
 fn read_key(file: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let bytes = private_files::read_file(file, KEY_BYTES as u64 + 1)?;
     <[u8; KEY_BYTES]>::try_from(bytes).map_err(|_| {
-        let why = format!("{} is not a key of {KEY_BYTES} bytes: remove it", file.display());
-        io::Error::new(io::ErrorKind::InvalidData, why)
+        let reason = format!("{} is not a key of {KEY_BYTES} bytes: remove it", file.display());
+        io::Error::new(io::ErrorKind::InvalidData, reason)
     })
 }
 

@@ -4,7 +4,7 @@ use super::paths::CopyPaths;
 use crate::cli::args::CopyArgs;
 use crate::cli::options::{bwlimit_arg, to_cli_args};
 use crate::cli::outcome_report::NextSteps;
-use crate::cli::shell_quote::{quote_for_shell, quote_path};
+use crate::util::shell_quote::{quote_for_shell, quote_path};
 use crate::wire::options::SyncOptions;
 
 /// A longer command is not repeated: the shell has it in its history.

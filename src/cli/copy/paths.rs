@@ -1,10 +1,10 @@
 //! What the operator's SRC and DST are on this host. Symbolic links in them are followed, once, here;
 //! everything below is then reached through the agent, which follows none.
 
-use crate::cli::error::CliError;
+use crate::cli::error::{CliError, Result};
 use crate::cli::exit::Exit;
-use crate::cli::shell_quote::quote_for_shell;
 use crate::fs::{Cause, FsError, RootKind, RootMismatch, Side};
+use crate::util::shell_quote::quote_for_shell;
 use crate::wire::AbsPath;
 use crate::wire::path::escape_bytes;
 use rustix::io::Errno;
@@ -37,7 +37,7 @@ pub(super) struct CopyPaths {
 /// # Errors
 /// SRC does not exist; DST is SRC, lies in it or contains it, or is of the other kind; either can't be looked at. The
 /// exit code is that of a sync of agents ([`Exit::of_root_error`]).
-pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPaths, CliError> {
+pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPaths> {
     let given = make_absolute("SRC", source)?;
     let real = std::fs::canonicalize(&given).map_err(|e| lookup_error(Side::Source, source, &e))?;
     let meta = std::fs::metadata(&real).map_err(|e| lookup_error(Side::Source, source, &e))?;
@@ -134,7 +134,7 @@ fn fs_cli_error(error: &FsError) -> CliError {
 
 /// The nearest directory (or file) at or above `path` that exists, real, and the real path that
 /// `path` will have.
-fn nearest_existing(path: &Path) -> Result<(PathBuf, PathBuf), CliError> {
+fn nearest_existing(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let mut head = make_absolute("DST", path)?;
     let mut rest: Vec<OsString> = Vec::new();
     loop {
@@ -170,14 +170,14 @@ fn nearest_existing(path: &Path) -> Result<(PathBuf, PathBuf), CliError> {
     }
 }
 
-fn make_absolute(what: &str, path: &Path) -> Result<PathBuf, CliError> {
+fn make_absolute(what: &str, path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| {
         let shown = escape_bytes(path.as_os_str().as_bytes());
         CliError::usage(format!("{what} `{shown}`: {e}"))
     })
 }
 
-fn to_abs_path(what: &str, path: &Path) -> Result<AbsPath, CliError> {
+fn to_abs_path(what: &str, path: &Path) -> Result<AbsPath> {
     let raw = path.as_os_str().as_bytes();
     AbsPath::new(raw).map_err(|e| CliError::usage(format!("{what} `{}` {e}", escape_bytes(raw))))
 }

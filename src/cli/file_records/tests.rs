@@ -40,7 +40,7 @@ fn a_record_is_one_line_for_any_file_name() {
 #[tokio::test]
 async fn the_requested_states_are_sent_to_the_master() {
     let line = br#"{"path": "a", "state": "failed", "bytes": 5}"#;
-    let (client, asked) = fake_master(200, line).await;
+    let (client, request) = fake_master(200, line).await;
     let mut body =
         client.download_files(&sync_id(), &[FileState::Failed, FileState::Deleted]).await.unwrap();
     let mut all = Vec::new();
@@ -48,7 +48,7 @@ async fn the_requested_states_are_sent_to_the_master() {
         all.extend_from_slice(&piece);
     }
     assert_eq!(all, line);
-    assert_eq!(asked.await.unwrap(), "GET /sync/run42/files?state=failed,deleted HTTP/1.1");
+    assert_eq!(request.await.unwrap(), "GET /sync/run42/files?state=failed,deleted HTTP/1.1");
     let (client, _) = fake_master(200, line).await;
     let mut body = client.download_files(&sync_id(), &[]).await.unwrap();
     let e = print_records(&mut body, write_name).await.unwrap_err();

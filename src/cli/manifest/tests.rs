@@ -12,10 +12,10 @@ fn sync_id() -> RequestId {
 async fn a_refusal_reports_the_problem_of_the_master() {
     let problem =
         br#"{"title": "x", "status": 409, "detail": "not recorded", "code": "no_records"}"#;
-    let (client, asked) = fake_master(409, problem).await;
+    let (client, request) = fake_master(409, problem).await;
     let e = download(&client, &sync_id(), false).await.err().unwrap();
     assert!(e.exit == Exit::Error && e.render().contains("not recorded"), "{}", e.render());
-    assert_eq!(asked.await.unwrap(), "GET /sync/run42/manifest HTTP/1.1");
+    assert_eq!(request.await.unwrap(), "GET /sync/run42/manifest HTTP/1.1");
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ fn a_manifest_that_cannot_be_written_is_refused_before_anything_is_done() {
     std::os::unix::fs::symlink("socket", dir.path().join("link")).unwrap();
     std::fs::write(dir.path().join("file"), "").unwrap();
     check_manifest_writable(&dir.path().join("file")).unwrap();
-    std::fs::write(dir.path().join("taken.others"), "of somebody else").unwrap();
+    std::fs::write(dir.path().join("taken.others"), "of another program").unwrap();
     std::fs::write(dir.path().join("new.others"), "# b3sum cannot check this file: …\n").unwrap();
     check_manifest_writable(&dir.path().join("new")).unwrap();
     for bad in ["socket", "link", "none/x", "file/x", ".", "taken"] {
@@ -66,11 +66,11 @@ async fn files_that_b3sum_refuses_are_listed_in_a_second_file_if_there_are_any()
     let others = others_path(&dir.path().join("list"));
     assert_eq!(others, dir.path().join("list.others"));
     for (body, files) in [(&b"# b3sum cannot\n\\digest  \\xff\n"[..], 1), (b"", 0)] {
-        let (client, asked) = fake_master(200, body).await;
+        let (client, request) = fake_master(200, body).await;
         let mut body = client.download_manifest(&sync_id(), true).await.unwrap();
         assert_eq!(write_others(&others, &mut body).await.unwrap(), files);
         assert_eq!(others.exists(), files > 0);
-        assert_eq!(asked.await.unwrap(), "GET /sync/run42/manifest?lines=others HTTP/1.1");
+        assert_eq!(request.await.unwrap(), "GET /sync/run42/manifest?lines=others HTTP/1.1");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -1,10 +1,10 @@
 //! `--include`, `--exclude` and their files: filter rules in the order of the command line.
 
-use crate::cli::error::CliError;
+use crate::cli::error::{CliError, Result};
 use crate::cli::files_from::{is_stdin, read_input};
 use crate::cli::sanitize::display_path;
-use crate::cli::shell_quote::quote_for_shell;
 use crate::fs::trim_pattern;
+use crate::util::shell_quote::quote_for_shell;
 use crate::wire::path::escape_bytes;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
@@ -91,7 +91,7 @@ impl FilterRuleArgs {
     /// # Errors
     /// A pattern is not valid, a file can't be read, or standard input is used twice (`stdin_is_used`: it is used
     /// already).
-    pub(super) fn read_rules(&self, mut stdin_is_used: bool) -> Result<Vec<String>, CliError> {
+    pub(super) fn read_rules(&self, mut stdin_is_used: bool) -> Result<Vec<String>> {
         let mut rules = Vec::new();
         for RuleArg { include, source } in &self.0 {
             let path = match source {
@@ -139,7 +139,7 @@ impl FilterRuleArgs {
 
 /// The rule for a pattern on the command line, where `#` does not start a comment and a trailing blank is part of the
 /// name.
-fn rule_from_pattern(include: bool, pattern: &str) -> Result<String, CliError> {
+fn rule_from_pattern(include: bool, pattern: &str) -> Result<String> {
     let (option, other) =
         if include { ("--include", "--exclude") } else { ("--exclude", "--include") };
     if pattern.is_empty() {

@@ -16,7 +16,7 @@ fn now() -> Timestamp {
     "2026-02-03T14:10:00Z".parse().unwrap()
 }
 
-fn read_options(words: &[&str]) -> Result<SyncOptions, CliError> {
+fn read_options(words: &[&str]) -> Result<SyncOptions> {
     let args = parse(words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
     args.to_sync_options(&[AbsPath::new("/dst").unwrap()], false, now())
 }

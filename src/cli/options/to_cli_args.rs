@@ -2,7 +2,7 @@
 //! do something else: copy what was excluded, or delete without a limit.
 
 use super::{SyncOptionArgs, filter_rules};
-use crate::cli::shell_quote::quote_for_shell;
+use crate::util::shell_quote::quote_for_shell;
 use crate::wire::options::{Compare, DEFAULT_MAX_DELETE_PERCENT, Links, SyncOptions, Verify};
 use crate::wire::preserve::Preserve;
 use jiff::Timestamp;

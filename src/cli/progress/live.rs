@@ -3,18 +3,19 @@
 use super::tracker::percent_done;
 use super::{ProgressEvent, ProgressMonitor, ProgressTracker};
 use crate::cli::sanitize::sanitize;
-use crate::cli::sync_text::display_id;
+use crate::cli::sync_text::{display_id, eta_text, or_dash};
 use crate::cli::table_layout::{display_width, truncate_end, wrap_text};
 use crate::util::units;
 use crate::wire::RequestId;
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const MAX_REDRAWS_PER_SECOND: u8 = 5;
 /// Narrower terminals get no bar.
 const MIN_BAR_COLUMNS: usize = 60;
+const MAX_BAR_COLUMNS: usize = 26;
 /// Lines are laid out for at most this many columns.
 const MAX_COLUMNS: usize = 100;
 /// A reason has at most this many lines.
@@ -60,10 +61,11 @@ impl LiveView {
 impl ProgressMonitor for LiveView {
     fn handle_event(&mut self, event: ProgressEvent<'_>, _: Timestamp) {
         match event {
-            ProgressEvent::Updated(sync, pace) | ProgressEvent::StatusRequested(sync, pace) => {
+            ProgressEvent::Updated(sync, tracker)
+            | ProgressEvent::StatusRequested(sync, tracker) => {
                 self.spinner_step += 1;
-                let lines =
-                    render_lines(sync, pace, Instant::now(), terminal_size().1, self.spinner_step);
+                let (_, width) = terminal_size();
+                let lines = render_lines(sync, tracker, Instant::now(), width, self.spinner_step);
                 let shown = DrawnSync { id: sync.request_id.clone(), sync: sync.clone(), lines };
                 match self.drawn.iter_mut().find(|s| s.id == shown.id) {
                     Some(old) => *old = shown,
@@ -111,100 +113,106 @@ fn fit_to_height(syncs: &[&[String]], height: usize) -> String {
 /// The lines of one sync, none wider than `width`.
 fn render_lines(
     sync: &SyncProgress,
-    pace: &ProgressTracker,
-    at: Instant,
+    tracker: &ProgressTracker,
+    now: Instant,
     width: usize,
-    turn: usize,
+    spinner_step: usize,
 ) -> Vec<String> {
     let width = width.saturating_sub(1).clamp(20, MAX_COLUMNS);
     let name = format!("{}  {}", display_id(sync), sync.state.as_str());
     if sync.state.is_final() {
         return vec![truncate_end(&name, width)];
     }
-    let why = pace.wait_reason(sync, at).map(sanitize);
-    if sync.state == SyncState::Queued {
-        let Some(why) = why else { return vec![truncate_end(&format!("{name}  waiting"), width)] };
-        let line = format!("{name}  waiting: {why}");
-        if display_width(&line) <= width {
-            return vec![line];
+    let reason = tracker.wait_reason(sync, now).map(sanitize);
+    let mut lines = match sync.state {
+        SyncState::Queued => {
+            let line = format!("{name}  waiting: {}", reason.as_deref().unwrap_or_default());
+            if reason.is_some() && display_width(&line) <= width {
+                return vec![line];
+            }
+            vec![format!("{name}  waiting")]
         }
-        return [truncate_end(&format!("{name}  waiting"), width)]
-            .into_iter()
-            .chain(reason_lines(&why, width))
-            .collect();
-    }
-    let sent = sync.transferred_bytes + sync.bytes_skipped;
-    let rate = sync.rate.map_or_else(|| "-".to_owned(), |rate| units::format_rate(rate as f64));
-    let elapsed =
-        units::format_duration(std::time::Duration::from_secs(pace.watched_for(at).as_secs()));
-    let amounts = |least| {
-        format!("{} / {least}{}", units::format_bytes(sent), units::format_bytes(sync.total_bytes))
+        _ => vec![
+            progress_text(sync, tracker.watched_for(now), &name, width, spinner_step),
+            counts_text(sync),
+        ],
     };
-    let elapsed = (4, format!("elapsed {elapsed}"));
-    let first = match percent_done(sync) {
-        None => {
-            let spin = ["-", "\\", "|", "/"][turn % 4];
-            let parts = [(0, format!("{spin} scanning…")), (3, amounts("≥ ")), (2, rate), elapsed];
-            format!(
-                "{name}  {}",
-                join_fitting(&parts, width.saturating_sub(display_width(&name) + 2))
-            )
+    for line in &mut lines {
+        *line = truncate_end(line, width);
+    }
+    let reason = match tracker.stalled_for(sync, now) {
+        Some(still) => {
+            let reason = reason.unwrap_or_else(|| "no byte moved".to_owned());
+            Some(format!("stalled for {}: {reason}", format_seconds(still)))
         }
-        Some(share) => {
-            let left = sync.eta_seconds.map(std::time::Duration::from_secs);
-            let eta = left.map(|left| (1, format!("ETA {}", units::format_duration(left))));
-            let parts = [(0, format!("{share:5.1} %")), (3, amounts("")), (2, rate)];
-            let parts: Vec<_> = parts.into_iter().chain(eta).chain([elapsed]).collect();
-            let tail = join_fitting(&parts, width.saturating_sub(display_width(&name) + 2));
-            let room = width.saturating_sub(display_width(&name) + display_width(&tail) + 6);
-            let bar = if width >= MIN_BAR_COLUMNS && room >= 8 {
-                progress_bar(share, room.min(26))
-            } else {
-                String::new()
-            };
-            format!("{name}  {bar}{tail}")
-        }
+        None => reason,
     };
-    let least = if sync.scan_done { "" } else { "≥ " };
-    let mut second = format!(
-        "    files {} / {least}{} ({} skipped, {} failed)",
-        units::format_count(sync.files_done + sync.files_skipped),
-        units::format_count(sync.files_total),
-        units::format_count(sync.files_skipped),
-        units::format_count(sync.failure_count()),
-    );
-    second.push_str(match sync.phase {
-        SyncPhase::Verifying => "   reading it back",
-        SyncPhase::Pruning if sync.options.dry_run => "   counting what would be deleted",
-        SyncPhase::Pruning => "   deleting what the source does not have",
-        SyncPhase::Flushing => "   putting it on stable storage",
-        _ => "",
-    });
-    if sync.options.dry_run {
-        second.push_str("   (dry run)");
-    }
-    if sync.retries > 0 {
-        second.push_str(&format!("   {} retried", units::pluralize(sync.retries, "task", "tasks")));
-    }
-    let mut lines = vec![truncate_end(&first, width), truncate_end(&second, width)];
-    if let Some(still) = pace.stalled_for(sync, at) {
-        let why = why.unwrap_or_else(|| "no byte moved".to_owned());
-        let still = std::time::Duration::from_secs(still.as_secs());
-        lines.extend(reason_lines(
-            &format!("stalled for {}: {why}", units::format_duration(still)),
-            width,
-        ));
-    } else if let Some(why) = why {
-        lines.extend(reason_lines(&why, width));
-    }
+    let reason = reason.map(|reason| wrap_text(&reason, width.saturating_sub(4), MAX_REASON_LINES));
+    lines.extend(reason.into_iter().flatten().map(|line| format!("    {line}")));
     lines
 }
 
-/// A reason below the line of its sync.
-fn reason_lines(why: &str, width: usize) -> impl Iterator<Item = String> {
-    wrap_text(why, width.saturating_sub(4), MAX_REASON_LINES)
-        .into_iter()
-        .map(|line| format!("    {line}"))
+fn format_seconds(time: Duration) -> String {
+    units::format_duration(Duration::from_secs(time.as_secs()))
+}
+
+/// The name, a bar or a spinner, and as many of percentage, bytes, rate and times as fit.
+fn progress_text(
+    sync: &SyncProgress,
+    elapsed: Duration,
+    name: &str,
+    width: usize,
+    spinner_step: usize,
+) -> String {
+    let sent = units::format_bytes(sync.transferred_bytes + sync.bytes_skipped);
+    let bound = if sync.scan_done { "" } else { "≥ " };
+    let bytes = format!("{sent} / {bound}{}", units::format_bytes(sync.total_bytes));
+    let rate = or_dash(sync.rate.map(|rate| units::format_rate(rate as f64)));
+    let elapsed = format!("elapsed {}", format_seconds(elapsed));
+    let percent = percent_done(sync);
+    let first = match percent {
+        None => format!("{} scanning…", ["-", "\\", "|", "/"][spinner_step % 4]),
+        Some(percent) => format!("{percent:5.1} %"),
+    };
+    let eta = percent.and(eta_text(sync)).map(|eta| (1, format!("ETA {eta}")));
+    let parts = [(0, first), (3, bytes), (2, rate)].into_iter().chain(eta).chain([(4, elapsed)]);
+    let width_left = width.saturating_sub(display_width(name) + 2);
+    let parts = join_fitting(&parts.collect::<Vec<_>>(), width_left);
+    let bar_width = width_left.saturating_sub(display_width(&parts) + 4).min(MAX_BAR_COLUMNS);
+    match percent {
+        Some(percent) if width >= MIN_BAR_COLUMNS && bar_width >= 8 => {
+            format!("{name}  {}{parts}", progress_bar(percent, bar_width))
+        }
+        _ => format!("{name}  {parts}"),
+    }
+}
+
+/// Counts of files, and what the sync does after copying.
+fn counts_text(sync: &SyncProgress) -> String {
+    let bound = if sync.scan_done { "" } else { "≥ " };
+    let [handled, total, skipped, failed] = [
+        sync.files_done + sync.files_skipped,
+        sync.files_total,
+        sync.files_skipped,
+        sync.failure_count(),
+    ]
+    .map(units::format_count);
+    let mut text =
+        format!("    files {handled} / {bound}{total} ({skipped} skipped, {failed} failed)");
+    text.push_str(match sync.phase {
+        SyncPhase::Verifying => "   reading back",
+        SyncPhase::Pruning if sync.options.dry_run => "   counting deletions",
+        SyncPhase::Pruning => "   deleting extraneous entries",
+        SyncPhase::Flushing => "   flushing",
+        _ => "",
+    });
+    if sync.options.dry_run {
+        text.push_str("   (dry run)");
+    }
+    if sync.retries > 0 {
+        text.push_str(&format!("   {} retried", units::pluralize(sync.retries, "task", "tasks")));
+    }
+    text
 }
 
 /// The parts that fit into `width`, in order; those with the highest numbers are omitted first.
@@ -220,8 +228,8 @@ fn join_fitting(parts: &[(u8, String)], width: usize) -> String {
     }
 }
 
-fn progress_bar(share: f64, width: usize) -> String {
-    let done = ((share / 100.0) * width as f64) as usize;
+fn progress_bar(percent: f64, width: usize) -> String {
+    let done = ((percent / 100.0) * width as f64) as usize;
     let done = done.min(width);
     format!("[{}{}] ", "#".repeat(done), "-".repeat(width - done))
 }
@@ -276,14 +284,14 @@ mod tests {
                 SyncProgress { state, phase, options, scan_done: true, ..fixtures::sync("x") };
             lines(&sync, 200)[1].clone()
         };
-        for (phase, dry_run, told) in [
-            (SyncPhase::Verifying, false, "reading it back"),
-            (SyncPhase::Pruning, false, "deleting what the source does not have"),
-            (SyncPhase::Pruning, true, "counting what would be deleted"),
-            (SyncPhase::Flushing, false, "stable storage"),
+        for (phase, dry_run, label) in [
+            (SyncPhase::Verifying, false, "reading back"),
+            (SyncPhase::Pruning, false, "deleting extraneous entries"),
+            (SyncPhase::Pruning, true, "counting deletions"),
+            (SyncPhase::Flushing, false, "flushing"),
             (SyncPhase::Transferring, true, "(dry run)"),
         ] {
-            assert!(of(phase, dry_run).contains(told), "{phase:?}: {}", of(phase, dry_run));
+            assert!(of(phase, dry_run).contains(label), "{phase:?}: {}", of(phase, dry_run));
         }
         assert!(of(SyncPhase::Transferring, false).ends_with("0 failed)"));
     }
@@ -354,7 +362,7 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         let mut live = LiveView::new();
         let of = |id: &str, state| SyncProgress { state, ..fixtures::sync(id) };
-        let pace = ProgressTracker::new(&fixtures::sync("x"), Instant::now());
+        let tracker = ProgressTracker::new(&fixtures::sync("x"), Instant::now());
         for (id, state) in [
             ("one", SyncState::Progress),
             ("two", SyncState::Progress),
@@ -362,7 +370,7 @@ mod tests {
             ("two", SyncState::Progress),
             ("one", SyncState::Completed),
         ] {
-            live.handle_event(ProgressEvent::Updated(&of(id, state), &pace), now);
+            live.handle_event(ProgressEvent::Updated(&of(id, state), &tracker), now);
         }
         let shown: Vec<_> = live.drawn.iter().map(|s| (s.id.as_str(), s.sync.state)).collect();
         assert_eq!(shown, [("two", SyncState::Progress), ("one", SyncState::Completed)]);

@@ -81,21 +81,13 @@ pub(in crate::cli) fn progress_line(
     at: Instant,
     now: Timestamp,
 ) -> String {
-    let phase = match sync.phase {
-        SyncPhase::Waiting => "WAITING",
-        SyncPhase::Scanning => "SCANNING",
-        SyncPhase::Transferring => "TRANSFERRING",
-        SyncPhase::Verifying => "VERIFYING",
-        SyncPhase::Pruning => "PRUNING",
-        SyncPhase::Flushing => "FLUSHING",
-        SyncPhase::Done => "DONE",
-    };
     let bound = if sync.scan_done { "" } else { "≥" };
     let mut line = format!(
-        "{} sync={} state={} phase={phase} pct={} bytes={}/{bound}{} rate_bps={} eta_s={} files={}/{bound}{} skipped={} failed={} retried={}",
+        "{} sync={} state={} phase={} pct={} bytes={}/{bound}{} rate_bps={} eta_s={} files={}/{bound}{} skipped={} failed={} retried={}",
         format_time(now),
         sync.request_id,
         sync.state.as_str(),
+        sync.phase.as_str(),
         or_dash(percent_done(sync).map(|p| format!("{p:.1}"))),
         sync.transferred_bytes + sync.bytes_skipped,
         sync.total_bytes,
@@ -192,8 +184,8 @@ mod tests {
             let two = SyncProgress { state, reason, ..two.clone() };
             plain.handle_event(ProgressEvent::Updated(&two, &tracker), now());
         }
-        let told = count.lock().clone();
-        assert_eq!(told, ["sync=run42", "sync=two", "sync=run42", "sync=two", "sync=two"]);
+        let printed = count.lock().clone();
+        assert_eq!(printed, ["sync=run42", "sync=two", "sync=run42", "sync=two", "sync=two"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! On real trees. What is expected is computed with `blake3` itself, not with the code under test.
 
 use super::*;
+use crate::fs::Side;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -44,7 +45,7 @@ impl TestTree {
         fs::write(path, content).unwrap();
     }
 
-    /// What `b3sum` says of all regular files.
+    /// The output of `b3sum` for all regular files.
     fn b3sum_list(&self) -> Vec<u8> {
         let mut list = Vec::new();
         for found in walkdir::WalkDir::new(self.dir.path()) {
@@ -80,7 +81,7 @@ fn digests(list: &[u8]) -> DigestList {
     reader.finish("the list").unwrap()
 }
 
-/// Checks and gives back what was said, by line.
+/// Verifies and returns the printed lines.
 fn verify_lines(
     place: &VerifyTarget,
     list: &[u8],
@@ -89,7 +90,7 @@ fn verify_lines(
 ) -> (Vec<String>, VerifyReport) {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&lines);
-    let say = move |line: &[u8]| {
+    let collect = move |line: &[u8]| {
         sink.lock().push(String::from_utf8(line.to_vec()).unwrap());
         Ok(())
     };
@@ -101,7 +102,7 @@ fn verify_lines(
         files: 0,
         bytes: 0,
         write_error: None,
-        write_line: Box::new(say),
+        write_line: Box::new(collect),
     };
     let report =
         verify_tree(place, &digests(list), report).unwrap_or_else(|e| panic!("{}", e.render()));
@@ -160,7 +161,7 @@ fn every_file_that_differs_is_named_and_no_other() {
     );
     let (lines, report) =
         verify_lines(&VerifyTarget::open(&stage.root()).unwrap(), &list, true, true);
-    assert_eq!(lines.len(), 5, "extra files are not told: {lines:?}");
+    assert_eq!(lines.len(), 5, "extra files are not reported: {lines:?}");
     for line in &lines {
         let document: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(document["state"] != "extra" && document["path"] != serde_json::Value::Null);
@@ -313,7 +314,7 @@ fn a_list_without_its_others_file_notes_which_files_are_not_checked() {
     let (digests, note) = read_digest_files(&list).unwrap();
     assert_eq!(digests.len(), 1);
     let note = note.unwrap();
-    for part in ["list.others is not there", "names b3sum refuses", "are not checked"] {
+    for part in ["list.others is not there", "names that b3sum refuses", "are not checked"] {
         assert!(note.contains(part), "{part} in {note}");
     }
     fs::write(dir.path().join("list.others"), line("other")).unwrap();

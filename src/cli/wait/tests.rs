@@ -67,12 +67,12 @@ impl FakeMaster {
         ids: &[&str],
         accepted: bool,
         until: &WaitLimitArgs,
-        asks: &mut UnboundedReceiver<SignalAction>,
-    ) -> (Result<WaitOutcome, CliError>, Vec<String>) {
+        signals: &mut UnboundedReceiver<SignalAction>,
+    ) -> (Result<WaitOutcome>, Vec<String>) {
         let mut notes = Notes::default();
         let ids = ids.iter().map(|id| id.parse().unwrap()).collect();
         let waited =
-            SyncWaiter::new(&self.client, &mut notes, ids, accepted).run(until, asks).await;
+            SyncWaiter::new(&self.client, &mut notes, ids, accepted).run(until, signals).await;
         (waited, notes.0)
     }
 }
@@ -208,21 +208,21 @@ async fn a_long_outage_ends_the_waiting_and_the_sync_continues() {
     waiter.max_outage = Duration::ZERO;
     let e = waiter.run(&no_wait_limit(), &mut no_signals()).await.err().unwrap();
     assert_eq!(e.exit, Exit::Unreachable);
-    let said = "the sync continues without this program; to wait again: ctl sync wait x";
-    assert!(e.render().contains(said), "{}", e.render());
+    let printed = "the sync continues without this program; to wait again: ctl sync wait x";
+    assert!(e.render().contains(printed), "{}", e.render());
 }
 
 #[tokio::test]
 async fn the_first_interrupt_stops_the_waiting_and_not_the_sync() {
-    for (ask, code) in [(SignalAction::Interrupt, 130), (SignalAction::Terminate, 143)] {
-        let (send, mut asks) = mpsc::unbounded_channel();
+    for (action, code) in [(SignalAction::Interrupt, 130), (SignalAction::Terminate, 143)] {
+        let (send, mut signals) = mpsc::unbounded_channel();
         // The signal comes while the first answer is on its way.
         let stage = FakeMaster::start(Box::new(move |_, _| {
-            let _ = send.send(ask);
+            let _ = send.send(action);
             sync_reply(&running_sync("x"))
         }))
         .await;
-        let waited = stage.wait(&["x"], true, &no_wait_limit(), &mut asks).await.0.unwrap();
+        let waited = stage.wait(&["x"], true, &no_wait_limit(), &mut signals).await.0.unwrap();
         assert_eq!(waited.exit().code(), code);
         assert!(waited.syncs[0].exit.is_none());
         assert!(stage.requests.lock().iter().all(|r| r.starts_with("GET ")));
@@ -231,7 +231,7 @@ async fn the_first_interrupt_stops_the_waiting_and_not_the_sync() {
 
 #[tokio::test]
 async fn an_interrupt_cancels_the_sync_with_cancel_on_interrupt() {
-    let (send, mut asks) = mpsc::unbounded_channel();
+    let (send, mut signals) = mpsc::unbounded_channel();
     let stage = FakeMaster::start(Box::new(move |n, line| {
         if n == 0 {
             let _ = send.send(SignalAction::Interrupt);
@@ -244,7 +244,7 @@ async fn an_interrupt_cancels_the_sync_with_cancel_on_interrupt() {
     }))
     .await;
     let until = WaitLimitArgs { cancel_on_interrupt: true, ..no_wait_limit() };
-    let waited = stage.wait(&["x"], true, &until, &mut asks).await.0.unwrap();
+    let waited = stage.wait(&["x"], true, &until, &mut signals).await.0.unwrap();
     assert_eq!((waited.exit(), waited.syncs[0].was_deleted), (Exit::Cancelled, false));
 }
 
@@ -262,7 +262,7 @@ async fn a_timeout_ends_with_the_requested_exit_code() {
 
 #[tokio::test]
 async fn a_second_interrupt_stops_the_waiting_while_the_first_still_cancels() {
-    let (send, mut asks) = mpsc::unbounded_channel();
+    let (send, mut signals) = mpsc::unbounded_channel();
     let stage = FakeMaster::start(Box::new(move |_, _| {
         // One with the first answer, one more with each that says that it is not cancelled yet.
         let _ = send.send(SignalAction::Interrupt);
@@ -270,7 +270,7 @@ async fn a_second_interrupt_stops_the_waiting_while_the_first_still_cancels() {
     }))
     .await;
     let until = WaitLimitArgs { cancel_on_interrupt: true, ..no_wait_limit() };
-    let waited = stage.wait(&["x"], true, &until, &mut asks).await.0.unwrap();
+    let waited = stage.wait(&["x"], true, &until, &mut signals).await.0.unwrap();
     assert_eq!(
         (waited.stopped_by, waited.cancelled_by),
         (Some(Exit::Interrupted), Some(Exit::Interrupted))
@@ -288,8 +288,8 @@ async fn each_of_two_outages_of_the_master_is_waited_for() {
     let stage = FakeMaster::start(Box::new(script)).await;
     let (waited, notes) = stage.wait(&["x"], false, &no_wait_limit(), &mut no_signals()).await;
     assert_eq!(waited.unwrap().exit(), Exit::Ok);
-    let told: Vec<bool> = notes.iter().map(|note| note.contains("answers again")).collect();
-    assert_eq!(told, [false, true, false, true], "{notes:?}");
+    let is_recovery: Vec<bool> = notes.iter().map(|note| note.contains("answers again")).collect();
+    assert_eq!(is_recovery, [false, true, false, true], "{notes:?}");
 }
 
 #[tokio::test]

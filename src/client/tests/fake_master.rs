@@ -115,7 +115,7 @@ pub(super) async fn unused_url() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-/// A listener whose connections are accepted by the kernel only, as those of a stopped process.
+/// A listener that accepts no connections: only the kernel does, as for a stopped process.
 pub(super) async fn stopped_master() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

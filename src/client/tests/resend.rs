@@ -1,4 +1,4 @@
-//! Requests that are sent again after a broken connection or corruption, and commands whose outcome is unknown.
+//! Requests that are sent again after a broken connection or corruption, and commands with an unknown outcome.
 
 use super::*;
 

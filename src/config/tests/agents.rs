@@ -160,7 +160,7 @@ fn all_errors_in_an_agents_file_are_reported_together() {
         ),
     ] {
         let found = agent(text, Some("a")).unwrap_err().problems;
-        // Which worker is asked for is another test's business.
+        // The requested worker id is the subject of another test.
         let found: Vec<ConfigProblem> =
             found.into_iter().filter(|p| !p.message.starts_with("no worker `a`")).collect();
         assert_lines(text, &found, wanted);
@@ -178,7 +178,7 @@ fn an_unknown_worker_id_lists_the_known_ids() {
         ),
         (
             None,
-            "error: say which worker this is, with `--worker-id ID`   worker ids in this file: worker-a worker-b",
+            "error: name the worker with `--worker-id ID`   worker ids in this file: worker-a worker-b",
         ),
     ] {
         assert_lines(text, &agent(text, id).unwrap_err().problems, &[wanted]);

@@ -1,4 +1,4 @@
-//! Files that nobody means well with.
+//! Malicious and malformed files.
 
 use super::*;
 use proptest::prelude::*;

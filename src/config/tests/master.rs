@@ -34,7 +34,7 @@ fn a_master_file_of_the_predecessor_loads() {
         text,
         &loaded.warnings,
         &[
-            "3:1: warning: `network` is outdated — it has no effect; `listen` says where the API is served",
+            "3:1: warning: `network` is outdated — it has no effect; `listen` is the address of the API",
             "9:3: warning: `expiry_days` in redis is outdated — write `retention: 7d` instead",
         ],
     );

@@ -5,7 +5,7 @@ use crate::wire::path::escape_bytes;
 
 /// `word` for a command that can be pasted into a shell: unquoted if it has only plain characters, in `'…'` if a terminal
 /// displays it, otherwise in `$'…'` with escapes.
-pub(super) fn quote_for_shell(word: &[u8]) -> String {
+pub(crate) fn quote_for_shell(word: &[u8]) -> String {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(b);
     match std::str::from_utf8(word) {
         Ok(text) if !word.is_empty() && word.iter().all(plain) => text.to_owned(),
@@ -14,7 +14,7 @@ pub(super) fn quote_for_shell(word: &[u8]) -> String {
     }
 }
 
-pub(super) fn quote_path(path: &AbsPath) -> String {
+pub(crate) fn quote_path(path: &AbsPath) -> String {
     quote_for_shell(path.as_bytes())
 }
 
