@@ -103,16 +103,15 @@ pub(super) async fn write_manifests(
         let others = others_path(path);
         let other_files =
             write_others(&others, &mut download(client, &sync.id, true).await?).await?;
-        if !ctx.global.quiet {
-            let files = units::pluralize(files, "file", "files");
-            console::print_note(&format!("  manifest: {files} in {shown}"));
+        if ctx.global.quiet {
+            continue;
         }
-        if !ctx.global.quiet && other_files > 0 {
-            let files = units::pluralize(other_files, "file", "files");
-            console::print_note(&format!(
-                "  manifest: {files} with names that b3sum refuses, in {}",
-                display_path(&others)
-            ));
+        let [files, other] = [files, other_files].map(|n| units::pluralize(n, "file", "files"));
+        console::print_note(&format!("  manifest: {files} in {shown}"));
+        if other_files > 0 {
+            let others = display_path(&others);
+            let note = format!("  manifest: {other} with names that b3sum refuses, in {others}");
+            console::print_note(&note);
         }
     }
     Ok(())

@@ -15,7 +15,6 @@ use crate::wire::outcome::Side;
 use crate::wire::path::escape_bytes;
 use crate::wire::sync::{ErrorClass, FileError, SyncProgress};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// Less frequent causes are only counted.
 const MAX_FAILURE_GROUPS: usize = 10;
@@ -86,10 +85,7 @@ fn action_tally(sync: &SyncProgress, action: EntryAction) -> Tally {
 }
 
 fn elapsed_text(sync: &SyncProgress) -> Option<String> {
-    let took = duration_between(sync.started_at?, sync.ended_at?);
-    let has_millis = took <= Duration::from_secs(9);
-    let took = if has_millis { took } else { Duration::from_secs(took.as_secs()) };
-    Some(units::format_duration(took))
+    Some(units::format_duration(duration_between(sync.started_at?, sync.ended_at?)))
 }
 
 /// The number of transfers that arrived corrupted, if any.

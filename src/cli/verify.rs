@@ -236,8 +236,6 @@ impl VerifyReport {
     }
 
     fn summary(&self, took: Duration, exit: Exit) -> String {
-        let took =
-            if took < Duration::from_secs(10) { took } else { Duration::from_secs(took.as_secs()) };
         let head = format!(
             "read {}, {} in {}",
             units::pluralize(self.files, "file", "files"),

@@ -1,12 +1,11 @@
-//! What the operator's SRC and DST are on this host. Symbolic links in them are followed, once, here;
-//! everything below is then reached through the agent, which follows none.
+//! Resolves SRC and DST on this host. Symbolic links in them are followed here, once; the agent follows none below them.
 
 use crate::cli::error::{CliError, Result};
 use crate::cli::exit::Exit;
+use crate::cli::sanitize::display_path;
 use crate::fs::{Cause, FsError, RootKind, RootMismatch, Side};
 use crate::util::shell_quote::quote_for_shell;
 use crate::wire::AbsPath;
-use crate::wire::path::escape_bytes;
 use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -19,23 +18,21 @@ use std::path::{Path, PathBuf};
 pub(super) struct CopyPaths {
     /// The real path of SRC.
     pub(super) source: AbsPath,
-    /// It is a directory.
     pub(super) source_is_dir: bool,
-    /// SRC as it was given, made absolute; names of a list may begin with it.
+    /// SRC as given, made absolute; names of a list may begin with it.
     pub(super) lexical_source: AbsPath,
     /// The real path that DST will have.
     pub(super) destination: AbsPath,
-    /// DST as it was given, made absolute; the trash may be named so.
+    /// DST as given, made absolute; the path of the trash may begin with it.
     pub(super) lexical_destination: AbsPath,
-    /// The directories that the agent holds: SRC (or the one of the file), and the nearest to DST
-    /// that exists.
+    /// The storage paths of the agent: SRC (or the directory of the file), and the nearest directory to DST that exists.
     pub(super) storage_paths: Vec<AbsPath>,
 }
 
-/// Looks at SRC and DST.
+/// Resolves SRC and DST and checks that they fit each other.
 ///
 /// # Errors
-/// SRC does not exist; DST is SRC, lies in it or contains it, or is of the other kind; either can't be looked at. The
+/// SRC does not exist; DST is SRC, lies in it or contains it, or is of another type; one of them can't be accessed. The
 /// exit code is that of a sync of agents ([`Exit::of_root_error`]).
 pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPaths> {
     let given = make_absolute("SRC", source)?;
@@ -55,8 +52,8 @@ pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPat
             return Err(mismatch_error(wrong, &real, destination));
         }
     }
-    let destination_arg = destination;
     let source = to_abs_path("SRC", &real)?;
+    let lexical_destination = make_absolute("DST", destination)?;
     let destination = to_abs_path("DST", &target)?;
     if let Some(wrong) = RootMismatch::between_paths(&source, &destination) {
         return Err(mismatch_error(wrong, &real, &target).with_note(format!("SRC is {source}")));
@@ -69,24 +66,21 @@ pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPat
     let anchor_is_target = anchor == target;
     let anchor =
         home(&to_abs_path("DST", &anchor)?, !anchor_is_target || there.is_ok_and(|m| m.is_dir()));
-    let mut storage = vec![home(&source, meta.is_dir())];
-    if !storage.contains(&anchor) {
-        storage.push(anchor);
+    let mut storage_paths = vec![home(&source, meta.is_dir())];
+    if !storage_paths.contains(&anchor) {
+        storage_paths.push(anchor);
     }
     // A path like `link/..` has no lexical form: then only the real path may be used in names.
-    let source_given =
-        AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| source.clone());
-    let given = make_absolute("DST", destination_arg)?;
-    let destination_given =
-        AbsPath::new(given.as_os_str().as_bytes()).unwrap_or_else(|_| destination.clone());
-    let source_is_dir = meta.is_dir();
+    let lexical = |path: &Path, real: &AbsPath| {
+        AbsPath::new(path.as_os_str().as_bytes()).unwrap_or_else(|_| real.clone())
+    };
     Ok(CopyPaths {
+        lexical_source: lexical(&given, &source),
+        lexical_destination: lexical(&lexical_destination, &destination),
         source,
-        source_is_dir,
-        lexical_source: source_given,
+        source_is_dir: meta.is_dir(),
         destination,
-        lexical_destination: destination_given,
-        storage_paths: storage,
+        storage_paths,
     })
 }
 
@@ -98,38 +92,31 @@ fn must_be_directory(path: &Path) -> bool {
 
 /// A file would get the name that was meant for a directory to put it into.
 fn missing_directory_error(destination: &Path, source: &Path) -> CliError {
+    let dir = display_path(destination);
+    CliError::usage(format!("SRC is a file, and DST {dir} is not an existing directory"))
+        .with_hint(new_path_hint(destination, source) + " (directories above it are made)")
+}
+
+fn new_path_hint(destination: &Path, source: &Path) -> String {
     let into = destination.join(source.file_name().unwrap_or_default());
-    let dir = escape_bytes(destination.as_os_str().as_bytes());
-    CliError::usage(format!("SRC is a file, and DST {dir} is not an existing directory")).with_hint(
-        format!(
-            "DST is the file's new path, e.g. {} (directories above it are made)",
-            quote_for_shell(into.as_os_str().as_bytes())
-        ),
-    )
+    let into = quote_for_shell(into.as_os_str().as_bytes());
+    format!("DST is the file's new path, e.g. {into}")
 }
 
 /// Paths and kinds that do not fit each other.
 fn mismatch_error(misfit: RootMismatch, source: &Path, destination: &Path) -> CliError {
-    let hint = (misfit == RootMismatch::DestinationIsDirectory).then(|| {
-        let into = destination.join(source.file_name().unwrap_or_default());
-        let into = quote_for_shell(into.as_os_str().as_bytes());
-        format!("DST is the file's new path, e.g. {into}")
-    });
-    let failure = fs_cli_error(&FsError::root_mismatch(misfit, destination.as_os_str().as_bytes()));
-    match hint {
-        Some(hint) => failure.with_hint(hint),
-        None => failure,
+    let error = fs_cli_error(&FsError::root_mismatch(misfit, destination.as_os_str().as_bytes()));
+    match misfit {
+        RootMismatch::DestinationIsDirectory => error.with_hint(new_path_hint(destination, source)),
+        _ => error,
     }
 }
 
 /// The failure of an error of SRC or DST itself, as a sync of agents ends with it.
 fn fs_cli_error(error: &FsError) -> CliError {
     let error = error.to_entry_error();
-    let failure = CliError::new(error.message.as_str()).with_exit(Exit::of_root_error(&error));
-    match error.hint {
-        Some(hint) => failure.with_hint(hint),
-        None => failure,
-    }
+    let exit = Exit::of_root_error(&error);
+    CliError { hint: error.hint, ..CliError::new(error.message).with_exit(exit) }
 }
 
 /// The nearest directory (or file) at or above `path` that exists, real, and the real path that
@@ -150,10 +137,9 @@ fn nearest_existing(path: &Path) -> Result<(PathBuf, PathBuf)> {
             }
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 if head.symlink_metadata().is_ok() {
-                    let shown = escape_bytes(head.as_os_str().as_bytes());
-                    return Err(CliError::usage(format!(
-                        "DST: {shown} is a symbolic link that leads nowhere"
-                    )));
+                    let shown = display_path(&head);
+                    let message = format!("DST: {shown} is a symbolic link that leads nowhere");
+                    return Err(CliError::usage(message));
                 }
                 let parent = head.parent().map(Path::to_path_buf);
                 match (head.file_name(), parent) {
@@ -171,15 +157,13 @@ fn nearest_existing(path: &Path) -> Result<(PathBuf, PathBuf)> {
 }
 
 fn make_absolute(what: &str, path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|e| {
-        let shown = escape_bytes(path.as_os_str().as_bytes());
-        CliError::usage(format!("{what} `{shown}`: {e}"))
-    })
+    std::path::absolute(path)
+        .map_err(|e| CliError::usage(format!("{what} `{}`: {e}", display_path(path))))
 }
 
 fn to_abs_path(what: &str, path: &Path) -> Result<AbsPath> {
-    let raw = path.as_os_str().as_bytes();
-    AbsPath::new(raw).map_err(|e| CliError::usage(format!("{what} `{}` {e}", escape_bytes(raw))))
+    AbsPath::new(path.as_os_str().as_bytes())
+        .map_err(|e| CliError::usage(format!("{what} `{}` {e}", display_path(path))))
 }
 
 fn lookup_error(side: Side, path: &Path, e: &std::io::Error) -> CliError {
