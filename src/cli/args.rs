@@ -200,7 +200,7 @@ pub(super) struct CopyArgs {
     /// A directory, the contents of which are copied, or a file
     #[arg(value_name = "SRC")]
     pub(super) source: PathBuf,
-    /// Where the contents (or the file) shall be; made where it does not exist
+    /// The new path of the contents (or of the file); created if it does not exist
     #[arg(value_name = "DST")]
     pub(super) destination: PathBuf,
     #[command(flatten)]
@@ -383,10 +383,10 @@ pub(super) struct SubmitArgs {
     /// A directory, the contents of which are copied, or a file; an absolute path on the storage hosts
     #[arg(value_name = "SRC", required_unless_present = "file")]
     pub(super) source: Option<OsString>,
-    /// Where the contents (or the file) shall be; an absolute path on the storage hosts
+    /// The new path of the contents (or of the file), an absolute path on the storage hosts
     #[arg(value_name = "DST", required_unless_present = "file")]
     pub(super) destination: Option<OsString>,
-    /// Submit the request in this file, YAML or JSON as POST /sync takes it; `-`: standard input
+    /// Submit the request in this file, YAML or JSON as POST /sync accepts it; `-`: standard input
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["source", "files_from"])]
     pub(super) file: Option<PathBuf>,
     /// Name the sync [default: the master makes a name]
@@ -500,7 +500,7 @@ pub(super) enum ConfigCommand {
         /// Check as this worker, on its host: whether its storage paths exist
         #[arg(long, value_name = "ID")]
         worker_id: Option<WorkerId>,
-        /// End with 1 where there are warnings, e.g. of something that is not reachable from this host
+        /// End with 1 if there are warnings, e.g. of something that is not reachable from this host
         #[arg(long)]
         strict: bool,
     },

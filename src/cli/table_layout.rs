@@ -310,7 +310,7 @@ mod tests {
             ]
         );
         assert_eq!(of(Some(30))[2], "two  2 GiB  -    …ch/b → …ve/b");
-        // A column that holds nothing goes before one that matters less.
+        // An empty column is omitted before a less important one.
         assert_eq!(of(Some(28))[2], "two  2 GiB  …tch/b → …hive/b");
         assert_eq!(of(Some(20))[2], "two  …tch/b → …ive/b");
         assert_eq!(of(Some(20))[3..], ["    no active worker", "    serves it"]);

@@ -1,9 +1,9 @@
-//! What `ctl copy` keeps of a pair of SRC and DST between runs: the file system on which SRC lay when the
-//! last copy completed. A mirror compares it with what is mounted at SRC today.
+//! The record of a pair of SRC and DST between runs of `ctl copy`: the file system of SRC when the last copy completed. A
+//! mirror compares it with the file system that is mounted at SRC now.
 //!
-//! One small JSON file for each pair, in `copies` below the [directory for state](state_dir): for its owner
-//! only (directory 0700, files 0600), at most [`MAX_RECORDS`], of which the oldest are removed. Its name is a digest of the host's name and both
-//! paths, because a home directory may be shared by hosts that mount other things there.
+//! One small JSON file for each pair, in `copies` below the [state directory](state_dir), private (directory 0700, files
+//! 0600). There are at most [`MAX_RECORDS`]; the oldest are removed. The name is a digest of the host name and both paths,
+//! because hosts with different mounts may share a home directory.
 
 use super::name_key::state_dir;
 use crate::util::private_files;
@@ -13,9 +13,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// So many pairs are kept.
+/// The most records.
 const MAX_RECORDS: usize = 1_000;
-/// A record is shorter than this, in bytes: two paths and some words.
+/// A record, which has two paths and a few words, is shorter.
 const MAX_RECORD_BYTES: u64 = 64 << 10;
 
 /// The record of one pair.
@@ -27,11 +27,11 @@ pub(super) struct LastRun {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct PairRecord {
-    /// The three are for people, and guard against a digest of other ones.
+    /// These three are for the reader, and detect a collision of digests.
     host: String,
     source: AbsPath,
     destination: AbsPath,
-    /// See [`RootState`](crate::wire::task::RootState); empty until it is known.
+    /// See [`RootState`](crate::wire::task::RootState); empty if unknown.
     file_system: String,
 }
 
@@ -48,7 +48,7 @@ impl LastRun {
         LastRun { dir: state.join("copies"), record }
     }
 
-    /// Where the record is.
+    /// The path of the file.
     pub(super) fn record_path(&self) -> PathBuf {
         let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 last copy of a pair");
         let PairRecord { host, source, destination, .. } = &self.record;
@@ -59,10 +59,10 @@ impl LastRun {
         self.dir.join(format!("{}.json", &hasher.finalize().to_hex()[..32]))
     }
 
-    /// The file system on which SRC lay at the last run; `None` where none is known.
+    /// The file system of SRC at the last run; `None` if there is no record.
     ///
     /// # Errors
-    /// There is a record, and it can't be read, is damaged or belongs to another user.
+    /// The record can't be read, is corrupt or belongs to another user.
     pub(super) fn read_file_system(&self) -> Result<Option<String>, String> {
         let text = match private_files::read_file(&self.record_path(), MAX_RECORD_BYTES) {
             Ok(text) => text,
@@ -79,7 +79,7 @@ impl LastRun {
         Ok(Some(file_system))
     }
 
-    /// Records that the pair was made equal with SRC on this file system.
+    /// Records that the copy completed with SRC on this file system.
     ///
     /// # Errors
     /// It can't be written.
@@ -94,7 +94,7 @@ impl LastRun {
         self.remove_oldest(MAX_RECORDS)
     }
 
-    /// Removes the oldest records where there are more than `most`.
+    /// Removes the oldest records if there are more than `most`.
     fn remove_oldest(&self, most: usize) -> std::io::Result<()> {
         let mut all: Vec<(SystemTime, PathBuf)> = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {

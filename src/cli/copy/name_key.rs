@@ -1,5 +1,5 @@
-//! The key of the names of unfinished files, which outlives a copy: the next copy of the same paths finds
-//! the part files of one that was killed.
+//! The key for the names of part files. It is stored between runs, so that the next copy of the same paths finds the
+//! part files of one that was killed.
 
 use crate::cli::error::{CliError, Result};
 use crate::config::Env;
@@ -8,13 +8,13 @@ use crate::wire::options::PartNameKey;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-/// The name of the file in the directory for state.
+/// The name of the file in the state directory.
 const KEY_FILE_NAME: &str = "copy.key";
 /// The length of the file, in bytes.
 const KEY_BYTES: usize = 32;
 
-/// The key of this user, made where there is none. Where it cannot be kept or is not secret, this copy uses
-/// a key of its own: it copies the same, but cannot continue part files, and leaves none to continue.
+/// The key of this user, created if there is none. If it can't be stored or is not secret, this copy uses a key of its
+/// own: it copies the same, but does not continue part files, and no later copy continues its part files.
 ///
 /// # Errors
 /// The system has no randomness.
@@ -29,15 +29,14 @@ pub(super) fn read_or_create_key() -> Result<PartNameKey> {
     Ok(PartNameKey(kept))
 }
 
-/// `$XDG_STATE_HOME/longhaul`, or where the daemons keep their state.
+/// `$XDG_STATE_HOME/longhaul`, or the state directory of the services.
 pub(super) fn state_dir() -> PathBuf {
     let home = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = home.filter(|dir| dir.is_absolute()).map(|dir| dir.join("longhaul"));
     home.unwrap_or_else(|| Env::from_process().state_dir)
 }
 
-/// The key that is kept in `dir`; `fresh` is kept there first where there is none. Of several copies that
-/// begin at once all get the same one.
+/// The key in `dir`; if there is none, `fresh` is stored there. Copies that start at the same time all get the same key.
 fn read_or_store_key(dir: &Path, fresh: &[u8; KEY_BYTES]) -> io::Result<[u8; KEY_BYTES]> {
     let file = dir.join(KEY_FILE_NAME);
     match read_key(&file) {

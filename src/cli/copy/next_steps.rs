@@ -1,4 +1,4 @@
-//! What to do after a copy that failed: nothing of it is kept, so the same command is run again.
+//! The next steps after a copy that failed. No master remembers it, so the same command is run again.
 
 use super::paths::CopyPaths;
 use crate::cli::args::CopyArgs;
@@ -7,10 +7,10 @@ use crate::cli::outcome_report::NextSteps;
 use crate::util::shell_quote::{quote_for_shell, quote_path};
 use crate::wire::options::SyncOptions;
 
-/// A longer command is not repeated: the shell has it in its history.
+/// A longer command is not repeated in hints: it is in the history of the shell.
 const MAX_COMMAND_CHARS: usize = 200;
 
-/// What can be done about the failures of a copy with these `options`.
+/// The commands to use after failures of a copy with these `options`.
 pub(super) fn next_steps(paths: &CopyPaths, args: &CopyArgs, options: &SyncOptions) -> NextSteps {
     let (from, to) = (quote_path(&paths.source), quote_path(&paths.destination));
     let mut typed = to_cli_args(options, Some(&args.options));

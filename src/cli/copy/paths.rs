@@ -84,13 +84,13 @@ pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPat
     })
 }
 
-/// Whether a path can only be that of a directory.
+/// Whether the path must be that of a directory.
 fn must_be_directory(path: &Path) -> bool {
     let raw = path.as_os_str().as_bytes();
     raw.ends_with(b"/") || raw.ends_with(b"/.")
 }
 
-/// A file would get the name that was meant for a directory to put it into.
+/// For a file as SRC and the path of a directory as DST.
 fn missing_directory_error(destination: &Path, source: &Path) -> CliError {
     let dir = display_path(destination);
     CliError::usage(format!("SRC is a file, and DST {dir} is not an existing directory"))
@@ -103,7 +103,7 @@ fn new_path_hint(destination: &Path, source: &Path) -> String {
     format!("DST is the file's new path, e.g. {into}")
 }
 
-/// Paths and kinds that do not fit each other.
+/// For paths or file types that do not fit each other.
 fn mismatch_error(misfit: RootMismatch, source: &Path, destination: &Path) -> CliError {
     let error = fs_cli_error(&FsError::root_mismatch(misfit, destination.as_os_str().as_bytes()));
     match misfit {
@@ -112,15 +112,15 @@ fn mismatch_error(misfit: RootMismatch, source: &Path, destination: &Path) -> Cl
     }
 }
 
-/// The failure of an error of SRC or DST itself, as a sync of agents ends with it.
+/// The error of SRC or DST itself, as a sync of agents reports it.
 fn fs_cli_error(error: &FsError) -> CliError {
     let error = error.to_entry_error();
     let exit = Exit::of_root_error(&error);
     CliError { hint: error.hint, ..CliError::new(error.message).with_exit(exit) }
 }
 
-/// The nearest directory (or file) at or above `path` that exists, real, and the real path that
-/// `path` will have.
+/// The real path of the nearest directory (or file) at or above `path` that exists, and the real path that `path` will
+/// have.
 fn nearest_existing(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let mut head = make_absolute("DST", path)?;
     let mut rest: Vec<OsString> = Vec::new();

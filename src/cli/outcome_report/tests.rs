@@ -139,7 +139,7 @@ fn a_stopped_deletion_shows_the_reason_and_how_to_continue() {
     for part in ["to preview deletions: PREVIEW", "(exit 25)"] {
         assert!(lines[1].contains(part), "{part} in {lines:?}");
     }
-    // What was copied and deleted until then stands in the reason, once.
+    // The reason has the counts of copied and deleted entries, once.
     assert!(!lines[1].contains("was copied") && !lines[1].contains("deleted"), "{lines:?}");
     let sync = SyncProgress { outcome: Some(SyncOutcome::CopyStopped), ..sync };
     assert!(result_text(&sync).starts_with("run42  FAILED (stopped before copying)  "));

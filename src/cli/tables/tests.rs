@@ -96,7 +96,7 @@ fn a_list_of_syncs_is_as_wide_as_the_terminal_and_whole_in_a_pipe() {
     for part in ["ETA", "run42 → ", "the source path /lustre/project/scratch/run42\n"] {
         assert!(text.contains(part), "{part} in\n{text}");
     }
-    // At 120 nothing is left out, and given ids are whole where there is room.
+    // With 120 columns nothing is omitted, and ids of operators are complete.
     let header = of(Some(120)).lines().next().unwrap().to_owned();
     for part in ["SIZE", "RATE", "ETA", "FILES", "FAILED", "AGE"] {
         assert!(header.contains(part), "{part} in {header}");

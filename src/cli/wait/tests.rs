@@ -1,4 +1,4 @@
-//! Against a master played over TCP: each request gets the next reply of a script.
+//! A fake master replies over TCP: each request gets the next reply of a script.
 
 use super::super::fixtures;
 use super::*;
@@ -216,7 +216,7 @@ async fn a_long_outage_ends_the_waiting_and_the_sync_continues() {
 async fn the_first_interrupt_stops_the_waiting_and_not_the_sync() {
     for (action, code) in [(SignalAction::Interrupt, 130), (SignalAction::Terminate, 143)] {
         let (send, mut signals) = mpsc::unbounded_channel();
-        // The signal comes while the first answer is on its way.
+        // The signal arrives before the first reply.
         let stage = FakeMaster::start(Box::new(move |_, _| {
             let _ = send.send(action);
             sync_reply(&running_sync("x"))
