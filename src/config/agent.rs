@@ -69,21 +69,16 @@ fn core_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The keys of an agents file, for the detection of the file kind.
-pub(super) const AGENT_KEYS: [&str; 13] = [
+/// The keys that only an agents file has, for the detection of the file kind.
+pub(super) const AGENT_KEYS: [&str; 8] = [
     "master_url",
     "workers",
     "worker_id",
     "storage_paths",
-    "network",
-    "heartbeat_interval",
     "drain_timeout",
     "slots",
-    "bwlimit",
     "buffer_memory",
     "direct_io",
-    "data_dir",
-    "log",
 ];
 
 /// With a longer interval a master with default settings revokes leases (30 s, three heartbeats).
@@ -91,11 +86,6 @@ const MAX_SAFE_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Every heartbeat contains all storage paths.
 const MAX_STORAGE_PATHS: usize = 256;
-
-pub(super) struct AgentsFile {
-    /// In the order of the file, without those with an invalid id.
-    pub(super) workers: Vec<Worker>,
-}
 
 /// One worker with its positions in the file.
 pub(super) struct Worker {
@@ -155,83 +145,84 @@ impl SharedSettings {
     }
 }
 
-impl AgentsFile {
-    /// Reads all workers of the file. All problems are recorded.
-    pub(super) fn read(root: &Item<'_>, env: &Env, diagnostics: &Diagnostics) -> Self {
-        let mut file = AgentsFile { workers: Vec::new() };
-        let Some(fields) = root.fields() else { return file };
-        let from_file = fields.get("master_url").map(|i| read_master_urls(&i));
-        let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, diagnostics));
-        if from_file.is_none() && from_env.is_none() {
-            fields.report_missing(
+/// Reads all workers of a file, in its order, without those with an invalid id. All problems are recorded.
+pub(super) fn read_agents(root: &Item<'_>, env: &Env, diagnostics: &Diagnostics) -> Vec<Worker> {
+    let Some(fields) = root.fields() else { return Vec::new() };
+    let from_file = fields.get("master_url").map(|i| read_master_urls(&i));
+    let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, diagnostics));
+    if from_file.is_none() && from_env.is_none() {
+        fields.report_missing(
                 "master_url",
                 ": where is the master? e.g. `master_url: http://127.0.0.1:8888` (or set CTL_MASTER_URL)",
             );
-        }
-        let mut reader = WorkerReader {
-            master_urls: from_env.or(from_file).unwrap_or_default(),
-            shared: SharedSettings {
-                heartbeat_interval: Duration::from_secs(5),
-                drain_timeout: Duration::from_secs(60),
-                slots: default_slots(),
-                bwlimit: None,
-                buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
-                direct_io: false,
-                data_dir: env.state_dir.clone(),
-                log: LogConfig::default(),
-            },
-            ids: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
-        };
-        reader.shared.read(&fields);
-        match (fields.get("worker_id"), fields.get("workers")) {
-            (Some(id), Some(_)) => {
-                id.error("give either one worker at the top of the file or a list in `workers`, not both");
-            }
-            (Some(id), None) => {
-                file.workers.extend(reader.read_worker(read_worker_id(&id), id.at, &fields));
-            }
-            (None, Some(workers)) => file.workers = reader.read_workers(&workers),
-            (None, None) => {
-                fields.report_missing("workers", ": a list of `- worker_id: …` entries")
-            }
-        }
-        fields.finish();
-        for worker in &mut file.workers {
-            let log = &mut worker.config.log;
-            match env.agent_log_level.as_deref() {
-                Some(level) => log.apply_env("AGENT_LOG_LEVEL", Some(level), diagnostics),
-                None => log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), diagnostics),
-            }
-        }
-        file
     }
+    let mut reader = WorkerReader {
+        master_urls: from_env.or(from_file).unwrap_or_default(),
+        shared: SharedSettings {
+            heartbeat_interval: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(60),
+            slots: default_slots(),
+            bwlimit: None,
+            buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
+            direct_io: false,
+            data_dir: env.state_dir.clone(),
+            log: LogConfig::default(),
+        },
+        ids: BTreeMap::new(),
+        endpoints: BTreeMap::new(),
+    };
+    reader.shared.read(&fields);
+    let mut workers = match (fields.get("worker_id"), fields.get("workers")) {
+        (Some(id), None) => {
+            reader.read_worker(read_worker_id(&id), id.at, &fields).into_iter().collect()
+        }
+        (None, Some(workers)) => reader.read_workers(&workers),
+        (Some(id), Some(_)) => {
+            id.error(
+                "give either one worker at the top of the file or a list in `workers`, not both",
+            );
+            Vec::new()
+        }
+        (None, None) => {
+            fields.report_missing("workers", ": a list of `- worker_id: …` entries");
+            Vec::new()
+        }
+    };
+    fields.finish();
+    for worker in &mut workers {
+        let log = &mut worker.config.log;
+        match env.agent_log_level.as_deref() {
+            Some(level) => log.apply_env("AGENT_LOG_LEVEL", Some(level), diagnostics),
+            None => log.apply_env("CTL_LOG_LEVEL", env.log_level.as_deref(), diagnostics),
+        }
+    }
+    workers
+}
 
-    /// The worker with this `id`, or the only one; `None` after an error.
-    pub(super) fn select_worker(
-        mut self,
-        id: Option<&str>,
-        diagnostics: &Diagnostics,
-    ) -> Option<Worker> {
-        let ids: Vec<&str> = self.workers.iter().map(|w| w.config.worker_id.as_str()).collect();
-        let index = match id {
-            Some(id) => ids.iter().position(|known| *known == id),
-            None => (ids.len() == 1).then_some(0),
-        };
-        if let Some(index) = index {
-            return Some(self.workers.swap_remove(index));
-        }
-        let list = match ids.is_empty() {
-            true => "it names no worker".to_owned(),
-            false => format!("worker ids in this file: {}", ids.join(" ")),
-        };
-        let message = match id {
-            Some(id) => format!("no worker {}{}", quote(id), did_you_mean(id, &ids)),
-            None => "name the worker with `--worker-id ID`".to_owned(),
-        };
-        diagnostics.error(None, format!("{message}   {list}"));
-        None
+/// The worker with this `id`, or the only one; `None` after an error.
+pub(super) fn select_worker(
+    mut workers: Vec<Worker>,
+    id: Option<&str>,
+    diagnostics: &Diagnostics,
+) -> Option<Worker> {
+    let ids: Vec<&str> = workers.iter().map(|w| w.config.worker_id.as_str()).collect();
+    let index = match id {
+        Some(id) => ids.iter().position(|known| *known == id),
+        None => (ids.len() == 1).then_some(0),
+    };
+    if let Some(index) = index {
+        return Some(workers.swap_remove(index));
     }
+    let list = match ids.is_empty() {
+        true => "it names no worker".to_owned(),
+        false => format!("worker ids in this file: {}", ids.join(" ")),
+    };
+    let message = match id {
+        Some(id) => format!("no worker {}{}", quote(id), did_you_mean(id, &ids)),
+        None => "name the worker with `--worker-id ID`".to_owned(),
+    };
+    diagnostics.error(None, format!("{message}   {list}"));
+    None
 }
 
 struct WorkerReader {

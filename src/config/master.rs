@@ -75,25 +75,20 @@ pub struct SyncDefaults {
     pub max_worker_losses: u32,
 }
 
-/// The keys of a master's file, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 17] = [
+/// The keys that only a master's file has, for the detection of the file kind.
+pub(super) const MASTER_KEYS: [&str; 12] = [
     "listen",
     "advertise_url",
     "installation",
     "leadership_lease",
-    "data_dir",
     "redis",
     "scheduler",
-    "heartbeat_interval",
     "worker_heartbeat_timeout",
     "lease",
     "poll_wait_max",
     "retention",
     "limits",
-    "bwlimit",
     "defaults",
-    "log",
-    "network",
 ];
 
 /// A timeout must last for this number of heartbeats.

@@ -34,7 +34,6 @@ pub use reload::{Reload, ReloadReport};
 pub use report::{CheckReport, ConfigErrors, ConfigProblem, FileKind, Pos, Severity};
 pub use store::{RedisOptions, RedisTopology, StoreConfig};
 
-use agent::AgentsFile;
 use document::{Entry, NodeKind};
 use reader::{Diagnostics, Item};
 use source::ConfigSource;
@@ -78,8 +77,8 @@ pub fn load_agent(
 ) -> Result<Loaded<AgentConfig>, ConfigErrors> {
     let diagnostics = Diagnostics::new(path.display().to_string());
     let source = open_kind(path, FileKind::Agents, &diagnostics);
-    let file = source.map(|source| read_agents(&source, path, env, &diagnostics));
-    let worker = file.and_then(|file| file.select_worker(worker_id, &diagnostics));
+    let workers = source.map(|source| read_agents(&source, path, env, &diagnostics));
+    let worker = workers.and_then(|workers| agent::select_worker(workers, worker_id, &diagnostics));
     diagnostics.finish(worker.map(|worker| worker.config))
 }
 
@@ -112,9 +111,9 @@ fn run_checks(
         Some((source, FileKind::Master)) => drop(read_master(&source, path, env, &diagnostics)),
         Some((source, FileKind::Agents)) => {
             let agents = read_agents(&source, path, env, &diagnostics);
-            worker_ids = agents.workers.iter().map(|w| w.config.worker_id.to_string()).collect();
+            worker_ids = agents.iter().map(|w| w.config.worker_id.to_string()).collect();
             if let Some(severity) = host
-                && let Some(worker) = agents.select_worker(worker_id, &diagnostics)
+                && let Some(worker) = agent::select_worker(agents, worker_id, &diagnostics)
             {
                 host::check_worker_on_host(&worker, severity, &diagnostics);
                 if severity == Severity::Warning {
@@ -143,10 +142,10 @@ fn read_agents(
     path: &Path,
     env: &Env,
     diagnostics: &Diagnostics,
-) -> AgentsFile {
-    let file = AgentsFile::read(&Item::root(&source.root, diagnostics), env, diagnostics);
+) -> Vec<agent::Worker> {
+    let workers = agent::read_agents(&Item::root(&source.root, diagnostics), env, diagnostics);
     source.check_privacy(path, diagnostics);
-    file
+    workers
 }
 
 fn root_entries(source: &ConfigSource) -> &[Entry] {
@@ -156,7 +155,7 @@ fn root_entries(source: &ConfigSource) -> &[Entry] {
     }
 }
 
-/// The kind with more known keys in this file; a master's file without a difference.
+/// The kind with more of its own keys in this file; a master's file without a difference.
 fn detect_file_kind(source: &ConfigSource) -> FileKind {
     let entries = root_entries(source);
     let count = |keys: &[&str]| entries.iter().filter(|e| keys.contains(&e.key.as_str())).count();

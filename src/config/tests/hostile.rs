@@ -38,7 +38,7 @@ proptest! {
     fn any_bytes_load_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let findings = Diagnostics::new("f".into());
         if let Some(root) = source::parse(&bytes, &findings) {
-            AgentsFile::read(&Item::root(&root, &findings), &Env::empty(), &findings);
+            agent::read_agents(&Item::root(&root, &findings), &Env::empty(), &findings);
         }
     }
 
@@ -64,7 +64,7 @@ proptest! {
         let findings = Diagnostics::new("f".into());
         if let Some(root) = source::parse(text.as_bytes(), &findings) {
             let item = Item::root(&root, &findings);
-            AgentsFile::read(&item, &Env::empty(), &findings);
+            agent::read_agents(&item, &Env::empty(), &findings);
             MasterConfig::read(Some(&item), &Env::empty(), &findings);
         }
         // Secrets aside, what was found can always be shown on one line each.
@@ -83,7 +83,7 @@ proptest! {
             let findings = Diagnostics::new("f".into());
             if let Some(root) = source::parse(&crate::wire::fuzz::apply_edits(&shipped, &edits), &findings) {
                 let item = Item::root(&root, &findings);
-                AgentsFile::read(&item, &Env::empty(), &findings);
+                agent::read_agents(&item, &Env::empty(), &findings);
                 MasterConfig::read(Some(&item), &Env::empty(), &findings);
             }
             for problem in findings.into_problems() {
