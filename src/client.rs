@@ -257,13 +257,11 @@ impl MasterClient {
             let request = self.new_short_request(Method::GET, "/readyz?verbose");
             let readiness = match self.send_to_master(base, &request, &mut false, &[]).await {
                 // A master that is not ready replies with 503 and the same document.
-                Ok(mut reply) => {
-                    if reply.status == 503
-                        && serde_json::from_slice::<Readiness>(&reply.body).is_ok()
-                    {
-                        reply.status = 200;
-                    }
-                    parse_reply(reply)
+                Ok(reply) => {
+                    let is_document = serde_json::from_slice::<Readiness>(&reply.body).is_ok();
+                    let is_document = is_document && reply.status == 503;
+                    let status = if is_document { 200 } else { reply.status };
+                    parse_reply(RawReply { status, ..reply })
                 }
                 Err(e) => {
                     let attempt = FailedAttempt { url: base.clone(), error: e.to_string() };

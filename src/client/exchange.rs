@@ -227,7 +227,7 @@ impl MasterClient {
                 .header(checksum::CHECKSUM_HEADER, checksum::header_value(body))
                 .body(body.clone());
         }
-        let mut response = builder.send().await?;
+        let mut response = builder.send().await.map_err(SendError::Http)?;
         let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
         let status = response.status().as_u16();
         let mut reply = RawReply {
@@ -246,7 +246,8 @@ impl MasterClient {
         }
         let checksum = response.headers().get(checksum::CHECKSUM_HEADER).cloned();
         // The body of a reply that is too long stays empty, which is no valid document.
-        let Some(body) = read_body(&mut response).await? else { return Ok(reply) };
+        let body = read_body(&mut response).await.map_err(SendError::Http)?;
+        let Some(body) = body else { return Ok(reply) };
         if !checksum::matches_header(checksum.as_ref().map(|value| value.as_bytes()), &body) {
             return Err(SendError::Corrupted { subject: "the reply", may_have_acted: true });
         }
@@ -308,12 +309,6 @@ enum SendError {
         subject: &'static str,
         may_have_acted: bool,
     },
-}
-
-impl From<reqwest::Error> for SendError {
-    fn from(e: reqwest::Error) -> Self {
-        SendError::Http(e)
-    }
 }
 
 /// The body of a response; `None` if it is longer than [`MAX_REPLY_BYTES`].
