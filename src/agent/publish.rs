@@ -138,7 +138,7 @@ async fn run_at_destination(
     let part_lost = error.cause == Cause::PartDataLost;
     if part_lost {
         let sync = &job.assignment.request_id;
-        let cause = format_args!("{} (sync {sync})", error.without_path());
+        let cause = format_args!("{} (sync {sync})", error.describe_cause());
         warn_ratelimited!(cause, %sync, "{error}");
     }
     let error = job.with_observer(error.to_entry_error(), &job.cx.worker_id);

@@ -3,9 +3,9 @@
 use super::batch::BatchBuilder;
 use super::batch_outcome::{count_action, created_dir_records};
 use super::job::{Job, JobResult, TaskOutcome, run_blocking};
-use crate::data::outcome::{CompareOutcome, OfferOutcome, PackOutcome, RangeMode};
+use crate::data::outcome::{OfferOutcome, PackOutcome, RangeError, RangeMode, WrittenRange};
 use crate::data::protocol::validate_range;
-use crate::data::{CloneOutcome, Destination, OfferDecision, RangeOutcome, SendError, WrittenFile};
+use crate::data::{CloneOutcome, Destination, OfferDecision, WrittenFile};
 use crate::fs::{self, Tree};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::entry_report::EntryAction;
@@ -46,24 +46,6 @@ pub(super) async fn transfer_range(
     Ok(picker.fail_exhausted())
 }
 
-/// The file failed, or the request to the destination.
-enum RangeError {
-    Entry(Box<EntryError>),
-    Send(SendError),
-}
-
-impl From<EntryError> for RangeError {
-    fn from(error: EntryError) -> Self {
-        RangeError::Entry(Box::new(error))
-    }
-}
-
-impl From<SendError> for RangeError {
-    fn from(error: SendError) -> Self {
-        RangeError::Send(error)
-    }
-}
-
 /// The transfer of a range to one destination.
 struct RangeTransfer<'a> {
     job: Job<'a>,
@@ -99,8 +81,8 @@ impl RangeTransfer<'_> {
         };
         match self.to.clone_file(self.source, self.manifest).await? {
             CloneOutcome::Cloned(packed) => match self.report_cloned(action, packed) {
-                Err(error) if error.class == ErrorClass::Changed => self.report_replacement().await,
-                reported => Ok(reported?),
+                Err(error) => self.replace_if_changed(error.into()).await,
+                Ok(()) => Ok(()),
             },
             CloneOutcome::NotNeeded(offered) => {
                 // The transfer of another range has completed the file.
@@ -147,11 +129,10 @@ impl RangeTransfer<'_> {
     }
 
     async fn compare_range(&mut self) -> Result<(), RangeError> {
-        match self.to.compare(self.source, self.manifest, self.entry, self.range).await? {
-            CompareOutcome::Equal(digest) => self.report.digest = Some(digest),
-            CompareOutcome::Differs => self.report.differs = true,
-            CompareOutcome::Changed => return self.report_replacement().await,
-            CompareOutcome::Failed(error) => return Err(error.into()),
+        match self.to.compare(self.source, self.manifest, self.entry, self.range).await {
+            Ok(Some(digest)) => self.report.digest = Some(digest),
+            Ok(None) => self.report.differs = true,
+            Err(error) => return self.replace_if_changed(error).await,
         }
         Ok(())
     }
@@ -162,32 +143,38 @@ impl RangeTransfer<'_> {
         let delta = has_basis && !job.assignment.options.whole_file;
         let mut mode = if delta { RangeMode::Delta } else { RangeMode::Whole };
         loop {
-            match to.transfer_range(source, manifest, entry, range, mode).await? {
-                RangeOutcome::Written { value, sent, kept } => {
+            match to.transfer_range(source, manifest, entry, range, mode).await {
+                Ok(WrittenRange { value, sent, kept }) => {
                     self.report.bytes_done = range.1;
                     self.report.digest = value;
                     self.report.bytes_sent += sent;
                     self.report.bytes_kept = kept;
                     return Ok(());
                 }
-                RangeOutcome::Changed => return self.report_replacement().await,
                 // The destination may be unable to read its file and still able to replace it.
-                RangeOutcome::Failed(error)
+                Err(RangeError::Entry(error))
                     if mode == RangeMode::Delta && !error.is_source_error() =>
                 {
                     let sync = &job.assignment.request_id;
                     tracing::debug!(%sync, "a range is sent whole: {error}");
                     mode = RangeMode::Whole;
                 }
-                RangeOutcome::Failed(error) => return Err(error.into()),
+                Err(error) => return self.replace_if_changed(error).await,
             }
         }
     }
 
-    /// The source changed: a work item of its current version replaces that of the whole file.
-    async fn report_replacement(&mut self) -> Result<(), RangeError> {
-        self.report.replacement = Some(self.current_version().await?);
-        Ok(())
+    /// Where the source changed, a work item of its current version replaces that of the whole file.
+    async fn replace_if_changed(&mut self, error: RangeError) -> Result<(), RangeError> {
+        match error {
+            RangeError::Entry(error)
+                if error.class == ErrorClass::Changed && error.is_source_error() =>
+            {
+                self.report.replacement = Some(self.current_version().await?);
+                Ok(())
+            }
+            error => Err(error),
+        }
     }
 
     async fn current_version(&self) -> Result<WorkItem, EntryError> {

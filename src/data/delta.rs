@@ -4,7 +4,7 @@
 use super::buffer_pool::BLOCK_BUFFER_BYTES;
 use super::control_messages::{BLOCK_BYTES, BlockDigests, BlockDigestsRequest, WINDOW_BYTES};
 use super::destination::Destination;
-use super::outcome::{CompareOutcome, RangeMode, RangeOutcome, SendError};
+use super::outcome::{RangeError, RangeMode, SendError, WrittenRange};
 use super::source_reader::{self, RangeTransfer, Span, Window, hash_blocks};
 use crate::fs::{FsError, Tree};
 use crate::wire::Digest;
@@ -29,7 +29,7 @@ impl Destination {
         entry: &Entry,
         (offset, length): (u64, u64),
         mode: RangeMode,
-    ) -> Result<RangeOutcome, SendError> {
+    ) -> Result<WrittenRange, RangeError> {
         let transfer = RangeTransfer { source, manifest, entry, span: Span { offset, length } };
         match mode {
             RangeMode::Delta if offset.is_multiple_of(BLOCK_BYTES) => {
@@ -55,7 +55,7 @@ impl Destination {
         manifest: &Manifest,
         entry: &Entry,
         (offset, length): (u64, u64),
-    ) -> Result<CompareOutcome, SendError> {
+    ) -> Result<Option<Digest>, RangeError> {
         self.compare_range(RangeTransfer { source, manifest, entry, span: Span { offset, length } })
             .await
     }
@@ -65,11 +65,8 @@ impl Destination {
         &self,
         transfer: RangeTransfer<'_>,
         mode: RangeMode,
-    ) -> Result<RangeOutcome, SendError> {
-        let windows = match self.split_into_windows(transfer).await? {
-            Ok(windows) => windows,
-            Err(error) => return Ok(RangeOutcome::from(error)),
-        };
+    ) -> Result<WrittenRange, RangeError> {
+        let windows = self.split_into_windows(transfer).await?;
         if mode == RangeMode::Whole && windows.iter().all(|window| !window.is_hole) {
             return self.send_striped(transfer, None).await;
         }
@@ -78,7 +75,7 @@ impl Destination {
             Some(window) if mode == RangeMode::Delta && !window.is_hole => {
                 self.request_blocks(transfer, window.span, BLOCK_BYTES).await
             }
-            _ => Ok(Ok(Vec::new())),
+            _ => Ok::<_, SendError>(Ok(Vec::new())),
         };
         let mut windows = windows.iter();
         let mut next = windows.next();
@@ -86,10 +83,7 @@ impl Destination {
         let (mut values, mut all_sent, mut all_kept) = (SubtreeStack::default(), 0, 0);
         while let Some(window) = next {
             next = windows.next();
-            let found = match there {
-                Ok(found) => found,
-                Err(error) => return Ok(RangeOutcome::Failed(error)),
-            };
+            let found = there?;
             let here = RangeTransfer { span: window.span, ..transfer };
             let send = async {
                 match window.is_hole {
@@ -97,34 +91,31 @@ impl Destination {
                     false => self.send_window(here, found).await,
                 }
             };
-            let (sent, request) = tokio::try_join!(send, there_of(next))?;
+            let requested = async { Ok(there_of(next).await?) };
+            let (WrittenRange { value, sent, kept }, request) = tokio::try_join!(send, requested)?;
             there = request;
-            match sent {
-                RangeOutcome::Written { value, sent, kept } => {
-                    if let Some(value) = value {
-                        values.push_subtree(window.span.length, value);
-                    }
-                    all_sent += sent;
-                    all_kept += kept;
-                }
-                other => return Ok(other),
+            if let Some(value) = value {
+                values.push_subtree(window.span.length, value);
             }
+            all_sent += sent;
+            all_kept += kept;
         }
-        Ok(RangeOutcome::Written { value: values.merged_value(), sent: all_sent, kept: all_kept })
+        Ok(WrittenRange { value: values.merged_value(), sent: all_sent, kept: all_kept })
     }
 
     /// The windows of a range, with its holes where those need not be hashed.
     async fn split_into_windows(
         &self,
         transfer: RangeTransfer<'_>,
-    ) -> Result<Result<Vec<Window>, FsError>, SendError> {
+    ) -> Result<Vec<Window>, RangeError> {
         let RangeTransfer { source, entry, span, .. } = transfer;
         if self.hashing() == HashMode::Full {
             let whole = |span| Window { span, is_hole: false };
-            return Ok(Ok(span.split(WINDOW_BYTES).map(whole).collect()));
+            return Ok(span.split(WINDOW_BYTES).map(whole).collect());
         }
         let (source, entry) = (source.clone(), entry.clone());
-        read_blocking(move || source_reader::split_into_windows(&source, &entry, span)).await
+        let split = move || source_reader::split_into_windows(&source, &entry, span);
+        Ok(read_blocking(split).await??)
     }
 
     /// Sends one window. What is kept may have become another one since it was compared: then the
@@ -133,18 +124,18 @@ impl Destination {
         &self,
         transfer: RangeTransfer<'_>,
         there: Vec<BlockDigests>,
-    ) -> Result<RangeOutcome, SendError> {
+    ) -> Result<WrittenRange, RangeError> {
         // Other ranges of a new file have begun, this one has not: there is nothing to compare with,
         // and content need not be gathered in blocks.
         if there.iter().all(|block| *block == BlockDigests::default()) {
             return self.send_striped(transfer, None).await;
         }
-        match self.send_striped(transfer, Some(there)).await? {
-            RangeOutcome::Failed(error) if error.class == ErrorClass::Transient => {
+        match self.send_striped(transfer, Some(there)).await {
+            Err(RangeError::Entry(error)) if error.class == ErrorClass::Transient => {
                 tracing::debug!("a range is sent whole: {error}");
                 self.send_striped(transfer, None).await
             }
-            done => Ok(done),
+            done => done,
         }
     }
 
@@ -167,39 +158,34 @@ impl Destination {
     pub(super) async fn compare_range(
         &self,
         transfer: RangeTransfer<'_>,
-    ) -> Result<CompareOutcome, SendError> {
-        let windows = match self.split_into_windows(transfer).await? {
-            Ok(windows) => windows,
-            Err(error) => return Ok(CompareOutcome::from(error)),
-        };
+    ) -> Result<Option<Digest>, RangeError> {
+        let windows = self.split_into_windows(transfer).await?;
         let mut values = SubtreeStack::default();
         for Window { span, is_hole: hole } in windows {
             if hole && span.length > BLOCK_BYTES {
-                match self.request_blocks(transfer, span, span.length.next_power_of_two()).await? {
-                    Ok(there) if there.iter().all(|there| there.basis == Some(ZERO_DIGEST)) => {
-                        values.push_subtree(span.length, ZERO_DIGEST);
-                        continue;
-                    }
-                    // It is not a hole there, and may be zeros all the same.
-                    Ok(_) => {}
-                    Err(error) => return Ok(CompareOutcome::Failed(error)),
+                let block = span.length.next_power_of_two();
+                let existing = self.request_blocks(transfer, span, block).await??;
+                // What is not a hole there may be zeros all the same.
+                if existing.iter().all(|existing| existing.basis == Some(ZERO_DIGEST)) {
+                    values.push_subtree(span.length, ZERO_DIGEST);
+                    continue;
                 }
             }
             for window in span.split(WINDOW_BYTES) {
                 match self.compare_window(transfer, window).await? {
-                    CompareOutcome::Equal(value) => values.push_subtree(window.length, value),
-                    other => return Ok(other),
+                    Some(value) => values.push_subtree(window.length, value),
+                    None => return Ok(None),
                 }
             }
         }
-        Ok(values.merged_value().map_or(CompareOutcome::Differs, CompareOutcome::Equal))
+        Ok(values.merged_value())
     }
 
     async fn compare_window(
         &self,
         transfer: RangeTransfer<'_>,
         window: Span,
-    ) -> Result<CompareOutcome, SendError> {
+    ) -> Result<Option<Digest>, RangeError> {
         let (source, entry, hashing) =
             (transfer.source.clone(), transfer.entry.clone(), self.hashing());
         let ours = async {
@@ -208,18 +194,9 @@ impl Destination {
         };
         let (ours, theirs) =
             tokio::try_join!(ours, self.request_blocks(transfer, window, BLOCK_BYTES))?;
-        let ours: Vec<Digest> = match ours {
-            Ok(ours) => ours,
-            Err(error) => return Ok(CompareOutcome::from(error)),
-        };
-        let theirs = match theirs {
-            Ok(theirs) => theirs,
-            Err(error) => return Ok(CompareOutcome::Failed(error)),
-        };
-        if !ours.iter().copied().map(Some).eq(theirs.iter().map(|block| block.basis)) {
-            return Ok(CompareOutcome::Differs);
-        }
-        Ok(merge_blocks(&ours).map_or(CompareOutcome::Differs, CompareOutcome::Equal))
+        let (ours, theirs): (Vec<Digest>, _) = (ours?, theirs?);
+        let is_equal = ours.iter().copied().map(Some).eq(theirs.iter().map(|block| block.basis));
+        Ok(merge_blocks(&ours).filter(|_| is_equal))
     }
 }
 

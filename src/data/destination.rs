@@ -5,7 +5,7 @@ use super::control_messages::{
     BlockDigests, CleanUpRequest, ControlRequest, PruneOutcome, PruneRequest, RootCheckRequest,
 };
 use super::local::{CloneOutcome, Local};
-use super::outcome::{OfferOutcome, PackOutcome, RangeOutcome, SendError};
+use super::outcome::{OfferOutcome, PackOutcome, RangeError, SendError, WrittenRange};
 use super::peer::Peer;
 use super::source_reader::RangeTransfer;
 use crate::fs::{RootKind, Tree};
@@ -161,7 +161,7 @@ impl Destination {
         &self,
         transfer: RangeTransfer<'_>,
         existing: Option<Vec<BlockDigests>>,
-    ) -> Result<RangeOutcome, SendError> {
+    ) -> Result<WrittenRange, RangeError> {
         match self {
             Destination::Local { local, .. } => local.transfer_range(transfer, existing).await,
             Destination::Remote(peer) => peer.transfer_range(transfer, existing).await,

@@ -5,7 +5,7 @@ use super::content_writer::{ContentWriter, keep_blocks};
 use super::control_messages::{BLOCK_BYTES, BlockDigests, ControlRequest};
 use super::deadline::Deadline;
 use super::outcome::{
-    DirMetadataError, OfferOutcome, PackOutcome, RangeOutcome, SendError, WrittenFile,
+    DirMetadataError, OfferOutcome, PackOutcome, RangeError, SendError, WrittenFile, WrittenRange,
 };
 use super::protocol::{OfferDecision, PACK, RANGE};
 use super::receive;
@@ -54,6 +54,15 @@ static CLONE_LOCK: Mutex<()> = Mutex::new(());
 enum CopyError {
     Error(FsError),
     Cancelled,
+}
+
+impl From<CopyError> for RangeError {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Error(error) => error.into(),
+            CopyError::Cancelled => cancelled_error().into(),
+        }
+    }
 }
 
 impl From<Refusal> for SendError {
@@ -203,7 +212,7 @@ impl Local {
                 Err(CopyError::Cancelled) => return Err(cancelled_error()),
             };
             if let Err(error) = target.remove_part_file(entry) {
-                warn_ratelimited!(error.without_path(), "{error}");
+                warn_ratelimited!(error.describe_cause(), "{error}");
             }
             let done = done.map_err(|error| entry_error(entry, &error));
             let files = [entry.clone()];
@@ -221,13 +230,13 @@ impl Local {
     /// has checked that the range fits.
     ///
     /// # Errors
-    /// [`SendError::Internal`].
+    /// The file failed at one of the two ends, or [`SendError::Internal`].
     pub(super) async fn transfer_range(
         &self,
         transfer: RangeTransfer<'_>,
         existing: Option<Vec<BlockDigests>>,
-    ) -> Result<RangeOutcome, SendError> {
-        ticket_verifier::check_permission(&self.claims, RANGE)?;
+    ) -> Result<WrittenRange, RangeError> {
+        ticket_verifier::check_permission(&self.claims, RANGE).map_err(SendError::from)?;
         let (target, limiters) = (self.target.clone(), self.limiters.clone());
         let deadline = self.deadline.clone();
         let (source, entry, span) =
@@ -236,24 +245,13 @@ impl Local {
             (self.rules().receiver_hash_mode(), self.rules().sender_hash_mode());
         let (mut buffer, mut scratch) = self.pool.acquire_for_send(existing.is_some()).await;
         run_blocking(move |cancelled| {
-            let file = match open_version(&source, &entry) {
-                Ok(file) => file,
-                Err(error) => return Ok(RangeOutcome::from(error)),
-            };
+            let file = open_version(&source, &entry)?;
             let control =
                 CopyControl { cancelled: &cancelled, deadline: &deadline, limiters: &limiters };
-            if control.check_active().is_err() {
-                return Err(cancelled_error());
-            }
-            let mut part = match target.open_part_file(&entry) {
-                Ok(part) => part,
-                Err(error) => return Ok(RangeOutcome::from(error)),
-            };
-            if existing.is_none()
-                && file.is_dense()
-                && let Err(error) = part.reserve_blocks(span.offset, span.length)
-            {
-                return Ok(RangeOutcome::from(error));
+            control.check_active()?;
+            let mut part = target.open_part_file(&entry)?;
+            if existing.is_none() && file.is_dense() {
+                part.reserve_blocks(span.offset, span.length)?;
             }
             let compare = existing.as_deref().zip(scratch.as_mut().map(Buffer::content_mut));
             let mut copier = CopySink {
@@ -261,21 +259,16 @@ impl Local {
                 verify_hashing: checked,
                 ..CopySink::new(&mut part, &entry.path, &mut buffer, control)
             };
-            let value = match read_range(&file, span, compare, hashing, &mut copier) {
-                Ok((ReadOutcome::Complete, value)) if file.verify_unchanged().is_ok() => value,
-                Ok((ReadOutcome::Complete | ReadOutcome::Truncated, _)) => {
-                    return Ok(RangeOutcome::Changed);
+            let value = match read_range(&file, span, compare, hashing, &mut copier)? {
+                (ReadOutcome::Complete, value) if file.verify_unchanged().is_ok() => value,
+                (ReadOutcome::Complete | ReadOutcome::Truncated, _) => {
+                    return Err(changed_error(&entry).into());
                 }
-                Ok((ReadOutcome::Failed(error), _)) | Err(CopyError::Error(error)) => {
-                    return Ok(RangeOutcome::from(error));
-                }
-                Err(CopyError::Cancelled) => return Err(cancelled_error()),
+                (ReadOutcome::Failed(error), _) => return Err(error.into()),
             };
             let (sent, kept) = (copier.sent, copier.kept);
-            Ok(match part.close() {
-                Ok(()) => RangeOutcome::Written { value, sent, kept },
-                Err(error) => RangeOutcome::from(error),
-            })
+            part.close()?;
+            Ok(WrittenRange { value, sent, kept })
         })
         .await
     }
@@ -516,13 +509,13 @@ impl<S: ContentWriter> Sink for CopySink<'_, S> {
 }
 
 /// Runs blocking work; its argument is cancelled when the returned future is dropped.
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce(Shutdown) -> Result<T, SendError> + Send + 'static,
-) -> Result<T, SendError> {
+async fn run_blocking<T: Send + 'static, E: From<SendError> + Send + 'static>(
+    work: impl FnOnce(Shutdown) -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
     let cancelled = Shutdown::new();
     let _guard = cancelled.clone().drop_guard();
     match tokio::task::spawn_blocking(move || work(cancelled)).await {
         Ok(done) => done,
-        Err(e) => Err(SendError::Internal(format!("copying panicked: {e}"))),
+        Err(e) => Err(SendError::Internal(format!("copying panicked: {e}")).into()),
     }
 }

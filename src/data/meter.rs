@@ -73,7 +73,7 @@ impl TrafficCounter {
     }
 }
 
-/// A connection whose bytes are counted in several places.
+/// A connection that counts its bytes in several places.
 #[derive(Debug)]
 pub struct CountedStream {
     stream: TcpStream,

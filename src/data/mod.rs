@@ -70,8 +70,8 @@ pub use destination::Destination;
 pub use endpoints::Endpoints;
 pub use local::{CloneOutcome, Local};
 pub use outcome::{
-    CompareOutcome, DirMetadataError, OfferOutcome, PackOutcome, RangeMode, RangeOutcome,
-    SendError, WrittenFile,
+    DirMetadataError, OfferOutcome, PackOutcome, RangeError, RangeMode, SendError, WrittenFile,
+    WrittenRange,
 };
 pub use peer::Peer;
 pub use peers::Peers;

@@ -7,7 +7,7 @@ use super::protocol::{
 use crate::fs::FsError;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::outcome::{EntryError, ErrorClass, Side};
+use crate::wire::outcome::{EntryError, Side};
 use crate::wire::{Digest, RelPath, WorkerId};
 
 /// Why a request to a destination brought nothing.
@@ -112,24 +112,6 @@ pub enum SentFile {
     Unreadable(EntryError),
 }
 
-/// The sender's outcome of a range.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SentRange {
-    /// Sent.
-    Sent {
-        /// Its chaining value, where content is hashed.
-        value: Option<Digest>,
-        /// Content that was sent, in bytes.
-        sent: u64,
-        /// Content that the receiver keeps, in bytes.
-        kept: u64,
-    },
-    /// The source is another version than that of the manifest.
-    Changed,
-    /// It cannot be read.
-    Failed(EntryError),
-}
-
 /// How a range is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RangeMode {
@@ -139,35 +121,42 @@ pub enum RangeMode {
     Delta,
 }
 
-/// The outcome of a range.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RangeOutcome {
-    /// It is in the part file.
-    Written {
-        /// Its value, where content is hashed.
-        value: Option<Digest>,
-        /// Content that went to the destination, in bytes. What is neither sent nor kept is a hole.
-        sent: u64,
-        /// Content that the destination had, in bytes.
-        kept: u64,
-    },
-    /// The source is another version than that of the manifest.
-    Changed,
-    /// It cannot be read, or not be written.
-    Failed(EntryError),
+/// A range that is in the part file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrittenRange {
+    /// Its chaining value, where content is hashed.
+    pub value: Option<Digest>,
+    /// Content that was sent, in bytes. What is neither sent nor kept is a hole.
+    pub sent: u64,
+    /// Content that the destination had, in bytes.
+    pub kept: u64,
 }
 
-/// How a range of the source compares with the file at the destination.
+/// Why a range was not written or compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CompareOutcome {
-    /// Equal; its value.
-    Equal(Digest),
-    /// Not equal, or not there.
-    Differs,
-    /// The source is another version than that of the manifest.
-    Changed,
-    /// One of the two cannot be read.
-    Failed(EntryError),
+pub enum RangeError {
+    /// The file failed at one of the two ends.
+    Entry(Box<EntryError>),
+    /// The request failed.
+    Send(SendError),
+}
+
+impl From<EntryError> for RangeError {
+    fn from(error: EntryError) -> Self {
+        RangeError::Entry(Box::new(error))
+    }
+}
+
+impl From<FsError> for RangeError {
+    fn from(error: FsError) -> Self {
+        EntryError::from(error).into()
+    }
+}
+
+impl From<SendError> for RangeError {
+    fn from(error: SendError) -> Self {
+        RangeError::Send(error)
+    }
 }
 
 fn dir_errors(
@@ -305,49 +294,21 @@ impl PackOutcome {
     }
 }
 
-impl From<FsError> for SentRange {
-    fn from(error: FsError) -> Self {
-        match error.class() {
-            ErrorClass::Changed => SentRange::Changed,
-            _ => SentRange::Failed(error.to_entry_error()),
-        }
-    }
-}
-
-impl From<FsError> for RangeOutcome {
-    /// What a range becomes that could not be read or written.
-    fn from(error: FsError) -> Self {
-        match error.class() {
-            ErrorClass::Changed => RangeOutcome::Changed,
-            _ => RangeOutcome::Failed(error.to_entry_error()),
-        }
-    }
-}
-
-impl From<FsError> for CompareOutcome {
-    fn from(error: FsError) -> Self {
-        match error.class() {
-            ErrorClass::Changed => CompareOutcome::Changed,
-            _ => CompareOutcome::Failed(error.to_entry_error()),
-        }
-    }
-}
-
-impl RangeOutcome {
-    /// Joins what both ends know of a range of `entry`.
-    pub fn from_reply(entry: &Entry, reply: RangeReply, fed: SentRange) -> Self {
-        match (fed, reply.outcome) {
-            (SentRange::Changed, _) => RangeOutcome::Changed,
-            (SentRange::Failed(error), _) => RangeOutcome::Failed(error),
-            (SentRange::Sent { value, sent, kept }, WriteOutcome::Written) => {
-                RangeOutcome::Written { value, sent, kept }
-            }
-            (SentRange::Sent { .. }, WriteOutcome::Failed(error)) => {
-                RangeOutcome::Failed(error.received(&entry.path))
-            }
-            (SentRange::Sent { .. }, WriteOutcome::Mismatch | WriteOutcome::Aborted) => {
-                RangeOutcome::Failed(mismatch_error(&entry.path))
-            }
+impl WrittenRange {
+    /// Joins the outcomes of both ends for a range of `entry`; `sent` is that of the sender.
+    ///
+    /// # Errors
+    /// The file failed at one of the two ends.
+    pub fn from_reply(
+        entry: &Entry,
+        reply: RangeReply,
+        sent: Result<WrittenRange, EntryError>,
+    ) -> Result<Self, EntryError> {
+        let written = sent?;
+        match reply.outcome {
+            WriteOutcome::Written => Ok(written),
+            WriteOutcome::Failed(error) => Err(error.received(&entry.path)),
+            WriteOutcome::Mismatch | WriteOutcome::Aborted => Err(mismatch_error(&entry.path)),
         }
     }
 }

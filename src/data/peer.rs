@@ -6,7 +6,7 @@ use super::connect::ConnectionKind;
 use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink};
 use super::control_messages::{BlockDigests, ControlRequest};
 use super::deadline::Deadline;
-use super::outcome::{PackOutcome, RangeOutcome, SendError, SentFile, SentRange};
+use super::outcome::{PackOutcome, RangeError, SendError, SentFile, WrittenRange};
 use super::peers::Peers;
 use super::pooled_connection::PooledConnection;
 use super::protocol::{
@@ -203,7 +203,7 @@ impl Peer {
         &self,
         transfer: RangeTransfer<'_>,
         existing: Option<Vec<BlockDigests>>,
-    ) -> Result<RangeOutcome, SendError> {
+    ) -> Result<WrittenRange, RangeError> {
         let RangeTransfer { source, manifest, entry, span } = transfer;
         let head = RangeHead {
             manifest: manifest.clone(),
@@ -216,14 +216,13 @@ impl Peer {
         let feed = move |feed: &mut FrameWriter<'_>| {
             send_range(&source, &head, &file, existing.as_deref(), hashing, feed)
         };
-        let (reply, sent_files): (RangeReply, SentRange) =
-            self.request_content(RANGE, size, feed).await?;
-        if reply.outcome == WriteOutcome::Mismatch && matches!(sent_files, SentRange::Sent { .. }) {
+        let (reply, sent): (RangeReply, _) = self.request_content(RANGE, size, feed).await?;
+        if reply.outcome == WriteOutcome::Mismatch && sent.is_ok() {
             let (from, to) = (span.offset, span.end());
             let what = format!("bytes {from} to {to} of {}", entry.path);
             self.damage.record(&what, &self.worker);
         }
-        Ok(RangeOutcome::from_reply(entry, reply, sent_files))
+        Ok(WrittenRange::from_reply(entry, reply, sent)?)
     }
 
     /// How many pieces of a range are best sent at a time: one for each pair of NICs, as long as not

@@ -278,8 +278,8 @@ pub fn entry_of_range(manifest: &Manifest, offset: u64, length: u64) -> Result<&
     validate_range(offset, length, size).map(|()| entry)
 }
 
-/// Whether `[offset, offset + length)` is a range of a file of `size` bytes whose chaining value can
-/// be had (`blake3::hazmat` panics on others).
+/// Whether `[offset, offset + length)` is a range of a file of `size` bytes that has a chaining value
+/// (`blake3::hazmat` panics on others).
 ///
 /// # Errors
 /// A message.

@@ -443,7 +443,7 @@ fn open_part_file<P: ChunkSource>(
         && let Err(gone) = check_active(frames)
     {
         if let Err(error) = target.remove_part_file(entry) {
-            warn_ratelimited!(error.without_path(), "{error}");
+            warn_ratelimited!(error.describe_cause(), "{error}");
         }
         return Err(gone);
     }

@@ -5,7 +5,7 @@ use super::buffer_pool::Buffer;
 use super::content_client::{Disconnected, FrameSink};
 use super::control_messages::BlockDigests;
 use super::frame;
-use super::outcome::{SentFile, SentRange, WrittenFile};
+use super::outcome::{SentFile, WrittenFile, WrittenRange};
 use super::protocol::{FRAME_HEADER_BYTES, RangeHead};
 use super::source_reader::{
     MAX_KEEP_RUN_BYTES, ReadOutcome, Sink, Span, changed_error, open_version, read_delta,
@@ -17,6 +17,7 @@ use crate::wire::Digest;
 use crate::wire::content::merge_blocks;
 use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::manifest::{Entry, ManifestDir};
+use crate::wire::outcome::EntryError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -196,8 +197,8 @@ fn send_file(
     Ok(SentFile::Aborted(error.to_entry_error()))
 }
 
-/// Sends the range of `head`, whose file is `entry`; with `there` only the blocks that differ from
-/// those (the feed must have room to compare). The caller has checked that the range fits.
+/// Sends the range of `head` from the file of `entry`; with `existing` only the blocks that differ from
+/// those (the writer must have a buffer to compare). The caller has checked that the range fits.
 ///
 /// # Errors
 /// [`Disconnected`].
@@ -208,32 +209,31 @@ pub fn send_range(
     existing: Option<&[BlockDigests]>,
     hashing: Option<HashMode>,
     writer: &mut FrameWriter<'_>,
-) -> Result<SentRange, Disconnected> {
+) -> Result<Result<WrittenRange, EntryError>, Disconnected> {
     let span = Span { offset: head.offset, length: head.length };
     let opened = open_version(source, entry);
     let is_dense = existing.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
     writer.append(&frame::range(&RangeHead { is_dense, ..head.clone() }))?;
-    let (sent_files, end) = match opened {
-        Err(error) => (error.into(), None),
+    let sent = match opened {
+        Err(error) => Err(error),
         Ok(file) => {
             let mut scratch = writer.scratch.take();
             let compare = existing.zip(scratch.as_mut().map(Buffer::content_mut));
             match read_range(&file, span, compare, hashing, writer)? {
-                (ReadOutcome::Failed(error), _) => (error.into(), None),
+                (ReadOutcome::Failed(error), _) => Err(error),
                 (ReadOutcome::Complete, value) if file.verify_unchanged().is_ok() => {
-                    let (sent, kept) = (writer.sent, writer.kept);
-                    (SentRange::Sent { value, sent, kept }, Some(value))
+                    Ok(WrittenRange { value, sent: writer.sent, kept: writer.kept })
                 }
-                (ReadOutcome::Complete | ReadOutcome::Truncated, _) => (SentRange::Changed, None),
+                (ReadOutcome::Complete | ReadOutcome::Truncated, _) => Err(changed_error(entry)),
             }
         }
     };
-    match end {
-        Some(value) => writer.end_content(value)?,
-        None => writer.append(&frame::abort())?,
+    match &sent {
+        Ok(written) => writer.end_content(written.value)?,
+        Err(_) => writer.append(&frame::abort())?,
     }
     writer.flush()?;
-    Ok(sent_files)
+    Ok(sent.map_err(EntryError::from))
 }
 
 /// Reads `span` of `file` into `sink`, where there is something to `compare` with (and a block's room)

@@ -272,7 +272,7 @@ fn read_block(
 }
 
 impl<S: Sink> DeltaReader<'_, S> {
-    /// Adds one block, whose content is in `scratch`.
+    /// Adds one block; its content is in `scratch`.
     fn add_block(
         &mut self,
         block: Span,

@@ -3,7 +3,7 @@
 
 use super::control_messages::{BLOCK_BYTES, BlockDigests};
 use super::destination::Destination;
-use super::outcome::{RangeOutcome, SendError};
+use super::outcome::{RangeError, WrittenRange};
 use super::source_reader::RangeTransfer;
 use crate::wire::content::merge_blocks;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -22,7 +22,7 @@ impl Destination {
         &self,
         transfer: RangeTransfer<'_>,
         existing: Option<Vec<BlockDigests>>,
-    ) -> Result<RangeOutcome, SendError> {
+    ) -> Result<WrittenRange, RangeError> {
         let Destination::Remote(peer) = self else {
             return self.send_range(transfer, existing).await;
         };
@@ -39,22 +39,17 @@ impl Destination {
             let sent = peer
                 .transfer_range(RangeTransfer { span, ..transfer }, blocks.map(<[_]>::to_vec))
                 .await?;
-            Ok::<_, SendError>((place, sent))
+            Ok::<_, RangeError>((place, sent))
         });
         // Not in order: a slow NIC must not hold up the others.
         let mut done = futures_util::stream::iter(each).buffer_unordered(peer.parallel_stripes());
         let (mut values, mut all_sent, mut all_kept) = (BTreeMap::new(), 0, 0);
-        while let Some((place, piece)) = done.try_next().await? {
-            match piece {
-                RangeOutcome::Written { value, sent, kept } => {
-                    values.extend(value.map(|value| (place, value)));
-                    all_sent += sent;
-                    all_kept += kept;
-                }
-                other => return Ok(other),
-            }
+        while let Some((place, WrittenRange { value, sent, kept })) = done.try_next().await? {
+            values.extend(value.map(|value| (place, value)));
+            all_sent += sent;
+            all_kept += kept;
         }
         let values: Vec<_> = values.into_values().collect();
-        Ok(RangeOutcome::Written { value: merge_blocks(&values), sent: all_sent, kept: all_kept })
+        Ok(WrittenRange { value: merge_blocks(&values), sent: all_sent, kept: all_kept })
     }
 }

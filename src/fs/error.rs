@@ -59,9 +59,9 @@ pub enum Cause {
     TrashNotDirectory(FileType),
     /// The path of the storage root no longer leads to the open directory.
     RootUnavailable(RootUnavailable),
-    /// The root of the destination does not fit that of the source.
-    SourceMissing,
     /// The root of the source does not exist.
+    SourceMissing,
+    /// The root of the destination does not fit that of the source.
     RootMismatch(RootMismatch),
 }
 
@@ -121,12 +121,21 @@ impl FsError {
         self.errno().and_then(errno_name)
     }
 
-    /// Operation, side and errno without the path: equal for all entries that fail alike.
-    pub fn without_path(&self) -> String {
-        let (side, op) = (self.side.as_str(), self.operation);
-        match self.errno_name() {
-            Some(errno) => format!("cannot {op} entries at the {side}: {errno}"),
-            None => format!("cannot {op} entries at the {side}: {:?}", self.cause),
+    /// The error without its path: equal for all entries with the same failure.
+    pub fn describe_cause(&self) -> String {
+        format!("cannot {} entries at the {}: {}", self.operation, self.side.as_str(), self.cause)
+    }
+
+    /// The error without its hint.
+    fn message(&self) -> String {
+        let FsError { side, operation, path, cause } = self;
+        let side = side.as_str();
+        match (cause, path.0.as_slice()) {
+            (Cause::SourceMissing, _) => format!("SRC {path} does not exist"),
+            (Cause::RootMismatch(mismatch), _) => mismatch.describe(&path.to_string()),
+            (_, b"") => format!("cannot {operation} the {side}'s root: {cause}"),
+            (_, [b'/', ..]) => format!("cannot {operation} `{path}`: {cause}"),
+            _ => format!("cannot {operation} `{path}` at the {side}: {cause}"),
         }
     }
 
@@ -169,7 +178,7 @@ impl FsError {
             errno: self.errno_name().map(str::to_owned),
             hint: self.hint(),
             class: self.class(),
-            ..EntryError::new(path, self.side, self.operation, WithoutHint(self).to_string())
+            ..EntryError::new(path, self.side, self.operation, self.message())
         }
     }
 
@@ -179,42 +188,18 @@ impl FsError {
     }
 }
 
-/// An error without its hint.
-struct WithoutHint<'a>(&'a FsError);
-
-impl fmt::Display for WithoutHint<'_> {
+/// The cause in words, without the path.
+impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WithoutHint(error) = self;
-        let side = error.side.as_str();
-        match error.cause {
-            Cause::SourceMissing => return write!(f, "SRC {} does not exist", error.path),
-            Cause::RootMismatch(mismatch) => {
-                return f.write_str(&mismatch.describe(&error.path.to_string()));
+        f.write_str(match *self {
+            Cause::Os(errno) => {
+                return match (errno_text(errno), errno_name(errno)) {
+                    (text, Some(name)) => write!(f, "{text} ({name})"),
+                    (text, None) => write!(f, "{text} (errno {})", errno.raw_os_error()),
+                };
             }
-            _ => {}
-        }
-        match error.path.0.as_slice() {
-            b"" => write!(f, "cannot {} the {side}'s root: ", error.operation)?,
-            [b'/', ..] => write!(f, "cannot {} `{}`: ", error.operation, error.path)?,
-            _ => write!(f, "cannot {} `{}` at the {side}: ", error.operation, error.path)?,
-        }
-        match error.cause {
-            Cause::Os(errno) => match (errno_text(errno), errno_name(errno)) {
-                (text, Some(name)) => write!(f, "{text} ({name})")?,
-                (text, None) => write!(f, "{text} (errno {})", errno.raw_os_error())?,
-            },
-            Cause::Changed => f.write_str("the file changed meanwhile")?,
-            Cause::NotRegularFile => f.write_str("it is not a regular file")?,
             Cause::WrongSize { expected, found } => {
-                write!(f, "it has {found} bytes instead of {expected}")?;
-            }
-            Cause::DirectoryNotEmpty => {
-                f.write_str("a directory that is not empty stands in its place (EISDIR)")?;
-            }
-            Cause::Superseded => f.write_str("another attempt is writing the same file")?,
-            Cause::PartDataLost => f.write_str("data written to its part file is gone")?,
-            Cause::XattrsTooLarge => {
-                f.write_str("its extended attributes are over 1 MiB together")?
+                return write!(f, "it has {found} bytes instead of {expected}");
             }
             Cause::CannotCreate(kind, errno) => {
                 let kind = match kind {
@@ -223,43 +208,48 @@ impl fmt::Display for WithoutHint<'_> {
                     SpecialKind::Device => "device",
                 };
                 let name = errno_name(errno).unwrap_or("unknown error");
-                write!(f, "no {kind} can be made there ({name})")?;
+                return write!(f, "no {kind} can be made there ({name})");
             }
-            Cause::MetadataUnsupported(short) => write!(f, "{short}")?,
-            Cause::RootUnavailable(loss) => write!(f, "{loss}")?,
-            Cause::PseudoFileSystem => {
-                f.write_str("its file system is one like /proc, where files have no length")?;
-            }
-            Cause::DanglingLink => f.write_str("it is a link that leads to nothing")?,
-            Cause::LinkOutsideRoot => f.write_str(
-                "it is a link that leads out of the storage path (of SRC, with `ctl copy`)",
-            )?,
-            Cause::LinkCycle => f.write_str("links lead from it back to a directory above it")?,
-            Cause::SourceNotDirectory => {
-                f.write_str("it is not a directory, and a list names entries of a directory")?;
-            }
+            Cause::MetadataUnsupported(warning) => return warning.fmt(f),
+            Cause::RootUnavailable(reason) => return reason.fmt(f),
             Cause::TrashNotDirectory(found) => {
                 let found = match found {
                     FileType::RegularFile => "a file",
                     FileType::Symlink => "a symbolic link",
                     _ => "a special file",
                 };
-                write!(f, "{found} is there, and a trash is a directory")?;
+                return write!(f, "{found} is there, and a trash is a directory");
             }
-            Cause::MountPoint => f.write_str("another file system is mounted there")?,
-            // Written above, with the path.
-            Cause::SourceMissing | Cause::RootMismatch(_) => {}
-            Cause::IsDestination => {
-                f.write_str("it is the destination itself, under another path")?
+            Cause::Changed => "the file changed meanwhile",
+            Cause::NotRegularFile => "it is not a regular file",
+            Cause::DirectoryNotEmpty => {
+                "a directory that is not empty stands in its place (EISDIR)"
             }
-        }
-        Ok(())
+            Cause::Superseded => "another attempt is writing the same file",
+            Cause::PartDataLost => "data written to its part file is gone",
+            Cause::XattrsTooLarge => "its extended attributes are over 1 MiB together",
+            Cause::PseudoFileSystem => {
+                "its file system is one like /proc, where files have no length"
+            }
+            Cause::DanglingLink => "it is a link that leads to nothing",
+            Cause::LinkOutsideRoot => {
+                "it is a link that leads out of the storage path (of SRC, with `ctl copy`)"
+            }
+            Cause::LinkCycle => "links lead from it back to a directory above it",
+            Cause::SourceNotDirectory => {
+                "it is not a directory, and a list names entries of a directory"
+            }
+            Cause::MountPoint => "another file system is mounted there",
+            Cause::IsDestination => "it is the destination itself, under another path",
+            Cause::SourceMissing => "it does not exist",
+            Cause::RootMismatch(_) => "it does not fit the root of the source",
+        })
     }
 }
 
 impl fmt::Display for FsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", WithoutHint(self))?;
+        f.write_str(&self.message())?;
         self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
 }
@@ -346,6 +336,18 @@ mod tests {
                 "{cause:?}"
             );
         }
+    }
+
+    #[test]
+    fn errors_of_entries_with_one_cause_have_one_description() {
+        let describe = |path: &[u8], cause: Cause| {
+            FsError::new(Side::Destination, "publish", path, cause).describe_cause()
+        };
+        let lost =
+            "cannot publish entries at the destination: data written to its part file is gone";
+        assert_eq!(describe(b"a", Cause::PartDataLost), lost);
+        assert_eq!(describe(b"b", Cause::PartDataLost), lost);
+        assert!(describe(b"a", Errno::ROFS.into()).ends_with("Read-only file system (EROFS)"));
     }
 
     #[test]

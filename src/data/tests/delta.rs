@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::data::control_messages::{BLOCK_BYTES, BlockDigests, WINDOW_BYTES};
-use crate::data::outcome::CompareOutcome;
 use crate::data::source_reader::{RangeTransfer, Span, hash_blocks};
 use crate::wire::content::HashMode;
 use std::os::unix::fs::FileExt as _;
@@ -20,10 +19,9 @@ async fn transfer(
     mode: RangeMode,
 ) -> (Option<Digest>, u64, u64) {
     let (manifest, entry) = world.only_file();
-    match to.transfer_range(&tree(&world.src()), &manifest, &entry, range, mode).await.unwrap() {
-        RangeOutcome::Written { value, sent, kept } => (value, sent, kept),
-        other => panic!("{other:?}"),
-    }
+    let sent = to.transfer_range(&tree(&world.src()), &manifest, &entry, range, mode).await;
+    let WrittenRange { value, sent, kept } = sent.unwrap();
+    (value, sent, kept)
 }
 
 fn chaining_value(offset: u64, content: &[u8]) -> Digest {
@@ -170,16 +168,11 @@ async fn kept_content_is_read_back_and_sent_whole_where_it_changed() {
     change_one_byte(&world.dst().join("f"), 4);
     let transfer = RangeTransfer { source: &source, manifest: &manifest, entry: &entry, span };
     for to in world.both_destinations(&WriteRules::default()) {
-        match to.send_range(transfer, Some(existing.clone())).await.unwrap() {
-            RangeOutcome::Failed(error) => assert_eq!(error.class, ErrorClass::Transient),
-            other => panic!("{other:?}"),
-        }
-        match to.send_window(transfer, existing.clone()).await.unwrap() {
-            RangeOutcome::Written { value: got, sent, kept } => {
-                assert_eq!((got, sent, kept), (Some(chaining_value(0, &new)), SIZE, 0));
-            }
-            other => panic!("{other:?}"),
-        }
+        let error = range_error(to.send_range(transfer, Some(existing.clone())).await);
+        assert_eq!(error.class, ErrorClass::Transient);
+        let WrittenRange { value, sent, kept } =
+            to.send_window(transfer, existing.clone()).await.unwrap();
+        assert_eq!((value, sent, kept), (Some(chaining_value(0, &new)), SIZE, 0));
         world.target().remove_part_file(&entry).unwrap();
     }
     world.shut_down().await;
@@ -196,27 +189,24 @@ async fn a_range_is_compared_without_being_sent() {
     let existing = world.dst().join("f");
     for to in world.both_destinations(&rules) {
         let compare = |range| to.compare(&source, &manifest, &entry, range);
-        assert_eq!(compare((0, SIZE)).await.unwrap(), CompareOutcome::Differs);
+        assert_eq!(compare((0, SIZE)).await.unwrap(), None);
         write_old(&existing, &new);
-        assert_eq!(
-            compare((0, SIZE)).await.unwrap(),
-            CompareOutcome::Equal(chaining_value(0, &new))
-        );
+        assert_eq!(compare((0, SIZE)).await.unwrap(), Some(chaining_value(0, &new)));
         let (from, to) = (8 * BLOCK_BYTES, SIZE);
         let tail = chaining_value(from, &new[from as usize..to as usize]);
-        assert_eq!(compare((from, to - from)).await.unwrap(), CompareOutcome::Equal(tail));
+        assert_eq!(compare((from, to - from)).await.unwrap(), Some(tail));
         change_one_byte(&existing, 2);
-        assert_eq!(compare((0, SIZE)).await.unwrap(), CompareOutcome::Differs);
-        assert_eq!(compare((from, to - from)).await.unwrap(), CompareOutcome::Equal(tail));
+        assert_eq!(compare((0, SIZE)).await.unwrap(), None);
+        assert_eq!(compare((from, to - from)).await.unwrap(), Some(tail));
         write_old(&existing, &new[..SIZE as usize - 1]);
-        assert_eq!(compare((from, to - from)).await.unwrap(), CompareOutcome::Differs);
+        assert_eq!(compare((from, to - from)).await.unwrap(), None);
         assert_eq!(world.names(), ["f"]);
         fs::remove_file(&existing).unwrap();
     }
     world.write("f", b"another version");
     for to in world.both_destinations(&rules) {
-        let compared = to.compare(&source, &manifest, &entry, (0, SIZE)).await.unwrap();
-        assert_eq!(compared, CompareOutcome::Changed);
+        let error = range_error(to.compare(&source, &manifest, &entry, (0, SIZE)).await);
+        assert!(is_source_change(&error), "{error:?}");
     }
     world.shut_down().await;
 }

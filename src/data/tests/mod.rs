@@ -16,7 +16,7 @@ use super::buffer_pool::tests::{test_buffer, test_pool};
 use super::buffer_pool::{BufferPool, GATHER_BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::content_client::{Disconnected, FrameSink};
 use super::frame;
-use super::outcome::{RangeMode, RangeOutcome, SendError, SentFile, WrittenFile};
+use super::outcome::{RangeError, RangeMode, SendError, SentFile, WrittenFile, WrittenRange};
 use super::protocol::{ContentRequest, OfferDecision, PACK, RANGE, RangeHead, UPGRADE_PROTOCOL};
 use super::send::{FrameWriter, send_pack};
 use super::stall::STALL_TIMEOUT;
@@ -420,6 +420,19 @@ async fn a_batch_arrives_without_the_network() {
     world.shut_down().await;
 }
 
+/// The error of the file.
+fn range_error<T: std::fmt::Debug>(result: Result<T, RangeError>) -> EntryError {
+    match result {
+        Err(RangeError::Entry(error)) => *error,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whether the source is another version than that of the manifest.
+fn is_source_change(error: &EntryError) -> bool {
+    error.class == ErrorClass::Changed && error.is_source_error()
+}
+
 async fn ranges_make_a_file(world: &TestBed, to: Destination) {
     const LENGTH: u64 = 1 << 20;
     let content: Vec<u8> = (0..(2 * LENGTH + 12_345)).map(|i| (i % 251) as u8).collect();
@@ -430,14 +443,10 @@ async fn ranges_make_a_file(world: &TestBed, to: Destination) {
     for offset in [2 * LENGTH, 0, LENGTH] {
         let length = LENGTH.min(entry.size() - offset);
         let range = (offset, length);
-        match to.transfer_range(&source, &manifest, &entry, range, RangeMode::Whole).await.unwrap()
-        {
-            RangeOutcome::Written { value, sent, kept } => {
-                assert_eq!((sent, kept), (length, 0));
-                chain.push((offset, value.unwrap()));
-            }
-            other => panic!("{other:?}"),
-        }
+        let written = to.transfer_range(&source, &manifest, &entry, range, RangeMode::Whole).await;
+        let WrittenRange { value, sent, kept } = written.unwrap();
+        assert_eq!((sent, kept), (length, 0));
+        chain.push((offset, value.unwrap()));
         assert!(!world.dst().join("big").exists());
     }
     chain.sort_by_key(|(offset, _)| *offset);
@@ -520,9 +529,8 @@ async fn a_ticket_for_another_root_at_the_same_path_allows_nothing() {
     let packed = to.transfer_pack(&source, vec![], vec![entry.clone()]).await.unwrap();
     gone("pack", packed.files[0].as_ref().unwrap_err());
     for mode in [RangeMode::Whole, RangeMode::Delta] {
-        let sent = to.transfer_range(&source, &manifest, &entry, (0, 3), mode).await.unwrap();
-        let RangeOutcome::Failed(error) = sent else { panic!("{sent:?}") };
-        gone("range", &error);
+        let sent = to.transfer_range(&source, &manifest, &entry, (0, 3), mode).await;
+        gone("range", &range_error(sent));
     }
     gone("sweep", &to.clean_up(None).await.unwrap().unwrap_err());
     assert_eq!(names(world.dir.path()), ["dst", "dst/extra", "other", "src", "src/planted"]);
@@ -556,9 +564,9 @@ async fn a_range_of_another_version_is_not_sent() {
     world.write("big", &vec![2; 5000]);
     for to in [world.remote(&world.ticket()), world.local()] {
         for mode in [RangeMode::Whole, RangeMode::Delta] {
-            let sent =
-                to.transfer_range(&source, &manifest, &entry, (0, 1024), mode).await.unwrap();
-            assert_eq!(sent, RangeOutcome::Changed);
+            let sent = to.transfer_range(&source, &manifest, &entry, (0, 1024), mode).await;
+            let error = range_error(sent);
+            assert!(is_source_change(&error), "{error:?}");
         }
     }
     world.shut_down().await;

@@ -178,7 +178,10 @@ async fn content_without_a_digest_is_accepted_only_where_the_ticket_allows_it() 
     assert_eq!((*status, code.as_str()), (403, "digest_required"));
     let range = (0, 5000);
     let refused = strict.transfer_range(&source, &manifest, &entry, range, RangeMode::Whole).await;
-    assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(RangeError::Send(SendError::Refused { status: 403, .. }))),
+        "{refused:?}"
+    );
     assert!(!world.dst().join("f").exists());
     world.target().remove_part_file(&entry).unwrap();
     for to in world.both_destinations(&unhashed) {
@@ -188,7 +191,7 @@ async fn content_without_a_digest_is_accepted_only_where_the_ticket_allows_it() 
         fs::remove_file(world.dst().join("f")).unwrap();
         for mode in [RangeMode::Whole, RangeMode::Delta] {
             let sent = to.transfer_range(&source, &manifest, &entry, range, mode).await.unwrap();
-            assert_eq!(sent, RangeOutcome::Written { value: None, sent: 5000, kept: 0 });
+            assert_eq!(sent, WrittenRange { value: None, sent: 5000, kept: 0 });
             world.target().publish_part_file(&entry, None).unwrap();
             assert_eq!(fs::read(world.dst().join("f")).unwrap(), small);
             fs::remove_file(world.dst().join("f")).unwrap();
