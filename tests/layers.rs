@@ -320,3 +320,25 @@ fn the_check_of_circles_follows_re_exports_and_leaves_parents_and_tests_aside() 
     );
     assert_eq!(circles(graph), [vec!["a".to_owned(), "b".to_owned()]]);
 }
+
+/// What an error is about stands in its fields: side, operation, errno, class. Its texts are for people.
+#[test]
+fn product_code_infers_nothing_from_the_text_of_an_error() {
+    let tests = ["ends_with(", "starts_with(", "contains("];
+    let texts = ["operation.", "error.message.", "e.message.", "failure.message."];
+    let mut wrong = Vec::new();
+    for (_, path, text) in sources() {
+        if path.contains("tests") || path.contains("fixtures") {
+            continue;
+        }
+        let product = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let compact: String = product.split_whitespace().collect();
+        for found in texts.iter().flat_map(|text| tests.map(|test| format!("{text}{test}"))) {
+            wrong.extend(compact.contains(&found).then(|| format!("{path}: {found}")));
+        }
+        if compact.contains("errno.as_deref()==Some(") {
+            wrong.push(format!("{path}: compares the name of an errno"));
+        }
+    }
+    assert!(wrong.is_empty(), "use the fields of the error:\n{}", wrong.join("\n"));
+}
