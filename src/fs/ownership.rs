@@ -44,7 +44,7 @@ impl Target {
     /// Whether the object of `stat` in `dir` has the owner of objects that this process creates there.
     pub(super) fn is_created_by_process(&self, dir: &DirHandle, stat: &Stat) -> bool {
         stat.st_uid == self.policy.euid
-            || self.probe_created_owner(dir).is_ok_and(|newborn| newborn.uid == stat.st_uid)
+            || self.probe_created_owner(dir).is_ok_and(|owner| owner.uid == stat.st_uid)
     }
 
     /// Whether the object of `stat` in `dir` is an unfinished file of this process or of another one of the same user
@@ -55,7 +55,7 @@ impl Target {
         }
         let found = CreatedOwner { uid: stat.st_uid, mode: mode_of(stat) };
         found == self.expected_owner()
-            || self.probe_created_owner(dir).is_ok_and(|newborn| newborn == found)
+            || self.probe_created_owner(dir).is_ok_and(|owner| owner == found)
     }
 
     fn expected_owner(&self) -> CreatedOwner {
@@ -74,13 +74,13 @@ impl Target {
             });
         }
         let known = || self.state.created_owners.lock();
-        if let Some(newborn) = known().get(&stat.st_dev) {
-            return Ok(*newborn);
+        if let Some(owner) = known().get(&stat.st_dev) {
+            return Ok(*owner);
         }
         let made = rustix::fs::fstat(self.create_probe_file(dir, &stat)?)?;
-        let newborn = CreatedOwner { uid: made.st_uid, mode: mode_of(&made) };
-        known().insert(stat.st_dev, newborn);
-        Ok(newborn)
+        let owner = CreatedOwner { uid: made.st_uid, mode: mode_of(&made) };
+        known().insert(stat.st_dev, owner);
+        Ok(owner)
     }
 
     /// Creates a file without a name, or removes its name again.

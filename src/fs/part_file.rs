@@ -222,7 +222,7 @@ impl Target {
         self.register_anchor(&place.dir, place.name, &fd, entry).map_err(failed)
     }
 
-    /// Whether it is a part file that got all its metadata before its agent was killed: a user who can open it can
+    /// Whether it is a part file that got all its metadata before its agent was killed: a user that can open it can
     /// open the published file as well.
     fn is_finished_part_file(
         &self,

@@ -107,12 +107,12 @@ mod tests {
         let dir = std::fs::File::open(site.write_file("a/f", "").parent().unwrap()).unwrap();
         let before = std::env::current_dir().unwrap();
         let elsewhere = || std::thread::scope(|s| s.spawn(std::env::current_dir).join().unwrap());
-        // It shares the working directory of the thread that began it, so it is begun before.
-        let (ask, asked) = std::sync::mpsc::channel::<()>();
-        let (tell, told) = std::sync::mpsc::channel();
+        // It shares the working directory of the thread that started it, so it is started before.
+        let (request, requests) = std::sync::mpsc::channel::<()>();
+        let (reply, replies) = std::sync::mpsc::channel();
         let other = std::thread::spawn(move || {
-            asked.recv().unwrap();
-            tell.send(std::env::current_dir().unwrap()).unwrap();
+            requests.recv().unwrap();
+            reply.send(std::env::current_dir().unwrap()).unwrap();
         });
         {
             let _near = ThreadCwd::unshare();
@@ -121,8 +121,8 @@ mod tests {
                 assert!(xattr_names(&dir, b"f").is_empty());
             }
             assert_eq!(std::env::current_dir().unwrap(), site.path("a"));
-            ask.send(()).unwrap();
-            assert_eq!(told.recv().unwrap(), before);
+            request.send(()).unwrap();
+            assert_eq!(replies.recv().unwrap(), before);
         }
         other.join().unwrap();
         assert_eq!(std::env::current_dir().unwrap(), before);

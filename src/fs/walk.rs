@@ -113,7 +113,7 @@ impl Tree {
     /// like any file.
     ///
     /// # Errors
-    /// `dir` can't be opened, is a symbolic link, or is in a file system like `proc`, whose files have no length to
+    /// `dir` can't be opened, is a symbolic link, or is in a file system like `proc`, where files have no length to
     /// copy by. If one is mounted further down, an error is returned in its place.
     pub fn walk(&self, dir: &RelPath, cursor: Option<&Cursor>) -> Result<Walk> {
         self.walk_with(dir, cursor, WalkOptions::default())

@@ -227,10 +227,10 @@ fn objects_are_trusted_when_the_file_system_maps_the_uid_of_this_process() {
             fs::remove_file(site.path("dst/f")).unwrap();
         }
         set_file_mtime(&site.path("dst"), 77, 7);
-        let newborn = target()
+        let owner = target()
             .probe_created_owner(&std::sync::Arc::new(site.tree("dst").open_dir(b"").unwrap()));
         let own = rustix::process::geteuid().as_raw();
-        assert_eq!(newborn, Ok(CreatedOwner { uid: own, mode: PART_MODE }));
+        assert_eq!(owner, Ok(CreatedOwner { uid: own, mode: PART_MODE }));
         assert_eq!(fs::metadata(site.path("dst")).unwrap().mtime(), 77);
         fs::remove_file(site.path("dst/f")).ok();
         assert!(target().open_part_file(&entry).unwrap().created);
