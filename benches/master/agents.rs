@@ -1,9 +1,8 @@
-//! What a simulated agent does: heartbeats on time, and in each slot a poll, what it got, its result.
+//! A simulated agent: heartbeats in intervals, and in each slot a poll, the requests of the assignment, and its result.
 //!
-//! Connections are bounded, whatever the master does: each slot has one of its own, on which its requests
-//! follow each other, and all heartbeats share a number of *lanes*. A request that waits for its lane
-//! counts from when it was due. Without that bound every request that is late opens one more
-//! connection, until the kernel looks for a free port among none.
+//! The number of connections is limited: each slot has its own, which is used by one request at a time, and all
+//! heartbeats share [`HEARTBEAT_CONNECTIONS`]. The latency of a heartbeat counts from when it was due, with the wait for a
+//! connection. Without that limit each late request would open another connection, until no port is free.
 
 use super::meter::Meters;
 use super::tree::Tree;
@@ -16,37 +15,33 @@ use longhaul::wire::task::{
 };
 use longhaul::wire::worker::{PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
 use longhaul::wire::{AbsPath, AssignmentId, RequestId, WorkerId};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Between two heartbeats, and how long a poll waits: as real agents do.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 const POLL_WAIT: Duration = Duration::from_secs(20);
-/// Connections that all heartbeats share.
 const HEARTBEAT_CONNECTIONS: usize = 512;
-/// All slots have begun to poll after this.
+/// The first polls of all slots are distributed over this time.
 const RAMP_UP_TIME: Duration = Duration::from_secs(2);
-/// After a request that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Workers that share a storage path that has no part in the sync.
+/// Workers per storage path that is not used by the sync.
 const WORKERS_PER_SITE: usize = 50;
 
-/// What an agent holds.
+/// The storage path of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AgentRole {
     /// The source of the sync.
     Source,
     /// Its destination.
     Destination,
-    /// Something else.
+    /// Another path.
     Other(usize),
 }
 
 impl AgentRole {
-    /// Its storage path.
     pub(crate) fn storage_path(self) -> String {
         match self {
             AgentRole::Source => "/bench/source".to_owned(),
@@ -61,9 +56,8 @@ pub(crate) struct Fleet {
     /// The operator's connection.
     pub(crate) client: MasterClient,
     url: String,
-    /// For heartbeats: one request at a time on each.
+    /// Each is used by one request at a time.
     heartbeat_clients: Vec<tokio::sync::Mutex<MasterClient>>,
-    /// What they measure.
     pub(crate) meters: Meters,
     agents: Vec<Agent>,
     slots: usize,
@@ -76,25 +70,21 @@ struct Agent {
     id: WorkerId,
     path: AbsPath,
     number: usize,
-    in_hand: Mutex<Vec<AssignmentId>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
+    assignments: Mutex<Vec<AssignmentId>>,
 }
 
 impl Agent {
     fn new(number: usize, members: usize) -> Option<Self> {
-        let kind = match number {
+        let role = match number {
             n if n >= members => AgentRole::Other((n - members) / WORKERS_PER_SITE),
             n if n % 2 == 0 => AgentRole::Source,
             _ => AgentRole::Destination,
         };
         Some(Agent {
             id: format!("agent-{number:05}.rack-{:03}", number / 40).parse().ok()?,
-            path: AbsPath::new(kind.storage_path()).ok()?,
+            path: AbsPath::new(role.storage_path()).ok()?,
             number,
-            in_hand: Mutex::new(Vec::new()),
+            assignments: Mutex::new(Vec::new()),
         })
     }
 
@@ -105,12 +95,12 @@ impl Agent {
     fn heartbeat(&self, slots: usize) -> WorkerHeartbeat {
         let ip =
             |net: usize| format!("10.{net}.{}.{}:8889", self.number / 250, self.number % 250 + 1);
-        let in_hand = locked(&self.in_hand).clone();
+        let assignments = self.assignments.lock().clone();
         WorkerHeartbeat {
             moved_bytes: Default::default(),
             incoming_requests: 0,
             worker_id: self.id.clone(),
-            status: if in_hand.is_empty() {
+            status: if assignments.is_empty() {
                 WorkerStatus::Idle
             } else {
                 WorkerStatus::Transferring
@@ -122,7 +112,7 @@ impl Agent {
             incarnation: Some(self.incarnation()),
             boot_id: Some(format!("boot-{:08}", self.number)),
             free_bytes: BTreeMap::from([(self.path.to_string(), 1 << 40)]),
-            assignments: in_hand,
+            assignments,
             slots: u32::try_from(slots).ok(),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL_VERSION),
@@ -143,10 +133,8 @@ fn single_connection_client(url: &str) -> Result<MasterClient, ClientError> {
 }
 
 impl Fleet {
-    /// Agents that have not spoken yet.
-    ///
     /// # Errors
-    /// A URL that is none.
+    /// The URL is not valid.
     pub(crate) fn new(
         url: &str,
         workers: usize,
@@ -154,11 +142,11 @@ impl Fleet {
         slots: usize,
         tree: Tree,
     ) -> Result<Arc<Self>, ClientError> {
-        let lane = |_| single_connection_client(url).map(tokio::sync::Mutex::new);
+        let client = |_| single_connection_client(url).map(tokio::sync::Mutex::new);
         Ok(Arc::new(Fleet {
             client: single_connection_client(url)?,
             url: url.to_owned(),
-            heartbeat_clients: (0..HEARTBEAT_CONNECTIONS).map(lane).collect::<Result<_, _>>()?,
+            heartbeat_clients: (0..HEARTBEAT_CONNECTIONS).map(client).collect::<Result<_, _>>()?,
             meters: Meters::default(),
             agents: (0..workers).filter_map(|number| Agent::new(number, members)).collect(),
             slots,
@@ -168,91 +156,91 @@ impl Fleet {
         }))
     }
 
-    /// The first heartbeat of each.
+    /// Sends the first heartbeat of each agent.
     ///
     /// # Errors
-    /// One that the master did not take.
+    /// A heartbeat is refused.
     pub(crate) async fn register(self: &Arc<Self>) -> anyhow::Result<()> {
-        let beats = stream::iter(&self.agents).map(|agent| async move {
-            let beat = agent.heartbeat(self.slots);
+        let heartbeats = stream::iter(&self.agents).map(|agent| async move {
+            let heartbeat = agent.heartbeat(self.slots);
             self.heartbeat_client(agent)
                 .lock()
                 .await
-                .send_heartbeat(&beat)
+                .send_heartbeat(&heartbeat)
                 .await
                 .map(drop)
                 .context("register")
         });
-        beats.buffer_unordered(HEARTBEAT_CONNECTIONS).try_collect().await
+        heartbeats.buffer_unordered(HEARTBEAT_CONNECTIONS).try_collect().await
     }
 
     fn heartbeat_client(&self, agent: &Agent) -> &tokio::sync::Mutex<MasterClient> {
         &self.heartbeat_clients[agent.number % HEARTBEAT_CONNECTIONS]
     }
 
-    /// From now on they send heartbeats, and poll; both evenly over time, as agents do that were started
-    /// one by one.
+    /// Starts the heartbeats and polls, distributed evenly over time, as of agents that were started one by one.
     ///
     /// # Errors
-    /// A client that can't be made.
+    /// A client cannot be created.
     pub(crate) fn start_polling(self: &Arc<Self>) -> Result<(), ClientError> {
         for n in 0..self.agents.len() {
-            let place = n as f64 / self.agents.len() as f64;
+            let phase = n as f64 / self.agents.len() as f64;
             let fleet = Arc::clone(self);
             tokio::spawn(async move {
-                fleet.send_heartbeats(n, HEARTBEAT_INTERVAL.mul_f64(place)).await
+                fleet.send_heartbeats(n, HEARTBEAT_INTERVAL.mul_f64(phase)).await
             });
             for _ in 0..self.slots {
                 let (fleet, client) = (Arc::clone(self), single_connection_client(&self.url)?);
-                tokio::spawn(async move { fleet.run_slot(n, client, place).await });
+                tokio::spawn(async move { fleet.run_slot(n, client, phase).await });
             }
         }
         Ok(())
     }
 
-    /// Notes that a sync is being submitted: how long it takes to wake an agent is measured.
-    pub(crate) fn note_submitted(&self, id: &RequestId) {
-        locked(&self.submitted_at).insert(id.clone(), Instant::now());
+    /// Records the time of a submit, from which the time to the first assignment is measured.
+    pub(crate) fn record_submit(&self, id: &RequestId) {
+        self.submitted_at.lock().insert(id.clone(), Instant::now());
     }
 
     async fn send_heartbeats(&self, n: usize, first: Duration) {
         let agent = &self.agents[n];
-        let mut beats =
+        let mut interval =
             tokio::time::interval_at(tokio::time::Instant::now() + first, HEARTBEAT_INTERVAL);
-        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            beats.tick().await;
+            interval.tick().await;
             let due = Instant::now();
-            let lane = self.heartbeat_client(agent).lock().await;
-            match lane.send_heartbeat(&agent.heartbeat(self.slots)).await {
+            let client = self.heartbeat_client(agent).lock().await;
+            match client.send_heartbeat(&agent.heartbeat(self.slots)).await {
                 Ok(_) => self.meters.heartbeat.record(due.elapsed()),
                 Err(_) => self.meters.failed.record(due.elapsed()),
             }
         }
     }
 
-    /// The life of a slot on its connection. `place` is its share of the time in which the first polls end.
-    async fn run_slot(&self, n: usize, client: MasterClient, place: f64) {
+    /// Runs a slot on its connection. `phase` is from 0 to 1: its position in the time over which the first polls are
+    /// distributed.
+    async fn run_slot(&self, n: usize, client: MasterClient, phase: f64) {
         let agent = &self.agents[n];
         let incarnation = agent.incarnation();
-        tokio::time::sleep(RAMP_UP_TIME.mul_f64(place)).await;
-        let mut wait = Duration::from_secs(1) + POLL_WAIT.mul_f64(place);
+        tokio::time::sleep(RAMP_UP_TIME.mul_f64(phase)).await;
+        let mut wait = Duration::from_secs(1) + POLL_WAIT.mul_f64(phase);
         loop {
             let poll = format!("{n}-{}", self.poll_count.fetch_add(1, Ordering::Relaxed));
-            let asked = Instant::now();
-            let answer =
+            let start = Instant::now();
+            let reply =
                 client.poll_assignment(&agent.id, wait, Some(&poll), Some(&incarnation)).await;
             wait = POLL_WAIT;
-            match answer {
+            match reply {
                 Ok(None) => {}
                 Ok(Some(assignment)) => {
-                    self.meters.poll.record(asked.elapsed());
-                    locked(&agent.in_hand).push(assignment.assignment_id);
+                    self.meters.poll.record(start.elapsed());
+                    agent.assignments.lock().push(assignment.assignment_id);
                     self.run_assignment(&client, agent, &assignment).await;
-                    locked(&agent.in_hand).retain(|held| *held != assignment.assignment_id);
+                    agent.assignments.lock().retain(|held| *held != assignment.assignment_id);
                 }
                 Err(_) => {
-                    self.meters.failed.record(asked.elapsed());
+                    self.meters.failed.record(start.elapsed());
                     tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
@@ -260,13 +248,13 @@ impl Fleet {
     }
 
     async fn run_assignment(&self, client: &MasterClient, agent: &Agent, assignment: &Assignment) {
-        if let Some(at) = locked(&self.submitted_at).remove(&assignment.request_id) {
-            self.meters.submit_to_assignment.record(at.elapsed());
+        if let Some(start) = self.submitted_at.lock().remove(&assignment.request_id) {
+            self.meters.submit_to_assignment.record(start.elapsed());
         }
         let report = match &assignment.task {
             TaskSpec::Scan { .. } => return self.run_scan(client, agent, assignment).await,
             TaskSpec::Copy { files, dirs, bytes } => {
-                let asked = Instant::now();
+                let start = Instant::now();
                 match client
                     .fetch_manifest(
                         &agent.id,
@@ -275,8 +263,8 @@ impl Fleet {
                     )
                     .await
                 {
-                    Ok(_) => self.meters.manifest.record(asked.elapsed()),
-                    Err(_) => return self.meters.failed.record(asked.elapsed()),
+                    Ok(_) => self.meters.manifest.record(start.elapsed()),
+                    Err(_) => return self.meters.failed.record(start.elapsed()),
                 }
                 let writers = &assignment.destination_workers;
                 let writer = writers.get(agent.number / 2 % writers.len().max(1));
@@ -301,10 +289,10 @@ impl Fleet {
             task_digest: Some(assignment.task_digest),
             report: Some(report),
         };
-        let asked = Instant::now();
+        let start = Instant::now();
         match client.send_result(&result, &CorruptionCounter::default()).await {
-            Ok(_) => self.meters.result.record(asked.elapsed()),
-            Err(_) => self.meters.failed.record(asked.elapsed()),
+            Ok(_) => self.meters.result.record(start.elapsed()),
+            Err(_) => self.meters.failed.record(start.elapsed()),
         }
     }
 
@@ -318,7 +306,7 @@ impl Fleet {
                 self.tree.page(&spec, spawn)
             };
             let Some(page) = page else { return };
-            let sent = ScanPage {
+            let scan_page = ScanPage {
                 task_digest: assignment.task_digest,
                 page: number,
                 work: page.work,
@@ -334,17 +322,17 @@ impl Fleet {
                 integrity_errors: 0,
                 next: page.next.clone(),
             };
-            let asked = Instant::now();
+            let start = Instant::now();
             let reply = client
                 .send_scan_page(
                     &agent.id,
                     assignment.assignment_id,
-                    &sent,
+                    &scan_page,
                     &CorruptionCounter::default(),
                 )
                 .await;
-            let Ok(reply) = reply else { return self.meters.failed.record(asked.elapsed()) };
-            self.meters.page.record(asked.elapsed());
+            let Ok(reply) = reply else { return self.meters.failed.record(start.elapsed()) };
+            self.meters.page.record(start.elapsed());
             if reply.action != PageAction::Continue {
                 return;
             }

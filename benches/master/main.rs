@@ -1,12 +1,12 @@
-//! Drives a real master with thousands of simulated agents over HTTP and prints what it bears.
+//! Sends the requests of thousands of simulated agents to a real master over HTTP, and prints throughput and latencies.
 //!
-//! The agents speak the wire types through the client of the crate; what they say that they did is
-//! made up. `scripts/bench-master.sh` starts the master, and this beside it. Traffic goes to the URL
-//! that is given only, and it ends by itself.
+//! The agents use the HTTP client and the wire types of the crate, and report work that they did not do.
+//! `scripts/bench-master.sh` starts the master and this program. All requests go to the given URL, and the program ends
+//! after its last measurement.
 //!
-//! - `agents`: what a simulated agent does
-//! - `tree`: the source that it makes up
-//! - `meter`: latencies, and what the processes cost
+//! - `agents`: the simulated agents
+//! - `tree`: the simulated source
+//! - `meter`: latencies, CPU and memory
 
 mod agents;
 mod meter;
@@ -23,9 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tree::Tree;
 
-/// How often a list is asked for.
 const LIST_ROUNDS: usize = 11;
-/// How often the progress of a sync is asked for.
 const PROGRESS_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Simulated agents against a master.
@@ -37,19 +35,19 @@ struct Args {
     /// Its process, for memory and CPU
     #[arg(long)]
     master_pid: u32,
-    /// The process of its store, where it is one of its own
+    /// The process of its store, if it is a separate one
     #[arg(long)]
     store_pid: Option<u32>,
     /// Registered workers
     #[arg(long, default_value_t = 10_000)]
     workers: usize,
-    /// How many of them hold the source or the destination of the sync, half and half
+    /// How many of them serve the source or the destination of the sync, half each
     #[arg(long, default_value_t = 200)]
     members: usize,
-    /// Polls that each worker has out at a time
+    /// Concurrent polls of each worker
     #[arg(long, default_value_t = 1)]
     slots: usize,
-    /// Syncs that have ended already; the list of all is asked for, whole and in pages
+    /// Ended syncs; the list of all is requested, whole and in pages
     #[arg(long, default_value_t = 0)]
     ended: usize,
     /// Filter rules of the sync
@@ -58,19 +56,19 @@ struct Args {
     /// Entries of the sync
     #[arg(long, default_value_t = 10_000_000)]
     entries: u64,
-    /// Entries in a batch: 64 is what files of 1 MiB give with the default chunk size
+    /// Entries in a batch: 64 files of 1 MiB with the default chunk size
     #[arg(long, default_value_t = 64)]
     batch: u64,
     /// Seconds of heartbeats and waiting polls only
     #[arg(long, default_value_t = 20)]
     idle: u64,
-    /// Small syncs, one after the other, that wake one of all waiting polls
+    /// Small syncs, one after the other, each of which gets one of the waiting polls
     #[arg(long, default_value_t = 30)]
     wakes: u32,
-    /// Seconds after which the sync is broken off; what was done until then is printed
+    /// Seconds after which the sync is aborted; the results until then are printed
     #[arg(long, default_value_t = 300)]
     seconds: u64,
-    /// `cargo bench` gives this
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -80,28 +78,19 @@ fn main() -> anyhow::Result<()> {
     let url = args.url.clone();
     let host = url.strip_prefix("http://").unwrap_or(&url);
     if !["127.0.0.1:", "[::1]:", "localhost:"].iter().any(|local| host.starts_with(local)) {
-        bail!("{url} is not on this host: this would drown somebody else's master");
+        bail!("{url} is not on this host: this would overload another master");
     }
-    raise_open_file_limit();
+    // Each waiting poll has a connection.
+    longhaul::util::rlimits::raise_open_files_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let done = runtime.block_on(run(args));
+    let result = runtime.block_on(run(args));
     // Thousands of polls still wait.
     runtime.shutdown_timeout(Duration::from_secs(2));
-    done
-}
-
-/// Each waiting poll has a connection.
-fn raise_open_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        eprintln!("the limit of open files can't be raised: {error}");
-    }
+    result
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
@@ -136,7 +125,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let (begin, before) = (Instant::now(), master.usage()?);
         for n in 0..args.wakes {
             let id: RequestId = format!("wake-{n}").parse()?;
-            fleet.note_submitted(&id);
+            fleet.record_submit(&id);
             submit_sync(&fleet, &id, 0).await?;
             wait_for_end(&fleet, &id, Duration::from_secs(60)).await?;
         }
@@ -155,7 +144,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The large sync.
 async fn run_large_sync(
     args: &Args,
     fleet: &Arc<Fleet>,
@@ -183,7 +171,7 @@ async fn run_large_sync(
     Ok(())
 }
 
-/// The list of all syncs when many have ended.
+/// Measures lists of many ended syncs.
 async fn measure_lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
     for n in 0..ended {
         let id: RequestId = format!("ended-{n}").parse()?;
@@ -191,17 +179,17 @@ async fn measure_lists(fleet: &Fleet, ended: usize) -> anyhow::Result<()> {
         fleet.client.cancel_sync(&id).await.with_context(|| format!("cancel {id}"))?;
     }
     println!("\nlists of {ended} ended syncs");
-    for (what, limit) in [("whole, in pages", None), ("the newest 20", Some(20))] {
+    for (name, limit) in [("whole, in pages", None), ("the newest 20", Some(20))] {
         let mut took = Vec::new();
         let mut bytes = 0;
         for _ in 0..LIST_ROUNDS {
-            let asked = Instant::now();
+            let start = Instant::now();
             bytes = fleet.client.list_syncs(&[], limit).await?.body.len();
-            took.push(asked.elapsed());
+            took.push(start.elapsed());
         }
         took.sort_unstable();
         println!(
-            "  {what}: {} KiB, median {:.2} ms",
+            "  {name}: {} KiB, median {:.2} ms",
             bytes >> 10,
             took[LIST_ROUNDS / 2].as_secs_f64() * 1e3
         );
@@ -226,14 +214,14 @@ async fn submit_sync(fleet: &Fleet, id: &RequestId, rules: usize) -> anyhow::Res
 async fn wait_for_end(
     fleet: &Fleet,
     id: &RequestId,
-    most: Duration,
+    timeout: Duration,
 ) -> anyhow::Result<SyncProgress> {
     let begin = Instant::now();
     loop {
-        let asked = Instant::now();
+        let start = Instant::now();
         let progress = fleet.client.get_sync(id).await?.value;
-        fleet.meters.progress.record(asked.elapsed());
-        if progress.state.is_final() || begin.elapsed() > most {
+        fleet.meters.progress.record(start.elapsed());
+        if progress.state.is_final() || begin.elapsed() > timeout {
             return Ok(progress);
         }
         tokio::time::sleep(PROGRESS_POLL_INTERVAL).await;

@@ -1,4 +1,4 @@
-//! Latencies by request, and what a process costs.
+//! Latencies of requests, and CPU and memory of processes.
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
@@ -9,7 +9,6 @@ use std::time::Duration;
 pub(crate) struct Meter(Mutex<Vec<Duration>>);
 
 impl Meter {
-    /// Notes one.
     pub(crate) fn record(&self, took: Duration) {
         self.0.lock().push(took);
     }
@@ -34,24 +33,18 @@ impl Meter {
     }
 }
 
-/// The latencies of all kinds.
+/// The latencies of each kind of request.
 #[derive(Debug, Default)]
 pub(crate) struct Meters {
-    /// Heartbeats.
     pub(crate) heartbeat: Meter,
     /// From a submit to the assignment of its scan.
     pub(crate) submit_to_assignment: Meter,
-    /// Polls that got work; what they waited for it is part of it.
+    /// Polls that got work, including the wait.
     pub(crate) poll: Meter,
-    /// Manifests fetched.
     pub(crate) manifest: Meter,
-    /// Pages.
     pub(crate) page: Meter,
-    /// Results.
     pub(crate) result: Meter,
-    /// Progress asked for.
     pub(crate) progress: Meter,
-    /// Requests that failed.
     pub(crate) failed: Meter,
 }
 
@@ -69,52 +62,50 @@ impl Meters {
         ]
     }
 
-    /// Prints what was noted `over` so long, and forgets it.
+    /// Prints the latencies of the last `over`, and clears them.
     pub(crate) fn print(&self, over: Duration) {
         self.all().iter().for_each(|(name, meter)| meter.print(name, over));
     }
 
-    /// Forgets all.
     pub(crate) fn clear(&self) {
         self.all().iter().for_each(|(_, meter)| drop(meter.drain()));
     }
 }
 
-/// Clock ticks in a second as the kernel reports them to processes (`USER_HZ`): 100 on all that we run on.
+/// Clock ticks per second in the interfaces of the kernel (`USER_HZ`): 100 on all supported platforms.
 const CLOCK_TICKS_PER_SECOND: f64 = 100.0;
 
 /// A process on this host.
 #[derive(Debug)]
 pub(crate) struct Process(u32);
 
-/// What it has cost so far.
+/// CPU and memory of a process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ResourceUsage {
     /// User and system time, in seconds.
     pub(crate) cpu_seconds: f64,
-    /// Resident bytes now …
+    /// The resident size.
     pub(crate) rss_bytes: u64,
-    /// … and at most.
+    /// The maximum of the resident size.
     pub(crate) peak_rss_bytes: u64,
 }
 
 impl Process {
-    /// The process of this id.
     pub(crate) fn new(pid: u32) -> Self {
         Process(pid)
     }
 
-    /// What it has cost so far (`proc(5)`).
+    /// Since its start (`proc(5)`).
     ///
     /// # Errors
-    /// It is gone.
+    /// The process has ended.
     pub(crate) fn usage(&self) -> anyhow::Result<ResourceUsage> {
         let read = |file: &str| {
             let path = format!("/proc/{}/{file}", self.0);
             std::fs::read_to_string(&path).with_context(|| format!("read {path}"))
         };
         let (stat, status) = (read("stat")?, read("status")?);
-        // The name in brackets may hold anything; behind it comes the third field.
+        // The name in brackets may contain any character; the third field follows it.
         let fields: Vec<&str> =
             stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);

@@ -2,7 +2,7 @@
 //! is stopped, and follows again. The API reads the current role from the [`LeadershipStatus`].
 //!
 //! A store that lost data (Redis was emptied, or a replica that was behind was promoted) may not know the leader any
-//! more, whose memory still holds the whole state. So a follower that finds the store behind what it has seen waits
+//! more, which still holds the whole state in memory. So a follower that finds the store behind what it has seen waits
 //! for the leader to write it back, before it leads with what is left.
 
 use super::channel::{ActorChannel, BackupMaker, BlobReader};

@@ -3,8 +3,8 @@
 //!
 //! There is a record for each file, link and special file, for directories if an agent reports something about them, and
 //! for deletions (in a dry run: the planned ones). A file that was copied again after the read-back is listed once, with
-//! the second outcome. A directory that one agent created, on the way to an entry in it, and whose metadata another
-//! agent completed is listed once, as created. A batch that failed as a whole is one failed entry.
+//! the second outcome. If one agent created a directory, on the way to an entry in it, and another agent completed
+//! its metadata, it is listed once, as created. A batch that failed as a whole is one failed entry.
 
 use crate::scheduler::{MAX_LINE_BYTES, RecordLogInfo};
 use crate::store::Spool;
@@ -22,7 +22,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 pub(super) const MAX_QUEUED_CHUNKS: usize = 4;
 /// The maximum number of names of which a second record is recognized; of further names both records are listed.
 pub(super) const MAX_REPEATED_NAMES: usize = 1 << 20;
-/// Part of the line of an entry whose metadata was repaired. A name cannot contain it: its quotes are escaped.
+/// Part of the line of an entry with repaired metadata. A name cannot contain it: its quotes are escaped.
 const METADATA_ACTION_JSON: &[u8] = br#""action":"metadata""#;
 
 /// The content of a reply.

@@ -27,7 +27,7 @@ pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends requests to the state actor while this master leads. Cheap to clone; valid over changes of leadership.
 #[derive(Clone)]
-pub struct MasterHandle {
+pub(super) struct MasterHandle {
     status: watch::Receiver<LeadershipStatus>,
     identity: Arc<MasterIdentity>,
     pub(super) spool: Spool,

@@ -1,6 +1,6 @@
 //! The master: it decides what is copied, and stores each decision before it replies.
 //!
-//! - [`http`]: the API
+//! - `http`: the API
 //! - `handle`, `requests`, `channel`: from the API to the state actor
 //! - `election`, `leadership`, `leader_lease`: leader election among several masters
 //! - `state_actor`, `pending_commit`: the loop that applies events to the state and commits the effects
@@ -14,8 +14,8 @@ mod channel;
 mod election;
 mod failure_reader;
 mod file_records;
-pub mod handle;
-pub mod http;
+mod handle;
+mod http;
 mod leader_lease;
 mod leadership;
 mod name_key;
@@ -27,8 +27,6 @@ mod submit_validation;
 mod testing;
 mod validation_errors;
 
-pub use handle::MasterHandle;
-
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::Settings;
 use crate::store::{
@@ -38,6 +36,7 @@ use crate::util::rlimits;
 use crate::wire::options::PartNameKey;
 use anyhow::Context as _;
 use election::LeaderElection;
+use handle::MasterHandle;
 use http::HttpLimits;
 use leadership::{LeadershipStatus, MasterIdentity, NoLeaderReason};
 use name_key::NameKeyFile;

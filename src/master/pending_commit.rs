@@ -26,7 +26,7 @@ pub(super) struct PendingCommit {
     pub(super) manifest_reads: Vec<(TaskId, String)>,
     /// Written before the commit, in this order.
     pub(super) record_lines: Vec<RecordLines>,
-    /// Syncs whose file records are deleted after the commit.
+    /// The file records of these syncs are deleted after the commit.
     pub(super) dropped_records: Vec<SyncNo>,
     /// The size of blobs and lines.
     pub(super) bytes: usize,

@@ -1,4 +1,4 @@
-//! The requests that a [`MasterHandle`](super::MasterHandle) sends to the state actor, each with the type of its reply.
+//! The requests that a [`MasterHandle`](super::handle::MasterHandle) sends to the state actor, each with the type of its reply.
 
 use crate::scheduler::{
     Event, IdempotencyKey, RecordLogInfo, Reply, StoredKeys, SyncPage, SyncQuery,
@@ -24,7 +24,7 @@ pub(super) trait Request {
     fn parse_reply(reply: Reply) -> Result<Self::Reply, Reply>;
 }
 
-/// A request whose only field is an id.
+/// A request with an id as its only field.
 pub(super) trait RequestById: Request {
     type Id;
     fn new(id: Self::Id) -> Self;
@@ -53,7 +53,7 @@ macro_rules! requests {
     )*};
 }
 
-/// Defines requests whose only field is an id, in the same syntax.
+/// Defines requests with an id as their only field, in the same syntax.
 macro_rules! requests_by_id {
     ($($name:ident { $id:ident: $id_type:ty } => $event:expr =>
         $variant:pat => $value:expr, $reply:ty;)*) => {

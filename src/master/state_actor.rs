@@ -65,7 +65,7 @@ impl Callers {
         caller
     }
 
-    /// Sends replies. Returns the assignments whose caller has disconnected.
+    /// Sends replies. Returns the assignments to disconnected callers.
     fn send_replies(&mut self, replies: Vec<(Caller, Reply)>) -> Vec<Assignment> {
         let mut undelivered = Vec::new();
         for (caller, reply) in replies {
@@ -186,8 +186,8 @@ impl<S: Store> StateActor<S> {
         Ok(StoredKeys { records, blobs: self.store.blob_keys().await? })
     }
 
-    /// Commits and sends the replies. Assignments whose caller has disconnected are returned to the queue, which is
-    /// another commit. Returns whether something was written.
+    /// Commits and sends the replies. Assignments to disconnected callers are returned to the queue, which is another
+    /// commit. Returns whether something was written.
     async fn commit_and_reply(
         &mut self,
         mut pending: PendingCommit,

@@ -11,9 +11,7 @@ mod backup;
 mod database;
 mod database_files;
 
-use super::{
-    AcquireOutcome, Backup, Batch, Candidate, Fence, Redaction, Store, StoreError, new_session_id,
-};
+use super::{AcquireOutcome, Backup, Batch, Candidate, Fence, Redaction, Store, StoreError};
 use database::{Database, DatabasePath, FILE_NAME};
 use parking_lot::Mutex;
 use rusqlite::OptionalExtension;
@@ -45,7 +43,6 @@ impl Location {
 /// See the [module](self). Dropping it closes the database and frees the lock.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    session_id: String,
     path: DatabasePath,
     /// `None` after it was closed.
     thread: Mutex<Option<StoreThread>>,
@@ -80,7 +77,6 @@ impl EmbeddedStore {
             })
             .map_err(|e| StoreError::Unavailable(format!("no thread for the store: {e}")))?;
         Ok(EmbeddedStore {
-            session_id: new_session_id(),
             path: location.database_path(),
             thread: Mutex::new(Some(StoreThread { jobs, thread })),
             backup_permits: Arc::new(Semaphore::new(1)),
@@ -128,29 +124,16 @@ impl Store for EmbeddedStore {
         candidate: &Candidate,
         _ttl: Duration,
     ) -> Result<AcquireOutcome, StoreError> {
-        let (candidate, session_id) = (candidate.clone(), self.session_id.clone());
-        self.run_on_thread(move |database| database.acquire(&candidate, &session_id)).await
+        let candidate = candidate.clone();
+        self.run_on_thread(move |database| database.acquire(&candidate)).await
     }
 
     async fn renew(&self, fence: Fence, _ttl: Duration) -> Result<(), StoreError> {
-        let session_id = self.session_id.clone();
-        self.run_on_thread(move |database| {
-            database.check_files()?;
-            database.leader_record()?.check_renewal(fence, &session_id)
-        })
-        .await
+        self.run_on_thread(move |database| database.check_renewal(fence)).await
     }
 
     async fn release(&self, fence: Fence) -> Result<(), StoreError> {
-        let session_id = self.session_id.clone();
-        self.run_on_thread(move |database| {
-            let leader = database.leader_record()?;
-            if leader.epoch == fence.epoch && leader.session_id == session_id {
-                database.stop_use();
-            }
-            Ok(())
-        })
-        .await
+        self.run_on_thread(move |database| database.release(fence)).await
     }
 
     async fn load(&self) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
@@ -164,8 +147,8 @@ impl Store for EmbeddedStore {
     }
 
     async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
-        let (batch, session_id) = (batch.clone(), self.session_id.clone());
-        self.run_on_thread(move |database| database.commit(fence, &batch, &session_id)).await
+        let batch = batch.clone();
+        self.run_on_thread(move |database| database.commit(fence, &batch)).await
     }
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {

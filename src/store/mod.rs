@@ -12,7 +12,7 @@
 //! - **No gap.** A commit names the number of the commit before it. If that is not the last one in the store, the store
 //!   was rolled back or emptied ([`StoreError::DataLost`]), and the leader writes its whole state back
 //!   ([`Fence::after_loss`]).
-//! - **A repeat is harmless.** A commit whose reply was lost is sent again unchanged. The store knows the digest of the
+//! - **A repeat is harmless.** A commit is sent again unchanged after its reply was lost. The store knows the digest of the
 //!   last batch and returns the same reply. A copy that the network delivers late has no place in the sequence and
 //!   changes nothing.
 //! - **All or nothing.** No reader and no crash sees half of a batch.

@@ -94,7 +94,7 @@ impl Spool {
         }
     }
 
-    /// Removes the files that a killed master left behind: those whose number is not `needed`.
+    /// Removes the files that a killed master left behind: all files except those of `needed` numbers.
     ///
     /// # Errors
     /// The directory cannot be read, or a file cannot be removed.

@@ -63,14 +63,20 @@ impl TestMaster {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_follower_takes_over_at_once_from_a_master_that_stops() {
+/// A leader with one sync, and a follower.
+async fn start_leader_and_follower() -> (MemoryStore, TestMaster, TestMaster) {
     let store = MemoryStore::new();
     let one = TestMaster::start("one", &store);
     one.wait_for_status(ReadinessStatus::Ready).await;
     one.submit("demo").await;
     let two = TestMaster::start("two", &store);
     two.wait_for_status(ReadinessStatus::Following).await;
+    (store, one, two)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_takes_over_at_once_from_a_master_that_stops() {
+    let (_, one, two) = start_leader_and_follower().await;
     let readiness = two.handle.readiness();
     let leader = readiness.leader.expect("it knows the leader");
     assert_eq!((readiness.role, leader.url.as_deref()), (MasterRole::Follower, Some("http://one")));
@@ -87,12 +93,7 @@ async fn a_follower_takes_over_at_once_from_a_master_that_stops() {
 
 #[tokio::test(start_paused = true)]
 async fn a_follower_waits_while_the_leader_writes_back_what_the_store_lost() {
-    let store = MemoryStore::new();
-    let one = TestMaster::start("one", &store);
-    one.wait_for_status(ReadinessStatus::Ready).await;
-    one.submit("demo").await;
-    let two = TestMaster::start("two", &store);
-    two.wait_for_status(ReadinessStatus::Following).await;
+    let (store, one, two) = start_leader_and_follower().await;
     for _ in 0..3 {
         store.roll_back_to(0);
         // The follower requests the lease many times meanwhile.
@@ -108,11 +109,7 @@ async fn a_follower_waits_while_the_leader_writes_back_what_the_store_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_follower_takes_over_when_the_lease_of_a_crashed_leader_expires() {
-    let store = MemoryStore::new();
-    let one = TestMaster::start("one", &store);
-    one.wait_for_status(ReadinessStatus::Ready).await;
-    let two = TestMaster::start("two", &store);
-    two.wait_for_status(ReadinessStatus::Following).await;
+    let (_, one, two) = start_leader_and_follower().await;
     let start = Instant::now();
     one.running.abort();
     two.wait_for_status(ReadinessStatus::Ready).await;
@@ -121,12 +118,7 @@ async fn a_follower_takes_over_when_the_lease_of_a_crashed_leader_expires() {
 
 #[tokio::test(start_paused = true)]
 async fn a_follower_leads_a_store_that_lost_data_once_the_leader_had_time_to_write_back() {
-    let store = MemoryStore::new();
-    let one = TestMaster::start("one", &store);
-    one.wait_for_status(ReadinessStatus::Ready).await;
-    one.submit("demo").await;
-    let two = TestMaster::start("two", &store);
-    two.wait_for_status(ReadinessStatus::Following).await;
+    let (store, one, two) = start_leader_and_follower().await;
     one.running.abort();
     store.roll_back_to(0);
     two.wait_for_status(ReadinessStatus::Unavailable).await;

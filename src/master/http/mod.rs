@@ -1,7 +1,7 @@
 //! The API of operators and agents, over HTTP/1.1.
 //!
 //! A request passes through `server` (connections, time limits), `middleware` (checks for every request), `routes` and
-//! `params`, `body` and `request_documents` (reading and validation), and the [`MasterHandle`](super::MasterHandle) to
+//! `params`, `body` and `request_documents` (reading and validation), and the [`MasterHandle`](super::handle::MasterHandle) to
 //! the state actor. Bodies are JSON, whatever the content type says, except multipart. Every error is a problem document.
 //! No decision is made here.
 
@@ -31,42 +31,42 @@ use std::time::Duration;
 
 /// Limits for clients. The defaults suit a master with some hundred agents.
 #[derive(Debug, Clone)]
-pub struct HttpLimits {
+pub(super) struct HttpLimits {
     /// Further connections wait to be accepted.
-    pub max_connections: usize,
-    /// Closes connections whose request head is incomplete after this time, and idle ones.
-    pub header_timeout: Duration,
+    pub(super) max_connections: usize,
+    /// Closes a connection that is idle, or has sent only a part of a request head, for this time.
+    pub(super) header_timeout: Duration,
     /// The limit for a request head, which may also have at most 100 fields.
-    pub max_header_bytes: usize,
+    pub(super) max_header_bytes: usize,
     /// The maximum time between two parts of a body (else 408).
-    pub body_idle_timeout: Duration,
+    pub(super) body_idle_timeout: Duration,
     /// The maximum time for a whole body (else 408).
-    pub body_timeout: Duration,
+    pub(super) body_timeout: Duration,
     /// The limit for `POST /sync`, which may contain a file list. Can change at any time.
-    pub max_submit_bytes: Arc<AtomicUsize>,
+    pub(super) max_submit_bytes: Arc<AtomicUsize>,
     /// The limit for a scan page, which contains manifests.
-    pub max_page_bytes: usize,
+    pub(super) max_page_bytes: usize,
     /// The limit for a result, which may contain a manifest to retry and the outcome of each file.
-    pub max_result_bytes: usize,
+    pub(super) max_result_bytes: usize,
     /// The limit for a heartbeat, which lists all assignments of the worker.
-    pub max_heartbeat_bytes: usize,
+    pub(super) max_heartbeat_bytes: usize,
     /// The limit for other bodies.
-    pub max_body_bytes: usize,
+    pub(super) max_body_bytes: usize,
     /// The limit for all bodies that are read concurrently (else 503).
-    pub max_total_body_bytes: usize,
+    pub(super) max_total_body_bytes: usize,
     /// The wait of a poll without the parameter `wait` (that of the predecessor).
-    pub default_poll_wait: Duration,
+    pub(super) default_poll_wait: Duration,
     /// The maximum wait of a poll.
-    pub max_poll_wait: Duration,
+    pub(super) max_poll_wait: Duration,
     /// The default of `chunk_size_mb`. Can change at any time.
-    pub default_chunk_mb: Arc<AtomicU32>,
+    pub(super) default_chunk_mb: Arc<AtomicU32>,
     /// A secret first component of every path; requests without it get 404. For a private master on a host with other
     /// users, which has no other authentication.
-    pub path_secret: Option<String>,
+    pub(super) path_secret: Option<String>,
     /// The configured URL of this master for clients: its host is accepted as `Host`.
-    pub advertise_url: Option<String>,
+    pub(super) advertise_url: Option<String>,
     /// The time that requests in progress have to end when the server stops.
-    pub drain_timeout: Duration,
+    pub(super) drain_timeout: Duration,
 }
 
 impl Default for HttpLimits {

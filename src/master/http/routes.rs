@@ -146,7 +146,7 @@ async fn redirect_to_leader(
     response
 }
 
-/// The route of a request whose only parameter is the id in the path.
+/// The route of a request with the id in the path as its only parameter.
 async fn send_by_id<R>(State(app): State<ApiState>, PathId(id): PathId<R::Id>) -> RouteResult
 where
     R: RequestById<Id: FromPathSegments, Reply: Serialize>,

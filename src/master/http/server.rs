@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// Closes connections whose client acknowledges no data for this time.
+/// Closes a connection if the client acknowledges no data for this time.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long and how much is read from a client after the last response: if a socket is closed with unread bytes, the
 /// kernel discards the response.

@@ -3,7 +3,9 @@
 use super::Location;
 use super::database_files::{self, OpenFiles, USAGE_TABLE, UsageMark};
 use crate::store::fence::{CommitDecision, LeaderRecord};
-use crate::store::{AcquireOutcome, Batch, Candidate, Fence, SCHEMA, StoreError, check_schema};
+use crate::store::{
+    AcquireOutcome, Batch, Candidate, Fence, SCHEMA, StoreError, check_schema, new_session_id,
+};
 use crate::util::private_files;
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -23,6 +25,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The database, its lock and its connection.
 pub(super) struct Database {
+    session_id: String,
     pub(super) connection: Connection,
     path: DatabasePath,
     /// Locked while this process leads, and since the start if no other process leads. `None` in memory.
@@ -206,15 +209,12 @@ impl Database {
         };
         let mut connection = connection.map_err(|e| path.store_error("open", &e))?;
         initialize_database(&mut connection, &path)?;
-        Ok(Database { connection, path, lock_file, open_files: None, in_use: false })
+        let session_id = new_session_id();
+        Ok(Database { session_id, connection, path, lock_file, open_files: None, in_use: false })
     }
 
     /// The database is never behind [`Candidate::last_seen`]: a file is not rolled back while it is in use.
-    pub(super) fn acquire(
-        &mut self,
-        candidate: &Candidate,
-        session_id: &str,
-    ) -> Result<AcquireOutcome, StoreError> {
+    pub(super) fn acquire(&mut self, candidate: &Candidate) -> Result<AcquireOutcome, StoreError> {
         if let Some(holder) = self.acquire_lock(&candidate.name)? {
             let leader = self.leader_record()?;
             let fence = leader.fence();
@@ -233,7 +233,7 @@ impl Database {
             let before = read_leader_record(&tx)?;
             let leader = LeaderRecord {
                 epoch: before.epoch.saturating_add(1),
-                session_id: session_id.to_owned(),
+                session_id: self.session_id.clone(),
                 holder: candidate.name.clone(),
                 holder_info: candidate.info.clone(),
                 seq: before.seq,
@@ -281,7 +281,7 @@ impl Database {
     }
 
     /// Moves the `-wal` into the database file, which is complete by itself from then on, and frees the lock.
-    pub(super) fn stop_use(&mut self) {
+    fn stop_use(&mut self) {
         if self.lock_file.is_some() {
             let blocked_by = match self.mark_stopped() {
                 Ok(true) => None,
@@ -345,12 +345,20 @@ impl Database {
         }
     }
 
-    pub(super) fn commit(
-        &mut self,
-        fence: Fence,
-        batch: &Batch,
-        session_id: &str,
-    ) -> Result<Fence, StoreError> {
+    pub(super) fn check_renewal(&self, fence: Fence) -> Result<(), StoreError> {
+        self.check_files()?;
+        self.leader_record()?.check_renewal(fence, &self.session_id)
+    }
+
+    pub(super) fn release(&mut self, fence: Fence) -> Result<(), StoreError> {
+        let leader = self.leader_record()?;
+        if leader.epoch == fence.epoch && leader.session_id == self.session_id {
+            self.stop_use();
+        }
+        Ok(())
+    }
+
+    pub(super) fn commit(&mut self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
         self.check_files()?;
         let digest = batch.digest();
         let path = self.path.clone();
@@ -360,12 +368,12 @@ impl Database {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(failed)?;
         let mut leader = read_leader_record(&tx).map_err(failed)?;
-        let seq = match leader.check_commit(fence, session_id, &digest, batch.replace)? {
+        let seq = match leader.check_commit(fence, &self.session_id, &digest, batch.replace)? {
             CommitDecision::Repeated(seq) => return Ok(Fence { seq, ..fence }),
             CommitDecision::Write(seq) => seq,
         };
         leader.epoch = fence.epoch;
-        session_id.clone_into(&mut leader.session_id);
+        self.session_id.clone_into(&mut leader.session_id);
         leader.seq = seq;
         leader.last_digest = digest;
         write_batch(&tx, batch)
@@ -375,7 +383,7 @@ impl Database {
         Ok(Fence { seq, ..fence })
     }
 
-    pub(super) fn leader_record(&self) -> Result<LeaderRecord, StoreError> {
+    fn leader_record(&self) -> Result<LeaderRecord, StoreError> {
         read_leader_record(&self.connection).map_err(|e| self.path.store_error("read", &e))
     }
 

@@ -41,10 +41,9 @@ const STAGE_LIMITS: BatchLimits = BatchLimits { keys: 5_000, bytes: 4 << 20 };
 /// A staged batch that is never committed expires after this time.
 const STAGE_TTL_MS: u64 = 600_000;
 
-/// The server of a [`RedisStore`], and the masters that share it.
-#[derive(Debug, Clone)]
+/// The server of a [`RedisStore`], and the masters that share it. Not `Debug`, because the URL may contain a password.
 pub struct RedisStoreConfig {
-    /// With the password, if any.
+    /// With the password.
     pub url: String,
     /// TLS and topology.
     pub options: RedisOptions,
@@ -126,7 +125,7 @@ impl RedisStore {
         config: &RedisStoreConfig,
         timeouts: Timeouts,
     ) -> Result<Self, StoreError> {
-        let RedisStoreConfig { namespace, allow_volatile, .. } = config;
+        let namespace = &config.namespace;
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
         if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(allowed) {
             return Err(StoreError::Unusable(format!(
@@ -136,7 +135,7 @@ impl RedisStore {
         }
         let key = |name: &str| format!("{{longhaul:{namespace}}}:{name}");
         let client = RedisClient::new(&config.url, &config.options, &key("meta"), timeouts)?;
-        let settings_visible = server_check::check_server(&client, *allow_volatile).await?;
+        let settings_visible = server_check::check_server(&client, config.allow_volatile).await?;
         let session_id = new_session_id();
         let stage = |name: &str| key(&format!("stage:{session_id}:{name}"));
         let lease = HeldLease { holder: String::new(), holder_info: String::new(), ttl_ms: 1 };
@@ -146,7 +145,7 @@ impl RedisStore {
             stage_keys: ["puts", "deletes", "blob-puts", "blob-deletes"].map(stage),
             session_id,
             installation: config.installation.clone(),
-            allow_volatile: *allow_volatile,
+            allow_volatile: config.allow_volatile,
             settings_visible,
             scripts: Scripts::new(),
             held_lease: Mutex::new(lease),

@@ -83,7 +83,7 @@ mod documented_permissions {
         lines[0].split_whitespace().collect()
     }
 
-    /// The URL of that user, whose namespace is `default`.
+    /// The URL of that user, with the namespace `default`.
     pub(super) fn url(server: &RedisServer) -> String {
         let words = user();
         assert!(words.contains(&"~{longhaul:default}:*"), "{words:?}");
