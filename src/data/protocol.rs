@@ -297,7 +297,7 @@ pub fn validate_range(offset: u64, length: u64, size: u64) -> Result<(), String>
 /// What a stream is asked to take next.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ContentRequest {
-    /// [`PACK`](super::protocol::PACK) or [`RANGE`](super::protocol::RANGE).
+    /// [`PACK`] or [`RANGE`].
     #[n(0)]
     pub verb: String,
     /// The ticket that allows it.

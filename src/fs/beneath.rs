@@ -27,9 +27,9 @@ const LISTABLE_FLAGS: OFlags =
 const PATH_ONLY_FLAGS: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens the directory `path` below `from`, for reading where that is allowed, else with `O_PATH`.
-/// No component may be a link. `path` is a [`RelPath`]'s, so it has no `..`: confinement of each piece
-/// is confinement of the whole.
+/// Opens the directory `path` below `from`, for reading if that is permitted, otherwise with `O_PATH`. No component may be
+/// a link. `path` is that of a [`RelPath`](crate::wire::RelPath), so it has no `..`, and confinement of each component is
+/// confinement of the whole.
 pub(super) fn open_dir_below(from: BorrowedFd<'_>, path: &[u8]) -> SysResult<OwnedFd> {
     match open_listable_below(from, path) {
         Err(Errno::ACCESS) => open_long_path(from, path, PATH_ONLY_FLAGS),

@@ -121,8 +121,8 @@ pub(super) fn write_all_at(fd: &OwnedFd, mut content: &[u8], mut offset: u64) ->
     Ok(())
 }
 
-/// The runs of `content` that are all zeros, of at least [`HOLE`] bytes each, and what is between them;
-/// all of it as one run that is not, unless they are to be `found`.
+/// The runs of zeros in `content`, of at least [`MIN_HOLE_BYTES`] each, and the runs between them. Without `found` all of
+/// `content` is one run of data.
 pub(super) fn split_zero_runs(
     content: &[u8],
     found: bool,

@@ -223,17 +223,17 @@ impl Target {
         FsError::new(self.tree.side, op, path.as_bytes(), cause)
     }
 
-    /// See [`names::part`].
+    /// See [`temp_names::part_file_name`].
     pub(super) fn part_file_name(&self, entry: &Entry) -> Vec<u8> {
         temp_names::part_file_name(&self.rules.part_name_key, &entry.path, entry.part_generation())
     }
 
-    /// See [`names::temp`].
+    /// See [`temp_names::temp_file_name`].
     pub(super) fn temp_file_name(&self, path: &RelPath, attempt: u32, slot: u32) -> Vec<u8> {
         temp_names::temp_file_name(&self.rules.part_name_key, self.sync_no, path, attempt, slot)
     }
 
-    /// See [`names::anchors`].
+    /// See [`temp_names::anchor_dir_name`].
     pub(super) fn anchor_dir_name(&self) -> Vec<u8> {
         temp_names::anchor_dir_name(&self.rules.part_name_key, self.sync_no)
     }

@@ -1,7 +1,7 @@
 //! Storage paths that are not served, or that lead to another directory than before.
 //!
 //! - A started sync without another worker on that side pauses
-//!   ([`StorageProblem::PathUnavailable`](super::pause::StorageProblem::PathUnavailable)).
+//!   ([`StorageProblem::PathUnavailable`]).
 //! - If a worker read the source from another root than before, the sync restarts, and a mirror that has begun to
 //!   delete stops. Writes to another root are compared again ([`recheck`](super::recheck)).
 //! - A worker may open another root long before its heartbeat arrives. So each assignment names the expected roots, and
