@@ -253,6 +253,39 @@ fn every_module_and_test_that_a_document_names_exists() {
     assert!(checked >= 500, "only {checked} names were found");
 }
 
+/// The functions that a text names as `src/a/b.rs::name`: file and name.
+fn named_functions(text: &str) -> Vec<(String, String)> {
+    let spans = code_spans(text).into_iter();
+    let named = spans.filter_map(|(_, span)| {
+        let (file, name) = span.split_once("::")?;
+        let is_function = file.starts_with("src/") && file.ends_with(".rs") && is_word(name);
+        is_function.then(|| (file.to_owned(), name.to_owned()))
+    });
+    named.collect()
+}
+
+#[test]
+fn the_tour_is_short_and_every_function_that_it_names_exists() {
+    let text = read(&project("docs/tour.md"));
+    let lines = text.lines().count();
+    assert!(lines < 200, "the tour has {lines} lines");
+    let functions = named_functions(&text);
+    assert!(functions.len() >= 60, "only {} functions were found", functions.len());
+    let is_defined = |(file, name): &(String, String)| {
+        let file = project(file);
+        file.is_file() && read(&file).lines().any(|line| defines_function(line, name))
+    };
+    let wrong: Vec<_> = functions.iter().filter(|function| !is_defined(function)).collect();
+    assert!(wrong.is_empty(), "functions that do not exist: {wrong:?}");
+}
+
+/// Whether a line of Rust begins the definition of the function `name`.
+fn defines_function(line: &str, name: &str) -> bool {
+    let code = line.trim_start();
+    let rest = code.split_once("fn ").and_then(|(_, rest)| rest.strip_prefix(name));
+    !code.starts_with("//") && rest.is_some_and(|rest| rest.starts_with(['(', '<']))
+}
+
 /// The help of a command.
 fn help(command: &[String]) -> String {
     let run = Command::new(env!("CARGO_BIN_EXE_ctl")).args(command).arg("--help").output();
@@ -325,6 +358,12 @@ fn the_checks_see_what_they_look_for() {
         file_paths("see src/lib.rs, tests/x.rs::y and crate/src/no"),
         ["src/lib.rs", "tests/x.rs"]
     );
+    assert_eq!(
+        named_functions("`src/a/b.rs::run`, `a::b`, `src/a.rs` and `src/c.rs::x y`"),
+        [("src/a/b.rs".to_owned(), "run".to_owned())]
+    );
+    assert!(defines_function("    pub(super) async fn run<T>(", "run"));
+    assert!(!defines_function("// fn run()", "run") && !defines_function("fn run_all() {", "run"));
     assert_eq!(
         subcommands("x\n\nCommands:\n  a  does\n      more\n  help  z\n\nOptions:\n  -b"),
         ["a"]
