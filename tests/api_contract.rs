@@ -288,7 +288,7 @@ fn a_manual_agent_takes_part_and_its_work_counts_as_unverified() {
 }
 
 #[test]
-fn a_scan_answered_with_one_empty_page_is_not_a_full_sync() {
+fn a_scan_with_one_empty_page_is_not_a_full_sync() {
     let mut cluster = Cluster::start(StoreKind::Embedded);
     // A claimed storage path with nothing behind it.
     let (src, dst) = (make_dir(cluster.data_path("src")), cluster.data_path("ghost/dst"));

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn each_option_of_rsync_is_answered_with_what_ctl_does_instead() {
+    fn each_option_of_rsync_gets_a_hint_with_the_replacement() {
         for (options, instead) in REPLACEMENTS {
             for option in options.split(' ') {
                 for command in ["copy", "sync submit"] {

@@ -61,7 +61,7 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit> {
     }
     let id: RequestId = SYNC_ID.parse().map_err(|e| CliError::new(format!("{e}")))?;
     let roots = [paths.source.clone(), paths.lexical_source.clone()];
-    let wanted = RecordOutputs::new(&args.options)?;
+    let outputs = RecordOutputs::new(&args.options)?;
     let destinations = [paths.destination.clone(), paths.lexical_destination.clone()];
     let stdin_is_used = args.transfer.is_file_list_stdin();
     let options = args.options.to_sync_options(&destinations, stdin_is_used, Timestamp::now())?;
@@ -88,16 +88,17 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit> {
         };
         console::print_note(&format!("{verb} {from} → {to}{example}"));
     }
-    let memory = SourceFsRecord::load(&paths, &request.options)?;
-    let mut services = InProcessServices::start(&paths, memory.last_file_system.as_deref()).await?;
+    let source_record = SourceFsRecord::load(&paths, &request.options)?;
+    let mut services =
+        InProcessServices::start(&paths, source_record.last_file_system.as_deref()).await?;
     let next = next_steps::next_steps(&paths, &args, &request.options);
     let exit = match services.submit_and_wait(ctx, &request, &mut signals).await {
         // The master of this process holds the records, so they are read before it stops.
         Ok(waited) => {
             let waited = waited.with_no_transfer_exit(args.exit_code);
-            memory.save(&waited);
+            source_record.save(&waited);
             let print_ends = || print_outcome(ctx, &waited, &next);
-            let written = wanted.write(ctx, &services.client, &waited, print_ends).await;
+            let written = outputs.write(ctx, &services.client, &waited, print_ends).await;
             // The signal that cancelled the sync determines the exit code, as for any interrupted command.
             written.map(|()| waited.cancelled_by.unwrap_or_else(|| waited.exit()))
         }
@@ -169,13 +170,13 @@ impl SourceFsRecord {
 /// Prints how the sync ended.
 fn print_outcome(ctx: &Context, waited: &WaitOutcome, next: &NextSteps) -> Result<()> {
     for sync in &waited.syncs {
-        let Some(seen) = &sync.latest else { continue };
+        let Some(latest) = &sync.latest else { continue };
         if ctx.global.output == OutputFormat::Json {
-            console::write_data(&seen.body)?;
+            console::write_data(&latest.body)?;
         }
         if let Some(exit) = sync.exit {
             let exit = waited.cancelled_by.unwrap_or(exit);
-            print_sync_end(ctx, seen, exit, next)?;
+            print_sync_end(ctx, latest, exit, next)?;
         }
     }
     if let Some(stopped) = waited.stopped_by {

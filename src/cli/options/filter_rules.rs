@@ -219,8 +219,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "# comment\n\n*.o  \r\n!keep.o\n/a b/\nend\\ \n").unwrap();
         let read = |include| {
-            let what = RuleSource::File(file.path().to_owned());
-            FilterRuleArgs(vec![RuleArg { include, source: what }]).read_rules(false).unwrap()
+            let source = RuleSource::File(file.path().to_owned());
+            FilterRuleArgs(vec![RuleArg { include, source }]).read_rules(false).unwrap()
         };
         assert_eq!(read(false), ["*.o", "!keep.o", "/a b/", "end\\ "]);
         for (text, rules) in [
@@ -236,10 +236,9 @@ mod tests {
         std::fs::write(file.path(), "*.o\n!keep.o\n/a b/\nend\\ \n").unwrap();
         assert_eq!(read(true), ["!*.o", "keep.o", "!/a b/", "!end\\ "]);
         std::fs::write(file.path(), b"a\nb\xff\n").unwrap();
-        let what = RuleSource::File(file.path().to_owned());
-        let e = FilterRuleArgs(vec![RuleArg { include: false, source: what }])
-            .read_rules(false)
-            .unwrap_err();
+        let source = RuleSource::File(file.path().to_owned());
+        let e =
+            FilterRuleArgs(vec![RuleArg { include: false, source }]).read_rules(false).unwrap_err();
         assert!(e.render().contains("line 2 of the filter rules"), "{}", e.render());
     }
 

@@ -189,7 +189,7 @@ async fn a_short_outage_of_the_master_is_waited_for_and_reported() {
 }
 
 #[tokio::test]
-async fn a_master_that_never_answered_is_unreachable() {
+async fn a_master_that_never_replied_is_unreachable() {
     let stage = FakeMaster::start(Box::new(|_, _| None)).await;
     let e = stage.wait(&["x"], false, &no_wait_limit(), &mut no_signals()).await.0.err().unwrap();
     assert_eq!(e.exit, Exit::Unreachable);

@@ -4,7 +4,7 @@ use super::super::exchange::{FAILOVER_TIMEOUT, MAX_REDIRECTS};
 use super::*;
 
 #[tokio::test]
-async fn the_second_master_is_asked_when_the_first_is_unavailable_and_first_from_then_on() {
+async fn the_second_master_is_tried_when_the_first_is_unavailable_and_first_from_then_on() {
     let dead = unused_url().await;
     let master = FakeMaster::start(reply_empty_worker_list).await;
     let client = client(&[&dead, &master.url]);
@@ -15,7 +15,7 @@ async fn the_second_master_is_asked_when_the_first_is_unavailable_and_first_from
 }
 
 #[tokio::test]
-async fn a_back_off_ends_when_another_request_is_answered() {
+async fn a_back_off_ends_when_another_request_gets_a_reply() {
     let master = FakeMaster::start(reply_empty_worker_list).await;
     let client = client(&[&master.url]);
     let request = async {
@@ -43,7 +43,7 @@ async fn when_no_master_answers_every_url_is_named_with_its_cause() {
 }
 
 #[tokio::test]
-async fn a_redirect_of_a_follower_is_followed_and_the_leader_is_asked_first_from_then_on() {
+async fn a_redirect_of_a_follower_is_followed_and_the_leader_is_tried_first_from_then_on() {
     let leader = FakeMaster::start(|_, request| {
         assert!(request.starts_with("POST /workers/w/assignment?wait=2s&poll_id=a%20b HTTP/1.1"));
         ScriptedReply::Reply(200, "", "null".to_owned())
@@ -72,7 +72,7 @@ async fn a_redirect_loop_is_an_error() {
 }
 
 #[tokio::test]
-async fn after_a_503_the_next_master_is_asked_and_the_503_is_returned_when_all_reply_so() {
+async fn after_a_503_the_next_master_is_tried_and_the_503_is_returned_when_all_reply_so() {
     let busy = |_: usize, _: &str| {
         let problem = Problem::new(ProblemCode::StoreUnavailable, "the store is unavailable");
         ScriptedReply::Reply(503, "retry-after: 2\r\n", serde_json::to_string(&problem).unwrap())
@@ -118,7 +118,8 @@ async fn a_short_request_skips_a_stopped_master() {
 }
 
 #[tokio::test]
-async fn a_follower_that_redirects_to_a_dead_leader_is_asked_until_another_one_leads() {
+async fn requests_to_a_follower_that_redirects_to_a_dead_leader_are_repeated_until_another_one_leads()
+ {
     let dead = {
         let (listener, url) = stopped_master().await;
         drop(listener);

@@ -32,8 +32,8 @@ impl FakeMaster {
     ) -> FakeMaster {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&seen);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&received);
         let script = Arc::new(script);
         let task = tokio::spawn(async move {
             loop {
@@ -41,7 +41,7 @@ impl FakeMaster {
                 tokio::spawn(serve(stream, Arc::clone(&log), Arc::clone(&script)));
             }
         });
-        FakeMaster { url, received: seen, task }
+        FakeMaster { url, received, task }
     }
 
     pub(super) fn requests(&self) -> Vec<String> {

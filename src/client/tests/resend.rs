@@ -51,9 +51,9 @@ async fn requests_carry_a_checksum_and_are_resent_when_they_arrive_corrupted() {
     };
     let corruption = CorruptionCounter::for_sync("run42");
     client(&[&master.url]).send_result(&result, &corruption).await.unwrap();
-    let seen = master.requests();
-    assert_eq!((seen.len(), corruption.take_count()), (3, 2));
-    assert!(seen.iter().all(|request| request == &seen[0]), "the same each time");
+    let requests = master.requests();
+    assert_eq!((requests.len(), corruption.take_count()), (3, 2));
+    assert!(requests.iter().all(|request| request == &requests[0]), "the same each time");
 }
 
 #[tokio::test]
@@ -110,9 +110,9 @@ async fn a_command_is_resent_until_a_reply_arrives() {
     .await;
     let client = client_with_resend_timeout(&master.url, LONG_TIMEOUT);
     assert_eq!(client.cancel_sync(&sync_id("x")).await.unwrap().request_id, sync_id("x"));
-    let seen = master.requests();
-    assert_eq!(seen.len(), 7);
-    assert!(seen.iter().all(|request| request == &seen[0]), "the same each time");
+    let requests = master.requests();
+    assert_eq!(requests.len(), 7);
+    assert!(requests.iter().all(|request| request == &requests[0]), "the same each time");
 }
 
 #[tokio::test]
@@ -165,8 +165,8 @@ async fn a_command_is_unconfirmed_unless_a_reply_decides_it() {
             .cancel_sync(&sync_id("x"))
             .await
             .unwrap_err();
-        let what = (e.is_unconfirmed(), e.status(), e.code());
-        assert_eq!(what, (unconfirmed, Some(status), Some(code)), "{lost} {status} {code}");
+        let outcome = (e.is_unconfirmed(), e.status(), e.code());
+        assert_eq!(outcome, (unconfirmed, Some(status), Some(code)), "{lost} {status} {code}");
     }
 }
 

@@ -10,16 +10,16 @@ fn both_forms_of_an_agents_file_give_the_same_worker() {
                network:\n      control_plane_address: 192.168.65.4\n      data_plane_endpoints: [{address: 192.168.65.4}, {address: \"10.0.0.4:9000\", iface: ib0}, \"[fd00::1]:0\"]\n";
     let top = "worker_id: worker-a\nmaster_url: http://m:8888\nslots: 3\nstorage_paths: [/home/gpu1, /home/cpu1]\n\
                network:\n  control_plane_address: 192.168.65.4\n  data_plane_endpoints: [192.168.65.4, {address: 10.0.0.4, iface: ib0, port: 9000}, \"[fd00::1]:0\"]\n";
-    let wanted = agent(list, Some("worker-a")).unwrap();
-    assert_eq!(wanted.config.master_urls, ["http://m:8888"]);
-    assert_eq!(wanted.config.slots, 3);
-    assert_eq!(wanted.config.heartbeat_interval, secs(5));
-    assert_eq!(wanted.config.drain_timeout, secs(60));
+    let expected = agent(list, Some("worker-a")).unwrap();
+    assert_eq!(expected.config.master_urls, ["http://m:8888"]);
+    assert_eq!(expected.config.slots, 3);
+    assert_eq!(expected.config.heartbeat_interval, secs(5));
+    assert_eq!(expected.config.drain_timeout, secs(60));
     let authorities: Vec<String> =
-        wanted.config.data_plane_endpoints.iter().map(|n| n.endpoint.authority()).collect();
+        expected.config.data_plane_endpoints.iter().map(|n| n.endpoint.authority()).collect();
     assert_eq!(authorities, ["192.168.65.4:8889", "10.0.0.4:9000", "[fd00::1]:0"]);
     for text in [map, top] {
-        assert_eq!(agent(text, None).unwrap(), wanted, "{text}");
+        assert_eq!(agent(text, None).unwrap(), expected, "{text}");
     }
 }
 
@@ -72,7 +72,7 @@ fn a_worker_without_endpoints_serves_its_own_host_and_warns() {
 
 #[test]
 fn all_errors_in_an_agents_file_are_reported_together() {
-    for (text, wanted) in [
+    for (text, expected) in [
         (
             "master_url: http://m:8888\nworkers:\n  - worker_id: worker-a\n    storage_path: [/d]\n  - worker_id: worker-a\n    storage_paths: [data, '', /]\n    \
              network:\n      data_plane_endpoints: [10.0.0.1]\n  - worker_id: worker b\n    storage_paths: []\n    heartbeat_interval: 5x\n",
@@ -163,7 +163,7 @@ fn all_errors_in_an_agents_file_are_reported_together() {
         // The requested worker id is the subject of another test.
         let found: Vec<ConfigProblem> =
             found.into_iter().filter(|p| !p.message.starts_with("no worker `a`")).collect();
-        assert_lines(text, &found, wanted);
+        assert_lines(text, &found, expected);
     }
 }
 
@@ -171,7 +171,7 @@ fn all_errors_in_an_agents_file_are_reported_together() {
 fn an_unknown_worker_id_lists_the_known_ids() {
     let text = "master_url: http://m\nworkers:\n  worker-a: {storage_paths: [/d], network: {data_plane_endpoints: [10.0.0.1]}}\n  \
                 worker-b: {storage_paths: [/d], network: {data_plane_endpoints: [10.0.0.2]}}\n";
-    for (id, wanted) in [
+    for (id, expected) in [
         (
             Some("worker-x"),
             "error: no worker `worker-x` — did you mean `worker-a`?   worker ids in this file: worker-a worker-b",
@@ -181,7 +181,7 @@ fn an_unknown_worker_id_lists_the_known_ids() {
             "error: name the worker with `--worker-id ID`   worker ids in this file: worker-a worker-b",
         ),
     ] {
-        assert_lines(text, &agent(text, id).unwrap_err().problems, &[wanted]);
+        assert_lines(text, &agent(text, id).unwrap_err().problems, &[expected]);
     }
     assert_eq!(agent(text, Some("worker-b")).unwrap().config.worker_id.as_str(), "worker-b");
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn holes_stay_holes_and_zeros_become_holes_only_where_asked() {
+fn holes_stay_holes_and_zeros_become_holes_only_on_request() {
     let mut cluster = Cluster::start(StoreKind::Embedded);
     let (src, all) = cluster.add_source_and_destination();
     // 2 MiB of zeros between data, 1 byte over a block; and a file that is nothing but a hole.
