@@ -12,7 +12,7 @@ use super::batch_outcome::file_record;
 use super::job::{DestinationPicker, Job};
 use super::pages::{MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, join_walk};
 use crate::data::Destination;
-use crate::data::control_messages::{PruneOutcome, PruneRequest};
+use crate::data::prune_messages::{PruneOutcome, PruneRequest};
 use crate::fs::{EARLIER_TRASH_KEPT, Filter, Tree};
 use crate::wire::RelPath;
 use crate::wire::entry_report::{EntryAction, FileState};

@@ -1,11 +1,12 @@
 //! How each request of one document is executed: offers, block digests, prunes, the clean-up, the check of the root.
 
 use super::control_messages::{
-    BlockDigests, BlockDigestsRequest, CleanUpRequest, ControlRequest, PruneOutcome, PruneReply,
-    PruneRequest, PruneResume, RootCheckRequest, WINDOW_BYTES,
+    BlockDigests, BlockDigestsRequest, CleanUpRequest, ControlRequest, RootCheckRequest,
+    WINDOW_BYTES,
 };
 use super::outcome::OfferOutcome;
 use super::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, OfferReply, PRUNE, ROOT_CHECK};
+use super::prune_messages::{PruneOutcome, PruneReply, PruneRequest, PruneResume};
 use super::receive::handle_offer;
 use super::ticket_verifier::{Refusal, check_prune_permission};
 use crate::fs::{BlockHashes, Filter, PruneCursor, PrunePage, PruneResult, Target};

@@ -1,19 +1,14 @@
-//! Questions of one document each way: block values of a range, a prune, a sweep, the root. Removed names are
-//! the only names that a reply holds; they are read like those of any peer.
+//! Requests of one document with a reply of one document: block values of a range, the clean-up, the check of the root.
 
 use super::protocol::entry_of_range;
 use super::ticket_verifier::{Refusal, check_permission};
 use crate::fs::{RootKind, Target};
 pub use crate::wire::content::BLOCK_BYTES;
-use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
-use crate::wire::options::FilterSpec;
 use crate::wire::outcome::EntryError;
-use crate::wire::task::PruneReport;
 use crate::wire::ticket::Claims;
-use crate::wire::{BytePath, Digest, RelPath};
+use crate::wire::{Digest, RelPath};
 use bytes::Bytes;
-use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 /// Blocks are asked for, and sent, for so much of a range at a time: neither end works for long
@@ -21,11 +16,6 @@ use minicbor::{Decode, Encode};
 pub const WINDOW_BYTES: u64 = 64 << 20;
 /// At most so many block values are given at a time.
 const MAX_BLOCKS: u64 = 4096;
-/// At most so many names are taken with one page of a prune.
-pub const MAX_PRUNE_NAMES: usize = 65_536;
-/// A reply to a prune names removed entries in about so many bytes; of more it gives the counts.
-const MAX_REMOVED_BYTES: usize = 8 << 20;
-
 /// A request of one document that is answered with one document, by a peer or on this host.
 pub trait ControlRequest: Encode<()> + for<'b> Decode<'b, ()> + Send + 'static {
     /// Its path over HTTP.
@@ -138,279 +128,6 @@ pub struct BlockDigests {
     pub basis: Option<Digest>,
 }
 
-/// A page of a prune: the names that the source has in an interval of one directory. What the
-/// destination has there beside them is extra.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct PruneRequest {
-    /// The directory, below the root of the sync.
-    #[n(0)]
-    pub dir: RelPath,
-    /// The interval begins behind this name; `None`: with the first one.
-    #[n(1)]
-    pub after: Option<ByteVec>,
-    /// … and ends with this one; `None`: there is no end.
-    #[n(2)]
-    pub through: Option<ByteVec>,
-    /// All names of the source in the interval, sorted.
-    #[n(3)]
-    pub names: Vec<ByteVec>,
-    /// What is not looked at.
-    #[n(4)]
-    pub filter: FilterSpec,
-    /// … unless this is set.
-    #[n(5)]
-    pub delete_excluded: bool,
-    /// Delete; otherwise only count.
-    #[n(6)]
-    pub apply: bool,
-    /// The directory with all above it, parents first; they get their metadata back.
-    #[n(7)]
-    pub dirs: Vec<ManifestDir>,
-    /// Go on where the last reply to this page ended.
-    #[n(8)]
-    pub resume: Option<PruneResume>,
-    /// The places in `names` of what replaces a directory of its name; sorted.
-    #[n(9)]
-    pub replacing_dirs: Vec<u32>,
-}
-
-/// A place within a page of a prune.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct PruneResume {
-    /// Below the root of the sync: the entry that was settled last.
-    #[n(0)]
-    pub after: RelPath,
-    /// How many of the directories on the way to it are known to keep something.
-    #[n(1)]
-    pub kept_dirs: u32,
-}
-
-impl PruneRequest {
-    /// Whether this can be asked.
-    ///
-    /// # Errors
-    /// A message.
-    pub fn validate(&self) -> Result<(), String> {
-        if self.names.len() > MAX_PRUNE_NAMES {
-            return Err(format!(
-                "{} names are over the limit of {MAX_PRUNE_NAMES}",
-                self.names.len()
-            ));
-        }
-        let names = || self.names.iter().chain(&self.after).chain(&self.through);
-        for name in names() {
-            RelPath::root().child(name).map_err(|e| format!("a name {e}"))?;
-        }
-        if !self.names.is_sorted_by(|a, b| a < b) {
-            return Err("the names are not sorted".to_owned());
-        }
-        let places = |at: &u32| (*at as usize) < self.names.len();
-        if !self.replacing_dirs.is_sorted_by(|a, b| a < b)
-            || !self.replacing_dirs.iter().all(places)
-        {
-            return Err("an entry that replaces directories is not in the list of names".to_owned());
-        }
-        let inside = |name: &ByteVec| {
-            self.after.as_ref().is_none_or(|after| name > after)
-                && self.through.as_ref().is_none_or(|upto| name <= upto)
-        };
-        if !self.names.iter().all(inside) {
-            return Err("a name lies out of the interval".to_owned());
-        }
-        if let Some(other) =
-            self.dirs.iter().find(|d| d.path != self.dir && !d.path.contains(&self.dir))
-        {
-            return Err(format!("`{}` is not above the directory", other.path));
-        }
-        match &self.resume {
-            Some(resume) if !self.covers(&resume.after) => {
-                Err(format!("`{}` is not of this page", resume.after))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl PruneRequest {
-    /// Whether `path`, below the root of the sync, is (in) something of this page.
-    fn covers(&self, path: &RelPath) -> bool {
-        let Some(below) = relative_to(&self.dir, path.as_bytes()) else { return false };
-        let first = below.components().next().unwrap_or_default();
-        !first.is_empty()
-            && self.after.as_ref().is_none_or(|after| first > after.as_slice())
-            && self.through.as_ref().is_none_or(|upto| first <= upto.as_slice())
-    }
-}
-
-/// An entry that a prune has removed (or would).
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct RemovedEntry {
-    /// Below the directory of the page.
-    #[n(0)]
-    pub path: RelPath,
-    /// The length of its content.
-    #[n(1)]
-    pub bytes: u64,
-}
-
-/// Something that a prune could not list or remove.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct PruneError {
-    /// Below the directory of the page; empty for that directory.
-    #[n(0)]
-    pub path: RelPath,
-    /// Why.
-    #[n(1)]
-    pub error: EntryError,
-}
-
-/// The reply to [`PruneRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
-pub struct PruneReply {
-    /// Entries that were looked at.
-    #[n(0)]
-    pub examined: u64,
-    /// … that are extra.
-    #[n(1)]
-    pub extraneous: u64,
-    /// Content of those, in bytes.
-    #[n(2)]
-    pub bytes: u64,
-    /// Those, or the first of very many.
-    #[n(3)]
-    pub removed: Vec<RemovedEntry>,
-    /// What went wrong.
-    #[n(4)]
-    pub errors: Vec<PruneError>,
-    /// There is more.
-    #[n(5)]
-    pub resume: Option<PruneResume>,
-    /// More is extra than the ticket lets be deleted.
-    #[n(6)]
-    pub allowance_exhausted: bool,
-    /// Trashes of earlier mirrors that were left as they are …
-    #[n(7)]
-    pub old_trash: u64,
-    /// … and the first of them, at most [`EntryWarning::MAX_PATHS`], below the directory of the page.
-    #[n(8)]
-    pub old_trash_paths: Vec<RelPath>,
-}
-
-/// What a destination made of a page of a prune. Paths are below the root of the sync.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PruneOutcome {
-    /// The counts.
-    pub pruned: PruneReport,
-    /// The extra entries with the bytes of their content; where there are very many, the first.
-    pub removed: Vec<(RelPath, u64)>,
-    /// What could not be listed or removed.
-    pub errors: Vec<EntryError>,
-    /// Trashes of earlier mirrors that were left as they are.
-    pub old_trash: EntryWarning,
-    /// There is more: to be asked again with this.
-    pub resume: Option<PruneResume>,
-    /// More is extra than the ticket lets be deleted: it ended there.
-    pub allowance_exhausted: bool,
-}
-
-impl PruneReply {
-    /// The reply for `page`, which is of the directory `dir`.
-    pub fn from_outcome(dir: &RelPath, page: PruneOutcome) -> Self {
-        let PruneReport { checked: seen, extraneous, bytes } = page.pruned;
-        let mut room = MAX_REMOVED_BYTES;
-        let fits = |(path, bytes): (RelPath, u64)| {
-            let path = relative_to(dir, path.as_bytes())?;
-            room = room.checked_sub(path.as_bytes().len() + 16)?;
-            Some(RemovedEntry { path, bytes })
-        };
-        let removed = page.removed.into_iter().map_while(fits).collect();
-        let mut room = MAX_REMOVED_BYTES / 2;
-        let errors = page.errors.into_iter().map_while(|error| {
-            let path = relative_to(dir, &error.path.0).unwrap_or_default();
-            let texts = error.message.len() + error.hint.as_ref().map_or(0, String::len);
-            room = room.checked_sub(path.as_bytes().len() + texts + 64)?;
-            Some(PruneError { path, error })
-        });
-        let EntryWarning { count, paths } = page.old_trash;
-        let paths = paths.iter().take(EntryWarning::MAX_PATHS);
-        let of_page = |path: &[u8]| match path == dir.as_bytes() {
-            true => Some(RelPath::root()),
-            false => relative_to(dir, path),
-        };
-        PruneReply {
-            examined: seen,
-            extraneous,
-            bytes,
-            removed,
-            errors: errors.collect(),
-            resume: page.resume,
-            allowance_exhausted: page.allowance_exhausted,
-            old_trash: count,
-            old_trash_paths: paths.filter_map(|path| of_page(&path.0)).collect(),
-        }
-    }
-
-    /// Reads a reply to `ask`.
-    ///
-    /// # Errors
-    /// A reply that speaks of what was not asked.
-    pub fn into_outcome(self, request: &PruneRequest) -> Result<PruneOutcome, String> {
-        let PruneReply {
-            examined: seen,
-            extraneous,
-            bytes,
-            removed,
-            errors,
-            resume,
-            allowance_exhausted,
-            ..
-        } = self;
-        let mut old_trash = EntryWarning { count: self.old_trash, paths: Vec::new() };
-        if self.old_trash_paths.len() as u64 > old_trash.count.min(EntryWarning::MAX_PATHS as u64) {
-            return Err(
-                "it lists more entries for the trash than it counts or is allowed to".to_owned()
-            );
-        }
-        for path in &self.old_trash_paths {
-            let path = request.dir.join(path);
-            if path != request.dir && !request.covers(&path) {
-                return Err(not_requested(&path));
-            }
-            old_trash.paths.push(BytePath(path.as_bytes().to_vec()));
-        }
-        if removed.len() as u64 > extraneous {
-            return Err(format!("{} removed of {extraneous}", removed.len()));
-        }
-        let removed = removed.into_iter().map(|one| {
-            let path = request.dir.join(&one.path);
-            if request.covers(&path) { Ok((path, one.bytes)) } else { Err(not_requested(&path)) }
-        });
-        let removed = removed.collect::<Result<_, _>>()?;
-        if let Some(resume) = resume.as_ref().filter(|resume| !request.covers(&resume.after)) {
-            return Err(not_requested(&resume.after));
-        }
-        let errors = errors
-            .into_iter()
-            .map(|one| one.error.received(&request.dir.join(&one.path)))
-            .collect();
-        let pruned = PruneReport { checked: seen, extraneous, bytes };
-        Ok(PruneOutcome { pruned, removed, errors, old_trash, resume, allowance_exhausted })
-    }
-}
-
-fn not_requested(path: &RelPath) -> String {
-    format!("`{path}` was not asked for")
-}
-
-/// `path` seen from `dir`; `None` where it is not below it.
-fn relative_to(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
-    let rest = match dir.as_bytes() {
-        b"" => path,
-        dir => path.strip_prefix(dir)?.strip_prefix(b"/")?,
-    };
-    RelPath::new(rest).ok()
-}
-
 /// The request for a sweep.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct CleanUpRequest {
@@ -431,143 +148,16 @@ pub struct RootCheckRequest {
 mod tests {
     use super::*;
     use crate::data::protocol::ContentRequest;
+    use crate::data::prune_messages::tests::prune_request;
+    use crate::data::prune_messages::{PruneReply, PruneRequest};
     use crate::wire::manifest::{EntryKind, FileVersion, Meta};
-    use crate::wire::outcome::Side;
     use proptest::prelude::*;
 
     fn rel(path: &str) -> RelPath {
         RelPath::new(path).unwrap()
     }
 
-    fn name(text: &str) -> ByteVec {
-        text.as_bytes().to_vec().into()
-    }
-
     const META: Meta = Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
-
-    fn prune_request(names: &[&str]) -> PruneRequest {
-        PruneRequest {
-            dir: rel("d/e"),
-            after: Some(name("b")),
-            through: Some(name("m")),
-            names: names.iter().map(|n| name(n)).collect(),
-            filter: FilterSpec { rules: vec!["*.o".into()], ..FilterSpec::default() },
-            delete_excluded: false,
-            apply: true,
-            dirs: ["", "d", "d/e"].map(|d| ManifestDir { path: rel(d), meta: META }).into(),
-            resume: None,
-            replacing_dirs: names.first().map(|_| 0).into_iter().collect(),
-        }
-    }
-
-    #[test]
-    fn a_prune_request_round_trips_and_is_validated() {
-        let good = prune_request(&["c", "d\n", "m"]);
-        assert_eq!(good.validate(), Ok(()));
-        let bytes = minicbor::to_vec(&good).unwrap();
-        assert_eq!(minicbor::decode::<PruneRequest>(&bytes).unwrap(), good);
-        for replacing in [vec![3], vec![1, 0], vec![1, 1]] {
-            assert!(PruneRequest { replacing_dirs: replacing, ..good.clone() }.validate().is_err());
-        }
-        let elsewhere = |dir: &str| PruneRequest {
-            dirs: vec![ManifestDir { path: rel(dir), meta: META }],
-            ..prune_request(&[])
-        };
-        let resumed = |at: &str| PruneRequest {
-            resume: Some(PruneResume { after: rel(at), kept_dirs: 0 }),
-            ..prune_request(&[])
-        };
-        assert_eq!(resumed("d/e/c/x").validate(), Ok(()));
-        let unsorted = [prune_request(&["d", "c"]), prune_request(&["c", "c"])];
-        let outside =
-            [prune_request(&["b"]), prune_request(&["n"]), elsewhere("x"), elsewhere("d/e/c")];
-        let no_names = [
-            prune_request(&[".."]),
-            prune_request(&["c/d"]),
-            prune_request(&["c\0"]),
-            prune_request(&[""]),
-        ];
-        let not_here = ["d/e", "d/e/b/x", "d/ex/c", "x"].map(resumed);
-        for bad in unsorted.iter().chain(&outside).chain(&no_names).chain(&not_here) {
-            assert!(bad.validate().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_prune_reply_with_entries_outside_the_request_is_refused() {
-        let request = prune_request(&["c"]);
-        let fault = EntryError {
-            path: crate::wire::BytePath(b"d/e/k/l".to_vec()),
-            ..EntryError::new(b"x", Side::Destination, "remove", "busy")
-        };
-        let page = PruneOutcome {
-            pruned: PruneReport { checked: 9, extraneous: 2, bytes: 5 },
-            removed: vec![(rel("d/e/f/g"), 5), (rel("d/e/f"), 0)],
-            errors: vec![fault],
-            resume: Some(PruneResume { after: rel("d/e/f"), kept_dirs: 0 }),
-            allowance_exhausted: true,
-            old_trash: EntryWarning {
-                count: 3,
-                paths: ["d/e", "d/e/g/bin"].map(|path| BytePath(path.into())).into(),
-            },
-        };
-        let reply = PruneReply::from_outcome(&request.dir, page.clone());
-        assert_eq!(reply.removed[0].path, rel("f/g"));
-        let bytes = minicbor::to_vec(&reply).unwrap();
-        assert_eq!(
-            minicbor::decode::<PruneReply>(&bytes).unwrap().into_outcome(&request),
-            Ok(page)
-        );
-        let removed = |path: &str, extraneous| PruneReply {
-            examined: 1,
-            extraneous,
-            removed: vec![RemovedEntry { path: rel(path), bytes: 0 }],
-            ..PruneReply::default()
-        };
-        assert!(removed("f", 1).into_outcome(&request).is_ok());
-        for (path, extraneous) in [("b", 1), ("n/x", 1), ("", 1), ("f", 0)] {
-            assert!(removed(path, extraneous).into_outcome(&request).is_err(), "{path}");
-        }
-        let trash = |path: &str, count| PruneReply {
-            old_trash: count,
-            old_trash_paths: vec![rel(path)],
-            ..PruneReply::default()
-        };
-        assert!(
-            trash("f/bin", 1).into_outcome(&request).is_ok()
-                && trash("", 2).into_outcome(&request).is_ok()
-        );
-        for (path, count) in [("b/bin", 1), ("n", 1), ("f/bin", 0)] {
-            assert!(trash(path, count).into_outcome(&request).is_err(), "{path}");
-        }
-        let resume = Some(PruneResume { after: rel("elsewhere"), kept_dirs: 0 });
-        assert!(PruneReply { resume, ..PruneReply::default() }.into_outcome(&request).is_err());
-    }
-
-    #[test]
-    fn a_removed_name_outside_its_directory_does_not_decode() {
-        let reply = PruneReply {
-            extraneous: 1,
-            removed: vec![RemovedEntry { path: rel("ab"), bytes: 0 }],
-            ..PruneReply::default()
-        };
-        let mut bytes = minicbor::to_vec(&reply).unwrap();
-        let at = bytes.windows(2).position(|w| w == b"ab").unwrap();
-        bytes[at..at + 2].copy_from_slice(b"..");
-        assert!(minicbor::decode::<PruneReply>(&bytes).is_err());
-    }
-
-    #[test]
-    fn a_prune_reply_lists_removed_entries_up_to_its_size_limit() {
-        let long = "x".repeat(200);
-        let removed: Vec<_> = (0..60_000).map(|i| (rel(&format!("d/e/f/{long}{i}")), 1)).collect();
-        let pruned = PruneReport { checked: 60_000, extraneous: 60_000, bytes: 60_000 };
-        let page = PruneOutcome { pruned, removed, ..PruneOutcome::default() };
-        let reply = PruneReply::from_outcome(&rel("d/e"), page);
-        assert!(!reply.removed.is_empty() && reply.removed.len() < 60_000);
-        assert!(minicbor::to_vec(&reply).unwrap().len() < super::super::protocol::MAX_REPLY_BYTES);
-        assert_eq!(reply.into_outcome(&prune_request(&[])).unwrap().pruned, pruned);
-    }
 
     #[test]
     fn only_block_ranges_that_can_be_hashed_are_valid() {

@@ -1,12 +1,11 @@
 //! Where an executor sends to: a peer, or this host itself.
 
 use super::buffer_pool::BufferPool;
-use super::control_messages::{
-    BlockDigests, CleanUpRequest, ControlRequest, PruneOutcome, PruneRequest, RootCheckRequest,
-};
+use super::control_messages::{BlockDigests, CleanUpRequest, ControlRequest, RootCheckRequest};
 use super::local::{CloneOutcome, Local};
 use super::outcome::{OfferOutcome, PackOutcome, RangeError, SendError, WrittenRange};
 use super::peer::Peer;
+use super::prune_messages::{PruneOutcome, PruneRequest};
 use super::source_reader::RangeTransfer;
 use crate::fs::{RootKind, Tree};
 use crate::wire::WorkerId;

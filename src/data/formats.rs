@@ -1,13 +1,13 @@
 //! The recorded samples of messages between agents (`tests/formats`).
 
 use super::control_messages::{
-    BlockDigests, BlockDigestsRequest, CleanUpRequest, PruneError, PruneReply, PruneRequest,
-    PruneResume, RemovedEntry, RootCheckRequest,
+    BlockDigests, BlockDigestsRequest, CleanUpRequest, RootCheckRequest,
 };
 use super::protocol::{
     ContentRequest, DirTable, EntryDigest, IndexedDirError, IndexedWarning, OfferDecision,
     OfferReply, PackReply, RangeHead, RangeReply, WriteOutcome,
 };
+use super::prune_messages::{PruneError, PruneReply, PruneRequest, PruneResume, RemovedEntry};
 use crate::fs::RootKind;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::formats::manifest;

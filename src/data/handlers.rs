@@ -3,13 +3,14 @@
 
 use super::buffer_pool::Buffer;
 use super::control_messages::{
-    BlockDigestsRequest, CleanUpRequest, ControlRequest, PruneRequest, RootCheckRequest,
+    BlockDigestsRequest, CleanUpRequest, ControlRequest, RootCheckRequest,
 };
 use super::frame::{FrameError, FrameReader};
 use super::protocol::{
     BLOCK_DIGESTS, CLEAN_UP, ContentRequest, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PRUNE, RANGE,
     ROOT_CHECK, TICKET_HEADER,
 };
+use super::prune_messages::PruneRequest;
 use super::receive::{receive_pack, receive_range};
 use super::server_context::{ConnectionContext, ServerContext};
 use super::socket_reader::SocketReader;

@@ -9,7 +9,7 @@
 //! reading, sending and writing. Memory per stream is a megabyte or two, whatever is sent, and bounded for all of
 //! them ([`buffer_pool`]); the slowest stage limits the others.
 //!
-//! - [`protocol`], [`control_messages`]: paths, limits, requests, replies; [`frame`]: how content travels
+//! - [`protocol`], [`control_messages`], [`prune_messages`]: paths, limits, requests, replies; [`frame`]: how content travels
 //! - [`ticket_verifier`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
 //! - [`server`], [`handlers`], [`control_handlers`], [`content_server`], [`receive`]: the receiving end;
 //!   [`content_writer`]: how it and a copy on one host write
@@ -45,6 +45,7 @@ pub mod peer;
 pub mod peers;
 pub mod pooled_connection;
 pub mod protocol;
+pub mod prune_messages;
 pub mod receive;
 pub mod roots;
 pub mod route_monitor;
@@ -64,7 +65,6 @@ pub mod ticket_verifier;
 
 pub use active_requests::ActiveRequests;
 pub use buffer_pool::BufferPools;
-pub use control_messages::{PruneOutcome, PruneRequest, PruneResume};
 pub use deadline::Deadline;
 pub use destination::Destination;
 pub use endpoints::Endpoints;
@@ -76,6 +76,7 @@ pub use outcome::{
 pub use peer::Peer;
 pub use peers::Peers;
 pub use protocol::OfferDecision;
+pub use prune_messages::{PruneOutcome, PruneRequest, PruneResume};
 pub use roots::Roots;
 pub use server::DataServer;
 pub use server_context::ServerContext;

@@ -2,7 +2,7 @@
 
 use super::{PruneSpec, can_replace_directories};
 use crate::agent::pages::{SubtreeBudget, WalkHalt};
-use crate::data::control_messages::PruneRequest;
+use crate::data::prune_messages::PruneRequest;
 use crate::fs::{Filter, FsError, NamePage, Tree};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, ManifestDir};

@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::data::control_messages::{
-    BLOCK_BYTES, BlockDigestsRequest, CleanUpRequest, PruneRequest, RootCheckRequest,
+    BLOCK_BYTES, BlockDigestsRequest, CleanUpRequest, RootCheckRequest,
 };
 use crate::data::handlers::DOCUMENT_PATHS;
 use crate::data::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, PRUNE, ROOT_CHECK};
+use crate::data::prune_messages::PruneRequest;
 use crate::fs::RootKind;
 use crate::wire::options::FilterSpec;
 use crate::wire::ticket::CLOCK_LEEWAY_SECONDS;
@@ -175,5 +176,72 @@ async fn every_request_is_refused_before_the_masters_key_is_known() {
         );
     }
     assert_eq!(world.names(), Vec::<String>::new());
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn requests_with_invalid_tickets_write_nothing() {
+    let world = TestBed::new().await;
+    let stranger = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+    let claims = world.claims(&world.dst());
+    let outside = world.dir.path().join("dstx");
+    let tickets = [
+        (world.signer.sign(&world.claims(&world.dir.path().join("other"))), 403),
+        (world.signer.sign(&world.claims(&outside)), 403),
+        (world.signer.sign(&Claims { expires: NOW - 3_600, ..claims.clone() }), 403),
+        (stranger.sign(&claims), 403),
+        ("nonsense".to_owned(), 403),
+        ("x".repeat(100_000), 401),
+    ];
+    let entry = file_entry("planted", 3);
+    let manifest =
+        Manifest { dirs: vec![], entries: vec![Entry { kind: EntryKind::Dir, ..entry.clone() }] };
+    let mut pack = frame::dirs(vec![]);
+    pack.extend(file_frames(&entry, b"abc", &blake3::hash(b"abc").into()));
+    pack.extend(frame::end(1));
+    for (ticket, status) in &tickets {
+        for (path, body) in [("/v1/offer", manifest.encode()), ("/v1/pack", pack.clone())] {
+            let reply = world.post(path, ticket, &body).await;
+            // An ask that is longer than any ticket is not read.
+            let status = if path == PACK && *status == 401 { 400 } else { *status };
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {reply}");
+        }
+    }
+    let source = tree(&world.src());
+    world.write("planted", b"abc");
+    let refused = world.remote(&tickets[3].0).transfer_pack(&source, vec![], vec![entry]).await;
+    assert!(matches!(refused, Err(SendError::Refused { status: 403, .. })), "{refused:?}");
+    assert_eq!(names(world.dir.path()), ["dst", "other", "src", "src/planted"]);
+    world.shut_down().await;
+}
+
+/// The agent has opened another directory since the master signed the ticket: nothing that is asked for is done there,
+/// and nothing there counts as equal.
+#[tokio::test]
+async fn a_ticket_for_another_root_at_the_same_path_allows_nothing() {
+    let world = TestBed::new().await;
+    world.write("planted", b"abc");
+    fs::write(world.dst().join("extra"), "x").unwrap();
+    let mut claims = world.claims(&world.dst());
+    claims.restrict_to_root(&"b".parse().unwrap(), "another root");
+    claims.restrict_to_root(&"c".parse().unwrap(), &tree(&world.dst()).root_id());
+    let to = world.remote(&world.signer.sign(&claims));
+    let source = tree(&world.src());
+    let entry = source.entry(&RelPath::new("planted").unwrap()).unwrap();
+    let manifest = Manifest { dirs: vec![], entries: vec![entry.clone()] };
+    let gone = |what: &str, error: &EntryError| {
+        assert_eq!(error.class, ErrorClass::StorageGone, "{what}: {error:?}");
+        assert!(error.message.contains("after the task was assigned"), "{what}: {error:?}");
+    };
+    let offered = to.offer(&manifest).await.unwrap();
+    gone("offer", offered.results[0].as_ref().unwrap_err());
+    let packed = to.transfer_pack(&source, vec![], vec![entry.clone()]).await.unwrap();
+    gone("pack", packed.files[0].as_ref().unwrap_err());
+    for mode in [RangeMode::Whole, RangeMode::Delta] {
+        let sent = to.transfer_range(&source, &manifest, &entry, (0, 3), mode).await;
+        gone("range", &range_error(sent));
+    }
+    gone("sweep", &to.clean_up(None).await.unwrap().unwrap_err());
+    assert_eq!(names(world.dir.path()), ["dst", "dst/extra", "other", "src", "src/planted"]);
     world.shut_down().await;
 }
