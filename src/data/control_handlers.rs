@@ -6,10 +6,10 @@ use super::control_messages::{
 };
 use super::outcome::OfferOutcome;
 use super::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, OfferReply, PRUNE, ROOT_CHECK};
-use super::prune_messages::{PruneOutcome, PruneReply, PruneRequest, PruneResume};
+use super::prune_messages::{PruneReply, PruneRequest};
 use super::receive::handle_offer;
 use super::ticket_verifier::{Refusal, check_prune_permission};
-use crate::fs::{BlockHashes, Filter, PruneCursor, PrunePage, PruneResult, Target};
+use crate::fs::{BlockHashes, Filter, PruneOutcome, PrunePage, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Manifest;
 use crate::wire::outcome::EntryError;
@@ -113,8 +113,6 @@ impl ControlRequest for PruneRequest {
     ) -> Result<PruneOutcome, String> {
         self.validate()?;
         let name = |name: &minicbor::bytes::ByteVec| name.to_vec().into_boxed_slice();
-        let cursor =
-            |at: &PruneResume| PruneCursor { after: at.after.clone(), kept_levels: at.kept_dirs };
         let page = PrunePage {
             dir: self.dir.clone(),
             after: self.after.as_ref().map(name),
@@ -126,25 +124,13 @@ impl ControlRequest for PruneRequest {
             apply: self.apply,
             request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,
             dirs: self.dirs.clone(),
-            resume: self.resume.as_ref().map(cursor),
+            resume: self.resume.clone(),
         };
-        Ok(match target.with_root_checked(|| target.prune(&page)) {
-            Ok(PruneResult { pruned, removed, errors, earlier_trash, next, budget_exhausted }) => {
-                let resume =
-                    next.map(|at| PruneResume { after: at.after, kept_dirs: at.kept_levels });
-                PruneOutcome {
-                    pruned,
-                    removed,
-                    errors,
-                    old_trash: earlier_trash,
-                    resume,
-                    allowance_exhausted: budget_exhausted,
-                }
-            }
-            Err(error) => {
-                PruneOutcome { errors: vec![error.to_entry_error()], ..PruneOutcome::default() }
-            }
-        })
+        let outcome = target.with_root_checked(|| target.prune(&page));
+        Ok(outcome.unwrap_or_else(|error| PruneOutcome {
+            errors: vec![error.into()],
+            ..PruneOutcome::default()
+        }))
     }
 }
 

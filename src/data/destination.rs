@@ -5,9 +5,9 @@ use super::control_messages::{BlockDigests, CleanUpRequest, ControlRequest, Root
 use super::local::{CloneOutcome, Local};
 use super::outcome::{OfferOutcome, PackOutcome, RangeError, SendError, WrittenRange};
 use super::peer::Peer;
-use super::prune_messages::{PruneOutcome, PruneRequest};
+use super::prune_messages::PruneRequest;
 use super::source_reader::RangeTransfer;
-use crate::fs::{RootKind, Tree};
+use crate::fs::{PruneOutcome, RootKind, Tree};
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};

@@ -7,8 +7,8 @@ use super::protocol::{
     ContentRequest, DirTable, EntryDigest, IndexedDirError, IndexedWarning, OfferDecision,
     OfferReply, PackReply, RangeHead, RangeReply, WriteOutcome,
 };
-use super::prune_messages::{PruneError, PruneReply, PruneRequest, PruneResume, RemovedEntry};
-use crate::fs::RootKind;
+use super::prune_messages::{PruneError, PruneReply, PruneRequest, RemovedEntry};
+use crate::fs::{PruneResume, RootKind};
 use crate::wire::entry_report::EntryAction;
 use crate::wire::formats::manifest;
 use crate::wire::options::FilterSpec;

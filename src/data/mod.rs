@@ -76,7 +76,7 @@ pub use outcome::{
 pub use peer::Peer;
 pub use peers::Peers;
 pub use protocol::OfferDecision;
-pub use prune_messages::{PruneOutcome, PruneRequest, PruneResume};
+pub use prune_messages::PruneRequest;
 pub use roots::Roots;
 pub use server::DataServer;
 pub use server_context::ServerContext;

@@ -1,5 +1,6 @@
 //! The request to prune a page of names, and the reply.
 
+use crate::fs::{PruneOutcome, PruneResume};
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::ManifestDir;
 use crate::wire::options::FilterSpec;
@@ -48,17 +49,6 @@ pub struct PruneRequest {
     /// The places in `names` of what replaces a directory of its name; sorted.
     #[n(9)]
     pub replacing_dirs: Vec<u32>,
-}
-
-/// A place within a page of a prune.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct PruneResume {
-    /// Below the root of the sync: the entry that was settled last.
-    #[n(0)]
-    pub after: RelPath,
-    /// How many of the directories on the way to it are known to keep something.
-    #[n(1)]
-    pub kept_dirs: u32,
 }
 
 impl PruneRequest {
@@ -170,23 +160,6 @@ pub struct PruneReply {
     /// … and the first of them, at most [`EntryWarning::MAX_PATHS`], below the directory of the page.
     #[n(8)]
     pub old_trash_paths: Vec<RelPath>,
-}
-
-/// What a destination made of a page of a prune. Paths are below the root of the sync.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PruneOutcome {
-    /// The counts.
-    pub pruned: PruneReport,
-    /// The extra entries with the bytes of their content; where there are very many, the first.
-    pub removed: Vec<(RelPath, u64)>,
-    /// What could not be listed or removed.
-    pub errors: Vec<EntryError>,
-    /// Trashes of earlier mirrors that were left as they are.
-    pub old_trash: EntryWarning,
-    /// There is more: to be asked again with this.
-    pub resume: Option<PruneResume>,
-    /// More is extra than the ticket lets be deleted: it ended there.
-    pub allowance_exhausted: bool,
 }
 
 impl PruneReply {

@@ -27,6 +27,7 @@ use crate::wire::manifest::ManifestDir;
 use crate::wire::outcome::EntryError;
 use crate::wire::task::PruneReport;
 use crate::wire::{RelPath, RequestId};
+use minicbor::{Decode, Encode};
 use rustix::fd::AsFd;
 use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
@@ -67,21 +68,23 @@ pub struct PrunePage {
     /// `dir` and its parent directories, with the metadata to apply after a deletion.
     pub dirs: Vec<ManifestDir>,
     /// Resume where the last call with this page ended.
-    pub resume: Option<PruneCursor>,
+    pub resume: Option<PruneResume>,
 }
 
 /// A position within a page.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PruneCursor {
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PruneResume {
     /// The last entry that was handled.
+    #[n(0)]
     pub after: RelPath,
     /// How many directories from the page's one down to it are known to keep something.
-    pub kept_levels: u32,
+    #[n(1)]
+    pub kept_dirs: u32,
 }
 
 /// The result of one call.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PruneResult {
+pub struct PruneOutcome {
     /// The counts.
     pub pruned: PruneReport,
     /// What was deleted (or would be), in order, with the length of its content.
@@ -89,11 +92,11 @@ pub struct PruneResult {
     /// Entries that could not be read or deleted; they are not counted as extraneous.
     pub errors: Vec<EntryError>,
     /// Trashes of earlier mirrors, which are kept.
-    pub earlier_trash: EntryWarning,
+    pub old_trash: EntryWarning,
     /// There is more: call again with the same page and this in [`PrunePage::resume`].
-    pub next: Option<PruneCursor>,
+    pub resume: Option<PruneResume>,
     /// More is extraneous than may be deleted: the call ended there.
-    pub budget_exhausted: bool,
+    pub allowance_exhausted: bool,
 }
 
 /// The names of a directory that are not visited yet.
@@ -121,7 +124,7 @@ struct Pruner<'a> {
     trash: Option<Trash<'a>>,
     /// The page's directory, then extraneous ones.
     levels: Vec<PruneLevel>,
-    result: PruneResult,
+    result: PruneOutcome,
     /// Something was changed.
     changed: bool,
     now: Duration,
@@ -136,13 +139,13 @@ impl Target {
     /// directory is no error.
     ///
     /// # Errors
-    /// The directory can't be read; the trash is no directory. All other errors are in [`PruneResult::errors`].
-    pub fn prune(&self, page: &PrunePage) -> Result<PruneResult> {
+    /// The directory can't be read; the trash is no directory. All other errors are in [`PruneOutcome::errors`].
+    pub fn prune(&self, page: &PrunePage) -> Result<PruneOutcome> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.prune_at(page, now, MAX_ENTRIES_PER_CALL)
     }
 
-    fn prune_at(&self, page: &PrunePage, now: Duration, steps: usize) -> Result<PruneResult> {
+    fn prune_at(&self, page: &PrunePage, now: Duration, steps: usize) -> Result<PruneOutcome> {
         self.tree.clear_dir_cache();
         let allowed = page.apply && self.rules.delete && !self.rules.dry_run;
         let apply = self.deletion_budget.clone().filter(|_| allowed);
@@ -153,7 +156,7 @@ impl Target {
             budget: apply,
             trash: Trash::for_request(self, &page.request_id),
             levels: Vec::new(),
-            result: PruneResult::default(),
+            result: PruneOutcome::default(),
             changed: false,
             now,
         };
@@ -210,7 +213,7 @@ impl Pruner<'_> {
             };
             self.push_level(path, fd, stat, Some(&pair[1]))?;
             if let (Some(place), Some(level)) = (&place, self.levels.last_mut()) {
-                level.has_kept |= (depth as u64) < u64::from(place.kept_levels);
+                level.has_kept |= (depth as u64) < u64::from(place.kept_dirs);
             }
         }
         Ok(())
@@ -218,7 +221,7 @@ impl Pruner<'_> {
 
     fn visit_entries(&mut self, steps: usize) {
         let mut looked = 0;
-        while !self.result.budget_exhausted
+        while !self.result.allowance_exhausted
             && let Some(level) = self.levels.last_mut()
         {
             let (name, listed_type) = match level.names.next() {
@@ -230,7 +233,7 @@ impl Pruner<'_> {
                 None => {
                     if let Some(settled) = self.leave_dir()
                         && looked >= steps
-                        && !self.result.budget_exhausted
+                        && !self.result.allowance_exhausted
                     {
                         return self.stop_after(settled);
                     }
@@ -240,7 +243,7 @@ impl Pruner<'_> {
             looked += 1;
             if let Some(settled) = self.visit_entry(&name, listed_type)
                 && looked >= steps
-                && !self.result.budget_exhausted
+                && !self.result.allowance_exhausted
             {
                 return self.stop_after(settled);
             }
@@ -254,8 +257,8 @@ impl Pruner<'_> {
     fn stop_after(&mut self, after: RelPath) {
         let kept =
             self.levels.iter().skip(1).rposition(|level| level.has_kept).map_or(0, |at| at + 1);
-        self.result.next =
-            Some(PruneCursor { after, kept_levels: u32::try_from(kept).unwrap_or(u32::MAX) });
+        self.result.resume =
+            Some(PruneResume { after, kept_dirs: u32::try_from(kept).unwrap_or(u32::MAX) });
     }
 
     /// Handles `name` in the current directory, or enters it; returns its path if it is handled.
@@ -313,7 +316,7 @@ impl Pruner<'_> {
                 Ok(true) => None,
                 Ok(false) => {
                     self.result.pruned.checked -= 1;
-                    self.result.earlier_trash.add(path.as_bytes());
+                    self.result.old_trash.add(path.as_bytes());
                     self.mark_kept();
                     Some(path)
                 }
@@ -463,7 +466,7 @@ impl Pruner<'_> {
         if may {
             self.changed = true;
         } else {
-            self.result.budget_exhausted = true;
+            self.result.allowance_exhausted = true;
             self.mark_kept();
         }
         may

@@ -55,7 +55,7 @@ impl Pruner<'_> {
         let path = &self.page.dir;
         if is_trash_dir(dir, b"")? {
             if self.page.after.is_none() && self.page.resume.is_none() {
-                self.result.earlier_trash.add(path.as_bytes());
+                self.result.old_trash.add(path.as_bytes());
             }
             return Ok(true);
         }

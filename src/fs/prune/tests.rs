@@ -46,7 +46,7 @@ fn no_more_is_deleted_than_is_allowed_with_and_without_a_trash() {
             let done = target.prune(&prune_page("", &[])).unwrap();
             assert_eq!(done.pruned.extraneous, most, "{trash:?} {most}");
             assert_eq!(
-                (done.budget_exhausted, done.errors),
+                (done.allowance_exhausted, done.errors),
                 (most < 7, vec![]),
                 "{trash:?} {most}"
             );
@@ -55,15 +55,15 @@ fn no_more_is_deleted_than_is_allowed_with_and_without_a_trash() {
             assert_eq!(again.pruned.extraneous, 0, "{trash:?} {most}");
             // Counting needs no permission.
             let counted = target.prune(&count_only(&prune_page("", &[]))).unwrap();
-            assert_eq!((counted.pruned.extraneous, counted.budget_exhausted), (7 - most, false));
+            assert_eq!((counted.pruned.extraneous, counted.allowance_exhausted), (7 - most, false));
         }
     }
 }
 
 /// Calls until nothing is left, with so many steps at a time.
-fn prune_all(target: &Target, page: &PrunePage, steps: usize) -> PruneResult {
+fn prune_all(target: &Target, page: &PrunePage, steps: usize) -> PruneOutcome {
     let mut page = page.clone();
-    let mut all = PruneResult::default();
+    let mut all = PruneOutcome::default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     loop {
         let done = target.prune_at(&page, now, steps).unwrap();
@@ -72,8 +72,8 @@ fn prune_all(target: &Target, page: &PrunePage, steps: usize) -> PruneResult {
         all.pruned.bytes += done.pruned.bytes;
         all.removed.extend(done.removed);
         all.errors.extend(done.errors);
-        all.earlier_trash.merge(done.earlier_trash);
-        match done.next {
+        all.old_trash.merge(done.old_trash);
+        match done.resume {
             Some(next) => page.resume = Some(next),
             None => return all,
         }
@@ -90,13 +90,13 @@ fn a_call_stops_at_its_limit_and_the_next_call_resumes() {
     for left in [7, 4, 1] {
         let done = target.prune_at(&page, now, 3).unwrap();
         assert_eq!((done.removed.len(), sorted_names(&site.path("dst")).len()), (3, left));
-        page.resume = Some(done.next.expect("it is not done"));
+        page.resume = Some(done.resume.expect("it is not done"));
     }
     let last = target.prune_at(&page, now, 3).unwrap();
-    assert_eq!((last.removed.len(), last.next), (1, None));
+    assert_eq!((last.removed.len(), last.resume), (1, None));
 }
 
-fn removed_paths(done: &PruneResult) -> Vec<String> {
+fn removed_paths(done: &PruneOutcome) -> Vec<String> {
     done.removed.iter().map(|(path, _)| path.to_string()).collect()
 }
 
@@ -295,7 +295,7 @@ fn a_missing_directory_has_nothing_to_prune() {
     symlink("../canary", site.path("dst/link")).unwrap();
     let target = site.target_with_rules(rules());
     for dir in ["none", "file", "link", "none/below"] {
-        assert_eq!(target.prune(&prune_page(dir, &[])).unwrap(), PruneResult::default(), "{dir}");
+        assert_eq!(target.prune(&prune_page(dir, &[])).unwrap(), PruneOutcome::default(), "{dir}");
     }
     assert_eq!(sorted_names(&site.path("dst")), [&b"file"[..], b"link"]);
     site.assert_canary_unchanged();
@@ -470,6 +470,6 @@ fn a_missing_directory_gets_no_metadata() {
         assert_eq!(removed_paths(&target.prune(&closed).unwrap()), ["closed/extra"]);
         assert!(target.has_widened_dirs());
         let gone = PrunePage { dirs: dirs("gone/f"), ..prune_page("gone", &["f"]) };
-        assert_eq!(target.prune(&gone).unwrap(), PruneResult::default());
+        assert_eq!(target.prune(&gone).unwrap(), PruneOutcome::default());
     });
 }

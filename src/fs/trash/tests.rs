@@ -11,7 +11,7 @@ use std::sync::Arc;
 fn delete_all(target: &Target) -> Vec<String> {
     let done = target.prune(&prune_page("", &[])).unwrap();
     assert_eq!(done.errors, []);
-    done.earlier_trash.paths.iter().map(ToString::to_string).collect()
+    done.old_trash.paths.iter().map(ToString::to_string).collect()
 }
 
 #[test]

@@ -149,9 +149,9 @@ fn the_trash_of_an_earlier_mirror_is_kept_and_not_counted() {
         for page in [count_only(&page), page] {
             let done = prune_all(&target, &page, 1);
             assert_eq!((done.pruned.extraneous, done.errors), (extra, vec![]), "{case}");
-            let names: Vec<_> = done.earlier_trash.paths.iter().map(ToString::to_string).collect();
+            let names: Vec<_> = done.old_trash.paths.iter().map(ToString::to_string).collect();
             assert_eq!(names, if named { vec![bin] } else { vec![] }, "{case}");
-            assert_eq!(done.earlier_trash.count, u64::from(named), "{case}");
+            assert_eq!(done.old_trash.count, u64::from(named), "{case}");
         }
         let after = snapshot(&site.path("dst").join(bin));
         assert!(before.len() >= 2, "{before:?}");
