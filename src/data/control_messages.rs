@@ -3,11 +3,10 @@
 use super::protocol::entry_of_range;
 use super::ticket_verifier::{Refusal, check_permission};
 use crate::fs::{RootKind, Target};
+use crate::wire::Digest;
 pub use crate::wire::content::BLOCK_BYTES;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
-use crate::wire::outcome::EntryError;
 use crate::wire::ticket::Claims;
-use crate::wire::{Digest, RelPath};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
@@ -150,7 +149,9 @@ mod tests {
     use crate::data::protocol::ContentRequest;
     use crate::data::prune_messages::tests::prune_request;
     use crate::data::prune_messages::{PruneReply, PruneRequest};
+    use crate::wire::RelPath;
     use crate::wire::manifest::{EntryKind, FileVersion, Meta};
+    use crate::wire::outcome::EntryError;
     use proptest::prelude::*;
 
     fn rel(path: &str) -> RelPath {

@@ -4,11 +4,11 @@ use super::control_messages::{
     BlockDigests, BlockDigestsRequest, CleanUpRequest, RootCheckRequest,
 };
 use super::protocol::{
-    ContentRequest, DirTable, EntryDigest, IndexedDirError, IndexedWarning, OfferDecision,
-    OfferReply, PackReply, RangeHead, RangeReply, WriteOutcome,
+    ContentRequest, DirTable, EntryDigest, IndexedDirError, IndexedWarning, OfferReply, PackReply,
+    RangeHead, RangeReply, WriteOutcome,
 };
 use super::prune_messages::{PruneError, PruneReply, PruneRequest, RemovedEntry};
-use crate::fs::{PruneResume, RootKind};
+use crate::fs::{OfferDecision, PruneResume, RootKind};
 use crate::wire::entry_report::EntryAction;
 use crate::wire::formats::manifest;
 use crate::wire::options::FilterSpec;

@@ -7,14 +7,14 @@ use super::deadline::Deadline;
 use super::outcome::{
     DirMetadataError, OfferOutcome, PackOutcome, RangeError, SendError, WrittenFile, WrittenRange,
 };
-use super::protocol::{OfferDecision, PACK, RANGE};
+use super::protocol::{PACK, RANGE};
 use super::receive;
 use super::send::read_range;
 use super::source_reader::{
     HashOnlySink, RangeTransfer, ReadOutcome, Sink, Span, changed_error, open_version, read_whole,
 };
 use super::ticket_verifier::{self, Refusal};
-use crate::fs::{FsError, NewFile, ReuseSource, SourceFile, Target, Tree};
+use crate::fs::{FsError, NewFile, OfferDecision, ReuseSource, SourceFile, Target, Tree};
 use crate::util::rate::Limiters;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;

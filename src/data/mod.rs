@@ -75,7 +75,6 @@ pub use outcome::{
 };
 pub use peer::Peer;
 pub use peers::Peers;
-pub use protocol::OfferDecision;
 pub use prune_messages::PruneRequest;
 pub use roots::Roots;
 pub use server::DataServer;

@@ -1,10 +1,9 @@
 //! The outcomes of entries that were offered or sent: the same types for a peer and for this host.
 
 use super::protocol::{
-    EntryDigest, IndexedDirError, OfferDecision, OfferReply, PackReply, RangeReply, WriteOutcome,
-    resolve_warnings,
+    EntryDigest, IndexedDirError, OfferReply, PackReply, RangeReply, WriteOutcome, resolve_warnings,
 };
-use crate::fs::FsError;
+use crate::fs::{FsError, OfferDecision};
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::outcome::{EntryError, Side};

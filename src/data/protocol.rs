@@ -3,7 +3,8 @@
 //!
 //! Names never come from a reply: replies speak of entries by their place in the request.
 
-use crate::wire::entry_report::{EntryAction, EntryWarning, EntryWarnings};
+use crate::fs::OfferDecision;
+use crate::wire::entry_report::{EntryWarning, EntryWarnings};
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::outcome::{EntryError, sanitize_text};
 use crate::wire::{BytePath, Digest};
@@ -40,27 +41,6 @@ pub const MAX_TICKET_BYTES: usize = 16 << 10;
 pub const MAX_CONTENT_FRAME_BYTES: usize = 1 << 20;
 /// The longest reply that a sender takes, in bytes: a fault for each of the entries of a manifest.
 pub const MAX_REPLY_BYTES: usize = 16 << 20;
-/// What a destination decided about one offered entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-pub enum OfferDecision {
-    /// The entry is up to date now, or skipped. In a dry run: it needs no content to become so.
-    #[n(0)]
-    Done(#[n(0)] EntryAction),
-    /// Its content is to be sent.
-    #[n(1)]
-    NeedsContent {
-        /// What the transfer does to the entry.
-        #[n(0)]
-        action: EntryAction,
-        /// The destination has content to compare blocks with.
-        #[n(1)]
-        has_basis: bool,
-    },
-    /// The entry is to be offered again with the digest of the content of the source.
-    #[n(2)]
-    NeedsDigest,
-}
-
 /// A directory that could not get its metadata back after a write into it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct IndexedDirError {
@@ -317,6 +297,7 @@ pub struct DirTable {
 mod tests {
     use super::*;
     use crate::wire::RelPath;
+    use crate::wire::entry_report::EntryAction;
     use crate::wire::outcome::Side;
     use crate::wire::worker::PROTOCOL_VERSION;
     use proptest::prelude::*;

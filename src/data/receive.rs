@@ -4,16 +4,15 @@
 use super::content_writer::{ContentWriter, ReadBack, keep_span};
 use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
 use super::protocol::{
-    EntryDigest, IndexedDirError, IndexedWarning, OfferDecision, OfferReply, PackReply, RangeHead,
-    RangeReply, RequestIndex, WriteOutcome, index_warnings,
+    EntryDigest, IndexedDirError, IndexedWarning, OfferReply, PackReply, RangeHead, RangeReply,
+    RequestIndex, WriteOutcome, index_warnings,
 };
 use super::source_reader::Span;
-use crate::fs::{FsError, NewFile, PartFile, ReconcileResult, ReuseSource, Target, Verdict};
+use crate::fs::{FsError, NewFile, OfferDecision, PartFile, ReconcileResult, ReuseSource, Target};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
-use crate::wire::outcome::EntryError;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
@@ -30,18 +29,7 @@ pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offe
 }
 
 fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
-    let ReconcileResult { verdicts, digests, created_dirs } = target.reconcile(manifest);
-    let results: Vec<Result<OfferDecision, EntryError>> = verdicts
-        .into_iter()
-        .map(|verdict| match verdict {
-            Verdict::Done(action) => Ok(OfferDecision::Done(action)),
-            Verdict::ContentNeeded { action, has_basis } => {
-                Ok(OfferDecision::NeedsContent { action, has_basis })
-            }
-            Verdict::DigestNeeded => Ok(OfferDecision::NeedsDigest),
-            Verdict::Failed(error) => Err(error),
-        })
-        .collect();
+    let ReconcileResult { decisions: results, digests, created_dirs } = target.reconcile(manifest);
     // An attempt that died between its last file and its last stamp left directories with a time of
     // their own. Where content follows, the pack stamps them.
     let later =

@@ -4,7 +4,7 @@
 //! ```text
 //! RootDir (storage root, a descriptor) ─▶ Tree (root of a sync)
 //!        source:      Tree::walk_with ▸ Entry …   Tree::open_source ▸ SourceFile   list_names
-//!        destination: Target::reconcile ▸ Verdict …  create ▸ NewFile   open_part_file ▸ PartFile   hash_blocks
+//!        destination: Target::reconcile ▸ OfferDecision …  create ▸ NewFile   open_part_file ▸ PartFile   hash_blocks
 //!                     repair_metadata_in_place   prune   apply_dir_metadata   clean_up_anchors   flush
 //! ```
 //!
@@ -92,7 +92,7 @@ pub use part_file::{PartFile, ReuseSource};
 pub use part_verify::SentRanges;
 pub use pattern::{FilterError, find_absolute_patterns, trim_pattern};
 pub use prune::{PruneOutcome, PrunePage, PruneResume};
-pub use reconcile::{ReconcileResult, Verdict};
+pub use reconcile::{OfferDecision, ReconcileResult};
 pub use root::{RootDir, Tree};
 pub use root_identity::RootUnavailable;
 pub use root_mismatch::{RootKind, RootMismatch};

@@ -15,6 +15,7 @@ use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir, Meta};
 use crate::wire::options::Compare;
 use crate::wire::outcome::EntryError;
 use crate::wire::{Digest, RelPath};
+use minicbor::{Decode, Encode};
 use rustix::fd::AsFd;
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
@@ -23,32 +24,35 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// The shortest file with a part file, in bytes.
 const MIN_PART_FILE_BYTES: u64 = 256 << 10;
 
-/// The outcome of an entry without its content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is done, or left unchanged. In a dry run: it would be.
-    Done(EntryAction),
-    /// Its content is needed.
-    ContentNeeded {
+/// The decision about one entry of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum OfferDecision {
+    /// The entry is up to date now, or skipped. In a dry run: it needs no content to become so.
+    #[n(0)]
+    Done(#[n(0)] EntryAction),
+    /// Its content is to be sent.
+    #[n(1)]
+    NeedsContent {
         /// [`EntryAction::Create`] or [`EntryAction::Update`].
+        #[n(0)]
         action: EntryAction,
         /// There is something to compare blocks with ([`Target::hash_blocks`]): a regular file of this name, or a
         /// part file of this version.
+        #[n(1)]
         has_basis: bool,
     },
     /// Content is compared and has the same length: the digest of the source is needed ([`Entry::digest`]).
-    DigestNeeded,
-    /// It failed.
-    Failed(EntryError),
+    #[n(2)]
+    NeedsDigest,
 }
 
 /// The outcome of a batch without its content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReconcileResult {
     /// One for each entry, in order.
-    pub verdicts: Vec<Verdict>,
-    /// Likewise: the digests of the regular files at the destination, if requested and the verdict is
-    /// [`Verdict::Done`].
+    pub decisions: Vec<std::result::Result<OfferDecision, EntryError>>,
+    /// Likewise: the digests of the regular files at the destination, if requested and the decision is
+    /// [`OfferDecision::Done`].
     pub digests: Vec<Option<Digest>>,
     /// Indices of directories of the batch that are new at the destination and have no entry in the batch. None in a
     /// dry run.
@@ -60,7 +64,7 @@ impl Target {
     /// special and empty files, compares the other files, repairs the metadata of equal ones. Directories that were
     /// written into get their metadata afterwards.
     ///
-    /// In a dry run the verdicts are the same, and nothing is changed.
+    /// In a dry run the decisions are the same, and nothing is changed.
     pub fn reconcile(&self, manifest: &Manifest) -> ReconcileResult {
         self.tree.clear_dir_cache();
         let _near = ThreadCwd::unshare();
@@ -89,12 +93,15 @@ impl Target {
                 manifest.dirs.get(*place as usize).is_some_and(|dir| !entries.contains(&dir.path))
             });
         }
-        let (mut verdicts, digests): (Vec<_>, Vec<_>) = manifest
+        let (mut decisions, digests): (Vec<_>, Vec<_>) = manifest
             .entries
             .iter()
             .map(|entry| {
                 let result = batch.reconcile_entry(entry);
-                result.unwrap_or_else(|error| (Verdict::Failed(error.to_entry_error()), None))
+                match result {
+                    Ok((decision, digest)) => (Ok(decision), digest),
+                    Err(error) => (Err(error.to_entry_error()), None),
+                }
             })
             .unzip();
         if !self.rules.dry_run {
@@ -108,14 +115,14 @@ impl Target {
                 _ => ObjectOrigin::Existing,
             };
             let failed = self.apply_all_dir_metadata(&batch.pending_dir_metadata, origin);
-            for (entry, verdict) in manifest.entries.iter().zip(&mut verdicts) {
+            for (entry, decision) in manifest.entries.iter().zip(&mut decisions) {
                 if let (EntryKind::Dir, Some(error)) = (&entry.kind, failed.get(&entry.path)) {
-                    *verdict = Verdict::Failed(error.to_entry_error());
+                    *decision = Err(error.to_entry_error());
                 }
             }
             // Errors of other directories are reported by the batch with their entry.
         }
-        ReconcileResult { verdicts, digests, created_dirs: made }
+        ReconcileResult { decisions, digests, created_dirs: made }
     }
 }
 
@@ -143,7 +150,7 @@ enum ContentComparison {
     DigestNeeded,
 }
 
-type EntryResult = (Verdict, Option<Digest>);
+type EntryResult = (OfferDecision, Option<Digest>);
 
 /// A batch in progress.
 struct ReconcileBatch<'a> {
@@ -212,7 +219,7 @@ impl<'a> ReconcileBatch<'a> {
         }
     }
 
-    fn reconcile_dir(&mut self, entry: &'a Entry) -> Result<Verdict> {
+    fn reconcile_dir(&mut self, entry: &'a Entry) -> Result<OfferDecision> {
         let path = &entry.path;
         let found = match self.dir_states.get(path.as_bytes()) {
             Some(found) => *found,
@@ -226,7 +233,7 @@ impl<'a> ReconcileBatch<'a> {
             DirState::Unavailable(errno) => {
                 return Err(self.target.error("make directory", path, errno));
             }
-            DirState::Skipped => return Ok(Verdict::Done(EntryAction::Skip)),
+            DirState::Skipped => return Ok(OfferDecision::Done(EntryAction::Skip)),
             DirState::New => EntryAction::Create,
             DirState::Replaced => EntryAction::Update,
             DirState::Existing(stat) => {
@@ -240,7 +247,7 @@ impl<'a> ReconcileBatch<'a> {
                     &DesiredMetadata::from(entry),
                 );
                 if !differs.map_err(failed)? {
-                    return Ok(Verdict::Done(EntryAction::Skip));
+                    return Ok(OfferDecision::Done(EntryAction::Skip));
                 }
                 // Another batch created it as a parent directory, and reported it.
                 match self.target.tree.root.is_created_by_sync(self.target.sync_no, &stat) {
@@ -250,7 +257,7 @@ impl<'a> ReconcileBatch<'a> {
             }
         };
         self.pending_dir_metadata.insert(path, entry.into());
-        Ok(Verdict::Done(action))
+        Ok(OfferDecision::Done(action))
     }
 }
 
@@ -262,7 +269,7 @@ impl<'a> ReconcileBatch<'a> {
         }
         let (target, path) = (self.target, &entry.path);
         let rules = &target.rules;
-        let skipped = (Verdict::Done(EntryAction::Skip), None);
+        let skipped = (OfferDecision::Done(EntryAction::Skip), None);
         let place = match self.parent_state(path) {
             Some(DirState::Unavailable(errno)) => {
                 return Err(target.error("make directory above", path, errno));
@@ -280,7 +287,7 @@ impl<'a> ReconcileBatch<'a> {
             (_, None) if rules.existing => return Ok(skipped),
             (Some((place, _)), Some(stat)) if self.is_left_unchanged(&stat, entry) => {
                 return Ok((
-                    Verdict::Done(EntryAction::Skip),
+                    OfferDecision::Done(EntryAction::Skip),
                     self.hash_if_requested(entry, place)?,
                 ));
             }
@@ -296,7 +303,7 @@ impl<'a> ReconcileBatch<'a> {
             return self.create_or_request(entry, action, self.has_part_file(entry));
         };
         match self.compare(entry, &place, &stat)? {
-            ContentComparison::DigestNeeded => Ok((Verdict::DigestNeeded, None)),
+            ContentComparison::DigestNeeded => Ok((OfferDecision::NeedsDigest, None)),
             ContentComparison::Equal(digest) => self.keep_content(entry, &place, &stat, digest),
             ContentComparison::Differs => {
                 if is_dir {
@@ -330,7 +337,7 @@ impl<'a> ReconcileBatch<'a> {
             true => None,
             false => self.hash_if_requested(entry, place)?,
         };
-        Ok(Some((Verdict::Done(action), digest)))
+        Ok(Some((OfferDecision::Done(action), digest)))
     }
 
     /// The place of `entry` and its lstat. Missing parent directories are created, unless nothing may be: then there
@@ -463,7 +470,7 @@ impl<'a> ReconcileBatch<'a> {
             MetadataRepair::Repaired => EntryAction::Metadata,
             MetadataRepair::NeedsReplacement | MetadataRepair::ForeignOwner if entry.size() > 0 => {
                 return Ok((
-                    Verdict::ContentNeeded { action: EntryAction::Update, has_basis: true },
+                    OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: true },
                     None,
                 ));
             }
@@ -478,7 +485,7 @@ impl<'a> ReconcileBatch<'a> {
             None => self.hash_if_requested(entry, place)?,
             known => known.filter(|_| self.target.rules.returns_digests),
         };
-        Ok((Verdict::Done(action), digest))
+        Ok((OfferDecision::Done(action), digest))
     }
 
     /// Creates what needs no content; requests it for the rest.
@@ -490,7 +497,7 @@ impl<'a> ReconcileBatch<'a> {
     ) -> Result<EntryResult> {
         let target = self.target;
         if entry.size() > 0 {
-            return Ok((Verdict::ContentNeeded { action, has_basis: base }, None));
+            return Ok((OfferDecision::NeedsContent { action, has_basis: base }, None));
         }
         let file = matches!(entry.kind, EntryKind::File { .. });
         let made = if target.rules.dry_run {
@@ -503,7 +510,7 @@ impl<'a> ReconcileBatch<'a> {
             }
         };
         let digest = (file && target.rules.returns_digests).then(|| blake3::hash(b"").into());
-        Ok((Verdict::Done(if made { action } else { EntryAction::Skip }), digest))
+        Ok((OfferDecision::Done(if made { action } else { EntryAction::Skip }), digest))
     }
 
     /// Whether a dry run may promise to create `entry`: device nodes need root, except 0:0, which marks removed files

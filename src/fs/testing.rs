@@ -1,9 +1,12 @@
 //! Shared helpers of the tests: trees in temporary directories, a copy made of the module's own parts, and
 //! independent checks of the result.
 
-use super::{DeletionBudget, PrunePage, RootDir, SourceFile, Target, TargetOptions, Tree, Verdict};
+use super::{
+    DeletionBudget, OfferDecision, PrunePage, RootDir, SourceFile, Target, TargetOptions, Tree,
+};
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::WriteRules;
+use crate::wire::outcome::EntryError;
 use crate::wire::preserve::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use std::collections::BTreeMap;
@@ -163,18 +166,21 @@ pub(super) fn send_file(source: &Tree, target: &Target, entry: &Entry) -> super:
     new.publish(file.entry())
 }
 
-/// Copies a batch as the data plane does; returns the verdicts of the comparison.
-pub(super) fn copy_batch(source: &Tree, target: &Target, manifest: &Manifest) -> Vec<Verdict> {
-    let verdicts = target.reconcile(manifest).verdicts;
-    for (entry, verdict) in manifest.entries.iter().zip(&verdicts) {
+/// The decision about an entry, or its error.
+pub(super) type Decision = Result<OfferDecision, EntryError>;
+
+/// Copies a batch as the data plane does; returns the decisions of the comparison.
+pub(super) fn copy_batch(source: &Tree, target: &Target, manifest: &Manifest) -> Vec<Decision> {
+    let decisions = target.reconcile(manifest).decisions;
+    for (entry, verdict) in manifest.entries.iter().zip(&decisions) {
         match verdict {
-            Verdict::ContentNeeded { .. } => send_file(source, target, entry).unwrap(),
-            Verdict::Failed(_) | Verdict::DigestNeeded => panic!("{verdict:?}"),
-            Verdict::Done(_) => {}
+            Ok(OfferDecision::NeedsContent { .. }) => send_file(source, target, entry).unwrap(),
+            Err(_) | Ok(OfferDecision::NeedsDigest) => panic!("{verdict:?}"),
+            Ok(OfferDecision::Done(_)) => {}
         }
     }
     assert_eq!(target.apply_dir_metadata(&manifest.dirs), []);
-    verdicts
+    decisions
 }
 
 /// Kind and permissions, size, owner, mtime, rdev; then content or link text.

@@ -1,6 +1,6 @@
 use super::super::target::Target;
 use super::super::testing::*;
-use super::super::{RootDir, TargetOptions, Tree, Verdict};
+use super::super::{OfferDecision, RootDir, TargetOptions, Tree};
 use super::*;
 use crate::wire::SyncNo;
 use crate::wire::entry_report::EntryAction;
@@ -40,9 +40,9 @@ fn send_batch(target: &Target, batch: &Manifest, content: &[u8]) {
 }
 
 /// What becomes of the only file of `batch`.
-fn verdict(target: &Target, batch: &Manifest) -> Verdict {
+fn verdict(target: &Target, batch: &Manifest) -> Decision {
     let at = batch.entries.iter().position(|e| e.size() > 0).unwrap();
-    target.reconcile(batch).verdicts[at].clone()
+    target.reconcile(batch).decisions[at].clone()
 }
 
 fn one_file() -> (TestSite, Manifest) {
@@ -52,7 +52,7 @@ fn one_file() -> (TestSite, Manifest) {
     (site, batch)
 }
 
-const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
+const SKIP: Decision = Ok(OfferDecision::Done(EntryAction::Skip));
 
 #[test]
 fn unflushed_files_are_compared_by_content_after_a_reboot_until_verified() {
@@ -64,9 +64,12 @@ fn unflushed_files_are_compared_by_content_after_a_reboot_until_verified() {
     // Its kernel still has what it wrote.
     assert_eq!(verdict(&target_after_start(&site, "first"), &batch), SKIP);
     let target = target_after_start(&site, "second");
-    assert_eq!(verdict(&target, &batch), Verdict::DigestNeeded);
+    assert_eq!(verdict(&target, &batch), Ok(OfferDecision::NeedsDigest));
     // Also when it is started once more, under whatever boot.
-    assert_eq!(verdict(&target_after_start(&site, "third"), &batch), Verdict::DigestNeeded);
+    assert_eq!(
+        verdict(&target_after_start(&site, "third"), &batch),
+        Ok(OfferDecision::NeedsDigest)
+    );
     let at = batch.entries.iter().position(|e| e.size() > 0).unwrap();
     batch.entries[at].digest = Some(blake3::hash(b"content").into());
     let before = std::fs::metadata(site.path("dst/f")).unwrap();
@@ -77,7 +80,7 @@ fn unflushed_files_are_compared_by_content_after_a_reboot_until_verified() {
     // The same length and time, and zeros: it is needed.
     site.write_file("dst/f", "\0\0\0\0\0\0\0");
     set_file_mtime(&site.path("dst/f"), before.mtime(), before.mtime_nsec());
-    assert!(matches!(verdict(&target, &batch), Verdict::ContentNeeded { .. }));
+    assert!(matches!(verdict(&target, &batch), Ok(OfferDecision::NeedsContent { .. })));
 }
 
 #[test]
@@ -101,7 +104,10 @@ fn a_failed_flush_makes_its_files_suspect() {
         target.record_flush_outcome(|| Err(target.error("flush", &rel(""), rustix::io::Errno::IO)));
     assert!(failed.is_err());
     for under in ["first", "second"] {
-        assert_eq!(verdict(&target_after_start(&site, under), &batch), Verdict::DigestNeeded);
+        assert_eq!(
+            verdict(&target_after_start(&site, under), &batch),
+            Ok(OfferDecision::NeedsDigest)
+        );
     }
     // It names destinations: other users must not read it.
     use std::os::unix::fs::MetadataExt as _;
@@ -127,7 +133,10 @@ fn files_written_during_a_flush_stay_unflushed() {
             Ok(())
         })
         .unwrap();
-    assert_eq!(verdict(&target_after_start(&site, "second"), &batch), Verdict::DigestNeeded);
+    assert_eq!(
+        verdict(&target_after_start(&site, "second"), &batch),
+        Ok(OfferDecision::NeedsDigest)
+    );
 }
 
 #[test]

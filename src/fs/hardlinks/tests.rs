@@ -1,5 +1,5 @@
 use super::super::testing::*;
-use super::super::{TargetOptions, Verdict};
+use super::super::{OfferDecision, TargetOptions};
 use super::*;
 use crate::wire::SyncNo;
 use crate::wire::entry_report::EntryAction;
@@ -8,10 +8,11 @@ use crate::wire::preserve::Preserve;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
-const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
-const CREATE: Verdict = Verdict::Done(EntryAction::Create);
-const UPDATE: Verdict = Verdict::Done(EntryAction::Update);
-const NEEDED: Verdict = Verdict::ContentNeeded { action: EntryAction::Create, has_basis: false };
+const SKIP: Decision = Ok(OfferDecision::Done(EntryAction::Skip));
+const CREATE: Decision = Ok(OfferDecision::Done(EntryAction::Create));
+const UPDATE: Decision = Ok(OfferDecision::Done(EntryAction::Update));
+const NEEDED: Decision =
+    Ok(OfferDecision::NeedsContent { action: EntryAction::Create, has_basis: false });
 
 /// `one`, `d/two` and `d/e/three` are one file.
 fn site_with_hardlinks() -> TestSite {
@@ -31,7 +32,7 @@ fn inode(site: &TestSite, path: &str) -> (u64, u64) {
 }
 
 /// Another agent's view of the same destination.
-fn copy_one(site: &TestSite, path: &str) -> Verdict {
+fn copy_one(site: &TestSite, path: &str) -> Decision {
     copy_batch(&site.source(), &site.target(), &single_entry_batch(&site.source(), path)).remove(0)
 }
 
@@ -56,7 +57,7 @@ fn hardlinked_names_stay_one_file_whichever_agent_copies_them() {
         full_manifest(&site.source()).entries.iter().map(|e| e.path.clone()).collect();
     // Each in a batch of its own, from the end.
     for path in paths.iter().rev() {
-        copy_one(&site, std::str::from_utf8(path.as_bytes()).unwrap());
+        copy_one(&site, std::str::from_utf8(path.as_bytes()).unwrap()).unwrap();
     }
     for (group, nlink) in [
         (&["one", "d/two", "d/e/three"][..], 3),
@@ -82,9 +83,9 @@ fn the_second_name_needs_no_content() {
     assert_eq!(copy_one(&site, "d/two"), NEEDED);
     let target = site.target();
     assert!(!target.has_anchors());
-    assert_eq!(target.reconcile(&single_entry_batch(&site.source(), "one")).verdicts, [CREATE]);
+    assert_eq!(target.reconcile(&single_entry_batch(&site.source(), "one")).decisions, [CREATE]);
     assert!(target.has_anchors());
-    assert_eq!(target.reconcile(&single_entry_batch(&site.source(), "one")).verdicts, [SKIP]);
+    assert_eq!(target.reconcile(&single_entry_batch(&site.source(), "one")).decisions, [SKIP]);
     assert_eq!(inode(&site, "dst/one"), (inode(&site, "dst/d/two").0, 3));
     assert!(
         sorted_names(&site.path("dst/d")).iter().all(|name| !super::super::is_internal_name(name))
@@ -97,7 +98,7 @@ fn a_hardlinked_name_in_a_missing_directory_needs_no_content() {
     assert_eq!(copy_one(&site, "one"), NEEDED);
     let mut batch = single_entry_batch(&site.source(), "d/e/three");
     batch.dirs.clear();
-    assert_eq!(site.target().reconcile(&batch).verdicts, [CREATE]);
+    assert_eq!(site.target().reconcile(&batch).decisions, [CREATE]);
     assert_eq!(inode(&site, "dst/one"), (inode(&site, "dst/d/e/three").0, 3));
 }
 
@@ -111,7 +112,7 @@ fn a_file_at_its_link_limit_is_copied_and_a_warning_is_counted() {
     fs::hard_link(site.path("src/one"), site.path("src/two")).unwrap();
     set_file_mtime(&site.path("src/one"), 1_000_000_000, 7);
     site.chown_all_to_nobody();
-    copy_one(&site, "one");
+    copy_one(&site, "one").unwrap();
     for entry in walkdir::WalkDir::new(site.path("dst")) {
         std::os::unix::fs::lchown(entry.unwrap().path(), Some(65534), Some(65534)).unwrap();
     }
@@ -130,7 +131,7 @@ fn a_file_at_its_link_limit_is_copied_and_a_warning_is_counted() {
 fn a_repeated_sync_skips_linked_names_and_links_the_others() {
     let site = site_with_hardlinks();
     for path in ["one", "d/two", "d/e/three"] {
-        copy_one(&site, path);
+        copy_one(&site, path).unwrap();
     }
     clean_up(&site);
     let first = inode(&site, "dst/one").0;
@@ -200,8 +201,8 @@ fn many_concurrent_writers_of_hardlinked_names_end_with_one_file() {
 #[test]
 fn renaming_a_name_to_another_name_of_the_same_file_leaves_nothing_behind() {
     let site = site_with_hardlinks();
-    copy_one(&site, "one");
-    copy_one(&site, "d/two");
+    copy_one(&site, "one").unwrap();
+    copy_one(&site, "d/two").unwrap();
     let target = site.target();
     let entry = site.source().entry(&rel("d/two")).unwrap();
     let place = target.locate_or_create_parents(&entry.path).unwrap();
@@ -213,7 +214,7 @@ fn renaming_a_name_to_another_name_of_the_same_file_leaves_nothing_behind() {
 #[test]
 fn an_anchor_that_was_modified_is_not_used() {
     let site = site_with_hardlinks();
-    copy_one(&site, "one");
+    copy_one(&site, "one").unwrap();
     fs::write(site.path("dst/one"), "written to").unwrap();
     assert_eq!(copy_one(&site, "d/two"), NEEDED);
     assert_eq!(copy_one(&site, "d/e/three"), CREATE);
@@ -238,7 +239,7 @@ fn two_source_files_that_are_hardlinked_at_the_destination_are_separated() {
     }
     set_file_mtime(&site.path("dst/a1"), 1000, 0);
     for path in ["a1", "b1", "a2", "b2"] {
-        copy_one(&site, path);
+        copy_one(&site, path).unwrap();
     }
     clean_up(&site);
     let [a1, a2, b1, b2] = ["a1", "a2", "b1", "b2"].map(|p| inode(&site, &format!("dst/{p}")));
@@ -254,12 +255,12 @@ fn two_source_files_that_are_hardlinked_at_the_destination_are_separated() {
 fn metadata_of_hardlinked_files_is_repaired_without_content() {
     let site = site_with_hardlinks();
     for path in ["one", "d/two", "d/e/three"] {
-        copy_one(&site, path);
+        copy_one(&site, path).unwrap();
     }
     clean_up(&site);
     let before = inode(&site, "dst/one");
     std::os::unix::fs::chown(site.path("dst/one"), None, Some(77)).unwrap();
-    assert_eq!(copy_one(&site, "d/two"), Verdict::Done(EntryAction::Metadata));
+    assert_eq!(copy_one(&site, "d/two"), Ok(OfferDecision::Done(EntryAction::Metadata)));
     for path in ["one", "d/e/three"] {
         assert_eq!(copy_one(&site, path), SKIP);
     }
@@ -271,7 +272,7 @@ fn metadata_of_hardlinked_files_is_repaired_without_content() {
 #[test]
 fn anchors_of_another_user_are_not_used() {
     let site = site_with_hardlinks();
-    copy_one(&site, "one");
+    copy_one(&site, "one").unwrap();
     let dir = site.path("dst").join(os_str(&site.target().anchor_dir_name()));
     std::os::unix::fs::chown(&dir, Some(65534), Some(65534)).unwrap();
     let target = site.target();
@@ -309,7 +310,7 @@ fn without_links_being_kept_or_in_a_dry_run_there_are_no_anchors() {
     copy_batch(&site.source(), &plain, &batch);
     assert!(!plain.has_anchors());
     let dry = site.target_with_rules(WriteRules { dry_run: true, ..WriteRules::default() });
-    assert_eq!(dry.reconcile(&batch).verdicts, [SKIP]);
+    assert_eq!(dry.reconcile(&batch).decisions, [SKIP]);
     assert_eq!(sorted_names(&site.path("dst")), [&b"one"[..], b"single"]);
     assert!(!site.source().preserving(preserve).entry(&rel("one")).unwrap().is_hardlinked);
 }
@@ -338,7 +339,7 @@ fn a_deep_file_is_linked_to_a_name_at_the_top() {
 fn the_readback_pass_reads_hardlinked_files_and_links_to_no_wrong_content() {
     let site = site_with_hardlinks();
     for path in ["one", "d/two", "d/e/three"] {
-        copy_one(&site, path);
+        copy_one(&site, path).unwrap();
     }
     let again = WriteRules {
         compare: crate::wire::options::Compare::Checksum,
@@ -348,8 +349,8 @@ fn the_readback_pass_reads_hardlinked_files_and_links_to_no_wrong_content() {
     let pass = |path: &str| {
         let target = site.target_with_rules(again.clone());
         let mut batch = single_entry_batch(&site.source(), path);
-        let first = target.reconcile(&batch).verdicts.remove(0);
-        if first != Verdict::DigestNeeded {
+        let first = target.reconcile(&batch).decisions.remove(0);
+        if first != Ok(OfferDecision::NeedsDigest) {
             return first;
         }
         batch.entries[0].digest = Some(blake3::hash(b"content").into());
@@ -360,7 +361,7 @@ fn the_readback_pass_reads_hardlinked_files_and_links_to_no_wrong_content() {
     set_file_mtime(&site.path("dst/one"), 1_000_000_000, 7);
     assert_eq!(
         pass("d/two"),
-        Verdict::ContentNeeded { action: EntryAction::Update, has_basis: true }
+        Ok(OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: true })
     );
     assert_eq!([pass("one"), pass("d/e/three")], [UPDATE, UPDATE]);
     for path in ["one", "d/two", "d/e/three"] {

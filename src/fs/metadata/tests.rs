@@ -1,5 +1,5 @@
 use super::super::testing::*;
-use super::super::{Target, Verdict};
+use super::super::{OfferDecision, Target};
 use super::*;
 use crate::wire::entry_report::{EntryAction, EntryWarning};
 use crate::wire::manifest::EntryKind;
@@ -98,8 +98,11 @@ fn xattrs_acls_and_capabilities_are_copied_and_repaired() {
     // Nothing is touched the second time.
     let ctime = |path: &str| fs::symlink_metadata(site.path(path)).unwrap().ctime_nsec();
     let before = ["dst/d/f", "dst/d", "dst/d/l", "dst/d/p"].map(ctime);
-    let verdicts = copy_batch(&site.source(), &site.target(), &wanted);
-    assert!(verdicts.iter().all(|v| *v == Verdict::Done(EntryAction::Skip)), "{verdicts:?}");
+    let decisions = copy_batch(&site.source(), &site.target(), &wanted);
+    assert!(
+        decisions.iter().all(|v| *v == Ok(OfferDecision::Done(EntryAction::Skip))),
+        "{decisions:?}"
+    );
     assert_eq!(["dst/d/f", "dst/d", "dst/d/l", "dst/d/p"].map(ctime), before);
 
     // Every change is repaired in place.
@@ -302,16 +305,16 @@ fn without_root_every_metadata_warning_is_counted_by_cause_and_only_a_device_fai
     site.run_with_all_owned_by_nobody(|| {
         let target = site.target();
         for pass in 0..2 {
-            let verdicts = target.reconcile(&wanted).verdicts;
-            for (entry, verdict) in wanted.entries.iter().zip(&verdicts) {
-                if matches!(verdict, Verdict::ContentNeeded { .. }) {
+            let decisions = target.reconcile(&wanted).decisions;
+            for (entry, verdict) in wanted.entries.iter().zip(&decisions) {
+                if matches!(verdict, Ok(OfferDecision::NeedsContent { .. })) {
                     let mut new = target.create(entry, 1).unwrap();
                     new.write(b"content").unwrap();
                     new.publish(entry).unwrap();
                 }
-                assert!(!matches!(verdict, Verdict::Failed(_)), "{verdict:?}");
+                assert!(verdict.is_ok(), "{verdict:?}");
                 assert_eq!(
-                    matches!(verdict, Verdict::ContentNeeded { .. }),
+                    matches!(verdict, Ok(OfferDecision::NeedsContent { .. })),
                     pass == 0 && !entry.is_dir()
                 );
             }
@@ -320,15 +323,16 @@ fn without_root_every_metadata_warning_is_counted_by_cause_and_only_a_device_fai
             let alone =
                 crate::wire::manifest::Manifest { dirs: Vec::new(), entries: vec![node.clone()] };
             for target in [&target, &site.target_with_rules(dry)] {
-                let Verdict::Failed(error) = &target.reconcile(&alone).verdicts[0] else {
-                    panic!()
-                };
+                let Err(error) = &target.reconcile(&alone).decisions[0] else { panic!() };
                 assert_eq!(error.errno.as_deref(), Some("EPERM"));
                 assert!(error.to_string().contains("--preserve no-devices"), "{error}");
             }
             let preserve = Preserve::all().without(Attribute::Devices);
             let without = site.target_with_rules(WriteRules { preserve, ..WriteRules::default() });
-            assert_eq!(without.reconcile(&alone).verdicts, [Verdict::Done(EntryAction::Skip)]);
+            assert_eq!(
+                without.reconcile(&alone).decisions,
+                [Ok(OfferDecision::Done(EntryAction::Skip))]
+            );
             let notes = target.take_metadata_warnings();
             let count =
                 |short: MetadataWarning| notes.get(&short.to_string()).map_or(0, |n| n.count);
@@ -340,13 +344,16 @@ fn without_root_every_metadata_warning_is_counted_by_cause_and_only_a_device_fai
         // Its own mode forbids to write to it; that is no reason to leave it wrong.
         assert_eq!(get_xattr(&site.path("dst/b"), "user.kept"), Some(b"yes".to_vec()));
         set_xattr_of_read_only_file(&site.path("dst/b"));
-        assert_eq!(target.reconcile(&wanted).verdicts[2], Verdict::Done(EntryAction::Metadata));
+        assert_eq!(
+            target.reconcile(&wanted).decisions[2],
+            Ok(OfferDecision::Done(EntryAction::Metadata))
+        );
         assert_eq!(get_xattr(&site.path("dst/b"), "user.kept"), Some(b"yes".to_vec()));
         assert_eq!(mode_at(&site.path("dst/b")), 0o444);
 
         let strict = WriteRules { strict_metadata: true, ..WriteRules::default() };
         let strict = site.target_with_rules(strict);
-        let Verdict::Failed(error) = &strict.reconcile(&wanted).verdicts[2] else { panic!() };
+        let Err(error) = &strict.reconcile(&wanted).decisions[2] else { panic!() };
         assert!(error.message.contains("owner or group not set (EPERM)"), "{}", error.message);
         assert!(error.to_string().contains("--strict-metadata"), "{error}");
         assert_eq!(error.class, crate::wire::outcome::ErrorClass::Permanent);
@@ -437,8 +444,8 @@ fn without_root_a_directory_without_permissions_is_filled_and_gets_its_metadata_
         for _ in 0..2 {
             // Another process each time.
             let target = site.target();
-            let verdicts = target.reconcile(&wanted).verdicts;
-            assert!(!verdicts.iter().any(|v| matches!(v, Verdict::Failed(_))), "{verdicts:?}");
+            let decisions = target.reconcile(&wanted).decisions;
+            assert!(!decisions.iter().any(|v| v.is_err()), "{decisions:?}");
             assert_eq!(target.apply_dir_metadata(&wanted.dirs), []);
             assert!(target.take_metadata_warnings().is_empty());
         }

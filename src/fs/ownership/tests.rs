@@ -1,5 +1,5 @@
 use super::super::testing::*;
-use super::super::{Cause, SentRanges, Verdict, is_internal_name};
+use super::super::{Cause, OfferDecision, SentRanges, is_internal_name};
 use super::*;
 use crate::fs::target::TargetOptions;
 use crate::wire::SyncNo;
@@ -94,10 +94,11 @@ fn an_object_of_a_foreign_owner_is_replaced_for_every_kind_and_comparison() {
             let planted = fs::symlink_metadata(&path).unwrap();
             let batch = single_entry_batch(&site.source(), name);
             let dry = WriteRules { dry_run: true, ..rules.clone() };
-            let dry_verdicts = site.target_with_rules(dry).reconcile(&batch).verdicts;
+            let dry_verdicts = site.target_with_rules(dry).reconcile(&batch).decisions;
             let done = copy_batch(&site.source(), &site.target_with_rules(rules.clone()), &batch);
             let action = match &done[0] {
-                Verdict::Done(action) | Verdict::ContentNeeded { action, .. } => *action,
+                Ok(OfferDecision::Done(action))
+                | Ok(OfferDecision::NeedsContent { action, .. }) => *action,
                 other => panic!("{name}: {other:?}"),
             };
             let there = fs::symlink_metadata(&path).unwrap();
@@ -118,7 +119,7 @@ fn an_object_of_a_foreign_owner_is_replaced_for_every_kind_and_comparison() {
                 assert!(fs::read(&path).unwrap() == fs::read(site.path("src").join(name)).unwrap());
             }
             let again = copy_batch(&site.source(), &site.target_with_rules(rules.clone()), &batch);
-            assert_eq!(again, [Verdict::Done(EntryAction::Skip)], "{name}");
+            assert_eq!(again, [Ok(OfferDecision::Done(EntryAction::Skip))], "{name}");
         }
     }
 }
@@ -157,7 +158,7 @@ fn objects_of_the_desired_owner_and_of_this_process_are_trusted() {
         let case = format!("{source} {there} {preserve:?} {chown:?}");
         assert_eq!((now.ino() != before, now.uid()), (replaced, then), "{case}");
         let again = copy_batch(&site.source(), &target, &single_entry_batch(&site.source(), "f"));
-        assert_eq!(again, [Verdict::Done(EntryAction::Skip)], "{case}");
+        assert_eq!(again, [Ok(OfferDecision::Done(EntryAction::Skip))], "{case}");
     }
 }
 
@@ -196,8 +197,8 @@ fn without_root_a_foreign_file_is_replaced_if_permitted_and_fails_otherwise() {
         let (source, target) = (site.source(), site.target());
         copy_batch(&source, &target, &single_entry_batch(&source, "f"));
         let batch = single_entry_batch(&source, "d/f");
-        let verdict = target.reconcile(&batch).verdicts.remove(0);
-        assert!(matches!(verdict, Verdict::ContentNeeded { .. }), "{verdict:?}");
+        let verdict = target.reconcile(&batch).decisions.remove(0);
+        assert!(matches!(verdict, Ok(OfferDecision::NeedsContent { .. })), "{verdict:?}");
         let error = send_file(&source, &target, &batch.entries[0]).unwrap_err();
         assert_eq!(error.errno_name(), Some("EACCES"), "{error}");
     });
@@ -222,7 +223,10 @@ fn objects_are_trusted_when_the_file_system_maps_the_uid_of_this_process() {
         };
         let entry = site.source().entry(&rel("f")).unwrap();
         let batch = single_entry_batch(&site.source(), "f");
-        assert_eq!(target().reconcile(&batch).verdicts, [Verdict::Done(EntryAction::Skip)]);
+        assert_eq!(
+            target().reconcile(&batch).decisions,
+            [Ok(OfferDecision::Done(EntryAction::Skip))]
+        );
         if named {
             fs::remove_file(site.path("dst/f")).unwrap();
         }
@@ -281,10 +285,10 @@ fn a_foreign_part_file_is_removed_and_created_again() {
         let held = fs::symlink_metadata(&part).unwrap().is_file();
         let held = held.then(|| fs::File::options().read(true).write(true).open(&part).unwrap());
         let batch = single_entry_batch(&site.source(), "f");
-        let verdict = target.reconcile(&batch).verdicts.remove(0);
+        let verdict = target.reconcile(&batch).decisions.remove(0);
         assert_eq!(
             verdict,
-            Verdict::ContentNeeded { action: EntryAction::Create, has_basis: false },
+            Ok(OfferDecision::NeedsContent { action: EntryAction::Create, has_basis: false }),
             "{case}"
         );
         let blocks = target.hash_blocks(&entry, (0, 300 << 10), 1 << 17, &mut vec![0; 1 << 17]);

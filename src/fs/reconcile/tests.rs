@@ -4,30 +4,30 @@ use crate::wire::options::WriteRules;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
-const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
-const METADATA: Verdict = Verdict::Done(EntryAction::Metadata);
-const CREATE: Verdict = Verdict::Done(EntryAction::Create);
-const UPDATE: Verdict = Verdict::Done(EntryAction::Update);
+const SKIP: Decision = Ok(OfferDecision::Done(EntryAction::Skip));
+const METADATA: Decision = Ok(OfferDecision::Done(EntryAction::Metadata));
+const CREATE: Decision = Ok(OfferDecision::Done(EntryAction::Create));
+const UPDATE: Decision = Ok(OfferDecision::Done(EntryAction::Update));
 
-fn needed(action: EntryAction, base: bool) -> Verdict {
-    Verdict::ContentNeeded { action, has_basis: base }
+fn needed(action: EntryAction, base: bool) -> Decision {
+    Ok(OfferDecision::NeedsContent { action, has_basis: base })
 }
 
-/// The verdicts by path, for a whole source.
-fn verdicts(site: &TestSite, rules: &WriteRules) -> BTreeMap<String, Verdict> {
+/// The decisions by path, for a whole source.
+fn decisions(site: &TestSite, rules: &WriteRules) -> BTreeMap<String, Decision> {
     let batch = full_manifest(&site.source());
     let done = site.target_with_rules(rules.clone()).reconcile(&batch);
     assert_eq!(done.digests.len(), batch.entries.len());
-    batch.entries.iter().map(|e| e.path.to_string()).zip(done.verdicts).collect()
+    batch.entries.iter().map(|e| e.path.to_string()).zip(done.decisions).collect()
 }
 
-/// The verdicts of a dry run, after checks that it changes nothing and that a real run returns the same.
-fn reconcile_dry_and_real(site: &TestSite, rules: &WriteRules) -> BTreeMap<String, Verdict> {
+/// The decisions of a dry run, after checks that it changes nothing and that a real run returns the same.
+fn reconcile_dry_and_real(site: &TestSite, rules: &WriteRules) -> BTreeMap<String, Decision> {
     let there = site.path("dst");
     let before = there.exists().then(|| snapshot(&there));
-    let dry = verdicts(site, &WriteRules { dry_run: true, ..rules.clone() });
+    let dry = decisions(site, &WriteRules { dry_run: true, ..rules.clone() });
     assert_eq!(there.exists().then(|| snapshot(&there)), before, "a dry run changes nothing");
-    assert_eq!(verdicts(site, rules), dry);
+    assert_eq!(decisions(site, rules), dry);
     dry
 }
 
@@ -65,7 +65,7 @@ fn changed_source(site: &TestSite) {
 fn each_entry_gets_the_verdict_of_its_action_and_a_dry_run_gives_the_same() {
     let site = TestSite::new();
     changed_source(&site);
-    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
+    let decisions = reconcile_dry_and_real(&site, &WriteRules::default());
     for (path, want) in [
         ("", METADATA),
         ("same", SKIP),
@@ -81,15 +81,15 @@ fn each_entry_gets_the_verdict_of_its_action_and_a_dry_run_gives_the_same() {
         ("instead", UPDATE),
         ("instead/f", needed(EntryAction::Create, false)),
     ] {
-        assert_eq!(verdicts[path], want, "{path}");
+        assert_eq!(decisions[path], want, "{path}");
     }
     assert_eq!(fs::symlink_metadata(site.path("dst/link")).unwrap().mtime(), 1000);
     // Nothing at all is there.
     fs::remove_dir_all(site.path("dst")).unwrap();
-    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
+    let decisions = reconcile_dry_and_real(&site, &WriteRules::default());
     assert!(
-        verdicts.values().all(|v| *v == CREATE || *v == needed(EntryAction::Create, false)),
-        "{verdicts:?}"
+        decisions.values().all(|v| *v == CREATE || *v == needed(EntryAction::Create, false)),
+        "{decisions:?}"
     );
 }
 
@@ -105,9 +105,9 @@ fn size_only_and_mtime_tolerance_are_respected() {
         "it is near enough"
     );
     let size = WriteRules { compare: Compare::Size, ..WriteRules::default() };
-    let verdicts = reconcile_dry_and_real(&site, &size);
-    assert_eq!((&verdicts["touched"], &verdicts["same"]), (&METADATA, &SKIP));
-    assert_eq!(verdicts["longer"], needed(EntryAction::Update, true));
+    let decisions = reconcile_dry_and_real(&site, &size);
+    assert_eq!((&decisions["touched"], &decisions["same"]), (&METADATA, &SKIP));
+    assert_eq!(decisions["longer"], needed(EntryAction::Update, true));
 }
 
 #[test]
@@ -123,9 +123,9 @@ fn checksum_comparison_uses_the_digest_of_the_source() {
         };
         let mut batch = full_manifest(&site.source());
         let first = site.target_with_rules(rules.clone()).reconcile(&batch);
-        for (entry, verdict) in batch.entries.iter_mut().zip(&first.verdicts) {
+        for (entry, verdict) in batch.entries.iter_mut().zip(&first.decisions) {
             let check = ["same", "touched"].contains(&entry.path.to_string().as_str());
-            assert_eq!(*verdict == Verdict::DigestNeeded, check, "{}", entry.path);
+            assert_eq!(*verdict == Ok(OfferDecision::NeedsDigest), check, "{}", entry.path);
             if check {
                 entry.digest = Some(blake3::hash(b"content").into());
             }
@@ -136,7 +136,7 @@ fn checksum_comparison_uses_the_digest_of_the_source() {
             let done = site.target_with_rules(rules).reconcile(&batch);
             let at = |path: &str| {
                 let at = batch.entries.iter().position(|e| e.path == rel(path)).unwrap();
-                (done.verdicts[at].clone(), done.digests[at])
+                (done.decisions[at].clone(), done.digests[at])
             };
             assert_eq!(at("same"), (needed(EntryAction::Update, true), None));
             assert_eq!(at("touched"), (METADATA, Some(blake3::hash(b"content").into())));
@@ -156,7 +156,7 @@ fn digests_are_those_of_the_destination_files() {
     let batch = single_entry_batch(&site.source(), "longer");
     let done = site.target_with_rules(rules).reconcile(&batch);
     assert_eq!(
-        (done.verdicts, done.digests),
+        (done.decisions, done.digests),
         (vec![SKIP], vec![Some(blake3::hash(b"contents").into())])
     );
 }
@@ -168,19 +168,19 @@ fn update_and_ignore_existing_leave_files_unchanged() {
     set_file_mtime(&site.path("dst/longer"), 1000, 5);
     set_file_mtime(&site.path("dst/instead"), 2000, 0);
     let update = WriteRules { update: true, ..WriteRules::default() };
-    let verdicts =
+    let decisions =
         reconcile_dry_and_real(&site, &WriteRules { mtime_tolerance_ns: 4, ..update.clone() });
     assert_eq!(
-        verdicts["longer"],
+        decisions["longer"],
         needed(EntryAction::Update, true),
         "not newer than the tolerance"
     );
     // A newer file is no newer version of a directory.
-    assert_eq!(verdicts["instead"], UPDATE);
+    assert_eq!(decisions["instead"], UPDATE);
     assert!(site.path("dst/instead").is_dir());
-    let verdicts = reconcile_dry_and_real(&site, &update);
+    let decisions = reconcile_dry_and_real(&site, &update);
     for path in ["longer", "touched"] {
-        assert_eq!(verdicts[path], SKIP, "{path}");
+        assert_eq!(decisions[path], SKIP, "{path}");
     }
 
     let site = TestSite::new();
@@ -189,14 +189,14 @@ fn update_and_ignore_existing_leave_files_unchanged() {
     fs::create_dir(site.path("dst/longer")).unwrap();
 
     let before = fs::metadata(site.path("dst/longer")).unwrap();
-    let verdicts = reconcile_dry_and_real(
+    let decisions = reconcile_dry_and_real(
         &site,
         &WriteRules { ignore_existing: true, ..WriteRules::default() },
     );
     for path in ["longer", "touched", "link", "relinked", "instead", "instead/f"] {
-        assert_eq!(verdicts[path], SKIP, "{path}");
+        assert_eq!(decisions[path], SKIP, "{path}");
     }
-    assert_eq!(verdicts["new"], needed(EntryAction::Create, false));
+    assert_eq!(decisions["new"], needed(EntryAction::Create, false));
     assert_eq!(fs::metadata(site.path("dst/longer")).unwrap().ctime_nsec(), before.ctime_nsec());
 }
 
@@ -205,13 +205,13 @@ fn existing_creates_nothing() {
     let site = TestSite::new();
     changed_source(&site);
     let rules = WriteRules { existing: true, ..WriteRules::default() };
-    let verdicts = reconcile_dry_and_real(&site, &rules);
+    let decisions = reconcile_dry_and_real(&site, &rules);
     for path in ["new", "empty", "sub", "sub/f"] {
-        assert_eq!(verdicts[path], SKIP, "{path}");
+        assert_eq!(decisions[path], SKIP, "{path}");
         assert!(!site.path("dst").join(path).exists());
     }
-    assert_eq!(verdicts["longer"], needed(EntryAction::Update, true));
-    assert_eq!((&verdicts["emptied"], &verdicts["instead"]), (&UPDATE, &UPDATE));
+    assert_eq!(decisions["longer"], needed(EntryAction::Update, true));
+    assert_eq!((&decisions["emptied"], &decisions["instead"]), (&UPDATE, &UPDATE));
     // A destination that is not there stays so.
     fs::remove_dir_all(site.path("dst")).unwrap();
     assert!(reconcile_dry_and_real(&site, &rules).values().all(|v| *v == SKIP));
@@ -222,7 +222,7 @@ fn existing_creates_nothing() {
         crate::wire::SyncNo(1),
         super::super::TargetOptions::for_this_process(rules),
     );
-    assert_eq!(target.reconcile(&full_manifest(&file)).verdicts, [SKIP]);
+    assert_eq!(target.reconcile(&full_manifest(&file)).decisions, [SKIP]);
     assert!(!site.path("x").exists());
 }
 
@@ -233,13 +233,13 @@ fn a_dry_run_reports_an_obstructing_directory_like_a_real_run() {
     site.write_file("src/hollow", "x");
     site.write_file("dst/full/kept", "x");
     fs::create_dir(site.path("dst/hollow")).unwrap();
-    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
-    let Verdict::Failed(error) = &verdicts["full"] else { panic!("{verdicts:?}") };
+    let decisions = reconcile_dry_and_real(&site, &WriteRules::default());
+    let Err(error) = &decisions["full"] else { panic!("{decisions:?}") };
     assert_eq!(
         (error.action().as_str(), error.errno.as_deref()),
         ("replace destination", Some("EISDIR"))
     );
-    assert_eq!(verdicts["hollow"], needed(EntryAction::Update, false));
+    assert_eq!(decisions["hollow"], needed(EntryAction::Update, false));
 }
 
 #[test]
@@ -274,8 +274,8 @@ fn directories_below_one_that_another_batch_writes_into_are_compared_as_they_wer
     // What this very batch makes in it does not make it differ.
     site.write_file("src/d/new/f", "x");
     set_file_mtime(&site.path("src/d"), 500, 0);
-    let verdicts = reconcile_dry_and_real(&site, &WriteRules::default());
-    assert_eq!((&verdicts["d"], &verdicts["d/new"]), (&SKIP, &CREATE));
+    let decisions = reconcile_dry_and_real(&site, &WriteRules::default());
+    assert_eq!((&decisions["d"], &decisions["d/new"]), (&SKIP, &CREATE));
     assert_eq!(fs::metadata(site.path("dst/d")).unwrap().mtime(), 500);
 }
 
@@ -287,11 +287,9 @@ fn entries_below_a_directory_that_cannot_be_created_fail_with_its_errno() {
     site.chown_all_to_nobody();
     std::os::unix::fs::chown(site.path("dst"), Some(0), Some(0)).unwrap();
     site.run_as_nobody(|| {
-        let verdicts = verdicts(&site, &WriteRules::default());
+        let decisions = decisions(&site, &WriteRules::default());
         for (path, operation) in [("d", "make directory"), ("d/f", "make directory above")] {
-            let Verdict::Failed(error) = &verdicts[path] else {
-                panic!("{path}: {:?}", verdicts[path])
-            };
+            let Err(error) = &decisions[path] else { panic!("{path}: {:?}", decisions[path]) };
             let message = error.to_string();
             let wanted =
                 format!("cannot {operation} `{path}` at the destination: Permission denied");

@@ -1,5 +1,5 @@
 use super::super::testing::*;
-use super::super::{RootDir, Verdict};
+use super::super::{OfferDecision, RootDir};
 use super::*;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, Meta};
@@ -9,8 +9,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const SKIP: Verdict = Verdict::Done(EntryAction::Skip);
-const NEEDED: Verdict = Verdict::ContentNeeded { action: EntryAction::Update, has_basis: true };
+const SKIP: Decision = Ok(OfferDecision::Done(EntryAction::Skip));
+const NEEDED: Decision =
+    Ok(OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: true });
 
 fn set_mode(path: &std::path::Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -65,8 +66,8 @@ fn a_copy_equals_its_source_and_a_second_copy_does_nothing() {
     copy_batch(&site.source(), &site.target(), &batch);
     assert_eq!(snapshot(&site.path("dst")), snapshot(&site.path("src")));
     let before = snapshot(&site.path("dst"));
-    let verdicts = copy_batch(&site.source(), &site.target(), &batch);
-    assert!(verdicts.iter().all(|v| *v == SKIP), "{verdicts:?}");
+    let decisions = copy_batch(&site.source(), &site.target(), &batch);
+    assert!(decisions.iter().all(|v| *v == SKIP), "{decisions:?}");
     assert_eq!(snapshot(&site.path("dst")), before);
     site.target().flush().unwrap();
 }
@@ -93,13 +94,13 @@ fn without_root_the_copy_equals_its_source_but_for_owners_and_set_uid() {
         let mut foreign = single_entry_batch(&site.source(), "plain");
         foreign.entries[0].meta = Meta { uid: 0, gid: 0, mode: 0o6755, ..foreign.entries[0].meta };
         foreign.entries[0].meta.mtime_sec += 1;
-        assert_eq!(site.target().reconcile(&foreign).verdicts, [NEEDED]);
+        assert_eq!(site.target().reconcile(&foreign).decisions, [NEEDED]);
         let mut new = site.target().create(&foreign.entries[0], 1).unwrap();
         new.write(b"content").unwrap();
         new.publish(&foreign.entries[0]).unwrap();
         let there = fs::metadata(site.path("dst/plain")).unwrap();
         assert_eq!(there.mode() & 0o7777, 0o755);
-        assert_eq!(site.target().reconcile(&foreign).verdicts, [SKIP]);
+        assert_eq!(site.target().reconcile(&foreign).decisions, [SKIP]);
         for dir in ["src/a", "dst/a", "src/a/b", "dst/a/b"] {
             set_mode(&site.path(dir), 0o700);
         }
@@ -122,13 +123,13 @@ fn a_directory_of_another_user_is_a_permission_error() {
             Target::new(tree, SyncNo(1), TargetOptions::for_this_process(Default::default()));
         let error = target.create(&batch.entries[1], 1).unwrap_err();
         assert_eq!((error.errno_name(), error.class()), (Some("EACCES"), ErrorClass::Permanent));
-        let verdicts = target.reconcile(&batch).verdicts;
-        assert!(matches!(&verdicts[0], Verdict::Failed(e) if e.errno.as_deref() == Some("EPERM")));
+        let decisions = target.reconcile(&batch).decisions;
+        assert!(matches!(&decisions[0], Err(e) if e.errno.as_deref() == Some("EPERM")));
         assert_eq!(
-            verdicts[1],
-            Verdict::ContentNeeded { action: EntryAction::Create, has_basis: false }
+            decisions[1],
+            Ok(OfferDecision::NeedsContent { action: EntryAction::Create, has_basis: false })
         );
-        assert!(matches!(&verdicts[2], Verdict::Failed(e) if e.action() == "create destination"));
+        assert!(matches!(&decisions[2], Err(e) if e.action() == "create destination"));
     });
     other.assert_canary_unchanged();
 }
@@ -141,8 +142,8 @@ fn a_deep_tree_is_copied() {
     copy_batch(&site.source(), &site.target(), &batch);
     let there = site.tree("dst");
     assert_eq!(read_content(&there.open_source(&there.entry(&end).unwrap()).unwrap()), b"deep");
-    let verdicts = site.target().reconcile(&batch).verdicts;
-    assert!(verdicts.iter().all(|v| *v == SKIP));
+    let decisions = site.target().reconcile(&batch).decisions;
+    assert!(decisions.iter().all(|v| *v == SKIP));
     for entry in &batch.entries {
         assert_eq!(there.entry(&entry.path).unwrap().meta, entry.meta, "{}", entry.path);
     }
@@ -178,7 +179,7 @@ fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
     assert_eq!(batch.dirs, []);
     copy_batch(&source, &target, &batch);
     assert_eq!(fs::read(site.path("x/y/g")).unwrap(), b"content");
-    assert_eq!(target.reconcile(&batch).verdicts, [SKIP]);
+    assert_eq!(target.reconcile(&batch).decisions, [SKIP]);
     fs::remove_file(site.path("x/y/g")).unwrap();
     target.open_part_file(&batch.entries[0]).unwrap().write_at(b"CONTENT", 0).unwrap();
     target.publish_part_file(&batch.entries[0], None).unwrap();
@@ -188,7 +189,7 @@ fn a_single_file_is_copied_to_a_name_whose_directories_are_missing() {
     // The storage root itself can't become a file.
     let top =
         Target::new(site.tree(""), SyncNo(1), TargetOptions::for_this_process(Default::default()));
-    let Verdict::Failed(error) = &top.reconcile(&batch).verdicts[0] else { panic!() };
+    let Err(error) = &top.reconcile(&batch).decisions[0] else { panic!() };
     assert_eq!(error.errno.as_deref(), Some("EISDIR"));
 }
 
@@ -209,7 +210,7 @@ fn an_obstructing_object_is_replaced_unless_it_is_a_non_empty_directory() {
         copy_batch(&source, &target, &single_entry_batch(&source, path));
     }
     let batch = single_entry_batch(&source, "full");
-    let Verdict::Failed(error) = &target.reconcile(&batch).verdicts[0] else { panic!() };
+    let Err(error) = &target.reconcile(&batch).decisions[0] else { panic!() };
     assert_eq!((error.errno.as_deref(), error.class), (Some("EISDIR"), ErrorClass::Permanent));
     assert_eq!(error.action(), "replace destination");
     let error = send_file(&source, &target, &batch.entries[0]).unwrap_err();
@@ -233,8 +234,8 @@ fn a_symlink_above_or_at_the_root_is_rejected() {
             SyncNo(1),
             TargetOptions::for_this_process(Default::default()),
         );
-        for verdict in target.reconcile(&full_manifest(&site.source())).verdicts {
-            let Verdict::Failed(error) = verdict else { panic!("{base}: {verdict:?}") };
+        for verdict in target.reconcile(&full_manifest(&site.source())).decisions {
+            let Err(error) = verdict else { panic!("{base}: {verdict:?}") };
             assert_eq!(error.errno.as_deref(), Some("ELOOP"));
             assert_eq!(error.class, ErrorClass::Permanent);
         }
@@ -276,9 +277,9 @@ fn swapping_directories_for_symlinks_writes_nothing_outside() {
         });
         for _ in 0..300 {
             let target = site.target();
-            let verdicts = target.reconcile(&batch).verdicts;
-            for (entry, verdict) in batch.entries.iter().zip(verdicts) {
-                if matches!(verdict, Verdict::ContentNeeded { .. }) {
+            let decisions = target.reconcile(&batch).decisions;
+            for (entry, verdict) in batch.entries.iter().zip(decisions) {
+                if matches!(verdict, Ok(OfferDecision::NeedsContent { .. })) {
                     // Failing is fine, escaping is not.
                     let _ = send_file(&site.source(), &target, entry);
                     let _ = target.open_part_file(entry).and_then(|part| part.write_at(b"evil", 0));
@@ -303,12 +304,15 @@ fn mode_and_owner_are_repaired_without_content_but_not_through_another_hard_link
     let there = site.path("dst/f");
     let ino = fs::metadata(&there).unwrap().ino();
     set_mode(&there, 0o666);
-    assert_eq!(target.reconcile(&batch).verdicts, [Verdict::Done(EntryAction::Metadata)]);
+    assert_eq!(
+        target.reconcile(&batch).decisions,
+        [Ok(OfferDecision::Done(EntryAction::Metadata))]
+    );
     let meta = fs::metadata(&there).unwrap();
     assert_eq!((meta.ino(), meta.mode() & 0o7777), (ino, 0o640));
     fs::hard_link(&there, site.path("snapshot")).unwrap();
     set_mode(&there, 0o666);
-    assert_eq!(target.reconcile(&batch).verdicts, [NEEDED]);
+    assert_eq!(target.reconcile(&batch).decisions, [NEEDED]);
     copy_batch(&source, &target, &batch);
     assert_eq!(fs::metadata(site.path("snapshot")).unwrap().mode() & 0o7777, 0o666);
     assert_eq!(fs::metadata(&there).unwrap().mode() & 0o7777, 0o640);
@@ -322,10 +326,10 @@ fn a_difference_of_a_nanosecond_or_a_byte_requires_content() {
     set_file_mtime(&site.path("src/f"), 77, 100);
     copy_batch(&source, &target, &single_entry_batch(&source, "f"));
     set_file_mtime(&site.path("src/f"), 77, 101);
-    assert_eq!(target.reconcile(&single_entry_batch(&source, "f")).verdicts, [NEEDED]);
+    assert_eq!(target.reconcile(&single_entry_batch(&source, "f")).decisions, [NEEDED]);
     fs::write(site.path("src/f"), "contents").unwrap();
     set_file_mtime(&site.path("src/f"), 77, 100);
-    assert_eq!(target.reconcile(&single_entry_batch(&source, "f")).verdicts, [NEEDED]);
+    assert_eq!(target.reconcile(&single_entry_batch(&source, "f")).decisions, [NEEDED]);
 }
 
 #[test]
@@ -343,10 +347,10 @@ fn a_failed_directory_fails_everything_below_it_and_nothing_else() {
         batch.entries[0].meta,
         FileVersion::default(),
     ));
-    let verdicts = site.target().reconcile(&batch).verdicts;
-    assert_eq!(verdicts.len(), batch.entries.len());
-    assert!(matches!(verdicts.last(), Some(Verdict::Failed(_))), "{verdicts:?}");
-    let failed = verdicts.iter().filter(|v| matches!(v, Verdict::Failed(_))).count();
+    let decisions = site.target().reconcile(&batch).decisions;
+    assert_eq!(decisions.len(), batch.entries.len());
+    assert!(matches!(decisions.last(), Some(Err(_))), "{decisions:?}");
+    let failed = decisions.iter().filter(|v| v.is_err()).count();
     assert_eq!(failed, 1);
 }
 
@@ -378,12 +382,12 @@ fn invalid_numbers_are_errors_not_panics() {
     let target = site.target();
     let batch =
         Manifest { dirs: vec![ManifestDir { path: RelPath::root(), meta: base.meta }], entries };
-    let verdicts = target.reconcile(&batch).verdicts;
-    for (i, verdict) in verdicts.iter().enumerate() {
+    let decisions = target.reconcile(&batch).decisions;
+    for (i, verdict) in decisions.iter().enumerate() {
         let fine = if i == 1 {
-            matches!(verdict, Verdict::ContentNeeded { .. })
+            matches!(verdict, Ok(OfferDecision::NeedsContent { .. }))
         } else {
-            matches!(verdict, Verdict::Failed(_))
+            verdict.is_err()
         };
         assert!(fine, "{i}: {verdict:?}");
     }

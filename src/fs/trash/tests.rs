@@ -1,5 +1,5 @@
 use super::super::testing::*;
-use super::super::{Filter, Target, Verdict, WalkOptions};
+use super::super::{Filter, OfferDecision, Target, WalkOptions};
 use super::*;
 use crate::wire::manifest::Manifest;
 use crate::wire::options::{FilterSpec, WriteRules};
@@ -32,8 +32,12 @@ fn a_copy_of_a_trash_is_a_trash_even_when_small_files_are_excluded() {
         assert_eq!(walk.take_exclusions(), Default::default(), "{filter:?}");
         let dirs = source.parent_dirs(&rel("bin/req/deleted")).unwrap();
         let target = site.target_with_rules(WriteRules { delete: true, ..WriteRules::default() });
-        let verdicts = copy_batch(&source, &target, &Manifest { dirs, entries });
-        assert!(verdicts.iter().any(|verdict| matches!(verdict, Verdict::ContentNeeded { .. })));
+        let decisions = copy_batch(&source, &target, &Manifest { dirs, entries });
+        assert!(
+            decisions
+                .iter()
+                .any(|verdict| matches!(verdict, Ok(OfferDecision::NeedsContent { .. })))
+        );
         let noted = delete_all(&target);
         let kept: Vec<PathBuf> = snapshot(&site.path("dst")).into_keys().collect();
         match is_trash {
