@@ -1,7 +1,8 @@
 //! Exit codes. Codes 0 to 9 have the meaning they have in rclone (8: a limit stopped it), 20 to 25 that of rsync, so
 //! that scripts that test `$?` keep working.
 
-use crate::wire::sync::{ErrorClass, FileError, SyncOutcome, SyncProgress, SyncState};
+use crate::wire::outcome::{EntryError, ErrorClass};
+use crate::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use rustix::io::Errno;
 
 /// The code of [`Exit::TimedOut`] by default: that of coreutils' `timeout`.
@@ -106,7 +107,7 @@ impl Exit {
     }
 
     /// The exit code of a sync where SRC or DST itself can't be used, because of `error`.
-    pub fn of_root_error(error: &FileError) -> Exit {
+    pub fn of_root_error(error: &EntryError) -> Exit {
         match error.os_error() {
             _ if error.class == ErrorClass::InvalidRequest => Exit::Usage,
             Some(Errno::NOENT) => Exit::NotFound,
@@ -119,7 +120,7 @@ impl Exit {
 }
 
 /// Why SRC or DST itself can't be used, if that ended the sync. Only the agents can check them.
-pub fn root_error(sync: &SyncProgress) -> Option<&FileError> {
+pub fn root_error(sync: &SyncProgress) -> Option<&EntryError> {
     let nothing_listed = sync.files_total + sync.dirs_total == 0;
     let failed = sync.state == SyncState::Failed && sync.outcome.is_none() && nothing_listed;
     sync.errors.iter().find(|error| failed && error.path.0.is_empty())

@@ -2,8 +2,8 @@
 
 use crate::client::{ClientOptions, MasterClient};
 use crate::wire::AbsPath;
-use crate::wire::outcome::Side;
-use crate::wire::sync::{ErrorClass, FileError, SyncPhase, SyncProgress, SyncState};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
+use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use crate::wire::worker::{WorkerState, WorkerStatus, WorkerView};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -60,18 +60,18 @@ pub(super) fn sync(id: &str) -> SyncProgress {
 }
 
 /// A failed entry, seen by worker `w1`.
-pub(super) fn error(path: &str, operation: &str, errno: Option<&str>, message: &str) -> FileError {
+pub(super) fn error(path: &str, operation: &str, errno: Option<&str>, message: &str) -> EntryError {
     let (operation, side) = match operation.rsplit_once(' ') {
         Some((verb, "source")) => (verb, Some(Side::Source)),
         Some((verb, "destination")) => (verb, Some(Side::Destination)),
         _ => (operation, None),
     };
-    FileError {
+    EntryError {
         errno: errno.map(str::to_owned),
         worker_id: Some("w1".parse().unwrap()),
         attempt: 1,
         class: ErrorClass::Permanent,
-        ..FileError::new(path.as_bytes(), side, operation, message)
+        ..EntryError::new(path.as_bytes(), side, operation, message)
     }
 }
 

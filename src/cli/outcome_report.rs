@@ -11,9 +11,9 @@ use crate::util::units;
 use crate::wire::BytePath;
 use crate::wire::entry_report::{EntryAction, EntryWarning, Tally};
 use crate::wire::errno::errno_text;
-use crate::wire::outcome::Side;
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::path::escape_bytes;
-use crate::wire::sync::{ErrorClass, FileError, SyncProgress};
+use crate::wire::sync::SyncProgress;
 use std::collections::BTreeMap;
 
 /// Less frequent causes are only counted.
@@ -158,7 +158,7 @@ pub(super) fn problem_lines(sync: &SyncProgress, exit: Exit, next: &NextSteps) -
 /// `list_failures` follow.
 pub(super) fn failure_lines(sync: &SyncProgress, list_failures: &str) -> Vec<String> {
     let hint_of =
-        |e: &FileError| e.hint.as_ref().map(|hint| format!("    hint: {}", sanitize(hint)));
+        |e: &EntryError| e.hint.as_ref().map(|hint| format!("    hint: {}", sanitize(hint)));
     if let Some(error) = root_error(sync) {
         let worker = error.worker_id.as_ref().map(|w| format!(" (worker {w})")).unwrap_or_default();
         let line = format!("  error: {}{worker}", sanitize(&error.message));
@@ -189,7 +189,7 @@ pub(super) fn failure_lines(sync: &SyncProgress, list_failures: &str) -> Vec<Str
 
 /// Failures with the same cause, operation, worker and hint.
 struct FailureGroup<'a> {
-    first: &'a FileError,
+    first: &'a EntryError,
     cause: String,
     paths: Vec<String>,
     count: usize,
@@ -235,7 +235,7 @@ fn group_failures(sync: &SyncProgress) -> Vec<FailureGroup<'_>> {
 }
 
 /// The description of the errno, or the message.
-fn cause_text(e: &FileError) -> String {
+fn cause_text(e: &EntryError) -> String {
     let text = match (&e.errno, e.os_error()) {
         (Some(name), Some(errno)) => format!("{} [{name}]", errno_text(errno)),
         (Some(name), None) => format!("{name}: {}", e.message),
@@ -245,7 +245,7 @@ fn cause_text(e: &FileError) -> String {
 }
 
 /// The absolute path on the side of the failure.
-fn full_path(sync: &SyncProgress, e: &FileError) -> String {
+fn full_path(sync: &SyncProgress, e: &EntryError) -> String {
     let root = match e.side {
         Some(Side::Destination) => &sync.destination_path,
         _ => &sync.source_path,

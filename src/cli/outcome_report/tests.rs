@@ -152,7 +152,7 @@ fn vanished_and_changed_files_get_advice_of_their_own() {
     for (class, expected) in
         [(ErrorClass::Vanished, "removed or changed"), (ErrorClass::Changed, "changed each time")]
     {
-        let error = FileError { class, ..fixtures::error("a", "open source", None, "gone") };
+        let error = EntryError { class, ..fixtures::error("a", "open source", None, "gone") };
         let sync = SyncProgress {
             outcome: Some(SyncOutcome::VanishedOnly),
             errors: vec![error],
@@ -180,7 +180,7 @@ fn failures_are_grouped_by_cause_with_paths_and_advice() {
 /// The errno of some differs in nothing, but what to do about them does.
 #[test]
 fn each_cause_is_followed_by_its_hint() {
-    let of = |path: &str, operation: &str, errno: &str, hint: &str| FileError {
+    let of = |path: &str, operation: &str, errno: &str, hint: &str| EntryError {
         hint: Some(hint.to_owned()),
         ..fixtures::error(path, operation, Some(errno), "no")
     };
@@ -245,7 +245,7 @@ fn of_many_causes_the_most_frequent_are_printed_and_the_others_counted() {
 
 #[test]
 fn one_cause_on_two_sides_or_workers_is_separate_groups() {
-    let at = |path: &str, operation: &str, worker: &str| FileError {
+    let at = |path: &str, operation: &str, worker: &str| EntryError {
         worker_id: Some(worker.parse().unwrap()),
         ..fixtures::error(path, operation, Some("EIO"), "no")
     };
