@@ -1,64 +1,47 @@
 //! The options and arguments that set the fields of a request, so that an error about `/options/mtime_tolerance_ns`
 //! names `--modify-window`.
 
+use super::args::Cli;
 use crate::client::ClientError;
 use crate::wire::problem::FieldError;
+use clap::CommandFactory;
 
-/// JSON pointers of fields with their options or arguments. A parent is listed after its fields.
-const FIELD_FLAGS: &[(&str, &str)] = &[
+/// JSON pointers of the fields with an option or argument of another name.
+const OTHER_NAMES: &[(&str, &str)] = &[
     ("/source_path", "SRC"),
     ("/destination_path", "DST"),
     ("/request_id", "--id"),
-    ("/chunk_size_mb", "--chunk-size-mb"),
     ("/file_list", "--files-from"),
-    ("/bwlimit", "--bwlimit"),
     ("/reason", "--reason"),
     ("/worker_id", "--worker"),
-    ("/options/preserve", "--preserve"),
-    ("/options/chown", "--chown"),
-    ("/options/links", "--links"),
-    ("/options/punch_zeros", "--punch-zeros"),
-    ("/options/strict_metadata", "--strict-metadata"),
     ("/options/compare", "--checksum or --size-only"),
     ("/options/mtime_tolerance_ns", "--modify-window"),
-    ("/options/update", "--update"),
-    ("/options/ignore_existing", "--ignore-existing"),
-    ("/options/existing", "--existing"),
-    ("/options/whole_file", "--whole-file"),
     ("/options/clone", "--no-clone"),
-    ("/options/allow_overlap", "--allow-overlap"),
-    ("/options/no_queue", "--no-queue"),
-    ("/options/recursive", "--recursive"),
-    ("/options/dry_run", "--dry-run"),
-    ("/options/record", "--record"),
     ("/options/manifest", "--manifest or --digests"),
-    ("/options/verify", "--verify"),
     ("/options/filter/rules", "--exclude or --include"),
-    ("/options/filter/min_size", "--min-size"),
-    ("/options/filter/max_size", "--max-size"),
-    ("/options/filter/newer_than", "--newer-than"),
-    ("/options/filter/older_than", "--older-than"),
     ("/options/delete/max", "--max-delete"),
     ("/options/delete/max_percent", "--max-delete-percent"),
-    ("/options/delete/trash", "--trash"),
-    ("/options/delete/delete_excluded", "--delete-excluded"),
-    ("/options/delete/allow_empty_source", "--allow-empty-source"),
-    ("/options/delete/allow_new_source_fs", "--allow-new-source-fs"),
-    ("/options/delete", "--delete"),
 ];
+
+/// The option of `ctl sync submit` with the name of a field.
+fn option_of_name(name: &str) -> Option<String> {
+    let option = name.replace('_', "-");
+    let cli = Cli::command();
+    let submit = cli.find_subcommand("sync")?.find_subcommand("submit")?;
+    let is_known = submit.get_arguments().any(|arg| arg.get_long() == Some(&option));
+    is_known.then(|| format!("--{option}"))
+}
 
 /// The option or argument for the field at `pointer`, or for the field that contains it.
 fn flag_for_field(pointer: &str) -> Option<String> {
-    let holds = |field: &str| {
-        let rest = pointer.strip_prefix(field)?;
-        (rest.is_empty() || rest.starts_with('/')).then_some(rest)
-    };
-    FIELD_FLAGS.iter().find_map(|(field, flag)| match holds(field)?.strip_prefix('/') {
+    let (parent, name) = pointer.rsplit_once('/')?;
+    let other = OTHER_NAMES.iter().find(|(field, _)| *field == pointer);
+    let flag = other.map(|(_, flag)| (*flag).to_owned()).or_else(|| option_of_name(name));
+    flag.or_else(|| {
+        let flag = flag_for_field(parent)?;
         // An element of a list, counted from 1.
-        Some(index) if index.parse::<u32>().is_ok() => {
-            index.parse::<u64>().ok().map(|index| format!("{flag} (number {})", index + 1))
-        }
-        _ => Some((*flag).to_owned()),
+        let number = name.parse::<u64>().ok().and_then(|index| index.checked_add(1));
+        Some(number.map_or(flag.clone(), |number| format!("{flag} (number {number})")))
     })
 }
 
@@ -70,11 +53,15 @@ fn replace_field_names(detail: &str) -> String {
     while let Some(begin) = rest.find(word) {
         let (before, from) = rest.split_at(begin);
         let (name, after) = from.split_at(from.find(|c| !word(c)).unwrap_or(from.len()));
-        let field = |(pointer, _): &&(&str, &str)| pointer.rsplit('/').next() == Some(name);
-        // A name without `_` may be an English word.
-        let flag = FIELD_FLAGS.iter().find(field).filter(|_| name.contains('_'));
         out.push_str(before);
-        out.push_str(flag.map_or(name, |(_, flag)| flag));
+        // A name without `_` may be an English word.
+        let other = OTHER_NAMES.iter().find(|(field, _)| field.rsplit('/').next() == Some(name));
+        let flag = match other {
+            _ if !name.contains('_') => None,
+            Some((_, flag)) => Some((*flag).to_owned()),
+            None => option_of_name(name),
+        };
+        out.push_str(flag.as_deref().unwrap_or(name));
         rest = after;
     }
     out + rest
@@ -126,7 +113,7 @@ mod tests {
         assert!(shown(&[("/unheard_of", "is x")]).contains("/unheard_of: is x"));
     }
 
-    /// An option that is added must be added to the table as well.
+    /// An option with another name than its field must be in the table.
     #[test]
     fn every_option_of_a_request_has_its_flag() {
         let fields = |e: serde_json::Error| -> Vec<String> {
