@@ -1,7 +1,6 @@
 //! Tables, one row per record. In a pipe a table is as wide as its texts. On a terminal it is fitted to the width: reasons
 //! move below their rows, texts are shortened, less important columns are omitted.
 
-use comfy_table::{ContentArrangement, Table, presets};
 use std::io::IsTerminal;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -164,17 +163,17 @@ impl TableLayout {
 
     /// The header and one line per row.
     fn render_lines(self) -> Vec<String> {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .force_no_tty()
-            .set_header(self.columns.iter().map(|column| column.header).collect::<Vec<_>>())
-            .add_rows(self.rows);
-        for column in table.column_iter_mut() {
-            column.set_padding((0, COLUMN_GAP as u16));
-        }
-        table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+        let widths = self.column_widths();
+        let header = self.columns.iter().map(|column| column.header.to_owned()).collect();
+        let line = |cells: Vec<String>| {
+            let mut line = String::new();
+            for (cell, width) in cells.iter().zip(&widths) {
+                let padding = width + COLUMN_GAP - display_width(cell);
+                line.push_str(&format!("{cell}{:padding$}", ""));
+            }
+            line.trim_end().to_owned() + "\n"
+        };
+        [header].into_iter().chain(self.rows).map(line).collect()
     }
 }
 
