@@ -1,8 +1,8 @@
 //! A simulated agent: heartbeats in intervals, and in each slot a poll, the requests of the assignment, and its result.
 //!
 //! The number of connections is limited: each slot has its own, which is used by one request at a time, and all
-//! heartbeats share [`HEARTBEAT_CONNECTIONS`]. The latency of a heartbeat counts from when it was due, with the wait for a
-//! connection. Without that limit each late request would open another connection, until no port is free.
+//! heartbeats share [`HEARTBEAT_CONNECTIONS`]. The latency of a heartbeat counts from when it was due, with the wait
+//! for a connection. Without that limit each late request would open another connection, until no port is free.
 
 use super::meter::Meters;
 use super::tree::Tree;

@@ -57,7 +57,8 @@ impl Tree {
         Page { work: vec![self.work_item()], spawn: Vec::new(), next: None }
     }
 
-    /// The next page of a scan, with at most `spawn` directories for other workers. `None` if it is no scan of this tree.
+    /// The next page of a scan, with at most `spawn` directories for other workers. `None` if it is no scan of this
+    /// tree.
     pub(crate) fn page(&self, at: &TaskSpec, spawn: u32) -> Option<Page> {
         let TaskSpec::Scan { dir, cursor } = at else { return None };
         let dirs = self.batches.div_ceil(BATCHES_PER_DIR);

@@ -7,7 +7,7 @@ use super::file_records::{
 use super::handle::{MasterHandle, REPLY_TIMEOUT};
 use super::leadership::store_unavailable;
 use super::requests::{GetFileRecords, GetSync, RetrySync};
-use super::submit_validation::{failures_unknown, retry_name_lists};
+use super::submit_validation::{failures_unknown, retry_all_hint, retry_name_lists};
 use crate::scheduler::{FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, decode_failures};
 use crate::util::units;
 use crate::wire::entry_report::{FileRecord, FileState};
@@ -108,9 +108,7 @@ impl FailureReader {
     fn failures_incomplete(&self, reason: &str) -> Problem {
         let id = &self.id;
         let detail = format!("the stored failures of sync `{id}` are not complete: {reason}");
-        Problem::new(ProblemCode::FailuresIncomplete, detail).with_hint(format!(
-            "retry all of it: ctl sync retry {id} (files already copied are skipped)"
-        ))
+        Problem::new(ProblemCode::FailuresIncomplete, detail).with_hint(retry_all_hint(id))
     }
 
     /// Starts to send the failures, each as a line of JSON.

@@ -1,9 +1,9 @@
 //! The recorded outcome of each file of a sync, read from the spool and sent in chunks: never more than a line and a
 //! chunk of it is in memory.
 //!
-//! There is a record for each file, link and special file, for directories if an agent reports something about them, and
-//! for deletions (in a dry run: the planned ones). A file that was copied again after the read-back is listed once, with
-//! the second outcome. If one agent created a directory, on the way to an entry in it, and another agent completed
+//! There is a record for each file, link and special file, for directories if an agent reports something about them,
+//! and for deletions (in a dry run: the planned ones). A file that was copied again after the read-back is listed once,
+//! with the second outcome. If one agent created a directory, on the way to an entry in it, and another agent completed
 //! its metadata, it is listed once, as created. A batch that failed as a whole is one failed entry.
 
 use crate::scheduler::{MAX_LINE_BYTES, RecordLogInfo};
@@ -183,8 +183,8 @@ pub(super) fn path_hash(record: &FileRecord) -> [u8; 16] {
     short
 }
 
-/// The names in the first `length` bytes that are recorded as created and as repaired, in any order: an agent that finds
-/// a directory does not know whether another agent has just created it.
+/// The names in the first `length` bytes that are recorded as created and as repaired, in any order: an agent that
+/// finds a directory does not know whether another agent has just created it.
 fn created_and_repaired(
     file: &mut (impl BufRead + Seek),
     length: u64,

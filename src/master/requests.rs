@@ -1,4 +1,5 @@
-//! The requests that a [`MasterHandle`](super::handle::MasterHandle) sends to the state actor, each with the type of its reply.
+//! The requests that a [`MasterHandle`](super::handle::MasterHandle) sends to the state actor, each with the type of
+//! its reply.
 
 use crate::scheduler::{
     Event, IdempotencyKey, RecordLogInfo, Reply, StoredKeys, SyncPage, SyncQuery,

@@ -336,8 +336,8 @@ impl<S: Store> StateActor<S> {
         }
     }
 
-    /// The whole state as one batch, after the store lost data. Manifests were in the store only, so the tasks that need
-    /// them restart. `None`: shutdown came first.
+    /// The whole state as one batch, after the store lost data. Manifests were in the store only, so the tasks that
+    /// need them restart. `None`: shutdown came first.
     async fn full_snapshot(
         &mut self,
         pending: &mut PendingCommit,

@@ -26,9 +26,11 @@ pub(super) struct ValidatedSync {
 
 /// The failed entries of a sync cannot be retried alone.
 pub(super) fn failures_unknown(id: &RequestId, detail: String) -> Problem {
-    Problem::new(ProblemCode::FailuresUnknown, detail).with_hint(format!(
-        "retry all of it: ctl sync retry {id} (files already copied are skipped)"
-    ))
+    Problem::new(ProblemCode::FailuresUnknown, detail).with_hint(retry_all_hint(id))
+}
+
+pub(super) fn retry_all_hint(id: &RequestId) -> String {
+    format!("retry all of it: ctl sync retry {id} (files already copied are skipped)")
 }
 
 /// The names of the failed entries of a sync as a file list.

@@ -97,8 +97,8 @@ impl MemoryStore {
         reply
     }
 
-    /// Restores everything, also leadership, as of commit `seq`, like a fail-over of Redis to a replica that was behind;
-    /// `0` is the empty store. At most [`MAX_UNDO_STEPS`] changes.
+    /// Restores everything, also leadership, as of commit `seq`, like a fail-over of Redis to a replica that was
+    /// behind; `0` is the empty store. At most [`MAX_UNDO_STEPS`] changes.
     pub(crate) fn roll_back_to(&self, seq: u64) {
         let mut inner = self.lock();
         while let Some(undo) = inner.undo_log.pop_back_if(|undo| undo.leader.seq >= seq) {

@@ -1,19 +1,19 @@
 //! The store of the leader's state, which outlives the leader.
 //!
-//! A store has few functions: leadership, records, blobs, and one atomic batch of writes at a time. The master keeps its
-//! whole state in memory; it reads the store once, after its election, and only writes after that.
+//! A store has few functions: leadership, records, blobs, and one atomic batch of writes at a time. The master keeps
+//! its whole state in memory; it reads the store once, after its election, and only writes after that.
 //!
 //! # Why a commit is safe
 //!
 //! - **One writer.** [`Store::acquire`] starts a term with a higher epoch than all terms before, and every commit first
 //!   checks its epoch. A deposed leader cannot write, and gets [`StoreError::Deposed`]. Epochs in Redis are not a
-//!   plain counter: if Redis loses writes on a fail-over, a counter goes back and gives an epoch twice. They follow the
+//!   plain counter: if Redis loses writes on a fail-over, a counter goes back and returns an epoch twice. They follow the
 //!   clock of the server, and the session id of the handle is part of the check.
 //! - **No gap.** A commit names the number of the commit before it. If that is not the last one in the store, the store
 //!   was rolled back or emptied ([`StoreError::DataLost`]), and the leader writes its whole state back
 //!   ([`Fence::after_loss`]).
-//! - **A repeat is harmless.** A commit is sent again unchanged after its reply was lost. The store knows the digest of the
-//!   last batch and returns the same reply. A copy that the network delivers late has no place in the sequence and
+//! - **A repeat is harmless.** A commit is sent again unchanged after its reply was lost. The store knows the digest of
+//!   the last batch and returns the same reply. A copy that the network delivers late has no place in the sequence and
 //!   changes nothing.
 //! - **All or nothing.** No reader and no crash sees half of a batch.
 //!

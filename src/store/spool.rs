@@ -1,7 +1,7 @@
 //! Append-only files: the file records of each sync, one line per file. They are too large for a store, and no decision
-//! depends on them. The state of the leader determines the offset of each write, so a repeated write changes nothing, and
-//! bytes after the committed length are ignored. The files are on the disk of one master: after a fail-over the first
-//! write of the new leader fails, and the sync reports that its records are incomplete.
+//! depends on them. The state of the leader determines the offset of each write, so a repeated write changes nothing,
+//! and bytes after the committed length are ignored. The files are on the disk of one master: after a fail-over the
+//! first write of the new leader fails, and the sync reports that its records are incomplete.
 
 use crate::util::private_files;
 use std::fs::{self, File, OpenOptions};

@@ -41,8 +41,8 @@ pub(super) struct BufferedBody {
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
-/// 413 over the limit, 415 for an encoded or multipart body, 408 for a body that is sent too slowly, 503 if the budget is
-/// used up, 400 for a broken body or a wrong checksum.
+/// 413 over the limit, 415 for an encoded or multipart body, 408 for a body that is sent too slowly, 503 if the budget
+/// is used up, 400 for a broken body or a wrong checksum.
 pub(super) async fn read_body(
     headers: &HeaderMap,
     mut body: Body,

@@ -117,8 +117,8 @@ fn find_comma_before(text: &str, line: usize, column: usize) -> Option<(usize, u
     Some((line, comma - line_start + 1))
 }
 
-/// Builds a [`Value`] as `serde_json` does, but refuses duplicate keys: `serde_json` uses the last one and other parsers
-/// the first, so that a proxy may have checked another value.
+/// Builds a [`Value`] as `serde_json` does, but refuses duplicate keys: `serde_json` uses the last one and other
+/// parsers the first, so that a proxy may have checked another value.
 struct StrictValue<'a> {
     depth: usize,
     values: &'a mut usize,

@@ -110,8 +110,8 @@ pub(super) fn is_token(text: &str) -> bool {
 }
 
 /// Refuses cross-site requests and DNS rebinding. A browser sends the requests of a web page to any address that it can
-/// reach, so a page on the internet could submit syncs to a master that listens on loopback only. Browsers send the site
-/// of the page as `Origin`; if the host name of a page resolves to loopback, that name is in `Host`. The
+/// reach, so a page on the internet could submit syncs to a master that listens on loopback only. Browsers send the
+/// site of the page as `Origin`; if the host name of a page resolves to loopback, that name is in `Host`. The
 /// advertised host name is accepted in both.
 fn check_host_and_origin(
     headers: &HeaderMap,

@@ -1,9 +1,9 @@
 //! The API of operators and agents, over HTTP/1.1.
 //!
 //! A request passes through `server` (connections, time limits), `middleware` (checks for every request), `routes` and
-//! `params`, `body` and `request_documents` (reading and validation), and the [`MasterHandle`](super::handle::MasterHandle) to
-//! the state actor. Bodies are JSON, whatever the content type says, except multipart. Every error is a problem document.
-//! No decision is made here.
+//! `params`, `body` and `request_documents` (reading and validation), and the
+//! [`MasterHandle`](super::handle::MasterHandle) to the state actor. Bodies are JSON, whatever the content type says,
+//! except multipart. Every error is a problem document. No decision is made here.
 
 mod audit_log;
 mod body;

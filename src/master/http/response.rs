@@ -63,8 +63,8 @@ pub(super) fn binary_response(bytes: Vec<u8>) -> Response {
     checksummed_response(StatusCode::OK, "application/octet-stream", bytes)
 }
 
-/// A body in chunks. After an error the connection is closed without the last chunk, so that the client detects that the
-/// body is incomplete.
+/// A body in chunks. After an error the connection is closed without the last chunk, so that the client detects that
+/// the body is incomplete.
 pub(super) fn stream_response(content_type: &'static str, chunks: ChunkReceiver) -> Response {
     let next = |mut chunks: ChunkReceiver| async move {
         let chunk = chunks.recv().await?;

@@ -168,8 +168,8 @@ async fn submit_sync(State(app): State<ApiState>, request: HttpRequest) -> Route
     Ok(accepted_response(submitted, ""))
 }
 
-/// The 202 for a new sync. The URL of the sync is relative to that of the request, because a proxy may serve the API below
-/// a path that the master does not know. `to_root` is the relative path to the root of the API.
+/// The 202 for a new sync. The URL of the sync is relative to that of the request, because a proxy may serve the API
+/// below a path that the master does not know. `to_root` is the relative path to the root of the API.
 fn accepted_response(mut submitted: SubmitReply, to_root: &str) -> Response {
     submitted.status_url.insert_str(0, to_root);
     let mut response = json_response(StatusCode::ACCEPTED, &submitted);

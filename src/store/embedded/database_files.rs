@@ -9,7 +9,7 @@
 //! | no | absent or empty | complete: a clean stop, or a backup |
 //! | yes | present | its master was killed; SQLite recovers the newest commits from the `-wal` |
 //! | yes | absent | the `-wal` was not copied, or was removed: the newest commits are missing |
-//! | no | begins with the id of the file | its master was killed during a stop or a start: SQLite recovers the commits |
+//! | no | begins with the id of the file | its master was killed during a stop or start: SQLite recovers the commits |
 //! | no | has other content | the `-wal` belongs to another database; SQLite would apply it to this one |
 //!
 //! A stop first moves every commit into the database file, which leaves the `-wal` empty, then commits the mark `no`
@@ -28,8 +28,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The table of the [`UsageMark`], with one row. It has a page of its own, and all values have the same length, so a new
-/// value overwrites all bytes of the old one.
+/// The table of the [`UsageMark`], with one row. It has a page of its own, and all values have the same length, so a
+/// new value overwrites all bytes of the old one.
 pub(super) const USAGE_TABLE: &str = "usage";
 
 /// An unfinished copy has the name of the database, this suffix, and 32 hexadecimal digits.
@@ -145,8 +145,8 @@ pub(super) fn inspect_files(file: &Path) -> Result<InspectionResult, StoreError>
     }
 }
 
-/// The mark in the database file without its `-wal`, and the number of the page with the mark. `None`: there is none, or
-/// the file cannot be read; opening it then returns the error.
+/// The mark in the database file without its `-wal`, and the number of the page with the mark. `None`: there is none,
+/// or the file cannot be read; opening it then returns the error.
 fn read_usage(file: &Path) -> Option<(UsageMark, u32)> {
     // `immutable` keeps SQLite from applying the log.
     let mut uri = String::from("file:");
@@ -270,8 +270,8 @@ mod tests {
     const SALT: &[u8; 8] = b"saltsalt";
     const ID: &str = "00112233445566778899aabbccddeeff";
 
-    /// A frame of the log: the number of its page, the size of the database if it ends a transaction (else 0), the salt,
-    /// and the page.
+    /// A frame of the log: the number of its page, the size of the database if it ends a transaction (else 0), the
+    /// salt, and the page.
     fn frame(page: u32, ends: u32, salt: &[u8; 8], content: &str) -> Vec<u8> {
         let mut frame = [&page.to_be_bytes()[..], &ends.to_be_bytes(), salt, &[0; 8]].concat();
         frame.extend(content.as_bytes());

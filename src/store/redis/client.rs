@@ -18,8 +18,8 @@ const RECONNECT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Durat
 /// Attempts of a call if the connection breaks. All calls are safe to repeat.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// One connection, shared by all calls. `redis::aio::ConnectionManager` is not used: it keeps a connection after timeouts
-/// of replies, and after the loss of a host that lasts 15 minutes.
+/// One connection, shared by all calls. `redis::aio::ConnectionManager` is not used: it keeps a connection after
+/// timeouts of replies, and after the loss of a host that lasts 15 minutes.
 #[derive(Debug)]
 pub(super) struct RedisClient {
     topology: RedisClients,

@@ -2,8 +2,8 @@
 //! syncs, because the masters of one would follow those of the other. Therefore the store records the name of its
 //! installation and refuses the masters of another one.
 //!
-//! The name is `installation` in the configuration, which all masters of an installation have in common. A single master
-//! needs none: it generates a name at its first start and saves it in its `data_dir`.
+//! The name is `installation` in the configuration, which all masters of an installation have in common. A single
+//! master needs none: it generates a name at its first start and saves it in its `data_dir`.
 
 use crate::store::StoreError;
 use crate::util::private_files;
@@ -30,7 +30,8 @@ impl Installation {
         Installation { name: name.to_owned(), former_name: String::new(), file: None }
     }
 
-    /// The name is that of the configuration, else that in `data_dir`, else a new one. Blocks for a few file operations.
+    /// The name is that of the configuration, else that in `data_dir`, else a new one. Blocks for a few file
+    /// operations.
     ///
     /// # Errors
     /// [`Unusable`](StoreError::Unusable): no name is configured, and none can be saved in `data_dir`.
@@ -40,8 +41,8 @@ impl Installation {
             Ok(text) if is_valid_name(text.trim()) => Some(text.trim().to_owned()),
             Ok(_) => {
                 return Err(StoreError::Unusable(format!(
-                    "{} does not contain the name of an installation; write `installation: NAME` in the configuration of all masters \
-                     of this installation, and remove that file",
+                    "{} does not contain the name of an installation; write `installation: NAME` in the configuration \
+                     of all masters of this installation, and remove that file",
                     file.display()
                 )));
             }
@@ -49,10 +50,9 @@ impl Installation {
             Err(e) if configured.is_none() => return Err(cannot_save(&file, &e)),
             Err(_) => None,
         };
-        let name = match (configured, &saved) {
-            (Some(name), _) => name.to_owned(),
-            (None, Some(saved)) => saved.clone(),
-            (None, None) => {
+        let name = match configured.or(saved.as_deref()) {
+            Some(name) => name.to_owned(),
+            None => {
                 // Saved before the store gets it: a crash in between would leave a store that refuses every master.
                 let name = uuid::Uuid::new_v4().simple().to_string();
                 save_name(&file, &name).map_err(|e| cannot_save(&file, &e))?;

@@ -4,8 +4,8 @@
 //! `:blobs`. Every call is one script, which is atomic. A batch that is too large for one script is staged in portions,
 //! and one script moves them.
 //!
-//! The scripts have the flag `allow-oom`: when Redis has reached `maxmemory`, active syncs must still be recorded, or no
-//! memory would ever become free.
+//! The scripts have the flag `allow-oom`: when Redis has reached `maxmemory`, active syncs must still be recorded, or
+//! no memory would ever become free.
 
 mod client;
 mod installation;
@@ -268,11 +268,8 @@ impl RedisStore {
         if staged {
             call.key(&self.stage_keys);
         }
-        call.arg(fence.epoch)
-            .arg(fence.seq)
-            .arg(&self.session_id)
-            .arg(lease.holder)
-            .arg(lease.ttl_ms);
+        call.arg(fence.epoch).arg(fence.seq).arg(&self.session_id);
+        call.arg(lease.holder).arg(lease.ttl_ms);
         call.arg(batch.digest()).arg(u8::from(batch.replace)).arg(SCHEMA);
         call.arg(batch.puts.len()).arg(batch.deletes.len());
         call.arg(batch.blob_puts.len()).arg(batch.blob_deletes.len()).arg(lease.holder_info);

@@ -134,22 +134,17 @@ impl RedisClients {
         &self,
         config: &AsyncConnectionConfig,
     ) -> Result<Connection, RedisError> {
-        match self {
-            RedisClients::Single(client) => client
-                .get_multiplexed_async_connection_with_config(config)
-                .await
-                .map(Connection::Single),
+        let client = match self {
+            RedisClients::Single(client) => client,
             RedisClients::Sentinel { sentinels, name, template } => {
-                let client = find_primary(sentinels, name, template, config).await?;
-                client
-                    .get_multiplexed_async_connection_with_config(config)
-                    .await
-                    .map(Connection::Single)
+                &find_primary(sentinels, name, template, config).await?
             }
             RedisClients::Cluster { client, .. } => {
-                client.get_async_connection().await.map(Connection::Cluster)
+                return client.get_async_connection().await.map(Connection::Cluster);
             }
-        }
+        };
+        let connection = client.get_multiplexed_async_connection_with_config(config).await?;
+        Ok(Connection::Single(connection))
     }
 }
 
