@@ -29,24 +29,6 @@ impl RootUnavailable {
     pub fn is_new_storage(self) -> bool {
         self == RootUnavailable::MountedOver
     }
-
-    /// What an operator can do about it.
-    pub fn hint(self) -> &'static str {
-        match self {
-            RootUnavailable::MountedOver => {
-                "nothing is written there until it is unmounted, or opened as the new storage at the next heartbeat"
-            }
-            RootUnavailable::Unmounted => {
-                "mount it again, or start the program again to use that directory; nothing is written there until then"
-            }
-            RootUnavailable::Reopened => {
-                "it is tried again when the next heartbeat has named that directory"
-            }
-            RootUnavailable::Missing(_) | RootUnavailable::Replaced => {
-                "put it back, or start the program again to use what is there now; nothing is written there until then"
-            }
-        }
-    }
 }
 
 impl fmt::Display for RootUnavailable {

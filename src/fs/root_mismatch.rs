@@ -101,22 +101,4 @@ impl RootMismatch {
             ),
         }
     }
-
-    /// What to do about it.
-    pub(super) fn hint(self) -> &'static str {
-        match self {
-            RootMismatch::SamePath
-            | RootMismatch::DestinationInside
-            | RootMismatch::SourceInside => "choose a DST outside SRC",
-            RootMismatch::DestinationNotDirectory => {
-                "name a DST that is a directory or does not exist"
-            }
-            RootMismatch::DestinationIsDirectory => {
-                "DST is the file's new path: add the file's name to it"
-            }
-            RootMismatch::DestinationIsSpecial => {
-                "DST is the file's new path; to have it replaced, remove it first"
-            }
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! Hints for operators about causes that are not errnos; those of errnos are in [`hint`](crate::wire::hint).
 
 use super::{Cause, SpecialKind};
+use crate::fs::root_identity::RootUnavailable;
+use crate::fs::root_mismatch::RootMismatch;
 use crate::wire::hint::errno_hint;
 use rustix::process::Uid;
 
@@ -50,12 +52,50 @@ pub(super) fn operator_hint(cause: Cause, uid: Uid) -> Option<String> {
     Some(text.to_owned())
 }
 
+impl RootUnavailable {
+    /// What an operator can do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            RootUnavailable::MountedOver => {
+                "nothing is written there until it is unmounted, or opened as the new storage at the next heartbeat"
+            }
+            RootUnavailable::Unmounted => {
+                "mount it again, or start the program again to use that directory; nothing is written there until then"
+            }
+            RootUnavailable::Reopened => {
+                "it is tried again when the next heartbeat has named that directory"
+            }
+            RootUnavailable::Missing(_) | RootUnavailable::Replaced => {
+                "put it back, or start the program again to use what is there now; nothing is written there until then"
+            }
+        }
+    }
+}
+
+impl RootMismatch {
+    /// What to do about it.
+    fn hint(self) -> &'static str {
+        match self {
+            RootMismatch::SamePath
+            | RootMismatch::DestinationInside
+            | RootMismatch::SourceInside => "choose a DST outside SRC",
+            RootMismatch::DestinationNotDirectory => {
+                "name a DST that is a directory or does not exist"
+            }
+            RootMismatch::DestinationIsDirectory => {
+                "DST is the file's new path: add the file's name to it"
+            }
+            RootMismatch::DestinationIsSpecial => {
+                "DST is the file's new path; to have it replaced, remove it first"
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fs::metadata_warnings::MetadataWarning;
-    use crate::fs::root_identity::RootUnavailable;
-    use crate::fs::root_mismatch::RootMismatch;
     use crate::wire::errno::NAME_COLLISION;
     use rustix::fs::FileType;
     use rustix::io::Errno;
