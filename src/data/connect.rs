@@ -60,7 +60,7 @@ impl ConnectError {
 /// Where a connection begins and ends.
 #[derive(Clone)]
 pub struct ConnectionPath {
-    /// Our NIC. Without one the kernel chooses, and nothing is set or counted.
+    /// The NIC of this host. Without one the kernel chooses, and nothing is set or counted.
     pub from: Option<Arc<Nic>>,
     /// Whether the socket is bound to the NIC: with a single NIC the routing table decides.
     pub is_bound: bool,

@@ -127,7 +127,7 @@ pub struct BlockDigests {
     pub basis: Option<Digest>,
 }
 
-/// The request for a sweep.
+/// The request to remove auxiliary files for hard links.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct CleanUpRequest {
     /// The root of the sync, which gets its metadata back.

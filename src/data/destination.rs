@@ -18,7 +18,7 @@ use bytes::Bytes;
 pub enum Destination {
     /// This host holds the destination as well.
     Local {
-        /// Our own name.
+        /// The id of this worker.
         worker: WorkerId,
         /// What writes.
         local: Local,

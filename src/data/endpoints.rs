@@ -1,4 +1,4 @@
-//! Our data-plane endpoints: those that are listened on, and those without an address of this host (yet).
+//! The data-plane endpoints of this host: those that are listened on, and those without an address of this host (yet).
 
 use super::listen::Listener;
 use super::nics::Nic;

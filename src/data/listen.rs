@@ -1,4 +1,4 @@
-//! Listening on our own endpoints. With several, one that names its interface is bound to it, so that
+//! Listening on the endpoints of this host. With several, one that names its interface is bound to it, so that
 //! replies leave by it too, whatever the routing table has for the peer.
 
 use super::nics::Nic;

@@ -27,7 +27,7 @@ use crate::wire::{BytePath, Digest, RelPath};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// A destination below one of our own storage roots.
+/// A destination below a storage root of this host.
 pub struct Local {
     target: Arc<Target>,
     claims: Arc<Claims>,

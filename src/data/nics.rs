@@ -1,4 +1,4 @@
-//! Our own endpoints at work: what is set for them, what they moved, and sockets as they want them.
+//! The endpoints of this host: their settings, their byte counts, and sockets with these settings.
 
 use super::meter::{CountedStream, TrafficCounter};
 use crate::config::{NicConfig as Configured, NicSettings};
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 /// A peer that went away without a word is noticed after about three of these.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// One of our endpoints.
+/// An endpoint of this host.
 #[derive(Debug)]
 pub struct Nic {
     /// With the port that it has.

@@ -20,7 +20,7 @@ pub enum SendError {
         /// Every endpoint with what went wrong there.
         attempts: Vec<(String, String)>,
     },
-    /// It does not let us; nothing was written.
+    /// The worker refused it; nothing was written.
     #[error("worker {worker} refused ({status} {code}): {detail}")]
     Refused {
         /// The worker that refused.
@@ -40,7 +40,7 @@ pub enum SendError {
         /// How.
         message: String,
     },
-    /// We failed ourselves.
+    /// This host failed.
     #[error("{0}")]
     Internal(String),
 }
@@ -68,7 +68,7 @@ pub struct OfferOutcome {
     pub warnings: EntryWarnings,
     /// Directories without their metadata.
     pub dir_errors: Vec<DirMetadataError>,
-    /// The destination keeps something for the names of one file: a sweep is wanted in the end.
+    /// The destination keeps auxiliary files for hard links: a clean-up is needed in the end.
     pub needs_clean_up: bool,
     /// Directories on the way to the entries that are new at the destination, and no entries themselves.
     pub created_dirs: Vec<RelPath>,
@@ -87,7 +87,7 @@ pub struct PackOutcome {
     pub warnings: EntryWarnings,
     /// Directories without their metadata.
     pub dir_errors: Vec<DirMetadataError>,
-    /// The destination keeps something for the names of one file: a sweep is wanted in the end.
+    /// The destination keeps auxiliary files for hard links: a clean-up is needed in the end.
     pub needs_clean_up: bool,
 }
 

@@ -285,7 +285,7 @@ impl Peer {
     {
         let (mut fresh, mut attempts) = (false, 0);
         loop {
-            // Before a connection: no peer is to wait for our memory.
+            // Before a connection: no peer is to wait for memory of this host.
             let buffers = self.peers.pool().acquire_for_send(compared).await;
             let mut pooled = self.checkout(fresh, ConnectionKind::Content, size).await?;
             // Dropped when it is settled what becomes of the connection: the thread closes it.

@@ -40,7 +40,7 @@ struct PeerLoad {
 }
 
 impl Peers {
-    /// Peers reached from our own `nics`; content is sent from buffers of `pool`.
+    /// Peers reached from the `nics` of this host; content is sent from buffers of `pool`.
     pub fn new(nics: &[Arc<Nic>], pool: BufferPool) -> Arc<Self> {
         Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, table: Mutex::default() })
     }
@@ -49,7 +49,7 @@ impl Peers {
         self.table.lock()
     }
 
-    /// How each of our endpoints does.
+    /// The state of each endpoint of this host.
     pub fn nics(&self) -> Vec<(Arc<Nic>, NicStatus)> {
         self.routes.nics()
     }

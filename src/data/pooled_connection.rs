@@ -48,7 +48,7 @@ impl PooledConnection {
         &self.key.1
     }
 
-    /// Our NIC that it goes out by, where that is known.
+    /// The NIC of this host that it goes out by, where that is known.
     pub fn nic(&self) -> Option<&Arc<Nic>> {
         self.key.0.and_then(|i| self.routes.nics.get(i))
     }

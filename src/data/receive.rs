@@ -418,7 +418,7 @@ pub fn receive_range<P: ChunkSource>(
 }
 
 /// Opens the part file of `entry`, for a peer that is still there. One that is gone may be gone for long,
-/// where we stood still, or for as long as its request waited here: what it sent lay in our socket, and
+/// where this process was suspended, or for as long as its request waited here: what it sent lay in the socket, and
 /// the part file may have been removed since. Its content is then sent again.
 fn open_part_file<P: ChunkSource>(
     frames: &FrameReader<P>,

@@ -48,7 +48,7 @@ pub enum RouteAffinity {
 pub struct Candidate {
     /// It does not work at the moment.
     pub is_disabled: bool,
-    /// Our end.
+    /// The end at this host.
     pub local: EndLoad,
     /// The peer's end.
     pub remote: EndLoad,
@@ -136,7 +136,7 @@ fn is_same_network(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
     }
 }
 
-/// How our `i`-th and the peer's `j`-th address belong together. Where neither is in a network with any
+/// How the `i`-th address of this host and the peer's `j`-th address belong together. Where neither is in a network with any
 /// of the other side, their places decide.
 pub fn affinity(
     local: &[Option<IpAddr>],

@@ -1,4 +1,4 @@
-//! Which of our NICs reaches which endpoint of a peer: routes, what is under way on them, their failures,
+//! Which NIC of this host reaches which endpoint of a peer: routes, what is under way on them, their failures,
 //! and the connections kept on them.
 //!
 //! ```text
@@ -43,7 +43,7 @@ pub struct Routes {
     state: Mutex<RoutingState>,
 }
 
-/// How one of our endpoints does.
+/// The state of an endpoint of this host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NicStatus {
     /// Requests that are under way from it.
@@ -55,7 +55,7 @@ pub struct NicStatus {
 }
 
 impl Routes {
-    /// Routes from our own `nics`. With fewer than two the kernel chooses the address.
+    /// Routes from the `nics` of this host. With fewer than two the kernel chooses the address.
     pub fn new(nics: &[Arc<Nic>]) -> Self {
         let ours = nics.iter().map(|nic| GoodputMeter::new(nic.counter.clone())).collect();
         let state = RoutingState {
@@ -118,7 +118,7 @@ impl Routes {
         self.state().in_flight.len()
     }
 
-    /// How each of our endpoints does.
+    /// The state of each endpoint of this host.
     pub fn nics(&self) -> Vec<(Arc<Nic>, NicStatus)> {
         let (now, mut state) = (Instant::now(), self.state());
         state.update_goodput(now);

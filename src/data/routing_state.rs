@@ -19,7 +19,7 @@ const UNUSED_PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// Requests of at least this many bytes show how fast a route is.
 const MIN_MEASURED_BYTES: u64 = 1 << 20;
 
-/// One of our NICs, by its place (`None`: the kernel chooses), and one endpoint of a peer, as `host:port`.
+/// One NIC of this host, by its place (`None`: the kernel chooses), and one endpoint of a peer, as `host:port`.
 pub(super) type RouteKey = (Option<usize>, String);
 
 #[derive(Default)]

@@ -30,7 +30,7 @@ pub struct FrameWriter<'a> {
     buffer: Buffer,
     /// Room for a block that is compared.
     scratch: Option<Buffer>,
-    /// Counts our progress, beside what the peer takes.
+    /// Counts the progress here, beside what the peer accepts.
     progress: Arc<AtomicU64>,
     limiters: Limiters,
     sent: u64,
@@ -129,7 +129,7 @@ impl Sink for FrameWriter<'_> {
         self.progress.fetch_add(length, Ordering::Relaxed);
         self.kept += length;
         self.append(&frame::keep(from, length))?;
-        // So that the receiver has something to do, and hears of us.
+        // So that the receiver has something to do, and does not count this sender as stalled.
         if length >= MAX_KEEP_RUN_BYTES { self.flush() } else { Ok(()) }
     }
 

@@ -102,7 +102,7 @@ impl DataServer {
         DataServer { stall_timeout, ..self }
     }
 
-    /// Our NICs, one per endpoint.
+    /// The NICs of this host, one per endpoint.
     pub fn nics(&self) -> &[Arc<Nic>] {
         &self.nics
     }

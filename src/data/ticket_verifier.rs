@@ -159,7 +159,7 @@ impl TicketVerifier {
     /// What `ticket` allows.
     ///
     /// # Errors
-    /// Anything but a ticket that our master signed and that has not expired.
+    /// Anything but a ticket that the master signed and that has not expired.
     pub fn verify(&self, ticket: &str) -> Result<Claims, Refusal> {
         let master = self.master.read();
         let master = master.as_ref().ok_or(Refusal::NoKey)?;
