@@ -9,7 +9,7 @@ use super::State;
 use super::event::Now;
 use super::phase::PhaseState;
 use super::sync_job::SyncJob;
-use super::task::{Task, TaskState};
+use super::task::Task;
 use crate::util::units;
 use crate::wire::sync::{StallInfo, SyncState};
 use crate::wire::task::TaskSpec;
@@ -41,14 +41,12 @@ impl State {
     pub(super) fn record_moved_bytes(&mut self, moved: &BTreeMap<AssignmentId, u64>, now: Now) {
         let mut grew: Vec<SyncNo> = Vec::new();
         for (assignment, bytes) in moved {
-            let task =
-                self.lease_index.get(assignment).copied().and_then(|id| self.tasks.get_mut(&id));
-            let Some(task) = task else { continue };
-            let most = max_content_bytes(&task.spec);
-            if let TaskState::Leased(lease) = &mut task.state {
-                let bytes = (*bytes).min(most);
+            let Some(task) = self.tasks.by_assignment(*assignment) else { continue };
+            let (id, no) = (task.id, task.sync);
+            let bytes = (*bytes).min(max_content_bytes(&task.spec));
+            if let Some(lease) = self.tasks.lease_mut(id) {
                 if bytes > lease.moved_bytes {
-                    grew.push(task.sync);
+                    grew.push(no);
                 }
                 lease.moved_bytes = bytes;
             }
@@ -65,8 +63,8 @@ impl State {
         if sync.phase != PhaseState::Copy && sync.phase != PhaseState::CopyBlocked {
             return 0;
         }
-        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let moved = tasks.filter_map(Task::lease).map(|lease| lease.moved_bytes);
+        let moved =
+            self.tasks.of_sync(sync.no).filter_map(Task::lease).map(|lease| lease.moved_bytes);
         let moved = moved.fold(0, u64::saturating_add);
         // Content may have grown since it was listed.
         let counters = &sync.counters;
@@ -75,7 +73,7 @@ impl State {
     }
 
     pub(super) fn tick_speeds(&mut self, now: Now) {
-        for no in self.syncs_with_tasks.clone() {
+        for no in self.tasks.syncs().collect::<Vec<_>>() {
             let Some(sync) = self.syncs.get(&no) else { continue };
             let runs = sync.state == SyncState::Progress && !sync.is_paused();
             let bytes = sync.counters.bytes_done.saturating_add(self.bytes_in_flight(sync));
@@ -123,7 +121,7 @@ impl State {
     }
 
     pub(super) fn is_watched(&self, tasks: &[TaskId], now: Now) -> bool {
-        let syncs = tasks.iter().filter_map(|id| self.syncs.get(&self.tasks.get(id)?.sync));
+        let syncs = tasks.iter().filter_map(|id| self.syncs.get(&self.tasks.get(*id)?.sync));
         syncs
             .filter_map(|sync| sync.last_watched_ms)
             .any(|at_ms| now.mono_ms.saturating_sub(at_ms) < WATCH_TIMEOUT_MS)
@@ -140,8 +138,8 @@ impl State {
     /// `slept_ms` is the time that the master was suspended.
     pub(super) fn tick_stalls(&mut self, slept_ms: u64, now: Now) {
         let mut stalled: Vec<SyncNo> = Vec::new();
-        for no in &self.syncs_with_tasks {
-            let Some(sync) = self.syncs.get_mut(no) else { continue };
+        for no in self.tasks.syncs() {
+            let Some(sync) = self.syncs.get_mut(&no) else { continue };
             let request = &sync.request;
             let waits = sync.state != SyncState::Progress
                 || sync.is_paused()
@@ -157,7 +155,7 @@ impl State {
             if still_ms > STALL_MS && sync.stalled_since_ms.is_none() {
                 let still_ms = i64::try_from(still_ms).unwrap_or(i64::MAX);
                 sync.stalled_since_ms = Some(now.wall_ms.saturating_sub(still_ms));
-                stalled.push(*no);
+                stalled.push(no);
             }
         }
         for no in stalled {
@@ -178,7 +176,7 @@ impl State {
         let since = Timestamp::from_millisecond(sync.stalled_since_ms?).unwrap_or_default();
         let since_ms =
             |task: &Task| task.lease().map_or(task.waiting_since_ms, |lease| lease.granted_ms);
-        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let tasks = self.tasks.of_sync(sync.no);
         let oldest = tasks.min_by_key(|task| (task.lease().is_none(), since_ms(task), task.id))?;
         let now_ms = self.last_tick_ms.unwrap_or(0);
         Some(StallInfo {

@@ -1,10 +1,10 @@
 //! Carries out what the phase machine decides: the first tasks of a phase, and the end of a sync.
 
 use super::State;
-use super::core::NewTask;
 use super::event::Now;
 use super::final_state::final_state;
 use super::phase::{PhaseState, PhaseWork};
+use super::task::Task;
 use crate::wire::sync::SyncOutcome;
 use crate::wire::task::TaskSpec;
 use crate::wire::{RelPath, SyncNo, WorkerId};
@@ -12,9 +12,9 @@ use crate::wire::{RelPath, SyncNo, WorkerId};
 impl State {
     /// Advances a sync without tasks to its next phase.
     pub(super) fn advance_phase(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get(&no) else { return };
         let (active, forgotten) = (sync.is_active(), sync.is_deleted);
-        let idle = sync.tasks.is_empty() && sync.large_files.is_empty();
+        let idle = self.tasks.sync_tasks(no).is_empty() && sync.large_files.is_empty();
         if !active {
             self.release_paths(no, now);
         }
@@ -66,18 +66,18 @@ impl State {
             PhaseWork::Walk => self.add_scans(no),
             PhaseWork::Extraneous { apply } => {
                 let spec = TaskSpec::Prune { dir: RelPath::root(), cursor: None, apply };
-                self.add_task(NewTask::ready(no, spec), None);
+                self.add_task(Task::new(no, spec));
             }
             PhaseWork::CleanUp => {
                 sync.needs_clean_up = false;
-                self.add_task(NewTask::ready(no, TaskSpec::CleanUp), None);
+                self.add_task(Task::new(no, TaskSpec::CleanUp));
             }
             PhaseWork::Flush => {
                 let writers: Vec<WorkerId> =
                     sync.unflushed_writers.iter().map(|(worker, _)| worker.clone()).collect();
                 for worker in writers {
-                    let flush = NewTask::ready(no, TaskSpec::Flush);
-                    self.add_task(NewTask { pinned_to: Some(worker), ..flush }, None);
+                    let flush = Task::new(no, TaskSpec::Flush);
+                    self.add_task(Task { pinned_to: Some(worker), ..flush });
                 }
             }
         }

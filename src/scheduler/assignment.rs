@@ -116,7 +116,7 @@ impl State {
 
     /// Records the root from which a worker reads the source.
     pub(super) fn record_source_reader(&mut self, id: TaskId, worker: &WorkerId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|task| task.runs_at_source()) else { return };
+        let Some(task) = self.tasks.get(id).filter(|task| task.runs_at_source()) else { return };
         if task.spec == TaskSpec::CleanUp {
             return;
         }
@@ -134,7 +134,7 @@ impl State {
 
     /// Records the workers through which a task may write that is being assigned.
     pub(super) fn record_possible_writers(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|task| task.writes_destination()) else {
+        let Some(task) = self.tasks.get(id).filter(|task| task.writes_destination()) else {
             return;
         };
         let Some(lease) = task.lease() else { return };

@@ -53,10 +53,9 @@ impl State {
         if !self.workers.get(id).is_some_and(Worker::supports_options) {
             return;
         }
-        let held: Vec<TaskId> = self.lease_index.held_by(id).collect();
-        let sending =
-            held.iter().filter_map(|id| self.tasks.get(id)).filter(|t| t.spec.sends_content());
-        let syncs: BTreeSet<SyncNo> = sending.map(|t| t.sync).collect();
+        let held: Vec<TaskId> = self.tasks.held_by(id).map(|task| task.id).collect();
+        let sending = self.tasks.held_by(id).filter(|task| task.spec.sends_content());
+        let syncs: BTreeSet<SyncNo> = sending.map(|task| task.sync).collect();
         for no in syncs {
             self.ensure_share(no, id, now);
         }
@@ -84,7 +83,7 @@ impl State {
         }
         if reply.next_heartbeat_ms.is_none() && !held.is_empty() {
             // A busy worker reports often, so that it learns soon of a cancel.
-            let beat = HEARTBEAT_MS_PER_SHARE * self.lease_index.worker_count() as u64;
+            let beat = HEARTBEAT_MS_PER_SHARE * self.tasks.worker_count() as u64;
             let soonest =
                 if self.is_watched(&held, now) { LIMITED_HEARTBEAT_MS } else { BUSY_HEARTBEAT_MS };
             reply.next_heartbeat_ms = Some(beat.clamp(soonest, MAX_HEARTBEAT_MS));
@@ -97,8 +96,7 @@ impl State {
         if self.bandwidth.share_count() == 0 {
             return;
         }
-        let leased = self.lease_index.leased_tasks().filter_map(|id| self.tasks.get(&id));
-        let sending = leased.filter(|task| task.spec.sends_content());
+        let sending = self.tasks.leased().filter(|task| task.spec.sends_content());
         let busy = sending.filter_map(|task| Some((task.sync, task.lease()?.worker.clone())));
         let busy = busy.collect();
         self.bandwidth.expire_idle_shares(&busy, now.mono_ms);

@@ -77,7 +77,7 @@ impl State {
     }
 
     pub(super) fn leased_task(&self, worker: &WorkerId, assignment: AssignmentId) -> Option<&Task> {
-        let task = self.tasks.get(self.lease_index.get(&assignment)?)?;
+        let task = self.tasks.by_assignment(assignment)?;
         task.lease().filter(|lease| lease.worker == *worker).map(|_| task)
     }
 

@@ -1,12 +1,11 @@
 //! Removal of work: what a sync that stops, restarts or is removed leaves to be discarded.
 
 use super::boot_ids::BootIds;
-use super::core::NewTask;
 use super::event::{Effect, Now};
 use super::large_file::{LargeFile, LargeFileState};
 use super::phase::PhaseState;
 use super::sync_job::{MirrorStop, SyncJob};
-use super::task::TaskState;
+use super::task::{Task, TaskState};
 use super::{State, record_keys};
 use crate::wire::task::TaskSpec;
 use crate::wire::{SyncNo, TaskId};
@@ -27,9 +26,8 @@ impl State {
     pub(super) fn schedule_clean_up(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(&no) else { return };
         if std::mem::take(&mut sync.needs_clean_up) {
-            let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-            let state = TaskState::Delayed { until_ms };
-            self.add_task(NewTask { state, ..NewTask::ready(no, TaskSpec::CleanUp) }, None);
+            let state = self.delayed_by_lease(now);
+            self.add_task(Task { state, ..Task::new(no, TaskSpec::CleanUp) });
         }
     }
 
@@ -65,18 +63,25 @@ impl State {
         sync.rollback_sent(&large);
         // Other workers may write until their leases end: those of other ranges, and after a cancel
         // any.
-        let ranges = self.large_file_tasks(no, file);
-        let mut others = ranges.iter().filter_map(|id| self.tasks.get(id));
-        let others = others.any(|range| Some(range.id) != told && range.lease().is_some());
-        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-        let state =
-            if ended || others { TaskState::Delayed { until_ms } } else { TaskState::Ready };
-        let blob = Some(large.manifest_key);
-        self.add_task(
-            NewTask { manifest_key: blob, state, ..NewTask::ready(no, TaskSpec::Discard) },
-            None,
-        );
+        let is_other = |range: &Task| Some(range.id) != told && range.lease().is_some();
+        let others = self.tasks.of_file(no, file).any(is_other);
+        self.add_discard(no, Some(large.manifest_key), 0, ended || others, now);
         self.detach_large_file(no, file);
+    }
+
+    /// Adds a task that removes what a batch or large file left at the destination. `late`: after a
+    /// lease, because other workers may still write.
+    pub(super) fn add_discard(
+        &mut self,
+        no: SyncNo,
+        manifest_key: Option<String>,
+        manifest_bytes: u64,
+        late: bool,
+        now: Now,
+    ) {
+        let state = if late { self.delayed_by_lease(now) } else { TaskState::Ready };
+        let discard = Task::new(no, TaskSpec::Discard);
+        self.add_task(Task { manifest_key, manifest_bytes, state, ..discard });
     }
 
     /// Removes all tasks of a sync. Part files are deleted later, and so are temporary files of
@@ -85,33 +90,20 @@ impl State {
         let Some(sync) = self.syncs.get(&no) else { return };
         let writes = !sync.is_dry_run();
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
-        for id in sync.tasks.clone() {
+        for id in self.tasks.ids_of_sync(no) {
             self.record_revoked_lease(id, now);
         }
         for file in larges {
             self.discard_large_file(no, file, None, now);
         }
-        let tasks: Vec<TaskId> =
-            self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect()).unwrap_or_default();
-        for id in tasks {
-            let Some(task) = self.tasks.get_mut(&id) else { continue };
+        for id in self.tasks.ids_of_sync(no) {
+            let Some(task) = self.tasks.get_mut(id) else { continue };
             match task.spec {
                 TaskSpec::Discard => {}
                 TaskSpec::Copy { .. } if writes && task.attempt > 0 => {
                     let (blob, blob_bytes) = (task.manifest_key.take(), task.manifest_bytes);
                     self.remove_task(id);
-                    let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-                    let state = TaskState::Delayed { until_ms };
-                    let discard = NewTask::ready(no, TaskSpec::Discard);
-                    self.add_task(
-                        NewTask {
-                            manifest_key: blob,
-                            manifest_bytes: blob_bytes,
-                            state,
-                            ..discard
-                        },
-                        None,
-                    );
+                    self.add_discard(no, blob, blob_bytes, true, now);
                 }
                 _ => drop(self.remove_task(id)),
             }
@@ -168,7 +160,7 @@ impl State {
     pub(super) fn restart_sync(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(&no) else { return };
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
-        let tasks: Vec<TaskId> = sync.tasks.iter().copied().collect();
+        let tasks = self.tasks.ids_of_sync(no);
         let active = sync.is_active();
         tasks.iter().for_each(|id| self.record_revoked_lease(*id, now));
         larges.into_iter().for_each(|file| drop(self.remove_large_file(no, file)));

@@ -41,7 +41,7 @@ impl State {
             matches!(task.spec, TaskSpec::Prune { apply: true, .. }) && task.lease().is_some()
         };
         self.next_deleter(sync, leased).is_some_and(is_new)
-            && sync.tasks.iter().filter_map(|id| self.tasks.get(id)).any(deletes)
+            && self.tasks.of_sync(sync.no).any(deletes)
     }
 
     /// Chooses the deleter of a task that is leased to `leased`. The present one is kept while it

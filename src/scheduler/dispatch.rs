@@ -56,14 +56,14 @@ impl State {
     fn polls_for_pinned_tasks(&self, open: &[RunnableSync]) -> Vec<Caller> {
         let syncs = open.iter().filter(|o| o.has_pinned).filter_map(|o| self.syncs.get(&o.no));
         let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
-        for (place, tasks) in syncs.flat_map(|s| &s.queue.pinned) {
+        for (place, tasks) in syncs.flat_map(|s| &self.tasks.sync_tasks(s.no).ready().pinned) {
             match place {
                 Some(place) => {
                     let under = self.workers.with_boot(boot_part(place));
                     workers.extend(under.map(|w| &w.last_heartbeat.worker_id));
                 }
                 None => workers
-                    .extend(tasks.iter().filter_map(|id| self.tasks.get(id)?.pinned_to.as_ref())),
+                    .extend(tasks.iter().filter_map(|id| self.tasks.get(*id)?.pinned_to.as_ref())),
             }
         }
         let mut callers: Vec<Caller> =
@@ -102,7 +102,7 @@ impl State {
         if let Some(id) = self.find_repeated_poll(&poll) {
             // Workers may have been added since.
             self.record_possible_writers(id, now);
-            let again = self.tasks.get(&id).and_then(|task| self.build_assignment(task, now));
+            let again = self.tasks.get(id).and_then(|task| self.build_assignment(task, now));
             return Some(Reply::Assignment(again.map(Box::new)));
         }
         let open = self.runnable_syncs(now);
@@ -125,8 +125,7 @@ impl State {
     /// The task that this poll got before, if its reply was lost.
     fn find_repeated_poll(&self, poll: &WaitingPoll) -> Option<TaskId> {
         let wanted = poll.poll_id.as_ref()?;
-        let mut held = self.lease_index.held_by(&poll.worker).filter_map(|id| self.tasks.get(&id));
-        let task = held.find(|task| {
+        let task = self.tasks.held_by(&poll.worker).find(|task| {
             task.lease().is_some_and(|lease| {
                 lease.incarnation == poll.incarnation && lease.poll_id.as_ref() == Some(wanted)
             })
@@ -162,7 +161,7 @@ impl State {
         let mut drawn = [0; 16];
         drawn.copy_from_slice(&self.draw_random()[..16]);
         let assignment = AssignmentId(drawn);
-        let task = self.tasks.get_mut(&id)?;
+        let task = self.tasks.get_mut(id)?;
         task.attempt += 1;
         let lease = Lease {
             assignment,
@@ -177,7 +176,6 @@ impl State {
         let (key, no, again) = (task.record_key(), task.sync, task.attempt > 1);
         let sends = task.spec.sends_content();
         let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
-        self.lease_index.insert(&lease, id);
         self.set_task_state(id, TaskState::Leased(lease));
         self.isolation.mark_leased(id);
         self.put_record(key);
@@ -187,7 +185,7 @@ impl State {
         self.record_possible_writers(id, now);
         self.record_source_reader(id, &poll.worker, now);
         self.postpone_probe(no, now);
-        self.worker_health.postpone_probe(&poll.worker, now);
+        self.workers.health_mut().postpone_probe(&poll.worker, now);
         if sends {
             self.ensure_share(no, &poll.worker, now);
         }
@@ -207,6 +205,6 @@ impl State {
                 self.mark_changed(no, now);
             }
         }
-        self.build_assignment(self.tasks.get(&id)?, now)
+        self.build_assignment(self.tasks.get(id)?, now)
     }
 }

@@ -28,9 +28,9 @@ pub(super) struct TaskFailure {
 impl State {
     /// A task failed as a whole: it is retried, if possible on another worker, or fails.
     pub(super) fn retry_or_fail_task(&mut self, id: TaskId, failure: TaskFailure, now: Now) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        task.failed_on.insert(failure.worker.clone());
-        task.last_error = Some(failure.reason.clone());
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.history.failed_on.insert(failure.worker.clone());
+        task.history.last_error = Some(failure.reason.clone());
         let task = task.clone();
         if matches!(task.spec, TaskSpec::Prune { apply: true, .. })
             && let Some(deleter) = self.syncs.get_mut(&task.sync).and_then(|s| s.deleter.as_mut())
@@ -39,19 +39,13 @@ impl State {
             self.mark_changed(task.sync, now);
         }
         if self.pause_on_storage_errors(&task, &failure.errors, now) {
-            self.end_lease(id);
-            self.requeue_after_backoff(id, now);
-            return;
+            return self.requeue_after_backoff(id, now);
         }
         if task.hit_resource_shortage(&failure.errors) {
-            self.end_lease(id);
-            if let Some(task) = self.tasks.get_mut(&id) {
-                task.resource_retries += 1;
-            }
-            self.requeue_after_backoff(id, now);
-            return;
+            self.edit_task(id, |task| task.history.resource_retries += 1);
+            return self.requeue_after_backoff(id, now);
         }
-        if task.spec == TaskSpec::Discard && task.failures >= 3 {
+        if task.spec == TaskSpec::Discard && task.history.failures >= 3 {
             let what = "a part file could not be removed";
             warn_ratelimited!(format_args!("{what} (sync {})", task.sync), sync = %task.sync, why = failure.reason, "{what}");
             self.remove_task(id);
@@ -63,26 +57,32 @@ impl State {
         let tried = |error: &FileError| !is_storage_gone(error);
         let final_flush = task.spec == TaskSpec::Flush && failure.errors.iter().any(tried);
         let in_vain = final_flush || self.is_already_present(&task);
-        if in_vain || !self.is_retry_useful(&task, &task.failed_on, &failure.errors) {
+        if in_vain || !self.is_retry_useful(&task, &task.history.failed_on, &failure.errors) {
             let mut error = failure.errors.into_iter().next();
             if let Some(error) = &mut error {
                 error.worker_id.get_or_insert(failure.worker);
-                error.attempt = error.attempt.max(task.failures + 1);
+                error.attempt = error.attempt.max(task.history.failures + 1);
             }
             self.fail_task(id, &failure.reason, error, now);
             return;
         }
-        self.end_lease(id);
-        if let Some(task) = self.tasks.get_mut(&id) {
-            task.failures += 1;
-        }
+        self.edit_task(id, |task| task.history.failures += 1);
         self.requeue_after_backoff(id, now);
     }
 
-    fn end_lease(&mut self, id: TaskId) {
-        if let Some(lease) = self.tasks.get(&id).and_then(Task::lease) {
-            self.lease_index.remove(lease);
+    /// Records the outcome or the expired lease of a task that is still leased.
+    pub(super) fn judge_worker(&mut self, id: TaskId, worker: &WorkerId, failed: bool, now: Now) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let (no, at_source) = (task.sync, task.runs_at_source());
+        self.workers.health_mut().record_outcome(worker, failed, now);
+        if !failed || self.workers.health().quarantine_reason(worker).is_some() {
+            return;
         }
+        let Some(sync) = self.syncs.get(&no) else { return };
+        let peers = self.capable_workers(sync, sync.storage_path(at_source));
+        let peers: Vec<WorkerId> = peers.map(|w| w.last_heartbeat.worker_id.clone()).collect();
+        // Tasks that were reserved for other workers may be for none now.
+        self.needs_dispatch |= self.workers.health_mut().quarantine_if_worse(worker, &peers, now);
     }
 
     /// Whether a retry can help: a permanent error only on a worker that has not tried yet, a
@@ -96,14 +96,14 @@ impl State {
     ) -> bool {
         let most = self.settings.max_retries;
         if errors.is_empty() {
-            return task.failures < 2 * most;
+            return task.history.failures < 2 * most;
         }
         let may_pass = |e: &FileError| {
             use ErrorClass::{Changed, StorageGone, Transient};
             matches!(e.class, Transient | Changed | StorageGone)
         };
         if errors.iter().any(may_pass) {
-            return task.failures < most;
+            return task.history.failures < most;
         }
         let blocked = errors.iter().any(|e| e.class == ErrorClass::Permanent);
         blocked && self.has_untried_worker(task, tried)
@@ -111,42 +111,37 @@ impl State {
 
     fn has_untried_worker(&self, task: &Task, tried: &BTreeSet<WorkerId>) -> bool {
         let Some(sync) = self.syncs.get(&task.sync) else { return false };
-        let request = &sync.request;
-        let path =
-            if task.runs_at_source() { &request.source_path } else { &request.destination_path };
+        let path = sync.storage_path(task.runs_at_source());
         self.capable_workers(sync, path).any(|w| !tried.contains(&w.last_heartbeat.worker_id))
     }
 
     /// Queues a failed task: at once if another worker can take it, else after a delay.
     pub(super) fn requeue_after_backoff(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id) else { return };
-        let elsewhere = self.has_untried_worker(task, &task.failed_on);
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.deprioritised_until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+        let Some(task) = self.tasks.get(id) else { return };
+        let elsewhere = self.has_untried_worker(task, &task.history.failed_on);
         // Spread tasks that failed together; the delay of a task is deterministic.
         let seed = task.id.0 ^ task.sync.0.rotate_left(32);
-        let wait = RETRY_BACKOFF
-            .jittered_delay((task.failures + task.resource_retries).saturating_sub(1), seed);
+        let wait = RETRY_BACKOFF.jittered_delay(
+            (task.history.failures + task.history.resource_retries).saturating_sub(1),
+            seed,
+        );
         let wait = u64::try_from(wait.as_millis());
         let until_ms = now.mono_ms.saturating_add(wait.unwrap_or(u64::MAX));
-        if let Some(task) = self.tasks.get_mut(&id) {
-            task.deprioritised_until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-            let (key, no) = (task.record_key(), task.sync);
-            let state = if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
-            self.set_task_state(id, state);
-            self.put_record(key);
-            self.dirty_syncs.insert(no);
-            self.needs_dispatch = true;
-        }
+        let state = if elsewhere { TaskState::Ready } else { TaskState::Delayed { until_ms } };
+        self.store_task_state(id, state);
     }
 
     pub(super) fn fail_task(&mut self, id: TaskId, why: &str, error: Option<FileError>, now: Now) {
-        let Some(task) = self.tasks.get(&id).cloned() else { return };
+        let Some(task) = self.tasks.get(id).cloned() else { return };
         let worker = task.lease().map(|l| l.worker.clone());
         let what = match &task.spec {
             TaskSpec::Scan { dir, .. } => format!("list `{dir}`"),
             TaskSpec::Prune { dir, .. } => format!("delete in `{dir}`"),
             TaskSpec::CleanUp => "remove the anchors of hard links".to_owned(),
             TaskSpec::List { .. } => "look up listed names".to_owned(),
-            TaskSpec::Copy { .. } if task.entry.is_some() => "copy".to_owned(),
+            TaskSpec::Copy { .. } if task.history.entry.is_some() => "copy".to_owned(),
             TaskSpec::Copy { files, dirs, .. } => {
                 format!("copy {}", units::pluralize(files + dirs, "entry", "entries"))
             }
@@ -156,7 +151,12 @@ impl State {
             TaskSpec::Scan { dir, .. } | TaskSpec::Prune { dir, .. } => {
                 BytePath(dir.as_bytes().to_vec())
             }
-            _ => task.entry.clone().or_else(|| self.large_file_name(&task)).unwrap_or_default(),
+            _ => task
+                .history
+                .entry
+                .clone()
+                .or_else(|| self.large_file_name(&task))
+                .unwrap_or_default(),
         };
         let untold = error.is_none();
         let error = error.unwrap_or_else(|| FileError {
@@ -231,11 +231,11 @@ impl State {
 
     /// Keeps the manifest of a failed batch, if the error names no entry of it.
     fn take_failed_manifest(&mut self, id: TaskId, error: &FileError) -> Option<String> {
-        let task = self.tasks.get(&id).filter(|_| error.path.0.is_empty())?;
+        let task = self.tasks.get(id).filter(|_| error.path.0.is_empty())?;
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return None };
         if !self.can_list_batch(task.sync, files.saturating_add(dirs)) {
             return None;
         }
-        self.tasks.get_mut(&id)?.manifest_key.take()
+        self.tasks.get_mut(id)?.manifest_key.take()
     }
 }

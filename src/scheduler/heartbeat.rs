@@ -3,7 +3,7 @@
 use super::State;
 use super::capability::MAX_POOL_MEMBERS;
 use super::event::{Now, Reply};
-use super::task::{Lease, Task, TaskState};
+use super::task::Task;
 use super::worker_registry::{Worker, unavailable_path};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerStatus};
@@ -11,13 +11,6 @@ use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 const MAX_WORKERS: usize = 16_384;
-
-fn lease_mut(task: &mut Task) -> Option<&mut Lease> {
-    match &mut task.state {
-        TaskState::Leased(lease) => Some(lease),
-        _ => None,
-    }
-}
 
 impl State {
     pub(super) fn handle_heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
@@ -41,7 +34,7 @@ impl State {
         self.retract_losses(&id, said.incarnation.as_ref(), restarted, now);
         let valid = self.renew_leases(&said, now);
         if restarted {
-            self.worker_health.forget(&id);
+            self.workers.health_mut().forget(&id);
         }
         let (before, refused) = self.resolve_incarnations(&id, restarted, &said, now);
         let mut reply = HeartbeatReply {
@@ -87,7 +80,8 @@ impl State {
             self.handle_storage_change(&id, now);
         }
         // After the storage check: a sync that restarts or stops revokes its leases.
-        let goes_on = |a: &AssignmentId| valid.contains(a) && self.lease_index.get(a).is_some();
+        let goes_on =
+            |a: &AssignmentId| valid.contains(a) && self.tasks.by_assignment(*a).is_some();
         reply.revoked_assignments = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
         let moved = moved.into_iter().filter(|(a, _)| goes_on(a)).collect();
         self.record_moved_bytes(&moved, now);
@@ -100,10 +94,7 @@ impl State {
         if self.workers.silent().next().is_none() {
             return Vec::new();
         }
-        let held = self
-            .lease_index
-            .held_by(worker)
-            .filter_map(|id| self.syncs.get(&self.tasks.get(&id)?.sync));
+        let held = self.tasks.held_by(worker).filter_map(|task| self.syncs.get(&task.sync));
         let destinations: BTreeSet<&AbsPath> = held.map(|s| &s.request.destination_path).collect();
         let silent = self.workers.silent().filter(|w| destinations.iter().any(|to| w.serves(to)));
         silent.map(|w| w.last_heartbeat.worker_id.clone()).take(MAX_POOL_MEMBERS).collect()
@@ -115,10 +106,10 @@ impl State {
         let (mut lost, mut died): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
         let mut valid: HashSet<AssignmentId> = HashSet::new();
         let listed: HashSet<AssignmentId> = said.assignments.iter().copied().collect();
-        let held: Vec<TaskId> = self.lease_index.held_by(&said.worker_id).collect();
-        let hangs = self.tasks_on_unavailable_paths(&held, said);
+        let held: Vec<TaskId> = self.tasks.held_by(&said.worker_id).map(|task| task.id).collect();
+        let hangs = self.tasks_on_unavailable_paths(said);
         for task in held {
-            let Some(lease) = self.tasks.get_mut(&task).and_then(lease_mut) else { continue };
+            let Some(lease) = self.tasks.lease_mut(task) else { continue };
             let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
             if other {
                 died.push(task);
@@ -146,11 +137,7 @@ impl State {
         valid
     }
 
-    fn tasks_on_unavailable_paths(
-        &self,
-        held: &[TaskId],
-        said: &WorkerHeartbeat,
-    ) -> BTreeSet<TaskId> {
+    fn tasks_on_unavailable_paths(&self, said: &WorkerHeartbeat) -> BTreeSet<TaskId> {
         if said.unavailable_paths.is_empty() {
             return BTreeSet::new();
         }
@@ -161,7 +148,7 @@ impl State {
                 task.runs_at_source() && unavailable_path(said, &request.source_path).is_some();
             source || unavailable_path(said, &request.destination_path).is_some()
         };
-        let tasks = held.iter().filter_map(|id| self.tasks.get(id));
-        tasks.filter(|task| hangs(task)).map(|task| task.id).collect()
+        let held = self.tasks.held_by(&said.worker_id);
+        held.filter(|task| hangs(task)).map(|task| task.id).collect()
     }
 }

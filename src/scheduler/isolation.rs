@@ -21,15 +21,30 @@
 use crate::wire::{TaskId, WorkerId};
 use std::collections::BTreeSet;
 
+/// Maximum duration of a reservation.
+const MAX_RESERVATION_MS: u64 = 5 * 60 * 1000;
+
+/// Time without a reservation after one that expired: the tasks of the worker may wait for other
+/// work, as a walk waits for its batches.
+const RESERVATION_PAUSE_MS: u64 = 6 * MAX_RESERVATION_MS;
+
 #[derive(Debug, Default)]
 pub(super) struct Isolation {
-    pub(super) tasks: BTreeSet<TaskId>,
-    pub(super) running: Option<TaskId>,
-    /// The reserved worker, the task, and the end on the scheduler's clock.
-    pub(super) reserved: Option<(WorkerId, TaskId, u64)>,
+    tasks: BTreeSet<TaskId>,
+    running: Option<TaskId>,
+    reserved: Option<Reservation>,
     /// No reservation before this time on the scheduler's clock: the last worker did not become
     /// idle.
-    pub(super) unreserved_until_ms: u64,
+    unreserved_until_ms: u64,
+}
+
+/// A busy worker gets no other task, so that it becomes idle for this one.
+#[derive(Debug)]
+struct Reservation {
+    worker: WorkerId,
+    task: TaskId,
+    /// On the scheduler's clock.
+    until_ms: u64,
 }
 
 impl Isolation {
@@ -41,6 +56,22 @@ impl Isolation {
         self.tasks.is_empty()
     }
 
+    pub(super) fn tasks(&self) -> impl Iterator<Item = TaskId> {
+        self.tasks.iter().copied()
+    }
+
+    /// The isolated task that was leased last.
+    pub(super) fn running(&self) -> Option<TaskId> {
+        self.running.filter(|id| self.contains(*id))
+    }
+
+    pub(super) fn insert(&mut self, id: TaskId, is_leased: bool) {
+        self.tasks.insert(id);
+        if is_leased {
+            self.running = Some(id);
+        }
+    }
+
     pub(super) fn mark_leased(&mut self, id: TaskId) {
         if self.contains(id) {
             (self.running, self.reserved) = (Some(id), None);
@@ -49,6 +80,38 @@ impl Isolation {
 
     pub(super) fn remove(&mut self, id: TaskId) {
         self.tasks.remove(&id);
+    }
+
+    /// What a polling worker gets while no isolated task runs. `found`: an isolated task that it can
+    /// do; `is_valid`: whether the task of a reservation still waits for its worker.
+    pub(super) fn decide(
+        &mut self,
+        worker: &WorkerId,
+        found: Option<TaskId>,
+        is_idle: bool,
+        is_valid: impl Fn(&WorkerId, TaskId) -> bool,
+        now_ms: u64,
+    ) -> IsolationDecision {
+        let before = self.reserved.take();
+        let expired = before.as_ref().map(|r| r.until_ms).filter(|until_ms| *until_ms <= now_ms);
+        if let Some(until_ms) = expired {
+            self.unreserved_until_ms = until_ms.saturating_add(RESERVATION_PAUSE_MS);
+        }
+        self.reserved = before.filter(|r| {
+            now_ms < r.until_ms && self.tasks.contains(&r.task) && is_valid(&r.worker, r.task)
+        });
+        match (found, &self.reserved) {
+            (None, _) => IsolationDecision::Ordinary,
+            (Some(id), _) if is_idle => IsolationDecision::RunAlone(id),
+            (Some(_), Some(reserved)) if reserved.worker != *worker => IsolationDecision::Ordinary,
+            (Some(_), Some(_)) => IsolationDecision::Wait,
+            (Some(_), None) if now_ms < self.unreserved_until_ms => IsolationDecision::Ordinary,
+            (Some(task), None) => {
+                let until_ms = now_ms.saturating_add(MAX_RESERVATION_MS);
+                self.reserved = Some(Reservation { worker: worker.clone(), task, until_ms });
+                IsolationDecision::Wait
+            }
+        }
     }
 }
 

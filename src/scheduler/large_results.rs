@@ -86,15 +86,14 @@ impl State {
         if brought {
             self.resume_after_write(no, now);
         }
-        let ranges = self.large_file_tasks(no, file);
-        let mut ranges = ranges.iter().filter_map(|id| self.tasks.get(id));
         // A file that was restarted for a lost part file may have left a part of that.
         let again = large.sent_bytes > 0 || large.restarts > 0;
         let tried = |range: &Task| range.attempt > u32::from(range.lease().is_some());
-        if again || ranges.clone().any(tried) {
+        let is_other = |range: &Task| range.id != task.id && range.lease().is_some();
+        if again || self.tasks.of_file(no, file).any(tried) {
             self.discard_large_file(no, file, Some(task.id), now);
         } else if large.state == LargeFileState::Sending
-            && ranges.any(|range| range.id != task.id && range.lease().is_some())
+            && self.tasks.of_file(no, file).any(is_other)
         {
             large.state = LargeFileState::AlreadyPresent;
             self.remove_unleased_ranges(&large, task.id);
@@ -119,7 +118,7 @@ impl State {
             return self.discard_large_file(task.sync, file, Some(task.id), now);
         }
         self.remove_task(task.id);
-        if self.large_file_tasks(task.sync, file).is_empty() {
+        if self.tasks.of_file(task.sync, file).next().is_none() {
             self.remove_large_file(task.sync, file);
         }
     }

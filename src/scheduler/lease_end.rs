@@ -1,12 +1,11 @@
 //! Leases that end without a result: expired, returned, revoked, or lost with their worker ([`isolation`](super::isolation)).
 
 use super::State;
-use super::core::NewTask;
 use super::event::{Effect, Now};
 use super::single_entries::SingleEntry;
 use super::sync_job::SyncJob;
-use super::task::{DEPRIORITISED_MS, Task, TaskState, WorkerLoss};
-use super::work_items::RetryHistory;
+use super::task::{DEPRIORITISED_MS, RetryHistory, Task, TaskState, WorkerLoss};
+
 use super::worker_registry::Worker;
 use crate::util::units;
 use crate::wire::task::{TaskSpec, WorkItem};
@@ -23,7 +22,7 @@ const MAX_ATTEMPTS: u32 = 20;
 impl State {
     /// Whether a task counts as lost when another process of its worker reports.
     pub(super) fn counts_as_loss(&self, worker: &WorkerId, id: TaskId, now: Now) -> bool {
-        let Some(lease) = self.tasks.get(&id).and_then(Task::lease) else { return false };
+        let Some(lease) = self.tasks.get(id).and_then(Task::lease) else { return false };
         // A draining worker may end at its time-out with tasks.
         let drained = |w: &Worker| w.last_heartbeat.status == WorkerStatus::Draining;
         let drained = self.workers.get(worker).is_none_or(drained);
@@ -32,7 +31,7 @@ impl State {
 
     /// Whether the process that holds a task was silent for a whole lease.
     pub(super) fn is_holder_silent(&self, id: TaskId, now: Now) -> bool {
-        let Some(lease) = self.tasks.get(&id).and_then(Task::lease) else { return false };
+        let Some(lease) = self.tasks.get(id).and_then(Task::lease) else { return false };
         // A master without a heartbeat of the worker cannot know.
         self.is_process_silent(&lease.worker, lease.incarnation.as_ref(), now)
     }
@@ -48,13 +47,13 @@ impl State {
     pub(super) fn handle_worker_loss(&mut self, id: TaskId, now: Now) {
         self.mark_possible_writes(id, now);
         let most = self.settings.max_worker_losses as usize;
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(id) else { return };
         let Some(lease) = task.lease() else { return };
         let loss =
             WorkerLoss { worker: lease.worker.clone(), incarnation: lease.incarnation.clone() };
-        task.losses.push(loss);
+        task.history.losses.push(loss);
         task.deprioritised_until_ms = now.mono_ms.saturating_add(DEPRIORITISED_MS);
-        let (key, no, times) = (task.record_key(), task.sync, task.losses.len());
+        let (key, no, times) = (task.record_key(), task.sync, task.history.losses.len());
         let (what, workers) = (task.description(), task.describe_losses());
         self.put_record(key);
         if times > most {
@@ -74,7 +73,7 @@ impl State {
 
     /// Fails a task that was lost too often, and discards what the dead agents left of it.
     fn fail_lost_task(&mut self, id: TaskId, why: &str, now: Now) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(id) else { return };
         let no = task.sync;
         let copies = matches!(task.spec, TaskSpec::Copy { .. });
         let left = if copies { task.manifest_key.take() } else { None };
@@ -85,13 +84,7 @@ impl State {
         if self.syncs.get(&no).is_none_or(SyncJob::is_dry_run) {
             return self.effects.push(Effect::DeleteBlob(blob));
         }
-        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-        let state = TaskState::Delayed { until_ms };
-        let discard = NewTask::ready(no, TaskSpec::Discard);
-        self.add_task(
-            NewTask { manifest_key: Some(blob), manifest_bytes: blob_bytes, state, ..discard },
-            None,
-        );
+        self.add_discard(no, Some(blob), blob_bytes, true, now);
     }
 
     /// Retracts the losses of a process that reports: it was only disconnected or suspended.
@@ -110,11 +103,11 @@ impl State {
         let is_it =
             |loss: &WorkerLoss| loss.worker == *worker && loss.incarnation.as_ref() == incarnation;
         let mut changed: Vec<String> = Vec::new();
-        for task in self.tasks.values_mut().filter(|task| task.losses.iter().any(is_it)) {
-            task.losses.retain(|loss| !is_it(loss));
+        for task in self.tasks.values_mut().filter(|task| task.history.losses.iter().any(is_it)) {
+            task.history.losses.retain(|loss| !is_it(loss));
             changed.push(task.record_key());
-            if task.losses.len() < most {
-                self.isolation.tasks.remove(&task.id);
+            if task.history.losses.len() < most {
+                self.isolation.remove(task.id);
             }
         }
         self.needs_dispatch |= !changed.is_empty();
@@ -126,11 +119,11 @@ impl State {
         if !self.isolation.contains(id) {
             return;
         }
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(id) else { return };
         self.needs_dispatch = true;
         let key = task.record_key();
         if !task.needs_split() {
-            task.entry = entries.into_iter().next().map(|entry| entry.path);
+            task.history.entry = entries.into_iter().next().map(|entry| entry.path);
             return self.put_record(key);
         }
         let sum = entries.iter().fold((0, 0, 0), |sum: (u64, u64, u64), entry| match &entry.item {
@@ -148,16 +141,9 @@ impl State {
         let Some(task) = self.remove_task(id) else { return };
         tracing::info!(sync = %task.sync, task = %id, entries = entries.len(), "each entry is a task of its own now");
         for SingleEntry { path, item } in entries {
-            let again = RetryHistory {
-                failures: task.failures,
-                resource_retries: task.resource_retries,
-                failed_on: task.failed_on.clone(),
-                last_error: task.last_error.clone(),
-                losses: task.losses.clone(),
-                entry: Some(path),
-            };
-            let added = self.add_work_item(task.sync, item, Some(again));
-            if let Some(one) = added.and_then(|id| self.tasks.get_mut(&id)) {
+            let history = RetryHistory { entry: Some(path), ..task.history.clone() };
+            let added = self.add_work_item(task.sync, item, Some(history));
+            if let Some(one) = added.and_then(|id| self.tasks.get_mut(id)) {
                 // The attempt shows that earlier attempts may have left something.
                 one.attempt = task.attempt;
             }
@@ -174,7 +160,7 @@ impl State {
 
     /// A worker with a lease on a writing task may have written through any reachable worker.
     fn mark_possible_writes(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|t| t.writes_destination()) else { return };
+        let Some(task) = self.tasks.get(id).filter(|t| t.writes_destination()) else { return };
         let no = task.sync;
         self.record_revoked_lease(id, now);
         if let Some(sync) = self.syncs.get_mut(&no) {
@@ -185,21 +171,13 @@ impl State {
 
     /// Queues a task again; its next lease has a higher attempt.
     pub(super) fn requeue_task(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let worker = task.lease().map(|l| l.worker.clone());
-        if let Some(lease) = task.lease() {
-            self.lease_index.remove(lease);
+        let Some(task) = self.tasks.get(id) else { return };
+        if task.attempt.saturating_sub(task.history.resource_retries) >= MAX_ATTEMPTS {
+            let worker = task.lease().map(|lease| format!(", last on worker {}", lease.worker));
+            let worker = worker.unwrap_or_default();
+            let why = format!("its lease expired or was returned {MAX_ATTEMPTS} times{worker}");
+            return self.fail_task(id, &why, None, now);
         }
-        if task.attempt.saturating_sub(task.resource_retries) >= MAX_ATTEMPTS {
-            let who = worker.map_or_else(String::new, |w| format!(", last on worker {w}"));
-            let why = format!("its lease expired or was returned {MAX_ATTEMPTS} times{who}");
-            self.fail_task(id, &why, None, now);
-            return;
-        }
-        let (key, no) = (task.record_key(), task.sync);
-        self.set_task_state(id, TaskState::Ready);
-        self.put_record(key);
-        self.dirty_syncs.insert(no);
-        self.needs_dispatch = true;
+        self.store_task_state(id, TaskState::Ready);
     }
 }

@@ -6,13 +6,13 @@
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
 //! 1. Data: `single_entries`, `failure_list`, `record_log`, `record_keys`, `event`, `speed`, `blocked`, `boot_ids`,
-//!    `phase`, `bandwidth`, `source_history`, `validate`, `task_errors`, `task`, `large_file`, `ready_queue`, `lease_index`,
-//!    `isolation`, `poll_queue`, `worker_registry`, `deleter`, `pause`
+//!    `phase`, `bandwidth`, `source_history`, `validate`, `task_errors`, `task`, `large_file`, `ready_queue`, `task_table`,
+//!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `deleter`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `window`, `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
 //! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`
-//! 6. Failures: `storage_pause`, `failures`, `lease_end`, `worker_health`
+//! 6. Failures: `storage_pause`, `failures`, `lease_end`
 //! 7. Phases: `final_state`, `advance`
 //! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
 //! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
@@ -45,7 +45,6 @@ mod isolation;
 mod large_file;
 mod large_results;
 mod lease_end;
-mod lease_index;
 mod mirror_guards;
 mod overlap;
 mod pages;
@@ -72,6 +71,7 @@ mod sync_job;
 mod sync_rules;
 mod task;
 mod task_errors;
+mod task_table;
 mod tick;
 mod validate;
 mod views;
@@ -98,12 +98,12 @@ pub use source_history::source_history_record;
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
 use crate::wire::ticket::Signer;
-use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
+use crate::wire::{RequestId, SyncNo, WorkerId};
 use jiff::tz::TimeZone;
 use poll_queue::PollQueue;
 use std::collections::{BTreeMap, BTreeSet};
 use sync_job::SyncJob;
-use task::Task;
+use task_table::TaskTable;
 use worker_registry::WorkerRegistry;
 
 /// The settings of the scheduler.
@@ -181,21 +181,15 @@ pub struct State {
     seed: [u8; 32],
     draw_count: u64,
     next_sync: u64,
-    next_task: u64,
     syncs: BTreeMap<SyncNo, SyncJob>,
     by_id: BTreeMap<RequestId, SyncNo>,
-    tasks: BTreeMap<TaskId, Task>,
-    lease_index: lease_index::LeaseIndex,
+    tasks: TaskTable,
     workers: WorkerRegistry,
     source_history: source_history::SourceHistory,
     bandwidth: bandwidth::BandwidthAllocator,
-    worker_health: worker_health::WorkerHealth,
     path_reservations: overlap::PathReservations,
     isolation: isolation::Isolation,
     retention_clock: retention::RetentionClock,
-    syncs_with_tasks: BTreeSet<SyncNo>,
-    /// Delayed tasks by the end of the delay.
-    delayed: BTreeSet<(u64, TaskId)>,
     poll_queue: PollQueue,
     /// The [version](WorkerRegistry::version) of the workers for which the windows were computed.
     windows_version: u64,
@@ -277,9 +271,7 @@ impl State {
             }
             Event::Configure(settings) => {
                 self.settings = *settings;
-                for no in self.syncs_with_tasks.clone() {
-                    self.update_window(no);
-                }
+                self.update_all_windows();
                 // More syncs may be active.
                 self.needs_dispatch = true;
                 self.tick(now);
@@ -316,8 +308,7 @@ impl State {
 
     /// Time until [`Event::Tick`] is needed at the latest, in milliseconds.
     pub fn next_deadline_ms(&self, now: Now) -> Option<u64> {
-        let delayed = self.delayed.first().map(|(at, _)| *at);
-        let ends = self.poll_queue.next_deadline_ms().into_iter().chain(delayed);
+        let ends = self.poll_queue.next_deadline_ms().into_iter().chain(self.tasks.next_due_ms());
         let nearest = ends.chain(self.next_probe_ms(now)).min();
         nearest.map(|at| at.saturating_sub(now.mono_ms))
     }

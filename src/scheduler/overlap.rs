@@ -179,7 +179,7 @@ impl State {
     /// Records that a lease was revoked without a report: the worker may write until the lease
     /// ends.
     pub(super) fn record_revoked_lease(&mut self, id: TaskId, now: Now) {
-        let Some(task) = self.tasks.get(&id).filter(|task| task.writes_destination()) else {
+        let Some(task) = self.tasks.get(id).filter(|task| task.writes_destination()) else {
             return;
         };
         let Some(until_ms) = task.lease().map(|lease| lease.deadline_ms) else { return };

@@ -2,11 +2,10 @@
 //! counts once, whichever worker continues the walk.
 
 use super::State;
-use super::core::NewTask;
 use super::event::{Now, Reply};
 use super::phase::PhaseState;
 use super::sync_job::FailureCount;
-use super::task::TaskState;
+use super::task::{Task, TaskState};
 use super::validate::validate_page;
 use crate::wire::entry_report::{EntryAction, Tally};
 use crate::wire::problem::{Problem, ProblemCode};
@@ -74,15 +73,10 @@ impl State {
             self.remove_task(id);
             return Reply::Page(PageReply { action: PageAction::Done, max_subtrees: 0 });
         };
-        let lease_ms = self.settings.lease_ms;
-        if let Some(task) = self.tasks.get_mut(&id) {
-            task.spec = next;
-            if let TaskState::Leased(lease) = &mut task.state {
-                lease.next_page += 1;
-                lease.deadline_ms = now.mono_ms + lease_ms;
-            }
-            let key = task.record_key();
-            self.put_record(key);
+        self.edit_task(id, |task| task.spec = next);
+        if let Some(lease) = self.tasks.lease_mut(id) {
+            lease.next_page += 1;
+            lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
         }
         self.continue_walk(id)
     }
@@ -99,7 +93,7 @@ impl State {
             self.add_work_item(no, item, None);
         }
         for dir in page.subtrees {
-            self.add_task(NewTask::ready(no, subtree_spec(spec, dir)), None);
+            self.add_task(Task::new(no, subtree_spec(spec, dir)));
         }
         if let Some(pruned) = page.pruned {
             self.count_extraneous(no, pruned);
@@ -159,26 +153,20 @@ impl State {
 
     /// Continues a walk, or suspends it while the window is full.
     fn continue_walk(&mut self, id: TaskId) -> Reply {
-        let Some(sync) = self.tasks.get(&id).and_then(|t| self.syncs.get(&t.sync)) else {
+        let Some(sync) = self.tasks.get(id).and_then(|t| self.syncs.get(&t.sync)) else {
             return stop_reply();
         };
         if self.window_fill(sync) < 1.0 {
-            let ready = sync.queue.at_source.len() + sync.queue.scans.len();
+            let ready = self.tasks.sync_tasks(sync.no).ready();
+            let ready = ready.at_source.len() + ready.scans.len();
             let most = MAX_REQUESTED_SUBTREES as usize + ready;
             let idle = self.idle_polls(sync).take(most).count().saturating_sub(ready);
             let spawn = u32::try_from(idle).unwrap_or(MAX_REQUESTED_SUBTREES);
             return Reply::Page(PageReply { action: PageAction::Continue, max_subtrees: spawn });
         }
-        if let Some(task) = self.tasks.get_mut(&id) {
-            if let Some(lease) = task.lease() {
-                self.lease_index.remove(lease);
-            }
-            // The next lease is not another attempt.
-            task.attempt = task.attempt.saturating_sub(1);
-            let key = task.record_key();
-            self.set_task_state(id, TaskState::Ready);
-            self.put_record(key);
-        }
+        // The next lease is not another attempt.
+        self.edit_task(id, |task| task.attempt = task.attempt.saturating_sub(1));
+        self.set_task_state(id, TaskState::Ready);
         Reply::Page(PageReply { action: PageAction::Pause, max_subtrees: 0 })
     }
 }

@@ -25,7 +25,7 @@ impl State {
     /// The syncs with a task to assign now. At most `max_active_syncs` active ones are served;
     /// paused ones and those without a worker take no slot.
     pub(super) fn runnable_syncs(&self, now: Now) -> Vec<RunnableSync> {
-        let all = self.syncs_with_tasks.iter().filter_map(|no| self.syncs.get(no));
+        let all = self.tasks.syncs().filter_map(|no| self.syncs.get(&no));
         let all = all.filter(|s| s.can_dispatch(now) && !self.is_waiting_for_overlap(s.no));
         let (mut active, ended): (Vec<&SyncJob>, Vec<&SyncJob>) = all.partition(|s| s.is_active());
         let most = self.settings.max_active_syncs;
@@ -36,22 +36,26 @@ impl State {
                 let request = &s.request;
                 self.workers.accepting(&request.source_path).next().is_some()
                     && self.workers.accepting(&request.destination_path).next().is_some()
-                    || !s.queue.pinned.is_empty()
+                    || !self.tasks.sync_tasks(s.no).ready().pinned.is_empty()
             });
             active = workable.take(most).collect();
         }
-        let open = active.into_iter().chain(ended).map(|sync| RunnableSync {
-            no: sync.no,
-            has_source_task: !sync.queue.at_source.is_empty() || self.can_scan(sync),
-            has_destination_task: !sync.queue.at_destination.is_empty(),
-            has_pinned: !sync.queue.pinned.is_empty(),
+        let open = active.into_iter().chain(ended).map(|sync| {
+            let ready = self.tasks.sync_tasks(sync.no).ready();
+            RunnableSync {
+                no: sync.no,
+                has_source_task: !ready.at_source.is_empty() || self.can_scan(sync),
+                has_destination_task: !ready.at_destination.is_empty(),
+                has_pinned: !ready.pinned.is_empty(),
+            }
         });
         open.filter(|o| o.has_source_task || o.has_destination_task || o.has_pinned).collect()
     }
 
     /// Whether a scan is ready and the window has space for its results.
     fn can_scan(&self, sync: &SyncJob) -> bool {
-        !sync.queue.scans.is_empty() && self.has_window_for_scans(sync)
+        let has_scan = !self.tasks.sync_tasks(sync.no).ready().scans.is_empty();
+        has_scan && self.has_window_for_scans(sync)
     }
 
     /// Whether a worker may take tasks that read the source: it serves the source, and some worker
@@ -68,9 +72,9 @@ impl State {
     /// flushes.
     pub(super) fn choose_task(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
         let sync = self.syncs.get(&no)?;
-        let queue = &sync.queue;
+        let queue = self.tasks.sync_tasks(no).ready();
         let fits = |id: &&TaskId| {
-            let task = self.tasks.get(id).filter(|task| !self.isolation.contains(task.id));
+            let task = self.tasks.get(**id).filter(|task| !self.isolation.contains(task.id));
             task.is_some_and(|task| self.is_eligible(sync, task, worker, now))
         };
         if worker.serves(&sync.request.destination_path) {
@@ -101,12 +105,13 @@ impl State {
         let spared = now.mono_ms < task.deprioritised_until_ms
             && task.failed_or_lost_on(me)
             && others(task.runs_at_source()).any(|o| !task.failed_or_lost_on(o));
-        let able = (worker.supports_options() || !needs_options(sync, &task.spec))
-            && (worker.supports_options() || !(sync.is_limited() && task.spec.sends_content()));
-        let aside = self.worker_health.is_quarantined(me, now)
+        let is_limited = sync.is_limited() && task.spec.sends_content();
+        let able = worker.supports_options() || !(needs_options(sync, &task.spec) || is_limited);
+        let aside = self.workers.health().is_quarantined(me, now)
             && task.pinned_to.is_none()
-            && others(task.runs_at_source())
-                .any(|o| !self.worker_health.is_quarantined(o, now) && !task.failed_on.contains(o));
+            && others(task.runs_at_source()).any(|o| {
+                !self.workers.health().is_quarantined(o, now) && !task.history.failed_on.contains(o)
+            });
         let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
         let early = deletes && self.must_wait_for_deletions(sync, me);
         able && !early
@@ -137,44 +142,20 @@ impl State {
         if self.isolation.is_empty() {
             return IsolationDecision::Ordinary;
         }
-        if self.lease_index.held_by(worker).any(|held| self.isolation.contains(held)) {
+        if self.tasks.held_by(worker).any(|held| self.isolation.contains(held.id)) {
             return IsolationDecision::Wait;
         }
-        let leased = |id: TaskId| self.tasks.get(&id).is_some_and(|task| task.lease().is_some());
-        if self.isolation.running.is_some_and(|id| self.isolation.contains(id) && leased(id)) {
+        let (tasks, workers) = (&self.tasks, &self.workers);
+        if self.isolation.running().is_some_and(|id| tasks.is_leased(id)) {
             return IsolationDecision::Ordinary;
         }
-        let stands = |(holder, id, until): &(WorkerId, TaskId, u64)| {
-            let waits = |task: &Task| task.state == TaskState::Ready;
-            now.mono_ms < *until
-                && self.isolation.contains(*id)
-                && self.tasks.get(id).is_some_and(waits)
-                && self.workers.get(holder).is_some_and(|w| w.is_ready())
-        };
-        let before = self.isolation.reserved.clone();
-        let ended = before.as_ref().map(|(.., until_ms)| *until_ms);
-        let reserved = before.filter(stands);
-        if let Some(until_ms) = ended.filter(|until_ms| *until_ms <= now.mono_ms) {
-            self.isolation.unreserved_until_ms = until_ms.saturating_add(RESERVATION_PAUSE_MS);
-        }
-        let busy = self.lease_index.held_by(worker).next().is_some();
+        let is_idle = tasks.held_by(worker).next().is_none();
         let found = self.find_isolated_task(worker, open, now);
-        let turn = match (found, &reserved) {
-            (None, _) => IsolationDecision::Ordinary,
-            (Some(id), _) if !busy => IsolationDecision::RunAlone(id),
-            (Some(_), Some((holder, ..))) if holder != worker => IsolationDecision::Ordinary,
-            (Some(_), Some(_)) => IsolationDecision::Wait,
-            (Some(_), None) if now.mono_ms < self.isolation.unreserved_until_ms => {
-                IsolationDecision::Ordinary
-            }
-            (Some(id), None) => {
-                let until_ms = now.mono_ms.saturating_add(MAX_RESERVATION_MS);
-                self.isolation.reserved = Some((worker.clone(), id, until_ms));
-                return IsolationDecision::Wait;
-            }
+        let is_valid = |worker: &WorkerId, task: TaskId| {
+            tasks.get(task).is_some_and(|task| task.state == TaskState::Ready)
+                && workers.get(worker).is_some_and(Worker::is_ready)
         };
-        self.isolation.reserved = reserved;
-        turn
+        self.isolation.decide(worker, found, is_idle, is_valid, now.mono_ms)
     }
 
     /// The first isolated task that a worker can do now.
@@ -185,7 +166,7 @@ impl State {
         now: Now,
     ) -> Option<TaskId> {
         let worker = self.workers.get(worker)?;
-        let tasks = self.isolation.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let tasks = self.isolation.tasks().filter_map(|id| self.tasks.get(id));
         let mut ready = tasks.filter(|task| {
             task.state == TaskState::Ready
                 && !task.needs_split()
@@ -194,10 +175,3 @@ impl State {
         ready.find(|task| self.can_run_task(task, worker, now)).map(|task| task.id)
     }
 }
-
-/// Maximum duration of a reservation.
-const MAX_RESERVATION_MS: u64 = 5 * 60 * 1000;
-
-/// Time without a reservation after one that expired: the tasks of the worker may wait for other
-/// work, as a walk waits for its batches.
-const RESERVATION_PAUSE_MS: u64 = 6 * MAX_RESERVATION_MS;

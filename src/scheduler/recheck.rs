@@ -38,7 +38,7 @@ impl State {
     /// The host of a pending flush was rebooted: the sync is rechecked. False: a recheck cannot
     /// help.
     pub(super) fn recheck_after_reboot(&mut self, flush: TaskId, now: Now) -> bool {
-        let Some(task) = self.tasks.get(&flush) else { return false };
+        let Some(task) = self.tasks.get(flush) else { return false };
         let (no, bound) = (task.sync, task.pinned_to.clone());
         let Some(sync) = self.syncs.get_mut(&no) else { return false };
         let Some(bound) = bound.filter(|_| sync.recheck.is_pending || sync.can_recheck()) else {

@@ -3,9 +3,10 @@
 
 use super::event::{Effect, Now, Reply, StoredKeys};
 use super::sync_job::SyncJob;
+use super::task::Task;
 use super::{State, record_keys};
+use crate::wire::SyncNo;
 use crate::wire::admin::{ReconcileReply, RequeuedTask};
-use crate::wire::{SyncNo, TaskId};
 use std::collections::BTreeSet;
 
 const MAX_LISTED_TASKS: usize = 100;
@@ -41,20 +42,19 @@ impl State {
     fn free_lost_leases(&mut self, done: &mut ReconcileReply, now: Now) {
         let settled =
             now.mono_ms.saturating_sub(self.leading_since_ms) > self.settings.heartbeat_timeout_ms;
-        let why = |id: &TaskId| {
-            let lease = self.tasks.get(id)?.lease()?;
+        let why = |task: &Task| {
+            let lease = task.lease()?;
             match self.workers.get(&lease.worker) {
-                None if settled => Some((*id, "no such worker is known".to_owned())),
+                None if settled => Some((task.id, "no such worker is known".to_owned())),
                 Some(known) if known.last_heartbeat.incarnation != lease.incarnation => {
-                    Some((*id, "its agent was restarted since".to_owned()))
+                    Some((task.id, "its agent was restarted since".to_owned()))
                 }
                 _ => None,
             }
         };
-        let all: Vec<TaskId> = self.lease_index.leased_tasks().collect();
-        for (id, why) in all.iter().filter_map(why).collect::<Vec<_>>() {
+        for (id, why) in self.tasks.leased().filter_map(why).collect::<Vec<_>>() {
             done.requeued_tasks += 1;
-            let task = self.tasks.get(&id).filter(|_| done.requeued.len() < MAX_LISTED_TASKS);
+            let task = self.tasks.get(id).filter(|_| done.requeued.len() < MAX_LISTED_TASKS);
             let told = task.and_then(|task| {
                 Some(RequeuedTask {
                     request_id: self.syncs.get(&task.sync)?.id.clone(),
@@ -87,9 +87,8 @@ impl State {
     /// Keys of the manifests that tasks and large files of a sync need.
     fn manifest_keys(&self, no: SyncNo) -> impl Iterator<Item = &String> {
         let sync = self.syncs.get(&no).into_iter();
-        sync.flat_map(|sync| {
-            let tasks =
-                sync.tasks.iter().filter_map(|id| self.tasks.get(id)?.manifest_key.as_ref());
+        sync.flat_map(move |sync| {
+            let tasks = self.tasks.of_sync(no).filter_map(|task| task.manifest_key.as_ref());
             tasks.chain(sync.large_files.values().map(|large| &large.manifest_key))
         })
     }

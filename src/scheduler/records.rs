@@ -21,13 +21,13 @@
 use super::boot_ids::BootIds;
 use super::event::{Effect, Now};
 use super::large_file::LargeFile;
-use super::lease_index::LeaseIndex;
 use super::poll_queue::PollQueue;
 use super::record_keys::{META_KEY, drain_key, group_key, parse_group_key};
 use super::retention::{RetentionClock, StoredClock};
 use super::source_history::SourceHistory;
 use super::sync_job::SyncJob;
 use super::task::{Task, TaskState};
+use super::task_table::TaskTable;
 use super::worker_registry::WorkerRegistry;
 use super::{Settings, State};
 use crate::wire::options::{FilterSpec, PartNameKey};
@@ -169,20 +169,15 @@ impl State {
             seed,
             draw_count: 0,
             next_sync,
-            next_task,
             syncs: BTreeMap::new(),
             by_id: BTreeMap::new(),
-            tasks: BTreeMap::new(),
-            lease_index: LeaseIndex::default(),
+            tasks: TaskTable::default(),
             workers: WorkerRegistry::default(),
             source_history: SourceHistory::default(),
             bandwidth: Default::default(),
-            worker_health: Default::default(),
             path_reservations: Default::default(),
             isolation: Default::default(),
             retention_clock: RetentionClock::start(age, now),
-            syncs_with_tasks: BTreeSet::new(),
-            delayed: BTreeSet::new(),
             poll_queue: PollQueue::default(),
             windows_version: 0,
             leases_granted: 0,
@@ -193,6 +188,7 @@ impl State {
             needs_dispatch: false,
             effects: Vec::new(),
         };
+        state.tasks.set_last_id(next_task.saturating_sub(1));
         if restored {
             state.effects.push(Effect::PutRecord(META_KEY.to_owned()));
         }
@@ -284,7 +280,7 @@ impl State {
         }
         large.range_digests = vec![None; large.range_count() as usize];
         if let Some(sync) = self.syncs.get_mut(&large.sync) {
-            sync.manifest_bytes = sync.manifest_bytes.saturating_add(large.manifest_bytes);
+            self.tasks.add_manifest_bytes(large.sync, large.manifest_bytes);
             sync.large_files.insert(large.id, large);
         }
         Ok(())
@@ -327,7 +323,6 @@ impl State {
                 // The agent continues; it has a whole lease to report.
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
                 lease.granted_ms = now.mono_ms;
-                self.lease_index.insert(lease, task.id);
             }
             // Workers may write for a whole lease.
             TaskState::Delayed { until_ms }
@@ -347,7 +342,7 @@ impl State {
             let meta = Meta {
                 version: RECORD_VERSION,
                 next_sync: self.next_sync,
-                next_task: self.next_task,
+                next_task: self.tasks.last_id() + 1,
                 signer_key: Base64Bytes(self.signer_key.clone()),
                 name_key: Some(Base64Bytes(self.name_key.0.to_vec())),
                 clock: Some(self.retention_clock.stored().clone()),
@@ -377,7 +372,7 @@ impl State {
         match kind {
             "s" => serde_json::to_vec(sync).ok(),
             "x" => sync.filter_key().and_then(|_| serde_json::to_vec(&sync.filter).ok()),
-            "t" => serde_json::to_vec(self.tasks.get(&TaskId(number()?))?).ok(),
+            "t" => serde_json::to_vec(self.tasks.get(TaskId(number()?))?).ok(),
             "l" => serde_json::to_vec(sync.large_files.get(&TaskId(number()?))?).ok(),
             "v" => {
                 let large = sync.large_files.get(&TaskId(number()?))?;

@@ -8,7 +8,6 @@ use super::phase::PhaseState;
 use super::task::Task;
 use super::task_errors::{is_no_space, is_storage_gone, is_worker_fault};
 use super::validate::{are_actions_possible, count_failed_entries, validate_item};
-use super::work_items::RetryHistory;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{ResultOutcome, ResultReply, TaskReport, TaskResult, TaskSpec, WorkItem};
 use crate::wire::{TaskId, WorkerId};
@@ -52,7 +51,7 @@ impl State {
         if report.returned {
             // A worker that wrote may have left something: the next attempt must not be the first.
             let unbegun = report.writers.is_empty();
-            if let Some(task) = self.tasks.get_mut(&id).filter(|_| unbegun) {
+            if let Some(task) = self.tasks.get_mut(id).filter(|_| unbegun) {
                 task.attempt = task.attempt.saturating_sub(1);
             }
             self.requeue_task(id, now);
@@ -78,9 +77,8 @@ impl State {
         }
         let Some(no) = self.by_id.get(&result.request_id) else { return Ok(None) };
         let held: Vec<&Task> = self
-            .lease_index
+            .tasks
             .held_by(&result.worker_id)
-            .filter_map(|id| self.tasks.get(&id))
             .filter(|t| t.sync == *no)
             // An agent that reports an incarnation names its assignments; this result is from
             // another program.
@@ -106,7 +104,7 @@ impl State {
 
     /// The report of a bare success: all of the task was done.
     fn assumed_report(&self, id: TaskId) -> TaskReport {
-        match self.tasks.get(&id).map(|t| &t.spec) {
+        match self.tasks.get(id).map(|t| &t.spec) {
             Some(TaskSpec::Copy { files, dirs, bytes }) => TaskReport {
                 files_done: *files,
                 dirs_done: *dirs,
@@ -123,7 +121,7 @@ impl State {
     /// Records what a report implies whatever the outcome: writers (each must flush), anchors to
     /// clean up, bytes sent.
     fn record_work(&mut self, id: TaskId, report: &TaskReport, now: Now) {
-        let Some(no) = self.tasks.get(&id).map(|t| t.sync) else { return };
+        let Some(no) = self.tasks.get(id).map(|t| t.sync) else { return };
         self.count_integrity_errors(no, report.integrity_errors);
         let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active() && !s.is_dry_run())
         else {
@@ -152,7 +150,7 @@ impl State {
         verified: bool,
         now: Now,
     ) {
-        let Some(task) = self.tasks.get(&id).cloned() else { return };
+        let Some(task) = self.tasks.get(id).cloned() else { return };
         let readback = self.syncs.get(&task.sync).is_some_and(|s| s.phase == PhaseState::Readback);
         let fits = match &task.spec {
             // An agent that sends no digest has read nothing back.
@@ -275,31 +273,21 @@ impl State {
             }
             _ => None,
         };
-        let mut tried = task.failed_on.clone();
-        tried.insert(worker.clone());
+        let mut history = task.history.clone();
+        history.failed_on.insert(worker.clone());
         let waits = self.pause_on_storage_errors(task, &report.failures, now);
         let met_shortage = !waits && task.hit_resource_shortage(&report.failures);
-        let spared = waits || met_shortage;
-        let again = spared || self.is_retry_useful(task, &tried, &report.failures);
+        let is_charged = !waits && !met_shortage;
+        let again = !is_charged || self.is_retry_useful(task, &history.failed_on, &report.failures);
         // A full disk or a lack of descriptors is not charged to the task.
-        let failures = task.failures + u32::from(!spared);
-        let short = task.resource_retries + u32::from(met_shortage);
+        history.failures += u32::from(is_charged);
+        history.resource_retries += u32::from(met_shortage);
         if let (Some(item), true) = (retry, again) {
-            let error = report.failures.first().map(|e| match e.path.0.is_empty() {
+            history.last_error = report.failures.first().map(|e| match e.path.0.is_empty() {
                 true => e.to_string(),
                 false => format!("{}: {e}", e.path),
             });
-            let (losses, entry) = (task.losses.clone(), task.entry.clone());
-            let again = RetryHistory {
-                failures,
-                resource_retries: short,
-                failed_on: tried,
-                last_error: error,
-                losses,
-                entry,
-            };
-            let added = self.add_work_item(task.sync, item, Some(again));
-            if let Some(id) = added {
+            if let Some(id) = self.add_work_item(task.sync, item, Some(history)) {
                 self.requeue_after_backoff(id, now);
             }
             return;
@@ -309,7 +297,7 @@ impl State {
         }
         for mut error in report.failures {
             error.worker_id.get_or_insert_with(|| worker.clone());
-            error.attempt = error.attempt.max(task.failures + 1);
+            error.attempt = error.attempt.max(task.history.failures + 1);
             self.record_failure(task.sync, error, 1);
         }
     }

@@ -199,8 +199,7 @@ impl State {
         self.retention_clock.count_dropped(old.len() as u64, now);
         self.put_record(record_keys::META_KEY.to_owned());
         for (_, no) in old {
-            let tasks = self.syncs.get(&no).map(|s| s.tasks.iter().copied().collect());
-            let tasks: Vec<_> = tasks.unwrap_or_default();
+            let tasks = self.tasks.ids_of_sync(no);
             tasks.into_iter().for_each(|id| drop(self.remove_task(id)));
             self.remove_sync(no, now);
         }

@@ -10,19 +10,12 @@ use super::worker_registry::unavailable_path;
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;
-use crate::wire::{AbsPath, SyncNo, TaskId, WorkerId};
+use crate::wire::{SyncNo, TaskId, WorkerId};
 
 const STORAGE_PROBE_INTERVAL_MS: u64 = 15_000;
 
 pub(super) fn describe_unavailable(id: &WorkerId, lost: &UnavailablePath) -> String {
     format!("storage path {} of worker {id} is unavailable: {}", lost.path, lost.reason)
-}
-
-impl SyncJob {
-    pub(super) fn storage_path(&self, at_source: bool) -> &AbsPath {
-        let request = &self.request;
-        if at_source { &request.source_path } else { &request.destination_path }
-    }
 }
 
 impl State {
@@ -112,8 +105,7 @@ impl State {
     }
 
     pub(super) fn next_probe_ms(&self, now: Now) -> Option<u64> {
-        let holds =
-            self.syncs_with_tasks.iter().filter_map(|no| self.syncs.get(no)?.pause.as_ref());
+        let holds = self.tasks.syncs().filter_map(|no| self.syncs.get(&no)?.pause.as_ref());
         let probes = holds.filter_map(|hold| match hold {
             Pause::Storage { probe_ms, .. } if *probe_ms > now.mono_ms => Some(*probe_ms),
             _ => None,
@@ -186,7 +178,7 @@ impl State {
         wrote: &[WorkerId],
         now: Now,
     ) {
-        let Some(task) = self.tasks.get(&id) else { return };
+        let Some(task) = self.tasks.get(id) else { return };
         let (no, reads) = (task.sync, task.runs_at_source());
         let Some(Pause::Storage { problem: lack, .. }) =
             self.syncs.get(&no).and_then(|s| s.pause.as_ref())

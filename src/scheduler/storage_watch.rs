@@ -28,34 +28,31 @@ const FLUSH_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 impl State {
     /// Releases syncs whose storage is usable and fails those that were paused for too long.
     pub(super) fn tick_pauses(&mut self, now: Now) {
-        let served =
-            self.syncs_with_tasks.iter().filter(|no| match self.syncs.get(no).map(|s| &s.pause) {
-                Some(Some(Pause::Storage { problem: lack, .. })) => {
-                    self.is_served_elsewhere(**no, lack)
-                }
-                _ => false,
-            });
-        for no in served.copied().collect::<Vec<SyncNo>>() {
+        let served = self.tasks.syncs().filter(|no| match self.syncs.get(no).map(|s| &s.pause) {
+            Some(Some(Pause::Storage { problem: lack, .. })) => self.is_served_elsewhere(*no, lack),
+            _ => false,
+        });
+        for no in served.collect::<Vec<SyncNo>>() {
             self.end_storage_pause(no, now);
         }
         let mut in_vain: Vec<(SyncNo, StorageProblem, String)> = Vec::new();
         let patience = self.settings.no_space_ms;
-        for no in &self.syncs_with_tasks {
-            let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active()) else { continue };
+        for no in self.tasks.syncs() {
+            let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { continue };
             match &mut sync.pause {
                 Some(Pause::Storage { problem: lack, reason: why, since_ms, probe_ms }) => {
                     let since = *since_ms.get_or_insert(now.mono_ms);
                     if now.mono_ms.saturating_sub(since) > patience {
-                        in_vain.push((*no, lack.clone(), why.clone()));
+                        in_vain.push((no, lack.clone(), why.clone()));
                     }
                     self.needs_dispatch |= *probe_ms <= now.mono_ms;
                 }
                 // It does not pause (again): tasks without usable storage fail at once.
                 None if patience == 0 || sync.pause_exhausted => {
-                    let sync = self.syncs.get(no);
+                    let sync = self.syncs.get(&no);
                     in_vain.extend(
                         sync.and_then(|sync| self.find_unavailable_storage(sync))
-                            .map(|(lack, why)| (*no, lack, why)),
+                            .map(|(lack, why)| (no, lack, why)),
                     );
                 }
                 _ => {}
@@ -82,7 +79,7 @@ impl State {
         };
         // A failed task may add a discard of its part file, which cannot be done either.
         while let Some(id) = self.next_task_to_fail(no, lack) {
-            let Some(task) = self.tasks.get(&id) else { return };
+            let Some(task) = self.tasks.get(id) else { return };
             let error = FileError {
                 errno: errno.map(str::to_owned),
                 hint: errno.map(|_| NO_SPACE_HINT.to_owned()),
@@ -99,14 +96,13 @@ impl State {
 
     /// A task without a lease that cannot be done without the storage.
     fn next_task_to_fail(&self, no: SyncNo, lack: &StorageProblem) -> Option<TaskId> {
-        let mut tasks = self.syncs.get(&no)?.tasks.iter().filter_map(|id| self.tasks.get(id));
         let fails = |task: &&Task| {
             // On a full destination tasks that need no space are still done.
             let needs_room =
                 !matches!(task.spec, TaskSpec::Flush | TaskSpec::Discard | TaskSpec::CleanUp);
             task.lease().is_none() && (*lack != StorageProblem::NoSpace || needs_room)
         };
-        tasks.find(fails).map(|task| task.id)
+        self.tasks.of_sync(no).find(fails).map(|task| task.id)
     }
 
     /// Handles flush tasks that can no longer be done: the host of the writer was rebooted (then
@@ -116,10 +112,7 @@ impl State {
         let mut gone: Vec<(SyncNo, WorkerId, UnavailablePath)> = Vec::new();
         let mut lost: Vec<(TaskId, String)> = Vec::new();
         let mut in_time: Vec<TaskId> = Vec::new();
-        for task in
-            self.syncs_with_tasks.iter().filter_map(|no| self.syncs.get(no)).flat_map(|s| &s.tasks)
-        {
-            let Some(task) = self.tasks.get(task) else { continue };
+        for task in self.tasks.values() {
             let Some(bound) = &task.pinned_to else { continue };
             let Some(sync) = self.syncs.get(&task.sync) else { continue };
             let destination = &sync.request.destination_path;
@@ -176,7 +169,7 @@ impl State {
             }
         }
         for id in in_time {
-            if let Some(task) = self.tasks.get_mut(&id) {
+            if let Some(task) = self.tasks.get_mut(id) {
                 task.waiting_since_ms = now.mono_ms;
             }
         }
@@ -191,7 +184,7 @@ impl State {
 
     /// A heartbeat reports other storage paths or roots than the previous one.
     pub(super) fn handle_storage_change(&mut self, id: &WorkerId, now: Now) {
-        for no in self.syncs_with_tasks.clone() {
+        for no in self.tasks.syncs().collect::<Vec<_>>() {
             self.resume_if_served(no, now);
             for at_source in [true, false] {
                 self.pause_if_unavailable(no, id, at_source, now);
@@ -267,12 +260,8 @@ impl State {
     /// Delays the scans of a restarted sync while workers may still publish what they read from the
     /// old root: that would replace what the new pass copies.
     fn delay_scans(&mut self, no: SyncNo, now: Now) {
-        let until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-        let scans = self.syncs.get(&no).map(|sync| sync.tasks.clone()).unwrap_or_default();
-        for id in scans {
-            self.set_task_state(id, TaskState::Delayed { until_ms });
-            let key = self.tasks.get(&id).map(Task::record_key);
-            key.into_iter().for_each(|key| self.put_record(key));
+        for id in self.tasks.ids_of_sync(no) {
+            self.store_task_state(id, self.delayed_by_lease(now));
         }
     }
 }

@@ -156,9 +156,7 @@ impl State {
             task.spec == TaskSpec::CleanUp
                 || (keeps && task.may_leave_link_anchors() && task.attempt > 0)
         };
-        let mut tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let to_sweep = sync.needs_clean_up || tasks.any(leaves);
-        sync.needs_clean_up = to_sweep;
+        sync.needs_clean_up |= self.tasks.of_sync(no).any(leaves);
         self.abandon_tasks(no, now);
         self.schedule_clean_up(no, now);
         self.clear_hardlink_groups(no);

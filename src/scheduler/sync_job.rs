@@ -6,7 +6,6 @@ use super::failure_list::FailureList;
 use super::large_file::LargeFile;
 use super::pause::Pause;
 use super::phase::{PhaseState, Recheck};
-use super::ready_queue::ReadyQueue;
 use super::record_keys;
 use super::record_log::RecordLog;
 use super::speed::Speed;
@@ -14,7 +13,7 @@ use crate::wire::entry_report::{EntryAction, EntryWarnings, Tally};
 use crate::wire::options::FilterSpec;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError, SyncOutcome, SyncRequest, SyncState};
 use crate::wire::task::{PruneReport, RootState};
-use crate::wire::{Digest, RequestId, SyncNo, TaskId};
+use crate::wire::{AbsPath, Digest, RequestId, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -198,24 +197,12 @@ pub(super) struct SyncJob {
     /// The key and body of the submit.
     pub(super) idempotency: Option<(String, Digest)>,
 
-    #[serde(skip)]
-    pub(super) tasks: BTreeSet<TaskId>,
-    #[serde(skip)]
-    pub(super) queue: ReadyQueue,
-    /// Maximum number of outstanding tasks; follows from the workers.
-    #[serde(skip)]
-    pub(super) window: usize,
     /// Large files that are not published yet.
     #[serde(skip)]
     pub(super) large_files: BTreeMap<TaskId, LargeFile>,
     /// Large files with several names of which one is present: further names become links.
     #[serde(skip)]
     pub(super) hardlink_groups: BTreeSet<Digest>,
-    #[serde(skip)]
-    pub(super) scan_count: usize,
-    /// Manifest bytes in the store.
-    #[serde(skip)]
-    pub(super) manifest_bytes: u64,
     /// On the scheduler's clock.
     #[serde(skip)]
     pub(super) last_progress_ms: Option<u64>,
@@ -284,13 +271,8 @@ impl SyncJob {
             pause_exhausted: false,
             is_deleted: false,
             idempotency: None,
-            tasks: BTreeSet::new(),
-            queue: ReadyQueue::default(),
-            window: 0,
             large_files: BTreeMap::new(),
             hardlink_groups: BTreeSet::new(),
-            scan_count: 0,
-            manifest_bytes: 0,
             last_progress_ms: None,
             stalled_since_ms: None,
             speed: Speed::default(),
@@ -307,6 +289,11 @@ impl SyncJob {
         if filter != FilterSpec::default() {
             (self.filter, self.filter_unsaved) = (filter, true);
         }
+    }
+
+    /// The path at the source, or at the destination.
+    pub(super) fn storage_path(&self, at_source: bool) -> &AbsPath {
+        if at_source { &self.request.source_path } else { &self.request.destination_path }
     }
 
     /// Whether its copy is not finished (clean-up aside).

@@ -1,4 +1,4 @@
-//! Tasks and large files.
+//! Tasks.
 
 use crate::util::units;
 use crate::wire::sync::FileError;
@@ -37,10 +37,30 @@ pub(super) struct Task {
     pub(super) digest: Digest,
     /// Number of leases.
     pub(super) attempt: u32,
+    pub(super) history: RetryHistory,
+    /// Its manifest could not be split: its entries stay one task.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_unsplittable: bool,
+    /// For a range or commit: its file.
+    pub(super) large_file: Option<TaskId>,
+    /// For a flush: the worker that wrote.
+    pub(super) pinned_to: Option<WorkerId>,
+    /// For a flush: since when no worker can do it, on the scheduler's clock.
+    #[serde(skip)]
+    pub(super) waiting_since_ms: u64,
+    /// Until then other workers are preferred, on the scheduler's clock. Not for ever: they may
+    /// never poll.
+    #[serde(skip)]
+    pub(super) deprioritised_until_ms: u64,
+    pub(super) state: TaskState,
+}
+
+/// The earlier attempts of a task, and of the task that it replaces.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct RetryHistory {
     /// Number of failed attempts.
     pub(super) failures: u32,
     /// Failed attempts for lack of descriptors or memory, which are not charged.
-    #[serde(default)]
     pub(super) resource_retries: u32,
     /// Workers that failed it: others are preferred.
     pub(super) failed_on: BTreeSet<WorkerId>,
@@ -50,22 +70,7 @@ pub(super) struct Task {
     /// The name of its only entry, if it was isolated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) entry: Option<BytePath>,
-    /// Its manifest could not be split: its entries stay one task.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) is_unsplittable: bool,
-    /// For a range or commit: its file.
-    pub(super) large_file: Option<TaskId>,
-    /// For a flush: the worker that wrote.
-    pub(super) pinned_to: Option<WorkerId>,
     pub(super) last_error: Option<String>,
-    /// For a flush: since when no worker can do it, on the scheduler's clock.
-    #[serde(skip)]
-    pub(super) waiting_since_ms: u64,
-    /// Until then other workers are preferred, on the scheduler's clock. Not for ever: they may
-    /// never poll.
-    #[serde(skip)]
-    pub(super) deprioritised_until_ms: u64,
-    pub(super) state: TaskState,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +110,26 @@ pub(super) struct Lease {
 }
 
 impl Task {
+    /// A ready task without a manifest. It gets its number and digest when it is added.
+    pub(super) fn new(sync: SyncNo, spec: TaskSpec) -> Task {
+        Task {
+            id: TaskId(0),
+            sync,
+            spec,
+            manifest_key: None,
+            manifest_bytes: 0,
+            digest: Digest([0; 32]),
+            attempt: 0,
+            history: RetryHistory::default(),
+            is_unsplittable: false,
+            large_file: None,
+            pinned_to: None,
+            waiting_since_ms: 0,
+            deprioritised_until_ms: 0,
+            state: TaskState::Ready,
+        }
+    }
+
     pub(super) fn lease(&self) -> Option<&Lease> {
         match &self.state {
             TaskState::Leased(lease) => Some(lease),
@@ -119,7 +144,7 @@ impl Task {
         // run.
         let asked =
             |e: &FileError| self.spec == TaskSpec::Flush && e.os_error() == Some(Errno::NOMEM);
-        self.resource_retries < MAX_RESOURCE_RETRIES
+        self.history.resource_retries < MAX_RESOURCE_RETRIES
             && errors.iter().any(|e| e.is_resource_exhaustion() && !asked(e))
     }
 
@@ -151,30 +176,11 @@ impl Task {
     pub(super) fn record_key(&self) -> String {
         format!("t/{}/{}", self.sync, self.id)
     }
-}
 
-/// The digest of all that identifies a task.
-pub(super) fn task_digest(sync: SyncNo, id: TaskId, spec: &TaskSpec, manifest: &[u8]) -> Digest {
-    let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 task digest");
-    hasher.update(&sync.0.to_le_bytes());
-    hasher.update(&id.0.to_le_bytes());
-    hasher.update(&serde_json::to_vec(spec).unwrap_or_default());
-    hasher.update(blake3::hash(manifest).as_bytes());
-    hasher.finalize().into()
-}
-
-/// A process with which a task was lost.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct WorkerLoss {
-    pub(super) worker: WorkerId,
-    pub(super) incarnation: Option<String>,
-}
-
-impl Task {
     /// The workers with which it was lost, with the number of times if more than one.
     pub(super) fn describe_losses(&self) -> String {
         let mut times: BTreeMap<&WorkerId, usize> = BTreeMap::new();
-        for loss in &self.losses {
+        for loss in &self.history.losses {
             *times.entry(&loss.worker).or_default() += 1;
         }
         let words = times.into_iter().map(|(worker, n)| match n {
@@ -186,7 +192,7 @@ impl Task {
 
     /// For messages.
     pub(super) fn description(&self) -> String {
-        match (&self.spec, &self.entry) {
+        match (&self.spec, &self.history.entry) {
             (spec, Some(path)) if path.0.is_empty() => {
                 format!("the {} task of the root", spec.kind())
             }
@@ -211,6 +217,24 @@ impl Task {
     }
 
     pub(super) fn failed_or_lost_on(&self, worker: &WorkerId) -> bool {
-        self.failed_on.contains(worker) || self.losses.iter().any(|loss| loss.worker == *worker)
+        self.history.failed_on.contains(worker)
+            || self.history.losses.iter().any(|loss| loss.worker == *worker)
     }
+}
+
+/// The digest of all that identifies a task.
+pub(super) fn task_digest(sync: SyncNo, id: TaskId, spec: &TaskSpec, manifest: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 task digest");
+    hasher.update(&sync.0.to_le_bytes());
+    hasher.update(&id.0.to_le_bytes());
+    hasher.update(&serde_json::to_vec(spec).unwrap_or_default());
+    hasher.update(blake3::hash(manifest).as_bytes());
+    hasher.finalize().into()
+}
+
+/// A process with which a task was lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct WorkerLoss {
+    pub(super) worker: WorkerId,
+    pub(super) incarnation: Option<String>,
 }

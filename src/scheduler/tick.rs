@@ -2,9 +2,8 @@
 
 use super::State;
 use super::event::{Effect, Now, Reply};
-use super::task::{Task, TaskState};
+use super::task::TaskState;
 use crate::util::repeated_warnings::warn_ratelimited;
-use crate::wire::TaskId;
 
 /// Minimum interval between two passes over all leases, workers and syncs.
 const FULL_TICK_INTERVAL_MS: u64 = 250;
@@ -16,13 +15,8 @@ impl State {
     /// Expires polls and ends delays. With thousands of polls one expires every few milliseconds,
     /// so the pass over all leases, workers and syncs is less frequent.
     pub(super) fn tick(&mut self, now: Now) {
-        let due = self.delayed.range(..=(now.mono_ms, TaskId(u64::MAX)));
-        let due: Vec<TaskId> = due.map(|(_, id)| *id).collect();
-        for id in due {
-            self.set_task_state(id, TaskState::Ready);
-            let key = self.tasks.get(&id).map(Task::record_key);
-            key.into_iter().for_each(|key| self.put_record(key));
-            self.needs_dispatch = true;
+        for id in self.tasks.due(now.mono_ms) {
+            self.store_task_state(id, TaskState::Ready);
         }
         let gap = self.last_tick_ms.map(|at| now.mono_ms.saturating_sub(at));
         if gap.is_none_or(|gap| gap >= FULL_TICK_INTERVAL_MS) {
@@ -68,7 +62,7 @@ impl State {
         self.tick_pauses(now);
         self.tick_speeds(now);
         self.tick_stalls(slept_ms, now);
-        self.tick_worker_health(now);
+        self.needs_dispatch |= self.workers.tick_health(now);
         self.release_ended_syncs(now);
         self.tick_retention(now);
         // A reservation for an isolated task may have ended.

@@ -157,13 +157,13 @@ impl State {
     }
 
     fn is_scanning(&self, sync: &SyncJob) -> bool {
-        sync.scan_count > 0
+        self.tasks.sync_tasks(sync.no).scan_count() > 0
     }
 
     /// The number of leased tasks by worker and kind.
     fn worker_details(&self, sync: &SyncJob) -> BTreeMap<String, String> {
         let mut kinds: BTreeMap<&WorkerId, BTreeMap<&str, u64>> = BTreeMap::new();
-        for task in sync.tasks.iter().filter_map(|id| self.tasks.get(id)) {
+        for task in self.tasks.of_sync(sync.no) {
             if let Some(lease) = task.lease() {
                 *kinds.entry(&lease.worker).or_default().entry(task.spec.kind()).or_default() += 1;
             }
@@ -205,12 +205,12 @@ impl State {
                 ));
             }
         }
-        let tasks = || sync.tasks.iter().filter_map(|id| self.tasks.get(id));
+        let tasks = || self.tasks.of_sync(sync.no);
         if tasks().any(|t| t.lease().is_some()) {
             return self.silence_reason(sync);
         }
         let delayed = tasks().find(|t| matches!(t.state, TaskState::Delayed { .. }));
-        if let Some(error) = delayed.and_then(|t| t.last_error.as_ref()) {
+        if let Some(error) = delayed.and_then(|t| t.history.last_error.as_ref()) {
             return Some(format!("waits to try again: {error}"));
         }
         if let Some(worker) = tasks().find_map(|t| t.pinned_to.as_ref()) {
@@ -223,17 +223,19 @@ impl State {
 
     /// Describes the task of a sync with the most losses.
     fn loss_reason(&self, sync: &SyncJob) -> Option<String> {
-        let tasks = sync.tasks.iter().filter_map(|id| self.tasks.get(id));
-        let worst = tasks.max_by_key(|task| task.losses.len()).filter(|t| !t.losses.is_empty())?;
+        let tasks = self.tasks.of_sync(sync.no);
+        let worst = tasks
+            .max_by_key(|task| task.history.losses.len())
+            .filter(|t| !t.history.losses.is_empty())?;
         let most = self.settings.max_worker_losses as usize;
-        let next = match worst.losses.len() < most {
+        let next = match worst.history.losses.len() < most {
             true => {
                 let times = units::pluralize(most as u64, "time", "times");
                 format!("after {times} each entry of it runs alone on a worker")
             }
             false => "it runs alone on a worker, and fails if that one is lost too".to_owned(),
         };
-        let (what, times) = (worst.description(), worst.losses.len());
+        let (what, times) = (worst.description(), worst.history.losses.len());
         let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
         Some(format!(
             "{what} was lost with its worker {times} ({}): {next}",

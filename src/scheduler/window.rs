@@ -9,13 +9,10 @@ impl State {
         self.window_fill(sync) < 0.5
     }
 
-    /// How full the window of a sync is: a scan is suspended at 1 and continues below 0.5. Waiting
-    /// scans do not count: only they can empty a window that they fill.
+    /// How full the window of a sync is: a scan is suspended at 1 and continues below 0.5.
     pub(super) fn window_fill(&self, sync: &SyncJob) -> f64 {
-        let tasks = sync.tasks.len() - sync.scan_count + sync.large_files.len();
-        let by_tasks = tasks as f64 / sync.window.max(1) as f64;
-        let by_bytes = sync.manifest_bytes as f64 / self.settings.window_bytes as f64;
-        by_tasks.max(by_bytes)
+        let tasks = self.tasks.sync_tasks(sync.no);
+        tasks.window_fill(sync.large_files.len(), self.settings.window_bytes)
     }
 
     /// Recomputes the windows of syncs with tasks if the set of workers changed.
@@ -24,7 +21,11 @@ impl State {
         if std::mem::replace(&mut self.windows_version, version) == version {
             return;
         }
-        for no in self.syncs_with_tasks.clone() {
+        self.update_all_windows();
+    }
+
+    pub(super) fn update_all_windows(&mut self) {
+        for no in self.tasks.syncs().collect::<Vec<_>>() {
             self.update_window(no);
         }
     }
@@ -32,7 +33,7 @@ impl State {
     /// Maximum number of outstanding tasks of a sync: enough for each slot to have the next ones
     /// ready. More would only use memory.
     pub(super) fn update_window(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get(&no) else { return };
         let most = self.settings.window_tasks;
         let mut window = 0;
         for worker in self.workers.accepting(&sync.request.source_path) {
@@ -41,6 +42,6 @@ impl State {
                 break;
             }
         }
-        sync.window = window.clamp(64.min(most), most);
+        self.tasks.set_window(no, window.clamp(64.min(most), most));
     }
 }

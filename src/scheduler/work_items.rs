@@ -1,15 +1,13 @@
 //! New work: scans, batches and large files, range by range. Of a file with several names one is sent; the others become
 //! links to it.
 
-use super::core::NewTask;
 use super::event::Effect;
 use super::large_file::{LargeFile, LargeFileState};
-use super::task::{Task, WorkerLoss};
+use super::task::{RetryHistory, Task};
 use super::{State, record_keys};
 use crate::wire::manifest::Manifest;
 use crate::wire::task::{Base64Bytes, TaskSpec, WorkItem};
-use crate::wire::{BytePath, Digest, RelPath, SyncNo, TaskId, WorkerId};
-use std::collections::BTreeSet;
+use crate::wire::{BytePath, Digest, RelPath, SyncNo, TaskId};
 
 /// Maximum number of range tasks of one file.
 const MAX_RANGE_TASKS: usize = 32;
@@ -24,20 +22,6 @@ pub(super) fn item_name(item: &WorkItem) -> BytePath {
 fn first_entry_name(manifest: &[u8]) -> BytePath {
     let first = Manifest::decode(manifest).ok().and_then(|m| m.entries.into_iter().next());
     first.map_or_else(BytePath::default, |entry| BytePath(entry.path.as_bytes().to_vec()))
-}
-
-/// The history of work that was tried before and is already counted.
-#[derive(Debug, Default)]
-pub(super) struct RetryHistory {
-    pub(super) failures: u32,
-    /// Failures for lack of descriptors or memory.
-    pub(super) resource_retries: u32,
-    /// Workers that may have caused them.
-    pub(super) failed_on: BTreeSet<WorkerId>,
-    pub(super) last_error: Option<String>,
-    pub(super) losses: Vec<WorkerLoss>,
-    /// The name of its only entry, if known.
-    pub(super) entry: Option<BytePath>,
 }
 
 impl State {
@@ -65,7 +49,7 @@ impl State {
         if known || sync.is_dry_run() {
             // Another name of it is present and can be linked to, or nothing is sent.
             let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: size };
-            self.add_task(NewTask::ready(no, spec), Some(manifest));
+            self.add_task_with(Task::new(no, spec), manifest);
             return;
         }
         // Lengths come from agents: keep the arithmetic safe and the number of ranges bounded.
@@ -94,7 +78,7 @@ impl State {
         self.effects.push(Effect::PutBlob(large.manifest_key.clone(), manifest));
         self.put_record(large.record_key());
         if let Some(sync) = self.syncs.get_mut(&no) {
-            sync.manifest_bytes += large.manifest_bytes;
+            self.tasks.add_manifest_bytes(no, large.manifest_bytes);
             sync.large_files.insert(id, large);
         }
         if !begun {
@@ -114,11 +98,16 @@ impl State {
         self.add_range_tasks(no, id);
     }
 
+    fn add_range_task(&mut self, large: &LargeFile, spec: TaskSpec) {
+        let (manifest_key, large_file) = (Some(large.manifest_key.clone()), Some(large.id));
+        let task = Task { manifest_key, large_file, ..Task::new(large.sync, spec) };
+        self.add_task_of(task, large.manifest_digest);
+    }
+
     /// Keeps some range tasks ready; after the last range, adds the commit.
     pub(super) fn add_range_tasks(&mut self, no: SyncNo, id: TaskId) {
         let Some(sync) = self.syncs.get(&no) else { return };
-        let out = sync.tasks.iter().filter_map(|t| self.tasks.get(t));
-        let mut out = out.filter(|t| t.large_file == Some(id)).count();
+        let mut out = self.tasks.of_file(no, id).count();
         let Some(large) = sync.large_files.get(&id) else { return };
         let mut large = large.clone();
         let compare = large.state == LargeFileState::Comparing;
@@ -128,7 +117,7 @@ impl State {
         while out < ahead && large.next_range < large.range_count() {
             let (offset, length) = large.range(large.next_range);
             let spec = TaskSpec::Range { offset, length, compare };
-            self.add_task(NewTask::for_large_file(&large, spec), None);
+            self.add_range_task(&large, spec);
             large.next_range += 1;
             out += 1;
         }
@@ -140,7 +129,7 @@ impl State {
             let range_length = large.range_length;
             let spec =
                 TaskSpec::Commit { range_length, chain: Base64Bytes(chain), in_place: compare };
-            self.add_task(NewTask::for_large_file(&large, spec), None);
+            self.add_range_task(&large, spec);
         }
         if large.next_range != before {
             self.put_record(large.record_key());
@@ -153,7 +142,7 @@ impl State {
     /// Removes the tasks of a file without a lease, and the finished one.
     pub(super) fn remove_unleased_ranges(&mut self, large: &LargeFile, done: TaskId) {
         for id in self.large_file_tasks(large.sync, large.id) {
-            if id == done || self.tasks.get(&id).is_some_and(|range| range.lease().is_none()) {
+            if id == done || !self.tasks.is_leased(id) {
                 self.remove_task(id);
             }
         }
@@ -166,9 +155,7 @@ impl State {
     }
 
     pub(super) fn large_file_tasks(&self, no: SyncNo, file: TaskId) -> Vec<TaskId> {
-        let Some(sync) = self.syncs.get(&no) else { return Vec::new() };
-        let of_file = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.large_file == Some(file));
-        sync.tasks.iter().copied().filter(of_file).collect()
+        self.tasks.of_file(no, file).map(|task| task.id).collect()
     }
 
     /// Restarts with the first range of a file.
@@ -207,7 +194,7 @@ impl State {
     pub(super) fn detach_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
         let sync = self.syncs.get_mut(&no)?;
         let large = sync.large_files.remove(&file)?;
-        sync.manifest_bytes = sync.manifest_bytes.saturating_sub(large.manifest_bytes);
+        self.tasks.remove_manifest_bytes(no, large.manifest_bytes);
         self.effects.push(Effect::DeleteRecord(large.record_key()));
         self.remove_ranges(no, &large);
         self.dirty_syncs.insert(no);
@@ -224,13 +211,9 @@ impl State {
         for id in others {
             let Some(large) = self.detach_large_file(no, id) else { continue };
             let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: large.size };
-            let new = NewTask {
-                manifest_key: Some(large.manifest_key),
-                manifest_bytes: large.manifest_bytes,
-                manifest_digest: Some(large.manifest_digest),
-                ..NewTask::ready(no, spec)
-            };
-            self.add_task(new, None);
+            let (manifest_key, manifest_bytes) = (Some(large.manifest_key), large.manifest_bytes);
+            let task = Task { manifest_key, manifest_bytes, ..Task::new(no, spec) };
+            self.add_task_of(task, large.manifest_digest);
         }
     }
 
@@ -261,19 +244,19 @@ impl State {
         match list {
             None => {
                 let spec = TaskSpec::Scan { dir: RelPath::root(), cursor: None };
-                self.add_task(NewTask::ready(no, spec), None);
+                self.add_task(Task::new(no, spec));
             }
             Some((owner, parts)) => {
                 for index in 0..parts {
-                    let blob = Some(record_keys::name_list_key(owner, index));
-                    let spec = TaskSpec::List { start: 0 };
-                    self.add_task(NewTask { manifest_key: blob, ..NewTask::ready(no, spec) }, None);
+                    let manifest_key = Some(record_keys::name_list_key(owner, index));
+                    let list = Task::new(no, TaskSpec::List { start: 0 });
+                    self.add_task(Task { manifest_key, ..list });
                 }
             }
         }
     }
 
-    /// Adds the work that a walk found, or that is tried `again`.
+    /// Adds the work that a walk found, or that is tried again after the attempts of `again`.
     pub(super) fn add_work_item(
         &mut self,
         no: SyncNo,
@@ -290,25 +273,8 @@ impl State {
                     sync.counters.add_bytes_total(bytes);
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
-                let again = again.unwrap_or_default();
-                let RetryHistory {
-                    failures,
-                    resource_retries: short,
-                    failed_on: tried,
-                    last_error: error,
-                    losses,
-                    entry,
-                } = again;
-                let new = NewTask {
-                    failures,
-                    resource_retries: short,
-                    failed_on: tried,
-                    losses,
-                    entry,
-                    last_error: error,
-                    ..NewTask::ready(no, spec)
-                };
-                Some(self.add_task(new, Some(manifest.0)))
+                let history = again.unwrap_or_default();
+                Some(self.add_task_with(Task { history, ..Task::new(no, spec) }, manifest.0))
             }
             WorkItem::Large { manifest, size, range_length, hardlink_group: group } => {
                 if first {

@@ -46,17 +46,16 @@ impl State {
     }
 
     fn syncs_of_worker(&self, id: &WorkerId) -> BTreeSet<SyncNo> {
-        let held = self.lease_index.held_by(id).filter_map(|task| self.tasks.get(&task));
-        held.map(|task| task.sync).collect()
+        self.tasks.held_by(id).map(|task| task.sync).collect()
     }
 
     fn worker_view(&self, worker: &Worker, now: Now) -> WorkerView {
         let id = &worker.last_heartbeat.worker_id;
-        let in_flight = self.lease_index.held_by(id).count() as u64;
+        let in_flight = self.tasks.held_by(id).count() as u64;
         let silent_ms = now.mono_ms.saturating_sub(worker.last_seen_ms);
         let work = (in_flight, self.may_receive_writes(worker, now));
         let mut view = worker.view(work, self.syncs_of_worker(id).len() as u64, silent_ms);
-        view.reason = view.reason.or_else(|| self.worker_health.quarantine_reason(id));
+        view.reason = view.reason.or_else(|| self.workers.health().quarantine_reason(id));
         view
     }
 
@@ -77,7 +76,7 @@ impl State {
                 && task.lease().is_some_and(before)
                 && destination().is_some_and(|path| worker.serves(path))
         };
-        self.lease_index.leased_tasks().filter_map(|id| self.tasks.get(&id)).any(lists)
+        self.tasks.leased().any(lists)
     }
 
     /// Drains a worker or ends the drain. A drained worker may be unknown to this master.
@@ -107,7 +106,7 @@ impl State {
         let view = self.workers.get(worker).map(|known| self.worker_view(known, now));
         let (state, in_flight, incoming_requests) = match view {
             Some(view) => (view.state, view.in_flight, view.incoming_requests),
-            None => (WorkerState::Inactive, self.lease_index.held_by(worker).count() as u64, 0),
+            None => (WorkerState::Inactive, self.tasks.held_by(worker).count() as u64, 0),
         };
         let worker_id = worker.clone();
         let order = DrainReply { worker_id, drained: wanted, state, in_flight, incoming_requests };
@@ -127,8 +126,9 @@ impl State {
             return refuse(Problem::new(ProblemCode::SyncEnded, detail));
         }
         let no = sync.no;
-        let leased = self.lease_index.held_by(worker).filter_map(|id| self.tasks.get(&id));
-        let held: Vec<TaskId> = leased
+        let held: Vec<TaskId> = self
+            .tasks
+            .held_by(worker)
             .filter(|task| task.sync == no && task.spec != TaskSpec::Flush)
             .map(|task| task.id)
             .collect();
@@ -140,8 +140,8 @@ impl State {
         }
         let tasks = held.len() as u64;
         for id in held {
-            if let Some(task) = self.tasks.get_mut(&id) {
-                task.failed_on.insert(worker.clone());
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.history.failed_on.insert(worker.clone());
                 task.deprioritised_until_ms = now.mono_ms.saturating_add(DEPRIORITISED_MS);
             }
             self.requeue_lost(id, now);
@@ -160,7 +160,7 @@ impl State {
                 "stop its agent first, or keep it from new work with: ctl workers drain {worker}"
             )));
         }
-        let held: Vec<TaskId> = self.lease_index.held_by(worker).collect();
+        let held: Vec<TaskId> = self.tasks.held_by(worker).map(|task| task.id).collect();
         let drained = self.workers.drain_order(worker).is_some();
         if known.is_none() && held.is_empty() && !drained {
             return unknown_worker(worker);

@@ -10,9 +10,8 @@
 //! A worker in quarantine still gets what no other worker can do. Nothing is stored: a restarted
 //! master has no quarantine.
 
-use super::State;
 use super::event::Now;
-use crate::wire::{TaskId, WorkerId};
+use crate::wire::WorkerId;
 use std::collections::{HashMap, VecDeque};
 
 /// Number of kept outcomes of a worker.
@@ -59,8 +58,8 @@ impl OutcomeHistory {
 impl WorkerHealth {
     /// Whether a worker gets only tasks that no other worker can do.
     pub(super) fn is_quarantined(&self, worker: &WorkerId, now: Now) -> bool {
-        let aside = self.0.get(worker).and_then(|record| record.quarantine.as_ref());
-        aside.is_some_and(|aside| now.mono_ms < aside.probe_ms)
+        let quarantine = self.0.get(worker).and_then(|record| record.quarantine.as_ref());
+        quarantine.is_some_and(|quarantine| now.mono_ms < quarantine.probe_ms)
     }
 
     pub(super) fn quarantine_reason(&self, worker: &WorkerId) -> Option<String> {
@@ -69,8 +68,10 @@ impl WorkerHealth {
 
     /// If the assigned task is a probe, the next one waits an interval.
     pub(super) fn postpone_probe(&mut self, worker: &WorkerId, now: Now) {
-        if let Some(aside) = self.0.get_mut(worker).and_then(|record| record.quarantine.as_mut()) {
-            aside.probe_ms = now.mono_ms.saturating_add(aside.wait_ms);
+        if let Some(quarantine) =
+            self.0.get_mut(worker).and_then(|record| record.quarantine.as_mut())
+        {
+            quarantine.probe_ms = now.mono_ms.saturating_add(quarantine.wait_ms);
         }
     }
 
@@ -78,16 +79,16 @@ impl WorkerHealth {
         self.0.remove(worker);
     }
 
-    fn record_outcome(&mut self, worker: &WorkerId, failed: bool, now: Now) {
+    pub(super) fn record_outcome(&mut self, worker: &WorkerId, failed: bool, now: Now) {
         let record = self.0.entry(worker.clone()).or_default();
         match (&mut record.quarantine, failed) {
             (Some(_), false) => {
                 tracing::info!(%worker, "a probe succeeded: the quarantine ends");
                 *record = OutcomeHistory::default();
             }
-            (Some(aside), true) => {
-                aside.wait_ms = aside.wait_ms.saturating_mul(2).min(MAX_PROBE_MS);
-                aside.probe_ms = now.mono_ms.saturating_add(aside.wait_ms);
+            (Some(quarantine), true) => {
+                quarantine.wait_ms = quarantine.wait_ms.saturating_mul(2).min(MAX_PROBE_MS);
+                quarantine.probe_ms = now.mono_ms.saturating_add(quarantine.wait_ms);
             }
             (None, _) => {}
         }
@@ -96,30 +97,23 @@ impl WorkerHealth {
         }
         record.failures.push_back(failed);
     }
-}
 
-impl State {
-    /// Records the outcome or the expired lease of a task that is still leased.
-    pub(super) fn judge_worker(&mut self, id: TaskId, worker: &WorkerId, failed: bool, now: Now) {
-        let Some(task) = self.tasks.get(&id) else { return };
-        let (no, at_source) = (task.sync, task.runs_at_source());
-        self.worker_health.record_outcome(worker, failed, now);
-        if !failed || self.worker_health.quarantine_reason(worker).is_some() {
-            return;
-        }
-        let Some(sync) = self.syncs.get(&no) else { return };
-        let request = &sync.request;
-        let path = if at_source { &request.source_path } else { &request.destination_path };
-        let others = self.capable_workers(sync, path).map(|other| &other.last_heartbeat.worker_id);
-        let peers =
-            others.filter(|id| *id != worker && self.worker_health.quarantine_reason(id).is_none());
-        let counts = peers.filter_map(|id| Some(self.worker_health.0.get(id)?.count_failures()));
+    /// Puts a worker into quarantine if it fails much more often than its `peers`. True: it did.
+    pub(super) fn quarantine_if_worse(
+        &mut self,
+        worker: &WorkerId,
+        peers: &[WorkerId],
+        now: Now,
+    ) -> bool {
+        let others = peers.iter().filter(|id| *id != worker).filter_map(|id| self.0.get(id));
+        let counts =
+            others.filter(|peer| peer.quarantine.is_none()).map(OutcomeHistory::count_failures);
         let (peers_bad, peers_all) = counts.fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
-        let Some(record) = self.worker_health.0.get_mut(worker) else { return };
+        let Some(record) = self.0.get_mut(worker) else { return false };
         let (bad, all) = record.count_failures();
         let worse = bad * peers_all >= MIN_FAILURE_RATIO * peers_bad * all;
         if all < MIN_OUTCOMES || peers_all < MIN_OUTCOMES || bad * 2 < all || !worse {
-            return;
+            return false;
         }
         let why = format!(
             "in quarantine: {bad} of its last {all} tasks failed, of those of others {peers_bad} of \
@@ -128,15 +122,17 @@ impl State {
         tracing::warn!(%worker, "{why}");
         let probe_ms = now.mono_ms.saturating_add(FIRST_PROBE_MS);
         record.quarantine = Some(Quarantine { reason: why, probe_ms, wait_ms: FIRST_PROBE_MS });
-        // Tasks that were reserved for other workers may be for none now.
-        self.needs_dispatch = true;
+        true
     }
 
-    /// Removes unknown workers and allows due probes.
-    pub(super) fn tick_worker_health(&mut self, now: Now) {
-        self.worker_health.0.retain(|worker, _| self.workers.get(worker).is_some());
-        let mut asides =
-            self.worker_health.0.values().filter_map(|record| record.quarantine.as_ref());
-        self.needs_dispatch |= asides.any(|aside| aside.probe_ms <= now.mono_ms);
+    /// Keeps the outcomes of known workers only. True: a probe is due.
+    pub(super) fn prune_and_check_probes(
+        &mut self,
+        is_known: impl Fn(&WorkerId) -> bool,
+        now: Now,
+    ) -> bool {
+        self.0.retain(|worker, _| is_known(worker));
+        let mut quarantines = self.0.values().filter_map(|record| record.quarantine.as_ref());
+        quarantines.any(|quarantine| quarantine.probe_ms <= now.mono_ms)
     }
 }

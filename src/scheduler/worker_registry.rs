@@ -3,6 +3,7 @@
 
 use super::boot_ids::ROOT_SEPARATOR;
 use super::event::Now;
+use super::worker_health::WorkerHealth;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{
     DrainInfo, PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus,
@@ -39,6 +40,7 @@ pub(super) struct WorkerRegistry {
     drained: BTreeMap<WorkerId, DrainInfo>,
     /// Workers without a heartbeat for longer than the time-out.
     silent: BTreeSet<WorkerId>,
+    health: WorkerHealth,
     /// Changes when the set of workers that accept work changes.
     version: u64,
 }
@@ -217,6 +219,19 @@ impl Worker {
 impl WorkerRegistry {
     pub(super) fn get(&self, id: &WorkerId) -> Option<&Worker> {
         self.by_id.get(id)
+    }
+
+    pub(super) fn health(&self) -> &WorkerHealth {
+        &self.health
+    }
+
+    pub(super) fn health_mut(&mut self) -> &mut WorkerHealth {
+        &mut self.health
+    }
+
+    /// Keeps the outcomes of known workers only. True: a probe is due.
+    pub(super) fn tick_health(&mut self, now: Now) -> bool {
+        self.health.prune_and_check_probes(|id| self.by_id.contains_key(id), now)
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {

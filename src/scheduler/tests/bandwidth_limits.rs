@@ -205,7 +205,8 @@ fn reloaded_settings_apply_at_once_also_to_waiting_polls() {
         panic!("the poll still waits")
     };
     assert_eq!(second.request_id.as_str(), "two");
-    assert!(world.state.syncs.values().all(|sync| sync.window == 8));
+    let state = &world.state;
+    assert!(state.syncs.keys().all(|no| state.tasks.window(*no) == 8));
 }
 
 #[test]

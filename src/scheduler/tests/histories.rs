@@ -213,11 +213,10 @@ impl Play {
 
     /// Holders of these tasks write and will never report.
     fn write_unreported(&mut self, who: impl Fn(usize) -> bool) {
-        let leases = &self.world.state.lease_index;
-        self.dirty |= self
-            .held
-            .iter()
-            .any(|(i, a, _)| who(*i) && writes(a) && leases.get(&a.assignment_id).is_some());
+        let tasks = &self.world.state.tasks;
+        self.dirty |= self.held.iter().any(|(i, a, _)| {
+            who(*i) && writes(a) && tasks.by_assignment(a.assignment_id).is_some()
+        });
     }
 
     fn hand_back(&mut self, at: usize) {

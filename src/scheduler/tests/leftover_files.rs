@@ -157,7 +157,7 @@ fn link_anchors_of_a_dead_agent_are_removed_after_a_cancel() {
     poll_kind(&mut world, "s", "copy");
     // After a restart no worker has the batch, and nothing reports its anchors.
     world.heartbeat("s", "2", &["/src"], &[]);
-    assert_eq!(world.state.lease_index.leased_tasks().count(), 0);
+    assert_eq!(world.state.tasks.lease_count(), 0);
     world.apply(Event::CancelSync("demo".parse().unwrap()));
     expire_lease(&mut world, "2");
     let sweep = world.poll("s", "2").expect("the sweep");

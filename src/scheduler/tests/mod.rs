@@ -48,7 +48,7 @@ use crate::wire::task::{
 use crate::wire::task::{PruneReport, RootIdentity, RootState, TaskSpec};
 use crate::wire::ticket::{Claims, Verifier};
 use crate::wire::worker::{PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerStatus};
-use crate::wire::{AbsPath, AssignmentId, BytePath, Digest, RelPath};
+use crate::wire::{AbsPath, AssignmentId, BytePath, Digest, RelPath, TaskId};
 
 struct World {
     state: State,
@@ -125,7 +125,7 @@ impl World {
         let Some(blob) = self.blobs.get(key) else { return vec![] };
         let entries = super::single_entries(blob);
         let Some(TaskSpec::Copy { files, dirs, bytes }) =
-            self.state.tasks.get(&task).map(|t| &t.spec)
+            self.state.tasks.get(task).map(|t| &t.spec)
         else {
             return entries;
         };
@@ -175,20 +175,21 @@ impl World {
         self.check_records(1 + self.records.len() / 8);
         for task in self.state.tasks.values() {
             let sync = &self.state.syncs[&task.sync];
-            assert!(sync.tasks.contains(&task.id));
+            assert!(self.state.tasks.of_sync(sync.no).any(|known| known.id == task.id));
             assert!(
                 task.manifest_key.iter().all(|b| self.blobs.contains_key(b)),
                 "{task:?} has no blob"
             );
             if let Some(lease) = task.lease() {
-                assert_eq!(self.state.lease_index.get(&lease.assignment), Some(&task.id));
+                let leased = self.state.tasks.by_assignment(lease.assignment);
+                assert_eq!(leased.map(|leased| leased.id), Some(task.id));
             }
         }
         let leased = self.state.tasks.values().filter(|t| t.lease().is_some()).count();
-        assert_eq!(leased, self.state.lease_index.leased_tasks().count());
+        assert_eq!(leased, self.state.tasks.lease_count());
         let workers = self.state.tasks.values().filter_map(|t| Some((t.lease()?, t.id)));
         for (lease, id) in workers {
-            assert!(self.state.lease_index.held_by(&lease.worker).any(|held| held == id));
+            assert!(self.state.tasks.held_by(&lease.worker).any(|held| held.id == id));
         }
         self.check_overlaps();
         for sync in self.state.syncs.values() {

@@ -1,6 +1,7 @@
 //! What is found by files and indices is what a walk over everything finds.
 
 use super::*;
+use crate::scheduler::task::Task;
 use crate::scheduler::task::TaskState;
 use crate::scheduler::worker_registry::Worker;
 use crate::wire::options::FilterSpec;
@@ -21,7 +22,7 @@ fn choose_by_full_search(
         let held = pool.iter().copied().filter(|w| w.serves(path));
         held.filter(|w| w.supports_options() || !sync.has_nondefault_options()).collect()
     };
-    let tasks = || sync.tasks.iter().map(|id| &state.tasks[id]);
+    let tasks = || state.tasks.values().filter(|task| task.sync == sync.no);
     let scan_is_out = tasks().any(|t| t.is_scan() && t.lease().is_some());
     let at_source =
         worker.serves(&request.source_path) && !able(&request.destination_path).is_empty();
@@ -44,13 +45,13 @@ fn choose_by_full_search(
             && if t.runs_at_source() { at_source } else { at_destination }
             && (!t.is_scan() || state.window_fill(sync) < 0.5)
             && (t.pinned_to.is_none() || state.can_flush(sync, t, worker))
-            && !(state.worker_health.is_quarantined(me, now)
+            && !(state.workers.health().is_quarantined(me, now)
                 && t.pinned_to.is_none()
                 && able(path).iter().any(|o| {
                     let id = &o.last_heartbeat.worker_id;
                     id != me
-                        && !state.worker_health.is_quarantined(id, now)
-                        && !t.failed_on.contains(id)
+                        && !state.workers.health().is_quarantined(id, now)
+                        && !t.history.failed_on.contains(id)
                 }))
             && !state.isolation.contains(t.id)
             && !(matches!(t.spec, TaskSpec::Prune { apply: true, .. })
@@ -76,14 +77,14 @@ impl World {
             _ => None,
         };
         let due: BTreeSet<(u64, TaskId)> = state.tasks.values().filter_map(delayed).collect();
-        assert_eq!(state.delayed, due);
-        let working = state.syncs.values().filter(|s| !s.tasks.is_empty()).map(|s| s.no);
-        assert_eq!(state.syncs_with_tasks, working.collect());
+        assert_eq!(*state.tasks.delayed(), due);
+        let working: BTreeSet<SyncNo> = state.tasks.values().map(|task| task.sync).collect();
+        assert_eq!(state.tasks.syncs().collect::<BTreeSet<_>>(), working);
         let (taking, all): (Vec<_>, Vec<_>) = (
             state.workers.all().filter(|w| w.accepts_work()).collect(),
             state.workers.all().collect(),
         );
-        for sync in state.syncs_with_tasks.iter().map(|no| &state.syncs[no]) {
+        for sync in working.iter().map(|no| &state.syncs[no]) {
             for path in [&sync.request.source_path, &sync.request.destination_path] {
                 let ids = |workers: Vec<&Worker>| -> Vec<WorkerId> {
                     let mut ids: Vec<_> =

@@ -179,7 +179,7 @@ fn an_id_claimed_without_an_incarnation_is_refused_while_a_process_is_alive_unde
 #[test]
 fn a_loss_with_a_worker_without_incarnation_stays_counted_when_it_reports_again() {
     let (mut world, scan) = with_guide_worker("demo");
-    let losses = |world: &World| world.state.tasks[&scan.task_id].losses.len();
+    let losses = |world: &World| world.state.tasks[&scan.task_id].history.losses.len();
     world.advance(40_000);
     assert_eq!(losses(&world), 1);
     world.apply(Event::Heartbeat(heartbeat("s", None, &["/src"], &[])));

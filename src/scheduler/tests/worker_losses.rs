@@ -35,7 +35,7 @@ fn poll(world: &mut World, worker: &str, number: usize) -> Option<Assignment> {
 }
 
 fn losses(world: &World, a: &Assignment) -> usize {
-    world.state.tasks[&a.task_id].losses.len()
+    world.state.tasks[&a.task_id].history.losses.len()
 }
 
 fn name_of(world: &World, a: &Assignment) -> String {

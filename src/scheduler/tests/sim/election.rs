@@ -277,7 +277,7 @@ impl Sim {
 
     /// The entries of a manifest of the model.
     fn entries(&self, state: &State, task: TaskId, key: &str) -> Vec<SingleEntry> {
-        let Some(sync) = state.tasks.get(&task).map(|task| &state.syncs[&task.sync]) else {
+        let Some(sync) = state.tasks.get(task).map(|task| &state.syncs[&task.sync]) else {
             return vec![];
         };
         let tree = self.tree_of(&sync.request.source_path);

@@ -71,7 +71,7 @@ impl Oracle {
         let id = result.assignment_id.expect("agents of this version say which");
         let grant = self.grants.get(&id);
         let fits = grant.is_some_and(|g| {
-            let leased = state.tasks.get(&g.task).and_then(|task| task.lease());
+            let leased = state.tasks.get(g.task).and_then(|task| task.lease());
             self.current.get(&g.task) == Some(&id)
                 && leased.is_some_and(|lease| lease.assignment == id)
                 && (result.attempt, result.task_digest) == (Some(g.attempt), Some(g.digest))
@@ -126,7 +126,7 @@ impl Oracle {
     /// I15: nothing is handed out of a sync that an operator paused.
     fn granted(&mut self, a: &Assignment, state: &State) {
         let id = a.assignment_id;
-        let Some(task) = state.tasks.get(&a.task_id) else { return };
+        let Some(task) = state.tasks.get(a.task_id) else { return };
         if self.grants.contains_key(&id) {
             let current = self.current.get(&a.task_id);
             return assert!(current == Some(&id), "I3: a lease was given again that has ended");
@@ -377,7 +377,7 @@ fn entries_add_up(sync: &SyncJob, state: &State) {
             .values()
             .filter(|large| large.state != LargeFileState::AlreadyPresent)
             .count() as u64;
-        for task in sync.tasks.iter().map(|id| &state.tasks[id]) {
+        for task in state.tasks.of_sync(sync.no) {
             if let TaskSpec::Copy { files: f, dirs: d, .. } = task.spec {
                 files += f;
                 dirs += d;
@@ -390,11 +390,10 @@ fn entries_add_up(sync: &SyncJob, state: &State) {
 
 /// I26: a worker that has an isolated task has no other, and only one of them runs.
 fn runs_alone(state: &State) {
-    let isolated = state.lease_index.leased_tasks().filter(|id| state.isolation.contains(*id));
-    for task in isolated.map(|id| &state.tasks[&id]) {
+    for task in state.tasks.leased().filter(|task| state.isolation.contains(task.id)) {
         let Some(lease) = task.lease() else { continue };
         // One that was taken for dead may have become one of the worker's others.
-        let alone = state.lease_index.held_by(&lease.worker).count() == 1;
+        let alone = state.tasks.held_by(&lease.worker).count() == 1;
         assert!(alone, "I26: {} runs beside others on {}", task.id, lease.worker);
     }
 }
@@ -418,29 +417,25 @@ fn tasks_are_in_one_place(state: &State) {
             crate::scheduler::task::TaskState::Ready => ready += 1,
             crate::scheduler::task::TaskState::Leased(lease) => {
                 leased += 1;
-                let filed = state.lease_index.get(&lease.assignment);
-                assert_eq!(filed, Some(&task.id), "I3: a lease that is not filed");
+                let filed = state.tasks.by_assignment(lease.assignment).map(|task| task.id);
+                assert_eq!(filed, Some(task.id), "I3: a lease that is not filed");
             }
             crate::scheduler::task::TaskState::Delayed { .. } => {}
         }
     }
     runs_alone(state);
     for sync in state.syncs.values() {
-        let queue = &sync.queue;
+        let queue = state.tasks.sync_tasks(sync.no).ready();
         queued += queue.scans.len() + queue.at_source.len() + queue.at_destination.len();
         queued += queue.pinned.values().map(BTreeSet::len).sum::<usize>();
         // What is isolated is not counted: a batch of it is one task for each of its entries.
-        let copies = sync.tasks.iter().filter(|id| !state.isolation.contains(**id));
-        let copies = copies.filter(|id| state.tasks[id].spec.kind() == "copy").count();
+        let copies = state.tasks.of_sync(sync.no).filter(|t| !state.isolation.contains(t.id));
+        let copies = copies.filter(|task| task.spec.kind() == "copy").count();
         let most = state.settings.window_tasks + 3 * 18;
         assert!(copies + sync.large_files.len() <= most, "I7: {} has too much out", sync.id);
     }
     assert_eq!(queued, ready, "I3: what is ready is queued, once");
-    assert_eq!(
-        state.lease_index.leased_tasks().count(),
-        leased,
-        "I3: what is leased is filed, once"
-    );
+    assert_eq!(state.tasks.lease_count(), leased, "I3: what is leased is filed, once");
 }
 
 /// The store holds the state of the master.
