@@ -16,7 +16,6 @@ pub(super) struct BlockedEntries {
     /// The first errors.
     pub(super) errors: Vec<FileError>,
     /// Entries without a kept error that the read-back pass found in the same state.
-    #[serde(default)]
     pub(super) readback_count: u64,
 }
 

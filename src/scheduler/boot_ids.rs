@@ -3,7 +3,6 @@
 //! own, and only changed ones are written.
 
 use crate::wire::WorkerId;
-use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Separates boot id and root id; neither contains it.
@@ -38,15 +37,6 @@ pub(super) struct BootIds {
     by_worker: BTreeMap<WorkerId, Option<String>>,
     /// Not yet written to the store.
     unsaved: BTreeSet<WorkerId>,
-}
-
-/// As they stood inside the sync's record, in version 1 of the records: none of them has one of its own.
-impl<'de> Deserialize<'de> for BootIds {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let of = BTreeMap::<WorkerId, Option<String>>::deserialize(d)?;
-        let changed = of.keys().cloned().collect();
-        Ok(BootIds { by_worker: of, unsaved: changed })
-    }
 }
 
 impl BootIds {

@@ -21,7 +21,6 @@ pub(super) struct LargeFile {
     /// From the sequence of task numbers.
     pub(super) id: TaskId,
     pub(super) sync: SyncNo,
-    #[serde(default)]
     pub(super) path: BytePath,
     pub(super) size: u64,
     /// The length of all ranges but the last.
@@ -35,15 +34,12 @@ pub(super) struct LargeFile {
     pub(super) next_range: u64,
     /// Number of restarts after changes of the source.
     pub(super) restarts: u32,
-    #[serde(default)]
     pub(super) state: LargeFileState,
     /// The same for all names of a file; `None` if it has one name.
-    #[serde(default)]
     pub(super) hardlink_group: Option<Digest>,
     /// Bytes of done ranges, already in the counters …
     pub(super) sent_bytes: u64,
     /// … and those of them that the destination had.
-    #[serde(default)]
     pub(super) kept_bytes: u64,
     /// A range has no chaining value: the file has no digest.
     pub(super) has_unhashed_range: bool,
@@ -54,11 +50,10 @@ pub(super) struct LargeFile {
     pub(super) ranges_done: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum LargeFileState {
     /// Ranges are sent.
-    #[default]
     Sending,
     /// Ranges are compared with the destination.
     Comparing,

@@ -48,13 +48,11 @@ pub(super) struct Meta {
     /// Empty in a backup: the next load generates another.
     signer_key: Base64Bytes,
     /// Kept when the signer's key changes, so that part files are found again.
-    #[serde(default)]
     name_key: Option<Base64Bytes>,
-    #[serde(default)]
     clock: Option<StoredClock>,
 }
 
-const RECORD_VERSION: u32 = 3;
+const RECORD_VERSION: u32 = 1;
 
 /// Why stored records could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -231,13 +229,6 @@ impl State {
         // A worker with a revoked lease may write for a whole lease.
         if let Some(lingering) = &mut sync.revoked_leases {
             lingering.until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-        }
-        // What earlier versions kept inside the sync's record goes to records of its own with the first commit.
-        sync.split_off_filter();
-        let mut old = sync.take_unsaved_keys().peekable();
-        if old.peek().is_some() {
-            self.effects.extend([META_KEY.to_owned(), sync.record_key()].map(Effect::PutRecord));
-            self.effects.extend(old.map(Effect::PutRecord));
         }
         if !sync.is_deleted {
             self.by_id.insert(sync.id.clone(), sync.no);

@@ -25,7 +25,7 @@ impl State {
         let mut request = SyncRequest { request_id: new, ..sync.as_submitted() };
         // A directory that could not be listed failed with all its entries. A sync with a name list
         // requested just those names.
-        request.options.recursive |= only.is_some() && sync.has_name_list == Some(false);
+        request.options.recursive |= only.is_some() && !sync.has_name_list;
         if let Some(again) = self.find_repeated_submit(&request, idempotency.as_ref()) {
             return again;
         }
@@ -44,19 +44,16 @@ impl State {
                 return refuse(problem.with_hint(format!("end it first: ctl sync cancel {id}")));
             }
         }
-        let from = match (&only, sync.has_name_list, sync.name_list_parts) {
-            (Some(_), _, _) | (None, Some(false), _) => None,
-            (None, Some(true), Some(parts)) => Some((sync.name_list_owner(), parts)),
-            (None, listed, _) => {
-                let why = match listed {
-                    Some(_) => "its list of names now belongs to the sync that retried it",
-                    None => "an earlier version did not keep whether it had a list of names",
-                };
-                let detail = format!("sync `{id}` cannot be tried again: {why}");
-                return refuse(
-                    Problem::new(ProblemCode::FileListGone, detail).with_hint("submit it again"),
+        let from = match sync.name_list_parts {
+            Some(parts) if only.is_none() => Some((sync.name_list_owner(), parts)),
+            None if only.is_none() && sync.has_name_list => {
+                let detail = format!(
+                    "sync `{id}` cannot be tried again: its list of names now belongs to the sync that retried it"
                 );
+                let problem = Problem::new(ProblemCode::FileListGone, detail);
+                return refuse(problem.with_hint("submit it again"));
             }
+            _ => None,
         };
         let old = sync.no;
         let reply = self.create_sync(request, only, from, idempotency, now);

@@ -71,7 +71,7 @@ impl State {
             (sync.name_list_stored_under, sync.name_list_parts) = (Some(owner), Some(parts));
             sync.name_list_digest = self.syncs.get(&owner).and_then(|owner| owner.name_list_digest);
         }
-        sync.has_name_list = Some(sync.name_list_parts.is_some());
+        sync.has_name_list = sync.name_list_parts.is_some();
         self.syncs.insert(no, sync);
         self.by_id.insert(id.clone(), no);
         self.reserve_paths(no);

@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Every entry ends in exactly one of done, skipped and failed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub(super) struct Counters {
     pub(super) files_total: u64,
     pub(super) files_done: u64,
@@ -38,7 +37,6 @@ pub(super) struct Counters {
     /// Content bytes of `bytes_done` that the destination already had.
     pub(super) kept_bytes: u64,
     /// Content bytes that source and destination share.
-    #[serde(default)]
     pub(super) cloned_bytes: u64,
     /// Actions on entries that did not fail.
     pub(super) actions: BTreeMap<EntryAction, Tally>,
@@ -117,19 +115,15 @@ pub(super) struct SyncJob {
     filter_unsaved: bool,
     /// Limit of all agents together for this sync, in bytes per second. Separate from the request
     /// because it changes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bwlimit: Option<u64>,
     /// Number of parts of the file list; `None`: the whole source.
     pub(super) name_list_parts: Option<u64>,
     /// The sync under whose number the parts are stored, if another one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name_list_stored_under: Option<SyncNo>,
     /// The digest of the file list, to recognise the same request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name_list_digest: Option<Digest>,
-    /// Whether it was submitted with a file list; `None`: by a version that did not keep that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) has_name_list: Option<bool>,
+    /// Whether it was submitted with a file list.
+    pub(super) has_name_list: bool,
     pub(super) state: SyncState,
     pub(super) outcome: Option<SyncOutcome>,
     pub(super) reason: Option<String>,
@@ -139,7 +133,6 @@ pub(super) struct SyncJob {
     pub(super) updated_ms: i64,
     pub(super) ended_ms: Option<i64>,
     /// In milliseconds of master uptime.
-    #[serde(default)]
     pub(super) ended_uptime_ms: Option<u64>,
     pub(super) counters: Counters,
     /// The first failures, in full.
@@ -153,44 +146,34 @@ pub(super) struct SyncJob {
     /// The source itself could not be listed: nothing was copied.
     pub(super) source_root_failed: bool,
     /// Workers that wrote to the destination and have not flushed yet.
-    #[serde(default, skip_serializing)]
+    #[serde(skip)]
     pub(super) unflushed_writers: BootIds,
     /// Workers through which its tasks may have written, with the boot id at their first use.
     /// Results and deaths of workers are judged by it, whatever happened since, and whichever
     /// master led then.
-    #[serde(default, skip_serializing)]
+    #[serde(skip)]
     pub(super) possible_writers: BootIds,
     /// Workers that read its source.
-    #[serde(default, skip_serializing)]
+    #[serde(skip)]
     pub(super) source_roots: BootIds,
-    #[serde(default)]
     pub(super) phase: PhaseState,
     #[serde(default, skip_serializing_if = "Recheck::is_none")]
     pub(super) recheck: Recheck,
     /// By cause.
-    #[serde(default)]
     pub(super) metadata_warnings: EntryWarnings,
     #[serde(default, skip_serializing_if = "BlockedEntries::is_empty")]
     pub(super) blocked: BlockedEntries,
     /// The source root, from its first page.
-    #[serde(default)]
     pub(super) source_root: Option<RootState>,
     /// The guard that stopped it, if one did.
-    #[serde(default)]
     pub(super) mirror_stop: Option<MirrorStop>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) deleter: Option<Deleter>,
     /// The destination has anchors of hard links.
-    #[serde(default)]
     pub(super) needs_clean_up: bool,
-    #[serde(default)]
     pub(super) record_log: RecordLog,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pause: Option<Pause>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) revoked_leases: Option<RevokedLeases>,
     /// It has waited the maximum time for its storage.
-    #[serde(default)]
     pub(super) pause_exhausted: bool,
     /// Deleted by an operator: hidden; kept until its part files are gone.
     pub(super) is_deleted: bool,
@@ -239,7 +222,7 @@ impl SyncJob {
             name_list_parts: None,
             name_list_stored_under: None,
             name_list_digest: None,
-            has_name_list: Some(false),
+            has_name_list: false,
             state: SyncState::Queued,
             outcome: None,
             reason: None,
@@ -279,16 +262,11 @@ impl SyncJob {
             last_watched_ms: None,
             last_served: 0,
         };
-        sync.split_off_filter();
-        sync
-    }
-
-    /// Moves the filter out of the request.
-    pub(super) fn split_off_filter(&mut self) {
-        let filter = std::mem::take(&mut self.request.options.filter);
+        let filter = std::mem::take(&mut sync.request.options.filter);
         if filter != FilterSpec::default() {
-            (self.filter, self.filter_unsaved) = (filter, true);
+            (sync.filter, sync.filter_unsaved) = (filter, true);
         }
+        sync
     }
 
     /// The path at the source, or at the destination.
