@@ -74,10 +74,10 @@ impl State {
 
     pub(super) fn tick_speeds(&mut self, now: Now) {
         for no in self.tasks.syncs().collect::<Vec<_>>() {
-            let Some(sync) = self.syncs.get(&no) else { continue };
+            let Some(sync) = self.syncs.get(no) else { continue };
             let runs = sync.state == SyncState::Progress && !sync.is_paused();
             let bytes = sync.counters.bytes_done.saturating_add(self.bytes_in_flight(sync));
-            if let Some(sync) = self.syncs.get_mut(&no) {
+            if let Some(sync) = self.syncs.get_mut(no) {
                 match runs {
                     true => sync.speed.sample(bytes, now.mono_ms),
                     false => sync.speed.reset(),
@@ -115,20 +115,20 @@ impl State {
     }
 
     pub(super) fn mark_watched(&mut self, id: &RequestId, now: Now) {
-        if let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) {
+        if let Some(sync) = self.syncs.find_mut(id) {
             sync.last_watched_ms = Some(now.mono_ms);
         }
     }
 
     pub(super) fn is_watched(&self, tasks: &[TaskId], now: Now) -> bool {
-        let syncs = tasks.iter().filter_map(|id| self.syncs.get(&self.tasks.get(*id)?.sync));
+        let syncs = tasks.iter().filter_map(|id| self.syncs.get(self.tasks.get(*id)?.sync));
         syncs
             .filter_map(|sync| sync.last_watched_ms)
             .any(|at_ms| now.mono_ms.saturating_sub(at_ms) < WATCH_TIMEOUT_MS)
     }
 
     pub(super) fn mark_progress(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         sync.last_progress_ms = Some(now.mono_ms);
         if sync.stalled_since_ms.take().is_some() {
             tracing::info!(sync = %sync.id, "the sync is no longer stalled");
@@ -139,7 +139,7 @@ impl State {
     pub(super) fn tick_stalls(&mut self, slept_ms: u64, now: Now) {
         let mut stalled: Vec<SyncNo> = Vec::new();
         for no in self.tasks.syncs() {
-            let Some(sync) = self.syncs.get_mut(&no) else { continue };
+            let Some(sync) = self.syncs.get_mut(no) else { continue };
             let request = &sync.request;
             let waits = sync.state != SyncState::Progress
                 || sync.is_paused()
@@ -159,7 +159,7 @@ impl State {
             }
         }
         for no in stalled {
-            if let Some(sync) = self.syncs.get(&no)
+            if let Some(sync) = self.syncs.get(no)
                 && let Some(found) = self.stall_report(sync)
             {
                 let StallInfo { since, task, worker_id, task_seconds } = found;

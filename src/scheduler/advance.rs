@@ -12,7 +12,7 @@ use crate::wire::{RelPath, SyncNo, WorkerId};
 impl State {
     /// Advances a sync without tasks to its next phase.
     pub(super) fn advance_phase(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let (active, forgotten) = (sync.is_active(), sync.is_deleted);
         let idle = self.tasks.sync_tasks(no).is_empty() && sync.large_files.is_empty();
         if !active {
@@ -31,14 +31,14 @@ impl State {
             }
             return;
         }
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         if let Some(stop) = sync.check_guards(sync.next_phase()) {
             tracing::warn!(sync = %sync.id, why = stop.reason, "a mirror does not delete");
             sync.mirror_stop = Some(stop);
         }
         let next = sync.next_phase();
         self.resolve_blocked(no, next, now);
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         match sync.next_phase() {
             Some(next) => self.enter_phase(no, next),
             // Check again: there may be something to compare now.
@@ -46,12 +46,12 @@ impl State {
             None => self.finish_sync(no, now),
         }
         self.mark_changed(no, now);
-        self.dirty_syncs.remove(&no);
+        self.outbox.unmark_dirty(no);
     }
 
     fn enter_phase(&mut self, no: SyncNo, phase: PhaseState) {
         self.clear_hardlink_groups(no);
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         sync.phase = phase;
         if phase == PhaseState::Readback {
             if sync.recheck.is_pending() {
@@ -85,7 +85,7 @@ impl State {
 
     fn finish_sync(&mut self, no: SyncNo, now: Now) {
         let lived = self.retention_clock.uptime_ms(now);
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(lived));
         (sync.state, sync.outcome, sync.reason) = final_state(sync);
         tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
@@ -95,9 +95,9 @@ impl State {
                 Some(root) => self.source_history.remember(&request, root.file_system, now.wall_ms),
                 None => (None, None),
             };
-            [changed, dropped].into_iter().flatten().for_each(|key| self.put_record(key));
+            [changed, dropped].into_iter().flatten().for_each(|key| self.outbox.put(key));
         }
-        if self.syncs.get(&no).is_some_and(|s| s.outcome == Some(SyncOutcome::Full)) {
+        if self.syncs.get(no).is_some_and(|s| s.outcome == Some(SyncOutcome::Full)) {
             self.delete_name_list(no);
         }
         self.clear_hardlink_groups(no);

@@ -30,7 +30,7 @@ fn worker_ids(members: &[PoolMember]) -> Vec<WorkerId> {
 impl State {
     /// The document for a leased task.
     pub(super) fn build_assignment(&self, task: &Task, now: Now) -> Option<Assignment> {
-        let sync = self.syncs.get(&task.sync)?;
+        let sync = self.syncs.get(task.sync)?;
         let lease = task.lease()?;
         let request = &sync.request;
         let sources = self.workers.reachable(&request.source_path, &lease.worker, task.attempt);
@@ -48,7 +48,7 @@ impl State {
             destination: request.destination_path.as_bytes().to_vec(),
             expires: now.wall_ms.div_euclid(1000) + TICKET_LIFETIME_SECONDS,
             rules: WriteRules {
-                part_name_key: self.name_key,
+                part_name_key: self.keys.name_key(),
                 chunk_bytes: u64::from(request.chunk_size_mb) << 20,
                 ..sync.write_rules(&task.spec)
             },
@@ -79,7 +79,7 @@ impl State {
             destination_worker_pool: worker_ids(&destination_workers),
             source_workers,
             destination_workers,
-            ticket: self.signer.sign(&claims),
+            ticket: self.keys.sign(&claims),
             source_root: self.expected_source_root(sync, &lease.worker).map(str::to_owned),
             bwlimit: task
                 .spec
@@ -120,7 +120,7 @@ impl State {
         if task.spec == TaskSpec::CleanUp {
             return;
         }
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        let Some(sync) = self.syncs.get_mut(task.sync) else { return };
         if sync.source_roots.get(worker).is_some() {
             return;
         }
@@ -138,7 +138,7 @@ impl State {
             return;
         };
         let Some(lease) = task.lease() else { return };
-        let Some(sync) = self.syncs.get(&task.sync).filter(|sync| !sync.is_dry_run()) else {
+        let Some(sync) = self.syncs.get(task.sync).filter(|sync| !sync.is_dry_run()) else {
             return;
         };
         let destination = &sync.request.destination_path;
@@ -149,7 +149,7 @@ impl State {
             .map(|w| (w.last_heartbeat.worker_id.clone(), w.boot_and_root(destination)))
             .collect();
         let no = task.sync;
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let mut changed = false;
         for (id, place) in &reached {
             changed |= sync.possible_writers.add(id, place.as_ref());

@@ -29,7 +29,7 @@ impl State {
     /// Registers a worker that was assigned a sending task, so that it gets a share of the limits.
     pub(super) fn ensure_share(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
         self.bandwidth.set_total_limit(self.total_limit(now));
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let own = sync.bwlimit;
         let knows = self.workers.get(id).is_some_and(Worker::supports_options);
         if knows && self.bandwidth.set_own_limit(no, own) {
@@ -60,7 +60,7 @@ impl State {
             self.ensure_share(no, id, now);
         }
         for (name, usage) in usage {
-            let sync = self.by_id.get(&name).and_then(|no| self.syncs.get(no));
+            let sync = self.syncs.find(&name);
             let Some((no, own)) = sync.map(|s| (s.no, s.bwlimit)) else {
                 reply.bwlimits.insert(name, None);
                 continue;
@@ -75,7 +75,7 @@ impl State {
         }
         for no in self.bandwidth.syncs_of(id) {
             let share = self.bandwidth.grant(no, id, now.mono_ms);
-            if let Some(sync) = self.syncs.get(&no) {
+            if let Some(sync) = self.syncs.get(no) {
                 reply.bwlimits.insert(sync.id.clone(), share);
                 let beat = HEARTBEAT_MS_PER_SHARE * self.bandwidth.share_count() as u64;
                 reply.next_heartbeat_ms = Some(beat.clamp(LIMITED_HEARTBEAT_MS, MAX_HEARTBEAT_MS));

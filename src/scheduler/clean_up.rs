@@ -24,7 +24,7 @@ impl SyncJob {
 impl State {
     /// Cleans up after a cancel, when no worker can write any more.
     pub(super) fn schedule_clean_up(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         if std::mem::take(&mut sync.needs_clean_up) {
             let state = self.delayed_by_lease(now);
             self.add_task(Task { state, ..Task::new(no, TaskSpec::CleanUp) });
@@ -33,7 +33,7 @@ impl State {
 
     /// Stops a mirror before it does damage. What was written is still cleaned up and flushed.
     pub(super) fn stop_mirror(&mut self, no: SyncNo, stop: MirrorStop, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         tracing::warn!(sync = %sync.id, why = stop.reason, "a mirror stops");
         sync.mirror_stop = Some(stop);
         if sync.phase == PhaseState::DeleteExtraneous {
@@ -52,7 +52,7 @@ impl State {
         told: Option<TaskId>,
         now: Now,
     ) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let ended = !sync.is_active();
         let Some(large) = sync.large_files.get(&file).cloned() else { return };
         if matches!(large.state, LargeFileState::Comparing | LargeFileState::Waiting) {
@@ -87,7 +87,7 @@ impl State {
     /// Removes all tasks of a sync. Part files are deleted later, and so are temporary files of
     /// batches that were ever leased: a killed worker leaves some, and no retry reuses them.
     pub(super) fn abandon_tasks(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let writes = !sync.is_dry_run();
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
         for id in self.tasks.ids_of_sync(no) {
@@ -112,13 +112,13 @@ impl State {
 
     /// Removes the worker records of an ended sync: there are no more flushes.
     pub(super) fn clear_worker_records(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         // Also those that were removed but are still stored.
-        self.effects.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
-        self.effects.extend(sync.worker_record_keys().map(Effect::DeleteRecord));
+        self.outbox.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
+        self.outbox.extend(sync.worker_record_keys().map(Effect::DeleteRecord));
         (sync.unflushed_writers, sync.possible_writers) = (BootIds::default(), BootIds::default());
         sync.source_roots = BootIds::default();
-        self.dirty_failure_lists.insert(no);
+        self.outbox.mark_failures_dirty(no);
     }
 
     pub(super) fn remove_sync(&mut self, no: SyncNo, now: Now) {
@@ -126,13 +126,10 @@ impl State {
         self.delete_failure_list(no);
         self.clear_hardlink_groups(no);
         self.clear_worker_records(no);
-        if let Some(sync) = self.syncs.remove(&no) {
-            if self.by_id.get(&sync.id) == Some(&no) {
-                self.by_id.remove(&sync.id);
-            }
-            self.effects.push(Effect::DeleteRecord(sync.record_key()));
-            self.effects.extend(sync.filter_key().map(Effect::DeleteRecord));
-            self.effects.push(Effect::DeleteFileRecords(no));
+        if let Some(sync) = self.syncs.remove(no) {
+            self.outbox.delete(sync.record_key());
+            self.outbox.extend(sync.filter_key().map(Effect::DeleteRecord));
+            self.outbox.push(Effect::DeleteFileRecords(no));
         }
         self.release_paths(no, now);
     }
@@ -140,25 +137,24 @@ impl State {
     /// Deletes the stored parts of a name list. A sync that did not copy everything keeps them for
     /// a retry.
     pub(super) fn delete_name_list(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let (owner, parts) = (sync.name_list_owner(), sync.name_list_parts.take().unwrap_or(0));
         for index in 0..parts {
-            self.effects.push(Effect::DeleteBlob(record_keys::name_list_key(owner, index)));
+            self.outbox.delete_blob(record_keys::name_list_key(owner, index));
         }
     }
 
     /// The store lost data: manifests are gone, so every active sync restarts. What the destination
     /// has already is skipped.
     pub(super) fn restart_all_syncs(&mut self, now: Now) {
-        let all: Vec<SyncNo> = self.syncs.keys().copied().collect();
-        for no in all {
+        for no in self.syncs.numbers() {
             self.restart_sync(no, now);
         }
     }
 
     /// Removes the tasks of a sync; an active one restarts.
     pub(super) fn restart_sync(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
         let tasks = self.tasks.ids_of_sync(no);
         let active = sync.is_active();
@@ -168,7 +164,7 @@ impl State {
         if active {
             self.clear_hardlink_groups(no);
             self.delete_failure_list(no);
-            if let Some(sync) = self.syncs.get_mut(&no) {
+            if let Some(sync) = self.syncs.get_mut(no) {
                 // Results of present leases will match nothing.
                 sync.mark_all_unflushed();
                 sync.reset_progress();

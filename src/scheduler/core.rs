@@ -9,7 +9,7 @@ use crate::wire::{Digest, SyncNo, TaskId};
 impl State {
     /// The boot id and root under which the worker wrote that a flush is pinned to.
     fn pinned_boot(&self, task: &Task) -> Option<String> {
-        let writers = &self.syncs.get(&task.sync)?.unflushed_writers;
+        let writers = &self.syncs.get(task.sync)?.unflushed_writers;
         writers.get(task.pinned_to.as_ref()?)?.clone()
     }
 
@@ -24,9 +24,9 @@ impl State {
         self.set_task_state(id, state);
         let Some(task) = self.tasks.get(id) else { return };
         let (key, no) = (task.record_key(), task.sync);
-        self.put_record(key);
-        self.dirty_syncs.insert(no);
-        self.needs_dispatch = true;
+        self.outbox.put(key);
+        self.outbox.mark_dirty(no);
+        self.outbox.request_dispatch();
     }
 
     /// Changes a task, but not its state, and stores it.
@@ -34,7 +34,7 @@ impl State {
         if let Some(task) = self.tasks.get_mut(id) {
             edit(task);
             let key = task.record_key();
-            self.put_record(key);
+            self.outbox.put(key);
         }
     }
 
@@ -47,14 +47,14 @@ impl State {
         let unread =
             task.needs_split() || (task.has_entry_manifest() && task.history.entry.is_none());
         if let (Some(key), true, false) = (&task.manifest_key, unread, task.is_unsplittable) {
-            self.effects.push(Effect::ReadEntries { task: id, key: key.clone() });
+            self.outbox.push(Effect::ReadEntries { task: id, key: key.clone() });
         }
     }
 
     /// Indexes a new or loaded task.
     pub(super) fn insert_task(&mut self, task: Task) {
         let (id, no) = (task.id, task.sync);
-        if !self.syncs.contains_key(&no) {
+        if self.syncs.get(no).is_none() {
             return;
         }
         let boot = self.pinned_boot(&task);
@@ -64,18 +64,8 @@ impl State {
         self.isolate_if_lost(id);
     }
 
-    /// Random bytes that are never repeated.
-    pub(super) fn draw_random(&mut self) -> [u8; 32] {
-        self.draw_count += 1;
-        *blake3::keyed_hash(&self.seed, &self.draw_count.to_le_bytes()).as_bytes()
-    }
-
-    pub(super) fn put_record(&mut self, key: String) {
-        self.effects.push(Effect::PutRecord(key));
-    }
-
     pub(super) fn allocate_task_id(&mut self) -> TaskId {
-        self.put_record(record_keys::META_KEY.to_owned());
+        self.outbox.put(record_keys::META_KEY.to_owned());
         self.tasks.allocate_id()
     }
 
@@ -99,16 +89,16 @@ impl State {
         let key = format!("m/{}/{id}", task.sync);
         (task.manifest_key, task.manifest_bytes) = (Some(key.clone()), manifest.len() as u64);
         let digest = task_digest(task.sync, id, &task.spec, &manifest);
-        self.effects.push(Effect::PutBlob(key, manifest));
+        self.outbox.put_blob(key, manifest);
         self.add_numbered_task(id, digest, task)
     }
 
     fn add_numbered_task(&mut self, id: TaskId, digest: Digest, task: Task) -> TaskId {
         let waiting_since_ms = self.last_tick_ms.unwrap_or(0);
         let task = Task { id, digest, waiting_since_ms, ..task };
-        self.put_record(task.record_key());
+        self.outbox.put(task.record_key());
         self.insert_task(task);
-        self.needs_dispatch = true;
+        self.outbox.request_dispatch();
         id
     }
 
@@ -121,25 +111,25 @@ impl State {
     pub(super) fn remove_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.remove(id)?;
         self.isolation.remove(id);
-        self.effects.push(Effect::DeleteRecord(task.record_key()));
+        self.outbox.delete(task.record_key());
         // The manifest of a large file is removed with the file, a name list with the sync.
         let shared = task.large_file.is_some() || matches!(task.spec, TaskSpec::List { .. });
         if let (Some(blob), false) = (&task.manifest_key, shared) {
-            self.effects.push(Effect::DeleteBlob(blob.clone()));
+            self.outbox.delete_blob(blob.clone());
         }
-        self.dirty_syncs.insert(task.sync);
+        self.outbox.mark_dirty(task.sync);
         // A scan may wait for the space in the window.
-        self.needs_dispatch = true;
+        self.outbox.request_dispatch();
         Some(task)
     }
 
     pub(super) fn mark_changed(&mut self, no: SyncNo, now: Now) {
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             // Clean-up does not change the time of an ended sync.
             sync.updated_ms = sync.ended_ms.unwrap_or(now.wall_ms);
-            self.effects.push(Effect::PutRecord(sync.record_key()));
-            self.effects.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
-            self.dirty_syncs.insert(no);
+            self.outbox.put(sync.record_key());
+            self.outbox.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
+            self.outbox.mark_dirty(no);
         }
     }
 }

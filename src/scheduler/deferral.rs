@@ -91,7 +91,7 @@ impl State {
     /// Defers `files` entries that failed with `errors`. A dry run counts and records them as
     /// created, because the sync would create them after the deletion.
     pub(super) fn defer_blocked_entries(&mut self, no: SyncNo, files: u64, errors: Vec<FileError>) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         if sync.is_dry_run() {
             let created = errors.iter().map(|error| FileRecord {
                 path: error.path.clone(),
@@ -111,7 +111,7 @@ impl State {
     /// Resolves deferred entries before the sync enters `next`: either nothing will delete the
     /// directories in their place, or the second walk did not find the entries any more.
     pub(super) fn resolve_blocked(&mut self, no: SyncNo, next: Option<PhaseState>, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         if sync.blocked.is_empty() || next.is_some_and(|next| next <= PhaseState::CopyBlocked) {
             return;
         }

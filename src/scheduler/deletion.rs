@@ -48,25 +48,19 @@ impl State {
     /// can be reached and no task failed. A new grant allows what the reports so far leave of the
     /// limits.
     pub(super) fn choose_deleter(&mut self, no: SyncNo, leased: &WorkerId, now: Now) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let Some(chosen) = self.next_deleter(sync, leased) else { return };
         let Some(receiver) = chosen.last_heartbeat.incarnation.clone() else { return };
         let worker = chosen.last_heartbeat.worker_id.clone();
         let same = sync.deleter.as_ref().is_some_and(|deleter| deleter.is_same_process(chosen));
         let allowance = sync.max_deletions().saturating_sub(sync.deleted_entries());
-        let drawn = self.draw_random();
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let grant_id = u64::from_le_bytes(self.keys.draw());
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         if let (true, Some(deleter)) = (same, &mut sync.deleter) {
             // There is no other worker: its count continues.
             deleter.has_failed = false;
         } else {
-            let mut grant = [0; 8];
-            grant.copy_from_slice(&drawn[..8]);
-            let deletion = DeleteGrant {
-                grant_id: u64::from_le_bytes(grant),
-                max_entries: allowance,
-                incarnation: receiver,
-            };
+            let deletion = DeleteGrant { grant_id, max_entries: allowance, incarnation: receiver };
             sync.deleter = Some(Deleter { worker, deletion, has_failed: false });
         }
         self.mark_changed(no, now);

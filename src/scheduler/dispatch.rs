@@ -1,7 +1,7 @@
 //! Polls and leases: a poll gets the best task, or waits until there is one.
 
 use super::boot_ids::boot_part;
-use super::event::{Caller, Effect, Now, Reply};
+use super::event::{Caller, Now, Reply};
 use super::isolation::IsolationDecision;
 use super::placement::RunnableSync;
 use super::task::{Lease, TaskState};
@@ -48,13 +48,13 @@ impl State {
         let Some(assignment) = self.assign_task(&poll, open, now) else { return false };
         self.poll_queue.remove(caller);
         let reply = Reply::Assignment(Some(Box::new(assignment)));
-        self.effects.push(Effect::Reply(caller, reply));
+        self.outbox.reply(caller, reply);
         true
     }
 
     /// Waiting polls of workers that may do a pinned flush.
     fn polls_for_pinned_tasks(&self, open: &[RunnableSync]) -> Vec<Caller> {
-        let syncs = open.iter().filter(|o| o.has_pinned).filter_map(|o| self.syncs.get(&o.no));
+        let syncs = open.iter().filter(|o| o.has_pinned).filter_map(|o| self.syncs.get(o.no));
         let mut workers: BTreeSet<&WorkerId> = BTreeSet::new();
         for (place, tasks) in syncs.flat_map(|s| &self.tasks.sync_tasks(s.no).ready().pinned) {
             match place {
@@ -75,7 +75,7 @@ impl State {
     /// The first poll after `after` that may find a task in the syncs `open`.
     fn next_candidate_poll(&self, open: &[RunnableSync], after: Option<Caller>) -> Option<Caller> {
         let next = |o: &RunnableSync| {
-            let request = &self.syncs.get(&o.no)?.request;
+            let request = &self.syncs.get(o.no)?.request;
             let at = |wanted: bool, path| {
                 wanted.then(|| self.poll_queue.next_poll_at(path, after)).flatten()
             };
@@ -97,7 +97,7 @@ impl State {
         let known = self.workers.get(&poll.worker);
         if known.is_some_and(|known| known.last_heartbeat.incarnation == poll.incarnation) {
             self.retract_losses(&poll.worker, poll.incarnation.as_ref(), false, now);
-            self.needs_dispatch |= self.workers.mark_seen(&poll.worker, now);
+            self.outbox.request_dispatch_if(self.workers.mark_seen(&poll.worker, now));
         }
         if let Some(id) = self.find_repeated_poll(&poll) {
             // Workers may have been added since.
@@ -151,16 +151,14 @@ impl State {
         }
         let worker = self.workers.get(&poll.worker)?;
         let mut turn: Vec<(u64, SyncNo)> =
-            open.iter().filter_map(|o| Some((self.syncs.get(&o.no)?.last_served, o.no))).collect();
+            open.iter().filter_map(|o| Some((self.syncs.get(o.no)?.last_served, o.no))).collect();
         turn.sort_unstable();
         let id = turn.into_iter().find_map(|(_, no)| self.choose_task(no, worker, now))?;
         self.grant_lease(id, poll, now)
     }
 
     fn grant_lease(&mut self, id: TaskId, poll: &WaitingPoll, now: Now) -> Option<Assignment> {
-        let mut drawn = [0; 16];
-        drawn.copy_from_slice(&self.draw_random()[..16]);
-        let assignment = AssignmentId(drawn);
+        let assignment = AssignmentId(self.keys.draw());
         let task = self.tasks.get_mut(id)?;
         task.attempt += 1;
         let lease = Lease {
@@ -178,7 +176,7 @@ impl State {
         let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
         self.set_task_state(id, TaskState::Leased(lease));
         self.isolation.mark_leased(id);
-        self.put_record(key);
+        self.outbox.put(key);
         if deletes {
             self.choose_deleter(no, &poll.worker, now);
         }
@@ -191,7 +189,7 @@ impl State {
         }
         self.leases_granted += 1;
         let served = self.leases_granted;
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.last_served = served;
             let first = sync.state == SyncState::Queued;
             if first {

@@ -32,14 +32,14 @@ impl SyncJob {
 impl State {
     /// Counts a task without evidence.
     pub(super) fn count_unverified(&mut self, no: SyncNo) {
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.counters.unverified = sync.counters.unverified.saturating_add(1);
         }
     }
 
     pub(super) fn count_integrity_errors(&mut self, no: SyncNo, found: u64) {
         if found > 0
-            && let Some(sync) = self.syncs.get_mut(&no)
+            && let Some(sync) = self.syncs.get_mut(no)
         {
             let all = &mut sync.counters.integrity_errors;
             *all = all.saturating_add(found);
@@ -52,7 +52,7 @@ impl State {
         error: FileError,
         failed: FailureCount,
     ) {
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.count_failure(failed);
         }
         self.record_failure(no, error, failed.total());
@@ -74,7 +74,7 @@ impl State {
     ) {
         self.list_failure(no, &error, count, manifest);
         self.record_failed_file(no, &error);
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.record_error(error, count);
         }
     }
@@ -86,7 +86,7 @@ impl State {
                 && failed.has_room(entries, self.settings.max_failed_entries)
         };
         entries > 0
-            && self.syncs.get(&no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
+            && self.syncs.get(no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
     }
 
     /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest`
@@ -99,32 +99,32 @@ impl State {
         manifest: Option<String>,
     ) {
         let max_entries = self.settings.max_failed_entries;
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let failed = &mut sync.failure_list;
         let batch = manifest.clone().map(|manifest| FailedBatch { manifest, entries: count });
         let entries = if batch.is_some() { count } else { 1 };
         let is_listed = failed.add(failure_record(error), batch, max_entries);
         let listed = if is_listed { entries } else { 0 };
         if !is_listed {
-            self.effects.extend(manifest.map(Effect::DeleteBlob));
+            self.outbox.extend(manifest.map(Effect::DeleteBlob));
         }
         failed.unlisted_count = failed.unlisted_count.saturating_add(count.saturating_sub(listed));
         if failed.open_page.lines.len() >= MAX_PAGE_BYTES {
             let (page, lines) = failed.take_page();
-            self.effects.push(Effect::PutBlob(failure_page_key(no, page), lines));
+            self.outbox.put_blob(failure_page_key(no, page), lines);
         }
-        self.dirty_failure_lists.insert(no);
+        self.outbox.mark_failures_dirty(no);
     }
 
     /// Stores the pages that this event added to, and frees those of ended syncs.
     pub(super) fn store_failure_pages(&mut self) {
-        for no in std::mem::take(&mut self.dirty_failure_lists) {
-            let Some(sync) = self.syncs.get_mut(&no) else { continue };
+        for no in self.outbox.take_dirty_failures() {
+            let Some(sync) = self.syncs.get_mut(no) else { continue };
             let (active, failed) = (sync.is_active(), &mut sync.failure_list);
             let is_new = std::mem::take(&mut failed.open_page.is_unsaved);
             if is_new {
                 let key = failure_page_key(no, failed.page_count.saturating_sub(1));
-                self.effects.push(Effect::PutBlob(key, failed.open_page.lines.clone()));
+                self.outbox.put_blob(key, failed.open_page.lines.clone());
             }
             if !active {
                 failed.open_page = OpenPage::default();
@@ -133,8 +133,8 @@ impl State {
     }
 
     pub(super) fn delete_failure_list(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
-        self.effects.extend(sync.failure_blob_keys().map(Effect::DeleteBlob));
+        let Some(sync) = self.syncs.get_mut(no) else { return };
+        self.outbox.extend(sync.failure_blob_keys().map(Effect::DeleteBlob));
         sync.failure_list = FailureList::default();
     }
 }

@@ -33,7 +33,7 @@ impl State {
         task.history.last_error = Some(failure.reason.clone());
         let task = task.clone();
         if matches!(task.spec, TaskSpec::Prune { apply: true, .. })
-            && let Some(deleter) = self.syncs.get_mut(&task.sync).and_then(|s| s.deleter.as_mut())
+            && let Some(deleter) = self.syncs.get_mut(task.sync).and_then(|s| s.deleter.as_mut())
         {
             deleter.has_failed = true;
             self.mark_changed(task.sync, now);
@@ -78,11 +78,13 @@ impl State {
         if !failed || self.workers.health().quarantine_reason(worker).is_some() {
             return;
         }
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let peers = self.capable_workers(sync, sync.storage_path(at_source));
         let peers: Vec<WorkerId> = peers.map(|w| w.last_heartbeat.worker_id.clone()).collect();
         // Tasks that were reserved for other workers may be for none now.
-        self.needs_dispatch |= self.workers.health_mut().quarantine_if_worse(worker, &peers, now);
+        self.outbox.request_dispatch_if(
+            self.workers.health_mut().quarantine_if_worse(worker, &peers, now),
+        );
     }
 
     /// Whether a retry can help: a permanent error only on a worker that has not tried yet, a
@@ -110,7 +112,7 @@ impl State {
     }
 
     fn has_untried_worker(&self, task: &Task, tried: &BTreeSet<WorkerId>) -> bool {
-        let Some(sync) = self.syncs.get(&task.sync) else { return false };
+        let Some(sync) = self.syncs.get(task.sync) else { return false };
         let path = sync.storage_path(task.runs_at_source());
         self.capable_workers(sync, path).any(|w| !tried.contains(&w.last_heartbeat.worker_id))
     }
@@ -176,7 +178,7 @@ impl State {
             // The file is present and was counted.
             return;
         }
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        let Some(sync) = self.syncs.get_mut(task.sync) else { return };
         if !sync.is_active() {
             let what = "a file of an ended sync could not be removed";
             warn_ratelimited!(format_args!("{what} (sync {})", sync.id), sync = %sync.id, why, "{what}");

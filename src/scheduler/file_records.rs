@@ -25,7 +25,7 @@ impl State {
     /// Records outcomes of files, except failures: an agent cannot know whether those are retried
     /// ([`State::record_failed_file`]). The read-back pass records only differences.
     pub(super) fn record_files(&mut self, no: SyncNo, files: Vec<FileRecord>) {
-        let Some(sync) = self.syncs.get(&no).filter(|s| s.records_files()) else { return };
+        let Some(sync) = self.syncs.get(no).filter(|s| s.records_files()) else { return };
         let counts = !matches!(sync.phase, PhaseState::Readback | PhaseState::CopyBlocked);
         let wanted = |file: &FileRecord| counts || file.state != FileState::Skipped;
         self.append_file_records(
@@ -35,14 +35,14 @@ impl State {
     }
 
     pub(super) fn record_failed_file(&mut self, no: SyncNo, error: &FileError) {
-        if self.syncs.get(&no).is_some_and(SyncJob::records_files) {
+        if self.syncs.get(no).is_some_and(SyncJob::records_files) {
             self.append_file_records(no, [failure_record(error)].into_iter());
         }
     }
 
     /// The caller stores the record of the sync.
     fn append_file_records(&mut self, no: SyncNo, files: impl Iterator<Item = FileRecord>) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let mut bytes = Vec::new();
         for mut file in files {
             file.error = file.error.map(|error| error.without_path());
@@ -56,13 +56,13 @@ impl State {
         if !bytes.is_empty() {
             let at = sync.record_log.length;
             sync.record_log.length += bytes.len() as u64;
-            self.effects.push(Effect::AppendFileRecords { sync: no, at, bytes });
+            self.outbox.push(Effect::AppendFileRecords { sync: no, at, bytes });
         }
     }
 
     /// The file cannot be written: the sync continues without it and reports that.
     pub(super) fn fail_record_log(&mut self, no: SyncNo, why: String, now: Now) {
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.record_log.error.get_or_insert(why);
             self.mark_changed(no, now);
         }

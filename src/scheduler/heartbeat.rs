@@ -47,7 +47,7 @@ impl State {
             next_heartbeat_ms: None,
         };
         if said.incarnation.is_some() {
-            reply.ticket_key = Some(self.signer.public_key());
+            reply.ticket_key = Some(self.keys.public_key());
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.unresponsive_workers = self.silent_destinations(&id);
         }
@@ -61,7 +61,7 @@ impl State {
                 || known.last_heartbeat.root_ids != said.root_ids
                 || known.last_heartbeat.incarnation != said.incarnation
         });
-        self.needs_dispatch |= news;
+        self.outbox.request_dispatch_if(news);
         let usage = std::mem::take(&mut said.usage);
         let moved = std::mem::take(&mut said.moved_bytes);
         let active = said.status != WorkerStatus::Stopped;
@@ -94,7 +94,7 @@ impl State {
         if self.workers.silent().next().is_none() {
             return Vec::new();
         }
-        let held = self.tasks.held_by(worker).filter_map(|task| self.syncs.get(&task.sync));
+        let held = self.tasks.held_by(worker).filter_map(|task| self.syncs.get(task.sync));
         let destinations: BTreeSet<&AbsPath> = held.map(|s| &s.request.destination_path).collect();
         let silent = self.workers.silent().filter(|w| destinations.iter().any(|to| w.serves(to)));
         silent.map(|w| w.last_heartbeat.worker_id.clone()).take(MAX_POOL_MEMBERS).collect()
@@ -142,7 +142,7 @@ impl State {
             return BTreeSet::new();
         }
         let hangs = |task: &Task| {
-            let Some(sync) = self.syncs.get(&task.sync) else { return false };
+            let Some(sync) = self.syncs.get(task.sync) else { return false };
             let request = &sync.request;
             let source =
                 task.runs_at_source() && unavailable_path(said, &request.source_path).is_some();

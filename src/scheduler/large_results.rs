@@ -53,7 +53,7 @@ impl State {
         if !comparing {
             self.resume_after_write(task.sync, now);
         }
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        let Some(sync) = self.syncs.get_mut(task.sync) else { return };
         let counts = sync.counts_entries() && !comparing;
         let Some(large) = sync.large_files.get_mut(&file) else { return };
         let index = offset / large.range_length;
@@ -72,7 +72,7 @@ impl State {
             }
         }
         let keys = [large.record_key(), large.range_record_key(index)];
-        keys.into_iter().for_each(|key| self.put_record(key));
+        keys.into_iter().for_each(|key| self.outbox.put(key));
         self.add_range_tasks(task.sync, file);
     }
 
@@ -97,15 +97,14 @@ impl State {
         {
             large.state = LargeFileState::AlreadyPresent;
             self.remove_unleased_ranges(&large, task.id);
-            self.put_record(large.record_key());
-            if let Some(sync) = self.syncs.get_mut(&no) {
+            self.outbox.put(large.record_key());
+            if let Some(sync) = self.syncs.get_mut(no) {
                 sync.large_files.insert(file, large);
             }
         } else {
             self.remove_large_file(no, file);
         }
-        if let Some(sync) = self.syncs.get_mut(&no).filter(|sync| brought && sync.counts_entries())
-        {
+        if let Some(sync) = self.syncs.get_mut(no).filter(|sync| brought && sync.counts_entries()) {
             sync.counters.bytes_done = sync.counters.bytes_done.saturating_add(size);
         }
         self.count_large_file(no, size, brought, report);
@@ -125,7 +124,7 @@ impl State {
 
     /// Counts a large file that is complete, either sent or already present.
     fn count_large_file(&mut self, no: SyncNo, size: u64, brought: bool, report: TaskReport) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         if sync.phase == PhaseState::CopyBlocked {
             let replaced = if brought { sync.take_deferred(1) } else { 0 };
             sync.counters.files_done += replaced;
@@ -174,7 +173,7 @@ impl State {
             return self.fail_task(task.id, &message, Some(error), now);
         }
         self.discard_large_file(task.sync, file, Some(task.id), now);
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+        if let Some(sync) = self.syncs.get_mut(task.sync) {
             // It is still one file; only its size changed.
             let counts = sync.counts_entries();
             if counts {
@@ -243,7 +242,7 @@ impl State {
             );
             return self.fail_task(task.id, &why, error, now);
         }
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+        if let Some(sync) = self.syncs.get_mut(task.sync) {
             sync.rollback_sent(&large);
         }
         (large.sent_bytes, large.kept_bytes) = (0, 0);

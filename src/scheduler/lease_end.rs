@@ -1,7 +1,7 @@
 //! Leases that end without a result: expired, returned, revoked, or lost with their worker ([`isolation`](super::isolation)).
 
 use super::State;
-use super::event::{Effect, Now};
+use super::event::Now;
 use super::single_entries::SingleEntry;
 use super::sync_job::SyncJob;
 use super::task::{DEPRIORITISED_MS, RetryHistory, Task, TaskState, WorkerLoss};
@@ -55,7 +55,7 @@ impl State {
         task.deprioritised_until_ms = now.mono_ms.saturating_add(DEPRIORITISED_MS);
         let (key, no, times) = (task.record_key(), task.sync, task.history.losses.len());
         let (what, workers) = (task.description(), task.describe_losses());
-        self.put_record(key);
+        self.outbox.put(key);
         if times > most {
             let why = format!(
                 "its worker died or sent no heartbeats {} while it had this task, the last time with no other \
@@ -81,8 +81,8 @@ impl State {
         tracing::error!(sync = %no, task = %id, "{} has failed: {why}", task.description());
         self.fail_task(id, why, None, now);
         let Some(blob) = left else { return };
-        if self.syncs.get(&no).is_none_or(SyncJob::is_dry_run) {
-            return self.effects.push(Effect::DeleteBlob(blob));
+        if self.syncs.get(no).is_none_or(SyncJob::is_dry_run) {
+            return self.outbox.delete_blob(blob);
         }
         self.add_discard(no, Some(blob), blob_bytes, true, now);
     }
@@ -110,8 +110,8 @@ impl State {
                 self.isolation.remove(task.id);
             }
         }
-        self.needs_dispatch |= !changed.is_empty();
-        changed.into_iter().for_each(|key| self.put_record(key));
+        self.outbox.request_dispatch_if(!changed.is_empty());
+        changed.into_iter().for_each(|key| self.outbox.put(key));
     }
 
     /// The entries of the manifest of an isolated task were read.
@@ -120,11 +120,11 @@ impl State {
             return;
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
-        self.needs_dispatch = true;
+        self.outbox.request_dispatch();
         let key = task.record_key();
         if !task.needs_split() {
             task.history.entry = entries.into_iter().next().map(|entry| entry.path);
-            return self.put_record(key);
+            return self.outbox.put(key);
         }
         let sum = entries.iter().fold((0, 0, 0), |sum: (u64, u64, u64), entry| match &entry.item {
             WorkItem::Copy { files, dirs, bytes, .. } => {
@@ -136,7 +136,7 @@ impl State {
         {
             tracing::error!(sync = %task.sync, task = %id, "the manifest cannot be split: its entries stay one task");
             task.is_unsplittable = true;
-            return self.put_record(key);
+            return self.outbox.put(key);
         }
         let Some(task) = self.remove_task(id) else { return };
         tracing::info!(sync = %task.sync, task = %id, entries = entries.len(), "each entry is a task of its own now");
@@ -163,7 +163,7 @@ impl State {
         let Some(task) = self.tasks.get(id).filter(|t| t.writes_destination()) else { return };
         let no = task.sync;
         self.record_revoked_lease(id, now);
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.mark_all_unflushed();
         }
         self.mark_changed(no, now);

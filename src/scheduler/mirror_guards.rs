@@ -194,7 +194,7 @@ impl State {
     /// Records the source root of a page. Returns the guard that stops the sync, if any.
     pub(super) fn check_source_root(&mut self, no: SyncNo, page: &ScanPage) -> Option<MirrorStop> {
         let root = page.root.as_ref()?;
-        let sync = self.syncs.get_mut(&no)?;
+        let sync = self.syncs.get_mut(no)?;
         let before = sync.source_root.as_ref().map(|root| root.file_system.as_str());
         let known = before.or_else(|| self.source_history.last_file_system(&sync.request));
         let stop = sync.guard_source_root(page, known);

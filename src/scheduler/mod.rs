@@ -5,10 +5,10 @@
 //! An event goes one way: validation, the phase machine of its sync, tasks, placement, effects. So the files form a
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
-//! 1. Data: `single_entries`, `failure_list`, `record_log`, `record_keys`, `event`, `speed`, `blocked`, `boot_ids`,
+//! 1. Data: `single_entries`, `failure_list`, `record_log`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
 //!    `phase`, `bandwidth`, `source_history`, `validate`, `task_errors`, `task`, `large_file`, `ready_queue`, `task_table`,
 //!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `deleter`, `pause`
-//! 2. A sync, and what its options mean: `sync_job`, `sync_rules`
+//! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `window`, `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
 //! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`
@@ -42,10 +42,12 @@ mod file_records;
 mod final_state;
 mod heartbeat;
 mod isolation;
+mod keys;
 mod large_file;
 mod large_results;
 mod lease_end;
 mod mirror_guards;
+mod outbox;
 mod overlap;
 mod pages;
 mod pause;
@@ -69,6 +71,7 @@ mod storage_watch;
 mod sync_admin;
 mod sync_job;
 mod sync_rules;
+mod sync_table;
 mod task;
 mod task_errors;
 mod task_table;
@@ -97,12 +100,12 @@ pub use source_history::source_history_record;
 
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
-use crate::wire::ticket::Signer;
-use crate::wire::{RequestId, SyncNo, WorkerId};
+use crate::wire::{SyncNo, WorkerId};
 use jiff::tz::TimeZone;
+use keys::Keys;
+use outbox::Outbox;
 use poll_queue::PollQueue;
-use std::collections::{BTreeMap, BTreeSet};
-use sync_job::SyncJob;
+use sync_table::SyncTable;
 use task_table::TaskTable;
 use worker_registry::WorkerRegistry;
 
@@ -173,16 +176,9 @@ struct WaitingPoll {
 /// The whole state of the master.
 pub struct State {
     settings: Settings,
-    signer: Signer,
-    /// The key of `signer` as it is stored.
-    signer_key: Vec<u8>,
-    name_key: PartNameKey,
-    /// Random bytes are derived from this and `draw_count`.
-    seed: [u8; 32],
-    draw_count: u64,
-    next_sync: u64,
-    syncs: BTreeMap<SyncNo, SyncJob>,
-    by_id: BTreeMap<RequestId, SyncNo>,
+    keys: Keys,
+    outbox: Outbox,
+    syncs: SyncTable,
     tasks: TaskTable,
     workers: WorkerRegistry,
     source_history: source_history::SourceHistory,
@@ -198,13 +194,6 @@ pub struct State {
     /// Since when this master receives heartbeats.
     leading_since_ms: u64,
     last_tick_ms: Option<u64>,
-    /// Syncs that may have reached their next phase.
-    dirty_syncs: BTreeSet<SyncNo>,
-    /// Syncs whose failure list changed, or that have ended.
-    dirty_failure_lists: BTreeSet<SyncNo>,
-    /// A waiting poll may get a task.
-    needs_dispatch: bool,
-    effects: Vec<Effect>,
 }
 
 impl State {
@@ -273,7 +262,7 @@ impl State {
                 self.settings = *settings;
                 self.update_all_windows();
                 // More syncs may be active.
-                self.needs_dispatch = true;
+                self.outbox.request_dispatch();
                 self.tick(now);
                 Some(Reply::Done)
             }
@@ -283,27 +272,27 @@ impl State {
             }
         };
         if let (Some(caller), Some(reply)) = (caller, reply) {
-            self.effects.push(Effect::Reply(caller, reply));
+            self.outbox.reply(caller, reply);
         }
         self.update_windows();
         self.advance_and_dispatch(now);
         self.store_failure_pages();
-        std::mem::take(&mut self.effects)
+        self.outbox.take_effects()
     }
 
     /// The public key that verifies tickets.
     pub fn ticket_key(&self) -> String {
-        self.signer.public_key()
+        self.keys.public_key()
     }
 
     /// The key for the names of part files.
     pub fn name_key(&self) -> PartNameKey {
-        self.name_key
+        self.keys.name_key()
     }
 
     /// Whether a sync has this number.
     pub fn has_sync(&self, number: u64) -> bool {
-        self.syncs.contains_key(&SyncNo(number))
+        self.syncs.get(SyncNo(number)).is_some()
     }
 
     /// Time until [`Event::Tick`] is needed at the latest, in milliseconds.
@@ -315,14 +304,12 @@ impl State {
 
     /// After every event: advances syncs whose tasks are done, then dispatches to waiting polls.
     pub(super) fn advance_and_dispatch(&mut self, now: Now) {
-        while let Some(no) = self.dirty_syncs.pop_first() {
+        while let Some(no) = self.outbox.next_dirty() {
             self.advance_phase(no, now);
         }
-        if std::mem::take(&mut self.needs_dispatch) {
+        if self.outbox.take_dispatch() {
             self.dispatch_waiting_polls(now);
-            // Dispatch marks syncs as dirty (their state changed) but ends none.
-            self.dirty_syncs.clear();
-            self.needs_dispatch = false;
+            self.outbox.end_dispatch();
         }
     }
 }

@@ -76,7 +76,7 @@ impl State {
     }
 
     pub(super) fn overlap_reason(&self, sync: &SyncJob) -> Option<String> {
-        let earlier = self.syncs.get(self.path_reservations.waiting_for.get(&sync.no)?)?;
+        let earlier = self.syncs.get(*self.path_reservations.waiting_for.get(&sync.no)?)?;
         let (verb, path) = find_conflict(earlier, sync)?;
         let id = &earlier.id;
         let state = earlier.displayed_state();
@@ -94,9 +94,9 @@ impl State {
 
     /// A note for the submit: the same sync is active, or this one waits.
     pub(super) fn describe_overlap(&self, no: SyncNo) -> Option<String> {
-        let sync = self.syncs.get(&no)?;
+        let sync = self.syncs.get(no)?;
         let earlier =
-            self.path_reservations.holders.range(..no).filter_map(|no| self.syncs.get(no));
+            self.path_reservations.holders.range(..no).filter_map(|no| self.syncs.get(*no));
         let same = earlier.filter(|other| other.is_active()).find(|o| o.is_same_request(sync));
         match same {
             Some(same) => Some(format!(
@@ -110,7 +110,7 @@ impl State {
 
     /// Reserves the paths of a submitted or loaded sync; earlier ones are reserved already.
     pub(super) fn reserve_paths(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         if !self.holds_paths(sync, None) {
             return;
         }
@@ -128,11 +128,11 @@ impl State {
     /// Finds the first sync that a queued sync has to wait for.
     fn update_blocker(&mut self, no: SyncNo) {
         self.path_reservations.waiting_for.remove(&no);
-        let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Queued) else {
+        let Some(sync) = self.syncs.get(no).filter(|s| s.state == SyncState::Queued) else {
             return;
         };
         let mut earlier =
-            self.path_reservations.holders.range(..no).filter_map(|no| self.syncs.get(no));
+            self.path_reservations.holders.range(..no).filter_map(|no| self.syncs.get(*no));
         if let Some(found) = earlier.find(|earlier| find_conflict(earlier, sync).is_some()) {
             self.path_reservations.waiting_for.insert(no, found.no);
         }
@@ -140,7 +140,7 @@ impl State {
 
     /// Releases the paths of a sync that has ended: others may start.
     pub(super) fn release_paths(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return self.remove_reservation(no) };
+        let Some(sync) = self.syncs.get_mut(no) else { return self.remove_reservation(no) };
         if sync.is_active() {
             return;
         }
@@ -149,7 +149,7 @@ impl State {
             self.mark_changed(no, now);
         }
         self.path_reservations.waiting_for.remove(&no);
-        match self.syncs.get(&no).is_some_and(|sync| self.holds_paths(sync, Some(now))) {
+        match self.syncs.get(no).is_some_and(|sync| self.holds_paths(sync, Some(now))) {
             // Its reads do not count any more, and the reason names the new state.
             true => self.update_waiting_syncs(no),
             false => self.remove_reservation(no),
@@ -168,12 +168,12 @@ impl State {
         let waiting: Vec<SyncNo> = waits.filter(|(_, on)| **on == no).map(|(no, _)| *no).collect();
         for later in waiting {
             self.update_blocker(later);
-            self.needs_dispatch = true;
+            self.outbox.request_dispatch();
         }
     }
 
     pub(super) fn has_revoked_leases(&self, no: SyncNo) -> bool {
-        self.syncs.get(&no).is_some_and(|sync| !sync.is_active() && sync.revoked_leases.is_some())
+        self.syncs.get(no).is_some_and(|sync| !sync.is_active() && sync.revoked_leases.is_some())
     }
 
     /// Records that a lease was revoked without a report: the worker may write until the lease
@@ -185,7 +185,7 @@ impl State {
         let Some(until_ms) = task.lease().map(|lease| lease.deadline_ms) else { return };
         // Clean-up of an ended sync conflicts with nothing.
         let holds = self.path_reservations.holders.contains(&task.sync);
-        let Some(sync) = self.syncs.get_mut(&task.sync).filter(|_| holds) else { return };
+        let Some(sync) = self.syncs.get_mut(task.sync).filter(|_| holds) else { return };
         if until_ms > now.mono_ms && !sync.is_dry_run() {
             let lingering = sync.revoked_leases.get_or_insert_default();
             lingering.until_ms = lingering.until_ms.max(until_ms);
@@ -194,12 +194,12 @@ impl State {
 
     /// Releases the paths of ended syncs whose revoked leases have ended.
     pub(super) fn release_ended_syncs(&mut self, now: Now) {
-        let holders = self.path_reservations.holders.iter().filter_map(|no| self.syncs.get(no));
+        let holders = self.path_reservations.holders.iter().filter_map(|no| self.syncs.get(*no));
         let over: Vec<SyncNo> =
             holders.filter(|s| !self.holds_paths(s, Some(now))).map(|s| s.no).collect();
         for no in over {
             self.release_paths(no, now);
-            self.dirty_syncs.insert(no);
+            self.outbox.mark_dirty(no);
         }
     }
 }

@@ -64,7 +64,7 @@ impl State {
         });
         self.mark_changed(no, now);
         if let Some(stop_now) =
-            self.syncs.get(&no).and_then(|sync| sync.guard_excess_deletions(used_up))
+            self.syncs.get(no).and_then(|sync| sync.guard_excess_deletions(used_up))
         {
             self.stop_mirror(no, stop_now, now);
             return stop_reply();
@@ -98,7 +98,7 @@ impl State {
         if let Some(pruned) = page.pruned {
             self.count_extraneous(no, pruned);
         }
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let (all, unlisted) = (page.errors.len() as u64, page.unlisted_dirs);
         match sync.phase {
             PhaseState::Copy => {
@@ -133,7 +133,7 @@ impl State {
 
     /// Counts extraneous entries, or deleted ones.
     fn count_extraneous(&mut self, no: SyncNo, pruned: PruneReport) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let tally = Tally { count: pruned.extraneous, bytes: pruned.bytes };
         let counted = sync.phase == PhaseState::CountExtraneous;
         if counted {
@@ -153,7 +153,7 @@ impl State {
 
     /// Continues a walk, or suspends it while the window is full.
     fn continue_walk(&mut self, id: TaskId) -> Reply {
-        let Some(sync) = self.tasks.get(id).and_then(|t| self.syncs.get(&t.sync)) else {
+        let Some(sync) = self.tasks.get(id).and_then(|t| self.syncs.get(t.sync)) else {
             return stop_reply();
         };
         if self.window_fill(sync) < 1.0 {

@@ -25,7 +25,7 @@ impl State {
     /// The syncs with a task to assign now. At most `max_active_syncs` active ones are served;
     /// paused ones and those without a worker take no slot.
     pub(super) fn runnable_syncs(&self, now: Now) -> Vec<RunnableSync> {
-        let all = self.tasks.syncs().filter_map(|no| self.syncs.get(&no));
+        let all = self.tasks.syncs().filter_map(|no| self.syncs.get(no));
         let all = all.filter(|s| s.can_dispatch(now) && !self.is_waiting_for_overlap(s.no));
         let (mut active, ended): (Vec<&SyncJob>, Vec<&SyncJob>) = all.partition(|s| s.is_active());
         let most = self.settings.max_active_syncs;
@@ -71,7 +71,7 @@ impl State {
     /// first. Tasks that the worker failed go to other workers for a while. A drained worker only
     /// flushes.
     pub(super) fn choose_task(&self, no: SyncNo, worker: &Worker, now: Now) -> Option<TaskId> {
-        let sync = self.syncs.get(&no)?;
+        let sync = self.syncs.get(no)?;
         let queue = self.tasks.sync_tasks(no).ready();
         let fits = |id: &&TaskId| {
             let task = self.tasks.get(**id).filter(|task| !self.isolation.contains(task.id));
@@ -122,7 +122,7 @@ impl State {
 
     /// Whether a worker can run a ready task, regardless of other tasks.
     fn can_run_task(&self, task: &Task, worker: &Worker, now: Now) -> bool {
-        let Some(sync) = self.syncs.get(&task.sync) else { return false };
+        let Some(sync) = self.syncs.get(task.sync) else { return false };
         let there = if task.pinned_to.is_none() && task.runs_at_source() {
             self.can_read(sync, worker) && (!task.is_scan() || self.has_window_for_scans(sync))
         } else {

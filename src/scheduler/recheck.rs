@@ -40,7 +40,7 @@ impl State {
     pub(super) fn recheck_after_reboot(&mut self, flush: TaskId, now: Now) -> bool {
         let Some(task) = self.tasks.get(flush) else { return false };
         let (no, bound) = (task.sync, task.pinned_to.clone());
-        let Some(sync) = self.syncs.get_mut(&no) else { return false };
+        let Some(sync) = self.syncs.get_mut(no) else { return false };
         let Some(bound) = bound.filter(|_| sync.recheck.is_pending || sync.can_recheck()) else {
             return false;
         };
@@ -58,7 +58,7 @@ impl State {
         sync.unflushed_writers.add(&bound, place.as_ref());
         sync.possible_writers.remove(&bound);
         self.remove_task(flush);
-        self.dirty_syncs.insert(no);
+        self.outbox.mark_dirty(no);
         self.mark_changed(no, now);
         true
     }
@@ -67,7 +67,7 @@ impl State {
     /// found under the path. The sync is rechecked, or the failure is recorded. False: nothing was
     /// replaced.
     pub(super) fn recheck_after_replacement(&mut self, no: SyncNo) -> bool {
-        let Some(sync) = self.syncs.get(&no) else { return false };
+        let Some(sync) = self.syncs.get(no) else { return false };
         let destination = &sync.request.destination_path;
         let replaced = sync.possible_writers.iter().find_map(|(id, then)| {
             let worker = self.workers.get(id).filter(|w| w.is_active && w.serves(destination))?;
@@ -75,7 +75,7 @@ impl State {
             is_different_root(then.as_ref()?, &now).then(|| (id.clone(), now))
         });
         let Some((id, place)) = replaced else { return false };
-        let Some(sync) = self.syncs.get_mut(&no) else { return false };
+        let Some(sync) = self.syncs.get_mut(no) else { return false };
         let compare = sync.can_recheck();
         tracing::warn!(
             sync = %sync.id, worker = %id, compare, "its storage path was replaced after what it wrote was flushed"

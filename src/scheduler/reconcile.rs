@@ -1,7 +1,7 @@
 //! Repair on request of an operator: leases without a worker, and keys in the store without an
 //! owner. In a healthy installation it finds nothing.
 
-use super::event::{Effect, Now, Reply, StoredKeys};
+use super::event::{Now, Reply, StoredKeys};
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::{State, record_keys};
@@ -19,16 +19,16 @@ impl State {
         self.restart_syncs_without_manifests(&stored.blobs, &mut done, now);
         let known: BTreeSet<String> = self.record_keys().into_iter().collect();
         for key in stored.records.difference(&known) {
-            self.effects.push(Effect::DeleteRecord(key.clone()));
+            self.outbox.delete(key.clone());
             done.dropped_records += 1;
         }
         for key in known.difference(&stored.records) {
-            self.effects.push(Effect::PutRecord(key.clone()));
+            self.outbox.put(key.clone());
             done.restored_records += 1;
         }
         let wanted = self.blob_keys();
         for key in stored.blobs.iter().filter(|key| !wanted.contains(*key)) {
-            self.effects.push(Effect::DeleteBlob(key.clone()));
+            self.outbox.delete_blob(key.clone());
             done.dropped_blobs += 1;
         }
         if done != ReconcileReply::default() {
@@ -57,7 +57,7 @@ impl State {
             let task = self.tasks.get(id).filter(|_| done.requeued.len() < MAX_LISTED_TASKS);
             let told = task.and_then(|task| {
                 Some(RequeuedTask {
-                    request_id: self.syncs.get(&task.sync)?.id.clone(),
+                    request_id: self.syncs.get(task.sync)?.id.clone(),
                     task_id: id,
                     kind: task.spec.kind().to_owned(),
                     worker_id: task.lease()?.worker.clone(),
@@ -76,17 +76,17 @@ impl State {
         done: &mut ReconcileReply,
         now: Now,
     ) {
-        let missing = |no: &&SyncNo| self.manifest_keys(**no).any(|key| !stored.contains(key));
-        let broken: Vec<SyncNo> = self.syncs.keys().filter(missing).copied().collect();
+        let mut broken = self.syncs.numbers();
+        broken.retain(|no| self.manifest_keys(*no).any(|key| !stored.contains(key)));
         for no in broken {
             self.restart_sync(no, now);
-            done.restarted_syncs.extend(self.syncs.get(&no).map(|sync| sync.id.clone()));
+            done.restarted_syncs.extend(self.syncs.get(no).map(|sync| sync.id.clone()));
         }
     }
 
     /// Keys of the manifests that tasks and large files of a sync need.
     fn manifest_keys(&self, no: SyncNo) -> impl Iterator<Item = &String> {
-        let sync = self.syncs.get(&no).into_iter();
+        let sync = self.syncs.get(no).into_iter();
         sync.flat_map(move |sync| {
             let tasks = self.tasks.of_sync(no).filter_map(|task| task.manifest_key.as_ref());
             tasks.chain(sync.large_files.values().map(|large| &large.manifest_key))
@@ -95,7 +95,7 @@ impl State {
 
     /// Keys of all needed blobs.
     pub fn blob_keys(&self) -> BTreeSet<String> {
-        let of_tasks = self.syncs.keys().flat_map(|no| self.manifest_keys(*no).cloned());
+        let of_tasks = self.syncs.values().flat_map(|sync| self.manifest_keys(sync.no).cloned());
         let lists = self.syncs.values().flat_map(|sync| {
             let parts = 0..sync.name_list_parts.unwrap_or(0);
             parts.map(|part| record_keys::name_list_key(sync.name_list_owner(), part))

@@ -19,13 +19,16 @@
 //! (failures). Records are JSON, readable for an operator.
 
 use super::boot_ids::BootIds;
-use super::event::{Effect, Now};
+use super::event::Now;
+use super::keys::{Keys, derive_name_key};
 use super::large_file::LargeFile;
+use super::outbox::Outbox;
 use super::poll_queue::PollQueue;
 use super::record_keys::{META_KEY, drain_key, group_key, parse_group_key};
 use super::retention::{RetentionClock, StoredClock};
 use super::source_history::SourceHistory;
 use super::sync_job::SyncJob;
+use super::sync_table::SyncTable;
 use super::task::{Task, TaskState};
 use super::task_table::TaskTable;
 use super::worker_registry::WorkerRegistry;
@@ -37,7 +40,7 @@ use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::worker::DrainInfo;
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Meta {
@@ -122,13 +125,6 @@ fn parse_boot_id_key(key: &str) -> Option<(SyncNo, WorkerId, BootIdKind)> {
     Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, place))
 }
 
-/// See [`blake3::derive_key`].
-const NAME_KEY_CONTEXT: &str = "longhaul 2026 key of the names of unfinished files";
-
-fn derive_name_key(signer_key: &[u8]) -> [u8; 32] {
-    blake3::derive_key(NAME_KEY_CONTEXT, signer_key)
-}
-
 impl State {
     /// The state described by `records`; an empty map gives a new one. `seed` must be random and
     /// different at each start: assignment ids are derived from it.
@@ -146,49 +142,36 @@ impl State {
         if let Some(meta) = meta.as_ref().filter(|m| m.version > RECORD_VERSION) {
             return Err(LoadError::NewerVersion(meta.version));
         }
-        let restored = meta.as_ref().is_some_and(|meta| meta.signer_key.0.is_empty());
-        let stored_name_key =
-            meta.as_ref().and_then(|meta| meta.name_key.as_ref()?.0[..].try_into().ok());
-        let (next_sync, next_task, signer_key, age) = match meta {
-            Some(meta) if restored => {
-                (meta.next_sync, meta.next_task, Signer::generate()?, meta.clock)
-            }
+        let name_key = meta.as_ref().and_then(|meta| meta.name_key.as_ref()?.0[..].try_into().ok());
+        let name_key = name_key.map(PartNameKey).or(settings.name_key);
+        let (next_sync, next_task, signer_key, clock) = match meta {
             Some(meta) => (meta.next_sync, meta.next_task, meta.signer_key.0, meta.clock),
-            None => (1, 1, Signer::generate()?, None),
+            None => (1, 1, Vec::new(), None),
         };
-        let name_key = stored_name_key
-            .or(settings.name_key.map(|key| key.0))
-            .unwrap_or_else(|| derive_name_key(&signer_key));
+        let is_restored = signer_key.is_empty();
+        let signer_key = if is_restored { Signer::generate()? } else { signer_key };
         let mut state = State {
-            name_key: PartNameKey(name_key),
             settings,
-            signer: Signer::from_pkcs8(&signer_key)?,
-            signer_key,
-            seed,
-            draw_count: 0,
-            next_sync,
-            syncs: BTreeMap::new(),
-            by_id: BTreeMap::new(),
+            keys: Keys::new(signer_key, name_key, seed)?,
+            syncs: SyncTable::default(),
             tasks: TaskTable::default(),
             workers: WorkerRegistry::default(),
             source_history: SourceHistory::default(),
             bandwidth: Default::default(),
             path_reservations: Default::default(),
             isolation: Default::default(),
-            retention_clock: RetentionClock::start(age, now),
+            retention_clock: RetentionClock::start(clock, now),
             poll_queue: PollQueue::default(),
             windows_version: 0,
             leases_granted: 0,
             leading_since_ms: now.mono_ms,
             last_tick_ms: None,
-            dirty_syncs: BTreeSet::new(),
-            dirty_failure_lists: BTreeSet::new(),
-            needs_dispatch: false,
-            effects: Vec::new(),
+            outbox: Outbox::default(),
         };
+        state.syncs.set_last_no(next_sync.saturating_sub(1));
         state.tasks.set_last_id(next_task.saturating_sub(1));
-        if restored {
-            state.effects.push(Effect::PutRecord(META_KEY.to_owned()));
+        if is_restored && records.contains_key(META_KEY) {
+            state.outbox.put(META_KEY.to_owned());
         }
         let of_kind =
             |kind: &'static str| records.iter().filter(move |(key, _)| key.starts_with(kind));
@@ -219,9 +202,10 @@ impl State {
         for (key, value) in of_kind("t/") {
             state.load_task(parse_record(key, value)?, now);
         }
-        let numbers: Vec<SyncNo> = state.syncs.keys().copied().collect();
-        numbers.iter().for_each(|no| state.reserve_paths(*no));
-        state.dirty_syncs.extend(numbers);
+        for no in state.syncs.numbers() {
+            state.reserve_paths(no);
+            state.outbox.mark_dirty(no);
+        }
         Ok(state)
     }
 
@@ -230,17 +214,14 @@ impl State {
         if let Some(lingering) = &mut sync.revoked_leases {
             lingering.until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
         }
-        if !sync.is_deleted {
-            self.by_id.insert(sync.id.clone(), sync.no);
-        }
-        self.syncs.insert(sync.no, sync);
+        self.syncs.insert(sync);
     }
 
     fn load_filter(&mut self, key: &str, filter: FilterSpec) -> Result<(), LoadError> {
         let broken =
             || LoadError::Unreadable { key: key.to_owned(), reason: "a bad key".to_owned() };
         let no = key.split('/').nth(1).and_then(|no| no.parse().ok()).ok_or_else(broken)?;
-        if let Some(sync) = self.syncs.get_mut(&SyncNo(no)) {
+        if let Some(sync) = self.syncs.get_mut(SyncNo(no)) {
             sync.filter = filter;
         }
         Ok(())
@@ -250,7 +231,7 @@ impl State {
         let broken =
             || LoadError::Unreadable { key: key.to_owned(), reason: "a bad key".to_owned() };
         let (no, worker, place) = parse_boot_id_key(key).ok_or_else(broken)?;
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             place.boot_ids_mut(sync).restore(worker, boot);
         }
         Ok(())
@@ -270,7 +251,7 @@ impl State {
             return Err(LoadError::Unreadable { key: key.to_owned(), reason: why });
         }
         large.range_digests = vec![None; large.range_count() as usize];
-        if let Some(sync) = self.syncs.get_mut(&large.sync) {
+        if let Some(sync) = self.syncs.get_mut(large.sync) {
             self.tasks.add_manifest_bytes(large.sync, large.manifest_bytes);
             sync.large_files.insert(large.id, large);
         }
@@ -284,7 +265,7 @@ impl State {
         let mut number = || parts.next().and_then(Result::ok).ok_or_else(|| broken("a bad key"));
         let (sync, file, index) = (SyncNo(number()?), TaskId(number()?), number()?);
         let digest = value.try_into().map(Digest).map_err(|_| broken("not 32 bytes"))?;
-        let large = self.syncs.get_mut(&sync).and_then(|s| s.large_files.get_mut(&file));
+        let large = self.syncs.get_mut(sync).and_then(|s| s.large_files.get_mut(&file));
         // A range of a removed file.
         let Some(large) = large else { return Ok(()) };
         let slot =
@@ -298,14 +279,14 @@ impl State {
         let broken =
             || LoadError::Unreadable { key: key.to_owned(), reason: "a bad key".to_owned() };
         let (no, group) = parse_group_key(key).ok_or_else(broken)?;
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.hardlink_groups.insert(group);
         }
         Ok(())
     }
 
     fn load_task(&mut self, mut task: Task, now: Now) {
-        if !self.syncs.contains_key(&task.sync) {
+        if self.syncs.get(task.sync).is_none() {
             return;
         }
         task.waiting_since_ms = now.mono_ms;
@@ -332,10 +313,10 @@ impl State {
         if key == META_KEY {
             let meta = Meta {
                 version: RECORD_VERSION,
-                next_sync: self.next_sync,
+                next_sync: self.syncs.last_no() + 1,
                 next_task: self.tasks.last_id() + 1,
-                signer_key: Base64Bytes(self.signer_key.clone()),
-                name_key: Some(Base64Bytes(self.name_key.0.to_vec())),
+                signer_key: Base64Bytes(self.keys.signer_key().to_vec()),
+                name_key: Some(Base64Bytes(self.keys.name_key().0.to_vec())),
                 clock: Some(self.retention_clock.stored().clone()),
             };
             return serde_json::to_vec(&meta).ok();
@@ -349,17 +330,17 @@ impl State {
         }
         if let Some((no, group)) = parse_group_key(key) {
             let known =
-                self.syncs.get(&no).is_some_and(|sync| sync.hardlink_groups.contains(&group));
+                self.syncs.get(no).is_some_and(|sync| sync.hardlink_groups.contains(&group));
             return known.then(|| b"true".to_vec());
         }
         if let Some((no, worker, place)) = parse_boot_id_key(key) {
-            let places = place.boot_ids(self.syncs.get(&no)?);
+            let places = place.boot_ids(self.syncs.get(no)?);
             return serde_json::to_vec(places.get(&worker)?).ok();
         }
         let mut parts = key.split('/');
         let kind = parts.next()?;
         let mut number = || parts.next()?.parse::<u64>().ok();
-        let sync = self.syncs.get(&SyncNo(number()?))?;
+        let sync = self.syncs.get(SyncNo(number()?))?;
         match kind {
             "s" => serde_json::to_vec(sync).ok(),
             "x" => sync.filter_key().and_then(|_| serde_json::to_vec(&sync.filter).ok()),

@@ -70,16 +70,15 @@ impl State {
     fn find_result_task(&self, result: &TaskResult) -> Result<Option<&Task>, Box<Problem>> {
         if let Some(assignment) = result.assignment_id {
             // Not by the id: a deleted sync has none any more and is still cleaned up.
-            let named = |t: &&Task| {
-                self.syncs.get(&t.sync).is_some_and(|sync| sync.id == result.request_id)
-            };
+            let named =
+                |t: &&Task| self.syncs.get(t.sync).is_some_and(|sync| sync.id == result.request_id);
             return Ok(self.leased_task(&result.worker_id, assignment).filter(named));
         }
-        let Some(no) = self.by_id.get(&result.request_id) else { return Ok(None) };
+        let Some(sync) = self.syncs.find(&result.request_id) else { return Ok(None) };
         let held: Vec<&Task> = self
             .tasks
             .held_by(&result.worker_id)
-            .filter(|t| t.sync == *no)
+            .filter(|t| t.sync == sync.no)
             // An agent that reports an incarnation names its assignments; this result is from
             // another program.
             .filter(|t| t.lease().is_some_and(|lease| lease.incarnation.is_none()))
@@ -123,8 +122,7 @@ impl State {
     fn record_work(&mut self, id: TaskId, report: &TaskReport, now: Now) {
         let Some(no) = self.tasks.get(id).map(|t| t.sync) else { return };
         self.count_integrity_errors(no, report.integrity_errors);
-        let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active() && !s.is_dry_run())
-        else {
+        let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active() && !s.is_dry_run()) else {
             return;
         };
         for worker in &report.writers {
@@ -151,7 +149,7 @@ impl State {
         now: Now,
     ) {
         let Some(task) = self.tasks.get(id).cloned() else { return };
-        let readback = self.syncs.get(&task.sync).is_some_and(|s| s.phase == PhaseState::Readback);
+        let readback = self.syncs.get(task.sync).is_some_and(|s| s.phase == PhaseState::Readback);
         let fits = match &task.spec {
             // An agent that sends no digest has read nothing back.
             TaskSpec::Copy { .. } | TaskSpec::Scan { .. } | TaskSpec::List { .. }
@@ -206,7 +204,7 @@ impl State {
             }
             TaskSpec::Flush => {
                 self.remove_task(id);
-                if let (Some(bound), Some(sync)) = (&task.pinned_to, self.syncs.get_mut(&task.sync))
+                if let (Some(bound), Some(sync)) = (&task.pinned_to, self.syncs.get_mut(task.sync))
                 {
                     sync.unflushed_writers.remove(bound);
                 }
@@ -220,7 +218,7 @@ impl State {
         if report.bytes_done > 0 && report.failures.iter().all(|e| !is_no_space(e)) {
             self.resume_after_write(task.sync, now);
         }
-        let Some(sync) = self.syncs.get_mut(&task.sync) else { return };
+        let Some(sync) = self.syncs.get_mut(task.sync) else { return };
         let counters = &mut sync.counters;
         if sync.phase == PhaseState::Readback {
             counters.verified_files = counters.verified_files.saturating_add(report.files_skipped);
@@ -256,7 +254,7 @@ impl State {
         let Some((failed_files, failed_dirs)) = count_failed_entries(files, dirs, &report) else {
             return;
         };
-        if let Some(sync) = self.syncs.get(&task.sync)
+        if let Some(sync) = self.syncs.get(task.sync)
             && sync.can_defer_blocked(&report.failures)
         {
             let mut errors = report.failures;
@@ -292,7 +290,7 @@ impl State {
             }
             return;
         }
-        if let Some(sync) = self.syncs.get_mut(&task.sync) {
+        if let Some(sync) = self.syncs.get_mut(task.sync) {
             sync.count_failed_entries(failed_files, failed_dirs);
         }
         for mut error in report.failures {

@@ -138,7 +138,7 @@ impl State {
         self.retention_clock.check_wall_clock(now);
         if now.mono_ms.saturating_sub(self.retention_clock.stored_at_ms) >= STORE_INTERVAL_MS {
             self.retention_clock.checkpoint(now);
-            self.put_record(record_keys::META_KEY.to_owned());
+            self.outbox.put(record_keys::META_KEY.to_owned());
         }
         self.drop_expired_syncs(now);
     }
@@ -149,7 +149,7 @@ impl State {
         self.retention_clock.anchor = (now.wall_ms, now.mono_ms);
         self.retention_clock.check_wall_clock(now);
         self.retention_clock.checkpoint(now);
-        self.put_record(record_keys::META_KEY.to_owned());
+        self.outbox.put(record_keys::META_KEY.to_owned());
         tracing::warn!(
             "an operator confirms the wall clock, which is {}",
             describe_offset(ahead_ms)
@@ -187,7 +187,7 @@ impl State {
         let names: Vec<String> = old
             .iter()
             .take(MAX_LOGGED_NAMES)
-            .filter_map(|(_, no)| Some(self.syncs.get(no)?.id.to_string()))
+            .filter_map(|(_, no)| Some(self.syncs.get(*no)?.id.to_string()))
             .collect();
         let kept =
             crate::util::units::format_duration(Duration::from_millis(self.settings.retention_ms));
@@ -197,7 +197,7 @@ impl State {
             "ended syncs are dropped: they were kept for {kept}"
         );
         self.retention_clock.count_dropped(old.len() as u64, now);
-        self.put_record(record_keys::META_KEY.to_owned());
+        self.outbox.put(record_keys::META_KEY.to_owned());
         for (_, no) in old {
             let tasks = self.tasks.ids_of_sync(no);
             tasks.into_iter().for_each(|id| drop(self.remove_task(id)));

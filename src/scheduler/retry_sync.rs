@@ -19,7 +19,7 @@ impl State {
         idempotency: Option<IdempotencyKey>,
         now: Now,
     ) -> Reply {
-        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
+        let Some(sync) = self.syncs.find(id) else {
             return unknown_sync(id);
         };
         let mut request = SyncRequest { request_id: new, ..sync.as_submitted() };
@@ -64,7 +64,7 @@ impl State {
     }
 
     fn detach_name_list(&mut self, no: SyncNo, now: Now) {
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.name_list_parts = None;
         }
         self.mark_changed(no, now);

@@ -54,7 +54,7 @@ impl State {
         now: Now,
     ) -> bool {
         let patience = self.settings.no_space_ms;
-        let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { return false };
+        let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active()) else { return false };
         if patience == 0 || sync.pause_exhausted {
             return false;
         }
@@ -81,31 +81,31 @@ impl State {
     pub(super) fn resume_after_write(&mut self, no: SyncNo, now: Now) {
         let full =
             |hold: &Pause| matches!(hold, Pause::Storage { problem: StorageProblem::NoSpace, .. });
-        if self.syncs.get(&no).and_then(|sync| sync.pause.as_ref()).is_some_and(full) {
+        if self.syncs.get(no).and_then(|sync| sync.pause.as_ref()).is_some_and(full) {
             self.end_storage_pause(no, now);
         }
     }
 
     pub(super) fn end_storage_pause(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let Some(Pause::Storage { problem: lack, .. }) = &sync.pause else { return };
         tracing::info!(sync = %sync.id, "{}: the sync continues", lack.resolution());
         sync.pause = None;
         self.mark_changed(no, now);
-        self.needs_dispatch = true;
+        self.outbox.request_dispatch();
     }
 
     /// A task of a paused sync was assigned as a probe: the next one waits an interval.
     pub(super) fn postpone_probe(&mut self, no: SyncNo, now: Now) {
         if let Some(Pause::Storage { probe_ms, .. }) =
-            self.syncs.get_mut(&no).and_then(|sync| sync.pause.as_mut())
+            self.syncs.get_mut(no).and_then(|sync| sync.pause.as_mut())
         {
             *probe_ms = now.mono_ms.saturating_add(STORAGE_PROBE_INTERVAL_MS);
         }
     }
 
     pub(super) fn next_probe_ms(&self, now: Now) -> Option<u64> {
-        let holds = self.tasks.syncs().filter_map(|no| self.syncs.get(&no)?.pause.as_ref());
+        let holds = self.tasks.syncs().filter_map(|no| self.syncs.get(no)?.pause.as_ref());
         let probes = holds.filter_map(|hold| match hold {
             Pause::Storage { probe_ms, .. } if *probe_ms > now.mono_ms => Some(*probe_ms),
             _ => None,
@@ -114,7 +114,7 @@ impl State {
     }
 
     pub(super) fn resume_if_served(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let Some(Pause::Storage { problem: lack, .. }) = &sync.pause else { return };
         let StorageProblem::PathUnavailable { worker, at_source, flush } = lack else { return };
         let path = sync.storage_path(*at_source);
@@ -130,7 +130,7 @@ impl State {
         let StorageProblem::PathUnavailable { worker, at_source, flush: false } = lack else {
             return false;
         };
-        let Some(sync) = self.syncs.get(&no) else { return false };
+        let Some(sync) = self.syncs.get(no) else { return false };
         let path = sync.storage_path(*at_source);
         let serves = self.workers.get(worker).is_some_and(|w| w.is_active && w.serves(path));
         !serves && self.capable_workers(sync, path).next().is_some()
@@ -140,7 +140,7 @@ impl State {
     /// there is nothing to wait for.
     fn is_replaced(&self, no: SyncNo, lack: &StorageProblem) -> bool {
         let StorageProblem::PathUnavailable { worker, at_source, .. } = lack else { return false };
-        let Some(sync) = self.syncs.get(&no) else { return false };
+        let Some(sync) = self.syncs.get(no) else { return false };
         let path = sync.storage_path(*at_source);
         let known = if *at_source { &sync.source_roots } else { &sync.possible_writers };
         let here = self.workers.get(worker).filter(|w| w.is_ready() && w.serves(path));
@@ -181,7 +181,7 @@ impl State {
         let Some(task) = self.tasks.get(id) else { return };
         let (no, reads) = (task.sync, task.runs_at_source());
         let Some(Pause::Storage { problem: lack, .. }) =
-            self.syncs.get(&no).and_then(|s| s.pause.as_ref())
+            self.syncs.get(no).and_then(|s| s.pause.as_ref())
         else {
             return;
         };

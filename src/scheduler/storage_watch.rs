@@ -28,7 +28,7 @@ const FLUSH_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 impl State {
     /// Releases syncs whose storage is usable and fails those that were paused for too long.
     pub(super) fn tick_pauses(&mut self, now: Now) {
-        let served = self.tasks.syncs().filter(|no| match self.syncs.get(no).map(|s| &s.pause) {
+        let served = self.tasks.syncs().filter(|no| match self.syncs.get(*no).map(|s| &s.pause) {
             Some(Some(Pause::Storage { problem: lack, .. })) => self.is_served_elsewhere(*no, lack),
             _ => false,
         });
@@ -38,18 +38,18 @@ impl State {
         let mut in_vain: Vec<(SyncNo, StorageProblem, String)> = Vec::new();
         let patience = self.settings.no_space_ms;
         for no in self.tasks.syncs() {
-            let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { continue };
+            let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active()) else { continue };
             match &mut sync.pause {
                 Some(Pause::Storage { problem: lack, reason: why, since_ms, probe_ms }) => {
                     let since = *since_ms.get_or_insert(now.mono_ms);
                     if now.mono_ms.saturating_sub(since) > patience {
                         in_vain.push((no, lack.clone(), why.clone()));
                     }
-                    self.needs_dispatch |= *probe_ms <= now.mono_ms;
+                    self.outbox.request_dispatch_if(*probe_ms <= now.mono_ms);
                 }
                 // It does not pause (again): tasks without usable storage fail at once.
                 None if patience == 0 || sync.pause_exhausted => {
-                    let sync = self.syncs.get(&no);
+                    let sync = self.syncs.get(no);
                     in_vain.extend(
                         sync.and_then(|sync| self.find_unavailable_storage(sync))
                             .map(|(lack, why)| (no, lack, why)),
@@ -65,7 +65,7 @@ impl State {
 
     /// The maximum pause is over: tasks without a lease fail, and the sync does not pause again.
     fn fail_paused_tasks(&mut self, no: SyncNo, lack: &StorageProblem, why: &str, now: Now) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         tracing::warn!(sync = %sync.id, why, "the storage did not come back: the sync fails");
         (sync.pause, sync.pause_exhausted) = (None, true);
         let waited = units::pluralize(self.settings.no_space_ms / 60_000, "minute", "minutes");
@@ -89,9 +89,9 @@ impl State {
             };
             self.fail_task(id, &why, Some(error), now);
         }
-        self.dirty_syncs.insert(no);
+        self.outbox.mark_dirty(no);
         self.mark_changed(no, now);
-        self.needs_dispatch = true;
+        self.outbox.request_dispatch();
     }
 
     /// A task without a lease that cannot be done without the storage.
@@ -114,7 +114,7 @@ impl State {
         let mut in_time: Vec<TaskId> = Vec::new();
         for task in self.tasks.values() {
             let Some(bound) = &task.pinned_to else { continue };
-            let Some(sync) = self.syncs.get(&task.sync) else { continue };
+            let Some(sync) = self.syncs.get(task.sync) else { continue };
             let destination = &sync.request.destination_path;
             let place = sync.unflushed_writers.get(bound).and_then(Option::as_ref);
             let boot = place.map(|place| boot_part(place));
@@ -196,7 +196,7 @@ impl State {
     /// Pauses a started sync whose source or destination no worker serves any more. A paused sync
     /// gets the present reason, which may differ from the first.
     fn pause_if_unavailable(&mut self, no: SyncNo, id: &WorkerId, at_source: bool, now: Now) {
-        let Some(sync) = self.syncs.get(&no).filter(|s| s.state == SyncState::Progress) else {
+        let Some(sync) = self.syncs.get(no).filter(|s| s.state == SyncState::Progress) else {
             return;
         };
         let path = sync.storage_path(at_source);
@@ -232,7 +232,7 @@ impl State {
 
     /// A worker reads the source from another root than before.
     fn restart_if_source_replaced(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
-        let Some(sync) = self.syncs.get(&no).filter(|s| s.is_active()) else { return };
+        let Some(sync) = self.syncs.get(no).filter(|s| s.is_active()) else { return };
         let path = &sync.request.source_path;
         let then = sync.source_roots.get(id).and_then(Option::as_ref);
         let here = self.workers.get(id).filter(|w| w.serves(path));

@@ -1,6 +1,6 @@
 //! Operations on syncs: submit, show, list, cancel, delete.
 
-use super::event::{Effect, IdempotencyKey, Now, Reply};
+use super::event::{IdempotencyKey, Now, Reply};
 use super::pause::Pause;
 use super::sync_job::SyncJob;
 use super::task::Task;
@@ -45,7 +45,7 @@ impl State {
                 }
             },
         };
-        if let Some(existing) = self.by_id.get(&id).and_then(|no| self.syncs.get(no)) {
+        if let Some(existing) = self.syncs.find(&id) {
             return refuse(sync_exists(existing));
         }
         let unserved = self.explain_unserved_paths(&request);
@@ -58,9 +58,8 @@ impl State {
             ));
         }
         request.file_list = None;
-        let no = SyncNo(self.next_sync);
-        self.next_sync += 1;
-        self.put_record(record_keys::META_KEY.to_owned());
+        let no = self.syncs.allocate_no();
+        self.outbox.put(record_keys::META_KEY.to_owned());
         let mut sync = SyncJob::new(no, id.clone(), request, now.wall_ms);
         sync.idempotency = idempotency.map(|key| (key.key, key.body));
         let parts: Option<Vec<Vec<u8>>> =
@@ -69,15 +68,14 @@ impl State {
         sync.name_list_digest = parts.as_ref().map(|parts| digest_name_list(parts));
         if let Some((owner, parts)) = from {
             (sync.name_list_stored_under, sync.name_list_parts) = (Some(owner), Some(parts));
-            sync.name_list_digest = self.syncs.get(&owner).and_then(|owner| owner.name_list_digest);
+            sync.name_list_digest = self.syncs.get(owner).and_then(|owner| owner.name_list_digest);
         }
         sync.has_name_list = sync.name_list_parts.is_some();
-        self.syncs.insert(no, sync);
-        self.by_id.insert(id.clone(), no);
+        self.syncs.insert(sync);
         self.reserve_paths(no);
         self.mark_changed(no, now);
         for (index, part) in parts.into_iter().flatten().enumerate() {
-            self.effects.push(Effect::PutBlob(record_keys::name_list_key(no, index as u64), part));
+            self.outbox.put_blob(record_keys::name_list_key(no, index as u64), part);
         }
         self.add_scans(no);
         let note = self.describe_overlap(no);
@@ -116,28 +114,23 @@ impl State {
 
     /// A UUID of version 7 (RFC 9562), which sorts by time.
     fn generate_request_id(&mut self, now: Now) -> Option<RequestId> {
-        let drawn = self.draw_random();
-        let mut random = [0; 10];
-        random.copy_from_slice(&drawn[..10]);
+        let random = self.keys.draw();
         let millis = u64::try_from(now.wall_ms).unwrap_or(0);
         let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
         uuid.to_string().parse().ok()
     }
 
     pub(super) fn cancel_sync(&mut self, id: &RequestId, now: Now) -> Reply {
-        let Some(no) = self.find_sync(id).map(|s| s.no) else { return unknown_sync(id) };
+        let Some(no) = self.syncs.find(id).map(|s| s.no) else { return unknown_sync(id) };
         self.cancel_active(no, now);
         self.progress_reply(id)
     }
 
     pub(super) fn delete_sync(&mut self, id: &RequestId, now: Now) -> Reply {
-        let Some(sync) = self.find_sync(id) else { return unknown_sync(id) };
+        let Some(sync) = self.syncs.find(id) else { return unknown_sync(id) };
         let (no, cancelled) = (sync.no, sync.is_active());
         self.cancel_active(no, now);
-        self.by_id.remove(id);
-        if let Some(sync) = self.syncs.get_mut(&no) {
-            sync.is_deleted = true;
-        }
+        self.syncs.hide(id);
         self.mark_changed(no, now);
         Reply::Deleted { cancelled }
     }
@@ -145,7 +138,7 @@ impl State {
     /// Cancels an active sync.
     fn cancel_active(&mut self, no: SyncNo, now: Now) {
         let lived = self.retention_clock.uptime_ms(now);
-        let Some(sync) = self.syncs.get_mut(&no).filter(|s| s.is_active()) else { return };
+        let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active()) else { return };
         sync.state = SyncState::Cancelled;
         sync.outcome = Some(SyncOutcome::Cancelled);
         (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(lived));
@@ -165,7 +158,7 @@ impl State {
 
     /// Changes an active sync.
     pub(super) fn change_sync(&mut self, id: &RequestId, change: SyncPatch, now: Now) -> Reply {
-        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) else {
+        let Some(sync) = self.syncs.find_mut(id) else {
             return unknown_sync(id);
         };
         if !sync.is_active() {
@@ -180,7 +173,7 @@ impl State {
             self.bandwidth.set_own_limit(no, change.bwlimit);
             self.mark_changed(no, now);
             // A worker without support for limits may be able to take its tasks now.
-            self.needs_dispatch = true;
+            self.outbox.request_dispatch();
         }
         self.progress_reply(id)
     }
@@ -195,7 +188,7 @@ impl State {
     }
 
     fn set_operator_pause(&mut self, id: &RequestId, hold: Option<Pause>, now: Now) -> Reply {
-        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get_mut(no)) else {
+        let Some(sync) = self.syncs.find_mut(id) else {
             return unknown_sync(id);
         };
         if !sync.is_active() {
@@ -208,7 +201,7 @@ impl State {
             let no = sync.no;
             sync.pause = hold;
             self.mark_changed(no, now);
-            self.needs_dispatch = true;
+            self.outbox.request_dispatch();
         }
         self.progress_reply(id)
     }

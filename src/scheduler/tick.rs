@@ -1,7 +1,7 @@
 //! The passing of time: leases, delays and polls expire, workers become silent.
 
 use super::State;
-use super::event::{Effect, Now, Reply};
+use super::event::{Now, Reply};
 use super::task::TaskState;
 use crate::util::repeated_warnings::warn_ratelimited;
 
@@ -62,16 +62,16 @@ impl State {
         self.tick_pauses(now);
         self.tick_speeds(now);
         self.tick_stalls(slept_ms, now);
-        self.needs_dispatch |= self.workers.tick_health(now);
+        self.outbox.request_dispatch_if(self.workers.tick_health(now));
         self.release_ended_syncs(now);
         self.tick_retention(now);
         // A reservation for an isolated task may have ended.
-        self.needs_dispatch |= !self.isolation.is_empty();
+        self.outbox.request_dispatch_if(!self.isolation.is_empty());
     }
 
     fn answer_expired_polls(&mut self, now: Now) {
         for caller in self.poll_queue.take_expired(now.mono_ms) {
-            self.effects.push(Effect::Reply(caller, Reply::Assignment(None)));
+            self.outbox.reply(caller, Reply::Assignment(None));
         }
     }
 }

@@ -7,13 +7,11 @@ use super::record_log::RecordLogInfo;
 use super::sync_job::SyncJob;
 use super::task::TaskState;
 use crate::util::units;
-use crate::wire::ids::MIN_ID_PREFIX_CHARS;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use crate::wire::{RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 pub(super) fn refuse(problem: Problem) -> Reply {
     Reply::Refused(Box::new(problem))
@@ -30,7 +28,7 @@ pub(super) fn timestamp(ms: i64) -> Timestamp {
 
 impl State {
     pub(super) fn progress_reply(&self, id: &RequestId) -> Reply {
-        match self.find_sync(id) {
+        match self.syncs.find(id) {
             Some(sync) => Reply::Progress(Box::new(self.progress_document(sync))),
             None => unknown_sync(id),
         }
@@ -39,7 +37,7 @@ impl State {
     pub(super) fn list_syncs(&self, select: &SyncQuery) -> Reply {
         let states = &select.states;
         let before = select.before.unwrap_or(SyncNo(u64::MAX));
-        let known = self.syncs.range(..before).rev().map(|(_, sync)| sync);
+        let known = self.syncs.newest_before(before);
         let begins = |sync: &SyncJob| {
             let prefix = select.id_prefix.as_ref();
             prefix.is_none_or(|prefix| sync.id.as_str().starts_with(prefix.as_str()))
@@ -59,25 +57,6 @@ impl State {
         }
         let next = last.filter(|_| wanted.peek().is_some());
         Reply::Syncs(SyncPage { syncs, next })
-    }
-
-    pub(super) fn find_sync(&self, id: &RequestId) -> Option<&SyncJob> {
-        self.by_id.get(id).and_then(|no| self.syncs.get(no))
-    }
-
-    /// See [`SyncProgress::short_id`].
-    pub(super) fn short_id(&self, id: &RequestId) -> String {
-        if !id.is_generated() {
-            return id.to_string();
-        }
-        let before = self.by_id.range::<RequestId, _>(..id).next_back();
-        let after = self.by_id.range((Bound::Excluded(id), Bound::Unbounded)).next();
-        let shared = |(other, _): (&RequestId, &SyncNo)| {
-            let pairs = id.as_str().bytes().zip(other.as_str().bytes());
-            pairs.take_while(|(a, b)| a == b).count()
-        };
-        let unique = before.into_iter().chain(after).map(shared).max().map_or(0, |n| n + 1);
-        id.as_str().chars().take(unique.max(MIN_ID_PREFIX_CHARS)).collect()
     }
 
     /// The document for operators.
@@ -110,7 +89,7 @@ impl State {
         let rate = sync.speed.rate().filter(|_| runs).map(|rate| rate as u64);
         SyncProgress {
             request_id: sync.id.clone(),
-            short_id: Some(self.short_id(&sync.id)),
+            short_id: Some(self.syncs.short_id(&sync.id)),
             state: sync.displayed_state(),
             source_path: sync.request.source_path.clone(),
             destination_path: sync.request.destination_path.clone(),
@@ -244,7 +223,7 @@ impl State {
     }
 
     pub(super) fn record_log_info(&self, id: &RequestId) -> Option<RecordLogInfo> {
-        let sync = self.syncs.get(self.by_id.get(id)?)?;
+        let sync = self.syncs.find(id)?;
         let options = &sync.request.options;
         Some(RecordLogInfo {
             sync: sync.no,

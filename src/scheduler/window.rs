@@ -33,7 +33,7 @@ impl State {
     /// Maximum number of outstanding tasks of a sync: enough for each slot to have the next ones
     /// ready. More would only use memory.
     pub(super) fn update_window(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let most = self.settings.window_tasks;
         let mut window = 0;
         for worker in self.workers.accepting(&sync.request.source_path) {

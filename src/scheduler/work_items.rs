@@ -1,7 +1,6 @@
 //! New work: scans, batches and large files, range by range. Of a file with several names one is sent; the others become
 //! links to it.
 
-use super::event::Effect;
 use super::large_file::{LargeFile, LargeFileState};
 use super::task::{RetryHistory, Task};
 use super::{State, record_keys};
@@ -30,7 +29,7 @@ impl State {
     }
 
     pub(super) fn large_file(&self, no: SyncNo, file: TaskId) -> Option<&LargeFile> {
-        self.syncs.get(&no)?.large_files.get(&file)
+        self.syncs.get(no)?.large_files.get(&file)
     }
 
     /// Adds a large file and its first ranges. The caller counts its total.
@@ -42,7 +41,7 @@ impl State {
         restarts: u32,
         group: Option<Digest>,
     ) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let known = group.is_some_and(|group| sync.hardlink_groups.contains(&group));
         let begun =
             group.is_some() && sync.large_files.values().any(|large| large.hardlink_group == group);
@@ -75,9 +74,9 @@ impl State {
             range_digests: Vec::new(),
             ranges_done: 0,
         };
-        self.effects.push(Effect::PutBlob(large.manifest_key.clone(), manifest));
-        self.put_record(large.record_key());
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        self.outbox.put_blob(large.manifest_key.clone(), manifest);
+        self.outbox.put(large.record_key());
+        if let Some(sync) = self.syncs.get_mut(no) {
             self.tasks.add_manifest_bytes(no, large.manifest_bytes);
             sync.large_files.insert(id, large);
         }
@@ -87,14 +86,14 @@ impl State {
     }
 
     fn start_large_file(&mut self, no: SyncNo, id: TaskId) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         let compares = sync.compares_large_files();
         let Some(large) = sync.large_files.get_mut(&id) else { return };
         // An empty file has no range to compare.
         let compared = compares && large.size > 0;
         large.state = if compared { LargeFileState::Comparing } else { LargeFileState::Sending };
         let key = large.record_key();
-        self.put_record(key);
+        self.outbox.put(key);
         self.add_range_tasks(no, id);
     }
 
@@ -106,7 +105,7 @@ impl State {
 
     /// Keeps some range tasks ready; after the last range, adds the commit.
     pub(super) fn add_range_tasks(&mut self, no: SyncNo, id: TaskId) {
-        let Some(sync) = self.syncs.get(&no) else { return };
+        let Some(sync) = self.syncs.get(no) else { return };
         let mut out = self.tasks.of_file(no, id).count();
         let Some(large) = sync.large_files.get(&id) else { return };
         let mut large = large.clone();
@@ -132,8 +131,8 @@ impl State {
             self.add_range_task(&large, spec);
         }
         if large.next_range != before {
-            self.put_record(large.record_key());
-            if let Some(sync) = self.syncs.get_mut(&no) {
+            self.outbox.put(large.record_key());
+            if let Some(sync) = self.syncs.get_mut(no) {
                 sync.large_files.insert(id, large);
             }
         }
@@ -164,8 +163,8 @@ impl State {
         self.remove_ranges(no, &large);
         (large.next_range, large.ranges_done, large.has_unhashed_range) = (0, 0, false);
         large.range_digests.clear();
-        self.put_record(large.record_key());
-        if let Some(sync) = self.syncs.get_mut(&no) {
+        self.outbox.put(large.record_key());
+        if let Some(sync) = self.syncs.get_mut(no) {
             sync.large_files.insert(file, large);
         }
         self.add_range_tasks(no, file);
@@ -178,7 +177,7 @@ impl State {
         }
         for (index, done) in large.range_digests.iter().enumerate() {
             if done.is_some() {
-                self.effects.push(Effect::DeleteRecord(large.range_record_key(index as u64)));
+                self.outbox.delete(large.range_record_key(index as u64));
             }
         }
     }
@@ -186,28 +185,28 @@ impl State {
     /// Removes a large file with its tasks, manifest and range records.
     pub(super) fn remove_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
         let large = self.detach_large_file(no, file)?;
-        self.effects.push(Effect::DeleteBlob(large.manifest_key.clone()));
+        self.outbox.delete_blob(large.manifest_key.clone());
         Some(large)
     }
 
     /// Like [`State::remove_large_file`], but keeps the manifest for another task.
     pub(super) fn detach_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
-        let sync = self.syncs.get_mut(&no)?;
+        let sync = self.syncs.get_mut(no)?;
         let large = sync.large_files.remove(&file)?;
         self.tasks.remove_manifest_bytes(no, large.manifest_bytes);
-        self.effects.push(Effect::DeleteRecord(large.record_key()));
+        self.outbox.delete(large.record_key());
         self.remove_ranges(no, &large);
-        self.dirty_syncs.insert(no);
+        self.outbox.mark_dirty(no);
         Some(large)
     }
 
     /// One name of a file is present: its other names, also those found later, become links to it.
     pub(super) fn complete_hardlink_group(&mut self, no: SyncNo, group: Option<Digest>) {
-        let (Some(sync), Some(group)) = (self.syncs.get_mut(&no), group) else { return };
+        let (Some(sync), Some(group)) = (self.syncs.get_mut(no), group) else { return };
         sync.hardlink_groups.insert(group);
         let others = sync.large_files.values().filter(|large| large.hardlink_group == Some(group));
         let others: Vec<TaskId> = others.map(|large| large.id).collect();
-        self.put_record(record_keys::group_key(no, &group));
+        self.outbox.put(record_keys::group_key(no, &group));
         for id in others {
             let Some(large) = self.detach_large_file(no, id) else { continue };
             let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: large.size };
@@ -219,7 +218,7 @@ impl State {
 
     /// The name that the others of a group wait for cannot be copied: the next one starts.
     pub(super) fn start_next_of_group(&mut self, no: SyncNo, group: Option<Digest>) {
-        let (Some(sync), Some(_)) = (self.syncs.get(&no), group) else { return };
+        let (Some(sync), Some(_)) = (self.syncs.get(no), group) else { return };
         let of_group = || sync.large_files.values().filter(|large| large.hardlink_group == group);
         if of_group().any(|large| large.state != LargeFileState::Waiting) {
             return;
@@ -231,16 +230,15 @@ impl State {
 
     /// Removes the records of hard-link groups; they are not needed any more.
     pub(super) fn clear_hardlink_groups(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get_mut(&no) else { return };
+        let Some(sync) = self.syncs.get_mut(no) else { return };
         for group in std::mem::take(&mut sync.hardlink_groups) {
-            self.effects.push(Effect::DeleteRecord(record_keys::group_key(no, &group)));
+            self.outbox.delete(record_keys::group_key(no, &group));
         }
     }
 
     /// The first tasks of a sync: a scan of the source, or the parts of its name list.
     pub(super) fn add_scans(&mut self, no: SyncNo) {
-        let list =
-            self.syncs.get(&no).and_then(|s| Some((s.name_list_owner(), s.name_list_parts?)));
+        let list = self.syncs.get(no).and_then(|s| Some((s.name_list_owner(), s.name_list_parts?)));
         match list {
             None => {
                 let spec = TaskSpec::Scan { dir: RelPath::root(), cursor: None };
@@ -263,7 +261,7 @@ impl State {
         item: WorkItem,
         again: Option<RetryHistory>,
     ) -> Option<TaskId> {
-        let sync = self.syncs.get_mut(&no)?;
+        let sync = self.syncs.get_mut(no)?;
         let first = again.is_none() && sync.counts_entries();
         match item {
             WorkItem::Copy { manifest, files, dirs, bytes } => {

@@ -41,7 +41,7 @@ impl State {
         if self.workers.get(id).is_none() {
             return unknown_worker(id);
         }
-        let syncs = self.syncs_of_worker(id).into_iter().filter_map(|no| self.syncs.get(&no));
+        let syncs = self.syncs_of_worker(id).into_iter().filter_map(|no| self.syncs.get(no));
         Reply::RequestIds(syncs.filter(|s| !s.is_deleted).map(|s| s.id.clone()).collect())
     }
 
@@ -71,7 +71,7 @@ impl State {
         let lists = |task: &Task| {
             let before =
                 |lease: &Lease| now.mono_ms.saturating_sub(lease.granted_ms) >= drained_for_ms;
-            let destination = || Some(&self.syncs.get(&task.sync)?.request.destination_path);
+            let destination = || Some(&self.syncs.get(task.sync)?.request.destination_path);
             task.writes_destination()
                 && task.lease().is_some_and(before)
                 && destination().is_some_and(|path| worker.serves(path))
@@ -100,8 +100,8 @@ impl State {
                 None => tracing::info!(%worker, "undrained"),
             }
             self.workers.set_drained(worker, wanted.clone());
-            self.put_record(drain_key(worker));
-            self.needs_dispatch = true;
+            self.outbox.put(drain_key(worker));
+            self.outbox.request_dispatch();
         }
         let view = self.workers.get(worker).map(|known| self.worker_view(known, now));
         let (state, in_flight, incoming_requests) = match view {
@@ -117,7 +117,7 @@ impl State {
     /// are preferred for a while. A flush is not revoked: no other worker can flush what this one
     /// wrote.
     pub(super) fn reassign_tasks(&mut self, id: &RequestId, worker: &WorkerId, now: Now) -> Reply {
-        let Some(sync) = self.by_id.get(id).and_then(|no| self.syncs.get(no)) else {
+        let Some(sync) = self.syncs.find(id) else {
             return unknown_sync(id);
         };
         if !sync.is_active() {
@@ -172,7 +172,7 @@ impl State {
         }
         if drained {
             self.workers.set_drained(worker, None);
-            self.put_record(drain_key(worker));
+            self.outbox.put(drain_key(worker));
         }
         self.workers.remove(worker);
         let (status, worker_id) = ("forgotten".to_owned(), worker.clone());

@@ -206,7 +206,7 @@ fn reloaded_settings_apply_at_once_also_to_waiting_polls() {
     };
     assert_eq!(second.request_id.as_str(), "two");
     let state = &world.state;
-    assert!(state.syncs.keys().all(|no| state.tasks.window(*no) == 8));
+    assert!(state.syncs.values().all(|sync| state.tasks.window(sync.no) == 8));
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod unverified;
 mod worker_admin;
 mod worker_losses;
 
+use super::sync_job::SyncJob;
 use super::*;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::FileListPart;
@@ -49,6 +50,7 @@ use crate::wire::task::{PruneReport, RootIdentity, RootState, TaskSpec};
 use crate::wire::ticket::{Claims, Verifier};
 use crate::wire::worker::{PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, BytePath, Digest, RelPath, TaskId};
+use std::collections::{BTreeMap, BTreeSet};
 
 struct World {
     state: State,

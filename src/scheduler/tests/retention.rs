@@ -29,7 +29,7 @@ fn restart(world: &mut World) {
 }
 
 fn has_sync(world: &World) -> bool {
-    world.state.by_id.contains_key(&"demo".parse().unwrap())
+    world.state.syncs.find(&"demo".parse().unwrap()).is_some()
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn run_steps(sim: &mut Sim, steps: usize) -> PlayResult {
     sim.plan_sync();
     wait_for_the_end(sim);
     let state = &sim.master.as_ref().expect("somebody rules").state;
-    let last = &state.syncs[&state.by_id[&operator::name(last)]];
+    let last = state.syncs.find(&operator::name(last)).unwrap();
     assert_eq!(last.state, SyncState::Completed, "I8: {:?}", last.reason);
     sim.advance(60_000);
     let begun = sim.unfinished();

@@ -129,7 +129,7 @@ impl Sim {
     /// I18: the next master knows what was acknowledged, unless the store lost it.
     pub(super) fn acknowledged_are_known(&self, state: &State) {
         for (number, wish) in self.wishes.iter().enumerate() {
-            let known = wish.unwanted || state.by_id.contains_key(&name(number as u32));
+            let known = wish.unwanted || state.syncs.find(&name(number as u32)).is_some();
             assert!(known || !wish.acknowledged, "I18: s{number} was acknowledged and is gone");
         }
     }
@@ -306,7 +306,7 @@ impl Sim {
         let mut events: Vec<Event> = vec![];
         let mut missing: Vec<u32> = vec![];
         for number in 0..self.wishes.len() as u32 {
-            match state.by_id.get(&name(number)).map(|no| &state.syncs[no]) {
+            match state.syncs.find(&name(number)) {
                 Some(sync) if sync.pause == Some(Pause::Operator) && sync.is_active() => {
                     events.push(Event::ResumeSync(name(number)));
                 }

@@ -299,7 +299,9 @@ impl Oracle {
     pub(super) fn check_reply(&mut self, reply: &Reply, state: &State, store: &Store) {
         match reply {
             Reply::Submitted(told) => {
-                let Some(no) = state.by_id.get(&told.request_id) else { return };
+                let Some(no) = state.syncs.find(&told.request_id).map(|sync| sync.no) else {
+                    return;
+                };
                 let known = store.records.contains_key(&format!("s/{no}"));
                 assert!(
                     known || self.behind.is_some(),
@@ -335,7 +337,7 @@ impl Oracle {
             self.grants.values_mut().filter(lost).for_each(|grant| grant.void = true);
         }
         let same = |no: &SyncNo, life: &mut SyncRun| {
-            let sync = state.syncs.get(no).filter(|sync| sync.id == life.name);
+            let sync = state.syncs.get(*no).filter(|sync| sync.id == life.name);
             life.ended = sync.filter(|sync| !sync.is_active()).map(|sync| sync.state);
             if life.ended.is_none() {
                 self.stopped.remove(&life.life);
@@ -536,7 +538,7 @@ impl Sim {
         if let Some(sync) = active {
             return Some(format!("{} is {:?} without a task", sync.id, sync.phase));
         }
-        let unknown = |n: &usize| !state.by_id.contains_key(&name(*n as u32));
+        let unknown = |n: &usize| state.syncs.find(&name(*n as u32)).is_none();
         let wanted = (0..self.wishes.len()).filter(|n| !self.wishes[*n].unwanted).find(unknown);
         wanted.map(|n| format!("s{n} was never taken in"))
     }

@@ -1,0 +1,123 @@
+//! All syncs, by number and by id.
+
+use super::sync_job::SyncJob;
+use crate::wire::ids::MIN_ID_PREFIX_CHARS;
+use crate::wire::{RequestId, SyncNo};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+#[derive(Debug, Default)]
+pub(super) struct SyncTable {
+    by_no: BTreeMap<SyncNo, SyncJob>,
+    /// Without deleted ones.
+    by_id: BTreeMap<RequestId, SyncNo>,
+    last_no: u64,
+}
+
+impl SyncTable {
+    pub(super) fn get(&self, no: SyncNo) -> Option<&SyncJob> {
+        self.by_no.get(&no)
+    }
+
+    pub(super) fn get_mut(&mut self, no: SyncNo) -> Option<&mut SyncJob> {
+        self.by_no.get_mut(&no)
+    }
+
+    pub(super) fn find(&self, id: &RequestId) -> Option<&SyncJob> {
+        self.get(*self.by_id.get(id)?)
+    }
+
+    pub(super) fn find_mut(&mut self, id: &RequestId) -> Option<&mut SyncJob> {
+        self.by_no.get_mut(self.by_id.get(id)?)
+    }
+
+    /// Also deleted ones that are still cleaned up.
+    pub(super) fn values(&self) -> impl DoubleEndedIterator<Item = &SyncJob> {
+        self.by_no.values()
+    }
+
+    /// In descending order, those before `no` only.
+    pub(super) fn newest_before(&self, no: SyncNo) -> impl Iterator<Item = &SyncJob> {
+        self.by_no.range(..no).rev().map(|(_, sync)| sync)
+    }
+
+    pub(super) fn numbers(&self) -> Vec<SyncNo> {
+        self.by_no.keys().copied().collect()
+    }
+
+    pub(super) fn last_no(&self) -> u64 {
+        self.last_no
+    }
+
+    /// Restores the number of the last sync.
+    pub(super) fn set_last_no(&mut self, no: u64) {
+        self.last_no = no;
+    }
+
+    pub(super) fn allocate_no(&mut self) -> SyncNo {
+        self.last_no += 1;
+        SyncNo(self.last_no)
+    }
+
+    pub(super) fn insert(&mut self, sync: SyncJob) {
+        if !sync.is_deleted {
+            self.by_id.insert(sync.id.clone(), sync.no);
+        }
+        self.by_no.insert(sync.no, sync);
+    }
+
+    /// Marks a sync as deleted; its id is free.
+    pub(super) fn hide(&mut self, id: &RequestId) {
+        let no = self.by_id.remove(id);
+        if let Some(sync) = no.and_then(|no| self.by_no.get_mut(&no)) {
+            sync.is_deleted = true;
+        }
+    }
+
+    pub(super) fn remove(&mut self, no: SyncNo) -> Option<SyncJob> {
+        let sync = self.by_no.remove(&no)?;
+        if self.by_id.get(&sync.id) == Some(&no) {
+            self.by_id.remove(&sync.id);
+        }
+        Some(sync)
+    }
+
+    /// See [`SyncProgress::short_id`](crate::wire::sync::SyncProgress::short_id).
+    pub(super) fn short_id(&self, id: &RequestId) -> String {
+        if !id.is_generated() {
+            return id.to_string();
+        }
+        let before = self.by_id.range::<RequestId, _>(..id).next_back();
+        let after = self.by_id.range((Bound::Excluded(id), Bound::Unbounded)).next();
+        let shared = |(other, _): (&RequestId, &SyncNo)| {
+            let pairs = id.as_str().bytes().zip(other.as_str().bytes());
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        let unique = before.into_iter().chain(after).map(shared).max().map_or(0, |n| n + 1);
+        id.as_str().chars().take(unique.max(MIN_ID_PREFIX_CHARS)).collect()
+    }
+}
+
+#[cfg(test)]
+impl SyncTable {
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut SyncJob> {
+        self.by_no.values_mut()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_no.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_no.is_empty()
+    }
+}
+
+#[cfg(test)]
+impl std::ops::Index<&SyncNo> for SyncTable {
+    type Output = SyncJob;
+
+    fn index(&self, no: &SyncNo) -> &SyncJob {
+        &self.by_no[no]
+    }
+}
