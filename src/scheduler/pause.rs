@@ -2,11 +2,13 @@
 //! the directory that its worker opened ([`storage_watch`](super::storage_watch)).
 //!
 //! ```text
-//! QUEUED, PROGRESS ──pause──▶ PAUSED ──resume──▶ the state before
-//!        │ ▲                  PAUSED ◀─┐ periodic probe:
-//!        │ └── a probe wrote ◀── │     │ one task is assigned
-//!        └──no space left,──▶ PAUSED ──┘ probes fail for too long ──▶ FAILED
-//!           storage gone
+//! Running  | an operator pauses it               | Operator
+//! Running  | its destination is full             | Storage
+//! Operator | an operator resumes it              | Running
+//! Storage  | an operator resumes it              | Running
+//! Storage  | an operator pauses it               | Operator
+//! Storage  | a probe writes                      | Running
+//! Storage  | probes fail for too long            | Ended
 //! ```
 //!
 //! No task of a paused sync is assigned. Tasks that were leased before are finished and count.

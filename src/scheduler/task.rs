@@ -14,16 +14,19 @@ const MAX_RESOURCE_RETRIES: u32 = 120;
 /// Time for which other workers are preferred after a loss or a revoked lease.
 pub(super) const DEPRIORITISED_MS: u64 = 5 * 60 * 1000;
 
-/// A unit of work.
+/// A unit of work. A test walks the table of its states: what it is, what happens, what it is then.
 ///
 /// ```text
-///   ┌── lease ran out, agent restarted, handed back, scan on hold ──┐
-///   ▼                                                               │
-/// Ready ──poll──▶ Leased ───────────────────────────────────────────┤
-///   ▲               │ ├──result, last page──▶ (gone: counted once)
-///   │               │ └──failed too often───▶ (gone: counted as failed)
-///   └── Delayed ◀───┘
-///         failed, to be tried again
+/// Ready   | a worker polls                     | Leased
+/// Leased  | the agent returns it               | Ready
+/// Leased  | the lease expires                  | Ready
+/// Leased  | its agent restarts                 | Ready
+/// Leased  | an operator reassigns it           | Ready
+/// Leased  | it fails, another worker is able   | Ready
+/// Leased  | it fails, no other worker is able  | Delayed
+/// Leased  | it fails for good                  | Removed
+/// Leased  | it is done                         | Removed
+/// Delayed | the delay ends                     | Ready
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Task {

@@ -2,9 +2,11 @@
 //! task after task. They are probed with one task from time to time.
 //!
 //! ```text
-//! normal ──half of the last tasks failed, hardly any of its peers'──▶ quarantine
-//!    ▲                                                                  │
-//!    └────────── a probe succeeded, or its agent was restarted ─────────┘
+//! Normal     | it fails as often as its peers     | Normal
+//! Normal     | it fails much more often           | Quarantine
+//! Quarantine | a probe fails                      | Quarantine
+//! Quarantine | a probe succeeds                   | Normal
+//! Quarantine | its agent restarts                 | Normal
 //! ```
 //!
 //! A worker in quarantine still gets what no other worker can do. Nothing is stored: a restarted

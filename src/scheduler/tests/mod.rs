@@ -27,6 +27,7 @@ mod retention;
 mod retry_sync;
 mod sim;
 mod stalls_and_quarantine;
+mod state_tables;
 mod storage_paths;
 mod transfer_progress;
 mod unverified;
