@@ -84,9 +84,9 @@ impl State {
     }
 
     fn finish_sync(&mut self, no: SyncNo, now: Now) {
-        let lived = self.retention_clock.uptime_ms(now);
+        let uptime_ms = self.retention_clock.uptime_ms(now);
         let Some(sync) = self.syncs.get_mut(no) else { return };
-        (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(lived));
+        (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(uptime_ms));
         (sync.state, sync.outcome, sync.reason) = final_state(sync);
         tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
         if sync.outcome == Some(SyncOutcome::Full) && !sync.is_dry_run() {

@@ -163,11 +163,11 @@ impl BandwidthAllocator {
         let spare = self
             .total_limit
             .map_or(spare, |whole| spare.min(whole.saturating_sub(self.total_granted())));
-        let told = spare.max(fair / INITIAL_SHARE_DIVISOR).min(fair).max(1);
+        let initial = spare.max(fair / INITIAL_SHARE_DIVISOR).min(fair).max(1);
         let (since_ms, seen_ms) = (now_ms, now_ms);
         let member = WorkerShare {
-            granted: told,
-            target: told,
+            granted: initial,
+            target: initial,
             last_usage: None,
             demand: u64::MAX,
             registered_ms: since_ms,

@@ -31,8 +31,8 @@ impl State {
         self.bandwidth.set_total_limit(self.total_limit(now));
         let Some(sync) = self.syncs.get(no) else { return };
         let own = sync.bwlimit;
-        let knows = self.workers.get(id).is_some_and(Worker::supports_options);
-        if knows && self.bandwidth.set_own_limit(no, own) {
+        let is_able = self.workers.get(id).is_some_and(Worker::supports_options);
+        if is_able && self.bandwidth.set_own_limit(no, own) {
             // Only a new share is compared with those of other workers.
             let joins = self.bandwidth.granted_to(no, id).is_none();
             let peers =

@@ -44,12 +44,12 @@ impl State {
     }
 
     /// Removes a large file that will not be published, and adds a task that deletes its part file.
-    /// `told` is the task of the file whose worker has just reported, if any.
+    /// `reported` is the task of the file whose worker has just reported, if any.
     pub(super) fn discard_large_file(
         &mut self,
         no: SyncNo,
         file: TaskId,
-        told: Option<TaskId>,
+        reported: Option<TaskId>,
         now: Now,
     ) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
@@ -63,7 +63,7 @@ impl State {
         sync.rollback_sent(&large);
         // Other workers may write until their leases end: those of other ranges, and after a cancel
         // any.
-        let is_other = |range: &Task| Some(range.id) != told && range.lease().is_some();
+        let is_other = |range: &Task| Some(range.id) != reported && range.lease().is_some();
         let others = self.tasks.of_file(no, file).any(is_other);
         self.add_discard(no, Some(large.manifest_key), 0, ended || others, now);
         self.detach_large_file(no, file);

@@ -25,19 +25,19 @@ impl State {
             }
         }
         // If one poll of a worker gets nothing, its other polls get nothing either.
-        let mut in_vain: HashSet<(WorkerId, Option<String>)> = HashSet::new();
+        let mut without_task: HashSet<(WorkerId, Option<String>)> = HashSet::new();
         let mut after = None;
         while let Some(caller) = self.next_candidate_poll(&open, after) {
             after = Some(caller);
             let Some(poll) = self.poll_queue.get(caller) else { continue };
-            let who = (poll.worker.clone(), poll.incarnation.clone());
-            if in_vain.contains(&who) {
+            let process = (poll.worker.clone(), poll.incarnation.clone());
+            if without_task.contains(&process) {
                 continue;
             }
             if self.dispatch_poll(caller, &open, now) {
                 open = self.runnable_syncs(now);
             } else {
-                in_vain.insert(who);
+                without_task.insert(process);
             }
         }
     }

@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 
 const MAX_REFUSED_INCARNATIONS: usize = 16;
 
-pub(super) fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
+pub(super) fn worker_id_taken(heartbeat: &WorkerHeartbeat) -> Problem {
     let detail = format!(
         "another agent runs as worker `{}` and is alive: this one gets no work until that one is stopped",
-        said.worker_id
+        heartbeat.worker_id
     );
     let problem = Problem::new(ProblemCode::WorkerIdTaken, detail);
     problem.with_hint("give one of the two another worker_id, or stop it")
@@ -25,31 +25,35 @@ pub(super) fn worker_id_taken(said: &WorkerHeartbeat) -> Problem {
 
 impl State {
     /// The problem for a heartbeat of a duplicate agent.
-    pub(super) fn refuse_duplicate(&mut self, said: &WorkerHeartbeat, now: Now) -> Option<Problem> {
+    pub(super) fn refuse_duplicate(
+        &mut self,
+        heartbeat: &WorkerHeartbeat,
+        now: Now,
+    ) -> Option<Problem> {
         let timeout = self.settings.heartbeat_timeout_ms;
-        let known = self.workers.get_mut(&said.worker_id)?;
+        let known = self.workers.get_mut(&heartbeat.worker_id)?;
         known.refused_incarnations.retain(|_, at| now.mono_ms.saturating_sub(*at) < timeout);
         let current = known.last_heartbeat.incarnation.as_ref()?;
-        if said.incarnation.as_ref() == Some(current) || known.has_left() {
+        if heartbeat.incarnation.as_ref() == Some(current) || known.has_left() {
             return None;
         }
-        let Some(incoming) = said.incarnation.as_ref() else {
+        let Some(incoming) = heartbeat.incarnation.as_ref() else {
             // It cannot be the live process, which reports an incarnation.
             if known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS {
                 known.refused_incarnations.insert(String::new(), now.mono_ms);
             }
-            return Some(worker_id_taken(said));
+            return Some(worker_id_taken(heartbeat));
         };
         // The previous process may still finish its tasks beside its successor.
-        let leaves =
-            known.previous_incarnation.as_ref() == Some(incoming) && !said.status.can_accept_work();
+        let leaves = known.previous_incarnation.as_ref() == Some(incoming)
+            && !heartbeat.status.can_accept_work();
         let room = known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS;
         let waits = known.refused_incarnations.contains_key(incoming);
         if !waits && (!leaves || !room) {
             return None;
         }
         known.refused_incarnations.insert(incoming.clone(), now.mono_ms);
-        Some(worker_id_taken(said))
+        Some(worker_id_taken(heartbeat))
     }
 
     /// The previous incarnation and the refused ones, after an accepted heartbeat.
@@ -57,7 +61,7 @@ impl State {
         &self,
         id: &WorkerId,
         restarted: bool,
-        said: &WorkerHeartbeat,
+        heartbeat: &WorkerHeartbeat,
         now: Now,
     ) -> (Option<String>, BTreeMap<String, u64>) {
         let Some(known) = self.workers.get(id) else { return (None, BTreeMap::new()) };
@@ -66,7 +70,7 @@ impl State {
             return (known.previous_incarnation.clone(), refused);
         }
         let (current, incoming) =
-            (known.last_heartbeat.incarnation.clone(), said.incarnation.as_ref());
+            (known.last_heartbeat.incarnation.clone(), heartbeat.incarnation.as_ref());
         if let Some(incoming) = incoming {
             refused.remove(incoming);
         }

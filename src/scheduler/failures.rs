@@ -56,8 +56,8 @@ impl State {
         // not run.
         let tried = |error: &FileError| !is_storage_gone(error);
         let final_flush = task.spec == TaskSpec::Flush && failure.errors.iter().any(tried);
-        let in_vain = final_flush || self.is_already_present(&task);
-        if in_vain || !self.is_retry_useful(&task, &task.history.failed_on, &failure.errors) {
+        let is_final = final_flush || self.is_already_present(&task);
+        if is_final || !self.is_retry_useful(&task, &task.history.failed_on, &failure.errors) {
             let mut error = failure.errors.into_iter().next();
             if let Some(error) = &mut error {
                 error.worker_id.get_or_insert(failure.worker);
@@ -160,7 +160,7 @@ impl State {
                 .or_else(|| self.large_file_name(&task))
                 .unwrap_or_default(),
         };
-        let untold = error.is_none();
+        let is_unreported = error.is_none();
         let error = error.unwrap_or_else(|| FileError {
             worker_id: worker,
             attempt: task.attempt,
@@ -185,7 +185,8 @@ impl State {
             return;
         }
         // The last worker may have left anchors that were not reported.
-        sync.needs_clean_up |= untold && sync.keeps_hard_links() && task.may_leave_link_anchors();
+        sync.needs_clean_up |=
+            is_unreported && sync.keeps_hard_links() && task.may_leave_link_anchors();
         let occupied = sync.can_defer_blocked(std::slice::from_ref(&error));
         match &task.spec {
             TaskSpec::Copy { files, dirs, .. } => {

@@ -13,30 +13,31 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 const MAX_WORKERS: usize = 16_384;
 
 impl State {
-    pub(super) fn handle_heartbeat(&mut self, mut said: WorkerHeartbeat, now: Now) -> Reply {
-        let id = said.worker_id.clone();
+    pub(super) fn handle_heartbeat(&mut self, mut heartbeat: WorkerHeartbeat, now: Now) -> Reply {
+        let id = heartbeat.worker_id.clone();
         if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
             let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
             let problem = Problem::new(ProblemCode::TooManyWorkers, detail)
                 .with_hint("workers without heartbeats are removed after a day");
             return Reply::Refused(Box::new(problem));
         }
-        if let Some(problem) = self.refuse_duplicate(&said, now) {
+        if let Some(problem) = self.refuse_duplicate(&heartbeat, now) {
             return Reply::Refused(Box::new(problem));
         }
         let restarted = self.workers.get(&id).is_some_and(|known| {
             known.last_heartbeat.incarnation.is_some()
-                && known.last_heartbeat.incarnation != said.incarnation
+                && known.last_heartbeat.incarnation != heartbeat.incarnation
         });
         // A path that is unavailable is not served.
-        let lost: BTreeSet<&AbsPath> = said.unavailable_paths.iter().map(|one| &one.path).collect();
-        said.storage_paths.retain(|path| !lost.contains(path));
-        self.retract_losses(&id, said.incarnation.as_ref(), restarted, now);
-        let valid = self.renew_leases(&said, now);
+        let lost: BTreeSet<&AbsPath> =
+            heartbeat.unavailable_paths.iter().map(|one| &one.path).collect();
+        heartbeat.storage_paths.retain(|path| !lost.contains(path));
+        self.retract_losses(&id, heartbeat.incarnation.as_ref(), restarted, now);
+        let valid = self.renew_leases(&heartbeat, now);
         if restarted {
             self.workers.health_mut().forget(&id);
         }
-        let (before, refused) = self.resolve_incarnations(&id, restarted, &said, now);
+        let (before, refused) = self.resolve_incarnations(&id, restarted, &heartbeat, now);
         let mut reply = HeartbeatReply {
             status: "ok".to_owned(),
             ticket_key: None,
@@ -46,27 +47,31 @@ impl State {
             bwlimits: BTreeMap::new(),
             next_heartbeat_ms: None,
         };
-        if said.incarnation.is_some() {
+        if heartbeat.incarnation.is_some() {
             reply.ticket_key = Some(self.keys.public_key());
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.unresponsive_workers = self.silent_destinations(&id);
         }
-        let in_hand =
-            said.incarnation.as_ref().map(|_| said.assignments.clone()).unwrap_or_default();
-        let news = self.workers.get(&id).is_none_or(|known| {
+        let in_hand = heartbeat
+            .incarnation
+            .as_ref()
+            .map(|_| heartbeat.assignments.clone())
+            .unwrap_or_default();
+        let has_changed = self.workers.get(&id).is_none_or(|known| {
             !known.is_active
-                || known.last_heartbeat.status.can_accept_work() != said.status.can_accept_work()
-                || known.last_heartbeat.storage_paths != said.storage_paths
-                || known.last_heartbeat.unavailable_paths != said.unavailable_paths
-                || known.last_heartbeat.root_ids != said.root_ids
-                || known.last_heartbeat.incarnation != said.incarnation
+                || known.last_heartbeat.status.can_accept_work()
+                    != heartbeat.status.can_accept_work()
+                || known.last_heartbeat.storage_paths != heartbeat.storage_paths
+                || known.last_heartbeat.unavailable_paths != heartbeat.unavailable_paths
+                || known.last_heartbeat.root_ids != heartbeat.root_ids
+                || known.last_heartbeat.incarnation != heartbeat.incarnation
         });
-        self.outbox.request_dispatch_if(news);
-        let usage = std::mem::take(&mut said.usage);
-        let moved = std::mem::take(&mut said.moved_bytes);
-        let active = said.status != WorkerStatus::Stopped;
+        self.outbox.request_dispatch_if(has_changed);
+        let usage = std::mem::take(&mut heartbeat.usage);
+        let moved = std::mem::take(&mut heartbeat.moved_bytes);
+        let active = heartbeat.status != WorkerStatus::Stopped;
         let worker = Worker {
-            last_heartbeat: said,
+            last_heartbeat: heartbeat,
             last_seen_ms: now.mono_ms,
             last_seen_wall_ms: now.wall_ms,
             is_active: active,
@@ -76,14 +81,14 @@ impl State {
         };
         self.poll_queue.update_paths(&id, &worker.last_heartbeat.storage_paths);
         self.workers.insert(worker);
-        if news {
+        if has_changed {
             self.handle_storage_change(&id, now);
         }
         // After the storage check: a sync that restarts or stops revokes its leases.
-        let goes_on =
+        let is_held =
             |a: &AssignmentId| valid.contains(a) && self.tasks.by_assignment(*a).is_some();
-        reply.revoked_assignments = in_hand.into_iter().filter(|a| !goes_on(a)).collect();
-        let moved = moved.into_iter().filter(|(a, _)| goes_on(a)).collect();
+        reply.revoked_assignments = in_hand.into_iter().filter(|a| !is_held(a)).collect();
+        let moved = moved.into_iter().filter(|(a, _)| is_held(a)).collect();
         self.record_moved_bytes(&moved, now);
         self.update_limits(&id, usage, &mut reply, now);
         Reply::Heartbeat(reply)
@@ -102,31 +107,33 @@ impl State {
 
     /// Renews the leases that a heartbeat lists. Revokes those of another process of the worker and
     /// those that need an unavailable storage path. Returns the valid ones.
-    fn renew_leases(&mut self, said: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
+    fn renew_leases(&mut self, heartbeat: &WorkerHeartbeat, now: Now) -> HashSet<AssignmentId> {
         let (mut lost, mut died): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
         let mut valid: HashSet<AssignmentId> = HashSet::new();
-        let listed: HashSet<AssignmentId> = said.assignments.iter().copied().collect();
-        let held: Vec<TaskId> = self.tasks.held_by(&said.worker_id).map(|task| task.id).collect();
-        let hangs = self.tasks_on_unavailable_paths(said);
+        let listed: HashSet<AssignmentId> = heartbeat.assignments.iter().copied().collect();
+        let held: Vec<TaskId> =
+            self.tasks.held_by(&heartbeat.worker_id).map(|task| task.id).collect();
+        let needs_lost_path = self.tasks_on_unavailable_paths(heartbeat);
         for task in held {
             let Some(lease) = self.tasks.lease_mut(task) else { continue };
-            let other = said.incarnation.is_some() && lease.incarnation != said.incarnation;
+            let other =
+                heartbeat.incarnation.is_some() && lease.incarnation != heartbeat.incarnation;
             if other {
                 died.push(task);
-            } else if hangs.contains(&task) {
+            } else if needs_lost_path.contains(&task) {
                 lost.push(task);
-            } else if said.incarnation.is_none() || listed.contains(&lease.assignment) {
+            } else if heartbeat.incarnation.is_none() || listed.contains(&lease.assignment) {
                 lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
                 valid.insert(lease.assignment);
             }
         }
         for task in died {
             // If the previous process reports again, the one between was a duplicate and is alive.
-            let back = self.workers.get(&said.worker_id).is_some_and(|known| {
+            let back = self.workers.get(&heartbeat.worker_id).is_some_and(|known| {
                 known.previous_incarnation.is_some()
-                    && known.previous_incarnation == said.incarnation
+                    && known.previous_incarnation == heartbeat.incarnation
             });
-            match self.counts_as_loss(&said.worker_id, task, now) && !back {
+            match self.counts_as_loss(&heartbeat.worker_id, task, now) && !back {
                 true => self.handle_worker_loss(task, now),
                 false => self.requeue_lost(task, now),
             }
@@ -137,18 +144,18 @@ impl State {
         valid
     }
 
-    fn tasks_on_unavailable_paths(&self, said: &WorkerHeartbeat) -> BTreeSet<TaskId> {
-        if said.unavailable_paths.is_empty() {
+    fn tasks_on_unavailable_paths(&self, heartbeat: &WorkerHeartbeat) -> BTreeSet<TaskId> {
+        if heartbeat.unavailable_paths.is_empty() {
             return BTreeSet::new();
         }
-        let hangs = |task: &Task| {
+        let needs_lost_path = |task: &Task| {
             let Some(sync) = self.syncs.get(task.sync) else { return false };
             let request = &sync.request;
-            let source =
-                task.runs_at_source() && unavailable_path(said, &request.source_path).is_some();
-            source || unavailable_path(said, &request.destination_path).is_some()
+            let source = task.runs_at_source()
+                && unavailable_path(heartbeat, &request.source_path).is_some();
+            source || unavailable_path(heartbeat, &request.destination_path).is_some()
         };
-        let held = self.tasks.held_by(&said.worker_id);
-        held.filter(|task| hangs(task)).map(|task| task.id).collect()
+        let held = self.tasks.held_by(&heartbeat.worker_id);
+        held.filter(|task| needs_lost_path(task)).map(|task| task.id).collect()
     }
 }

@@ -114,7 +114,7 @@ impl State {
         }
         // Warnings of the read-back pass repeat those of the copy; counted entries are recorded
         // when they are deleted.
-        let (noted, told) = match sync.phase {
+        let (noted, recorded) = match sync.phase {
             PhaseState::Readback | PhaseState::CopyBlocked => (false, false),
             PhaseState::CountExtraneous => (true, sync.is_dry_run()),
             _ => (true, true),
@@ -126,7 +126,7 @@ impl State {
             sign(&mut error);
             self.record_failure(no, error, 1);
         }
-        if told {
+        if recorded {
             self.record_files(no, page.records);
         }
     }

@@ -92,8 +92,8 @@ impl Pause {
     pub(super) fn reason(&self) -> String {
         match self {
             Pause::Operator => "paused by an operator; continue with: ctl sync resume".to_owned(),
-            Pause::Storage { reason: why, problem: lack, .. } => {
-                format!("paused: {why}; it continues by itself when {}", lack.resolution())
+            Pause::Storage { reason: why, problem, .. } => {
+                format!("paused: {why}; it continues by itself when {}", problem.resolution())
             }
         }
     }

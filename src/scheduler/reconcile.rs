@@ -55,7 +55,7 @@ impl State {
         for (id, why) in self.tasks.leased().filter_map(why).collect::<Vec<_>>() {
             done.requeued_tasks += 1;
             let task = self.tasks.get(id).filter(|_| done.requeued.len() < MAX_LISTED_TASKS);
-            let told = task.and_then(|task| {
+            let listed = task.and_then(|task| {
                 Some(RequeuedTask {
                     request_id: self.syncs.get(task.sync)?.id.clone(),
                     task_id: id,
@@ -64,7 +64,7 @@ impl State {
                     reason: why,
                 })
             });
-            done.requeued.extend(told);
+            done.requeued.extend(listed);
             self.requeue_lost(id, now);
         }
     }

@@ -165,8 +165,8 @@ impl State {
         if self.retention_clock.is_implausible {
             return;
         }
-        let lived = self.retention_clock.uptime_ms(now);
-        let age = |ended: Option<u64>| ended.map(|at| lived.saturating_sub(at));
+        let uptime_ms = self.retention_clock.uptime_ms(now);
+        let age = |ended: Option<u64>| ended.map(|at| uptime_ms.saturating_sub(at));
         let mut old: Vec<(u64, SyncNo)> = Vec::new();
         let mut ended = 0;
         for sync in self.syncs.values() {

@@ -27,21 +27,23 @@ impl State {
         errors: &[FileError],
         now: Now,
     ) -> bool {
-        let lacks = errors
+        let problems = errors
             .iter()
             .filter_map(|error| Some((StorageProblem::from_error(error, task)?, error)));
-        let (elsewhere, lacks): (Vec<_>, Vec<_>) = lacks.partition(|(lack, _)| {
-            self.is_served_elsewhere(task.sync, lack) || self.is_replaced(task.sync, lack)
+        let (elsewhere, problems): (Vec<_>, Vec<_>) = problems.partition(|(problem, _)| {
+            self.is_served_elsewhere(task.sync, problem) || self.is_replaced(task.sync, problem)
         });
         // The report predates the detection of the lost or replaced path: other workers, or the
         // other root, are used from now on.
-        let Some((lack, error)) = lacks.into_iter().next() else { return !elsewhere.is_empty() };
+        let Some((problem, error)) = problems.into_iter().next() else {
+            return !elsewhere.is_empty();
+        };
         // Data that a flush could not write are lost: a pause does not restore them.
-        if lack == StorageProblem::NoSpace && task.spec == TaskSpec::Flush {
+        if problem == StorageProblem::NoSpace && task.spec == TaskSpec::Flush {
             return false;
         }
         let at = error.worker_id.as_ref().map_or_else(String::new, |w| format!(" (worker {w})"));
-        self.pause_for_storage(task.sync, lack, format!("{error}{at}"), now)
+        self.pause_for_storage(task.sync, problem, format!("{error}{at}"), now)
     }
 
     /// Pauses a sync until its storage is usable. False: it does not pause (any longer), or is not
@@ -49,7 +51,7 @@ impl State {
     pub(super) fn pause_for_storage(
         &mut self,
         no: SyncNo,
-        lack: StorageProblem,
+        problem: StorageProblem,
         why: String,
         now: Now,
     ) -> bool {
@@ -70,7 +72,7 @@ impl State {
             tracing::warn!(sync = %sync.id, why, "the sync waits for its storage");
         }
         sync.pause =
-            Some(Pause::Storage { problem: lack, reason: why, since_ms: Some(since_ms), probe_ms });
+            Some(Pause::Storage { problem, reason: why, since_ms: Some(since_ms), probe_ms });
         if !known {
             self.mark_changed(no, now);
         }
@@ -88,8 +90,8 @@ impl State {
 
     pub(super) fn end_storage_pause(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
-        let Some(Pause::Storage { problem: lack, .. }) = &sync.pause else { return };
-        tracing::info!(sync = %sync.id, "{}: the sync continues", lack.resolution());
+        let Some(Pause::Storage { problem, .. }) = &sync.pause else { return };
+        tracing::info!(sync = %sync.id, "{}: the sync continues", problem.resolution());
         sync.pause = None;
         self.mark_changed(no, now);
         self.outbox.request_dispatch();
@@ -115,8 +117,8 @@ impl State {
 
     pub(super) fn resume_if_served(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(no) else { return };
-        let Some(Pause::Storage { problem: lack, .. }) = &sync.pause else { return };
-        let StorageProblem::PathUnavailable { worker, at_source, flush } = lack else { return };
+        let Some(Pause::Storage { problem, .. }) = &sync.pause else { return };
+        let StorageProblem::PathUnavailable { worker, at_source, flush } = problem else { return };
         let path = sync.storage_path(*at_source);
         let itself = self.workers.get(worker).is_some_and(|w| w.is_ready() && w.serves(path));
         if itself || !flush && self.workers.accepting(path).next().is_some() {
@@ -126,8 +128,8 @@ impl State {
 
     /// Whether another worker serves the path and the named one does not (it is silent, or reports
     /// the path as unavailable): then there is nothing to wait for.
-    pub(super) fn is_served_elsewhere(&self, no: SyncNo, lack: &StorageProblem) -> bool {
-        let StorageProblem::PathUnavailable { worker, at_source, flush: false } = lack else {
+    pub(super) fn is_served_elsewhere(&self, no: SyncNo, problem: &StorageProblem) -> bool {
+        let StorageProblem::PathUnavailable { worker, at_source, flush: false } = problem else {
             return false;
         };
         let Some(sync) = self.syncs.get(no) else { return false };
@@ -138,8 +140,10 @@ impl State {
 
     /// Whether the named worker serves the path again with another root than the assigned one: then
     /// there is nothing to wait for.
-    fn is_replaced(&self, no: SyncNo, lack: &StorageProblem) -> bool {
-        let StorageProblem::PathUnavailable { worker, at_source, .. } = lack else { return false };
+    fn is_replaced(&self, no: SyncNo, problem: &StorageProblem) -> bool {
+        let StorageProblem::PathUnavailable { worker, at_source, .. } = problem else {
+            return false;
+        };
         let Some(sync) = self.syncs.get(no) else { return false };
         let path = sync.storage_path(*at_source);
         let known = if *at_source { &sync.source_roots } else { &sync.possible_writers };
@@ -180,12 +184,12 @@ impl State {
     ) {
         let Some(task) = self.tasks.get(id) else { return };
         let (no, reads) = (task.sync, task.runs_at_source());
-        let Some(Pause::Storage { problem: lack, .. }) =
+        let Some(Pause::Storage { problem, .. }) =
             self.syncs.get(no).and_then(|s| s.pause.as_ref())
         else {
             return;
         };
-        let StorageProblem::PathUnavailable { worker, at_source, .. } = lack else { return };
+        let StorageProblem::PathUnavailable { worker, at_source, .. } = problem else { return };
         let there = match at_source {
             true => reads && worker == by,
             false => wrote.contains(worker) || !reads && worker == by,

@@ -29,47 +29,47 @@ impl State {
     /// Releases syncs whose storage is usable and fails those that were paused for too long.
     pub(super) fn tick_pauses(&mut self, now: Now) {
         let served = self.tasks.syncs().filter(|no| match self.syncs.get(*no).map(|s| &s.pause) {
-            Some(Some(Pause::Storage { problem: lack, .. })) => self.is_served_elsewhere(*no, lack),
+            Some(Some(Pause::Storage { problem, .. })) => self.is_served_elsewhere(*no, problem),
             _ => false,
         });
         for no in served.collect::<Vec<SyncNo>>() {
             self.end_storage_pause(no, now);
         }
-        let mut in_vain: Vec<(SyncNo, StorageProblem, String)> = Vec::new();
+        let mut overdue: Vec<(SyncNo, StorageProblem, String)> = Vec::new();
         let patience = self.settings.no_space_ms;
         for no in self.tasks.syncs() {
             let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active()) else { continue };
             match &mut sync.pause {
-                Some(Pause::Storage { problem: lack, reason: why, since_ms, probe_ms }) => {
+                Some(Pause::Storage { problem, reason: why, since_ms, probe_ms }) => {
                     let since = *since_ms.get_or_insert(now.mono_ms);
                     if now.mono_ms.saturating_sub(since) > patience {
-                        in_vain.push((no, lack.clone(), why.clone()));
+                        overdue.push((no, problem.clone(), why.clone()));
                     }
                     self.outbox.request_dispatch_if(*probe_ms <= now.mono_ms);
                 }
                 // It does not pause (again): tasks without usable storage fail at once.
                 None if patience == 0 || sync.pause_exhausted => {
                     let sync = self.syncs.get(no);
-                    in_vain.extend(
+                    overdue.extend(
                         sync.and_then(|sync| self.find_unavailable_storage(sync))
-                            .map(|(lack, why)| (no, lack, why)),
+                            .map(|(problem, why)| (no, problem, why)),
                     );
                 }
                 _ => {}
             }
         }
-        for (no, lack, why) in in_vain {
-            self.fail_paused_tasks(no, &lack, &why, now);
+        for (no, problem, why) in overdue {
+            self.fail_paused_tasks(no, &problem, &why, now);
         }
     }
 
     /// The maximum pause is over: tasks without a lease fail, and the sync does not pause again.
-    fn fail_paused_tasks(&mut self, no: SyncNo, lack: &StorageProblem, why: &str, now: Now) {
+    fn fail_paused_tasks(&mut self, no: SyncNo, problem: &StorageProblem, why: &str, now: Now) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
         tracing::warn!(sync = %sync.id, why, "the storage did not come back: the sync fails");
         (sync.pause, sync.pause_exhausted) = (None, true);
         let waited = units::pluralize(self.settings.no_space_ms / 60_000, "minute", "minutes");
-        let (why, errno, class) = match lack {
+        let (why, errno, class) = match problem {
             StorageProblem::NoSpace => {
                 (format!("{why}; waited {waited} for room"), Some("ENOSPC"), ErrorClass::Transient)
             }
@@ -78,7 +78,7 @@ impl State {
             }
         };
         // A failed task may add a discard of its part file, which cannot be done either.
-        while let Some(id) = self.next_task_to_fail(no, lack) {
+        while let Some(id) = self.next_task_to_fail(no, problem) {
             let Some(task) = self.tasks.get(id) else { return };
             let error = FileError {
                 errno: errno.map(str::to_owned),
@@ -95,12 +95,12 @@ impl State {
     }
 
     /// A task without a lease that cannot be done without the storage.
-    fn next_task_to_fail(&self, no: SyncNo, lack: &StorageProblem) -> Option<TaskId> {
+    fn next_task_to_fail(&self, no: SyncNo, problem: &StorageProblem) -> Option<TaskId> {
         let fails = |task: &&Task| {
             // On a full destination tasks that need no space are still done.
             let needs_room =
                 !matches!(task.spec, TaskSpec::Flush | TaskSpec::Discard | TaskSpec::CleanUp);
-            task.lease().is_none() && (*lack != StorageProblem::NoSpace || needs_room)
+            task.lease().is_none() && (*problem != StorageProblem::NoSpace || needs_room)
         };
         self.tasks.of_sync(no).find(fails).map(|task| task.id)
     }
@@ -108,7 +108,7 @@ impl State {
     /// Handles flush tasks that can no longer be done: the host of the writer was rebooted (then
     /// all is compared again, if that can help), or no capable worker appeared for a long time.
     pub(super) fn check_pending_flushes(&mut self, now: Now) {
-        let mut vain: Vec<(TaskId, String)> = Vec::new();
+        let mut timed_out: Vec<(TaskId, String)> = Vec::new();
         let mut gone: Vec<(SyncNo, WorkerId, UnavailablePath)> = Vec::new();
         let mut lost: Vec<(TaskId, String)> = Vec::new();
         let mut in_time: Vec<TaskId> = Vec::new();
@@ -159,7 +159,7 @@ impl State {
                     ),
                 ));
             } else if now.mono_ms.saturating_sub(task.waiting_since_ms) > FLUSH_TIMEOUT_MS {
-                vain.push((
+                timed_out.push((
                     task.id,
                     format!(
                         "worker {bound} wrote to the destination and did not return to flush it; \
@@ -177,7 +177,7 @@ impl State {
             self.pause_for_flush(no, &worker, &path, now);
         }
         lost.retain(|(id, _)| !self.recheck_after_reboot(*id, now));
-        for (id, why) in vain.into_iter().chain(lost) {
+        for (id, why) in timed_out.into_iter().chain(lost) {
             self.fail_task(id, &why, None, now);
         }
     }
@@ -215,18 +215,18 @@ impl State {
             }) => (worker == id && *side == at_source).then_some(*flush),
         };
         if let Some(flush) = flush {
-            let lack = StorageProblem::PathUnavailable { worker: id.clone(), at_source, flush };
-            self.pause_for_storage(no, lack, describe_unavailable(id, &lost), now);
+            let problem = StorageProblem::PathUnavailable { worker: id.clone(), at_source, flush };
+            self.pause_for_storage(no, problem, describe_unavailable(id, &lost), now);
         }
     }
 
     /// Pauses a sync for a worker that wrote and has not flushed.
     fn pause_for_flush(&mut self, no: SyncNo, id: &WorkerId, lost: &UnavailablePath, now: Now) {
-        let lack =
+        let problem =
             StorageProblem::PathUnavailable { worker: id.clone(), at_source: false, flush: true };
         let why = describe_unavailable(id, lost);
-        if !self.pause_for_storage(no, lack.clone(), why.clone(), now) {
-            self.fail_paused_tasks(no, &lack, &why, now);
+        if !self.pause_for_storage(no, problem.clone(), why.clone(), now) {
+            self.fail_paused_tasks(no, &problem, &why, now);
         }
     }
 

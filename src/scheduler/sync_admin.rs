@@ -137,11 +137,11 @@ impl State {
 
     /// Cancels an active sync.
     fn cancel_active(&mut self, no: SyncNo, now: Now) {
-        let lived = self.retention_clock.uptime_ms(now);
+        let uptime_ms = self.retention_clock.uptime_ms(now);
         let Some(sync) = self.syncs.get_mut(no).filter(|s| s.is_active()) else { return };
         sync.state = SyncState::Cancelled;
         sync.outcome = Some(SyncOutcome::Cancelled);
-        (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(lived));
+        (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(uptime_ms));
         sync.reason = Some("cancelled by an operator".to_owned());
         // A worker with such a task never reports what it left or how far a clean-up came.
         let keeps = sync.keeps_hard_links();

@@ -66,8 +66,8 @@ impl SyncJob {
         // No agent needs this option.
         let allow_overlap = self.request.options.allow_overlap;
         let default = SyncOptions { allow_overlap, ..SyncOptions::default() };
-        let asked = self.request.options != default || self.filter_key().is_some();
-        asked || self.recheck.has_begun()
+        let requested = self.request.options != default || self.filter_key().is_some();
+        requested || self.recheck.has_begun()
     }
 
     pub(super) fn is_dry_run(&self) -> bool {

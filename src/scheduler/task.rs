@@ -145,10 +145,10 @@ impl Task {
     pub(super) fn hit_resource_shortage(&self, errors: &[FileError]) -> bool {
         // A flush may have lost data with the memory; one that could not open its files did not
         // run.
-        let asked =
+        let may_have_lost_data =
             |e: &FileError| self.spec == TaskSpec::Flush && e.os_error() == Some(Errno::NOMEM);
         self.history.resource_retries < MAX_RESOURCE_RETRIES
-            && errors.iter().any(|e| e.is_resource_exhaustion() && !asked(e))
+            && errors.iter().any(|e| e.is_resource_exhaustion() && !may_have_lost_data(e))
     }
 
     /// Whether workers that serve the source do it (else: the destination).

@@ -111,8 +111,8 @@ impl State {
         let mut large = large.clone();
         let compare = large.state == LargeFileState::Comparing;
         let before = large.next_range;
-        let asks = compare && large.ranges_done == 0 && sync.probes_first_range();
-        let ahead = if asks { 1 } else { MAX_RANGE_TASKS };
+        let probes = compare && large.ranges_done == 0 && sync.probes_first_range();
+        let ahead = if probes { 1 } else { MAX_RANGE_TASKS };
         while out < ahead && large.next_range < large.range_count() {
             let (offset, length) = large.range(large.next_range);
             let spec = TaskSpec::Range { offset, length, compare };

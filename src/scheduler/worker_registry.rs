@@ -62,13 +62,16 @@ fn longest_prefix(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
 /// The unavailable storage path of a worker that holds `path`. A path below an available one may
 /// lie in another, unavailable one.
 pub(super) fn unavailable_path<'a>(
-    said: &'a WorkerHeartbeat,
+    heartbeat: &'a WorkerHeartbeat,
     path: &AbsPath,
 ) -> Option<&'a UnavailablePath> {
     let length = |one: &&UnavailablePath| one.path.as_bytes().len();
-    let deepest_lost =
-        said.unavailable_paths.iter().filter(|one| one.path.contains(path)).max_by_key(length)?;
-    (longest_prefix(&said.storage_paths, path) < Some(length(&deepest_lost)))
+    let deepest_lost = heartbeat
+        .unavailable_paths
+        .iter()
+        .filter(|one| one.path.contains(path))
+        .max_by_key(length)?;
+    (longest_prefix(&heartbeat.storage_paths, path) < Some(length(&deepest_lost)))
         .then_some(deepest_lost)
 }
 
@@ -118,9 +121,9 @@ impl Worker {
 
     /// Whether it is inactive, or draining without tasks.
     pub(super) fn has_left(&self) -> bool {
-        let said = &self.last_heartbeat;
-        let idle = said.assignments.is_empty() && said.incoming_requests == 0;
-        !self.is_active || (said.status == WorkerStatus::Draining && idle)
+        let heartbeat = &self.last_heartbeat;
+        let idle = heartbeat.assignments.is_empty() && heartbeat.incoming_requests == 0;
+        !self.is_active || (heartbeat.status == WorkerStatus::Draining && idle)
     }
 
     fn is_draining(&self) -> bool {
@@ -166,51 +169,53 @@ impl Worker {
         syncs: u64,
         silent_ms: u64,
     ) -> WorkerView {
-        let said = &self.last_heartbeat;
+        let heartbeat = &self.last_heartbeat;
         let reason = if self.has_stopped() {
             Some("its agent was stopped".to_owned())
         } else if !self.is_active {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
         } else if let Some(drained) = &self.drained {
             Some(drained.describe())
-        } else if !said.unavailable_paths.is_empty() || !said.unavailable_endpoints.is_empty() {
-            let paths = said.unavailable_paths.iter();
+        } else if !heartbeat.unavailable_paths.is_empty()
+            || !heartbeat.unavailable_endpoints.is_empty()
+        {
+            let paths = heartbeat.unavailable_paths.iter();
             let paths = paths.map(|one| format!("{} is unavailable: {}", one.path, one.reason));
-            let endpoints = said.unavailable_endpoints.iter();
+            let endpoints = heartbeat.unavailable_endpoints.iter();
             let endpoints =
                 endpoints.map(|one| format!("{} is unavailable: {}", one.endpoint, one.reason));
             Some(paths.chain(endpoints).collect::<Vec<_>>().join("; "))
-        } else if !said.status.can_accept_work() {
-            Some(format!("its status is {}", said.status.as_str()))
+        } else if !heartbeat.status.can_accept_work() {
+            Some(format!("its status is {}", heartbeat.status.as_str()))
         } else if !self.refused_incarnations.is_empty() {
             Some("two agents run under this id, and one is refused: stop one of them".to_owned())
-        } else if said.storage_paths.is_empty() {
+        } else if heartbeat.storage_paths.is_empty() {
             Some("it has no storage paths".to_owned())
         } else {
             None
         };
         WorkerView {
-            worker_id: said.worker_id.clone(),
-            status: if self.drained.is_some() { WorkerStatus::Draining } else { said.status },
+            worker_id: heartbeat.worker_id.clone(),
+            status: if self.drained.is_some() { WorkerStatus::Draining } else { heartbeat.status },
             state: self.state(in_flight, written),
             active: self.is_active,
             last_heartbeat: Timestamp::from_millisecond(self.last_seen_wall_ms).unwrap_or_default(),
             storage_paths: {
-                let lost = said.unavailable_paths.iter().map(|one| &one.path);
-                said.storage_paths.iter().chain(lost).cloned().collect()
+                let lost = heartbeat.unavailable_paths.iter().map(|one| &one.path);
+                heartbeat.storage_paths.iter().chain(lost).cloned().collect()
             },
-            data_plane_endpoints: said.data_plane_endpoints.clone(),
-            control_plane_address: said.control_plane_address.clone(),
-            free_bytes: said.free_bytes.clone(),
+            data_plane_endpoints: heartbeat.data_plane_endpoints.clone(),
+            control_plane_address: heartbeat.control_plane_address.clone(),
+            free_bytes: heartbeat.free_bytes.clone(),
             in_flight,
-            incoming_requests: if self.is_active { said.incoming_requests } else { 0 },
+            incoming_requests: if self.is_active { heartbeat.incoming_requests } else { 0 },
             syncs,
-            slots: said.slots,
-            agent_version: said.agent_version.clone(),
+            slots: heartbeat.slots,
+            agent_version: heartbeat.agent_version.clone(),
             reason,
-            nics: said.nics.clone(),
-            unavailable_paths: said.unavailable_paths.clone(),
-            unavailable_endpoints: said.unavailable_endpoints.clone(),
+            nics: heartbeat.nics.clone(),
+            unavailable_paths: heartbeat.unavailable_paths.clone(),
+            unavailable_endpoints: heartbeat.unavailable_endpoints.clone(),
             drained: self.drained.clone(),
         }
     }
@@ -427,13 +432,13 @@ impl WorkerRegistry {
             for storage in &worker.last_heartbeat.storage_paths {
                 let shared = storage.shared_components(path);
                 let note = if worker.is_active { "" } else { ", inactive" };
-                let who = format!("{}{note}", worker.last_heartbeat.worker_id);
-                near.push((shared, worker.is_active, storage.to_string(), who));
+                let label = format!("{}{note}", worker.last_heartbeat.worker_id);
+                near.push((shared, worker.is_active, storage.to_string(), label));
             }
         }
         near.sort_by(|a, b| (b.0, b.1, &a.2, &a.3).cmp(&(a.0, a.1, &b.2, &b.3)));
         let listed: Vec<String> =
-            near.iter().take(5).map(|(_, _, path, who)| format!("{path} ({who})")).collect();
+            near.iter().take(5).map(|(_, _, path, label)| format!("{path} ({label})")).collect();
         if listed.is_empty() {
             format!("no active worker serves the {role} path {path}: no worker has reported yet")
         } else {
