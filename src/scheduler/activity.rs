@@ -5,11 +5,10 @@
 //! nothing progresses (a file system hangs, a worker is extremely slow, or the master is wrong). That is only reported,
 //! with what an operator needs for a diagnosis.
 
-use super::State;
-use super::event::Now;
 use super::phase::PhaseState;
 use super::sync_job::SyncJob;
 use super::task::Task;
+use super::{Now, State};
 use crate::util::units;
 use crate::wire::sync::{StallInfo, SyncState};
 use crate::wire::task::TaskSpec;

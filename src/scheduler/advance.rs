@@ -1,10 +1,9 @@
 //! Carries out what the phase machine decides: the first tasks of a phase, and the end of a sync.
 
-use super::State;
-use super::event::Now;
 use super::final_state::final_state;
 use super::phase::{PhaseState, PhaseWork};
 use super::task::Task;
+use super::{Now, State};
 use crate::wire::sync::SyncOutcome;
 use crate::wire::task::TaskSpec;
 use crate::wire::{RelPath, SyncNo, WorkerId};

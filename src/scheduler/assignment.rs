@@ -1,11 +1,10 @@
 //! The document of a leased task: workers, ticket, expected roots; and which workers it can reach.
 
-use super::State;
 use super::boot_ids::unambiguous_root;
-use super::event::{Now, Reply};
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::Worker;
+use super::{Now, Reply, State};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{Assignment, PoolMember, TaskSpec};

@@ -1,8 +1,7 @@
 //! Limits on bytes per second: which syncs are limited, and when workers get their shares.
 
-use super::State;
-use super::event::Now;
 use super::worker_registry::Worker;
+use super::{Now, State};
 use crate::wire::worker::{BandwidthUsage, HeartbeatReply};
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;

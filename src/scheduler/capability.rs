@@ -1,10 +1,9 @@
 //! Which workers can do what: read-only questions about workers, leases and waiting polls.
 
-use super::State;
-use super::event::Caller;
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::Worker;
+use super::{Caller, State};
 use crate::wire::task::TaskSpec;
 use crate::wire::{AbsPath, AssignmentId, WorkerId};
 

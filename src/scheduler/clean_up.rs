@@ -1,12 +1,11 @@
 //! Removal of work: what a sync that stops, restarts or is removed leaves to be discarded.
 
 use super::boot_ids::BootIds;
-use super::event::{Effect, Now};
 use super::large_file::{LargeFile, LargeFileState};
 use super::phase::PhaseState;
 use super::sync_job::{MirrorStop, SyncJob};
 use super::task::{Task, TaskState};
-use super::{State, record_keys};
+use super::{Effect, Now, State, record_keys};
 use crate::wire::task::TaskSpec;
 use crate::wire::{SyncNo, TaskId};
 

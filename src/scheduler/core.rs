@@ -1,8 +1,7 @@
 //! The operations that every other file builds on: tasks and records change, and the indexes of them with them.
 
-use super::event::{Effect, Now};
 use super::task::{Task, TaskState, task_digest};
-use super::{State, record_keys};
+use super::{Effect, Now, State, record_keys};
 use crate::wire::task::TaskSpec;
 use crate::wire::{Digest, SyncNo, TaskId};
 

@@ -1,10 +1,9 @@
 //! Counts and resolves [blocked entries](super::blocked).
 
-use super::State;
 use super::blocked::BlockedEntries;
-use super::event::Now;
 use super::phase::PhaseState;
 use super::sync_job::{FailureCount, SyncJob};
+use super::{Now, State};
 use crate::wire::SyncNo;
 use crate::wire::entry_report::{EntryAction, FileRecord, FileState, Tally};
 use crate::wire::sync::{FailedStep, FileError};

@@ -1,11 +1,10 @@
 //! Choice of the agent that [deletes](super::deleter) for a mirror.
 
-use super::State;
 use super::deleter::Deleter;
-use super::event::Now;
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::Worker;
+use super::{Now, State};
 use crate::wire::task::TaskSpec;
 use crate::wire::ticket::DeleteGrant;
 use crate::wire::{SyncNo, WorkerId};

@@ -1,11 +1,10 @@
 //! Polls and leases: a poll gets the best task, or waits until there is one.
 
 use super::boot_ids::boot_part;
-use super::event::{Caller, Now, Reply};
 use super::isolation::IsolationDecision;
 use super::placement::RunnableSync;
 use super::task::{Lease, TaskState};
-use super::{State, WaitingPoll};
+use super::{Caller, Now, Reply, State, WaitingPoll};
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, TaskSpec};
 use crate::wire::{AssignmentId, SyncNo, TaskId, WorkerId};

@@ -5,8 +5,7 @@
 //! incarnation is accepted at first. If the previous one reports again, which a killed one never
 //! does, the previous one continues and the new one is refused.
 
-use super::State;
-use super::event::Now;
+use super::{Now, State};
 use crate::wire::WorkerId;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::worker::WorkerHeartbeat;

@@ -1,12 +1,11 @@
 //! Records failures: in the counters, in the [failure list](super::failure_list) and in the file records.
 
-use super::State;
-use super::event::Effect;
 use super::failure_list::{
     FailedBatch, FailureList, FailurePages, MAX_BATCHES, MAX_PAGE_BYTES, OpenPage,
     failure_page_key, failure_record,
 };
 use super::sync_job::{FailureCount, SyncJob};
+use super::{Effect, State};
 use crate::wire::SyncNo;
 use crate::wire::sync::FileError;
 

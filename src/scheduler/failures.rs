@@ -1,10 +1,9 @@
 //! Failures of tasks: a task is retried, if possible on another worker, or fails.
 
-use super::State;
-use super::event::Now;
 use super::sync_job::FailureCount;
 use super::task::{Task, TaskState};
 use super::task_errors::is_storage_gone;
+use super::{Now, State};
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::units;

@@ -2,11 +2,10 @@
 //! offset of a line is fixed before it is written: a line that is written twice is stored once, and a line whose
 //! decision was not committed is overwritten.
 
-use super::State;
-use super::event::{Effect, Now};
 use super::failure_list::failure_record;
 use super::phase::PhaseState;
 use super::sync_job::SyncJob;
+use super::{Effect, Now, State};
 use crate::wire::SyncNo;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::sync::FileError;

@@ -1,10 +1,9 @@
 //! Heartbeats: they renew leases, and report storage paths, bandwidth and progress.
 
-use super::State;
 use super::capability::MAX_POOL_MEMBERS;
-use super::event::{Now, Reply};
 use super::task::Task;
 use super::worker_registry::{Worker, unavailable_path};
+use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};

@@ -1,12 +1,11 @@
 //! Results of ranges and commits of large files.
 
-use super::State;
-use super::event::Now;
 use super::failures::TaskFailure;
 use super::large_file::LargeFileState;
 use super::phase::PhaseState;
 use super::task::Task;
 use super::work_items::item_name;
+use super::{Now, State};
 use crate::util::units;
 use crate::wire::outcome::Side;
 use crate::wire::sync::{ErrorClass, FileError};

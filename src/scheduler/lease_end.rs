@@ -1,10 +1,9 @@
 //! Leases that end without a result: expired, returned, revoked, or lost with their worker ([`isolation`](super::isolation)).
 
-use super::State;
-use super::event::Now;
 use super::single_entries::SingleEntry;
 use super::sync_job::SyncJob;
 use super::task::{DEPRIORITISED_MS, RetryHistory, Task, TaskState, WorkerLoss};
+use super::{Now, State};
 
 use super::worker_registry::Worker;
 use crate::util::units;

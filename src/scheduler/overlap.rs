@@ -10,9 +10,8 @@
 //! its revoked leases have ended: until then a worker that was not informed may still write. A dry
 //! run writes nothing and blocks no other sync, but it waits like any other.
 
-use super::State;
-use super::event::Now;
 use super::sync_job::{RevokedLeases, SyncJob};
+use super::{Now, State};
 use crate::wire::sync::SyncState;
 use crate::wire::{AbsPath, SyncNo, TaskId};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,12 +1,11 @@
 //! Pages of walks. A page's work is added and the walk's position moved in one step, so that it
 //! counts once, whichever worker continues the walk.
 
-use super::State;
-use super::event::{Now, Reply};
 use super::phase::PhaseState;
 use super::sync_job::FailureCount;
 use super::task::{Task, TaskState};
 use super::validate::validate_page;
+use super::{Now, Reply, State};
 use crate::wire::entry_report::{EntryAction, Tally};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{FailedStep, FileError};

@@ -1,12 +1,11 @@
 //! Placement: which task goes to which worker. Indexes give the answer without a walk over all tasks or workers.
 
-use super::State;
 use super::capability::needs_options;
-use super::event::Now;
 use super::isolation::IsolationDecision;
 use super::sync_job::SyncJob;
 use super::task::{Task, TaskState};
 use super::worker_registry::Worker;
+use super::{Now, State};
 use crate::wire::sync::SyncState;
 use crate::wire::task::TaskSpec;
 use crate::wire::{SyncNo, TaskId, WorkerId};

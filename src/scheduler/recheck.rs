@@ -10,11 +10,10 @@
 //! Deletions through such a host may be undone, which the recheck cannot detect: a mirror that has
 //! begun to delete fails.
 
-use super::State;
 use super::boot_ids::is_different_root;
-use super::event::Now;
 use super::phase::PhaseState;
 use super::sync_job::{FailureCount, SyncJob};
+use super::{Now, State};
 use crate::wire::outcome::Side;
 use crate::wire::sync::{ErrorClass, FailedStep, FileError};
 use crate::wire::{SyncNo, TaskId};

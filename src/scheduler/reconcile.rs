@@ -1,10 +1,9 @@
 //! Repair on request of an operator: leases without a worker, and keys in the store without an
 //! owner. In a healthy installation it finds nothing.
 
-use super::event::{Now, Reply, StoredKeys};
 use super::sync_job::SyncJob;
 use super::task::Task;
-use super::{State, record_keys};
+use super::{Now, Reply, State, StoredKeys, record_keys};
 use crate::wire::SyncNo;
 use crate::wire::admin::{ReconcileReply, RequeuedTask};
 use std::collections::BTreeSet;

@@ -19,7 +19,6 @@
 //! (failures). Records are JSON, readable for an operator.
 
 use super::boot_ids::BootIds;
-use super::event::Now;
 use super::keys::{Keys, derive_name_key};
 use super::large_file::LargeFile;
 use super::outbox::Outbox;
@@ -32,7 +31,7 @@ use super::sync_table::SyncTable;
 use super::task::{Task, TaskState};
 use super::task_table::TaskTable;
 use super::worker_registry::WorkerRegistry;
-use super::{Settings, State};
+use super::{Now, Settings, State};
 use crate::wire::options::{FilterSpec, PartNameKey};
 use crate::wire::path::escape_bytes;
 use crate::wire::task::{Base64Bytes, MAX_RANGES, TaskSpec};

@@ -1,13 +1,12 @@
 //! Results. A result is accepted only if it names a current lease, its worker and the digest of the
 //! task. It counts once, because the task is removed.
 
-use super::State;
-use super::event::{Now, Reply};
 use super::failures::TaskFailure;
 use super::phase::PhaseState;
 use super::task::Task;
 use super::task_errors::{is_no_space, is_storage_gone, is_worker_fault};
 use super::validate::{are_actions_possible, count_failed_entries, validate_item};
+use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{ResultOutcome, ResultReply, TaskReport, TaskResult, TaskSpec, WorkItem};
 use crate::wire::{TaskId, WorkerId};

@@ -6,8 +6,7 @@
 //! dropped until it is plausible again or an operator confirms it. The number of syncs that are
 //! dropped in an hour is bounded.
 
-use super::event::{Now, Reply};
-use super::{State, record_keys};
+use super::{Now, Reply, State, record_keys};
 use crate::wire::SyncNo;
 use crate::wire::admin::ConfirmClockReply;
 use jiff::Timestamp;

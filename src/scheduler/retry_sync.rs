@@ -1,8 +1,7 @@
 //! Retry of an ended sync as a new sync: the record of the ended one stays unchanged.
 
-use super::State;
-use super::event::{IdempotencyKey, Now, Reply};
 use super::views::{refuse, unknown_sync};
+use super::{IdempotencyKey, Now, Reply, State};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SyncOutcome, SyncRequest, SyncState};

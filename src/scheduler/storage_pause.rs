@@ -1,12 +1,11 @@
 //! Pauses for storage that is full or not served, and their end.
 
-use super::State;
 use super::boot_ids::is_different_root;
-use super::event::Now;
 use super::pause::{Pause, StorageProblem};
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::unavailable_path;
+use super::{Now, State};
 use crate::wire::sync::FileError;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;

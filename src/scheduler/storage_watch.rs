@@ -7,14 +7,13 @@
 //! - A worker may open another root long before its heartbeat arrives. So each assignment names the expected roots, and
 //!   an agent with another root open does nothing for it.
 
-use super::State;
 use super::boot_ids::{boot_part, is_different_root};
-use super::event::Now;
 use super::pause::{Pause, StorageProblem};
 use super::phase::PhaseState;
 use super::storage_pause::describe_unavailable;
 use super::task::{Task, TaskState};
 use super::worker_registry::unavailable_path;
+use super::{Now, State};
 use crate::util::units;
 use crate::wire::hint::NO_SPACE_HINT;
 use crate::wire::sync::{ErrorClass, FileError, SyncState};

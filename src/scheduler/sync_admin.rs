@@ -1,11 +1,10 @@
 //! Operations on syncs: submit, show, list, cancel, delete.
 
-use super::event::{IdempotencyKey, Now, Reply};
 use super::pause::Pause;
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::views::{refuse, unknown_sync};
-use super::{State, record_keys};
+use super::{IdempotencyKey, Now, Reply, State, record_keys};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SubmitReply, SyncOutcome, SyncPatch, SyncRequest, SyncState};

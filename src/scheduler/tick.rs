@@ -1,8 +1,7 @@
 //! The passing of time: leases, delays and polls expire, workers become silent.
 
-use super::State;
-use super::event::{Now, Reply};
 use super::task::TaskState;
+use super::{Now, Reply, State};
 use crate::util::repeated_warnings::warn_ratelimited;
 
 /// Minimum interval between two passes over all leases, workers and syncs.

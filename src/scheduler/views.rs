@@ -1,11 +1,10 @@
 //! Documents for operators: progress, lists, wait reasons.
 
-use super::State;
-use super::event::{Reply, SyncPage, SyncQuery};
 use super::phase::PhaseState;
 use super::record_log::RecordLogInfo;
 use super::sync_job::SyncJob;
 use super::task::TaskState;
+use super::{Reply, State, SyncPage, SyncQuery};
 use crate::util::units;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};

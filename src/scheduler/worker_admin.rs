@@ -1,11 +1,10 @@
 //! Operations on workers: show, drain, undrain, reassign, forget.
 
-use super::State;
-use super::event::{Now, Reply};
 use super::record_keys::drain_key;
 use super::task::{DEPRIORITISED_MS, Lease, Task};
 use super::views::{refuse, unknown_sync};
 use super::worker_registry::Worker;
+use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::ReassignReply;
 use crate::wire::task::TaskSpec;
