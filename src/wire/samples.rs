@@ -30,6 +30,16 @@ impl Samples {
         Samples { dir, read: BTreeSet::new(), update }
     }
 
+    /// Whether samples are written anew.
+    pub(crate) fn is_update(&self) -> bool {
+        self.update
+    }
+
+    /// Removes the files of the directory.
+    pub(crate) fn remove_all(&self) {
+        self.file_names().iter().for_each(|file| fs::remove_file(self.dir.join(file)).unwrap());
+    }
+
     /// The names of the files in the directory.
     pub(crate) fn file_names(&self) -> BTreeSet<String> {
         let files =

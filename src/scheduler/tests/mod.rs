@@ -13,6 +13,7 @@ mod duplicate_agents;
 mod failure_list;
 mod faults;
 mod fidelity;
+mod formats;
 mod guide_agents;
 mod histories;
 mod leftover_files;
