@@ -25,10 +25,10 @@ pub mod client;
 mod fs;
 mod store;
 
-pub mod data;
-pub mod scheduler;
+mod data;
+mod scheduler;
 
 mod agent;
-pub mod master;
+mod master;
 
 pub mod cli;

@@ -69,11 +69,7 @@ pub use deadline::Deadline;
 pub use destination::Destination;
 pub use endpoints::Endpoints;
 pub use local::{CloneOutcome, Local};
-pub use outcome::{
-    DirMetadataError, OfferOutcome, PackOutcome, RangeError, RangeMode, SendError, WrittenFile,
-    WrittenRange,
-};
-pub use peer::Peer;
+pub use outcome::{SendError, WrittenFile};
 pub use peers::Peers;
 pub use prune_messages::PruneRequest;
 pub use roots::Roots;

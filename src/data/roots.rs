@@ -57,6 +57,7 @@ impl Roots {
     ///
     /// # Errors
     /// The first that can't be opened.
+    #[cfg(test)]
     pub fn open(paths: &[AbsPath]) -> Result<Self, FsError> {
         let roots = Self::open_available(paths, DirtyJournal::default());
         roots.all.iter().try_for_each(|root| root.open().map(drop))?;

@@ -82,12 +82,6 @@ impl Filter {
                 || self.excludes(path, is_dir))
     }
 
-    /// Whether the rules or, for a regular file, the limits exclude `entry`, given that its parents are not excluded.
-    pub fn excludes_entry(&self, entry: &Entry) -> bool {
-        self.excludes(&entry.path, entry.is_dir())
-            || !entry.path.is_root() && self.exceeds_limits(entry)
-    }
-
     /// The option that excludes a source that is no directory, given its entry `root` and its name. The rules see the
     /// name as if its directory was the source.
     pub fn option_that_excludes_source(&self, root: &Entry, name: &[u8]) -> Option<&'static str> {
@@ -216,11 +210,11 @@ mod tests {
             (10, (200, 0), true),
             (10, (-5, 0), true),
         ] {
-            assert_eq!(some.excludes_entry(&file(size, time)), out, "{size} {time:?}");
+            assert_eq!(some.exceeds_limits(&file(size, time)), out, "{size} {time:?}");
         }
         let dir = Entry { kind: EntryKind::Dir, ..file(0, (0, 0)) };
-        assert!(!some.excludes_entry(&dir));
-        assert!(!Filter::default().excludes_entry(&file(u64::MAX, (i64::MIN, 0))));
+        assert!(!some.exceeds_limits(&dir));
+        assert!(!Filter::default().exceeds_limits(&file(u64::MAX, (i64::MIN, 0))));
     }
 
     #[test]

@@ -95,11 +95,6 @@ impl Target {
         }
     }
 
-    /// The tree that it writes to.
-    pub fn tree(&self) -> &Tree {
-        &self.tree
-    }
-
     /// The options of the sync.
     pub fn rules(&self) -> &WriteRules {
         &self.rules

@@ -7,14 +7,14 @@
 //!                     └── nothing is deleted (an error, a guard, a filter) ─▶ failed with EISDIR
 //! ```
 
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct BlockedEntries {
     pub(super) files: u64,
     /// The first errors.
-    pub(super) errors: Vec<FileError>,
+    pub(super) errors: Vec<EntryError>,
     /// Entries without a kept error that the read-back pass found in the same state.
     pub(super) readback_count: u64,
 }
@@ -25,14 +25,14 @@ impl BlockedEntries {
     }
 
     /// How many of `errors` are about entries without a kept error.
-    pub(super) fn count_unrecorded(&self, errors: &[FileError]) -> u64 {
-        let noted = |error: &&FileError| self.errors.iter().any(|known| known.path == error.path);
+    pub(super) fn count_unrecorded(&self, errors: &[EntryError]) -> u64 {
+        let noted = |error: &&EntryError| self.errors.iter().any(|known| known.path == error.path);
         errors.iter().filter(|error| !noted(error)).count() as u64
     }
 
     /// Whether entries that failed with `errors` in the read-back pass can be entries that were
     /// deferred in the copy. Beyond the kept errors only their number decides.
-    pub(super) fn may_include(&self, errors: &[FileError]) -> bool {
+    pub(super) fn may_include(&self, errors: &[EntryError]) -> bool {
         let without_error = self.files.saturating_sub(self.errors.len() as u64);
         self.readback_count.saturating_add(self.count_unrecorded(errors)) <= without_error
     }

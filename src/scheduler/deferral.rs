@@ -6,7 +6,8 @@ use super::sync_job::{FailureCount, SyncJob};
 use super::{Now, State};
 use crate::wire::SyncNo;
 use crate::wire::entry_report::{EntryAction, FileRecord, FileState, Tally};
-use crate::wire::sync::{FailedStep, FileError};
+use crate::wire::outcome::EntryError;
+use crate::wire::sync::FailedStep;
 use crate::wire::task::TaskReport;
 
 /// Maximum number of errors kept in full.
@@ -36,7 +37,7 @@ impl SyncJob {
     /// Whether entries that failed with `errors` are deferred until the directories in their place
     /// are deleted. The read-back pass accepts only entries that were deferred before: any other
     /// one was copied and is missing now.
-    pub(super) fn can_defer_blocked(&self, errors: &[FileError]) -> bool {
+    pub(super) fn can_defer_blocked(&self, errors: &[EntryError]) -> bool {
         let stage_fits = match self.phase {
             PhaseState::Copy => true,
             PhaseState::Readback => self.blocked.may_include(errors),
@@ -45,10 +46,10 @@ impl SyncJob {
         self.request.options.delete.is_some()
             && stage_fits
             && !errors.is_empty()
-            && errors.iter().all(FileError::is_blocked_by_directory)
+            && errors.iter().all(EntryError::is_blocked_by_directory)
     }
 
-    fn defer_blocked(&mut self, files: u64, errors: Vec<FileError>) {
+    fn defer_blocked(&mut self, files: u64, errors: Vec<EntryError>) {
         if self.phase != PhaseState::Copy {
             // They were deferred when they were copied.
             self.blocked.readback_count += self.blocked.count_unrecorded(&errors);
@@ -89,7 +90,12 @@ impl SyncJob {
 impl State {
     /// Defers `files` entries that failed with `errors`. A dry run counts and records them as
     /// created, because the sync would create them after the deletion.
-    pub(super) fn defer_blocked_entries(&mut self, no: SyncNo, files: u64, errors: Vec<FileError>) {
+    pub(super) fn defer_blocked_entries(
+        &mut self,
+        no: SyncNo,
+        files: u64,
+        errors: Vec<EntryError>,
+    ) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
         if sync.is_dry_run() {
             let created = errors.iter().map(|error| FileRecord {

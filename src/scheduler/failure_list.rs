@@ -8,7 +8,7 @@
 //! failed as a whole is one line with the key of its manifest, which is kept with the pages.
 
 use crate::wire::entry_report::{FileRecord, FileState};
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::{BytePath, SyncNo};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +46,7 @@ pub(super) struct FailureList {
 pub(super) struct OpenPage {
     pub(super) lines: Vec<u8>,
     /// The error in the last line.
-    pub(super) error: Option<FileError>,
+    pub(super) error: Option<EntryError>,
     /// It has lines that are not stored.
     pub(super) is_unsaved: bool,
 }
@@ -56,7 +56,7 @@ pub(super) struct OpenPage {
 struct StoredLine {
     path: BytePath,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    error: Option<FileError>,
+    error: Option<EntryError>,
     /// The line stands for all entries of a batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     batch: Option<FailedBatch>,
@@ -105,11 +105,11 @@ pub fn decode_failures(page: &[u8]) -> Result<Vec<FailureLine>, String> {
 }
 
 /// The record of an entry that failed with `error`.
-pub(super) fn failure_record(error: &FileError) -> FileRecord {
+pub(super) fn failure_record(error: &EntryError) -> FileRecord {
     failed_file_record(error.path.clone(), Some(error.without_path()))
 }
 
-fn failed_file_record(path: BytePath, error: Option<FileError>) -> FileRecord {
+fn failed_file_record(path: BytePath, error: Option<EntryError>) -> FileRecord {
     FileRecord { path, state: FileState::Failed, action: None, bytes: 0, digest: None, error }
 }
 

@@ -7,7 +7,7 @@ use super::failure_list::{
 use super::sync_job::{FailureCount, SyncJob};
 use super::{Effect, State};
 use crate::wire::SyncNo;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 
 impl SyncJob {
     fn failure_page_keys(&self) -> impl Iterator<Item = String> + use<> {
@@ -48,7 +48,7 @@ impl State {
     pub(super) fn count_and_record_failure(
         &mut self,
         no: SyncNo,
-        error: FileError,
+        error: EntryError,
         failed: FailureCount,
     ) {
         if let Some(sync) = self.syncs.get_mut(no) {
@@ -58,7 +58,7 @@ impl State {
     }
 
     /// Records an error that stands for `count` failures, which are already counted.
-    pub(super) fn record_failure(&mut self, no: SyncNo, error: FileError, count: u64) {
+    pub(super) fn record_failure(&mut self, no: SyncNo, error: EntryError, count: u64) {
         self.record_batch_failure(no, error, count, None);
     }
 
@@ -67,7 +67,7 @@ impl State {
     pub(super) fn record_batch_failure(
         &mut self,
         no: SyncNo,
-        error: FileError,
+        error: EntryError,
         count: u64,
         manifest: Option<String>,
     ) {
@@ -93,7 +93,7 @@ impl State {
     fn list_failure(
         &mut self,
         no: SyncNo,
-        error: &FileError,
+        error: &EntryError,
         count: u64,
         manifest: Option<String>,
     ) {

@@ -7,7 +7,8 @@ use super::{Now, State};
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::units;
-use crate::wire::sync::{ErrorClass, FailedStep, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass};
+use crate::wire::sync::FailedStep;
 use crate::wire::task::TaskSpec;
 use crate::wire::{BytePath, TaskId, WorkerId};
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ pub(super) struct TaskFailure {
     pub(super) worker: WorkerId,
     pub(super) reason: String,
     /// The failed entry, for a task about one file.
-    pub(super) errors: Vec<FileError>,
+    pub(super) errors: Vec<EntryError>,
 }
 
 impl State {
@@ -53,7 +54,7 @@ impl State {
         // A failed flush is final: the kernel reports a write error only once, and the next flush
         // would succeed without the data. A flush that was refused because the storage is gone did
         // not run.
-        let tried = |error: &FileError| !is_storage_gone(error);
+        let tried = |error: &EntryError| !is_storage_gone(error);
         let final_flush = task.spec == TaskSpec::Flush && failure.errors.iter().any(tried);
         let is_final = final_flush || self.is_already_present(&task);
         if is_final || !self.is_retry_useful(&task, &task.history.failed_on, &failure.errors) {
@@ -93,13 +94,13 @@ impl State {
         &self,
         task: &Task,
         tried: &BTreeSet<WorkerId>,
-        errors: &[FileError],
+        errors: &[EntryError],
     ) -> bool {
         let most = self.settings.max_retries;
         if errors.is_empty() {
             return task.history.failures < 2 * most;
         }
-        let may_pass = |e: &FileError| {
+        let may_pass = |e: &EntryError| {
             use ErrorClass::{Changed, StorageGone, Transient};
             matches!(e.class, Transient | Changed | StorageGone)
         };
@@ -134,7 +135,7 @@ impl State {
         self.store_task_state(id, state);
     }
 
-    pub(super) fn fail_task(&mut self, id: TaskId, why: &str, error: Option<FileError>, now: Now) {
+    pub(super) fn fail_task(&mut self, id: TaskId, why: &str, error: Option<EntryError>, now: Now) {
         let Some(task) = self.tasks.get(id).cloned() else { return };
         let worker = task.lease().map(|l| l.worker.clone());
         let what = match &task.spec {
@@ -160,10 +161,10 @@ impl State {
                 .unwrap_or_default(),
         };
         let is_unreported = error.is_none();
-        let error = error.unwrap_or_else(|| FileError {
+        let error = error.unwrap_or_else(|| EntryError {
             worker_id: worker,
             attempt: task.attempt,
-            ..FileError::new(&path.0, None, &what, why)
+            ..EntryError::new(&path.0, None, &what, why)
         });
         let found = self.is_already_present(&task);
         if let Some(file) = task.large_file {
@@ -211,7 +212,7 @@ impl State {
                 sync.source_root_failed |= counts && of_root;
                 // A listed name or directory must exist: its absence is an error.
                 let class = if unfit { error.class } else { ErrorClass::Permanent };
-                let error = FileError { class, ..error };
+                let error = EntryError { class, ..error };
                 self.count_and_record_failure(task.sync, error, FailureCount::Step(step, 1));
             }
             TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::CleanUp => {
@@ -223,7 +224,7 @@ impl State {
                     TaskSpec::CleanUp => FailedStep::CleanUp,
                     _ => FailedStep::Delete,
                 };
-                let error = FileError { class: ErrorClass::Permanent, ..error };
+                let error = EntryError { class: ErrorClass::Permanent, ..error };
                 self.count_and_record_failure(task.sync, error, FailureCount::Step(step, 1));
             }
             TaskSpec::Discard => {}
@@ -232,7 +233,7 @@ impl State {
     }
 
     /// Keeps the manifest of a failed batch, if the error names no entry of it.
-    fn take_failed_manifest(&mut self, id: TaskId, error: &FileError) -> Option<String> {
+    fn take_failed_manifest(&mut self, id: TaskId, error: &EntryError) -> Option<String> {
         let task = self.tasks.get(id).filter(|_| error.path.0.is_empty())?;
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return None };
         if !self.can_list_batch(task.sync, files.saturating_add(dirs)) {

@@ -8,7 +8,7 @@ use super::sync_job::SyncJob;
 use super::{Effect, Now, State};
 use crate::wire::SyncNo;
 use crate::wire::entry_report::{FileRecord, FileState};
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 
 /// No valid path needs a longer line.
 pub const MAX_LINE_BYTES: usize = 256 << 10;
@@ -33,7 +33,7 @@ impl State {
         );
     }
 
-    pub(super) fn record_failed_file(&mut self, no: SyncNo, error: &FileError) {
+    pub(super) fn record_failed_file(&mut self, no: SyncNo, error: &EntryError) {
         if self.syncs.get(no).is_some_and(SyncJob::records_files) {
             self.append_file_records(no, [failure_record(error)].into_iter());
         }

@@ -7,8 +7,7 @@ use super::task::Task;
 use super::work_items::item_name;
 use super::{Now, State};
 use crate::util::units;
-use crate::wire::outcome::Side;
-use crate::wire::sync::{ErrorClass, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::task::{TaskReport, TaskSpec, WorkItem};
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 
@@ -163,11 +162,11 @@ impl State {
         let (restarts, old_size, group) = (large.restarts, large.size, large.hardlink_group);
         if restarts >= MAX_RESTARTS {
             let message = format!("the source changed under the copy {} times", restarts + 1);
-            let error = FileError {
+            let error = EntryError {
                 worker_id: Some(worker),
                 attempt: restarts + 1,
                 class: ErrorClass::Changed,
-                ..FileError::new(&item_name(&item).0, Side::Source, "read", message.clone())
+                ..EntryError::new(&item_name(&item).0, Side::Source, "read", message.clone())
             };
             return self.fail_task(task.id, &message, Some(error), now);
         }
@@ -232,7 +231,13 @@ impl State {
     }
 
     /// The part file was lost: all ranges are sent again.
-    fn resend_large_file(&mut self, task: &Task, file: TaskId, error: Option<FileError>, now: Now) {
+    fn resend_large_file(
+        &mut self,
+        task: &Task,
+        file: TaskId,
+        error: Option<EntryError>,
+        now: Now,
+    ) {
         let Some(mut large) = self.large_file(task.sync, file).cloned() else { return };
         if large.restarts >= MAX_RESTARTS {
             let why = format!(

@@ -91,11 +91,13 @@ pub use event::{
     Caller, Effect, Event, IdempotencyKey, Now, RecordLogInfo, Reply, StoredKeys, SyncPage,
     SyncQuery,
 };
-pub use failure_list::{FailedBatch, FailureLine, FailurePages, decode_failures};
+#[cfg(test)]
+pub use failure_list::FailurePages;
+pub use failure_list::{FailedBatch, FailureLine, decode_failures};
 pub use file_records::MAX_LINE_BYTES;
 pub use record_keys::META_KEY as SECRET_RECORD;
 pub use records::{LoadError, without_secret};
-pub use single_entries::{SingleEntry, single_entries};
+pub use single_entries::single_entries;
 pub use source_history::source_history_record;
 
 use crate::util::timetable::Timetable;
@@ -281,6 +283,7 @@ impl State {
     }
 
     /// The public key that verifies tickets.
+    #[cfg(test)]
     pub fn ticket_key(&self) -> String {
         self.keys.public_key()
     }

@@ -7,8 +7,9 @@ use super::task::{Task, TaskState};
 use super::validate::validate_page;
 use super::{Now, Reply, State};
 use crate::wire::entry_report::{EntryAction, Tally};
+use crate::wire::outcome::EntryError;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::{FailedStep, FileError};
+use crate::wire::sync::FailedStep;
 use crate::wire::task::{PageAction, PageReply, PruneReport, ScanPage, TaskSpec};
 use crate::wire::{AssignmentId, RelPath, SyncNo, TaskId, WorkerId};
 
@@ -86,7 +87,7 @@ impl State {
         no: SyncNo,
         spec: &TaskSpec,
         page: ScanPage,
-        sign: impl Fn(&mut FileError),
+        sign: impl Fn(&mut EntryError),
     ) {
         for item in page.work {
             self.add_work_item(no, item, None);

@@ -17,7 +17,7 @@ use super::event::Now;
 use super::task::Task;
 use super::task_errors::{is_no_space, is_storage_gone};
 use crate::wire::WorkerId;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::task::TaskSpec;
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +58,7 @@ pub(super) enum StorageProblem {
 
 impl StorageProblem {
     /// The storage problem that `error` of a task reports, if any.
-    pub(super) fn from_error(error: &FileError, task: &Task) -> Option<StorageProblem> {
+    pub(super) fn from_error(error: &EntryError, task: &Task) -> Option<StorageProblem> {
         if is_no_space(error) {
             return Some(StorageProblem::NoSpace);
         }

@@ -14,8 +14,8 @@ use super::boot_ids::is_different_root;
 use super::phase::PhaseState;
 use super::sync_job::{FailureCount, SyncJob};
 use super::{Now, State};
-use crate::wire::outcome::Side;
-use crate::wire::sync::{ErrorClass, FailedStep, FileError};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
+use crate::wire::sync::FailedStep;
 use crate::wire::{SyncNo, TaskId};
 
 /// Maximum number of rechecks of a sync: a host that reboots repeatedly is no usable destination.
@@ -90,10 +90,10 @@ impl State {
              written is not found there; submit the sync again",
             sync.request.destination_path
         );
-        let error = FileError {
+        let error = EntryError {
             worker_id: Some(id),
             class: ErrorClass::Permanent,
-            ..FileError::new(b"", Side::Destination, "use storage path", message)
+            ..EntryError::new(b"", Side::Destination, "use storage path", message)
         };
         self.count_and_record_failure(no, error, FailureCount::Step(FailedStep::Flush, 1));
         true

@@ -6,7 +6,7 @@ use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::unavailable_path;
 use super::{Now, State};
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;
 use crate::wire::{SyncNo, TaskId, WorkerId};
@@ -23,7 +23,7 @@ impl State {
     pub(super) fn pause_on_storage_errors(
         &mut self,
         task: &Task,
-        errors: &[FileError],
+        errors: &[EntryError],
         now: Now,
     ) -> bool {
         let problems = errors

@@ -16,7 +16,8 @@ use super::worker_registry::unavailable_path;
 use super::{Now, State};
 use crate::util::units;
 use crate::wire::hint::NO_SPACE_HINT;
-use crate::wire::sync::{ErrorClass, FileError, SyncState};
+use crate::wire::outcome::{EntryError, ErrorClass};
+use crate::wire::sync::SyncState;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;
 use crate::wire::{SyncNo, TaskId, WorkerId};
@@ -79,12 +80,12 @@ impl State {
         // A failed task may add a discard of its part file, which cannot be done either.
         while let Some(id) = self.next_task_to_fail(no, problem) {
             let Some(task) = self.tasks.get(id) else { return };
-            let error = FileError {
+            let error = EntryError {
                 errno: errno.map(str::to_owned),
                 hint: errno.map(|_| NO_SPACE_HINT.to_owned()),
                 attempt: task.attempt,
                 class,
-                ..FileError::new(b"", None, task.spec.kind(), why.clone())
+                ..EntryError::new(b"", None, task.spec.kind(), why.clone())
             };
             self.fail_task(id, &why, Some(error), now);
         }

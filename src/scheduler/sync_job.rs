@@ -11,7 +11,8 @@ use super::record_log::RecordLog;
 use super::speed::Speed;
 use crate::wire::entry_report::{EntryAction, EntryWarnings, Tally};
 use crate::wire::options::FilterSpec;
-use crate::wire::sync::{ErrorClass, FailedStep, FileError, SyncOutcome, SyncRequest, SyncState};
+use crate::wire::outcome::{EntryError, ErrorClass};
+use crate::wire::sync::{FailedStep, SyncOutcome, SyncRequest, SyncState};
 use crate::wire::task::{PruneReport, RootState};
 use crate::wire::{AbsPath, Digest, RequestId, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
@@ -136,7 +137,7 @@ pub(super) struct SyncJob {
     pub(super) ended_uptime_ms: Option<u64>,
     pub(super) counters: Counters,
     /// The first failures, in full.
-    pub(super) errors: Vec<FileError>,
+    pub(super) errors: Vec<EntryError>,
     #[serde(default, skip_serializing_if = "FailureList::is_empty")]
     pub(super) failure_list: FailureList,
     /// All failures, by cause.
@@ -296,7 +297,7 @@ impl SyncJob {
     }
 
     /// Records an error that stands for `count` failures.
-    pub(super) fn record_error(&mut self, error: FileError, count: u64) {
+    pub(super) fn record_error(&mut self, error: EntryError, count: u64) {
         let cause = bounded_cause(&self.error_counts, error.cause_key());
         let known = self.error_counts.entry(cause).or_default();
         *known = known.saturating_add(count);

@@ -1,7 +1,7 @@
 //! Tasks.
 
 use crate::util::units;
-use crate::wire::sync::FileError;
+use crate::wire::outcome::EntryError;
 use crate::wire::task::TaskSpec;
 use crate::wire::{AssignmentId, BytePath, Digest, SyncNo, TaskId, WorkerId};
 use rustix::io::Errno;
@@ -142,11 +142,11 @@ impl Task {
 
     /// Whether errors report a lack of descriptors or memory, so that the attempt is not charged
     /// (for about an hour).
-    pub(super) fn hit_resource_shortage(&self, errors: &[FileError]) -> bool {
+    pub(super) fn hit_resource_shortage(&self, errors: &[EntryError]) -> bool {
         // A flush may have lost data with the memory; one that could not open its files did not
         // run.
         let may_have_lost_data =
-            |e: &FileError| self.spec == TaskSpec::Flush && e.os_error() == Some(Errno::NOMEM);
+            |e: &EntryError| self.spec == TaskSpec::Flush && e.os_error() == Some(Errno::NOMEM);
         self.history.resource_retries < MAX_RESOURCE_RETRIES
             && errors.iter().any(|e| e.is_resource_exhaustion() && !may_have_lost_data(e))
     }

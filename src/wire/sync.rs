@@ -3,7 +3,6 @@
 use super::entry_report::{EntryAction, EntryWarnings, Tally};
 use super::options::SyncOptions;
 use super::outcome::EntryError;
-pub use super::outcome::{EntryError as FileError, ErrorClass};
 use super::text_enum::text_enum;
 use super::{AbsPath, BytePath, RequestId, WorkerId, is_default};
 use jiff::Timestamp;

@@ -179,7 +179,7 @@ fn files_get_their_metadata_whatever_they_inherit_from_their_directory() {
                 let path = rel(format!("{name}/{file}"));
                 let entry = source.entry(&path).unwrap();
                 send_file(&source, &target, &entry).unwrap();
-                let there = site.target().tree().clone().preserving(Preserve::all());
+                let there = site.target().tree.clone().preserving(Preserve::all());
                 let there = there.entry(&path).unwrap();
                 assert_eq!(
                     (there.meta, there.xattrs),

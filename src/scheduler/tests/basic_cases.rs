@@ -274,7 +274,7 @@ fn the_wait_reason_names_the_entry_where_it_has_a_name() {
         let copy = world.poll("s", "1").unwrap();
         let path = BytePath(path.as_bytes().to_vec());
         let failed = TaskReport {
-            failures: vec![FileError { path, ..error(ErrorClass::Transient) }],
+            failures: vec![EntryError { path, ..error(ErrorClass::Transient) }],
             retry: Some(copy_item(0, 1)),
             ..TaskReport::default()
         };
@@ -586,7 +586,7 @@ fn a_failed_flush_is_never_retried() {
     world.post_result(result(&copy, true, all_done(&copy, "d")));
     let flush = world.poll("d", "1").unwrap();
     // The kernel reports an error only once: a second flush would succeed.
-    let eio = FileError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
+    let eio = EntryError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
     let report = TaskReport { failures: vec![eio], ..TaskReport::default() };
     world.post_result(result(&flush, false, report));
     let end = world.progress("demo");

@@ -5,7 +5,7 @@ use crate::wire::entry_report::{EntryAction, Tally};
 
 /// A directory that is not empty is in the place of a file.
 fn blocked_report() -> TaskReport {
-    let failure = FileError {
+    let failure = EntryError {
         side: Some(Side::Destination),
         operation: "replace".into(),
         errno: Some("EISDIR".into()),
@@ -92,7 +92,7 @@ fn an_entry_blocked_by_a_directory_fails_where_nothing_is_deleted() {
 fn a_copied_file_replaced_by_a_directory_before_the_read_back_fails() {
     let occupied = |path: String| {
         let failure = blocked_report().failures.remove(0);
-        FileError { path: BytePath(path.into_bytes()), ..failure }
+        EntryError { path: BytePath(path.into_bytes()), ..failure }
     };
     // How many entries are set aside at the copy, the names found so at the read-back, and whether one was copied.
     for (set_aside, again, was_copied) in [

@@ -5,7 +5,7 @@ use super::*;
 use crate::wire::options::Verify;
 
 /// A mirror of one file that reads back what it copied, at its first page.
-fn walked(errors: Vec<FileError>, unlisted: u64) -> World {
+fn walked(errors: Vec<EntryError>, unlisted: u64) -> World {
     let options = SyncOptions { verify: Verify::Readback, ..mirror(DeleteOptions::default()) };
     let (mut world, scan) = scanning_with(options);
     let first = first_page(&scan, "fs-1", false, vec![copy_item(1, 1)]);
@@ -96,7 +96,7 @@ fn failures_after_the_copy_are_counted_by_step() {
 
 #[test]
 fn a_list_of_names_in_a_file_fails_the_sync_as_a_whole() {
-    let of_root = |class| FileError { path: BytePath::default(), class, ..error(class) };
+    let of_root = |class| EntryError { path: BytePath::default(), class, ..error(class) };
     for (error, outcome) in
         [(Some(of_root(ErrorClass::Permanent)), None), (None, Some(SyncOutcome::Partial))]
     {

@@ -60,7 +60,7 @@ fn a_dry_run_counts_what_takes_the_place_of_a_full_directory_as_created() {
     let (mut world, scan) = scanning_with(dry_run_options(DeleteOptions::default()));
     world.post_page(&scan, first_page(&scan, "fs-1", false, vec![copy_item(1, 0)]));
     let copy = poll_kind(&mut world, "s", "copy");
-    let failure = FileError {
+    let failure = EntryError {
         path: BytePath(b"k".to_vec()),
         side: Some(Side::Destination),
         operation: "replace".into(),

@@ -10,9 +10,9 @@ fn copying(files: u64) -> (World, Assignment) {
     (world, copy)
 }
 
-fn failures(class: ErrorClass, names: std::ops::Range<u64>) -> Vec<FileError> {
+fn failures(class: ErrorClass, names: std::ops::Range<u64>) -> Vec<EntryError> {
     let path = |n: u64| BytePath(format!("dir/file {n}").into_bytes());
-    names.map(|n| FileError { path: path(n), ..error(class) }).collect()
+    names.map(|n| EntryError { path: path(n), ..error(class) }).collect()
 }
 
 /// The names of the stored failures of the first sync.

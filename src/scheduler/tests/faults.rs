@@ -408,8 +408,8 @@ fn a_worker_added_before_a_repeated_poll_is_flushed_when_the_agent_dies() {
 
 #[test]
 fn a_batch_with_a_transient_and_a_permanent_error_is_retried() {
-    let transient = FileError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
-    let partly = |done, failures: Vec<FileError>| TaskReport {
+    let transient = EntryError { errno: Some("EIO".into()), ..error(ErrorClass::Transient) };
+    let partly = |done, failures: Vec<EntryError>| TaskReport {
         files_done: done,
         bytes_done: done * 10,
         retry: Some(copy_item(failures.len() as u64, 0)),

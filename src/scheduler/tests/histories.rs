@@ -231,7 +231,7 @@ impl Play {
         let errno = if at.is_multiple_of(3) { "EMFILE" } else { "ENOSPC" };
         let at = at % self.held.len();
         let assignment = self.held[at].1.clone();
-        let fault = vec![FileError { errno: Some(errno.into()), ..error(ErrorClass::Transient) }];
+        let fault = vec![EntryError { errno: Some(errno.into()), ..error(ErrorClass::Transient) }];
         let report = TaskReport { failures: fault, ..TaskReport::default() };
         let (success, report) = match assignment.task {
             TaskSpec::Copy { files: 1, dirs: 0, bytes } => {

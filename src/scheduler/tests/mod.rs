@@ -35,15 +35,14 @@ mod unverified;
 mod worker_admin;
 mod worker_losses;
 
+use super::single_entries::SingleEntry;
 use super::sync_job::SyncJob;
 use super::*;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::FileListPart;
 use crate::wire::options::{DeleteOptions, SyncOptions};
-use crate::wire::outcome::Side;
-use crate::wire::sync::{
-    ErrorClass, FailedStep, FileError, SyncOutcome, SyncProgress, SyncRequest, SyncState,
-};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
+use crate::wire::sync::{FailedStep, SyncOutcome, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::{
     Assignment, Base64Bytes, Cursor, PageAction, ResultOutcome, ScanPage, TaskReport, TaskResult,
     WorkItem,
@@ -466,11 +465,11 @@ fn scan_at(place: &str) -> Option<TaskSpec> {
     Some(TaskSpec::Scan { dir: RelPath::root(), cursor: Some(cursor) })
 }
 
-fn error(class: ErrorClass) -> FileError {
-    FileError {
+fn error(class: ErrorClass) -> EntryError {
+    EntryError {
         errno: Some("EACCES".to_owned()),
         class,
-        ..FileError::new(b"x", Side::Source, "open", "permission denied")
+        ..EntryError::new(b"x", Side::Source, "open", "permission denied")
     }
 }
 

@@ -29,7 +29,7 @@ fn advance(world: &mut World, ms: u64) {
 
 /// The result of a batch of one file for which there is no space.
 fn no_space_result(a: &Assignment, errno: &str) -> TaskResult {
-    let failure = FileError {
+    let failure = EntryError {
         errno: Some(errno.to_owned()),
         message: "no room for `x`".to_owned(),
         ..error(ErrorClass::Transient)

@@ -5,8 +5,8 @@ use super::*;
 /// Attempts that are not charged.
 const FREE_RETRIES: u32 = 120;
 
-fn shortage(errno: &str) -> Vec<FileError> {
-    vec![FileError { errno: Some(errno.to_owned()), ..error(ErrorClass::Transient) }]
+fn shortage(errno: &str) -> Vec<EntryError> {
+    vec![EntryError { errno: Some(errno.to_owned()), ..error(ErrorClass::Transient) }]
 }
 
 /// The result of a task that hit a shortage.

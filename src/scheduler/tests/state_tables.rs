@@ -22,7 +22,7 @@ fn copying() -> World {
     world
 }
 
-fn post_failure(world: &mut World, a: &Assignment, failures: Vec<FileError>) {
+fn post_failure(world: &mut World, a: &Assignment, failures: Vec<EntryError>) {
     let report = TaskReport { failures, ..TaskReport::default() };
     world.post_result(result(a, false, report));
 }
@@ -88,7 +88,7 @@ fn a_sync_is_paused_and_resumed_as_its_table_shows() {
     };
     let fill = |world: &mut World| {
         let held = poll_kind(world, "s", "copy");
-        let full = FileError { errno: Some("ENOSPC".into()), ..error(ErrorClass::Transient) };
+        let full = EntryError { errno: Some("ENOSPC".into()), ..error(ErrorClass::Transient) };
         post_failure(world, &held, vec![full]);
     };
     let wait = |world: &mut World, ms: u64| {

@@ -30,8 +30,8 @@ fn default_copying(batches: usize) -> World {
 }
 
 /// The error for an unavailable storage path on one side of `worker`.
-fn storage_gone(worker: &str, side: &str) -> FileError {
-    FileError {
+fn storage_gone(worker: &str, side: &str) -> EntryError {
+    EntryError {
         side: Some(if side == "source" { Side::Source } else { Side::Destination }),
         operation: "use storage path".to_owned(),
         errno: None,
@@ -51,7 +51,7 @@ fn assert_roots(world: &World, task: &Assignment, root: &str) {
     assert!(!claims.allows_root(&worker, "another root"));
 }
 
-fn post_failure(world: &mut World, task: &Assignment, error: FileError) {
+fn post_failure(world: &mut World, task: &Assignment, error: EntryError) {
     let report = TaskReport { failures: vec![error], ..TaskReport::default() };
     world.post_result(result(task, false, report));
 }
@@ -102,7 +102,7 @@ fn the_reason_of_a_sync_that_waits_follows_its_cause() {
         paused.reason.unwrap()
     };
     // First a full file system, then none; or none in two ways, one after the other.
-    let full = FileError {
+    let full = EntryError {
         errno: Some("ENOSPC".into()),
         message: "no room for `x`".into(),
         ..error(ErrorClass::Transient)

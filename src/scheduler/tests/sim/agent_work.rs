@@ -287,7 +287,7 @@ impl Sim {
     }
 
     /// What goes wrong with an entry, now and then.
-    fn random_fault(&mut self) -> Option<FileError> {
+    fn random_fault(&mut self) -> Option<EntryError> {
         if self.calm || !self.chance.permille(self.faults) {
             return None;
         }
@@ -295,6 +295,6 @@ impl Sim {
         let class = class[self.chance.below(3) as usize];
         let full = self.chance.permille(200) && class == ErrorClass::Transient;
         let errno = if full { "ENOSPC" } else { "EIO" };
-        Some(FileError { errno: Some(errno.to_owned()), ..error(class) })
+        Some(EntryError { errno: Some(errno.to_owned()), ..error(class) })
     }
 }
