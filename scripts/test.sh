@@ -37,7 +37,7 @@ fi
 
 cargo fmt --all -- --check
 cargo clippy --locked --all-targets -- -D warnings
-RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --document-private-items
 if cargo deny --version >/dev/null 2>&1; then
   # Advisories are left out: their database has to be downloaded.
   cargo deny --locked check bans licenses sources

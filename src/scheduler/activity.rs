@@ -20,7 +20,7 @@ use std::time::Duration;
 /// A sync without progress for this time is idle.
 const NO_PROGRESS_MS: u64 = 10_000;
 
-/// A sync whose progress was requested within this time is watched.
+/// A sync is watched if its progress was requested within this time.
 const WATCH_TIMEOUT_MS: u64 = 5_000;
 
 /// Maximum of content bytes that a task can count.

@@ -91,7 +91,7 @@ impl BootIds {
         self.by_worker.is_empty()
     }
 
-    /// Returns the workers whose records must be written, and marks them as written.
+    /// Returns the workers with records to write, and marks them as written.
     pub(super) fn take_unsaved(&mut self) -> BTreeSet<WorkerId> {
         std::mem::take(&mut self.unsaved)
     }

@@ -43,7 +43,7 @@ impl State {
     }
 
     /// Removes a large file that will not be published, and adds a task that deletes its part file.
-    /// `reported` is the task of the file whose worker has just reported, if any.
+    /// `reported` is the task of the file that a worker has just reported, if any.
     pub(super) fn discard_large_file(
         &mut self,
         no: SyncNo,

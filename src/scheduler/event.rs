@@ -46,7 +46,7 @@ pub struct SyncQuery {
     pub states: Vec<SyncState>,
     /// Only syncs submitted before this one.
     pub before: Option<SyncNo>,
-    /// Only syncs whose id has this prefix.
+    /// Only syncs with an id of this prefix.
     pub id_prefix: Option<RequestId>,
     /// Maximum number of syncs.
     pub limit: Option<usize>,

@@ -1,6 +1,6 @@
 //! The outcome of each file, if requested. Lines go to a file of the master; the scheduler only counts their bytes. The
-//! offset of a line is fixed before it is written: a line that is written twice is stored once, and a line whose
-//! decision was not committed is overwritten.
+//! offset of a line is fixed before it is written: a line that is written twice is stored once, and a line of a
+//! decision that was not committed is overwritten.
 
 use super::failure_list::failure_record;
 use super::phase::PhaseState;

@@ -11,7 +11,7 @@ use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::task::{TaskReport, TaskSpec, WorkItem};
 use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
 
-/// Maximum number of restarts of a file whose source changes during the copy.
+/// Maximum number of restarts of a file because its source changed during the copy.
 const MAX_RESTARTS: u32 = 5;
 
 impl State {

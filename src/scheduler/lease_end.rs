@@ -150,7 +150,7 @@ impl State {
         self.mark_changed(task.sync, now);
     }
 
-    /// Queues a task again whose worker will not report where it wrote: every worker that it could
+    /// Queues a task again after its worker ended without a report of where it wrote: every worker that it could
     /// reach must flush.
     pub(super) fn requeue_lost(&mut self, id: TaskId, now: Now) {
         self.mark_possible_writes(id, now);

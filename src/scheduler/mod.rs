@@ -191,7 +191,7 @@ pub struct State {
     poll_queue: PollQueue,
     /// The [version](WorkerRegistry::version) of the workers for which the windows were computed.
     windows_version: u64,
-    /// Number of leases so far; recorded in [`SyncJob::last_served`].
+    /// Number of leases so far; recorded in [`last_served`](sync_job::SyncJob::last_served).
     leases_granted: u64,
     /// Since when this master receives heartbeats.
     leading_since_ms: u64,
@@ -305,7 +305,7 @@ impl State {
         nearest.map(|at| at.saturating_sub(now.mono_ms))
     }
 
-    /// After every event: advances syncs whose tasks are done, then dispatches to waiting polls.
+    /// After every event: advances syncs without open tasks, then dispatches to waiting polls.
     pub(super) fn advance_and_dispatch(&mut self, now: Now) {
         while let Some(no) = self.outbox.next_dirty() {
             self.advance_phase(no, now);

@@ -10,7 +10,7 @@ pub(super) struct Outbox {
     effects: Vec<Effect>,
     /// Syncs that may have reached their next phase.
     dirty_syncs: BTreeSet<SyncNo>,
-    /// Syncs whose failure list changed, or that have ended.
+    /// Syncs that have ended or got a changed failure list.
     dirty_failure_lists: BTreeSet<SyncNo>,
     needs_dispatch: bool,
 }

@@ -191,7 +191,7 @@ impl State {
         }
     }
 
-    /// Releases the paths of ended syncs whose revoked leases have ended.
+    /// Releases the paths of ended syncs after the end of their revoked leases.
     pub(super) fn release_ended_syncs(&mut self, now: Now) {
         let holders = self.path_reservations.holders.iter().filter_map(|no| self.syncs.get(*no));
         let over: Vec<SyncNo> =

@@ -95,7 +95,7 @@ impl PollQueue {
         sets.filter_map(|set| set.range((from, Bound::Unbounded)).next().copied()).min()
     }
 
-    /// Removes the polls whose deadline is at most `now_ms`; returns them in the order of arrival.
+    /// Removes the polls with a deadline of at most `now_ms`; returns them in the order of arrival.
     pub(super) fn take_expired(&mut self, now_ms: u64) -> Vec<Caller> {
         let last = (now_ms, Caller(u64::MAX));
         let mut ended: Vec<Caller> =

@@ -68,7 +68,7 @@ impl State {
         }
     }
 
-    /// A task whose manifest is missing can never be done: its sync restarts.
+    /// A task without its manifest can never be done: its sync restarts.
     fn restart_syncs_without_manifests(
         &mut self,
         stored: &BTreeSet<String>,

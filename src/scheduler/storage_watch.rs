@@ -26,7 +26,7 @@ use crate::wire::{SyncNo, TaskId, WorkerId};
 const FLUSH_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 
 impl State {
-    /// Releases syncs whose storage is usable and fails those that were paused for too long.
+    /// Releases syncs with usable storage, and fails those that were paused for too long.
     pub(super) fn tick_pauses(&mut self, now: Now) {
         let served = self.tasks.syncs().filter(|no| match self.syncs.get(*no).map(|s| &s.pause) {
             Some(Some(Pause::Storage { problem, .. })) => self.is_served_elsewhere(*no, problem),
@@ -193,7 +193,7 @@ impl State {
         }
     }
 
-    /// Pauses a started sync whose source or destination no worker serves any more. A paused sync
+    /// Pauses a started sync if no worker serves its source or its destination any more. A paused sync
     /// gets the present reason, which may differ from the first.
     fn pause_if_unavailable(&mut self, no: SyncNo, id: &WorkerId, at_source: bool, now: Now) {
         let Some(sync) = self.syncs.get(no).filter(|s| s.state == SyncState::Progress) else {

@@ -119,7 +119,7 @@ pub(super) struct SyncJob {
     pub(super) bwlimit: Option<u64>,
     /// Number of parts of the file list; `None`: the whole source.
     pub(super) name_list_parts: Option<u64>,
-    /// The sync under whose number the parts are stored, if another one.
+    /// The sync with the number under which the parts are stored, if another one.
     pub(super) name_list_stored_under: Option<SyncNo>,
     /// The digest of the file list, to recognise the same request.
     pub(super) name_list_digest: Option<Digest>,
@@ -351,7 +351,7 @@ impl SyncJob {
         request
     }
 
-    /// The sync under whose number the parts of its name list are stored.
+    /// The sync with the number under which the parts of its name list are stored.
     pub(super) fn name_list_owner(&self) -> SyncNo {
         self.name_list_stored_under.unwrap_or(self.no)
     }
@@ -417,7 +417,7 @@ fn bounded_cause<T>(known: &BTreeMap<String, T>, cause: String) -> String {
     }
 }
 
-/// Revoked leases of a sync whose workers may not be informed yet.
+/// Revoked leases of a sync of which the workers may not be informed yet.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct RevokedLeases {
     /// End of the last of these leases on the scheduler's clock. Not stored: a restarted master

@@ -131,7 +131,7 @@ impl TaskTable {
         self.indexes.by_sync.iter().filter(|(_, tasks)| !tasks.is_empty()).map(|(no, _)| *no)
     }
 
-    /// Delayed tasks whose delay has ended.
+    /// Delayed tasks after the end of their delay.
     pub(super) fn due(&self, now_ms: u64) -> Vec<TaskId> {
         let due = self.indexes.delayed.range(..=(now_ms, TaskId(u64::MAX)));
         due.map(|(_, id)| *id).collect()

@@ -82,7 +82,7 @@ impl RateLimiter {
         self.limit.store(limit.unwrap_or(UNLIMITED), Ordering::Relaxed);
     }
 
-    /// Reserves `bytes` and returns their position in the queue, for [`RateLimiter::wait_time`].
+    /// Reserves `bytes` and returns their position in the queue, for `wait_time`.
     pub fn reserve(&self, bytes: u64, now: Instant) -> u64 {
         if self.limit().is_some() {
             // Limits unused grants to [`MAX_BURST`].

@@ -76,31 +76,31 @@ impl Play {
 
     fn join(&mut self, n: usize, peers: u64, needs: u64) {
         self.shares.register(self.sync, self.own, &worker(n), peers, self.now_ms);
-        let told = self.shares.granted_to(self.sync, &worker(n)).unwrap();
-        self.workers.insert(n, (needs, told, BandwidthUsage::default()));
+        let granted = self.shares.granted_to(self.sync, &worker(n)).unwrap();
+        self.workers.insert(n, (needs, granted, BandwidthUsage::default()));
     }
 
     /// A second, in which each beats once.
     fn run_second(&mut self) {
         let step = 1000 / (self.workers.len() as u64).max(1);
         let busy: BTreeSet<_> = self.workers.keys().map(|n| (self.sync, worker(*n))).collect();
-        for (n, (needs, told, usage)) in &mut self.workers {
+        for (n, (needs, granted, usage)) in &mut self.workers {
             self.now_ms += step;
-            usage.sent_bytes += (*needs).min(*told);
-            usage.throttled_ms += if needs > told { 990 } else { 10 };
+            usage.sent_bytes += (*needs).min(*granted);
+            usage.throttled_ms += if needs > granted { 990 } else { 10 };
             self.shares.set_own_limit(self.sync, self.own);
             self.shares.report_usage(self.sync, &worker(*n), *usage, self.now_ms);
-            *told = self.shares.grant(self.sync, &worker(*n), self.now_ms).unwrap();
+            *granted = self.shares.grant(self.sync, &worker(*n), self.now_ms).unwrap();
         }
         self.shares.expire_idle_shares(&busy, self.now_ms);
     }
 
     fn granted_shares(&self) -> Vec<u64> {
-        self.workers.values().map(|(_, told, _)| *told).collect()
+        self.workers.values().map(|(_, granted, _)| *granted).collect()
     }
 
     fn sent_bytes(&self) -> u64 {
-        self.workers.values().map(|(needs, told, _)| *needs.min(told)).sum()
+        self.workers.values().map(|(needs, granted, _)| *needs.min(granted)).sum()
     }
 }
 
@@ -120,14 +120,14 @@ fn unused_share_goes_to_workers_with_demand() {
         play.join(n, 3, needs);
     }
     (0..4).for_each(|_| play.run_second());
-    let told = play.granted_shares();
-    assert!(told[0] >= 40 * MIB && play.sent_bytes() >= 96 * MIB, "{told:?}");
-    assert!(told[2] > 0 && told[2] < MIB, "{told:?}");
+    let granted = play.granted_shares();
+    assert!(granted[0] >= 40 * MIB && play.sent_bytes() >= 96 * MIB, "{granted:?}");
+    assert!(granted[2] > 0 && granted[2] < MIB, "{granted:?}");
     // Now it needs something after all.
     play.workers.get_mut(&2).unwrap().0 = u64::MAX;
     (0..4).for_each(|_| play.run_second());
-    let told = play.granted_shares();
-    assert!(told.iter().all(|told| *told >= 33 * MIB), "{told:?}");
+    let granted = play.granted_shares();
+    assert!(granted.iter().all(|granted| *granted >= 33 * MIB), "{granted:?}");
 }
 
 #[test]
@@ -177,10 +177,10 @@ fn the_limit_of_all_is_split_over_syncs_before_it_is_over_workers() {
         }
         shares.grant(two, &worker(0), 2000 + round * 1000);
     }
-    let told = |shares: &BandwidthAllocator, no, n| shares.granted_to(no, &worker(n)).unwrap();
-    assert_eq!(told(&shares, two, 0), 10 * MIB);
+    let granted = |shares: &BandwidthAllocator, no, n| shares.granted_to(no, &worker(n)).unwrap();
+    assert_eq!(granted(&shares, two, 0), 10 * MIB);
     // Indivisible bytes apart.
-    assert!((0..3).all(|n| told(&shares, one, n).abs_diff(80 * MIB / 3) <= 1));
+    assert!((0..3).all(|n| granted(&shares, one, n).abs_diff(80 * MIB / 3) <= 1));
     assert_eq!(shares.syncs_of(&worker(0)), [one, two]);
     shares.set_total_limit(None);
     assert!(shares.set_own_limit(two, Some(10 * MIB)) && !shares.set_own_limit(one, None));
@@ -204,13 +204,13 @@ proptest! {
                 Some(known) => known.0 = needs,
                 None => play.join(n, 6, needs),
             }
-            let told: u64 = play.granted_shares().iter().sum();
-            prop_assert!(told <= limit + limit / INITIAL_SHARE_DIVISOR, "{} of {}", told, limit);
+            let granted: u64 = play.granted_shares().iter().sum();
+            prop_assert!(granted <= limit + limit / INITIAL_SHARE_DIVISOR, "{} of {}", granted, limit);
             play.run_second();
         }
         (0..6).for_each(|_| play.run_second());
-        let told: u64 = play.granted_shares().iter().sum();
-        prop_assert!(told <= limit + 6, "{} of {}", told, limit);
+        let granted: u64 = play.granted_shares().iter().sum();
+        prop_assert!(granted <= limit + 6, "{} of {}", granted, limit);
         let needed = play.workers.values().fold(0, |sum: u64, w| sum.saturating_add(w.0));
         let least = needed.min(limit / 100 * 95);
         prop_assert!(play.sent_bytes() >= least, "{} of {} ({:?})", play.sent_bytes(), least, play.workers);

@@ -103,7 +103,7 @@ fn a_limit_is_changed_while_the_sync_runs_and_survives_the_master() {
     assert_eq!(
         (granted_share(&reply), reply.next_heartbeat_ms),
         (Some(None), Some(1_000)),
-        "it is told that there is none"
+        "the reply says that there is none"
     );
     // An agent without support for limits gets none.
     assert_eq!(granted_share(&heartbeat_usage(&mut world, &one, None)), None);

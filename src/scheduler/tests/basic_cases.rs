@@ -556,29 +556,6 @@ fn a_lost_part_file_is_sent_again_and_fails_in_the_end() {
 }
 
 #[test]
-fn leftovers_of_a_deleted_sync_are_removed_once_and_then_its_record() {
-    for again in [false, true] {
-        let (mut world, scan) = scanning();
-        world.post_page(&scan, page(&scan, 0, vec![large_item(2)], None));
-        let range = world.poll("s", "1").expect("a range");
-        world.post_result(result(&range, true, all_done(&range, "d")));
-        world.apply(Event::DeleteSync("demo".parse().unwrap()));
-        if again {
-            world.submit("demo", "/src/a", "/dst/b");
-        }
-        for _ in 0..40 {
-            world.advance(1_000);
-            world.heartbeat("d", "1", &["/dst"], &[]);
-        }
-        let discard = world.poll("d", "1").expect("the part file is removed");
-        assert_eq!(discard.task, TaskSpec::Discard);
-        let outcome = world.post_result(result(&discard, true, TaskReport::default()));
-        assert_eq!(outcome, Some(ResultOutcome::Applied));
-        assert_eq!(world.state.syncs.len(), usize::from(again));
-    }
-}
-
-#[test]
 fn a_failed_flush_is_never_retried() {
     let (mut world, scan) = scanning();
     world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));

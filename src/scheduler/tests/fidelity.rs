@@ -262,12 +262,12 @@ fn link_anchors_are_removed_however_the_sync_ends() {
     assert_eq!(world.progress("demo").outcome, Some(SyncOutcome::Partial));
     // After a cancel, when no worker can write any more; also for a batch that will never be
     // reported.
-    for told in [true, false] {
+    for reported in [true, false] {
         let (mut world, scan) = scanning();
         world
             .post_page(&scan, page(&scan, 0, vec![copy_item(2, 0), copy_item(1, 0)], scan_at("m")));
         let copy = poll_kind(&mut world, "s", "copy");
-        if told {
+        if reported {
             world.post_result(result(&copy, true, linked(&copy)));
         }
         world.apply(Event::CancelSync("demo".parse().unwrap()));
@@ -278,7 +278,7 @@ fn link_anchors_are_removed_however_the_sync_ends() {
             world.heartbeat("d", "1", &["/dst"], &[]);
         }
         complete_kind(&mut world, "s", "clean_up");
-        if !told {
+        if !reported {
             complete_kind(&mut world, "d", "discard");
         }
         assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
@@ -388,7 +388,7 @@ fn the_outcome_of_each_file_is_recorded_once_with_the_decision() {
     assert_eq!(
         listed(&mut world),
         ["a Done", "b Skipped", "c Done", "b Done", "x Failed"],
-        "the second pass tells what it found otherwise"
+        "the second pass reports what it found otherwise"
     );
     let listing = world.state.record_log_info(&"demo".parse().unwrap()).unwrap();
     let from = listing.readback_from.unwrap() as usize;
@@ -458,7 +458,11 @@ fn the_digest_of_a_present_large_file_is_computed_range_by_range() {
     let first = poll_kind(&mut world, "s", "range");
     assert!(matches!(first.task, TaskSpec::Range { offset: 0, compare: true, .. }));
     assert_eq!(claims(&world, &first).rules.compare, Compare::Checksum, "it is not hashed whole");
-    assert_eq!(world.poll("s", "1"), None, "one tells whether the others are worth asking for");
+    assert_eq!(
+        world.poll("s", "1"),
+        None,
+        "the result of one decides whether the others are assigned"
+    );
     world.post_result(result(&first, true, all_done(&first, "d")));
     for _ in 0..2 {
         complete_kind(&mut world, "s", "range");

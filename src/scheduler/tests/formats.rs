@@ -6,7 +6,7 @@ use crate::wire::samples::Samples;
 use crate::wire::worker::DrainRequest;
 use serde_json::Value;
 
-/// A world whose store has records of every kind: syncs that are queued, active, paused and ended, their tasks with
+/// A world with records of every kind in its store: syncs that are queued, active, paused and ended, their tasks with
 /// and without a lease, large files and their ranges.
 fn world_with_every_record() -> World {
     let mut world = World::new();

@@ -30,7 +30,7 @@ fn an_agent_without_option_support_gets_no_sync_with_options() {
         members.iter().map(|m| m.worker_id.to_string()).collect()
     };
     assert_eq!(ids(&scan.source_workers), ["t"]);
-    assert_eq!(ids(&scan.destination_workers), ["d"], "nobody is asked who would write");
+    assert_eq!(ids(&scan.destination_workers), ["d"], "workers that could write are not tried");
 }
 
 #[test]

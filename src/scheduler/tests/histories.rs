@@ -93,7 +93,7 @@ struct Play {
     sent: Vec<TaskResult>,
     /// Something was, or may have been, written since the last flush.
     dirty: bool,
-    /// Names whose outcome was recorded.
+    /// Names with a recorded outcome.
     recorded: Vec<String>,
     /// What came damaged, by results that counted.
     damaged: u64,
@@ -212,10 +212,10 @@ impl Play {
     }
 
     /// Holders of these tasks write and will never report.
-    fn write_unreported(&mut self, who: impl Fn(usize) -> bool) {
+    fn write_unreported(&mut self, is_affected: impl Fn(usize) -> bool) {
         let tasks = &self.world.state.tasks;
         self.dirty |= self.held.iter().any(|(i, a, _)| {
-            who(*i) && writes(a) && tasks.by_assignment(a.assignment_id).is_some()
+            is_affected(*i) && writes(a) && tasks.by_assignment(a.assignment_id).is_some()
         });
     }
 

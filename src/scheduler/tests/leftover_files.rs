@@ -185,7 +185,7 @@ fn temporary_files_of_a_batch_whose_agent_died_are_removed_after_a_cancel() {
     world.heartbeat("s", "2", &["/src"], &[]);
     world.apply(Event::CancelSync("demo".parse().unwrap()));
     let ended = world.progress("demo");
-    assert!(world.poll("d", "1").is_none(), "who had it may still be writing");
+    assert!(world.poll("d", "1").is_none(), "its last worker may still be writing");
     expire_lease(&mut world, "2");
     let discard = poll_kind(&mut world, "d", "discard");
     assert_eq!(manifest(&mut world, "d", &discard), key);
@@ -194,4 +194,27 @@ fn temporary_files_of_a_batch_whose_agent_died_are_removed_after_a_cancel() {
     world.post_result(result(&sweep, true, TaskReport::default()));
     assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
     assert_eq!(world.progress("demo"), ended, "what has ended stays as it ended");
+}
+
+#[test]
+fn leftovers_of_a_deleted_sync_are_removed_once_and_then_its_record() {
+    for again in [false, true] {
+        let (mut world, scan) = scanning();
+        world.post_page(&scan, page(&scan, 0, vec![large_item(2)], None));
+        let range = world.poll("s", "1").expect("a range");
+        world.post_result(result(&range, true, all_done(&range, "d")));
+        world.apply(Event::DeleteSync("demo".parse().unwrap()));
+        if again {
+            world.submit("demo", "/src/a", "/dst/b");
+        }
+        for _ in 0..40 {
+            world.advance(1_000);
+            world.heartbeat("d", "1", &["/dst"], &[]);
+        }
+        let discard = world.poll("d", "1").expect("the part file is removed");
+        assert_eq!(discard.task, TaskSpec::Discard);
+        let outcome = world.post_result(result(&discard, true, TaskReport::default()));
+        assert_eq!(outcome, Some(ResultOutcome::Applied));
+        assert_eq!(world.state.syncs.len(), usize::from(again));
+    }
 }

@@ -47,14 +47,14 @@ fn short_ids_are_the_shortest_that_name_one_sync_and_a_list_of_a_prefix_holds_al
         world.submit(id, "/src", "/dst");
     }
     let short = |world: &mut World, id: &str| world.progress(id).short_id.unwrap();
-    for (id, told) in [
+    for (id, short_id) in [
         ("a", "a"),
         ("nightly-1", "nightly-1"),
         ("weekly-2026-01", "weekly-2026-01"),
         (made[0], "01a22a08"),
         (made[1], "01a22a09"),
     ] {
-        assert_eq!(short(&mut world, id), told);
+        assert_eq!(short(&mut world, id), short_id);
     }
     let mut begin = |prefix: &str| {
         let id_prefix = Some(prefix.parse().unwrap());

@@ -303,7 +303,7 @@ fn a_source_on_another_file_system_than_before_halts_a_mirror_before_anything_is
     let dry = SyncOptions { dry_run: true, ..strict() };
     let dry = run(&mut world, "c", dry, "fs-2");
     assert_eq!(dry.state, SyncState::Completed);
-    assert!(dry.reason.unwrap().contains("fs-1"), "a dry run tells, and changes no memory");
+    assert!(dry.reason.unwrap().contains("fs-1"), "a dry run reports it, and changes no record");
     assert_eq!(run(&mut world, "d", free, "fs-2").state, SyncState::Completed);
     assert_eq!(run(&mut world, "e", strict(), "fs-2").state, SyncState::Completed);
     assert_eq!(run(&mut world, "f", strict(), "fs-1").outcome, Some(SyncOutcome::CopyStopped));

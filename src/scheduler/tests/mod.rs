@@ -473,8 +473,8 @@ fn error(class: ErrorClass) -> EntryError {
     }
 }
 
-/// A world with a source worker `s`, a destination worker `d` and the sync `demo`, whose scan `s`
-/// holds.
+/// A world with a source worker `s`, a destination worker `d` and the sync `demo`; `s` holds
+/// its scan.
 fn scanning() -> (World, Assignment) {
     let mut world = World::new();
     world.heartbeat("s", "1", &["/src"], &[]);

@@ -235,8 +235,8 @@ fn two_syncs_run_at_once_where_that_is_allowed_and_neither_is_a_mirror() {
         let next = world.poll("s", "1");
         assert_eq!(next.is_some(), at_once, "{second:?}");
         // Agents do not need this option: a worker without options gets its tasks.
-        let told = next.is_some_and(|task| task.options.allow_overlap);
-        assert!(!told, "the scheduler alone decides by it");
+        let reads_option = next.is_some_and(|task| task.options.allow_overlap);
+        assert!(!reads_option, "only the scheduler uses the option");
     }
     let mut world = World::new();
     world.apply(Event::Heartbeat(heartbeat("s", None, &["/"], &[])));

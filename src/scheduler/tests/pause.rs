@@ -10,7 +10,7 @@ fn resume(world: &mut World) -> Reply {
     world.apply(Event::ResumeSync("demo".parse().unwrap())).unwrap()
 }
 
-/// A world whose sync has `files` batches of one file each to copy.
+/// A world with a sync of `files` batches of one file each to copy.
 fn copying(files: u64) -> World {
     let (mut world, scan) = scanning();
     let work = (0..files).map(|_| copy_item(1, 0)).collect();

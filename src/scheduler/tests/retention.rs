@@ -64,9 +64,9 @@ fn after_a_jump_of_the_wall_clock_nothing_is_dropped_until_it_is_plausible_or_co
                 assert!(has_sync(&world), "old enough, but the clock is not plausible");
                 if confirmed {
                     let reply = world.apply(Event::ConfirmClock);
-                    let Some(Reply::ClockConfirmed(told)) = reply else { panic!("{reply:?}") };
-                    let off = (told.ahead_seconds - days * DAY_MS / 1000).abs();
-                    assert!(off < 1_000, "{told:?}");
+                    let Some(Reply::ClockConfirmed(confirmed)) = reply else { panic!("{reply:?}") };
+                    let off = (confirmed.ahead_seconds - days * DAY_MS / 1000).abs();
+                    assert!(off < 1_000, "{confirmed:?}");
                     restart(&mut world);
                 } else {
                     world.now.wall_ms -= days * DAY_MS;

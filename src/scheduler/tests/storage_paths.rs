@@ -13,7 +13,7 @@ fn send_heartbeat(world: &mut World, worker: &str, id: Option<&str>, in_hand: &[
     assert!(matches!(world.apply(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
 }
 
-/// A world whose workers reported their roots, with `batches` of one file each to copy.
+/// A world with workers that reported their roots, and with `batches` of one file each to copy.
 fn copying(options: SyncOptions, batches: usize) -> World {
     let mut world = World::new();
     send_heartbeat(&mut world, "s", Some("s1"), &[]);

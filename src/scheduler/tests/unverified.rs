@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A world whose only source worker, `s`, is a guide agent: it sends no incarnation.
+/// A world in which the only source worker, `s`, is a guide agent: it sends no incarnation.
 fn with_guide_worker(id: &str) -> (World, Assignment) {
     let mut world = World::new();
     let beat = WorkerHeartbeat { protocol: None, ..heartbeat("s", None, &["/src"], &[]) };

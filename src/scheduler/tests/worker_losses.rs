@@ -17,7 +17,7 @@ fn files(names: &[&str]) -> WorkItem {
     WorkItem::Copy { manifest, files, dirs: 0, bytes: files * 10 }
 }
 
-/// A world whose scan by `s` has found `work`.
+/// A world in which the scan by `s` found `work`.
 fn found(work: Vec<WorkItem>) -> World {
     let (mut world, scan) = scanning();
     assert_eq!(world.post_page(&scan, page(&scan, 0, work, None)), PageAction::Done);

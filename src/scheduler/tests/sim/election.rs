@@ -7,8 +7,8 @@ use super::world::{Sim, SimEvent};
 use super::*;
 
 /// An event in a few words.
-fn describe_event(who: &Option<Requester>, event: &Event) -> String {
-    let from = match who {
+fn describe_event(requester: &Option<Requester>, event: &Event) -> String {
+    let from = match requester {
         Some(Requester::Agent(agent, incarnation, request)) => {
             format!("w{agent}.{incarnation} #{request}")
         }
@@ -69,16 +69,16 @@ fn fold_effects(digest: u64, effects: &[Effect]) -> u64 {
 
 impl Sim {
     /// A request reaches a master: the one that rules or the one that ruled.
-    pub(super) fn deliver(&mut self, who: Requester, event: Event) {
+    pub(super) fn deliver(&mut self, requester: Requester, event: Event) {
         let to_old = self.deposed.is_some() && self.chance.permille(300);
         let master = if to_old { self.deposed.take() } else { self.master.take() };
         let Some(mut master) = master else { return };
         if master.asleep_until > self.time {
             // It is read when the master wakes.
             let after = master.asleep_until - self.time + 1;
-            self.schedule(after, SimEvent::Request(who, event));
+            self.schedule(after, SimEvent::Request(requester, event));
         } else if master.stuck.is_none() {
-            self.apply(&mut master, Some(who), event, to_old);
+            self.apply(&mut master, Some(requester), event, to_old);
             // Several events may share a commit; the next tick ends it at the latest.
             if self.calm || self.chance.permille(800) {
                 return self.settle(master, to_old);
@@ -92,12 +92,18 @@ impl Sim {
     }
 
     /// A master takes in an event.
-    fn apply(&mut self, master: &mut Master, who: Option<Requester>, event: Event, old: bool) {
+    fn apply(
+        &mut self,
+        master: &mut Master,
+        requester: Option<Requester>,
+        event: Event,
+        old: bool,
+    ) {
         let before = self.judge.before(&master.state, &event);
         self.trace(|_| {
-            format!("{}{}", if old { "deposed: " } else { "" }, describe_event(&who, &event))
+            format!("{}{}", if old { "deposed: " } else { "" }, describe_event(&requester, &event))
         });
-        let caller = who.map(|who| master.caller(who));
+        let caller = requester.map(|requester| master.caller(requester));
         let now = self.now();
         let effects = master.state.apply(event, caller, now);
         self.digest = fold_effects(self.digest, &effects);
@@ -174,15 +180,15 @@ impl Sim {
         if !old && master.seq == self.store.seq {
             self.judge.stored(&master.state, &self.store);
         }
-        for (who, reply) in replies {
+        for (requester, reply) in replies {
             if !old {
                 self.judge.check_reply(&reply, &master.state, &self.store);
-                if let Reply::Submitted(told) = &reply {
-                    let number = self.number(&told.request_id) as usize;
+                if let Reply::Submitted(submitted) = &reply {
+                    let number = self.number(&submitted.request_id) as usize;
                     self.wishes[number].acknowledged = true;
                 }
             }
-            self.reply(who, reply);
+            self.reply(requester, reply);
         }
         self.return_master(master, old);
     }
@@ -228,7 +234,7 @@ impl Sim {
         // What it wrote last to its lists may be anything.
         self.lists.values_mut().for_each(|list| list.extend(b"{\"path"));
         let ms = self.chance.within(10, 15_000);
-        self.schedule(ms, SimEvent::Reign);
+        self.schedule(ms, SimEvent::Term);
     }
 
     /// A new master loads the store.

@@ -4,7 +4,7 @@
 use super::store::{Refusal, Store, Writes};
 use super::*;
 
-/// Who waits for a reply.
+/// The sender of a request that waits for its reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Requester {
     /// A process of an agent: its number, its incarnation, and the request.
@@ -68,10 +68,10 @@ impl Master {
         }
     }
 
-    pub(super) fn caller(&mut self, who: Requester) -> Caller {
+    pub(super) fn caller(&mut self, requester: Requester) -> Caller {
         self.callers += 1;
         let caller = Caller(self.callers);
-        self.waiting.insert(caller, who);
+        self.waiting.insert(caller, requester);
         caller
     }
 

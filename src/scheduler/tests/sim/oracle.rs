@@ -298,15 +298,15 @@ impl Oracle {
     /// I18: what is reported to a caller is in the store.
     pub(super) fn check_reply(&mut self, reply: &Reply, state: &State, store: &Store) {
         match reply {
-            Reply::Submitted(told) => {
-                let Some(no) = state.syncs.find(&told.request_id).map(|sync| sync.no) else {
+            Reply::Submitted(submitted) => {
+                let Some(no) = state.syncs.find(&submitted.request_id).map(|sync| sync.no) else {
                     return;
                 };
                 let known = store.records.contains_key(&format!("s/{no}"));
                 assert!(
                     known || self.behind.is_some(),
                     "I18: {} was accepted and is not stored",
-                    told.request_id
+                    submitted.request_id
                 );
             }
             Reply::Assignment(Some(a)) => {

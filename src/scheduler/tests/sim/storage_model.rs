@@ -139,7 +139,7 @@ pub(super) struct WriteMark {
 pub(super) struct Extra {
     /// Deleted, and not there again unless this is lost.
     pub(super) deleted: Option<BTreeSet<WriteMark>>,
-    /// The writer whose deletion a reboot undid.
+    /// The writer of a deletion that a reboot undid.
     pub(super) lost: BTreeSet<WriteMark>,
 }
 

@@ -51,7 +51,7 @@ fn write(
 }
 
 impl Store {
-    /// Writes what comes behind commit `seq` of the reign `epoch`.
+    /// Writes what comes behind commit `seq` of the term `epoch`.
     pub(super) fn commit(&mut self, epoch: u64, seq: u64, writes: &Writes) -> Result<u64, Refusal> {
         if epoch != self.epoch {
             return Err(Refusal::Deposed);

@@ -27,7 +27,7 @@ pub(super) enum SimEvent {
     Tick,
     /// The store is available again, and a master is elected.
     StoreUp,
-    Reign,
+    Term,
     Up(usize),
     /// The master of an epoch reads manifests.
     Read(u64),
@@ -211,8 +211,8 @@ impl Sim {
 
     fn run_event(&mut self, what: SimEvent) {
         match what {
-            SimEvent::Request(who, event) => self.deliver(who, event),
-            SimEvent::Answer(who, reply) => self.deliver_reply(who, reply),
+            SimEvent::Request(requester, event) => self.deliver(requester, event),
+            SimEvent::Answer(requester, reply) => self.deliver_reply(requester, reply),
             SimEvent::Beat(agent, incarnation) => self.send_heartbeat(agent, incarnation),
             SimEvent::Timer(agent, incarnation, slot, timer) => {
                 self.timer(agent, incarnation, slot, timer);
@@ -220,9 +220,9 @@ impl Sim {
             SimEvent::Tick => self.tick(),
             SimEvent::Read(epoch) => self.answer_entry_reads(epoch),
             SimEvent::StoreUp => self.restore_store(),
-            SimEvent::Reign => {
+            SimEvent::Term => {
                 if self.store_down {
-                    self.schedule(1_000, SimEvent::Reign);
+                    self.schedule(1_000, SimEvent::Term);
                 } else if self.master.is_none() {
                     self.elect_master();
                 }
@@ -266,24 +266,24 @@ impl Sim {
     }
 
     /// Whether nothing gets through between an agent and the master.
-    fn is_cut(&self, who: &Requester) -> bool {
-        matches!(who, Requester::Agent(agent, ..) if self.agents[*agent].cut_until > self.time)
+    fn is_cut(&self, requester: &Requester) -> bool {
+        matches!(requester, Requester::Agent(agent, ..) if self.agents[*agent].cut_until > self.time)
     }
 
-    pub(super) fn send(&mut self, who: Requester, event: Event) {
+    pub(super) fn send(&mut self, requester: Requester, event: Event) {
         let copies = 1 + u64::from(!self.calm && self.chance.permille(self.loss));
         for _ in 0..copies {
-            if let Some(ms) = self.delay().filter(|_| !self.is_cut(&who)) {
-                self.schedule(ms, SimEvent::Request(who.clone(), event.clone()));
+            if let Some(ms) = self.delay().filter(|_| !self.is_cut(&requester)) {
+                self.schedule(ms, SimEvent::Request(requester.clone(), event.clone()));
             }
         }
     }
 
-    pub(super) fn reply(&mut self, who: Requester, reply: Reply) {
+    pub(super) fn reply(&mut self, requester: Requester, reply: Reply) {
         let copies = 1 + u64::from(!self.calm && self.chance.permille(self.loss));
         for _ in 0..copies {
-            if let Some(ms) = self.delay().filter(|_| !self.is_cut(&who)) {
-                self.schedule(ms, SimEvent::Answer(who.clone(), reply.clone()));
+            if let Some(ms) = self.delay().filter(|_| !self.is_cut(&requester)) {
+                self.schedule(ms, SimEvent::Answer(requester.clone(), reply.clone()));
             }
         }
     }
@@ -331,8 +331,8 @@ impl Sim {
         self.run_slot(agent, slot);
     }
 
-    fn deliver_reply(&mut self, who: Requester, reply: Reply) {
-        match who {
+    fn deliver_reply(&mut self, requester: Requester, reply: Reply) {
+        match requester {
             Requester::Operator(request) => self.handle_operator_reply(request, reply),
             Requester::Agent(agent, incarnation, request) => {
                 let a = &self.agents[agent];
@@ -341,7 +341,7 @@ impl Sim {
                 }
                 if a.frozen_until > self.time {
                     let after = a.frozen_until - self.time;
-                    return self.schedule(after, SimEvent::Answer(who, reply));
+                    return self.schedule(after, SimEvent::Answer(requester, reply));
                 }
                 self.handle_reply(agent, request, reply);
             }
