@@ -128,7 +128,7 @@ impl Slots {
                 // A master that restarted may not have registered this worker: a heartbeat does that.
                 self.heartbeater.send_soon();
                 if failures == 1 {
-                    tracing::warn!("asking for work failed: {error}");
+                    tracing::warn!("the request for work failed: {error}");
                 }
             }
             self.back_off(&error, failures).await;

@@ -198,7 +198,7 @@ fn apply_merges(entries: Vec<Entry>) -> Result<Vec<Entry>, YamlError> {
         };
         for source in sources {
             let NodeKind::Map(more) = source.kind else {
-                return yaml_error(merge.at, "`<<` takes a map, as in `<<: *name`");
+                return yaml_error(merge.at, "`<<` must be a map, as in `<<: *name`");
             };
             own.extend(more.into_iter().filter(|entry| names.insert(entry.key.clone())));
         }
@@ -289,7 +289,7 @@ mod tests {
             ("a: 1\n---\nb: 2\n", 2, 1, "second document"),
             ("a: !secret x\n", 1, 4, "tag `!secret`"),
             ("? [a]\n: b\n", 1, 3, "a key must be plain text"),
-            ("a: 1\n<<: 2\n", 2, 1, "`<<` takes a map"),
+            ("a: 1\n<<: 2\n", 2, 1, "`<<` must be a map"),
             ("a: 'x\n", 1, 4, "not valid YAML"),
             ("a:\n\t- b\n", 2, 2, "spaces, not tabs"),
         ] {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What is read of a file at once, in bytes: little enough to be in the core's cache still while it is
-/// hashed and handed to the socket, and a multiple of what BLAKE3 does at once.
+/// hashed and written to the socket, and a multiple of what BLAKE3 does at once.
 pub const READ_BYTES: usize = 512 << 10;
 /// The size of a buffer to send: one such read, with room for small frames.
 pub const SEND_BUFFER_BYTES: usize = READ_BYTES + 4096;
@@ -76,7 +76,7 @@ pub struct BufferPool(Arc<PoolInner>);
 
 struct PoolInner {
     limit: usize,
-    /// Bytes that may be taken; it serves in the order in which it is asked.
+    /// Bytes that may be acquired; it serves requests in their order.
     available: Arc<Semaphore>,
     memory: Mutex<FreeBuffers>,
 }
@@ -246,7 +246,7 @@ impl Buffer {
         self.filled_end = (self.filled_end + n).min(self.end());
     }
 
-    /// Takes all that is in it out.
+    /// Takes the content out.
     pub fn clear(&mut self) {
         self.filled_end = self.start();
     }
@@ -256,7 +256,7 @@ impl Buffer {
         &self.memory[self.content_start..self.end()]
     }
 
-    /// All of it from its page on, as many bytes as were asked for, whatever is in it.
+    /// All of it from its page on, as many bytes as were requested, whatever is in it.
     pub fn content_mut(&mut self) -> &mut [u8] {
         let (content_start, end) = (self.content_start, self.end());
         &mut self.memory[content_start..end]

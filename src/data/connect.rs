@@ -79,7 +79,7 @@ pub enum ConnectionKind {
 
 /// A connection, with the task that drives it.
 pub struct Connection {
-    /// Takes requests.
+    /// Accepts requests.
     pub sender: SendRequest<Full<Bytes>>,
     /// What it was upgraded to, where it is for content.
     pub stream: Option<ContentClient>,
@@ -100,7 +100,7 @@ impl Connection {
         self.stream.is_some() || !self.sender.is_closed()
     }
 
-    /// Asks over it whether an agent answers.
+    /// Checks over it whether an agent answers.
     pub(super) async fn probe(&mut self, peer: &str) -> Result<(), String> {
         let request = Request::get(PROBE)
             .header(HOST, peer)
@@ -208,7 +208,7 @@ async fn open_socket(path: &ConnectionPath, to: SocketAddr) -> std::io::Result<T
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
-/// Asks over a new connection whether an agent is there, within `patience` in all.
+/// Checks over a new connection whether an agent answers, within `patience` in all.
 ///
 /// # Errors
 /// A message.

@@ -1,4 +1,4 @@
-//! The asking end of content streams: a thread owns the socket while it reads files, hashes them and
+//! The requesting end of content streams: a thread owns the socket while it reads files, hashes them and
 //! sends what it read, and waits for the answer.
 
 use super::deadline::Deadline;
@@ -35,7 +35,7 @@ pub struct Disconnected;
 
 /// Where frames go.
 pub trait FrameSink {
-    /// Sends all of `bytes`; blocks until they are taken.
+    /// Sends all of `bytes`; blocks until the kernel has accepted them.
     ///
     /// # Errors
     /// [`Disconnected`].
@@ -48,7 +48,7 @@ pub trait FrameSink {
     fn check_active(&self) -> Result<(), Disconnected>;
 }
 
-/// How an ask was answered.
+/// The answer to a request.
 #[derive(Debug)]
 pub enum ContentReply {
     /// The reply's document.
@@ -108,12 +108,12 @@ pub async fn accept_upgrade(response: Response<Incoming>) -> Result<ContentClien
     Ok(ContentClient { stream, counters })
 }
 
-/// One ask on its way.
+/// One request in flight.
 struct Exchange<'a> {
     client: &'a ContentClient,
     /// Grows with what is sent.
     progress: &'a AtomicU64,
-    /// Cancelled when the requester is gone.
+    /// Cancelled when the requester disconnected.
     cancelled: &'a Shutdown,
     /// Nothing is sent after this.
     deadline: &'a Deadline,
@@ -122,7 +122,7 @@ struct Exchange<'a> {
 }
 
 impl ContentClient {
-    /// Asks, sends what `feed` makes, counted in `moved`, and reads the answer; blocks meanwhile. An
+    /// Sends the request and what `feed` makes, counted in `moved`, and reads the answer; blocks meanwhile. An
     /// reply that comes early, cancellation and the deadline end it. Returns the reply and the result of
     /// `feed`.
     ///
@@ -191,7 +191,7 @@ impl Exchange<'_> {
                     {
                         return Err("no answer".to_owned());
                     }
-                    self.check_active().map_err(|Disconnected| "the requester is gone")?;
+                    self.check_active().map_err(|Disconnected| "the requester disconnected")?;
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.to_string()),
@@ -200,7 +200,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Sends what the kernel takes of `bytes`, at least one.
+    /// Sends what the kernel accepts of `bytes`, at least one.
     fn send_available(&mut self, bytes: &[u8]) -> Result<usize, String> {
         loop {
             match rustix::net::send(&self.client.stream, bytes, SendFlags::NOSIGNAL) {
@@ -209,7 +209,7 @@ impl Exchange<'_> {
                 Err(Errno::AGAIN) => {
                     self.client.counters.iter().for_each(|counter| counter.mark_blocked());
                     poll_ready(&self.client.stream, PollFlags::OUT | PollFlags::IN, POLL_INTERVAL)?;
-                    self.check_active().map_err(|Disconnected| "the requester is gone")?;
+                    self.check_active().map_err(|Disconnected| "the requester disconnected")?;
                     if poll_ready(&self.client.stream, PollFlags::IN, Duration::ZERO)? {
                         return Ok(0);
                     }

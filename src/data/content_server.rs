@@ -7,7 +7,7 @@
 //!
 //! This is the receiving end. A thread owns the socket while it takes a pack or a range: it reads into pooled buffers,
 //! hashes and writes without handing anything to another thread, and allocates nothing per piece. A
-//! connection serves one ask after another; after a refusal it ends.
+//! connection serves one request after another; after a refusal it ends.
 
 use super::buffer_pool::{GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
 use super::frame::{self, FrameReader};
@@ -33,17 +33,17 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// A stream on which nothing is asked for so long is closed.
+/// A stream without a request for this long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-/// An ask, once begun, must be complete within this.
+/// A request must be complete within this time of its first byte.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How much of a refused ask is read, so that the refusal arrives, and for how long.
+/// How much of a refused request is read, so that the refusal arrives, and for how long.
 const DRAIN_LIMITS: (u64, Duration) = (8 << 20, Duration::from_secs(5));
-/// The longest ask: a ticket and a verb.
+/// The longest request: a ticket and a verb.
 const MAX_REQUEST_BYTES: usize = MAX_TICKET_BYTES + 64;
 
-/// If `request` asks for a stream: what becomes of the connection, and the response.
+/// If `request` upgrades to a stream: the task that serves the connection, and the response.
 pub(super) fn accept_upgrade(
     request: &mut Request<Incoming>,
 ) -> Option<(OnUpgrade, Response<Full<Bytes>>)> {
@@ -71,7 +71,7 @@ pub(super) async fn upgraded_socket(
     Some((TcpStream::from_std(stream).ok()?, counters))
 }
 
-/// Serves what is asked on `stream`, one after the other, until its peer ends it, breaks the rules,
+/// Serves the requests on `stream`, one after the other, until its peer ends it, violates the protocol,
 /// is idle for a while, or `stop` is cancelled.
 pub(super) async fn serve_stream(
     mut stream: TcpStream,
@@ -117,7 +117,7 @@ pub(super) async fn serve_stream(
     }
 }
 
-/// The next ask; `None` where there is none any more.
+/// The next request; `None` after the last one.
 async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, RequestFailure> {
     match tokio::time::timeout(IDLE_TIMEOUT, stream.readable()).await {
         Ok(Ok(())) => {}
@@ -125,7 +125,7 @@ async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, 
     }
     let whole = async {
         let mut head = [0; FRAME_HEADER_BYTES];
-        // Between two asks the peer may go away.
+        // Between two requests the peer may disconnect.
         if stream.read(&mut head[..1]).await.unwrap_or(0) == 0 {
             return Ok(None);
         }
@@ -152,7 +152,7 @@ async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, 
     request.unwrap_or_else(|_| Err(late()))
 }
 
-/// Takes what is asked in a thread of its own, which has the socket meanwhile. `None`: the socket is
+/// Receives the content of a request in a thread of its own, which owns the socket meanwhile. `None`: the socket is
 /// lost.
 async fn receive_content(
     (stream, counters): (TcpStream, &[Arc<TrafficCounter>]),

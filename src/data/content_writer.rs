@@ -62,7 +62,7 @@ pub struct ReadBack<'a> {
 }
 
 /// Keeps `span` of `part` as the destination has it, and reads it back where it is to be hashed: what
-/// is kept was compared a while ago. `check_active` is asked again and again.
+/// is kept was compared a while ago. `check_active` is called repeatedly.
 ///
 /// # Errors
 /// The error of `check_active`; inside: the error of keeping or reading.
@@ -92,7 +92,7 @@ pub fn keep_span<E>(
     Ok(Ok(()))
 }
 
-/// [`keep_span`] for blocks of these values, which are read back and checked one by one where that is asked for.
+/// [`keep_span`] for blocks of these values, which are read back and checked one by one where that is requested.
 ///
 /// # Errors
 /// Like [`keep_span`].

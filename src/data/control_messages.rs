@@ -10,7 +10,7 @@ use crate::wire::ticket::Claims;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
-/// Blocks are asked for, and sent, for so much of a range at a time: neither end works for long
+/// Blocks are requested, and sent, for so much of a range at a time: neither end works for long
 /// without a word to the other.
 pub const WINDOW_BYTES: u64 = 64 << 20;
 /// At most so many block values are given at a time.

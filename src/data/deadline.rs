@@ -24,7 +24,7 @@ impl Deadline {
         Deadline(Arc::new(AtomicU64::new(millis(end))))
     }
 
-    /// It may go on until `end`, if that is later.
+    /// Extends it to `end`, if that is later.
     pub fn extend(&self, end: Duration) {
         self.0.fetch_max(millis(end), Ordering::Relaxed);
     }

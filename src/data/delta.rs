@@ -1,4 +1,4 @@
-//! Ranges that are sent or compared in windows: block values of a window are asked for while the one before
+//! Ranges that are sent or compared in windows: block values of a window are requested while the one before
 //! it is on its way. A hole is one window, however long it is, unless its zeros are hashed.
 
 use super::buffer_pool::BLOCK_BUFFER_BYTES;

@@ -49,8 +49,8 @@ impl Endpoints {
     }
 }
 
-/// Whether an error of listening says that the address is not there yet: an interface or a name service that comes
-/// up after the agent. Everything else (a port that is taken) is not mended by waiting.
+/// Whether an error of listening means that the address does not exist yet: an interface or a name service that comes
+/// up after the agent. Everything else (a port that is in use) is not resolved by waiting.
 pub(super) fn is_address_missing(error: &Error) -> bool {
     let unresolved = error.to_string().starts_with("failed to lookup address");
     // `NotFound`: the interface of a link-local address.

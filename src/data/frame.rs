@@ -9,8 +9,8 @@
 //!
 //! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`checksum`]). Header and
 //! bulk are apart: a header is read whole (its length is checked before anything is
-//! allocated, and memory grows only as bytes arrive), content is handed on in the pieces in which it
-//! came, or read to where it is wanted, without a copy. Every frame moves on by at least one byte of content or one entry, so there
+//! allocated, and memory grows only as bytes arrive), content is passed on in the pieces in which it
+//! came, or read to its final buffer, without a copy. Every frame advances by at least one byte of content or one entry, so there
 //! is no way to keep a receiver busy with nothing; what is left of a file or range bounds holes and
 //! kept content like it bounds content.
 
@@ -25,14 +25,14 @@ use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, MAX_MANIFEST_ENTRIES, Man
 use bytes::{Buf, Bytes};
 use std::time::Duration;
 
-/// What is asked of a stream ([`ContentRequest`]).
+/// A request on a stream ([`ContentRequest`]).
 pub const REQUEST: u8 = b'Q';
 /// A reply's document.
 pub const REPLY: u8 = b'Y';
 /// A [`Problem`](crate::wire::problem::Problem) in JSON.
 pub const REFUSAL: u8 = b'X';
 /// Content of this length is fetched, where it has not come with the frame's head, instead of being
-/// handed on in the pieces in which it comes.
+/// passed on in the pieces in which it comes.
 const MIN_BULK_BYTES: usize = 64 << 10;
 const DIRS: u8 = b'D';
 const FILE: u8 = b'F';
@@ -57,7 +57,7 @@ pub enum Frame {
     /// Content, never empty.
     Content(Bytes),
     /// So many bytes of content, never 0, that have not all come yet: to be [read](FrameReader::read_content)
-    /// to where they shall be before the next frame is asked for.
+    /// to their final buffer before the next frame is read.
     PendingContent(usize),
     /// So many bytes of a hole, never 0: they are read as zeros.
     Hole(u64),
@@ -67,7 +67,7 @@ pub enum Frame {
     Digest(Digest),
     /// All content was sent; it was not hashed.
     Done,
-    /// The sender takes the file (or range) back.
+    /// The sender cancels the file (or range).
     Abort,
     /// The end of a pack, with the number of its files.
     End(u32),
@@ -87,7 +87,7 @@ pub enum FrameError {
         /// The announced length.
         length: usize,
     },
-    /// A kind that this version does not know.
+    /// An unknown kind.
     #[error("a frame of the unknown kind {0:#04x}")]
     Unknown(u8),
     /// A payload of another shape.
@@ -101,11 +101,11 @@ pub enum FrameError {
     /// A document that is not what was sent.
     #[error("a frame of kind {0:#04x}: {CHECKSUM_MISMATCH}")]
     Damaged(u8),
-    /// A frame that may not stand there.
+    /// A frame in the wrong position.
     #[error("{0}")]
     Unexpected(String),
-    /// Content without a digest, where the ticket asks for one.
-    #[error("content came without the digest that the ticket asks for")]
+    /// Content without a digest, where the ticket requires one.
+    #[error("content came without the digest that the ticket requires")]
     MissingDigest,
     /// The connection failed or stalled.
     #[error("the connection failed: {0}")]
@@ -131,7 +131,7 @@ pub trait ChunkSource {
     /// A frame of a few bytes stands for so many bytes of content: they count as progress.
     fn record_progress(&mut self, _bytes: u64) {}
 
-    /// Whether the requester is gone.
+    /// Whether the requester disconnected.
     fn is_abandoned(&self) -> bool {
         false
     }
@@ -315,7 +315,7 @@ impl<P: ChunkSource> FrameReader<P> {
         boottime() >= self.ticket_expiry
     }
 
-    /// Whether the requester is gone.
+    /// Whether the requester disconnected.
     pub fn is_abandoned(&self) -> bool {
         self.source.is_abandoned()
     }

@@ -1,4 +1,4 @@
-//! What a receiving agent answers: tickets are checked before anything else, bodies handed to blocking
+//! What a receiving agent answers: tickets are checked before anything else, bodies passed to blocking
 //! threads as they come.
 
 use super::buffer_pool::Buffer;
@@ -152,7 +152,7 @@ fn build_response(status: StatusCode, kind: &'static str, body: Bytes) -> Respon
     response
 }
 
-/// Checks the ticket, then does what is asked.
+/// Checks the ticket, then executes the request.
 async fn dispatch(
     request: Request<Incoming>,
     context: &ConnectionContext,
@@ -215,11 +215,11 @@ async fn drain_and_refuse(
     Err(failure)
 }
 
-/// Takes what follows an ask, in a thread of its own and gathered in the buffer, and makes the reply.
+/// Receives the content after a request, in a thread of its own and collected in the buffer, and makes the reply.
 pub(super) type ContentHandler =
     Box<dyn FnOnce(&mut FrameReader<SocketReader>, Buffer) -> Result<Vec<u8>, FrameError> + Send>;
 
-/// What an `ask` on a stream lets be done, once its ticket is checked.
+/// The permitted write of a request on a stream, after its ticket is checked.
 pub(super) fn content_handler(
     request: &ContentRequest,
     server: &ServerContext,

@@ -84,12 +84,12 @@ impl Local {
         Local { target, claims, pool, limiters, deadline, can_clone: false }
     }
 
-    /// The same, no faster than `pace` lets it.
+    /// The same, within the limits of `pace`.
     pub fn with_limiters(self, limiters: Limiters) -> Self {
         Local { limiters, ..self }
     }
 
-    /// The same; content that source and destination can share is cloned, where that is wanted.
+    /// The same; content that source and destination can share is cloned, where that is enabled.
     pub fn with_cloning(self, can_clone: bool) -> Self {
         Local { can_clone, ..self }
     }
@@ -331,7 +331,7 @@ struct FileCopy<'a> {
 }
 
 impl FileCopy<'_> {
-    /// Nothing lies between the two ends that a digest could guard: it is computed only where one is wanted.
+    /// No network is between the two ends, so a digest is computed only where one is requested.
     fn hasher(&self) -> Option<ContentHasher> {
         self.claims.rules.returns_digests.then(|| ContentHasher::new(HashMode::Full))
     }
@@ -399,7 +399,7 @@ impl FileCopy<'_> {
         Ok(cloned)
     }
 
-    /// Checks that the source is what was cloned, and reads it where its digest is wanted.
+    /// Checks that the source is what was cloned, and reads it where its digest is requested.
     fn digest_cloned(
         &self,
         file: &SourceFile,
@@ -442,7 +442,7 @@ impl CopyControl<'_> {
     }
 }
 
-/// Takes content from one file of this host to another one.
+/// Copies content from one file of this host to another one.
 struct CopySink<'a, S> {
     store: &'a mut S,
     path: &'a RelPath,

@@ -24,14 +24,14 @@ const MAX_AVERAGE_AGE: Duration = Duration::from_secs(10);
 pub struct TrafficCounter {
     sent: AtomicU64,
     received: AtomicU64,
-    /// Whether a write had to wait since this was asked last.
+    /// Whether a write had to wait since the last call.
     was_blocked: AtomicBool,
     /// Whether the connection is to be closed without sending what is left.
     reset: AtomicBool,
 }
 
 impl TrafficCounter {
-    /// Bytes that the kernel took to be sent.
+    /// Bytes that the kernel accepted for sending.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
@@ -46,7 +46,7 @@ impl TrafficCounter {
         self.received.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Counts `n` bytes that the kernel took to be sent.
+    /// Counts `n` bytes that the kernel accepted for sending.
     pub fn add_sent(&self, n: u64) {
         self.sent.fetch_add(n, Ordering::Relaxed);
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// A peer that went away without a word is noticed after about three of these.
+/// A peer that disappeared without closing its connection is detected after about three of these.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// An endpoint of this host.

@@ -62,7 +62,7 @@ pub type DirMetadataError = (RelPath, EntryError);
 pub struct OfferOutcome {
     /// One per entry.
     pub results: Vec<Result<OfferDecision, EntryError>>,
-    /// One per entry: of regular files that are there already, where the ticket asks for it.
+    /// One per entry: of existing regular files, where the ticket requires it.
     pub digests: Vec<Option<Digest>>,
     /// What the destination could not hold.
     pub warnings: EntryWarnings,
@@ -105,7 +105,7 @@ pub struct WrittenFile {
 pub enum SentFile {
     /// Sent whole.
     Complete(WrittenFile),
-    /// Begun and taken back.
+    /// Begun and cancelled.
     Aborted(EntryError),
     /// Not begun.
     Unreadable(EntryError),
@@ -243,7 +243,7 @@ fn mismatch_error(path: &RelPath) -> EntryError {
 }
 
 impl PackOutcome {
-    /// Joins what both ends know of a pack of `entries` in `dirs`; `fed` is one for each entry, and
+    /// Merges what both ends report of a pack of `entries` in `dirs`; `fed` is one for each entry, and
     /// `sent` the bytes of content that went over the wire.
     ///
     /// # Errors

@@ -38,8 +38,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-/// A whole reply must come within this; twice the receiver's own patience, so that what it has to say
-/// comes first.
+/// A complete reply must arrive within this; twice the stall timeout of the receiver, so that its error
+/// arrives first.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2 * STALL_TIMEOUT.as_secs());
 /// … and later for each so many bytes of content that have to be read for it.
 const MIN_READ_BYTES_PER_SECOND: u64 = 1 << 20;
@@ -128,7 +128,7 @@ impl Peer {
         self
     }
 
-    /// The same, sending no faster than `pace` lets it.
+    /// The same, sending within the limits of `pace`.
     pub fn with_limiters(mut self, limiters: Limiters) -> Self {
         self.limiters = limiters;
         self
@@ -325,8 +325,8 @@ impl Peer {
         }
     }
 
-    /// Asks a stream to take what `feed` makes and awaits the answer, in a thread, with an eye on the
-    /// route.
+    /// Sends the content that `feed` makes on a stream and awaits the answer, in a thread, while the route is
+    /// monitored.
     async fn exchange_content<T, F>(
         &self,
         pooled: &mut PooledConnection,
@@ -379,7 +379,7 @@ impl Peer {
             RequestError::Route(_) => pooled.mark_abandoned(&self.endpoints, &reason),
         };
         if another && attempts < MAX_RESENDS {
-            tracing::info!(worker = %self.worker, "a request goes over another route: {reason}");
+            tracing::info!(worker = %self.worker, "a request is sent over another route: {reason}");
             return Ok(());
         }
         self.peers.mark_unhealthy(&self.worker);

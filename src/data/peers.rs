@@ -59,7 +59,7 @@ impl Peers {
         &self.pool
     }
 
-    /// The member of `pool` that is not in `tried` and has the fewest requests of ours in flight;
+    /// The member of `pool` that is not in `tried` and has the fewest requests of this agent in flight;
     /// unhealthy, silent, draining and failed ones come last, ties in turn.
     pub fn choose<'a>(
         &self,

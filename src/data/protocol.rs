@@ -1,4 +1,4 @@
-//! What two agents say to each other, beside content: verbs, limits, and the replies in CBOR with
+//! Messages between two agents, beside content: verbs, limits, and the replies in CBOR with
 //! numbered fields (RFC 8949).
 //!
 //! Names never come from a reply: replies speak of entries by their place in the request.
@@ -12,11 +12,11 @@ use minicbor::{Decode, Encode};
 
 /// Compare a manifest with what is there, and make all that needs no content.
 pub const OFFER: &str = "/v1/offer";
-/// The upgrade to a stream ([`content_server`](super::content_server)); needs no ticket, what is asked on it does.
+/// The upgrade to a stream ([`content_server`](super::content_server)); needs no ticket, requests on it do.
 pub const STREAM: &str = "/v1/stream";
-/// Many files with their content; asked on a stream.
+/// Many files with their content; requested on a stream.
 pub const PACK: &str = "/v1/pack";
-/// A byte range of one large file; asked on a stream.
+/// A byte range of one large file; requested on a stream.
 pub const RANGE: &str = "/v1/range";
 /// Block values of what is there of a file.
 pub const BLOCK_DIGESTS: &str = "/v1/block-digests";
@@ -39,7 +39,7 @@ pub const FRAME_HEADER_BYTES: usize = 5;
 pub const MAX_TICKET_BYTES: usize = 16 << 10;
 /// The longest content frame, and the size of the pooled buffers, in bytes.
 pub const MAX_CONTENT_FRAME_BYTES: usize = 1 << 20;
-/// The longest reply that a sender takes, in bytes: a fault for each of the entries of a manifest.
+/// The longest reply that a sender accepts, in bytes: a fault for each of the entries of a manifest.
 pub const MAX_REPLY_BYTES: usize = 16 << 20;
 /// A directory that could not get its metadata back after a write into it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -91,7 +91,7 @@ impl IndexedWarning {
     }
 }
 
-/// At most this many causes stand in a reply.
+/// Maximum number of causes in a reply.
 const MAX_WARNINGS: usize = 64;
 
 /// Where `path` is in a request.
@@ -161,7 +161,7 @@ pub struct OfferReply {
     /// Directories without their metadata.
     #[n(1)]
     pub dir_errors: Vec<IndexedDirError>,
-    /// Of files that are there, where the ticket asks for it.
+    /// Of existing files, where the ticket requires it.
     #[n(2)]
     pub digests: Vec<EntryDigest>,
     /// What the destination could not hold.
@@ -184,7 +184,7 @@ pub enum WriteOutcome {
     /// The bytes that arrived are not those that the sender hashed; nothing was kept.
     #[n(1)]
     Mismatch,
-    /// The sender took it back; nothing was kept.
+    /// The sender cancelled it; nothing was kept.
     #[n(2)]
     Aborted,
     /// The destination could not keep it.
@@ -274,7 +274,7 @@ pub fn validate_range(offset: u64, length: u64, size: u64) -> Result<(), String>
     Err(format!("{length} bytes at {offset} are not within a file of {size} bytes"))
 }
 
-/// What a stream is asked to take next.
+/// The next request on a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ContentRequest {
     /// [`PACK`] or [`RANGE`].

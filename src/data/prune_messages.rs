@@ -10,7 +10,7 @@ use crate::wire::{BytePath, RelPath};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-/// At most so many names are taken with one page of a prune.
+/// Maximum number of names in one page of a prune.
 pub const MAX_PRUNE_NAMES: usize = 65_536;
 /// A reply to a prune names removed entries in about so many bytes; of more it gives the counts.
 const MAX_REMOVED_BYTES: usize = 8 << 20;
@@ -43,7 +43,7 @@ pub struct PruneRequest {
     /// The directory with all above it, parents first; they get their metadata back.
     #[n(7)]
     pub dirs: Vec<ManifestDir>,
-    /// Go on where the last reply to this page ended.
+    /// Continue where the last reply to this page ended.
     #[n(8)]
     pub resume: Option<PruneResume>,
     /// The places in `names` of what replaces a directory of its name; sorted.
@@ -52,7 +52,7 @@ pub struct PruneRequest {
 }
 
 impl PruneRequest {
-    /// Whether this can be asked.
+    /// Whether the request is valid.
     ///
     /// # Errors
     /// A message.
@@ -151,7 +151,7 @@ pub struct PruneReply {
     /// There is more.
     #[n(5)]
     pub resume: Option<PruneResume>,
-    /// More is extra than the ticket lets be deleted.
+    /// More is extraneous than the ticket allows to be deleted.
     #[n(6)]
     pub allowance_exhausted: bool,
     /// Trashes of earlier mirrors that were left as they are …
@@ -199,10 +199,10 @@ impl PruneReply {
         }
     }
 
-    /// Reads a reply to `ask`.
+    /// Reads a reply to `request`.
     ///
     /// # Errors
-    /// A reply that speaks of what was not asked.
+    /// A reply about entries that were not requested.
     pub fn into_outcome(self, request: &PruneRequest) -> Result<PruneOutcome, String> {
         let PruneReply {
             examined: seen,
@@ -248,7 +248,7 @@ impl PruneReply {
 }
 
 fn not_requested(path: &RelPath) -> String {
-    format!("`{path}` was not asked for")
+    format!("`{path}` was not requested")
 }
 
 /// `path` seen from `dir`; `None` where it is not below it.

@@ -1,5 +1,5 @@
 //! The receiving end: manifests, packs and ranges into a destination. Everything here blocks and runs
-//! in threads of its own. Whether the ticket allows it was asked before.
+//! in threads of its own. The ticket is checked before.
 
 use super::content_writer::{ContentWriter, ReadBack, keep_span};
 use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
@@ -189,16 +189,16 @@ impl PackReceiver<'_> {
     }
 }
 
-/// Content being taken; the file it goes to has failed where `store` is an error.
+/// Content being received; the file it goes to has failed where `store` is an error.
 struct ContentReceiver<'a, S> {
     store: Result<S, FsError>,
     span: Span,
-    /// Whether the peer may say what is kept.
+    /// Whether the peer may send what is kept.
     allows_keep: bool,
     /// Where content must come with its digest.
     hasher: Option<ContentHasher>,
     path: &'a RelPath,
-    /// To gather content, and to read back what is kept.
+    /// To collect content, and to read back what is kept.
     buffer: &'a mut [u8],
     /// So much of the buffer is content that is neither hashed nor written …
     gathered_bytes: usize,
@@ -238,7 +238,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
         }
     }
 
-    /// Takes content up to its end. Lengths are checked against what is left before anything is done.
+    /// Receives content up to its end. Lengths are checked against what is left before anything is done.
     fn receive_all<P: ChunkSource>(
         &mut self,
         frames: &mut FrameReader<P>,
@@ -378,7 +378,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
 /// Ends work for a disconnected requester.
 fn check_active<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
     if frames.is_abandoned() {
-        return Err(FrameError::Connection("the requester is gone".to_owned()));
+        return Err(FrameError::Connection("the requester disconnected".to_owned()));
     }
     Ok(())
 }

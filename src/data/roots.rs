@@ -1,4 +1,4 @@
-//! The storage roots of an agent: every path that it is asked for must lie below (or at) one. One that is missing, or
+//! The storage roots of an agent: every requested path must be below (or at) one. One that is missing, or
 //! that another file system was mounted over, can be opened later.
 
 use super::ticket_verifier::{Refusal, TicketVerifier};
@@ -123,10 +123,10 @@ impl Roots {
     }
 
     /// What a ticket allows: its claims and the destination that it names, which is written by the
-    /// rules of the ticket whatever a peer asks for.
+    /// rules of the ticket whatever a peer requests.
     ///
     /// # Errors
-    /// A ticket that does not hold, or for a destination that is not ours.
+    /// An invalid ticket, or one for a destination of another agent.
     pub fn authorize(
         &self,
         gate: &TicketVerifier,

@@ -1,4 +1,4 @@
-//! Which route the next request takes: a pure function over the state of the routes.
+//! The choice of the route of the next request: a pure function over the state of the routes.
 //!
 //! Routes share their ends: two requests that leave through one NIC share its speed, wherever they go.
 //! So a request is ranked by when it would end: what is under way at the busier end, and the request
@@ -35,7 +35,7 @@ pub struct EndLoad {
 /// How well the ends of a route belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RouteAffinity {
-    /// The n-th of ours and the n-th of theirs, or the only ones that are in one network.
+    /// The n-th of this host and the n-th of the peer, or the only ones that are in one network.
     Rail,
     /// In one network.
     SameNetwork,
@@ -43,7 +43,7 @@ pub enum RouteAffinity {
     OtherNetwork,
 }
 
-/// A route that may be taken.
+/// A route that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// It does not work at the moment.
@@ -54,7 +54,7 @@ pub struct Candidate {
     pub remote: EndLoad,
     /// How they belong together.
     pub affinity: RouteAffinity,
-    /// When it was taken last, as a count.
+    /// The count at its last choice.
     pub last_used: u64,
 }
 
@@ -118,7 +118,7 @@ pub fn is_slow(left: u64, speed: f64, size: u64, others: &[Candidate]) -> bool {
 /// How often a request is looked at for [`is_slow`].
 pub const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Whether a connection from `ours` to `theirs` can be.
+/// Whether a connection from `ours` to `theirs` is possible.
 pub fn can_connect(local: Option<IpAddr>, remote: Option<IpAddr>) -> bool {
     let like =
         |a: IpAddr, b: IpAddr| a.is_ipv4() == b.is_ipv4() && a.is_loopback() == b.is_loopback();

@@ -338,7 +338,7 @@ impl Routes {
     }
 }
 
-/// Probes a route until a probe is answered, or no request wants the route.
+/// Probes a route until a probe is answered, or no request uses the route.
 async fn probe_until_answered(routes: Weak<Routes>, key: RouteKey) {
     loop {
         let wait = {
@@ -461,7 +461,7 @@ mod tests {
     #[tokio::test]
     async fn rails_are_ranked_first_and_address_families_are_not_mixed() {
         let routes = routes(&["10.0.0.1", "10.0.1.1", "fd00::1"]);
-        // In another order than ours.
+        // In another order than on this host.
         let remote = endpoints(&["10.0.1.2:1", "10.0.0.2:1", "[fd00::2]:1"]);
         let all = authorities(&routes, &remote);
         assert_eq!(all[..3], ["10.0.1.1>10.0.1.2:1", "10.0.0.1>10.0.0.2:1", "fd00::1>[fd00::2]:1"]);
@@ -475,7 +475,7 @@ mod tests {
     #[tokio::test]
     async fn only_interfaces_in_a_network_of_the_peer_count_as_rails() {
         let routes = routes(&["10.0.0.1", "10.0.1.1"]);
-        // Both are in the network of our first one: whether the second one reaches them is not known.
+        // Both are in the network of the first endpoint of this host: whether the second one reaches them is not known.
         assert_eq!(routes.count_rails(&endpoints(&["10.0.0.2:1", "10.0.0.3:1"])), 1);
         assert_eq!(routes.count_rails(&endpoints(&["10.0.0.2:1", "10.0.1.3:1"])), 2);
     }

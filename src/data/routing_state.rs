@@ -14,7 +14,7 @@ const PROBE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration
 /// … and one that never did.
 const UNTRIED_PROBE_BACKOFF: Backoff =
     Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-/// A route that no request wanted for this long is not probed.
+/// A route that no request used for this long is not probed.
 const UNUSED_PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// Requests of at least this many bytes show how fast a route is.
 const MIN_MEASURED_BYTES: u64 = 1 << 20;
@@ -94,7 +94,7 @@ impl RoutingState {
         }
     }
 
-    /// What an end (one of ours, or a peer's) has to do.
+    /// The load of an end (of this host or of a peer).
     pub(super) fn load(&self, nic: Option<usize>, to: Option<&str>, now: Instant) -> EndLoad {
         let mut load = EndLoad::default();
         for in_flight in self.in_flight.values().filter(|in_flight| in_flight.uses_end(nic, to)) {
@@ -187,7 +187,7 @@ impl RoutingState {
         let outage =
             route.outage.as_mut().filter(|outage| outage.until == OutageEnd::Probe(true))?;
         if outage.last_wanted.elapsed() > UNUSED_PROBE_LIMIT {
-            // The next request that wants the route restarts the probes.
+            // The next request that uses the route restarts the probes.
             outage.until = OutageEnd::Probe(false);
             return None;
         }

@@ -56,7 +56,7 @@ impl<'a> FrameWriter<'a> {
         }
     }
 
-    /// The same, no faster than `pace` lets it.
+    /// The same, within the limits of `pace`.
     pub fn with_limiters(self, limiters: Limiters) -> Self {
         FrameWriter { limiters, ..self }
     }
@@ -66,7 +66,7 @@ impl<'a> FrameWriter<'a> {
         self.sent
     }
 
-    /// Sends what has gathered, as fast as the limits let it.
+    /// Sends the collected files, within the limits.
     fn flush(&mut self) -> Result<(), Disconnected> {
         let mut rest = self.buffer.as_ref();
         while !rest.is_empty() {

@@ -57,7 +57,7 @@ pub struct DataServer {
 }
 
 impl DataServer {
-    /// Listens on every endpoint with an address of this host; port 0 lets the kernel choose. The others are looked for
+    /// Listens on every endpoint with an address of this host; with port 0 the kernel chooses. The others are looked for
     /// while it serves.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl DataServer {
         &self.endpoints
     }
 
-    /// Receives through buffers of `pool`; answers until `stop`; then takes no new connection, lets requests end, and closes the rest.
+    /// Receives through buffers of `pool`; answers until `stop`; then accepts no new connection, waits for requests to end, and closes the rest.
     /// Dropping the future ends everything at once.
     pub async fn serve(self, server: Arc<ServerContext>, pool: BufferPool, stop: Shutdown) {
         let context = Arc::new(ConnectionContext {

@@ -84,7 +84,7 @@ impl SocketReader {
     /// Waits for bytes, for a while.
     fn wait_readable(&mut self) -> Result<(), String> {
         if self.cancelled.is_cancelled() {
-            return Err("the requester is gone".to_owned());
+            return Err("the requester disconnected".to_owned());
         }
         if self.waiting_time >= self.stall_timeout {
             let stall_timeout = self.stall_timeout;

@@ -16,36 +16,36 @@ pub const MAX_KEEP_RUN_BYTES: u64 = 8 << 20;
 /// Spans from this length on are kept out of the page cache, in bytes.
 const CACHE_BYPASS_MIN_BYTES: u64 = 16 << 20;
 
-/// Takes content in order.
+/// Accepts content in order.
 pub trait Sink {
-    /// Why no more is taken.
+    /// Why the sink accepts no more.
     type Stop;
     /// Where content of up to `want` bytes (at most [`READ_BYTES`]) is read to; on a page
     /// ([`DIRECT_ALIGN_BYTES`]) where it shall be `aligned`.
     ///
     /// # Errors
-    /// No more is taken.
+    /// The sink accepts no more.
     fn room(&mut self, want: usize, aligned: bool) -> Result<&mut [u8], Self::Stop>;
     /// The first `n` bytes of the [room](Sink::room) are content.
     ///
     /// # Errors
-    /// No more is taken.
+    /// The sink accepts no more.
     fn content(&mut self, n: usize) -> Result<(), Self::Stop>;
     /// A hole of `length` bytes.
     ///
     /// # Errors
-    /// No more is taken.
+    /// The sink accepts no more.
     fn hole(&mut self, length: u64) -> Result<(), Self::Stop>;
     /// `length` bytes that the destination has; the chaining values of their blocks.
     ///
     /// # Errors
-    /// No more is taken.
+    /// The sink accepts no more.
     fn keep(&mut self, from: ReuseSource, length: u64, values: &[Digest])
     -> Result<(), Self::Stop>;
-    /// Asked between pieces of work.
+    /// Called between pieces of work.
     ///
     /// # Errors
-    /// No more is taken.
+    /// The sink accepts no more.
     fn check_active(&self) -> Result<(), Self::Stop>;
 }
 
@@ -309,7 +309,7 @@ impl<S: Sink> DeltaReader<'_, S> {
         Ok(())
     }
 
-    /// Hands the run that was held back to the sink.
+    /// Sends the run that was held back to the sink.
     fn flush_run(&mut self) -> Result<(), S::Stop> {
         match self.pending_run.take() {
             None => Ok(()),
@@ -321,7 +321,7 @@ impl<S: Sink> DeltaReader<'_, S> {
         }
     }
 
-    /// Hands the content of `block` on, without its holes.
+    /// Sends the content of `block`, without its holes.
     fn send_block(&mut self, block: Span, holes: Holes, scratch: &[u8]) -> Result<(), S::Stop> {
         let mut at = block.offset;
         while at < block.end() {
@@ -403,11 +403,11 @@ pub fn hash_source(
     Ok(hasher.map_or(ZERO_DIGEST, ContentHasher::digest))
 }
 
-/// Takes content to nowhere: it is only hashed.
+/// Discards content: it is only hashed.
 pub struct HashOnlySink<'a, G> {
     /// Where it is read to.
     pub buffer: &'a mut Buffer,
-    /// Asked again and again.
+    /// Called repeatedly.
     pub check_active: G,
 }
 

@@ -1,4 +1,4 @@
-//! Bodies: how long a transfer may stand still, and what is left of refused requests.
+//! Bodies: how long a transfer may stall, and what is left of refused requests.
 
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -11,7 +11,7 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(90);
 /// See [`STALL_TIMEOUT`].
 pub const MIN_PROGRESS_BYTES: u64 = 4096;
 
-/// Resolves when `moved` stands still for `patience`.
+/// Resolves when `moved` does not change for `patience`.
 pub async fn wait_for_stall(progress: Arc<AtomicU64>, timeout: Duration) {
     let mut last = progress.load(Ordering::Relaxed);
     loop {

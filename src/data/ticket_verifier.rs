@@ -38,12 +38,12 @@ pub enum Refusal {
         "the ticket does not allow to delete: only that of a task that deletes does, in a sync with `--delete`"
     )]
     NoDeletion,
-    /// It lets another agent delete.
+    /// Its deletions are for another agent.
     #[error("the ticket allows to delete through another agent, or before this one was restarted")]
     OtherReceiver,
 }
 
-/// Whether a ticket with these `claims` lets the verb be asked at all.
+/// Whether a ticket with these `claims` allows the verb at all.
 ///
 /// # Errors
 /// [`Refusal::DryRun`] and [`Refusal::NoDeletion`].
@@ -83,7 +83,7 @@ pub struct TicketVerifier {
 
 struct MasterState {
     verifier: Verifier,
-    /// The master's clock minus ours ([`boottime`]), in seconds.
+    /// The master's clock minus that of this host ([`boottime`]), in seconds.
     clock_offset_seconds: i64,
 }
 
@@ -129,7 +129,7 @@ impl TicketVerifier {
         Ok(Some(DeletionBudget::new(used, deletion.max_entries)))
     }
 
-    /// Takes over the key and the time (seconds since 1970) of a heartbeat's reply.
+    /// Stores the key and the time (seconds since 1970) of a heartbeat's reply.
     ///
     /// # Errors
     /// A key that is none; what was known stays.
@@ -190,7 +190,7 @@ mod tests {
         let gate = TicketVerifier::new();
         let good = signer.sign(&claims(5_000));
         assert_eq!(gate.verify(&good), Err(Refusal::NoKey));
-        // The master lives in 1970; our own clock plays no part.
+        // The master's clock is in 1970; the clock of this host has no effect.
         gate.update(&signer.public_key(), 4_999).unwrap();
         assert_eq!(gate.verify(&good), Ok(claims(5_000)));
         let late = 5_000 + CLOCK_LEEWAY_SECONDS + 10;

@@ -16,7 +16,7 @@ use std::str::Chars;
 pub enum FilterError {
     /// The rules together are over [`MAX_FILTER_BYTES`].
     #[error(
-        "the filter rules have {0} bytes, at most {MAX_FILTER_BYTES} are taken; shorten them, e.g. by patterns instead of names"
+        "the filter rules have {0} bytes, at most {MAX_FILTER_BYTES} are accepted; shorten them, e.g. by patterns instead of names"
     )]
     RulesTooLong(usize),
     /// A rule is invalid.

@@ -162,7 +162,7 @@ impl State {
                 && let Some(found) = self.stall_report(sync)
             {
                 let StallInfo { since, task, worker_id, task_seconds } = found;
-                let worker = worker_id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
+                let worker = worker_id.map_or_else(|| "none".to_owned(), |id| id.to_string());
                 tracing::warn!(
                     sync = %sync.id, %since, task, worker, task_seconds,
                     "the sync is stalled: workers are active, and no byte moves"

@@ -135,7 +135,7 @@ impl State {
             return unknown_worker(worker);
         }
         if !held.is_empty() {
-            tracing::info!(sync = %id, %worker, tasks = held.len(), "tasks are taken away");
+            tracing::info!(sync = %id, %worker, tasks = held.len(), "tasks are revoked");
         }
         let tasks = held.len() as u64;
         for id in held {

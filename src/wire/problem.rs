@@ -71,7 +71,7 @@ problem_codes! {
     FileListGone "file_list_gone" 409 "the file list of the sync belongs to the sync that retried it"
     NoWorker "no_worker" 409 "the sync must not wait, and no active worker serves one of its paths"
     NotEnded "not_ended" 409 "the sync has not ended, so its manifest is not complete yet"
-    NotRecorded "not_recorded" 409 "the sync was submitted without the option that records what was asked for"
+    NotRecorded "not_recorded" 409 "the sync was submitted without the option that records it"
     RecordsLost "records_lost" 409 "the records of the sync are not complete on this master"
     SyncActive "sync_active" 409 "the sync has not ended and cannot be retried"
     SyncCompleted "sync_completed" 409 "the sync is completed, so there is nothing to retry"

@@ -201,7 +201,7 @@ fn a_heartbeat_after_a_suspend_renews_from_its_arrival() {
     world.heartbeat("s", "1", &["/src"], &[scan.assignment_id]);
     world.apply(Event::Tick);
     world.advance(50_000);
-    assert_eq!(world.state.tasks.lease_count(), 0, "nobody renewed it for longer than a lease");
+    assert_eq!(world.state.tasks.lease_count(), 0, "it was not renewed for longer than a lease");
     assert!(!world.state.workers.get(&scan.worker_id).unwrap().is_active, "it is silent");
 }
 

@@ -39,7 +39,7 @@ fn a_large_file_that_differs_is_sent_and_that_is_no_change_of_the_source() {
     let differs = TaskReport { differs: true, ..TaskReport::default() };
     world.post_result(result(&range, true, differs));
     let stale = world.post_result(result(&late, true, all_done(&late, "d")));
-    assert_eq!(stale, Some(ResultOutcome::Stale), "nobody waits for what is equal any more");
+    assert_eq!(stale, Some(ResultOutcome::Stale), "the result of an ended task is stale");
     for _ in 0..3 {
         let range = poll_kind(&mut world, "s", "range");
         let TaskSpec::Range { length, compare: false, .. } = range.task else { panic!() };

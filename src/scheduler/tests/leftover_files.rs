@@ -49,7 +49,7 @@ fn present_while_another_range_is_leased() -> (World, Assignment) {
     world.post_result(result(&second, true, unchanged_report()));
     let so_far = world.progress("demo");
     assert_eq!((so_far.state, so_far.files_skipped), (SyncState::Progress, 1));
-    assert_eq!(world.poll("s", "1"), None, "nobody asks for the third range any more");
+    assert_eq!(world.poll("s", "1"), None, "the third range is not assigned any more");
     (world, first)
 }
 

@@ -220,7 +220,7 @@ impl World {
             assert!(sync.large_files.values().all(|l| self.blobs.contains_key(&l.manifest_key)));
             assert!(
                 sync.is_active() || sync.hardlink_groups.is_empty(),
-                "nobody asks for groups any more"
+                "an ended sync has no groups"
             );
             let written = self.lists.get(&sync.no).map_or(0, Vec::len) as u64;
             assert!(sync.record_log.length <= written, "lines are counted that were not written");

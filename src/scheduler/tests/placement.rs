@@ -127,7 +127,7 @@ fn the_first_capable_waiting_poll_gets_the_task() {
     let Some(Reply::Assignment(Some(scan))) = world.replies.remove(&idle[2]) else {
         panic!("the first of the source gets the scan: {:?}", world.replies)
     };
-    assert!(world.replies.is_empty(), "nobody else is woken");
+    assert!(world.replies.is_empty(), "no other poll is answered");
     let work = vec![copy_item(1, 0), copy_item(2, 0)];
     world.post_page(&scan, page(&scan, 0, work, None));
     assert!(matches!(world.replies.remove(&idle[3]), Some(Reply::Assignment(Some(_)))));

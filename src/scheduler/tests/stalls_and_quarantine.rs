@@ -61,7 +61,7 @@ fn a_sync_that_is_paused_or_waits_for_a_worker_is_not_stalled() {
     assert_eq!(world.progress("demo").stalled, None);
     world.apply(Event::ResumeSync("demo".parse().unwrap()));
     world.advance(10 * MINUTE);
-    assert_eq!(world.progress("demo").stalled, None, "nobody is there");
+    assert_eq!(world.progress("demo").stalled, None, "no worker is active");
     advance(&mut world, 4 * MINUTE, &[]);
     assert_eq!(world.progress("demo").stalled, None, "they have just come back");
 }

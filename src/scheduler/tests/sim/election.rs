@@ -13,7 +13,7 @@ fn describe_event(requester: &Option<Requester>, event: &Event) -> String {
             format!("w{agent}.{incarnation} #{request}")
         }
         Some(Requester::Operator(request)) => format!("operator #{request}"),
-        None => "nobody".to_owned(),
+        None => "no caller".to_owned(),
     };
     let what = match event {
         Event::Submit { request, .. } => format!("submit {:?}", request.request_id),

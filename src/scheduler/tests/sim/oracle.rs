@@ -350,7 +350,7 @@ impl Oracle {
         let leases = state.tasks.values().filter_map(|task| Some((task.id, task.lease()?)));
         self.current.extend(leases.map(|(id, lease)| (id, lease.assignment)));
         for id in self.current.values() {
-            let known = self.grants.get_mut(id).expect("I18: a lease that nobody decided");
+            let known = self.grants.get_mut(id).expect("I18: a lease without a decision");
             known.seq.get_or_insert(store.seq);
             known.void = false;
         }
@@ -522,7 +522,7 @@ impl Sim {
 
     /// What is not over yet.
     pub(super) fn unfinished(&self) -> Option<String> {
-        let Some(master) = &self.master else { return Some("nobody rules".to_owned()) };
+        let Some(master) = &self.master else { return Some("no master leads".to_owned()) };
         let state = &master.state;
         if let Some(task) = state.tasks.values().next() {
             let sync = &state.syncs[&task.sync];
