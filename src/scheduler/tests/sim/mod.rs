@@ -33,8 +33,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Sim;
 
 /// Seeds that found something once, with the steps that it took.
-const PINNED: [(u64, usize); 7] =
-    [(48, 485), (455, 485), (2337, 353), (3418, 471), (10110, 488), (10113, 457), (13620, 500)];
+const PINNED: [(u64, usize); 8] = [
+    (48, 485),
+    (455, 485),
+    (2337, 353),
+    (3418, 471),
+    (10110, 488),
+    (10113, 457),
+    (12117, 52),
+    (13620, 500),
+];
 /// Default number of seeds …
 const SEEDS: u64 = 150;
 /// … and of steps of each.

@@ -42,8 +42,10 @@ pub(super) struct Oracle {
     fresh: Vec<AssignmentId>,
     lives: BTreeMap<SyncNo, SyncRun>,
     count: u32,
-    /// Each sync as submitted, and whether it has started.
+    /// Each sync as submitted, and whether its start is stored.
     submitted: HashMap<u32, (SyncJob, bool)>,
+    /// Syncs that have started since the last commit. A start that is never stored has no effect outside of the master.
+    fresh_starts: Vec<u32>,
     /// When each was cancelled.
     stopped: HashMap<u32, u64>,
     /// Number of commits that the store lost without notice to the master.
@@ -181,8 +183,8 @@ impl Oracle {
                 );
                 continue;
             }
-            if let Some((_, begun)) = self.submitted.get_mut(&known.life) {
-                *begun |= sync.state == SyncState::Progress;
+            if sync.state == SyncState::Progress {
+                self.fresh_starts.push(known.life);
             }
             if !sync.is_active() {
                 known.ended = Some(sync.state);
@@ -285,6 +287,11 @@ impl Oracle {
 
     /// What was decided is stored.
     pub(super) fn stored(&mut self, state: &State, store: &Store) {
+        for life in std::mem::take(&mut self.fresh_starts) {
+            if let Some((_, has_started)) = self.submitted.get_mut(&life) {
+                *has_started = true;
+            }
+        }
         for id in std::mem::take(&mut self.fresh) {
             if let Some(grant) = self.grants.get_mut(&id) {
                 grant.seq = Some(store.seq);
@@ -346,6 +353,7 @@ impl Oracle {
         };
         self.lives.retain(same);
         self.fresh.clear();
+        self.fresh_starts.clear();
         self.current.clear();
         let leases = state.tasks.values().filter_map(|task| Some((task.id, task.lease()?)));
         self.current.extend(leases.map(|(id, lease)| (id, lease.assignment)));
