@@ -1,5 +1,6 @@
 //! Identifiers, each a separate type so that one cannot be used in place of another.
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -130,9 +131,10 @@ number_id!(
 macro_rules! hex_id {
     ($(#[$doc:meta])* $t:ident, $len:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Encode, Decode)]
         #[serde(try_from = "String")]
-        pub struct $t(pub [u8; $len]);
+        #[cbor(transparent)]
+        pub struct $t(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; $len]);
 
         impl TryFrom<String> for $t {
             type Error = IdError;
@@ -204,24 +206,6 @@ impl Digest {
 impl From<blake3::Hash> for Digest {
     fn from(hash: blake3::Hash) -> Self {
         Digest(*hash.as_bytes())
-    }
-}
-
-impl<C> minicbor::Encode<C> for Digest {
-    fn encode<W: minicbor::encode::Write>(
-        &self,
-        e: &mut minicbor::Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> minicbor::Decode<'b, C> for Digest {
-    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        let position = d.position();
-        let invalid = || minicbor::decode::Error::message("a digest has 32 bytes").at(position);
-        d.bytes()?.try_into().map(Digest).map_err(|_| invalid())
     }
 }
 
