@@ -1,3 +1,5 @@
+//! Syncs: the record of one, its counters, and its state.
+
 use super::blocked::BlockedEntries;
 use super::boot_ids::BootIds;
 use super::deleter::Deleter;

@@ -4,6 +4,7 @@
 
 mod defaults;
 mod documents;
+mod modules;
 
 use std::path::{Path, PathBuf};
 
