@@ -1,4 +1,4 @@
-//! `ctl sync status, wait, set, retry, pause, resume, reassign, cancel, delete`.
+//! `ctl sync …`: status (one sync, or the list of all), wait, set, retry, pause, resume, reassign, cancel, delete.
 
 use super::args::{Bwlimit, OutputFormat, StatusArgs, WaitArgs};
 use super::error::Result;
