@@ -102,15 +102,17 @@ impl State {
         pool_members(deleter.into_iter())
     }
 
-    pub(super) fn get_manifest(&self, worker: &WorkerId, assignment: AssignmentId) -> Reply {
+    pub(super) fn get_manifest(
+        &self,
+        worker: &WorkerId,
+        assignment: AssignmentId,
+    ) -> Result<Reply, Problem> {
         let task = self.leased_task(worker, assignment);
-        match task.and_then(|t| t.manifest_key.clone()) {
-            Some(key) => Reply::ManifestKey(key),
-            None => Reply::Refused(Box::new(Problem::new(
-                ProblemCode::AssignmentNotHeld,
-                format!("worker {worker} holds no assignment {assignment} with a manifest"),
-            ))),
-        }
+        task.and_then(|t| t.manifest_key.clone()).map(Reply::ManifestKey).ok_or_else(|| {
+            let detail =
+                format!("worker {worker} holds no assignment {assignment} with a manifest");
+            Problem::new(ProblemCode::AssignmentNotHeld, detail)
+        })
     }
 
     /// Records the root from which a worker reads the source.

@@ -2,7 +2,7 @@
 
 use super::blocked::BlockedEntries;
 use super::phase::PhaseState;
-use super::sync_job::{FailureCount, SyncJob};
+use super::sync_job::SyncJob;
 use super::{Now, State};
 use crate::wire::SyncNo;
 use crate::wire::entry_report::{EntryAction, FileRecord, FileState, Tally};
@@ -20,7 +20,7 @@ impl SyncJob {
         let all = files.saturating_add(dirs);
         if all == 0 {
             // A batch without entries can fail too, and then there is an error.
-            self.count_failure(FailureCount::Step(FailedStep::List, 1));
+            self.counters.add_failed_steps(FailedStep::List, 1);
             return 1;
         }
         let (files, dirs) = match self.phase {
@@ -29,8 +29,8 @@ impl SyncJob {
             _ => (0, 0),
         };
         let again = all.saturating_sub(files.saturating_add(dirs));
-        self.count_failure(FailureCount::Entries { files, dirs });
-        self.count_failure(FailureCount::Step(FailedStep::ReadBack, again));
+        self.counters.add_failed(files, dirs);
+        self.counters.add_failed_steps(FailedStep::ReadBack, again);
         all
     }
 
@@ -125,13 +125,13 @@ impl State {
             sync.counters.files_skipped += files;
             return;
         }
-        sync.count_failure(FailureCount::Entries { files, dirs: 0 });
+        sync.counters.add_failed(files, 0);
         let mut left = files;
         let last = errors.len().saturating_sub(1);
         for (at, error) in errors.into_iter().enumerate() {
             let count = if at == last { left.max(1) } else { 1 };
             left = left.saturating_sub(count);
-            self.record_failure(no, error, count);
+            self.record_failure(no, error, count, None);
         }
         self.mark_changed(no, now);
     }

@@ -23,25 +23,25 @@ pub(super) fn worker_id_taken(heartbeat: &WorkerHeartbeat) -> Problem {
 }
 
 impl State {
-    /// The problem for a heartbeat of a duplicate agent.
+    /// Refuses a heartbeat of a duplicate agent.
     pub(super) fn refuse_duplicate(
         &mut self,
         heartbeat: &WorkerHeartbeat,
         now: Now,
-    ) -> Option<Problem> {
+    ) -> Result<(), Problem> {
         let timeout = self.settings.heartbeat_timeout_ms;
-        let known = self.workers.get_mut(&heartbeat.worker_id)?;
+        let Some(known) = self.workers.get_mut(&heartbeat.worker_id) else { return Ok(()) };
         known.refused_incarnations.retain(|_, at| now.mono_ms.saturating_sub(*at) < timeout);
-        let current = known.last_heartbeat.incarnation.as_ref()?;
-        if heartbeat.incarnation.as_ref() == Some(current) || known.has_left() {
-            return None;
+        let current = known.last_heartbeat.incarnation.as_ref();
+        if current.is_none() || heartbeat.incarnation.as_ref() == current || known.has_left() {
+            return Ok(());
         }
         let Some(incoming) = heartbeat.incarnation.as_ref() else {
             // It cannot be the live process, which reports an incarnation.
             if known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS {
                 known.refused_incarnations.insert(String::new(), now.mono_ms);
             }
-            return Some(worker_id_taken(heartbeat));
+            return Err(worker_id_taken(heartbeat));
         };
         // The previous process may still finish its tasks beside its successor.
         let leaves = known.previous_incarnation.as_ref() == Some(incoming)
@@ -49,10 +49,10 @@ impl State {
         let room = known.refused_incarnations.len() < MAX_REFUSED_INCARNATIONS;
         let waits = known.refused_incarnations.contains_key(incoming);
         if !waits && (!leaves || !room) {
-            return None;
+            return Ok(());
         }
         known.refused_incarnations.insert(incoming.clone(), now.mono_ms);
-        Some(worker_id_taken(heartbeat))
+        Err(worker_id_taken(heartbeat))
     }
 
     /// The previous incarnation and the refused ones, after an accepted heartbeat.

@@ -4,10 +4,11 @@ use super::failure_list::{
     FailedBatch, FailureList, FailurePages, MAX_BATCHES, MAX_PAGE_BYTES, OpenPage,
     failure_page_key, failure_record,
 };
-use super::sync_job::{FailureCount, SyncJob};
+use super::sync_job::SyncJob;
 use super::{Effect, State};
 use crate::wire::SyncNo;
 use crate::wire::outcome::EntryError;
+use crate::wire::sync::FailedStep;
 
 impl SyncJob {
     fn failure_page_keys(&self) -> impl Iterator<Item = String> + use<> {
@@ -45,37 +46,12 @@ impl State {
         }
     }
 
-    pub(super) fn count_and_record_failure(
-        &mut self,
-        no: SyncNo,
-        error: EntryError,
-        failed: FailureCount,
-    ) {
+    /// Counts and records the failure of a step.
+    pub(super) fn record_failed_step(&mut self, no: SyncNo, step: FailedStep, error: EntryError) {
         if let Some(sync) = self.syncs.get_mut(no) {
-            sync.count_failure(failed);
+            sync.counters.add_failed_steps(step, 1);
         }
-        self.record_failure(no, error, failed.total());
-    }
-
-    /// Records an error that stands for `count` failures, which are already counted.
-    pub(super) fn record_failure(&mut self, no: SyncNo, error: EntryError, count: u64) {
-        self.record_batch_failure(no, error, count, None);
-    }
-
-    /// Like [`State::record_failure`]; with a `manifest` the error stands for all entries of a
-    /// batch.
-    pub(super) fn record_batch_failure(
-        &mut self,
-        no: SyncNo,
-        error: EntryError,
-        count: u64,
-        manifest: Option<String>,
-    ) {
-        self.list_failure(no, &error, count, manifest);
-        self.record_failed_file(no, &error);
-        if let Some(sync) = self.syncs.get_mut(no) {
-            sync.record_error(error, count);
-        }
+        self.record_failure(no, error, 1, None);
     }
 
     /// Whether the manifest of a failed batch is kept to list its entries.
@@ -88,21 +64,21 @@ impl State {
             && self.syncs.get(no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
     }
 
-    /// Lists the entry of `error`, which stands for `count` failures, by name or by the `manifest`
-    /// of its batch. The caller stores the record of the sync.
-    fn list_failure(
+    /// Records an error that stands for `count` failures, which are already counted: of an entry, or with a `manifest`
+    /// of a batch. The caller stores the record of the sync.
+    pub(super) fn record_failure(
         &mut self,
         no: SyncNo,
-        error: &EntryError,
+        error: EntryError,
         count: u64,
         manifest: Option<String>,
     ) {
         let max_entries = self.settings.max_failed_entries;
         let Some(sync) = self.syncs.get_mut(no) else { return };
-        let failed = &mut sync.failure_list;
+        let (record, failed) = (failure_record(&error), &mut sync.failure_list);
         let batch = manifest.clone().map(|manifest| FailedBatch { manifest, entries: count });
         let entries = if batch.is_some() { count } else { 1 };
-        let is_listed = failed.add(failure_record(error), batch, max_entries);
+        let is_listed = failed.add(record.clone(), batch, max_entries);
         let listed = if is_listed { entries } else { 0 };
         if !is_listed {
             self.outbox.extend(manifest.map(Effect::DeleteBlob));
@@ -113,6 +89,10 @@ impl State {
             self.outbox.put_blob(failure_page_key(no, page), lines);
         }
         self.outbox.mark_failures_dirty(no);
+        sync.record_error(error, count);
+        if sync.records_files() {
+            self.append_file_records(no, [record].into_iter());
+        }
     }
 
     /// Stores the pages that this event added to, and frees those of ended syncs.

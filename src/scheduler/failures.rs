@@ -1,8 +1,6 @@
 //! Failures of tasks: a task is retried, if possible on another worker, or fails.
 
-use super::sync_job::FailureCount;
 use super::task::{Task, TaskState};
-use super::task_errors::is_storage_gone;
 use super::{Now, State};
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -17,20 +15,20 @@ use std::time::Duration;
 const RETRY_BACKOFF: Backoff =
     Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
 
-/// A task that failed as a whole.
-pub(super) struct TaskFailure {
-    pub(super) worker: WorkerId,
-    pub(super) reason: String,
-    /// The failed entry, for a task about one file.
-    pub(super) errors: Vec<EntryError>,
-}
-
 impl State {
-    /// A task failed as a whole: it is retried, if possible on another worker, or fails.
-    pub(super) fn retry_or_fail_task(&mut self, id: TaskId, failure: TaskFailure, now: Now) {
+    /// A task failed as a whole on `worker`, with the failed entry in `errors` if it is about one file: it is retried,
+    /// if possible on another worker, or fails.
+    pub(super) fn retry_or_fail_task(
+        &mut self,
+        id: TaskId,
+        worker: &WorkerId,
+        reason: String,
+        errors: Vec<EntryError>,
+        now: Now,
+    ) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        task.history.failed_on.insert(failure.worker.clone());
-        task.history.last_error = Some(failure.reason.clone());
+        task.history.failed_on.insert(worker.clone());
+        task.history.last_error = Some(reason.clone());
         let task = task.clone();
         if matches!(task.spec, TaskSpec::Prune { apply: true, .. })
             && let Some(deleter) = self.syncs.get_mut(task.sync).and_then(|s| s.deleter.as_mut())
@@ -38,33 +36,31 @@ impl State {
             deleter.has_failed = true;
             self.mark_changed(task.sync, now);
         }
-        if self.pause_on_storage_errors(&task, &failure.errors, now) {
+        if self.pause_on_storage_errors(&task, &errors, now) {
             return self.requeue_after_backoff(id, now);
         }
-        if task.hit_resource_shortage(&failure.errors) {
+        if task.hit_resource_shortage(&errors) {
             self.edit_task(id, |task| task.history.resource_retries += 1);
             return self.requeue_after_backoff(id, now);
         }
         if task.spec == TaskSpec::Discard && task.history.failures >= 3 {
             let what = "a part file could not be removed";
-            warn_ratelimited!(format_args!("{what} (sync {})", task.sync), sync = %task.sync, why = failure.reason, "{what}");
+            warn_ratelimited!(format_args!("{what} (sync {})", task.sync), sync = %task.sync, why = reason, "{what}");
             self.remove_task(id);
             return;
         }
         // A failed flush is final: the kernel reports a write error only once, and the next flush
         // would succeed without the data. A flush that was refused because the storage is gone did
         // not run.
-        let tried = |error: &EntryError| !is_storage_gone(error);
-        let final_flush = task.spec == TaskSpec::Flush && failure.errors.iter().any(tried);
+        let tried = |error: &EntryError| error.class != ErrorClass::StorageGone;
+        let final_flush = task.spec == TaskSpec::Flush && errors.iter().any(tried);
         let is_final = final_flush || self.is_already_present(&task);
-        if is_final || !self.is_retry_useful(&task, &task.history.failed_on, &failure.errors) {
-            let mut error = failure.errors.into_iter().next();
+        if is_final || !self.is_retry_useful(&task, &task.history.failed_on, &errors) {
+            let mut error = errors.into_iter().next();
             if let Some(error) = &mut error {
-                error.worker_id.get_or_insert(failure.worker);
-                error.attempt = error.attempt.max(task.history.failures + 1);
+                error.attribute(worker, task.history.failures + 1);
             }
-            self.fail_task(id, &failure.reason, error, now);
-            return;
+            return self.fail_task(id, &reason, error, now);
         }
         self.edit_task(id, |task| task.history.failures += 1);
         self.requeue_after_backoff(id, now);
@@ -191,14 +187,14 @@ impl State {
         match &task.spec {
             TaskSpec::Copy { files, dirs, .. } => {
                 let count = sync.count_failed_entries(*files, *dirs);
-                self.record_batch_failure(task.sync, error, count, manifest);
+                self.record_failure(task.sync, error, count, manifest);
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } if occupied => {
                 self.defer_blocked_entries(task.sync, 1, vec![error]);
             }
             TaskSpec::Range { .. } | TaskSpec::Commit { .. } => {
                 let count = sync.count_failed_entries(1, 0);
-                self.record_failure(task.sync, error, count);
+                self.record_failure(task.sync, error, count, None);
             }
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => {
                 let counts = sync.counts_entries();
@@ -212,8 +208,7 @@ impl State {
                 sync.source_root_failed |= counts && of_root;
                 // A listed name or directory must exist: its absence is an error.
                 let class = if unfit { error.class } else { ErrorClass::Permanent };
-                let error = EntryError { class, ..error };
-                self.count_and_record_failure(task.sync, error, FailureCount::Step(step, 1));
+                self.record_failed_step(task.sync, step, EntryError { class, ..error });
             }
             TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::CleanUp => {
                 if let Some(bound) = &task.pinned_to {
@@ -225,7 +220,7 @@ impl State {
                     _ => FailedStep::Delete,
                 };
                 let error = EntryError { class: ErrorClass::Permanent, ..error };
-                self.count_and_record_failure(task.sync, error, FailureCount::Step(step, 1));
+                self.record_failed_step(task.sync, step, error);
             }
             TaskSpec::Discard => {}
         }

@@ -2,19 +2,17 @@
 //! offset of a line is fixed before it is written: a line that is written twice is stored once, and a line of a
 //! decision that was not committed is overwritten.
 
-use super::failure_list::failure_record;
 use super::phase::PhaseState;
 use super::sync_job::SyncJob;
 use super::{Effect, Now, State};
 use crate::wire::SyncNo;
 use crate::wire::entry_report::{FileRecord, FileState};
-use crate::wire::outcome::EntryError;
 
 /// No valid path needs a longer line.
 pub const MAX_LINE_BYTES: usize = 256 << 10;
 
 impl SyncJob {
-    fn records_files(&self) -> bool {
+    pub(super) fn records_files(&self) -> bool {
         let options = &self.request.options;
         (options.record || options.manifest) && self.record_log.error.is_none()
     }
@@ -22,7 +20,7 @@ impl SyncJob {
 
 impl State {
     /// Records outcomes of files, except failures: an agent cannot know whether those are retried
-    /// ([`State::record_failed_file`]). The read-back pass records only differences.
+    /// ([`State::record_failure`]). The read-back pass records only differences.
     pub(super) fn record_files(&mut self, no: SyncNo, files: Vec<FileRecord>) {
         let Some(sync) = self.syncs.get(no).filter(|s| s.records_files()) else { return };
         let counts = !matches!(sync.phase, PhaseState::Readback | PhaseState::CopyBlocked);
@@ -33,14 +31,12 @@ impl State {
         );
     }
 
-    pub(super) fn record_failed_file(&mut self, no: SyncNo, error: &EntryError) {
-        if self.syncs.get(no).is_some_and(SyncJob::records_files) {
-            self.append_file_records(no, [failure_record(error)].into_iter());
-        }
-    }
-
     /// The caller stores the record of the sync.
-    fn append_file_records(&mut self, no: SyncNo, files: impl Iterator<Item = FileRecord>) {
+    pub(super) fn append_file_records(
+        &mut self,
+        no: SyncNo,
+        files: impl Iterator<Item = FileRecord>,
+    ) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
         let mut bytes = Vec::new();
         for mut file in files {

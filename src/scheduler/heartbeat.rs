@@ -7,22 +7,23 @@ use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 const MAX_WORKERS: usize = 16_384;
 
 impl State {
-    pub(super) fn handle_heartbeat(&mut self, mut heartbeat: WorkerHeartbeat, now: Now) -> Reply {
+    pub(super) fn handle_heartbeat(
+        &mut self,
+        mut heartbeat: WorkerHeartbeat,
+        now: Now,
+    ) -> Result<Reply, Problem> {
         let id = heartbeat.worker_id.clone();
         if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
             let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
-            let problem = Problem::new(ProblemCode::TooManyWorkers, detail)
-                .with_hint("workers without heartbeats are removed after a day");
-            return Reply::Refused(Box::new(problem));
+            return Err(Problem::new(ProblemCode::TooManyWorkers, detail)
+                .with_hint("workers without heartbeats are removed after a day"));
         }
-        if let Some(problem) = self.refuse_duplicate(&heartbeat, now) {
-            return Reply::Refused(Box::new(problem));
-        }
+        self.refuse_duplicate(&heartbeat, now)?;
         let restarted = self.workers.get(&id).is_some_and(|known| {
             known.last_heartbeat.incarnation.is_some()
                 && known.last_heartbeat.incarnation != heartbeat.incarnation
@@ -37,15 +38,7 @@ impl State {
             self.workers.health_mut().forget(&id);
         }
         let (before, refused) = self.resolve_incarnations(&id, restarted, &heartbeat, now);
-        let mut reply = HeartbeatReply {
-            status: "ok".to_owned(),
-            ticket_key: None,
-            time: None,
-            revoked_assignments: Vec::new(),
-            unresponsive_workers: Vec::new(),
-            bwlimits: BTreeMap::new(),
-            next_heartbeat_ms: None,
-        };
+        let mut reply = HeartbeatReply { status: "ok".to_owned(), ..HeartbeatReply::default() };
         if heartbeat.incarnation.is_some() {
             reply.ticket_key = Some(self.keys.public_key());
             reply.time = Some(now.wall_ms.div_euclid(1000));
@@ -90,7 +83,7 @@ impl State {
         let moved = moved.into_iter().filter(|(a, _)| is_held(a)).collect();
         self.record_moved_bytes(&moved, now);
         self.update_limits(&id, usage, &mut reply, now);
-        Reply::Heartbeat(reply)
+        Ok(Reply::Heartbeat(reply))
     }
 
     /// Silent workers that serve the destination of a task that `worker` holds.

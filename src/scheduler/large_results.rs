@@ -1,6 +1,5 @@
 //! Results of ranges and commits of large files.
 
-use super::failures::TaskFailure;
 use super::large_file::LargeFileState;
 use super::phase::PhaseState;
 use super::task::Task;
@@ -19,7 +18,7 @@ impl State {
         &mut self,
         task: &Task,
         (offset, length): (u64, u64),
-        worker: WorkerId,
+        worker: &WorkerId,
         mut report: TaskReport,
         now: Now,
     ) {
@@ -32,9 +31,8 @@ impl State {
             self.record_files(task.sync, std::mem::take(&mut report.records));
         }
         if let Some(error) = report.failures.first() {
-            let failure =
-                TaskFailure { worker, reason: error.to_string(), errors: report.failures };
-            return self.retry_or_fail_task(task.id, failure, now);
+            let why = error.to_string();
+            return self.retry_or_fail_task(task.id, worker, why, report.failures, now);
         }
         if report.unchanged {
             return self.complete_present_file(task, file, report, now);
@@ -155,7 +153,7 @@ impl State {
         task: &Task,
         file: TaskId,
         item: WorkItem,
-        worker: WorkerId,
+        worker: &WorkerId,
         now: Now,
     ) {
         let Some(large) = self.large_file(task.sync, file) else { return };
@@ -163,7 +161,7 @@ impl State {
         if restarts >= MAX_RESTARTS {
             let message = format!("the source changed under the copy {} times", restarts + 1);
             let error = EntryError {
-                worker_id: Some(worker),
+                worker_id: Some(worker.clone()),
                 attempt: restarts + 1,
                 class: ErrorClass::Changed,
                 ..EntryError::new(&item_name(&item).0, Side::Source, "read", message.clone())
@@ -200,7 +198,7 @@ impl State {
     pub(super) fn complete_commit(
         &mut self,
         task: &Task,
-        worker: WorkerId,
+        worker: &WorkerId,
         report: TaskReport,
         now: Now,
     ) {
@@ -213,9 +211,8 @@ impl State {
             return self.resend_large_file(task, file, report.failures.into_iter().next(), now);
         }
         if let Some(error) = report.failures.first() {
-            let failure =
-                TaskFailure { worker, reason: error.to_string(), errors: report.failures };
-            return self.retry_or_fail_task(task.id, failure, now);
+            let why = error.to_string();
+            return self.retry_or_fail_task(task.id, worker, why, report.failures, now);
         }
         if let Some(large) = self.remove_large_file(task.sync, file) {
             self.count_large_file(task.sync, large.size, !in_place, report);

@@ -6,7 +6,7 @@
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
 //! 1. Data: `single_entries`, `failure_list`, `record_log`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
-//!    `phase`, `bandwidth`, `source_history`, `validate`, `task_errors`, `task`, `large_file`, `ready_queue`, `task_table`,
+//!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `ready_queue`, `task_table`,
 //!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `deleter`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `window`, `core`
@@ -73,7 +73,6 @@ mod sync_job;
 mod sync_rules;
 mod sync_table;
 mod task;
-mod task_errors;
 mod task_table;
 mod tick;
 mod validate;
@@ -102,10 +101,12 @@ pub use source_history::source_history_record;
 
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
+use crate::wire::problem::Problem;
 use crate::wire::{SyncNo, WorkerId};
 use jiff::tz::TimeZone;
 use keys::Keys;
 use outbox::Outbox;
+use pause::Pause;
 use poll_queue::PollQueue;
 use sync_table::SyncTable;
 use task_table::TaskTable;
@@ -202,77 +203,8 @@ impl State {
     /// Applies an event; returns writes and replies. The writes must be durable before any reply is
     /// sent.
     pub fn apply(&mut self, event: Event, caller: Option<Caller>, now: Now) -> Vec<Effect> {
-        let reply = match event {
-            Event::Submit { request, list, idempotency } => {
-                Some(self.submit(request, list, idempotency, now))
-            }
-            Event::GetProgress(id) => {
-                self.mark_watched(&id, now);
-                Some(self.progress_reply(&id))
-            }
-            Event::ListSyncs(select) => Some(self.list_syncs(&select)),
-            Event::GetFileRecords(id) => Some(match self.record_log_info(&id) {
-                Some(listing) => Reply::FileRecords(Box::new(listing)),
-                None => views::unknown_sync(&id),
-            }),
-            Event::FileRecordsLost { sync, reason: why } => {
-                self.fail_record_log(sync, why, now);
-                Some(Reply::Done)
-            }
-            Event::ChangeSync { id, change } => Some(self.change_sync(&id, change, now)),
-            Event::RetrySync { id, new, only, idempotency } => {
-                Some(self.retry_sync(&id, new, only, idempotency, now))
-            }
-            Event::PauseSync(id) => Some(self.pause_sync(&id, now)),
-            Event::ResumeSync(id) => Some(self.resume_sync(&id, now)),
-            Event::ReassignTasks { id, worker } => Some(self.reassign_tasks(&id, &worker, now)),
-            Event::CancelSync(id) => Some(self.cancel_sync(&id, now)),
-            Event::DeleteSync(id) => Some(self.delete_sync(&id, now)),
-            Event::Heartbeat(heartbeat) => Some(self.handle_heartbeat(heartbeat, now)),
-            Event::ListWorkers => Some(self.list_workers(now)),
-            Event::GetWorker(worker) => Some(self.show_worker(&worker, now)),
-            Event::ListWorkerRequests(worker) => Some(self.list_worker_requests(&worker)),
-            Event::DrainWorker { worker, order } => Some(self.drain_worker(&worker, order, now)),
-            Event::ForgetWorker(worker) => Some(self.forget_worker(&worker, now)),
-            Event::Poll { worker, incarnation, poll_id, wait_ms } => {
-                let until_ms = now.mono_ms.saturating_add(wait_ms);
-                let poll = WaitingPoll { worker, incarnation, poll_id, until_ms };
-                self.handle_poll(poll, caller, now)
-            }
-            Event::CancelPoll(gone) => {
-                self.poll_queue.remove(gone);
-                Some(Reply::Done)
-            }
-            Event::GetManifest { worker, assignment } => {
-                Some(self.get_manifest(&worker, assignment))
-            }
-            Event::Page { worker, assignment, page } => {
-                Some(self.handle_page(&worker, assignment, page, now))
-            }
-            Event::Result(result) => Some(self.handle_result(result, now)),
-            Event::ManifestEntries { task, entries } => {
-                self.split_isolated_task(task, entries, now);
-                Some(Reply::Done)
-            }
-            Event::ConfirmClock => Some(self.confirm_clock(now)),
-            Event::Reconcile(stored) => Some(self.reconcile(&stored, now)),
-            Event::StoreLost => {
-                self.restart_all_syncs(now);
-                Some(Reply::Done)
-            }
-            Event::Configure(settings) => {
-                self.settings = *settings;
-                self.update_all_windows();
-                // More syncs may be active.
-                self.outbox.request_dispatch();
-                self.tick(now);
-                Some(Reply::Done)
-            }
-            Event::Tick => {
-                self.tick(now);
-                Some(Reply::Done)
-            }
-        };
+        let reply = self.handle_event(event, caller, now);
+        let reply = reply.unwrap_or_else(|problem| Some(Reply::Refused(Box::new(problem))));
         if let (Some(caller), Some(reply)) = (caller, reply) {
             self.outbox.reply(caller, reply);
         }
@@ -280,6 +212,81 @@ impl State {
         self.advance_and_dispatch(now);
         self.store_failure_pages();
         self.outbox.take_effects()
+    }
+
+    /// The reply to an event; `None`: a poll waits.
+    fn handle_event(
+        &mut self,
+        event: Event,
+        caller: Option<Caller>,
+        now: Now,
+    ) -> Result<Option<Reply>, Problem> {
+        Ok(Some(match event {
+            Event::Submit { request, list, idempotency } => {
+                self.submit(request, list, idempotency, now)?
+            }
+            Event::GetProgress(id) => {
+                self.mark_watched(&id, now);
+                self.progress_reply(&id)?
+            }
+            Event::ListSyncs(select) => self.list_syncs(&select),
+            Event::GetFileRecords(id) => Reply::FileRecords(Box::new(self.record_log_info(&id)?)),
+            Event::FileRecordsLost { sync, reason: why } => {
+                self.fail_record_log(sync, why, now);
+                Reply::Done
+            }
+            Event::ChangeSync { id, change } => self.change_sync(&id, change, now)?,
+            Event::RetrySync { id, new, only, idempotency } => {
+                self.retry_sync(&id, new, only, idempotency, now)?
+            }
+            Event::PauseSync(id) => self.set_operator_pause(&id, Some(Pause::Operator), now)?,
+            Event::ResumeSync(id) => self.set_operator_pause(&id, None, now)?,
+            Event::ReassignTasks { id, worker } => self.reassign_tasks(&id, &worker, now)?,
+            Event::CancelSync(id) => self.cancel_sync(&id, now)?,
+            Event::DeleteSync(id) => self.delete_sync(&id, now)?,
+            Event::Heartbeat(heartbeat) => self.handle_heartbeat(heartbeat, now)?,
+            Event::ListWorkers => self.list_workers(now),
+            Event::GetWorker(worker) => self.show_worker(&worker, now)?,
+            Event::ListWorkerRequests(worker) => self.list_worker_requests(&worker)?,
+            Event::DrainWorker { worker, order } => self.drain_worker(&worker, order, now)?,
+            Event::ForgetWorker(worker) => self.forget_worker(&worker, now)?,
+            Event::Poll { worker, incarnation, poll_id, wait_ms } => {
+                let until_ms = now.mono_ms.saturating_add(wait_ms);
+                let poll = WaitingPoll { worker, incarnation, poll_id, until_ms };
+                return Ok(self.handle_poll(poll, caller, now));
+            }
+            Event::CancelPoll(gone) => {
+                self.poll_queue.remove(gone);
+                Reply::Done
+            }
+            Event::GetManifest { worker, assignment } => self.get_manifest(&worker, assignment)?,
+            Event::Page { worker, assignment, page } => {
+                Reply::Page(self.handle_page(&worker, assignment, page, now)?)
+            }
+            Event::Result(result) => self.handle_result(result, now)?,
+            Event::ManifestEntries { task, entries } => {
+                self.split_isolated_task(task, entries, now);
+                Reply::Done
+            }
+            Event::ConfirmClock => self.confirm_clock(now),
+            Event::Reconcile(stored) => self.reconcile(&stored, now),
+            Event::StoreLost => {
+                self.restart_all_syncs(now);
+                Reply::Done
+            }
+            Event::Configure(settings) => {
+                self.settings = *settings;
+                self.update_all_windows();
+                // More syncs may be active.
+                self.outbox.request_dispatch();
+                self.tick(now);
+                Reply::Done
+            }
+            Event::Tick => {
+                self.tick(now);
+                Reply::Done
+            }
+        }))
     }
 
     /// The public key that verifies tickets.

@@ -2,10 +2,9 @@
 //! counts once, whichever worker continues the walk.
 
 use super::phase::PhaseState;
-use super::sync_job::FailureCount;
 use super::task::{Task, TaskState};
 use super::validate::validate_page;
-use super::{Now, Reply, State};
+use super::{Now, State};
 use crate::wire::entry_report::{EntryAction, Tally};
 use crate::wire::outcome::EntryError;
 use crate::wire::problem::{Problem, ProblemCode};
@@ -16,9 +15,7 @@ use crate::wire::{AssignmentId, RelPath, SyncNo, TaskId, WorkerId};
 /// Maximum number of subtrees that a walk is asked to split off at a time.
 const MAX_REQUESTED_SUBTREES: u32 = 16;
 
-fn stop_reply() -> Reply {
-    Reply::Page(PageReply { action: PageAction::Stop, max_subtrees: 0 })
-}
+const STOP: PageReply = PageReply { action: PageAction::Stop, max_subtrees: 0 };
 
 impl State {
     pub(super) fn handle_page(
@@ -27,29 +24,28 @@ impl State {
         assignment: AssignmentId,
         page: ScanPage,
         now: Now,
-    ) -> Reply {
-        let Some(task) = self.leased_task(worker, assignment) else { return stop_reply() };
-        let Some(lease) = task.lease() else { return stop_reply() };
+    ) -> Result<PageReply, Problem> {
+        let Some(task) = self.leased_task(worker, assignment) else { return Ok(STOP) };
+        let Some(lease) = task.lease() else { return Ok(STOP) };
         if task.digest != page.task_digest || !task.is_scan() {
-            return stop_reply();
+            return Ok(STOP);
         }
         let (id, no, attempt, spec) = (task.id, task.sync, task.attempt, task.spec.clone());
         let is_proven = page.root_identity.is_some() && lease.incarnation.is_some();
         if page.page.checked_add(1) == Some(lease.next_page) {
             // The reply to this page was lost: the page is already counted.
-            return self.continue_walk(id);
+            return Ok(self.continue_walk(id));
         }
         if page.page != lease.next_page {
-            return stop_reply();
+            return Ok(STOP);
         }
         if let Err(why) = validate_page(&page, &spec) {
             let detail = format!("an invalid page of worker {worker}: {why}");
-            let problem = Problem::new(ProblemCode::InvalidPage, detail);
-            return Reply::Refused(Box::new(problem));
+            return Err(Problem::new(ProblemCode::InvalidPage, detail));
         }
         if let Some(stop_now) = self.check_source_root(no, &page) {
             self.stop_mirror(no, stop_now, now);
-            return stop_reply();
+            return Ok(STOP);
         }
         self.mark_progress(no, now);
         self.count_integrity_errors(no, page.integrity_errors);
@@ -58,27 +54,24 @@ impl State {
             self.count_unverified(no);
         }
         let (next, used_up) = (page.next.clone(), page.allowance_used_up);
-        self.apply_page(no, &spec, page, |error| {
-            error.worker_id.get_or_insert_with(|| worker.clone());
-            error.attempt = error.attempt.max(attempt);
-        });
+        self.apply_page(no, &spec, page, |error| error.attribute(worker, attempt));
         self.mark_changed(no, now);
         if let Some(stop_now) =
             self.syncs.get(no).and_then(|sync| sync.guard_excess_deletions(used_up))
         {
             self.stop_mirror(no, stop_now, now);
-            return stop_reply();
+            return Ok(STOP);
         }
         let Some(next) = next else {
             self.remove_task(id);
-            return Reply::Page(PageReply { action: PageAction::Done, max_subtrees: 0 });
+            return Ok(PageReply { action: PageAction::Done, max_subtrees: 0 });
         };
         self.edit_task(id, |task| task.spec = next);
         if let Some(lease) = self.tasks.lease_mut(id) {
             lease.next_page += 1;
             lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
         }
-        self.continue_walk(id)
+        Ok(self.continue_walk(id))
     }
 
     /// Applies a page of the walk `spec`.
@@ -104,13 +97,13 @@ impl State {
             PhaseState::Copy => {
                 let files = all.saturating_sub(unlisted);
                 sync.counters.files_total = sync.counters.files_total.saturating_add(files);
-                sync.count_failure(FailureCount::Entries { files, dirs: 0 });
-                sync.count_failure(FailureCount::Step(FailedStep::List, unlisted));
+                sync.counters.add_failed(files, 0);
+                sync.counters.add_failed_steps(FailedStep::List, unlisted);
             }
             PhaseState::Readback | PhaseState::CopyBlocked => {
-                sync.count_failure(FailureCount::Step(FailedStep::ReadBack, all));
+                sync.counters.add_failed_steps(FailedStep::ReadBack, all);
             }
-            _ => sync.count_failure(FailureCount::Step(FailedStep::Delete, all)),
+            _ => sync.counters.add_failed_steps(FailedStep::Delete, all),
         }
         // Warnings of the read-back pass repeat those of the copy; counted entries are recorded
         // when they are deleted.
@@ -124,7 +117,7 @@ impl State {
         }
         for mut error in page.errors {
             sign(&mut error);
-            self.record_failure(no, error, 1);
+            self.record_failure(no, error, 1, None);
         }
         if recorded {
             self.record_files(no, page.records);
@@ -152,9 +145,9 @@ impl State {
     }
 
     /// Continues a walk, or suspends it while the window is full.
-    fn continue_walk(&mut self, id: TaskId) -> Reply {
+    fn continue_walk(&mut self, id: TaskId) -> PageReply {
         let Some(sync) = self.tasks.get(id).and_then(|t| self.syncs.get(t.sync)) else {
-            return stop_reply();
+            return STOP;
         };
         if self.window_fill(sync) < 1.0 {
             let ready = self.tasks.sync_tasks(sync.no).ready();
@@ -162,12 +155,12 @@ impl State {
             let most = MAX_REQUESTED_SUBTREES as usize + ready;
             let idle = self.idle_polls(sync).take(most).count().saturating_sub(ready);
             let spawn = u32::try_from(idle).unwrap_or(MAX_REQUESTED_SUBTREES);
-            return Reply::Page(PageReply { action: PageAction::Continue, max_subtrees: spawn });
+            return PageReply { action: PageAction::Continue, max_subtrees: spawn };
         }
         // The next lease is not another attempt.
         self.edit_task(id, |task| task.attempt = task.attempt.saturating_sub(1));
         self.set_task_state(id, TaskState::Ready);
-        Reply::Page(PageReply { action: PageAction::Pause, max_subtrees: 0 })
+        PageReply { action: PageAction::Pause, max_subtrees: 0 }
     }
 }
 

@@ -15,9 +15,8 @@
 
 use super::event::Now;
 use super::task::Task;
-use super::task_errors::{is_no_space, is_storage_gone};
 use crate::wire::WorkerId;
-use crate::wire::outcome::EntryError;
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::task::TaskSpec;
 use serde::{Deserialize, Serialize};
 
@@ -59,14 +58,13 @@ pub(super) enum StorageProblem {
 impl StorageProblem {
     /// The storage problem that `error` of a task reports, if any.
     pub(super) fn from_error(error: &EntryError, task: &Task) -> Option<StorageProblem> {
-        if is_no_space(error) {
+        if error.is_no_space() {
             return Some(StorageProblem::NoSpace);
         }
-        let worker = error.worker_id.clone().filter(|_| is_storage_gone(error))?;
-        let at_source = error.is_source_error();
+        let is_gone = error.class == ErrorClass::StorageGone;
         Some(StorageProblem::PathUnavailable {
-            worker,
-            at_source,
+            worker: error.worker_id.clone().filter(|_| is_gone)?,
+            at_source: error.is_source_error(),
             flush: task.spec == TaskSpec::Flush,
         })
     }

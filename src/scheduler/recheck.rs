@@ -12,7 +12,7 @@
 
 use super::boot_ids::is_different_root;
 use super::phase::PhaseState;
-use super::sync_job::{FailureCount, SyncJob};
+use super::sync_job::SyncJob;
 use super::{Now, State};
 use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::sync::FailedStep;
@@ -95,7 +95,7 @@ impl State {
             class: ErrorClass::Permanent,
             ..EntryError::new(b"", Side::Destination, "use storage path", message)
         };
-        self.count_and_record_failure(no, error, FailureCount::Step(FailedStep::Flush, 1));
+        self.record_failed_step(no, FailedStep::Flush, error);
         true
     }
 }

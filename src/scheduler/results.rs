@@ -1,33 +1,35 @@
 //! Results. A result is accepted only if it names a current lease, its worker and the digest of the
 //! task. It counts once, because the task is removed.
 
-use super::failures::TaskFailure;
 use super::phase::PhaseState;
 use super::task::Task;
-use super::task_errors::{is_no_space, is_storage_gone, is_worker_fault};
 use super::validate::{are_actions_possible, count_failed_entries, validate_item};
 use super::{Now, Reply, State};
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{ResultOutcome, ResultReply, TaskReport, TaskResult, TaskSpec, WorkItem};
 use crate::wire::{TaskId, WorkerId};
 
+/// Whether an error may be the fault of the worker that reports it. A full disk, a changed source and storage that is
+/// not served are not.
+fn is_worker_fault(error: &EntryError) -> bool {
+    !error.is_no_space() && matches!(error.class, ErrorClass::Transient | ErrorClass::Permanent)
+}
+
 impl State {
-    pub(super) fn handle_result(&mut self, result: TaskResult, now: Now) -> Reply {
+    pub(super) fn handle_result(&mut self, result: TaskResult, now: Now) -> Result<Reply, Problem> {
         let named = result.assignment_id.is_some();
         let ack = |outcome: ResultOutcome| {
             let outcome = named.then_some(outcome);
-            Reply::Result(ResultReply { status: "ack".to_owned(), outcome })
+            Ok(Reply::Result(ResultReply { status: "ack".to_owned(), outcome }))
         };
-        let task = match self.find_result_task(&result) {
-            Ok(Some(task)) => task,
-            Ok(None) => return ack(ResultOutcome::Stale),
-            Err(problem) => return Reply::Refused(problem),
+        let is_current = |task: &&Task| {
+            result.attempt.is_none_or(|attempt| attempt == task.attempt)
+                && result.task_digest.is_none_or(|digest| digest == task.digest)
         };
-        let wrong_attempt = result.attempt.is_some_and(|a| a != task.attempt);
-        let wrong_digest = result.task_digest.is_some_and(|d| d != task.digest);
-        if wrong_attempt || wrong_digest {
+        let Some(task) = self.find_result_task(&result)?.filter(is_current) else {
             return ack(ResultOutcome::Stale);
-        }
+        };
         let (id, no) = (task.id, task.sync);
         let process = task.lease().is_some_and(|lease| lease.incarnation.is_some());
         let verified = process && result.task_digest.is_some() && result.report.is_some();
@@ -40,7 +42,7 @@ impl State {
         if !report.returned {
             self.mark_progress(no, now);
             // Unusable storage is not the fault of the worker.
-            let gone = report.failures.iter().any(is_storage_gone);
+            let gone = report.failures.iter().any(|e| e.class == ErrorClass::StorageGone);
             let failed = !result.success && !gone || report.failures.iter().any(is_worker_fault);
             if !gone {
                 self.resume_if_storage_works(id, &result.worker_id, &report.writers, now);
@@ -55,18 +57,16 @@ impl State {
             }
             self.requeue_task(id, now);
         } else if result.success {
-            self.complete_task(id, result.worker_id, report, verified, now);
+            self.complete_task(id, &result.worker_id, report, verified, now);
         } else {
             let why = result.message.unwrap_or_else(|| "the agent gave no reason".to_owned());
-            let failure =
-                TaskFailure { worker: result.worker_id, reason: why, errors: report.failures };
-            self.retry_or_fail_task(id, failure, now);
+            self.retry_or_fail_task(id, &result.worker_id, why, report.failures, now);
         }
         ack(ResultOutcome::Applied)
     }
 
     /// The leased task of a result.
-    fn find_result_task(&self, result: &TaskResult) -> Result<Option<&Task>, Box<Problem>> {
+    fn find_result_task(&self, result: &TaskResult) -> Result<Option<&Task>, Problem> {
         if let Some(assignment) = result.assignment_id {
             // Not by the id: a deleted sync has none any more and is still cleaned up.
             let named =
@@ -85,18 +85,13 @@ impl State {
         match held.as_slice() {
             [] => Ok(None),
             [one] => Ok(Some(one)),
-            many => Err(Box::new(
-                Problem::new(
-                    ProblemCode::AssignmentAmbiguous,
-                    format!(
-                        "worker {} holds {} assignments of sync `{}`",
-                        result.worker_id,
-                        many.len(),
-                        result.request_id
-                    ),
-                )
-                .with_hint("say which one in assignment_id"),
-            )),
+            many => {
+                let (worker, sync) = (&result.worker_id, &result.request_id);
+                let detail =
+                    format!("worker {worker} holds {} assignments of sync `{sync}`", many.len());
+                let problem = Problem::new(ProblemCode::AssignmentAmbiguous, detail);
+                Err(problem.with_hint("say which one in assignment_id"))
+            }
         }
     }
 
@@ -142,7 +137,7 @@ impl State {
     fn complete_task(
         &mut self,
         id: TaskId,
-        worker: WorkerId,
+        worker: &WorkerId,
         report: TaskReport,
         verified: bool,
         now: Now,
@@ -171,11 +166,7 @@ impl State {
         };
         if !fits {
             let why = "the agent's report does not match the task".to_owned();
-            return self.retry_or_fail_task(
-                id,
-                TaskFailure { worker, reason: why, errors: Vec::new() },
-                now,
-            );
+            return self.retry_or_fail_task(id, worker, why, Vec::new(), now);
         }
         if !verified {
             self.count_unverified(task.sync);
@@ -188,11 +179,7 @@ impl State {
             TaskSpec::Commit { .. } => self.complete_commit(&task, worker, report, now),
             TaskSpec::Flush | TaskSpec::CleanUp if !report.failures.is_empty() => {
                 let why = format!("the {} failed", task.spec.kind());
-                return self.retry_or_fail_task(
-                    id,
-                    TaskFailure { worker, reason: why, errors: report.failures },
-                    now,
-                );
+                return self.retry_or_fail_task(id, worker, why, report.failures, now);
             }
             TaskSpec::Scan { .. }
             | TaskSpec::List { .. }
@@ -212,9 +199,9 @@ impl State {
         self.mark_changed(task.sync, now);
     }
 
-    fn complete_batch(&mut self, task: &Task, worker: WorkerId, mut report: TaskReport, now: Now) {
+    fn complete_batch(&mut self, task: &Task, worker: &WorkerId, mut report: TaskReport, now: Now) {
         self.remove_task(task.id);
-        if report.bytes_done > 0 && report.failures.iter().all(|e| !is_no_space(e)) {
+        if report.bytes_done > 0 && report.failures.iter().all(|e| !e.is_no_space()) {
             self.resume_after_write(task.sync, now);
         }
         let Some(sync) = self.syncs.get_mut(task.sync) else { return };
@@ -245,8 +232,8 @@ impl State {
     fn retry_or_fail_entries(
         &mut self,
         task: &Task,
-        worker: WorkerId,
-        report: TaskReport,
+        worker: &WorkerId,
+        mut report: TaskReport,
         now: Now,
     ) {
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return };
@@ -256,20 +243,13 @@ impl State {
         if let Some(sync) = self.syncs.get(task.sync)
             && sync.can_defer_blocked(&report.failures)
         {
-            let mut errors = report.failures;
-            for error in &mut errors {
-                error.worker_id.get_or_insert_with(|| worker.clone());
-            }
-            return self.defer_blocked_entries(task.sync, failed_files, errors);
+            report.failures.iter_mut().for_each(|error| error.attribute(worker, 0));
+            return self.defer_blocked_entries(task.sync, failed_files, report.failures);
         }
-        let retry = match report.retry {
-            Some(WorkItem::Copy { manifest, files, dirs, bytes })
-                if (files, dirs) == (failed_files, failed_dirs) =>
-            {
-                Some(WorkItem::Copy { manifest, files, dirs, bytes })
-            }
-            _ => None,
-        };
+        let failed = (failed_files, failed_dirs);
+        let retry = report.retry.filter(
+            |item| matches!(item, WorkItem::Copy { files, dirs, .. } if (*files, *dirs) == failed),
+        );
         let mut history = task.history.clone();
         history.failed_on.insert(worker.clone());
         let waits = self.pause_on_storage_errors(task, &report.failures, now);
@@ -293,9 +273,8 @@ impl State {
             sync.count_failed_entries(failed_files, failed_dirs);
         }
         for mut error in report.failures {
-            error.worker_id.get_or_insert_with(|| worker.clone());
-            error.attempt = error.attempt.max(task.history.failures + 1);
-            self.record_failure(task.sync, error, 1);
+            error.attribute(worker, task.history.failures + 1);
+            self.record_failure(task.sync, error, 1, None);
         }
     }
 }

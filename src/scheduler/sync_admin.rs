@@ -3,7 +3,6 @@
 use super::pause::Pause;
 use super::sync_job::SyncJob;
 use super::task::Task;
-use super::views::{refuse, unknown_sync};
 use super::{IdempotencyKey, Now, Reply, State, record_keys};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::{Problem, ProblemCode};
@@ -18,9 +17,9 @@ impl State {
         list: Option<Vec<FileListPart>>,
         idempotency: Option<IdempotencyKey>,
         now: Now,
-    ) -> Reply {
-        if let Some(again) = self.find_repeated_submit(&request, idempotency.as_ref()) {
-            return again;
+    ) -> Result<Reply, Problem> {
+        if let Some(again) = self.find_repeated_submit(&request, idempotency.as_ref())? {
+            return Ok(again);
         }
         self.create_sync(request, list, None, idempotency, now)
     }
@@ -33,26 +32,20 @@ impl State {
         from: Option<(SyncNo, u64)>,
         idempotency: Option<IdempotencyKey>,
         now: Now,
-    ) -> Reply {
-        let id = match request.request_id.take() {
-            Some(id) => id,
-            None => match self.generate_request_id(now) {
-                Some(id) => id,
-                None => {
-                    let detail = "no name could be made for the sync";
-                    return refuse(Problem::new(ProblemCode::Internal, detail));
-                }
-            },
-        };
+    ) -> Result<Reply, Problem> {
+        let id = request.request_id.take().or_else(|| self.generate_request_id(now));
+        let id = id.ok_or_else(|| {
+            Problem::new(ProblemCode::Internal, "no name could be made for the sync")
+        })?;
         if let Some(existing) = self.syncs.find(&id) {
-            return refuse(sync_exists(existing));
+            return Err(sync_exists(existing));
         }
         let unserved = self.explain_unserved_paths(&request);
         if std::mem::take(&mut request.options.no_queue)
             && let Some(why) = unserved.first()
         {
             let problem = Problem::new(ProblemCode::NoWorker, why);
-            return refuse(problem.with_hint(
+            return Err(problem.with_hint(
                 "start an agent that serves it, correct the path, or submit without --no-queue (options.no_queue)",
             ));
         }
@@ -78,7 +71,7 @@ impl State {
         }
         self.add_scans(no);
         let note = self.describe_overlap(no);
-        Reply::Submitted(SubmitReply { note, warnings: unserved, ..submitted_reply(&id) })
+        Ok(Reply::Submitted(SubmitReply { note, warnings: unserved, ..submitted_reply(&id) }))
     }
 
     /// For each path that no active worker serves: the reason, with the nearest storage paths.
@@ -94,21 +87,23 @@ impl State {
         &self,
         request: &SyncRequest,
         key: Option<&IdempotencyKey>,
-    ) -> Option<Reply> {
-        let key = key?;
-        let known = self.syncs.values().find(|sync| {
-            !sync.is_deleted && sync.idempotency.as_ref().is_some_and(|(k, _)| *k == key.key)
-        })?;
-        let same = known.idempotency.as_ref().is_some_and(|(_, body)| *body == key.body);
-        if same && request.request_id.as_ref().is_none_or(|id| *id == known.id) {
+    ) -> Result<Option<Reply>, Problem> {
+        let Some(IdempotencyKey { key, body }) = key else { return Ok(None) };
+        let mut keys = self.syncs.values().filter(|sync| !sync.is_deleted);
+        let known = keys.find_map(|sync| {
+            Some((sync, sync.idempotency.as_ref().filter(|(known, _)| known == key)?))
+        });
+        let Some((known, (_, first_body))) = known else { return Ok(None) };
+        if first_body == body && request.request_id.as_ref().is_none_or(|id| *id == known.id) {
             let warnings = self.explain_unserved_paths(request);
-            return Some(Reply::Submitted(SubmitReply { warnings, ..submitted_reply(&known.id) }));
+            let reply = SubmitReply { warnings, ..submitted_reply(&known.id) };
+            return Ok(Some(Reply::Submitted(reply)));
         }
         let detail = format!(
             "the Idempotency-Key was used before, for sync `{}` with another body",
             known.id
         );
-        Some(refuse(Problem::new(ProblemCode::IdempotencyKeyReused, detail)))
+        Err(Problem::new(ProblemCode::IdempotencyKeyReused, detail))
     }
 
     /// A UUID of version 7 (RFC 9562), which sorts by time.
@@ -119,19 +114,18 @@ impl State {
         uuid.to_string().parse().ok()
     }
 
-    pub(super) fn cancel_sync(&mut self, id: &RequestId, now: Now) -> Reply {
-        let Some(no) = self.syncs.find(id).map(|s| s.no) else { return unknown_sync(id) };
-        self.cancel_active(no, now);
+    pub(super) fn cancel_sync(&mut self, id: &RequestId, now: Now) -> Result<Reply, Problem> {
+        self.cancel_active(self.syncs.require(id)?.no, now);
         self.progress_reply(id)
     }
 
-    pub(super) fn delete_sync(&mut self, id: &RequestId, now: Now) -> Reply {
-        let Some(sync) = self.syncs.find(id) else { return unknown_sync(id) };
+    pub(super) fn delete_sync(&mut self, id: &RequestId, now: Now) -> Result<Reply, Problem> {
+        let sync = self.syncs.require(id)?;
         let (no, cancelled) = (sync.no, sync.is_active());
         self.cancel_active(no, now);
         self.syncs.hide(id);
         self.mark_changed(no, now);
-        Reply::Deleted { cancelled }
+        Ok(Reply::Deleted { cancelled })
     }
 
     /// Cancels an active sync.
@@ -156,16 +150,13 @@ impl State {
     }
 
     /// Changes an active sync.
-    pub(super) fn change_sync(&mut self, id: &RequestId, change: SyncPatch, now: Now) -> Reply {
-        let Some(sync) = self.syncs.find_mut(id) else {
-            return unknown_sync(id);
-        };
-        if !sync.is_active() {
-            let state = sync.state.as_str();
-            let detail =
-                format!("sync `{id}` has ended, in state {state}: its limit has no meaning");
-            return refuse(Problem::new(ProblemCode::SyncEnded, detail));
-        }
+    pub(super) fn change_sync(
+        &mut self,
+        id: &RequestId,
+        change: SyncPatch,
+        now: Now,
+    ) -> Result<Reply, Problem> {
+        let sync = self.syncs.require_active(id, "its limit has no meaning")?;
         let no = sync.no;
         if sync.bwlimit != change.bwlimit {
             sync.bwlimit = change.bwlimit;
@@ -177,25 +168,15 @@ impl State {
         self.progress_reply(id)
     }
 
-    pub(super) fn pause_sync(&mut self, id: &RequestId, now: Now) -> Reply {
-        self.set_operator_pause(id, Some(Pause::Operator), now)
-    }
-
-    /// Resumes a sync, whatever paused it.
-    pub(super) fn resume_sync(&mut self, id: &RequestId, now: Now) -> Reply {
-        self.set_operator_pause(id, None, now)
-    }
-
-    fn set_operator_pause(&mut self, id: &RequestId, hold: Option<Pause>, now: Now) -> Reply {
-        let Some(sync) = self.syncs.find_mut(id) else {
-            return unknown_sync(id);
-        };
-        if !sync.is_active() {
-            let state = sync.state.as_str();
-            let verb = if hold.is_some() { "paused" } else { "resumed" };
-            let detail = format!("sync `{id}` has ended, in state {state}: it cannot be {verb}");
-            return refuse(Problem::new(ProblemCode::SyncEnded, detail));
-        }
+    /// Pauses a sync, or resumes it, whatever paused it.
+    pub(super) fn set_operator_pause(
+        &mut self,
+        id: &RequestId,
+        hold: Option<Pause>,
+        now: Now,
+    ) -> Result<Reply, Problem> {
+        let refusal = if hold.is_some() { "it cannot be paused" } else { "it cannot be resumed" };
+        let sync = self.syncs.require_active(id, refusal)?;
         if sync.pause != hold {
             let no = sync.no;
             sync.pause = hold;

@@ -55,24 +55,6 @@ pub(super) struct Counters {
     pub(super) failed_steps: BTreeMap<FailedStep, u64>,
 }
 
-/// What an error stands for in the counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FailureCount {
-    /// Entries that are counted in the totals.
-    Entries { files: u64, dirs: u64 },
-    /// Failures of a step.
-    Step(FailedStep, u64),
-}
-
-impl FailureCount {
-    pub(super) fn total(self) -> u64 {
-        match self {
-            FailureCount::Entries { files, dirs } => files.saturating_add(dirs),
-            FailureCount::Step(_, count) => count,
-        }
-    }
-}
-
 impl Counters {
     /// A wrong sum of bytes is no reason to stop.
     pub(super) fn add_bytes_total(&mut self, bytes: u64) {
@@ -82,6 +64,19 @@ impl Counters {
     pub(super) fn add_actions(&mut self, actions: &BTreeMap<EntryAction, Tally>) {
         for (action, tally) in actions {
             self.actions.entry(*action).or_default().merge(*tally);
+        }
+    }
+
+    /// Counts failed entries, which are in the totals.
+    pub(super) fn add_failed(&mut self, files: u64, dirs: u64) {
+        self.files_failed = self.files_failed.saturating_add(files);
+        self.dirs_failed = self.dirs_failed.saturating_add(dirs);
+    }
+
+    pub(super) fn add_failed_steps(&mut self, step: FailedStep, count: u64) {
+        if count > 0 {
+            let known = self.failed_steps.entry(step).or_default();
+            *known = known.saturating_add(count);
         }
     }
 }
@@ -282,23 +277,7 @@ impl SyncJob {
         !self.state.is_final()
     }
 
-    /// Counts failures; [`SyncJob::record_error`] records the error.
-    pub(super) fn count_failure(&mut self, failed: FailureCount) {
-        let counters = &mut self.counters;
-        match failed {
-            FailureCount::Entries { files, dirs } => {
-                counters.files_failed = counters.files_failed.saturating_add(files);
-                counters.dirs_failed = counters.dirs_failed.saturating_add(dirs);
-            }
-            FailureCount::Step(_, 0) => {}
-            FailureCount::Step(step, count) => {
-                let known = counters.failed_steps.entry(step).or_default();
-                *known = known.saturating_add(count);
-            }
-        }
-    }
-
-    /// Records an error that stands for `count` failures.
+    /// Records an error that stands for `count` failures, which [`Counters`] count.
     pub(super) fn record_error(&mut self, error: EntryError, count: u64) {
         let cause = bounded_cause(&self.error_counts, error.cause_key());
         let known = self.error_counts.entry(cause).or_default();

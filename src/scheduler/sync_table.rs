@@ -2,6 +2,7 @@
 
 use super::sync_job::SyncJob;
 use crate::wire::ids::MIN_ID_PREFIX_CHARS;
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::{RequestId, SyncNo};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -29,6 +30,26 @@ impl SyncTable {
 
     pub(super) fn find_mut(&mut self, id: &RequestId) -> Option<&mut SyncJob> {
         self.by_no.get_mut(self.by_id.get(id)?)
+    }
+
+    /// The sync with this id, or why a request for it is refused.
+    pub(super) fn require(&self, id: &RequestId) -> Result<&SyncJob, Problem> {
+        self.find(id).ok_or_else(|| unknown_sync(id))
+    }
+
+    /// As [`SyncTable::require`], for a request that an ended sync refuses with this `consequence`.
+    pub(super) fn require_active(
+        &mut self,
+        id: &RequestId,
+        consequence: &str,
+    ) -> Result<&mut SyncJob, Problem> {
+        let sync = self.find_mut(id).ok_or_else(|| unknown_sync(id))?;
+        if sync.is_active() {
+            return Ok(sync);
+        }
+        let state = sync.state.as_str();
+        let detail = format!("sync `{id}` has ended, in state {state}: {consequence}");
+        Err(Problem::new(ProblemCode::SyncEnded, detail))
     }
 
     /// Also deleted ones that are still cleaned up.
@@ -96,6 +117,11 @@ impl SyncTable {
         let unique = before.into_iter().chain(after).map(shared).max().map_or(0, |n| n + 1);
         id.as_str().chars().take(unique.max(MIN_ID_PREFIX_CHARS)).collect()
     }
+}
+
+fn unknown_sync(id: &RequestId) -> Problem {
+    Problem::new(ProblemCode::SyncNotFound, format!("there is no sync `{id}`"))
+        .with_hint("list the syncs with: ctl sync list")
 }
 
 #[cfg(test)]

@@ -6,31 +6,19 @@ use super::sync_job::SyncJob;
 use super::task::TaskState;
 use super::{Reply, State, SyncPage, SyncQuery};
 use crate::util::units;
-use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::problem::Problem;
 use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
 use crate::wire::{RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
-
-pub(super) fn refuse(problem: Problem) -> Reply {
-    Reply::Refused(Box::new(problem))
-}
-
-pub(super) fn unknown_sync(id: &RequestId) -> Reply {
-    let problem = Problem::new(ProblemCode::SyncNotFound, format!("there is no sync `{id}`"));
-    refuse(problem.with_hint("list the syncs with: ctl sync list"))
-}
 
 pub(super) fn timestamp(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or_default()
 }
 
 impl State {
-    pub(super) fn progress_reply(&self, id: &RequestId) -> Reply {
-        match self.syncs.find(id) {
-            Some(sync) => Reply::Progress(Box::new(self.progress_document(sync))),
-            None => unknown_sync(id),
-        }
+    pub(super) fn progress_reply(&self, id: &RequestId) -> Result<Reply, Problem> {
+        Ok(Reply::Progress(Box::new(self.progress_document(self.syncs.require(id)?))))
     }
 
     pub(super) fn list_syncs(&self, select: &SyncQuery) -> Reply {
@@ -221,10 +209,10 @@ impl State {
         ))
     }
 
-    pub(super) fn record_log_info(&self, id: &RequestId) -> Option<RecordLogInfo> {
-        let sync = self.syncs.find(id)?;
+    pub(super) fn record_log_info(&self, id: &RequestId) -> Result<RecordLogInfo, Problem> {
+        let sync = self.syncs.require(id)?;
         let options = &sync.request.options;
-        Some(RecordLogInfo {
+        Ok(RecordLogInfo {
             sync: sync.no,
             id: sync.id.clone(),
             length: sync.record_log.length,

@@ -2,7 +2,6 @@
 
 use super::record_keys::drain_key;
 use super::task::{DEPRIORITISED_MS, Lease, Task};
-use super::views::{refuse, unknown_sync};
 use super::worker_registry::Worker;
 use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
@@ -15,10 +14,9 @@ use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
-fn unknown_worker(worker: &WorkerId) -> Reply {
-    let detail = format!("no worker `{worker}` is known");
-    let problem = Problem::new(ProblemCode::WorkerNotFound, detail);
-    refuse(problem.with_hint("list the workers with: ctl workers list"))
+fn unknown_worker(worker: &WorkerId) -> Problem {
+    Problem::new(ProblemCode::WorkerNotFound, format!("no worker `{worker}` is known"))
+        .with_hint("list the workers with: ctl workers list")
 }
 
 impl State {
@@ -28,20 +26,16 @@ impl State {
         Reply::Workers(WorkerList { active, inactive })
     }
 
-    pub(super) fn show_worker(&self, id: &WorkerId, now: Now) -> Reply {
-        match self.workers.get(id) {
-            Some(worker) => Reply::Worker(Box::new(self.worker_view(worker, now))),
-            None => unknown_worker(id),
-        }
+    pub(super) fn show_worker(&self, id: &WorkerId, now: Now) -> Result<Reply, Problem> {
+        let worker = self.workers.get(id).ok_or_else(|| unknown_worker(id))?;
+        Ok(Reply::Worker(Box::new(self.worker_view(worker, now))))
     }
 
     /// The syncs of which a worker holds tasks, without deleted ones.
-    pub(super) fn list_worker_requests(&self, id: &WorkerId) -> Reply {
-        if self.workers.get(id).is_none() {
-            return unknown_worker(id);
-        }
+    pub(super) fn list_worker_requests(&self, id: &WorkerId) -> Result<Reply, Problem> {
+        self.workers.get(id).ok_or_else(|| unknown_worker(id))?;
         let syncs = self.syncs_of_worker(id).into_iter().filter_map(|no| self.syncs.get(no));
-        Reply::RequestIds(syncs.filter(|s| !s.is_deleted).map(|s| s.id.clone()).collect())
+        Ok(Reply::RequestIds(syncs.filter(|s| !s.is_deleted).map(|s| s.id.clone()).collect()))
     }
 
     fn syncs_of_worker(&self, id: &WorkerId) -> BTreeSet<SyncNo> {
@@ -84,10 +78,10 @@ impl State {
         worker: &WorkerId,
         order: Option<DrainRequest>,
         now: Now,
-    ) -> Reply {
+    ) -> Result<Reply, Problem> {
         let known = self.workers.drain_order(worker).cloned();
         if known.is_none() && self.workers.get(worker).is_none() {
-            return unknown_worker(worker);
+            return Err(unknown_worker(worker));
         }
         let wanted = order.map(|DrainRequest { by, reason }| {
             let now = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
@@ -109,22 +103,19 @@ impl State {
         };
         let worker_id = worker.clone();
         let order = DrainReply { worker_id, drained: wanted, state, in_flight, incoming_requests };
-        Reply::DrainUpdated(Box::new(order))
+        Ok(Reply::DrainUpdated(Box::new(order)))
     }
 
     /// Revokes the tasks of a sync that a worker holds. Late results are ignored, and other workers
     /// are preferred for a while. A flush is not revoked: no other worker can flush what this one
     /// wrote.
-    pub(super) fn reassign_tasks(&mut self, id: &RequestId, worker: &WorkerId, now: Now) -> Reply {
-        let Some(sync) = self.syncs.find(id) else {
-            return unknown_sync(id);
-        };
-        if !sync.is_active() {
-            let state = sync.state.as_str();
-            let detail = format!("sync `{id}` has ended, in state {state}: nothing is to be done");
-            return refuse(Problem::new(ProblemCode::SyncEnded, detail));
-        }
-        let no = sync.no;
+    pub(super) fn reassign_tasks(
+        &mut self,
+        id: &RequestId,
+        worker: &WorkerId,
+        now: Now,
+    ) -> Result<Reply, Problem> {
+        let no = self.syncs.require_active(id, "nothing is to be done")?.no;
         let held: Vec<TaskId> = self
             .tasks
             .held_by(worker)
@@ -132,7 +123,7 @@ impl State {
             .map(|task| task.id)
             .collect();
         if held.is_empty() && self.workers.get(worker).is_none() {
-            return unknown_worker(worker);
+            return Err(unknown_worker(worker));
         }
         if !held.is_empty() {
             tracing::info!(sync = %id, %worker, tasks = held.len(), "tasks are revoked");
@@ -146,23 +137,23 @@ impl State {
             self.requeue_lost(id, now);
         }
         let (request_id, worker_id) = (id.clone(), worker.clone());
-        Reply::Reassigned(ReassignReply { request_id, worker_id, tasks })
+        Ok(Reply::Reassigned(ReassignReply { request_id, worker_id, tasks }))
     }
 
     /// Removes an inactive worker and its drain order; its tasks are free at once.
-    pub(super) fn forget_worker(&mut self, worker: &WorkerId, now: Now) -> Reply {
+    pub(super) fn forget_worker(&mut self, worker: &WorkerId, now: Now) -> Result<Reply, Problem> {
         let known = self.workers.get(worker);
         if known.is_some_and(|known| known.is_active) {
             let detail = format!("worker `{worker}` is alive: it sends heartbeats");
             let problem = Problem::new(ProblemCode::WorkerActive, detail);
-            return refuse(problem.with_hint(format!(
+            return Err(problem.with_hint(format!(
                 "stop its agent first, or keep it from new work with: ctl workers drain {worker}"
             )));
         }
         let held: Vec<TaskId> = self.tasks.held_by(worker).map(|task| task.id).collect();
         let drained = self.workers.drain_order(worker).is_some();
         if known.is_none() && held.is_empty() && !drained {
-            return unknown_worker(worker);
+            return Err(unknown_worker(worker));
         }
         tracing::info!(%worker, tasks = held.len(), "is forgotten");
         let requeued = held.len() as u64;
@@ -175,6 +166,6 @@ impl State {
         }
         self.workers.remove(worker);
         let (status, worker_id) = ("forgotten".to_owned(), worker.clone());
-        Reply::Forgotten(ForgetWorkerReply { status, worker_id, requeued })
+        Ok(Reply::Forgotten(ForgetWorkerReply { status, worker_id, requeued }))
     }
 }

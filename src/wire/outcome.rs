@@ -96,6 +96,12 @@ impl EntryError {
         }
     }
 
+    /// Completes the error with the worker and the number of the attempt, as far as it names none.
+    pub fn attribute(&mut self, worker: &WorkerId, attempt: u32) {
+        self.worker_id.get_or_insert_with(|| worker.clone());
+        self.attempt = self.attempt.max(attempt);
+    }
+
     /// Verb and side, e.g. `open source`.
     pub fn action(&self) -> String {
         match self.side {

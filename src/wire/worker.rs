@@ -320,7 +320,7 @@ pub struct NicReport {
 }
 
 /// The reply to a heartbeat. To an agent without an incarnation only `status` is sent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeartbeatReply {
     /// Always `ok`.
     pub status: String,
