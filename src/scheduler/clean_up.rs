@@ -113,7 +113,7 @@ impl State {
     pub(super) fn clear_worker_records(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
         // Also those that were removed but are still stored.
-        self.outbox.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
+        self.outbox.extend(sync.take_unsaved_keys().into_iter().map(Effect::PutRecord));
         self.outbox.extend(sync.worker_record_keys().map(Effect::DeleteRecord));
         (sync.unflushed_writers, sync.possible_writers) = (BootIds::default(), BootIds::default());
         sync.source_roots = BootIds::default();

@@ -127,7 +127,7 @@ impl State {
             // Clean-up does not change the time of an ended sync.
             sync.updated_ms = sync.ended_ms.unwrap_or(now.wall_ms);
             self.outbox.put(sync.record_key());
-            self.outbox.extend(sync.take_unsaved_keys().map(Effect::PutRecord));
+            self.outbox.extend(sync.take_unsaved_keys().into_iter().map(Effect::PutRecord));
             self.outbox.mark_dirty(no);
         }
     }

@@ -18,12 +18,11 @@
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
 //! (failures). Records are JSON, readable for an operator.
 
-use super::boot_ids::BootIds;
 use super::keys::{Keys, derive_name_key};
 use super::large_file::LargeFile;
 use super::outbox::Outbox;
 use super::poll_queue::PollQueue;
-use super::record_keys::{META_KEY, drain_key, group_key, parse_group_key};
+use super::record_keys::{META_KEY, drain_key, group_key};
 use super::retention::{RetentionClock, StoredClock};
 use super::source_history::SourceHistory;
 use super::sync_job::SyncJob;
@@ -32,14 +31,14 @@ use super::task::{Task, TaskState};
 use super::task_table::TaskTable;
 use super::worker_registry::WorkerRegistry;
 use super::{Now, Settings, State};
-use crate::wire::options::{FilterSpec, PartNameKey};
+use crate::wire::options::PartNameKey;
 use crate::wire::path::escape_bytes;
 use crate::wire::task::{Base64Bytes, MAX_RANGES, TaskSpec};
 use crate::wire::ticket::{Signer, TicketError};
-use crate::wire::worker::DrainInfo;
-use crate::wire::{Digest, SyncNo, TaskId, WorkerId};
+use crate::wire::{Digest, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Meta {
@@ -87,41 +86,10 @@ pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&Meta { signer_key: Base64Bytes(Vec::new()), name_key, ..meta }).ok()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BootIdKind {
-    PossibleWriter,
-    UnflushedWriter,
-    SourceReader,
-}
-
-impl BootIdKind {
-    pub(super) fn boot_ids(self, sync: &SyncJob) -> &BootIds {
-        match self {
-            BootIdKind::PossibleWriter => &sync.possible_writers,
-            BootIdKind::UnflushedWriter => &sync.unflushed_writers,
-            BootIdKind::SourceReader => &sync.source_roots,
-        }
-    }
-
-    fn boot_ids_mut(self, sync: &mut SyncJob) -> &mut BootIds {
-        match self {
-            BootIdKind::PossibleWriter => &mut sync.possible_writers,
-            BootIdKind::UnflushedWriter => &mut sync.unflushed_writers,
-            BootIdKind::SourceReader => &mut sync.source_roots,
-        }
-    }
-}
-
-fn parse_boot_id_key(key: &str) -> Option<(SyncNo, WorkerId, BootIdKind)> {
-    let (kind, rest) = key.split_once('/')?;
-    let (no, worker) = rest.split_once('/')?;
-    let place = match kind {
-        "r" => BootIdKind::PossibleWriter,
-        "w" => BootIdKind::UnflushedWriter,
-        "o" => BootIdKind::SourceReader,
-        _ => return None,
-    };
-    Some((SyncNo(no.parse().ok()?), worker.parse().ok()?, place))
+/// Splits the part of a key after its kind into the number of a sync and what identifies the record in it.
+fn parse_sync_key<T: FromStr>(rest: &str) -> Option<(SyncNo, T)> {
+    let (no, item) = rest.split_once('/')?;
+    Some((SyncNo(no.parse().ok()?), item.parse().ok()?))
 }
 
 impl State {
@@ -172,34 +140,11 @@ impl State {
         if is_restored && records.contains_key(META_KEY) {
             state.outbox.put(META_KEY.to_owned());
         }
-        let of_kind =
-            |kind: &'static str| records.iter().filter(move |(key, _)| key.starts_with(kind));
-        for (key, value) in of_kind("s/") {
-            state.load_sync(parse_record(key, value)?, now);
-        }
-        for (key, value) in of_kind("x/") {
-            state.load_filter(key, parse_record(key, value)?)?;
-        }
-        for (key, value) in of_kind("r/").chain(of_kind("w/")).chain(of_kind("o/")) {
-            state.load_boot_id(key, parse_record(key, value)?)?;
-        }
-        for (key, value) in of_kind("d/") {
-            state.load_drain_order(key, parse_record(key, value)?)?;
-        }
-        for (key, value) in of_kind("l/") {
-            state.load_large_file(key, parse_record(key, value)?)?;
-        }
-        for (key, value) in of_kind("v/") {
-            state.load_range(key, value)?;
-        }
-        for (key, value) in of_kind("p/") {
-            state.source_history.0.insert(key.clone(), parse_record(key, value)?);
-        }
-        for (key, _) in of_kind("g/") {
-            state.load_group(key)?;
-        }
-        for (key, value) in of_kind("t/") {
-            state.load_task(parse_record(key, value)?, now);
+        // A sync goes before its other records, a large file before its ranges, the writers before the flushes.
+        for kind in ["s/", "x/", "r/", "w/", "o/", "d/", "l/", "v/", "p/", "g/", "t/"] {
+            for (key, value) in records.iter().filter(|(key, _)| key.starts_with(kind)) {
+                state.load_record(key, value, now)?;
+            }
         }
         for no in state.syncs.numbers() {
             state.reserve_paths(no);
@@ -208,78 +153,69 @@ impl State {
         Ok(state)
     }
 
-    fn load_sync(&mut self, mut sync: SyncJob, now: Now) {
-        // A worker with a revoked lease may write for a whole lease.
-        if let Some(lingering) = &mut sync.revoked_leases {
-            lingering.until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
-        }
-        self.syncs.insert(sync);
-    }
-
-    fn load_filter(&mut self, key: &str, filter: FilterSpec) -> Result<(), LoadError> {
-        let broken =
-            || LoadError::Unreadable { key: key.to_owned(), reason: "a bad key".to_owned() };
-        let no = key.split('/').nth(1).and_then(|no| no.parse().ok()).ok_or_else(broken)?;
-        if let Some(sync) = self.syncs.get_mut(SyncNo(no)) {
-            sync.filter = filter;
-        }
-        Ok(())
-    }
-
-    fn load_boot_id(&mut self, key: &str, boot: Option<String>) -> Result<(), LoadError> {
-        let broken =
-            || LoadError::Unreadable { key: key.to_owned(), reason: "a bad key".to_owned() };
-        let (no, worker, place) = parse_boot_id_key(key).ok_or_else(broken)?;
-        if let Some(sync) = self.syncs.get_mut(no) {
-            place.boot_ids_mut(sync).restore(worker, boot);
-        }
-        Ok(())
-    }
-
-    fn load_drain_order(&mut self, key: &str, drained: DrainInfo) -> Result<(), LoadError> {
-        let broken =
-            || LoadError::Unreadable { key: key.to_owned(), reason: "a bad key".to_owned() };
-        let worker = key.strip_prefix("d/").and_then(|id| id.parse().ok()).ok_or_else(broken)?;
-        self.workers.set_drained(&worker, Some(drained));
-        Ok(())
-    }
-
-    fn load_large_file(&mut self, key: &str, mut large: LargeFile) -> Result<(), LoadError> {
-        if large.range_length == 0 || large.range_count() > MAX_RANGES {
-            let why = format!("{} bytes in ranges of {}", large.size, large.range_length);
-            return Err(LoadError::Unreadable { key: key.to_owned(), reason: why });
-        }
-        large.range_digests = vec![None; large.range_count() as usize];
-        if let Some(sync) = self.syncs.get_mut(large.sync) {
-            self.tasks.add_manifest_bytes(large.sync, large.manifest_bytes);
-            sync.large_files.insert(large.id, large);
-        }
-        Ok(())
-    }
-
-    fn load_range(&mut self, key: &str, value: &[u8]) -> Result<(), LoadError> {
-        let broken =
-            |why: &str| LoadError::Unreadable { key: key.to_owned(), reason: why.to_owned() };
-        let mut parts = key.split('/').skip(1).map(str::parse::<u64>);
-        let mut number = || parts.next().and_then(Result::ok).ok_or_else(|| broken("a bad key"));
-        let (sync, file, index) = (SyncNo(number()?), TaskId(number()?), number()?);
-        let digest = value.try_into().map(Digest).map_err(|_| broken("not 32 bytes"))?;
-        let large = self.syncs.get_mut(sync).and_then(|s| s.large_files.get_mut(&file));
-        // A range of a removed file.
-        let Some(large) = large else { return Ok(()) };
-        let slot =
-            large.range_digests.get_mut(index as usize).ok_or_else(|| broken("no such range"))?;
-        *slot = Some(digest);
-        large.ranges_done += 1;
-        Ok(())
-    }
-
-    fn load_group(&mut self, key: &str) -> Result<(), LoadError> {
-        let broken =
-            || LoadError::Unreadable { key: key.to_owned(), reason: "a bad key".to_owned() };
-        let (no, group) = parse_group_key(key).ok_or_else(broken)?;
-        if let Some(sync) = self.syncs.get_mut(no) {
-            sync.hardlink_groups.insert(group);
+    fn load_record(&mut self, key: &str, value: &[u8], now: Now) -> Result<(), LoadError> {
+        let unreadable = |why: String| LoadError::Unreadable { key: key.to_owned(), reason: why };
+        let bad_key = || unreadable("a bad key".to_owned());
+        let (kind, rest) = key.split_once('/').ok_or_else(bad_key)?;
+        match kind {
+            "s" => {
+                let mut sync: SyncJob = parse_record(key, value)?;
+                // A worker with a revoked lease may write for a whole lease.
+                if let Some(lingering) = &mut sync.revoked_leases {
+                    lingering.until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
+                }
+                self.syncs.insert(sync);
+            }
+            "x" => {
+                let filter = parse_record(key, value)?;
+                let no = rest.parse().map_err(|_| bad_key())?;
+                if let Some(sync) = self.syncs.get_mut(SyncNo(no)) {
+                    sync.filter = filter;
+                }
+            }
+            "r" | "w" | "o" => {
+                let boot = parse_record(key, value)?;
+                let (no, worker) = parse_sync_key(rest).ok_or_else(bad_key)?;
+                if let Some(ids) = self.syncs.get_mut(no).and_then(|sync| sync.boot_ids_mut(kind)) {
+                    ids.restore(worker, boot);
+                }
+            }
+            "d" => {
+                let order = parse_record(key, value)?;
+                self.workers.set_drained(&rest.parse().map_err(|_| bad_key())?, Some(order));
+            }
+            "l" => {
+                let mut large: LargeFile = parse_record(key, value)?;
+                if large.range_length == 0 || large.range_count() > MAX_RANGES {
+                    let (size, length) = (large.size, large.range_length);
+                    return Err(unreadable(format!("{size} bytes in ranges of {length}")));
+                }
+                large.range_digests = vec![None; large.range_count() as usize];
+                if let Some(sync) = self.syncs.get_mut(large.sync) {
+                    self.tasks.add_manifest_bytes(large.sync, large.manifest_bytes);
+                    sync.large_files.insert(large.id, large);
+                }
+            }
+            "v" => {
+                let mut numbers = rest.split('/').map(str::parse);
+                let mut number = || numbers.next().and_then(Result::ok).ok_or_else(bad_key);
+                let (no, file, index) = (SyncNo(number()?), TaskId(number()?), number()?);
+                let digest = value.try_into().map_err(|_| unreadable("not 32 bytes".to_owned()))?;
+                let large = self.syncs.get_mut(no).and_then(|s| s.large_files.get_mut(&file));
+                // A range of a removed file.
+                let Some(large) = large else { return Ok(()) };
+                let slot = large.range_digests.get_mut(index as usize);
+                *slot.ok_or_else(|| unreadable("no such range".to_owned()))? = Some(Digest(digest));
+                large.ranges_done += 1;
+            }
+            "p" => drop(self.source_history.0.insert(key.to_owned(), parse_record(key, value)?)),
+            "g" => {
+                let (no, group) = parse_sync_key(rest).ok_or_else(bad_key)?;
+                if let Some(sync) = self.syncs.get_mut(no) {
+                    sync.hardlink_groups.insert(group);
+                }
+            }
+            _ => self.load_task(parse_record(key, value)?, now),
         }
         Ok(())
     }
@@ -320,36 +256,32 @@ impl State {
             };
             return serde_json::to_vec(&meta).ok();
         }
-        if let Some(pair) = self.source_history.0.get(key) {
-            return serde_json::to_vec(pair).ok();
+        let (kind, rest) = key.split_once('/')?;
+        match kind {
+            "p" => return serde_json::to_vec(self.source_history.0.get(key)?).ok(),
+            "d" => {
+                return serde_json::to_vec(self.workers.drain_order(&rest.parse().ok()?)?).ok();
+            }
+            _ => {}
         }
-        if let Some(worker) = key.strip_prefix("d/") {
-            let drained = self.workers.drain_order(&worker.parse().ok()?)?;
-            return serde_json::to_vec(drained).ok();
-        }
-        if let Some((no, group)) = parse_group_key(key) {
-            let known =
-                self.syncs.get(no).is_some_and(|sync| sync.hardlink_groups.contains(&group));
-            return known.then(|| b"true".to_vec());
-        }
-        if let Some((no, worker, place)) = parse_boot_id_key(key) {
-            let places = place.boot_ids(self.syncs.get(no)?);
-            return serde_json::to_vec(places.get(&worker)?).ok();
-        }
-        let mut parts = key.split('/');
-        let kind = parts.next()?;
-        let mut number = || parts.next()?.parse::<u64>().ok();
-        let sync = self.syncs.get(SyncNo(number()?))?;
+        let (no, item) = rest.split_once('/').unwrap_or((rest, ""));
+        let sync = self.syncs.get(SyncNo(no.parse().ok()?))?;
+        let large_file = |id: &str| sync.large_files.get(&TaskId(id.parse().ok()?));
         match kind {
             "s" => serde_json::to_vec(sync).ok(),
             "x" => sync.filter_key().and_then(|_| serde_json::to_vec(&sync.filter).ok()),
-            "t" => serde_json::to_vec(self.tasks.get(TaskId(number()?))?).ok(),
-            "l" => serde_json::to_vec(sync.large_files.get(&TaskId(number()?))?).ok(),
+            "t" => serde_json::to_vec(self.tasks.get(TaskId(item.parse().ok()?))?).ok(),
+            "l" => serde_json::to_vec(large_file(item)?).ok(),
             "v" => {
-                let large = sync.large_files.get(&TaskId(number()?))?;
-                large.range_digests.get(number()? as usize)?.map(|digest| digest.0.to_vec())
+                let (id, index) = item.split_once('/')?;
+                let digests = &large_file(id)?.range_digests;
+                digests.get(index.parse::<usize>().ok()?)?.map(|digest| digest.0.to_vec())
             }
-            _ => None,
+            "g" => {
+                let is_known = sync.hardlink_groups.contains(&item.parse().ok()?);
+                is_known.then(|| b"true".to_vec())
+            }
+            _ => serde_json::to_vec(sync.boot_ids(kind)?.get(&item.parse().ok()?)?).ok(),
         }
     }
 

@@ -8,7 +8,6 @@ use super::failure_list::FailureList;
 use super::large_file::LargeFile;
 use super::pause::Pause;
 use super::phase::{PhaseState, Recheck};
-use super::record_keys;
 use super::record_log::RecordLog;
 use super::speed::Speed;
 use crate::wire::entry_report::{EntryAction, EntryWarnings, Tally};
@@ -202,6 +201,9 @@ pub(super) struct SyncJob {
 
 const MAX_FULL_ERRORS: usize = 100;
 
+/// See [`SyncJob::boot_ids`].
+const BOOT_ID_KINDS: [&str; 3] = ["r", "w", "o"];
+
 /// Maximum number of causes that are counted separately.
 const MAX_CAUSES: usize = 64;
 
@@ -345,31 +347,45 @@ impl SyncJob {
         (self.filter != FilterSpec::default()).then(|| format!("x/{}", self.no))
     }
 
+    /// Its workers of a kind of records, the first part of their keys.
+    pub(super) fn boot_ids(&self, kind: &str) -> Option<&BootIds> {
+        match kind {
+            "r" => Some(&self.possible_writers),
+            "w" => Some(&self.unflushed_writers),
+            "o" => Some(&self.source_roots),
+            _ => None,
+        }
+    }
+
+    pub(super) fn boot_ids_mut(&mut self, kind: &str) -> Option<&mut BootIds> {
+        match kind {
+            "r" => Some(&mut self.possible_writers),
+            "w" => Some(&mut self.unflushed_writers),
+            "o" => Some(&mut self.source_roots),
+            _ => None,
+        }
+    }
+
     /// Keys of its other records that must be written.
-    pub(super) fn take_unsaved_keys(&mut self) -> impl Iterator<Item = String> + use<> {
+    pub(super) fn take_unsaved_keys(&mut self) -> Vec<String> {
         let no = self.no;
-        let filter = std::mem::take(&mut self.filter_unsaved).then(|| self.filter_key()).flatten();
-        let reach = self
-            .possible_writers
-            .take_unsaved()
-            .into_iter()
-            .map(move |w| record_keys::possible_writer_key(no, &w));
-        let writers = self.unflushed_writers.take_unsaved().into_iter();
-        let sources = self.source_roots.take_unsaved().into_iter();
-        let writers = writers.map(move |w| record_keys::writer_key(no, &w));
-        let sources = sources.map(move |w| record_keys::source_reader_key(no, &w));
-        reach.chain(writers).chain(sources).chain(filter)
+        let mut keys = Vec::new();
+        for kind in BOOT_ID_KINDS {
+            let unsaved = self.boot_ids_mut(kind).map(BootIds::take_unsaved);
+            keys.extend(
+                unsaved.into_iter().flatten().map(|worker| format!("{kind}/{no}/{worker}")),
+            );
+        }
+        keys.extend(std::mem::take(&mut self.filter_unsaved).then(|| self.filter_key()).flatten());
+        keys
     }
 
     /// Keys of all its records of workers.
     pub(super) fn worker_record_keys(&self) -> impl Iterator<Item = String> {
-        let reach =
-            self.possible_writers.iter().map(|(w, _)| record_keys::possible_writer_key(self.no, w));
-        let sources =
-            self.source_roots.iter().map(|(w, _)| record_keys::source_reader_key(self.no, w));
-        let writers =
-            self.unflushed_writers.iter().map(|(w, _)| record_keys::writer_key(self.no, w));
-        reach.chain(writers).chain(sources)
+        BOOT_ID_KINDS.into_iter().flat_map(|kind| {
+            let workers = self.boot_ids(kind).into_iter().flat_map(BootIds::iter);
+            workers.map(move |(worker, _)| format!("{kind}/{}/{worker}", self.no))
+        })
     }
 
     /// Whether a task may be assigned at `now`. Clean-up of an ended sync is never paused.
