@@ -6,6 +6,7 @@
 //! with what an operator needs for a diagnosis.
 
 use super::phase::PhaseState;
+use super::speed::Speed;
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::{Now, State};
@@ -79,7 +80,7 @@ impl State {
             if let Some(sync) = self.syncs.get_mut(no) {
                 match runs {
                     true => sync.speed.sample(bytes, now.mono_ms),
-                    false => sync.speed.reset(),
+                    false => sync.speed = Speed::default(),
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Carries out what the phase machine decides: the first tasks of a phase, and the end of a sync.
 
 use super::final_state::final_state;
-use super::phase::{PhaseState, PhaseWork};
+use super::phase::PhaseState;
 use super::task::Task;
 use super::{Now, State};
 use crate::wire::sync::SyncOutcome;
@@ -12,7 +12,7 @@ impl State {
     /// Advances a sync without tasks to its next phase.
     pub(super) fn advance_phase(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(no) else { return };
-        let (active, forgotten) = (sync.is_active(), sync.is_deleted);
+        let active = sync.is_active();
         let idle = self.tasks.sync_tasks(no).is_empty() && sync.large_files.is_empty();
         if !active {
             self.release_paths(no, now);
@@ -21,12 +21,10 @@ impl State {
             return;
         }
         if !active {
-            if forgotten {
-                if !self.has_revoked_leases(no) {
-                    self.remove_sync(no, now);
-                }
-            } else {
-                self.clear_worker_records(no);
+            match self.syncs.get(no) {
+                Some(sync) if !sync.is_deleted => self.clear_worker_records(no),
+                Some(sync) if sync.revoked_leases.is_none() => self.remove_sync(no, now),
+                _ => {}
             }
             return;
         }
@@ -53,25 +51,26 @@ impl State {
         let Some(sync) = self.syncs.get_mut(no) else { return };
         sync.phase = phase;
         if phase == PhaseState::Readback {
-            if sync.recheck.is_pending() {
+            if sync.recheck.is_pending {
                 sync.recheck.begin();
                 // They describe the previous pass.
                 (sync.counters.verified_files, sync.counters.repaired_files) = (0, 0);
             }
-            sync.blocked.reset_readback();
+            sync.blocked.readback_count = 0;
             sync.record_log.readback_from = Some(sync.record_log.length);
         }
-        match phase.work() {
-            PhaseWork::Walk => self.add_scans(no),
-            PhaseWork::Extraneous { apply } => {
+        match phase {
+            PhaseState::Copy | PhaseState::Readback | PhaseState::CopyBlocked => self.add_scans(no),
+            PhaseState::CountExtraneous | PhaseState::DeleteExtraneous => {
+                let apply = phase == PhaseState::DeleteExtraneous;
                 let spec = TaskSpec::Prune { dir: RelPath::root(), cursor: None, apply };
                 self.add_task(Task::new(no, spec));
             }
-            PhaseWork::CleanUp => {
+            PhaseState::CleanUp => {
                 sync.needs_clean_up = false;
                 self.add_task(Task::new(no, TaskSpec::CleanUp));
             }
-            PhaseWork::Flush => {
+            PhaseState::FlushBeforeDelete | PhaseState::Flush => {
                 let writers: Vec<WorkerId> =
                     sync.unflushed_writers.iter().map(|(worker, _)| worker.clone()).collect();
                 for worker in writers {
@@ -88,15 +87,14 @@ impl State {
         (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(uptime_ms));
         (sync.state, sync.outcome, sync.reason) = final_state(sync);
         tracing::info!(sync = %sync.id, state = sync.state.as_str(), "sync ended");
-        if sync.outcome == Some(SyncOutcome::Full) && !sync.is_dry_run() {
-            let (request, root) = (sync.request.clone(), sync.source_root.clone());
-            let (changed, dropped) = match root {
-                Some(root) => self.source_history.remember(&request, root.file_system, now.wall_ms),
-                None => (None, None),
-            };
-            [changed, dropped].into_iter().flatten().for_each(|key| self.outbox.put(key));
+        let is_full = sync.outcome == Some(SyncOutcome::Full);
+        if let (true, false, Some(root)) = (is_full, sync.is_dry_run(), &sync.source_root) {
+            let file_system = root.file_system.clone();
+            for key in self.source_history.remember(&sync.request, file_system, now.wall_ms) {
+                self.outbox.put(key);
+            }
         }
-        if self.syncs.get(no).is_some_and(|s| s.outcome == Some(SyncOutcome::Full)) {
+        if is_full {
             self.delete_name_list(no);
         }
         self.clear_hardlink_groups(no);

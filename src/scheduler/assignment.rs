@@ -59,6 +59,7 @@ impl State {
         let source_workers = pool_members(sources);
         let destination_workers = self.destination_members(sync, task, &lease.worker);
         self.add_expected_roots(&mut claims, sync, task, &destination_workers);
+        let source_root = self.current_root(&lease.worker, sync.source_roots.get(&lease.worker));
         Some(Assignment {
             assignment_id: lease.assignment,
             request_id: sync.id.clone(),
@@ -79,7 +80,7 @@ impl State {
             source_workers,
             destination_workers,
             ticket: self.keys.sign(&claims),
-            source_root: self.expected_source_root(sync, &lease.worker).map(str::to_owned),
+            source_root: source_root.map(str::to_owned),
             bwlimit: task
                 .spec
                 .sends_content()
@@ -185,11 +186,6 @@ impl State {
                 claims.restrict_to_root(worker, root);
             }
         }
-    }
-
-    /// The root from which a worker must read the source.
-    fn expected_source_root<'a>(&self, sync: &'a SyncJob, worker: &WorkerId) -> Option<&'a str> {
-        self.current_root(worker, sync.source_roots.get(worker))
     }
 
     /// The recorded root of a worker, if it runs under the kernel that numbered the root.

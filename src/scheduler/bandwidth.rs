@@ -154,28 +154,18 @@ impl BandwidthAllocator {
         let equal = self.total_limit.map_or(u64::MAX, |whole| whole / (pools + 1));
         let limit = self.pools.get(&no).map_or(own.unwrap_or(u64::MAX).min(equal), |p| p.limit);
         let fair = limit / peers.max(1);
-        let pool = self.pools.entry(no).or_insert(SyncPool {
-            own_limit: own,
-            limit,
-            ..SyncPool::default()
-        });
-        let spare = limit.saturating_sub(pool.granted());
-        let spare = self
-            .total_limit
-            .map_or(spare, |whole| spare.min(whole.saturating_sub(self.total_granted())));
+        let new_pool = SyncPool { own_limit: own, limit, ..SyncPool::default() };
+        let spare = self.spare(self.pools.get(&no).unwrap_or(&new_pool));
         let initial = spare.max(fair / INITIAL_SHARE_DIVISOR).min(fair).max(1);
-        let (since_ms, seen_ms) = (now_ms, now_ms);
         let member = WorkerShare {
             granted: initial,
             target: initial,
             last_usage: None,
             demand: u64::MAX,
-            registered_ms: since_ms,
-            last_busy_ms: seen_ms,
+            registered_ms: now_ms,
+            last_busy_ms: now_ms,
         };
-        if let Some(pool) = self.pools.get_mut(&no) {
-            pool.members.insert(worker.clone(), member);
-        }
+        self.pools.entry(no).or_insert(new_pool).members.insert(worker.clone(), member);
         self.targets_computed_ms = None;
     }
 
@@ -213,11 +203,7 @@ impl BandwidthAllocator {
     /// Computes and records the share that a worker is sent now; `None` if it is not registered.
     pub(super) fn grant(&mut self, no: SyncNo, worker: &WorkerId, now_ms: u64) -> Option<u64> {
         self.update_targets(now_ms);
-        let pool = self.pools.get(&no)?;
-        let spare = pool.limit.saturating_sub(pool.granted());
-        let spare = self
-            .total_limit
-            .map_or(spare, |whole| spare.min(whole.saturating_sub(self.total_granted())));
+        let spare = self.spare(self.pools.get(&no)?);
         let member = self.pools.get_mut(&no)?.members.get_mut(worker)?;
         // Workers that start together with it are still to come.
         let spare =
@@ -256,8 +242,11 @@ impl BandwidthAllocator {
         }
     }
 
-    fn total_granted(&self) -> u64 {
-        self.pools.values().fold(0, |sum, pool| sum.saturating_add(pool.granted()))
+    /// What the limits of a sync and of the installation leave for further shares.
+    fn spare(&self, pool: &SyncPool) -> u64 {
+        let spare = pool.limit.saturating_sub(pool.granted());
+        let granted = || self.pools.values().fold(0, |sum: u64, p| sum.saturating_add(p.granted()));
+        self.total_limit.map_or(spare, |total| spare.min(total.saturating_sub(granted())))
     }
 
     /// Computes the targets, if they may have changed.

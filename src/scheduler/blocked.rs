@@ -36,8 +36,4 @@ impl BlockedEntries {
         let without_error = self.files.saturating_sub(self.errors.len() as u64);
         self.readback_count.saturating_add(self.count_unrecorded(errors)) <= without_error
     }
-
-    pub(super) fn reset_readback(&mut self) {
-        self.readback_count = 0;
-    }
 }

@@ -31,32 +31,10 @@ impl State {
             .filter(|w| w.supports_options() || !sync.has_nondefault_options())
     }
 
-    /// The other workers that could do tasks of a sync at the source (`true`) or at the
-    /// destination.
-    pub(super) fn other_capable_workers<'a>(
-        &'a self,
-        sync: &'a SyncJob,
-        worker: &Worker,
-    ) -> impl Fn(bool) -> Box<dyn Iterator<Item = &'a WorkerId> + 'a> + use<'a> {
-        let me = worker.last_heartbeat.worker_id.clone();
-        move |at_source| {
-            let request = &sync.request;
-            let path = if at_source { &request.source_path } else { &request.destination_path };
-            let ids = self.capable_workers(sync, path).map(|w| &w.last_heartbeat.worker_id);
-            let me = me.clone();
-            Box::new(ids.filter(move |id| **id != me))
-        }
-    }
-
     /// A flush is done by the worker that wrote, or by one under the same kernel with the same open
     /// root, because they share a page cache. After a reboot no worker can flush what was only in
     /// the cache.
-    pub(super) fn can_flush(
-        &self,
-        sync: &super::sync_job::SyncJob,
-        task: &Task,
-        worker: &Worker,
-    ) -> bool {
+    pub(super) fn can_flush(&self, sync: &SyncJob, task: &Task, worker: &Worker) -> bool {
         let Some(bound) = &task.pinned_to else { return true };
         let wrote = sync.unflushed_writers.get(bound).and_then(Option::as_ref);
         let same_place = worker.boot_and_root(&sync.request.destination_path).as_ref() == wrote;

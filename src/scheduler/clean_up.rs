@@ -21,15 +21,6 @@ impl SyncJob {
 }
 
 impl State {
-    /// Cleans up after a cancel, when no worker can write any more.
-    pub(super) fn schedule_clean_up(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get_mut(no) else { return };
-        if std::mem::take(&mut sync.needs_clean_up) {
-            let state = self.delayed_by_lease(now);
-            self.add_task(Task { state, ..Task::new(no, TaskSpec::CleanUp) });
-        }
-    }
-
     /// Stops a mirror before it does damage. What was written is still cleaned up and flushed.
     pub(super) fn stop_mirror(&mut self, no: SyncNo, stop: MirrorStop, now: Now) {
         let Some(sync) = self.syncs.get_mut(no) else { return };

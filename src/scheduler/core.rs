@@ -70,15 +70,13 @@ impl State {
 
     /// Adds a task without a manifest, or with one that is not part of its digest.
     pub(super) fn add_task(&mut self, task: Task) -> TaskId {
-        let id = self.allocate_task_id();
-        let digest = task_digest(task.sync, id, &task.spec, &[]);
-        self.add_numbered_task(id, digest, task)
+        self.add_task_of(task, &[])
     }
 
-    /// Adds a task with a stored manifest that has this digest.
-    pub(super) fn add_task_of(&mut self, task: Task, manifest: Digest) -> TaskId {
+    /// Adds a task with a stored manifest, which its digest covers by `manifest`.
+    pub(super) fn add_task_of(&mut self, task: Task, manifest: &[u8]) -> TaskId {
         let id = self.allocate_task_id();
-        let digest = task_digest(task.sync, id, &task.spec, &manifest.0);
+        let digest = task_digest(task.sync, id, &task.spec, manifest);
         self.add_numbered_task(id, digest, task)
     }
 

@@ -49,23 +49,6 @@ impl SyncJob {
             && errors.iter().all(EntryError::is_blocked_by_directory)
     }
 
-    fn defer_blocked(&mut self, files: u64, errors: Vec<EntryError>) {
-        if self.phase != PhaseState::Copy {
-            // They were deferred when they were copied.
-            self.blocked.readback_count += self.blocked.count_unrecorded(&errors);
-            return;
-        }
-        if self.is_dry_run() {
-            self.counters.files_done += files;
-            let tally = Tally { count: files, bytes: 0 };
-            self.counters.actions.entry(EntryAction::Create).or_default().merge(tally);
-            return;
-        }
-        self.blocked.files += files;
-        let room = MAX_BLOCKED_ERRORS.saturating_sub(self.blocked.errors.len());
-        self.blocked.errors.extend(errors.into_iter().take(room));
-    }
-
     /// Removes up to `files` deferred entries and returns their number: only these are counted in
     /// the second walk.
     pub(super) fn take_deferred(&mut self, files: u64) -> u64 {
@@ -97,20 +80,27 @@ impl State {
         errors: Vec<EntryError>,
     ) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
-        if sync.is_dry_run() {
-            let created = errors.iter().map(|error| FileRecord {
-                path: error.path.clone(),
+        if sync.phase != PhaseState::Copy {
+            // They were deferred when they were copied.
+            sync.blocked.readback_count += sync.blocked.count_unrecorded(&errors);
+        } else if sync.is_dry_run() {
+            sync.counters.files_done += files;
+            let tally = Tally { count: files, bytes: 0 };
+            sync.counters.actions.entry(EntryAction::Create).or_default().merge(tally);
+            let created = errors.into_iter().map(|error| FileRecord {
+                path: error.path,
                 state: FileState::Done,
                 action: Some(EntryAction::Create),
                 bytes: 0,
                 digest: None,
                 error: None,
             });
-            let created = created.collect();
-            sync.defer_blocked(files, errors);
-            return self.record_files(no, created);
+            self.record_files(no, created.collect());
+        } else {
+            sync.blocked.files += files;
+            let room = MAX_BLOCKED_ERRORS.saturating_sub(sync.blocked.errors.len());
+            sync.blocked.errors.extend(errors.into_iter().take(room));
         }
-        sync.defer_blocked(files, errors);
     }
 
     /// Resolves deferred entries before the sync enters `next`: either nothing will delete the

@@ -1,7 +1,6 @@
-//! Choice of the agent that [deletes](super::deleter) for a mirror.
+//! Choice of the agent that [deletes](super::sync_job::Deleter) for a mirror.
 
-use super::deleter::Deleter;
-use super::sync_job::SyncJob;
+use super::sync_job::{Deleter, SyncJob};
 use super::task::Task;
 use super::worker_registry::Worker;
 use super::{Now, State};

@@ -182,7 +182,7 @@ impl State {
         self.record_possible_writers(id, now);
         self.record_source_reader(id, &poll.worker, now);
         self.postpone_probe(no, now);
-        self.workers.health_mut().postpone_probe(&poll.worker, now);
+        self.workers.health.postpone_probe(&poll.worker, now);
         if sends {
             self.ensure_share(no, &poll.worker, now);
         }

@@ -1,7 +1,7 @@
 //! Events, replies and effects of the scheduler.
 
 use super::Settings;
-pub use super::record_log::RecordLogInfo;
+use super::failure_list::FailurePages;
 use super::single_entries::SingleEntry;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
@@ -14,7 +14,7 @@ use crate::wire::worker::{
     DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
     WorkerView,
 };
-use crate::wire::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
+use crate::wire::{AbsPath, AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
 /// A caller that waits for a [`Reply`]; numbered by the owner of the state.
@@ -68,6 +68,31 @@ pub struct StoredKeys {
     pub records: BTreeSet<String>,
     /// Keys of blobs.
     pub blobs: BTreeSet<String>,
+}
+
+/// What is needed to read the record log of a sync.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordLogInfo {
+    /// The sync.
+    pub sync: SyncNo,
+    /// Its id.
+    pub id: RequestId,
+    /// Committed bytes.
+    pub length: u64,
+    /// Offset of the lines of the read-back pass. They override earlier lines of the same file.
+    pub readback_from: Option<u64>,
+    /// Why it is incomplete.
+    pub error: Option<String>,
+    /// Whether the sync records files.
+    pub is_recorded: bool,
+    /// Whether each line has the digest of the file.
+    pub has_digests: bool,
+    /// Whether the sync has ended.
+    pub has_ended: bool,
+    /// The root of its paths.
+    pub destination: AbsPath,
+    /// The failures, which every sync lists.
+    pub failures: FailurePages,
 }
 
 /// An input of the scheduler.

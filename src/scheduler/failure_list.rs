@@ -19,7 +19,7 @@ pub(super) const MAX_FAILED_ENTRIES: u64 = 1_000_000;
 const MAX_FAILED_BYTES: u64 = 256 << 20;
 
 /// Maximum number of kept manifests; their keys are in the record of the sync.
-pub(super) const MAX_BATCHES: usize = 1_024;
+const MAX_BATCHES: usize = 1_024;
 
 /// Size at which a page is complete. The open page is written as a whole with each event that adds
 /// to it.
@@ -118,12 +118,12 @@ pub(super) fn failure_page_key(no: SyncNo, page: u64) -> String {
 }
 
 impl FailureList {
-    pub(super) fn is_empty(&self) -> bool {
-        *self == FailureList::default()
+    fn has_room(&self, entries: u64, max_entries: u64) -> bool {
+        self.listed_count.saturating_add(entries) <= max_entries
     }
 
-    pub(super) fn has_room(&self, entries: u64, max_entries: u64) -> bool {
-        self.listed_count.saturating_add(entries) <= max_entries
+    pub(super) fn has_room_for_batch(&self, entries: u64, max_entries: u64) -> bool {
+        self.batches.len() < MAX_BATCHES && self.has_room(entries, max_entries)
     }
 
     /// Adds an entry or a batch. False: there is no space for it.
@@ -155,8 +155,8 @@ impl FailureList {
         true
     }
 
-    /// Closes the open page; returns its number and lines.
-    pub(super) fn take_page(&mut self) -> (u64, Vec<u8>) {
-        (self.page_count.saturating_sub(1), std::mem::take(&mut self.open_page).lines)
+    /// The number of the open page.
+    pub(super) fn open_page_no(&self) -> u64 {
+        self.page_count.saturating_sub(1)
     }
 }

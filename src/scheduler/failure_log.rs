@@ -1,8 +1,8 @@
 //! Records failures: in the counters, in the [failure list](super::failure_list) and in the file records.
 
 use super::failure_list::{
-    FailedBatch, FailureList, FailurePages, MAX_BATCHES, MAX_PAGE_BYTES, OpenPage,
-    failure_page_key, failure_record,
+    FailedBatch, FailureList, FailurePages, MAX_PAGE_BYTES, OpenPage, failure_page_key,
+    failure_record,
 };
 use super::sync_job::SyncJob;
 use super::{Effect, State};
@@ -54,16 +54,6 @@ impl State {
         self.record_failure(no, error, 1, None);
     }
 
-    /// Whether the manifest of a failed batch is kept to list its entries.
-    pub(super) fn can_list_batch(&self, no: SyncNo, entries: u64) -> bool {
-        let has_room = |failed: &FailureList| {
-            failed.batches.len() < MAX_BATCHES
-                && failed.has_room(entries, self.settings.max_failed_entries)
-        };
-        entries > 0
-            && self.syncs.get(no).is_some_and(|s| s.is_active() && has_room(&s.failure_list))
-    }
-
     /// Records an error that stands for `count` failures, which are already counted: of an entry, or with a `manifest`
     /// of a batch. The caller stores the record of the sync.
     pub(super) fn record_failure(
@@ -85,8 +75,8 @@ impl State {
         }
         failed.unlisted_count = failed.unlisted_count.saturating_add(count.saturating_sub(listed));
         if failed.open_page.lines.len() >= MAX_PAGE_BYTES {
-            let (page, lines) = failed.take_page();
-            self.outbox.put_blob(failure_page_key(no, page), lines);
+            let key = failure_page_key(no, failed.open_page_no());
+            self.outbox.put_blob(key, std::mem::take(&mut failed.open_page).lines);
         }
         self.outbox.mark_failures_dirty(no);
         sync.record_error(error, count);
@@ -100,9 +90,8 @@ impl State {
         for no in self.outbox.take_dirty_failures() {
             let Some(sync) = self.syncs.get_mut(no) else { continue };
             let (active, failed) = (sync.is_active(), &mut sync.failure_list);
-            let is_new = std::mem::take(&mut failed.open_page.is_unsaved);
-            if is_new {
-                let key = failure_page_key(no, failed.page_count.saturating_sub(1));
+            if std::mem::take(&mut failed.open_page.is_unsaved) {
+                let key = failure_page_key(no, failed.open_page_no());
                 self.outbox.put_blob(key, failed.open_page.lines.clone());
             }
             if !active {

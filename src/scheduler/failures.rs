@@ -70,17 +70,16 @@ impl State {
     pub(super) fn judge_worker(&mut self, id: TaskId, worker: &WorkerId, failed: bool, now: Now) {
         let Some(task) = self.tasks.get(id) else { return };
         let (no, at_source) = (task.sync, task.runs_at_source());
-        self.workers.health_mut().record_outcome(worker, failed, now);
-        if !failed || self.workers.health().quarantine_reason(worker).is_some() {
+        self.workers.health.record_outcome(worker, failed, now);
+        if !failed || self.workers.health.quarantine_reason(worker).is_some() {
             return;
         }
         let Some(sync) = self.syncs.get(no) else { return };
         let peers = self.capable_workers(sync, sync.storage_path(at_source));
         let peers: Vec<WorkerId> = peers.map(|w| w.last_heartbeat.worker_id.clone()).collect();
         // Tasks that were reserved for other workers may be for none now.
-        self.outbox.request_dispatch_if(
-            self.workers.health_mut().quarantine_if_worse(worker, &peers, now),
-        );
+        self.outbox
+            .request_dispatch_if(self.workers.health.quarantine_if_worse(worker, &peers, now));
     }
 
     /// Whether a retry can help: a permanent error only on a worker that has not tried yet, a
@@ -153,7 +152,7 @@ impl State {
                 .history
                 .entry
                 .clone()
-                .or_else(|| self.large_file_name(&task))
+                .or_else(|| Some(self.large_file(task.sync, task.large_file?)?.path.clone()))
                 .unwrap_or_default(),
         };
         let is_unreported = error.is_none();
@@ -231,7 +230,10 @@ impl State {
     fn take_failed_manifest(&mut self, id: TaskId, error: &EntryError) -> Option<String> {
         let task = self.tasks.get(id).filter(|_| error.path.0.is_empty())?;
         let TaskSpec::Copy { files, dirs, .. } = task.spec else { return None };
-        if !self.can_list_batch(task.sync, files.saturating_add(dirs)) {
+        let (sync, entries) = (self.syncs.get(task.sync)?, files.saturating_add(dirs));
+        let max_entries = self.settings.max_failed_entries;
+        let has_room = sync.failure_list.has_room_for_batch(entries, max_entries);
+        if entries == 0 || !sync.is_active() || !has_room {
             return None;
         }
         self.tasks.get_mut(id)?.manifest_key.take()

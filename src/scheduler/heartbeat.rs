@@ -35,7 +35,7 @@ impl State {
         self.retract_losses(&id, heartbeat.incarnation.as_ref(), restarted, now);
         let valid = self.renew_leases(&heartbeat, now);
         if restarted {
-            self.workers.health_mut().forget(&id);
+            self.workers.health.forget(&id);
         }
         let (before, refused) = self.resolve_incarnations(&id, restarted, &heartbeat, now);
         let mut reply = HeartbeatReply { status: "ok".to_owned(), ..HeartbeatReply::default() };
@@ -44,11 +44,8 @@ impl State {
             reply.time = Some(now.wall_ms.div_euclid(1000));
             reply.unresponsive_workers = self.silent_destinations(&id);
         }
-        let in_hand = heartbeat
-            .incarnation
-            .as_ref()
-            .map(|_| heartbeat.assignments.clone())
-            .unwrap_or_default();
+        let process = heartbeat.incarnation.as_ref();
+        let in_hand = process.map_or_else(Vec::new, |_| heartbeat.assignments.clone());
         let has_changed = self.workers.get(&id).is_none_or(|known| {
             !known.is_active
                 || known.last_heartbeat.status.can_accept_work()

@@ -93,10 +93,7 @@ impl State {
         {
             large.state = LargeFileState::AlreadyPresent;
             self.remove_unleased_ranges(&large, task.id);
-            self.outbox.put(large.record_key());
-            if let Some(sync) = self.syncs.get_mut(no) {
-                sync.large_files.insert(file, large);
-            }
+            self.store_large_file(large);
         } else {
             self.remove_large_file(no, file);
         }

@@ -65,8 +65,6 @@ impl SyncJob {
 
     /// Builds the message of a guard: what was done so far and how to allow more.
     pub(super) fn mirror_stop_for(&self, why: &str, allow: &str) -> MirrorStop {
-        let deleted =
-            self.counters.actions.get(&EntryAction::Delete).map_or(0, |tally| tally.count);
         let (copied, done) = match self.phase {
             PhaseState::Copy if self.possible_writers.is_empty() => (false, "nothing was copied"),
             PhaseState::Copy => (false, "not everything was copied"),
@@ -83,7 +81,7 @@ impl SyncJob {
         if self.is_dry_run() {
             return MirrorStop { reason: format!("{why}; {allow}"), copy_complete: copied };
         }
-        let deleted = match deleted {
+        let deleted = match self.deleted_entries() {
             0 => "nothing was deleted".to_owned(),
             n => format!("{} deleted", units::pluralize(n, "entry was", "entries were")),
         };

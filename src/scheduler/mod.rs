@@ -5,9 +5,9 @@
 //! An event goes one way: validation, the phase machine of its sync, tasks, placement, effects. So the files form a
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
-//! 1. Data: `single_entries`, `failure_list`, `record_log`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
+//! 1. Data: `single_entries`, `failure_list`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
 //!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `ready_queue`, `task_table`,
-//!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `deleter`, `pause`
+//!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `window`, `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
@@ -30,7 +30,6 @@ mod capability;
 mod clean_up;
 mod core;
 mod deferral;
-mod deleter;
 mod deletion;
 mod dispatch;
 mod duplicate_agents;
@@ -58,7 +57,6 @@ mod ready_queue;
 mod recheck;
 mod reconcile;
 mod record_keys;
-mod record_log;
 mod records;
 mod results;
 mod retention;

@@ -171,10 +171,6 @@ impl State {
         }
     }
 
-    pub(super) fn has_revoked_leases(&self, no: SyncNo) -> bool {
-        self.syncs.get(no).is_some_and(|sync| !sync.is_active() && sync.revoked_leases.is_some())
-    }
-
     /// Records that a lease was revoked without a report: the worker may write until the lease
     /// ends.
     pub(super) fn record_revoked_lease(&mut self, id: TaskId, now: Now) {

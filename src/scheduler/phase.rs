@@ -1,4 +1,4 @@
-//! The phase machine of a sync: which phase follows when it has no tasks left, and the work that it begins with.
+//! The phase machine of a sync: which phase follows when it has no tasks left.
 
 use serde::{Deserialize, Serialize};
 
@@ -95,22 +95,6 @@ pub(super) struct PhaseFacts {
     pub(super) unflushed: bool,
 }
 
-/// The first tasks of a phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PhaseWork {
-    /// Walk the source.
-    Walk,
-    /// Walk the destination for extraneous entries.
-    Extraneous {
-        /// Delete them (else: count them).
-        apply: bool,
-    },
-    /// Remove anchors of hard links.
-    CleanUp,
-    /// Flush what each worker wrote.
-    Flush,
-}
-
 impl PhaseState {
     const ALL: [PhaseState; 8] = [
         PhaseState::Copy,
@@ -152,17 +136,6 @@ impl PhaseState {
             PhaseState::Flush => facts.unflushed,
         }
     }
-
-    /// The work that the phase begins with.
-    pub(super) fn work(self) -> PhaseWork {
-        match self {
-            PhaseState::Copy | PhaseState::Readback | PhaseState::CopyBlocked => PhaseWork::Walk,
-            PhaseState::CountExtraneous => PhaseWork::Extraneous { apply: false },
-            PhaseState::DeleteExtraneous => PhaseWork::Extraneous { apply: true },
-            PhaseState::CleanUp => PhaseWork::CleanUp,
-            PhaseState::FlushBeforeDelete | PhaseState::Flush => PhaseWork::Flush,
-        }
-    }
 }
 
 /// Rechecks of a sync after a host lost writes.
@@ -174,14 +147,6 @@ pub(super) struct Recheck {
 }
 
 impl Recheck {
-    pub(super) fn is_none(&self) -> bool {
-        *self == Recheck::default()
-    }
-
-    pub(super) fn is_pending(&self) -> bool {
-        self.is_pending
-    }
-
     pub(super) fn has_begun(&self) -> bool {
         self.count > 0
     }

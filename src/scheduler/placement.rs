@@ -100,16 +100,19 @@ impl State {
     /// Whether a worker that serves the path of a task may get the task now.
     fn is_eligible(&self, sync: &SyncJob, task: &Task, worker: &Worker, now: Now) -> bool {
         let me = &worker.last_heartbeat.worker_id;
-        let others = self.other_capable_workers(sync, worker);
+        let others = || {
+            let able = self.capable_workers(sync, sync.storage_path(task.runs_at_source()));
+            able.map(|w| &w.last_heartbeat.worker_id).filter(|id| *id != me)
+        };
         let spared = now.mono_ms < task.deprioritised_until_ms
             && task.failed_or_lost_on(me)
-            && others(task.runs_at_source()).any(|o| !task.failed_or_lost_on(o));
+            && others().any(|o| !task.failed_or_lost_on(o));
         let is_limited = sync.is_limited() && task.spec.sends_content();
         let able = worker.supports_options() || !(needs_options(sync, &task.spec) || is_limited);
-        let aside = self.workers.health().is_quarantined(me, now)
+        let aside = self.workers.health.is_quarantined(me, now)
             && task.pinned_to.is_none()
-            && others(task.runs_at_source()).any(|o| {
-                !self.workers.health().is_quarantined(o, now) && !task.history.failed_on.contains(o)
+            && others().any(|o| {
+                !self.workers.health.is_quarantined(o, now) && !task.history.failed_on.contains(o)
             });
         let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
         let early = deletes && self.must_wait_for_deletions(sync, me);

@@ -215,7 +215,8 @@ impl State {
                     sync.hardlink_groups.insert(group);
                 }
             }
-            _ => self.load_task(parse_record(key, value)?, now),
+            "t" => self.load_task(parse_record(key, value)?, now),
+            _ => {}
         }
         Ok(())
     }

@@ -185,10 +185,8 @@ impl State {
             | TaskSpec::List { .. }
             | TaskSpec::Prune { .. }
             | TaskSpec::CleanUp
-            | TaskSpec::Discard => {
-                self.remove_task(id);
-            }
-            TaskSpec::Flush => {
+            | TaskSpec::Discard
+            | TaskSpec::Flush => {
                 self.remove_task(id);
                 if let (Some(bound), Some(sync)) = (&task.pinned_to, self.syncs.get_mut(task.sync))
                 {

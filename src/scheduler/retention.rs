@@ -165,18 +165,15 @@ impl State {
             return;
         }
         let uptime_ms = self.retention_clock.uptime_ms(now);
-        let age = |ended: Option<u64>| ended.map(|at| uptime_ms.saturating_sub(at));
         let mut old: Vec<(u64, SyncNo)> = Vec::new();
         let mut ended = 0;
         for sync in self.syncs.values() {
-            let Some(age) = age(sync.ended_uptime_ms) else { continue };
+            let Some(ended_ms) = sync.ended_uptime_ms else { continue };
             ended += 1;
-            if age > self.settings.retention_ms && sync.revoked_leases.is_none() {
-                old.push((sync.ended_uptime_ms.unwrap_or(0), sync.no));
+            let age_ms = uptime_ms.saturating_sub(ended_ms);
+            if age_ms > self.settings.retention_ms && sync.revoked_leases.is_none() {
+                old.push((ended_ms, sync.no));
             }
-        }
-        if old.is_empty() {
-            return;
         }
         old.sort_unstable();
         old.truncate(self.retention_clock.drop_allowance(ended, now));

@@ -59,15 +59,14 @@ impl SourceHistory {
         request: &SyncRequest,
         file_system: String,
         at_ms: i64,
-    ) -> (Option<String>, Option<String>) {
-        let key = request_key(request);
-        self.0.insert(key.clone(), RememberedSource { file_system, completed_ms: at_ms });
-        let oldest =
-            || self.0.iter().min_by_key(|(_, pair)| pair.completed_ms).map(|(k, _)| k.clone());
-        let dropped = if self.0.len() > MAX_REMEMBERED_SOURCES { oldest() } else { None };
-        if let Some(key) = &dropped {
-            self.0.remove(key);
+    ) -> Vec<String> {
+        let mut changed = vec![request_key(request)];
+        self.0.insert(changed[0].clone(), RememberedSource { file_system, completed_ms: at_ms });
+        if self.0.len() > MAX_REMEMBERED_SOURCES {
+            let oldest = self.0.iter().min_by_key(|(_, pair)| pair.completed_ms);
+            changed.extend(oldest.map(|(key, _)| key.clone()));
+            self.0.remove(&changed[1]);
         }
-        (Some(key), dropped)
+        changed
     }
 }

@@ -50,10 +50,6 @@ impl Speed {
         self.weighted_sum = Some((sum * keep + fresh * (1.0 - keep), weight * keep + (1.0 - keep)));
     }
 
-    pub(super) fn reset(&mut self) {
-        *self = Speed::default();
-    }
-
     /// Bytes per second; `None` before the first byte and after a long time without bytes.
     pub(super) fn rate(&self) -> Option<f64> {
         self.weighted_sum.map(|(sum, weight)| sum / weight)
@@ -135,8 +131,7 @@ mod tests {
         let before = speed.clone();
         speed.sample(500 * MIB, end_ms + 100);
         assert_eq!(speed, before);
-        speed.reset();
-        assert_eq!(speed.rate(), None);
+        assert_eq!(Speed::default().rate(), None);
     }
 
     #[test]

@@ -142,30 +142,18 @@ impl State {
             if let (Some(path), false) = (lost_path, rebooted) {
                 in_time.push(task.id);
                 gone.push((sync.no, bound.clone(), path.clone()));
-            } else if replaced && !rebooted {
-                lost.push((
-                    task.id,
-                    format!(
-                        "the storage path of worker {bound} that holds {destination} leads to another directory \
-                         than the one that it wrote to; submit the sync again"
-                    ),
-                ));
             } else if rebooted {
-                lost.push((
-                    task.id,
-                    format!(
-                        "the host of worker {bound} was rebooted before what it wrote was flushed; \
-                     submit the sync again"
-                    ),
-                ));
+                let why = "was rebooted before what it wrote was flushed; submit the sync again";
+                lost.push((task.id, format!("the host of worker {bound} {why}")));
+            } else if replaced {
+                let why = format!(
+                    "the storage path of worker {bound} that holds {destination} leads to another directory \
+                     than the one that it wrote to; submit the sync again"
+                );
+                lost.push((task.id, why));
             } else if now.mono_ms.saturating_sub(task.waiting_since_ms) > FLUSH_TIMEOUT_MS {
-                timed_out.push((
-                    task.id,
-                    format!(
-                        "worker {bound} wrote to the destination and did not return to flush it; \
-                     submit the sync again"
-                    ),
-                ));
+                let why = "wrote to the destination and did not return to flush it; submit the sync again";
+                timed_out.push((task.id, format!("worker {bound} {why}")));
             }
         }
         for id in in_time {

@@ -74,14 +74,6 @@ impl State {
         Ok(Reply::Submitted(SubmitReply { note, warnings: unserved, ..submitted_reply(&id) }))
     }
 
-    /// For each path that no active worker serves: the reason, with the nearest storage paths.
-    fn explain_unserved_paths(&self, request: &SyncRequest) -> Vec<String> {
-        let paths = [(&request.source_path, "source"), (&request.destination_path, "destination")];
-        let unserved =
-            paths.into_iter().filter(|(path, _)| self.workers.accepting(path).next().is_none());
-        unserved.map(|(path, role)| self.workers.explain_unserved(path, role)).collect()
-    }
-
     /// The reply to an earlier submit with the same key.
     pub(super) fn find_repeated_submit(
         &self,
@@ -142,9 +134,14 @@ impl State {
             task.spec == TaskSpec::CleanUp
                 || (keeps && task.may_leave_link_anchors() && task.attempt > 0)
         };
-        sync.needs_clean_up |= self.tasks.of_sync(no).any(leaves);
+        let needs_clean_up =
+            std::mem::take(&mut sync.needs_clean_up) || self.tasks.of_sync(no).any(leaves);
         self.abandon_tasks(no, now);
-        self.schedule_clean_up(no, now);
+        if needs_clean_up {
+            // When no worker can write any more.
+            let state = self.delayed_by_lease(now);
+            self.add_task(Task { state, ..Task::new(no, TaskSpec::CleanUp) });
+        }
         self.clear_hardlink_groups(no);
         self.mark_changed(no, now);
     }

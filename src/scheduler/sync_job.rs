@@ -2,20 +2,20 @@
 
 use super::blocked::BlockedEntries;
 use super::boot_ids::BootIds;
-use super::deleter::Deleter;
 use super::event::Now;
 use super::failure_list::FailureList;
 use super::large_file::LargeFile;
 use super::pause::Pause;
 use super::phase::{PhaseState, Recheck};
-use super::record_log::RecordLog;
 use super::speed::Speed;
+use super::worker_registry::Worker;
 use crate::wire::entry_report::{EntryAction, EntryWarnings, Tally};
 use crate::wire::options::FilterSpec;
 use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::sync::{FailedStep, SyncOutcome, SyncRequest, SyncState};
 use crate::wire::task::{PruneReport, RootState};
-use crate::wire::{AbsPath, Digest, RequestId, SyncNo, TaskId};
+use crate::wire::ticket::DeleteGrant;
+use crate::wire::{AbsPath, Digest, RequestId, SyncNo, TaskId, WorkerId, is_default};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -89,6 +89,37 @@ pub(super) struct MirrorStop {
     pub(super) copy_complete: bool,
 }
 
+/// The agent through which the tasks of a sync delete. It counts the deleted entries: several agents would each delete
+/// up to the limits of the sync.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Deleter {
+    pub(super) worker: WorkerId,
+    /// The grant that its tickets carry.
+    pub(super) deletion: DeleteGrant,
+    /// A task failed since it was chosen: another agent is tried next.
+    pub(super) has_failed: bool,
+}
+
+impl Deleter {
+    /// Whether `worker` is still the chosen process and can be reached.
+    pub(super) fn is_same_process(&self, worker: &Worker) -> bool {
+        worker.is_active
+            && worker.drained.is_none()
+            && worker.last_heartbeat.incarnation.as_ref() == Some(&self.deletion.incarnation)
+    }
+}
+
+/// What is stored of the [file records](super::file_records) of a sync.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(super) struct RecordLog {
+    /// Committed bytes; later bytes in the file are void.
+    pub(super) length: u64,
+    /// Offset of the lines of the read-back pass. They override earlier lines of the same file.
+    pub(super) readback_from: Option<u64>,
+    /// Why it is incomplete.
+    pub(super) error: Option<String>,
+}
+
 /// A sync.
 ///
 /// ```text
@@ -134,7 +165,7 @@ pub(super) struct SyncJob {
     pub(super) counters: Counters,
     /// The first failures, in full.
     pub(super) errors: Vec<EntryError>,
-    #[serde(default, skip_serializing_if = "FailureList::is_empty")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) failure_list: FailureList,
     /// All failures, by cause.
     pub(super) error_counts: BTreeMap<String, u64>,
@@ -154,7 +185,7 @@ pub(super) struct SyncJob {
     #[serde(skip)]
     pub(super) source_roots: BootIds,
     pub(super) phase: PhaseState,
-    #[serde(default, skip_serializing_if = "Recheck::is_none")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) recheck: Recheck,
     /// By cause.
     pub(super) metadata_warnings: EntryWarnings,
@@ -382,7 +413,7 @@ impl SyncJob {
 
     /// Keys of all its records of workers.
     pub(super) fn worker_record_keys(&self) -> impl Iterator<Item = String> {
-        BOOT_ID_KINDS.into_iter().flat_map(|kind| {
+        BOOT_ID_KINDS.into_iter().flat_map(move |kind| {
             let workers = self.boot_ids(kind).into_iter().flat_map(BootIds::iter);
             workers.map(move |(worker, _)| format!("{kind}/{}/{worker}", self.no))
         })

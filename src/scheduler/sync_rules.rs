@@ -57,10 +57,6 @@ impl SyncJob {
         rules
     }
 
-    pub(super) fn requested_options(&self) -> SyncOptions {
-        SyncOptions { filter: self.filter.clone(), ..self.request.options.clone() }
-    }
-
     /// Whether it needs a worker that supports options.
     pub(super) fn has_nondefault_options(&self) -> bool {
         // No agent needs this option.
@@ -110,7 +106,7 @@ impl SyncJob {
             failed: !self.error_counts.is_empty(),
             hard_failure: self.has_hard_failures || self.source_root_failed,
             stopped: self.mirror_stop.is_some(),
-            recheck: self.recheck.is_pending(),
+            recheck: self.recheck.is_pending,
             rechecked: self.recheck.has_begun(),
             extraneous: self.counters.extraneous.extraneous > 0,
             blocked: !self.blocked.is_empty(),

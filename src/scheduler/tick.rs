@@ -22,7 +22,9 @@ impl State {
             self.last_tick_ms = Some(now.mono_ms);
             self.tick_all(gap.unwrap_or(0), now);
         }
-        self.answer_expired_polls(now);
+        for caller in self.poll_queue.take_expired(now.mono_ms) {
+            self.outbox.reply(caller, Reply::Assignment(None));
+        }
     }
 
     /// Expires leases, marks silent workers, drops old syncs; `gap` is the time since the last pass
@@ -66,11 +68,5 @@ impl State {
         self.tick_retention(now);
         // A reservation for an isolated task may have ended.
         self.outbox.request_dispatch_if(!self.isolation.is_empty());
-    }
-
-    fn answer_expired_polls(&mut self, now: Now) {
-        for caller in self.poll_queue.take_expired(now.mono_ms) {
-            self.outbox.reply(caller, Reply::Assignment(None));
-        }
     }
 }

@@ -1,13 +1,13 @@
 //! Documents for operators: progress, lists, wait reasons.
 
 use super::phase::PhaseState;
-use super::record_log::RecordLogInfo;
 use super::sync_job::SyncJob;
 use super::task::TaskState;
-use super::{Reply, State, SyncPage, SyncQuery};
+use super::{RecordLogInfo, Reply, State, SyncPage, SyncQuery};
 use crate::util::units;
+use crate::wire::options::SyncOptions;
 use crate::wire::problem::Problem;
-use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
+use crate::wire::sync::{SyncPhase, SyncProgress, SyncRequest, SyncState};
 use crate::wire::{RequestId, SyncNo, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -49,7 +49,8 @@ impl State {
     /// The document for operators.
     fn progress_document(&self, sync: &SyncJob) -> SyncProgress {
         let counters = &sync.counters;
-        let listed = sync.phase > PhaseState::Copy || !self.is_scanning(sync);
+        let listed =
+            sync.phase > PhaseState::Copy || self.tasks.sync_tasks(sync.no).scan_count() == 0;
         let phase = match (sync.state, sync.phase) {
             (SyncState::Queued, _) => SyncPhase::Waiting,
             (SyncState::Progress, PhaseState::Copy) if listed => SyncPhase::Transferring,
@@ -109,7 +110,7 @@ impl State {
             verified_files: counters.verified_files,
             repaired_files: counters.repaired_files,
             integrity_errors: counters.integrity_errors,
-            options: sync.requested_options(),
+            options: SyncOptions { filter: sync.filter.clone(), ..sync.request.options.clone() },
             bwlimit: sync.bwlimit,
             scan_done,
             unverified: counters.unverified,
@@ -122,8 +123,12 @@ impl State {
         }
     }
 
-    fn is_scanning(&self, sync: &SyncJob) -> bool {
-        self.tasks.sync_tasks(sync.no).scan_count() > 0
+    /// For each path that no active worker serves: the reason, with the nearest storage paths.
+    pub(super) fn explain_unserved_paths(&self, request: &SyncRequest) -> Vec<String> {
+        let paths = [(&request.source_path, "source"), (&request.destination_path, "destination")];
+        let unserved =
+            paths.into_iter().filter(|(path, _)| self.workers.accepting(path).next().is_none());
+        unserved.map(|(path, role)| self.workers.explain_unserved(path, role)).collect()
     }
 
     /// The number of leased tasks by worker and kind.
@@ -153,11 +158,8 @@ impl State {
             return Some(reason);
         }
         let request = &sync.request;
-        if self.workers.accepting(&request.source_path).next().is_none() {
-            return Some(self.workers.explain_unserved(&request.source_path, "source"));
-        }
-        if self.workers.accepting(&request.destination_path).next().is_none() {
-            return Some(self.workers.explain_unserved(&request.destination_path, "destination"));
+        if let Some(why) = self.explain_unserved_paths(request).into_iter().next() {
+            return Some(why);
         }
         for (path, role) in
             [(&request.source_path, "source"), (&request.destination_path, "destination")]

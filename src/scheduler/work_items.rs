@@ -24,12 +24,16 @@ fn first_entry_name(manifest: &[u8]) -> BytePath {
 }
 
 impl State {
-    pub(super) fn large_file_name(&self, task: &Task) -> Option<BytePath> {
-        Some(self.large_file(task.sync, task.large_file?)?.path.clone())
-    }
-
     pub(super) fn large_file(&self, no: SyncNo, file: TaskId) -> Option<&LargeFile> {
         self.syncs.get(no)?.large_files.get(&file)
+    }
+
+    /// Stores a changed large file.
+    pub(super) fn store_large_file(&mut self, large: LargeFile) {
+        self.outbox.put(large.record_key());
+        if let Some(sync) = self.syncs.get_mut(large.sync) {
+            sync.large_files.insert(large.id, large);
+        }
     }
 
     /// Adds a large file and its first ranges. The caller counts its total.
@@ -75,11 +79,8 @@ impl State {
             ranges_done: 0,
         };
         self.outbox.put_blob(large.manifest_key.clone(), manifest);
-        self.outbox.put(large.record_key());
-        if let Some(sync) = self.syncs.get_mut(no) {
-            self.tasks.add_manifest_bytes(no, large.manifest_bytes);
-            sync.large_files.insert(id, large);
-        }
+        self.tasks.add_manifest_bytes(no, large.manifest_bytes);
+        self.store_large_file(large);
         if !begun {
             self.start_large_file(no, id);
         }
@@ -100,7 +101,7 @@ impl State {
     fn add_range_task(&mut self, large: &LargeFile, spec: TaskSpec) {
         let (manifest_key, large_file) = (Some(large.manifest_key.clone()), Some(large.id));
         let task = Task { manifest_key, large_file, ..Task::new(large.sync, spec) };
-        self.add_task_of(task, large.manifest_digest);
+        self.add_task_of(task, &large.manifest_digest.0);
     }
 
     /// Keeps some range tasks ready; after the last range, adds the commit.
@@ -131,10 +132,7 @@ impl State {
             self.add_range_task(&large, spec);
         }
         if large.next_range != before {
-            self.outbox.put(large.record_key());
-            if let Some(sync) = self.syncs.get_mut(no) {
-                sync.large_files.insert(id, large);
-            }
+            self.store_large_file(large);
         }
     }
 
@@ -163,10 +161,7 @@ impl State {
         self.remove_ranges(no, &large);
         (large.next_range, large.ranges_done, large.has_unhashed_range) = (0, 0, false);
         large.range_digests.clear();
-        self.outbox.put(large.record_key());
-        if let Some(sync) = self.syncs.get_mut(no) {
-            sync.large_files.insert(file, large);
-        }
+        self.store_large_file(large);
         self.add_range_tasks(no, file);
     }
 
@@ -212,7 +207,7 @@ impl State {
             let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: large.size };
             let (manifest_key, manifest_bytes) = (Some(large.manifest_key), large.manifest_bytes);
             let task = Task { manifest_key, manifest_bytes, ..Task::new(no, spec) };
-            self.add_task_of(task, large.manifest_digest);
+            self.add_task_of(task, &large.manifest_digest.0);
         }
     }
 

@@ -48,7 +48,7 @@ impl State {
         let silent_ms = now.mono_ms.saturating_sub(worker.last_seen_ms);
         let work = (in_flight, self.may_receive_writes(worker, now));
         let mut view = worker.view(work, self.syncs_of_worker(id).len() as u64, silent_ms);
-        view.reason = view.reason.or_else(|| self.workers.health().quarantine_reason(id));
+        view.reason = view.reason.or_else(|| self.workers.health.quarantine_reason(id));
         view
     }
 

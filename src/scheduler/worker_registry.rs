@@ -40,7 +40,7 @@ pub(super) struct WorkerRegistry {
     drained: BTreeMap<WorkerId, DrainInfo>,
     /// Workers without a heartbeat for longer than the time-out.
     silent: BTreeSet<WorkerId>,
-    health: WorkerHealth,
+    pub(super) health: WorkerHealth,
     /// Changes when the set of workers that accept work changes.
     version: u64,
 }
@@ -224,14 +224,6 @@ impl Worker {
 impl WorkerRegistry {
     pub(super) fn get(&self, id: &WorkerId) -> Option<&Worker> {
         self.by_id.get(id)
-    }
-
-    pub(super) fn health(&self) -> &WorkerHealth {
-        &self.health
-    }
-
-    pub(super) fn health_mut(&mut self) -> &mut WorkerHealth {
-        &mut self.health
     }
 
     /// Keeps the outcomes of known workers only. True: a probe is due.

@@ -45,6 +45,6 @@ pub use ids::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
 pub use path::{AbsPath, BytePath, RelPath};
 
 /// For `skip_serializing_if`: a field with its default value is left out of the document.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

@@ -45,12 +45,12 @@ fn choose_by_full_search(
             && if t.runs_at_source() { at_source } else { at_destination }
             && (!t.is_scan() || state.window_fill(sync) < 0.5)
             && (t.pinned_to.is_none() || state.can_flush(sync, t, worker))
-            && !(state.workers.health().is_quarantined(me, now)
+            && !(state.workers.health.is_quarantined(me, now)
                 && t.pinned_to.is_none()
                 && able(path).iter().any(|o| {
                     let id = &o.last_heartbeat.worker_id;
                     id != me
-                        && !state.workers.health().is_quarantined(id, now)
+                        && !state.workers.health.is_quarantined(id, now)
                         && !t.history.failed_on.contains(id)
                 }))
             && !state.isolation.contains(t.id)
