@@ -7,7 +7,6 @@
 use crate::data::Deadline;
 use crate::data::ticket_verifier::boottime;
 use crate::util::rate::RateLimiter;
-use crate::util::shutdown::Shutdown;
 use crate::wire::AssignmentId;
 use crate::wire::task::{Assignment, TaskSpec};
 use parking_lot::Mutex;
@@ -15,9 +14,11 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Work stops this long before its lease ends, or a quarter of the lease where that is shorter.
 pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// A timer until the next expiry would be late after a suspension: tokio's clock stands still then, `boottime` does not.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Why work on an assignment stopped before it was done.
@@ -37,8 +38,7 @@ struct Lease {
     is_scan: bool,
     /// A limiter without a limit: it only counts.
     byte_counter: Arc<RateLimiter>,
-    stop_signal: Shutdown,
-    stop_reason: Mutex<Option<StopReason>>,
+    stop_reason: watch::Sender<Option<StopReason>>,
 }
 
 #[derive(Default)]
@@ -70,8 +70,7 @@ impl LeaseTable {
             deadline: Deadline::new(since + working_time(length)),
             is_scan: matches!(assignment.task, Scan { .. } | List { .. } | Prune { .. }),
             byte_counter: Arc::default(),
-            stop_signal: Shutdown::new(),
-            stop_reason: Mutex::default(),
+            stop_reason: watch::Sender::default(),
         }));
         Some(AssignmentGuard { id, lease: lease.clone(), table: self.clone() })
     }
@@ -135,12 +134,14 @@ fn working_time(lease: Duration) -> Duration {
 
 impl Lease {
     fn stop_work(&self, reason: StopReason) {
-        let mut stop_reason = self.stop_reason.lock();
-        // A revocation by the master overrides the reasons that are found locally.
-        if stop_reason.is_none() || reason == StopReason::Revoked {
-            *stop_reason = Some(reason);
-        }
-        self.stop_signal.cancel();
+        self.stop_reason.send_if_modified(|current| {
+            // A revocation by the master overrides the reasons that are found locally.
+            let is_news = current.is_none() || reason == StopReason::Revoked;
+            if is_news {
+                *current = Some(reason);
+            }
+            is_news
+        });
     }
 }
 
@@ -148,15 +149,21 @@ impl AssignmentGuard {
     /// Resolves when the work must stop. Every poll compares the deadline with the clock: in a process that was
     /// suspended, work must not continue until the next [`LeaseTable::watch_expiry`].
     pub(super) async fn wait_stopped(&self) -> StopReason {
-        let mut stopped = std::pin::pin!(self.lease.stop_signal.cancelled());
-        std::future::poll_fn(|cx| {
+        let mut reason = self.lease.stop_reason.subscribe();
+        let mut stopped = std::pin::pin!(reason.wait_for(Option::is_some));
+        let stopped = std::future::poll_fn(|cx| {
             if self.lease.deadline.is_over() {
-                self.table.stop_expired(boottime());
+                self.lease.stop_work(StopReason::Expired);
             }
             stopped.as_mut().poll(cx)
-        })
-        .await;
-        self.stop_reason().unwrap_or(StopReason::Expired)
+        });
+        stopped.await.ok().and_then(|reason| *reason).unwrap_or(StopReason::Expired)
+    }
+
+    pub(super) async fn wait_revoked(&self) {
+        let is_revoked = |reason: &Option<StopReason>| *reason == Some(StopReason::Revoked);
+        // An error means that the sender was dropped, but `self` owns it.
+        let _ = self.lease.stop_reason.subscribe().wait_for(is_revoked).await;
     }
 
     pub(super) fn deadline(&self) -> &Deadline {
@@ -170,10 +177,6 @@ impl AssignmentGuard {
     pub(super) fn return_unstarted(&self) {
         self.lease.stop_work(StopReason::Returned);
     }
-
-    pub(super) fn stop_reason(&self) -> Option<StopReason> {
-        *self.lease.stop_reason.lock()
-    }
 }
 
 impl Drop for AssignmentGuard {
@@ -186,6 +189,12 @@ impl Drop for AssignmentGuard {
 mod tests {
     use super::*;
     use crate::agent::testing::assignment;
+
+    impl AssignmentGuard {
+        fn stop_reason(&self) -> Option<StopReason> {
+            *self.lease.stop_reason.borrow()
+        }
+    }
 
     fn secs(s: u64) -> Duration {
         Duration::from_secs(s)
@@ -236,6 +245,19 @@ mod tests {
         assert!(!good.deadline().is_over());
         let soon = tokio::time::timeout(Duration::from_millis(1), good.wait_stopped());
         assert!(soon.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_revocation_ends_the_wait_of_a_result_although_the_work_stopped_for_another_reason() {
+        let hand = Arc::new(LeaseTable::default());
+        let one = insert_assignment(&hand, 1, TaskSpec::Flush, 100);
+        hand.return_assignments(false);
+        let soon = tokio::time::timeout(Duration::from_millis(1), one.wait_revoked());
+        assert!(soon.await.is_err());
+        let id = AssignmentId([1; 16]);
+        let revoke = async { hand.apply_renewal(&[id], secs(101), &[id]) };
+        tokio::join!(one.wait_revoked(), revoke);
+        assert_eq!(one.stop_reason(), Some(StopReason::Revoked));
     }
 
     #[test]

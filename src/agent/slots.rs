@@ -37,7 +37,6 @@ const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// For the repetition of a poll that a shutdown interrupted.
 const LAST_POLL_TIMEOUT: Duration = Duration::from_secs(2);
-const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What all slots share.
 pub(super) struct Slots {
@@ -345,15 +344,10 @@ impl Slots {
             task_digest: Some(assignment.task_digest),
             report: Some(outcome.report),
         };
-        let revoked = async {
-            while guard.stop_reason() != Some(StopReason::Revoked) {
-                tokio::time::sleep(REVOCATION_CHECK_INTERVAL).await;
-            }
-        };
         let corruption = self.cx.corruption_counts.counter_for(&assignment.request_id);
         let reply = tokio::select! {
             reply = self.retry(|| self.client.send_result(&result, &corruption)) => reply,
-            () = revoked => return,
+            () = guard.wait_revoked() => return,
         };
         let (sync, task, attempt) = (&result.request_id, assignment.task_id, assignment.attempt);
         match reply {
