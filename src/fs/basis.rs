@@ -13,7 +13,7 @@ use crate::wire::content::{HashMode, ZERO_DIGEST, is_all_zero};
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::Entry;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::num::NonZeroU64;
 
@@ -36,7 +36,7 @@ pub struct BlockHashes {
 /// A regular file at the destination, open for reading.
 struct OpenFile {
     fd: OwnedFd,
-    size: u64,
+    stat: Stat,
 }
 
 impl Target {
@@ -88,20 +88,11 @@ impl Target {
             Ok(file)
         };
         // A foreign owner can change the file at any time: it is no basis.
-        let basis = match open(place.name)? {
-            Some(file) => {
-                let trusted = self.is_trusted_fd(&place.dir, &file.fd, &entry.meta);
-                trusted.map_err(failed)?.then_some(file)
-            }
-            None => None,
-        };
-        let part = match open(&self.part_file_name(entry))? {
-            Some(file) => {
-                let stat = rustix::fs::fstat(&file.fd).map_err(failed)?;
-                self.is_own_part(&place.dir, &stat).then_some(file)
-            }
-            None => None,
-        };
+        let basis =
+            open(place.name)?.filter(|file| self.is_trusted(&place.dir, &file.stat, &entry.meta));
+        let part = open(&self.part_file_name(entry))?
+            .filter(|file| self.is_own_part(&place.dir, &file.stat));
+
         let mut value = |file: &Option<OpenFile>, from, to| match file {
             Some(file) if long => Ok(file.is_all_zero(from, to, scratch)?.then_some(ZERO_DIGEST)),
             Some(file) => file.hash_block(from, to, hashing, scratch),
@@ -161,7 +152,7 @@ impl Target {
         let mut copy = self.create(entry, 0)?;
         let mut buffer = vec![0; READ_BUFFER_BYTES];
         let mut at = 0;
-        while at < old.size {
+        while at < size_of(&old.stat) {
             let n = read_full_at(&old.fd, &mut buffer, at).map_err(failed)?;
             if n == 0 {
                 break;
@@ -177,9 +168,10 @@ impl Target {
     /// # Errors
     /// It can't be read, or changed during the read (`EBUSY`).
     pub(super) fn hash_file(&self, place: &ParentAndName<'_>) -> SysResult<Option<(u64, Digest)>> {
-        let Some(OpenFile { fd, size }) = self.open_regular_file(&place.dir, place.name)? else {
+        let Some(OpenFile { fd, stat }) = self.open_regular_file(&place.dir, place.name)? else {
             return Ok(None);
         };
+        let size = size_of(&stat);
         self.advise_sequential_read(&fd, 0, size)?;
         let hasher = hash_range(&fd, 0..size, self.rules.hash_mode())?.ok_or(Errno::BUSY)?;
         if size_of(&rustix::fs::fstat(&fd)?) != size {
@@ -204,8 +196,7 @@ impl Target {
             Err(errno) => return Err(errno),
         };
         let stat = rustix::fs::fstat(&fd)?;
-        let regular = type_of(&stat) == FileType::RegularFile;
-        Ok(regular.then(|| OpenFile { fd, size: size_of(&stat) }))
+        Ok((type_of(&stat) == FileType::RegularFile).then_some(OpenFile { fd, stat }))
     }
 
     /// Advises the kernel of a sequential read. With `readback`, the bytes are then read from the disk and not from
@@ -231,7 +222,7 @@ impl OpenFile {
         buffer: &mut [u8],
     ) -> SysResult<Option<Digest>> {
         let wanted = usize::try_from(to - from).map_err(|_| Errno::INVAL)?;
-        if self.size < to {
+        if size_of(&self.stat) < to {
             return Ok(None);
         }
         match self.has_data(from, to) {
@@ -248,7 +239,7 @@ impl OpenFile {
 
     /// Whether the bytes between exist and are all zero, as far as [`MAX_ZERO_SCAN_BYTES`] of data show.
     fn is_all_zero(&self, from: u64, to: u64, buffer: &mut [u8]) -> SysResult<bool> {
-        if self.size < to {
+        if size_of(&self.stat) < to {
             return Ok(false);
         }
         let mut left = MAX_ZERO_SCAN_BYTES;

@@ -7,7 +7,7 @@
 //! it is among them byte by byte. A name that the file system stores in a form of its own is a collision, too.
 
 use super::beneath::{DirHandle, open_listable_below};
-use super::dir_list::list_dir_matching;
+use super::dir_list::list_dir;
 use super::errno::SysResult;
 use super::inode::lstat;
 use crate::wire::errno::NAME_COLLISION;
@@ -94,8 +94,8 @@ impl CaseFoldingCache {
     }
 
     fn list_names(&self, dir: &DirHandle) -> SysResult<NameSet> {
-        let listing =
-            list_dir_matching(&open_listable_below(dir.as_fd(), b"")?, usize::MAX / 2, |_| true);
+        let dir = open_listable_below(dir.as_fd(), b"")?;
+        let listing = list_dir(&dir, None, usize::MAX / 2, |_| true);
         match listing.error {
             Some(errno) => Err(errno),
             None => Ok(Arc::new(listing.names.into_iter().map(|(name, _)| name).collect())),

@@ -15,7 +15,7 @@
 
 use crate::util::private_files;
 use crate::wire::AbsPath;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ pub struct DirtyJournal {
     /// `None`: nothing outlives this process.
     file: Option<PathBuf>,
     boot: Option<String>,
-    destinations: Mutex<BTreeMap<Vec<u8>, (AbsPath, DestinationState)>>,
+    destinations: Mutex<BTreeMap<AbsPath, DestinationState>>,
 }
 
 /// A flush in progress.
@@ -125,22 +125,18 @@ impl DirtyJournal {
                     Some(SuspectSpan::with_skew(dirty.since, unix_seconds()).merge(note.suspect));
                 changed = true;
             }
-            notes.insert(path.as_bytes().to_vec(), (path, note));
+            notes.insert(path, note);
         }
         let ledger =
             DirtyJournal { file: Some(file.to_owned()), boot, destinations: Mutex::new(notes) };
         if changed {
-            ledger.save(&ledger.lock_destinations())?;
+            ledger.save(&ledger.destinations.lock())?;
         }
         Ok(ledger)
     }
 
-    fn lock_destinations(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, (AbsPath, DestinationState)>> {
-        self.destinations.lock()
-    }
-
     /// Puts it on stable storage. An empty journal has no file.
-    fn save(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, DestinationState)>) -> io::Result<()> {
+    fn save(&self, notes: &BTreeMap<AbsPath, DestinationState>) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         if notes.is_empty() {
             return match fs::remove_file(file) {
@@ -149,14 +145,14 @@ impl DirtyJournal {
             };
         }
         let kept = notes
-            .values()
+            .iter()
             .map(|(path, note)| JournalRecord { path: path.clone(), state: note.clone() });
         let text = serde_json::to_vec(&kept.collect::<Vec<_>>())?;
         // It names destinations.
         private_files::replace_file(file, &text)
     }
 
-    fn save_or_warn(&self, notes: &BTreeMap<Vec<u8>, (AbsPath, DestinationState)>) {
+    fn save_or_warn(&self, notes: &BTreeMap<AbsPath, DestinationState>) {
         if let Err(e) = self.save(notes) {
             let file = self.file.as_deref().unwrap_or(Path::new("")).display();
             tracing::error!(
@@ -168,15 +164,12 @@ impl DirtyJournal {
 
     /// A file is about to be created below the destination `path`.
     pub(super) fn record_write(&self, path: &AbsPath) {
-        let mut notes = self.lock_destinations();
-        if let Some((_, DestinationState { unflushed: Some(dirty), .. })) =
-            notes.get_mut(path.as_bytes())
-        {
+        let mut notes = self.destinations.lock();
+        if let Some(DestinationState { unflushed: Some(dirty), .. }) = notes.get_mut(path) {
             dirty.file_count += 1;
             return;
         }
-        let known = notes.entry(path.as_bytes().to_vec());
-        let (_, note) = known.or_insert_with(|| (path.clone(), DestinationState::default()));
+        let note = notes.entry(path.clone()).or_default();
         note.unflushed = Some(UnflushedWrites {
             since: unix_seconds(),
             boot_id: self.boot.clone(),
@@ -187,39 +180,34 @@ impl DirtyJournal {
 
     /// A flush of `path` begins.
     pub(super) fn begin_flush(&self, path: &AbsPath) -> FlushStart {
-        let notes = self.lock_destinations();
-        let dirty = notes.get(path.as_bytes()).and_then(|(_, note)| note.unflushed.as_ref());
+        let notes = self.destinations.lock();
+        let dirty = notes.get(path).and_then(|note| note.unflushed.as_ref());
         FlushStart { since: unix_seconds(), file_count: dirty.map_or(0, |dirty| dirty.file_count) }
     }
 
-    /// The flush succeeded: writes before its begin are on stable storage.
-    pub(super) fn record_flush(&self, path: &AbsPath, begun: FlushStart) {
-        let mut notes = self.lock_destinations();
-        let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
+    /// The flush ended. If it succeeded, writes before its begin are on stable storage. If it failed, some writes are
+    /// lost, and the kernel does not report that again.
+    pub(super) fn end_flush(&self, path: &AbsPath, begun: FlushStart, has_succeeded: bool) {
+        let mut notes = self.destinations.lock();
+        let Some(note) = notes.get_mut(path) else { return };
+        if !has_succeeded {
+            let since = note.unflushed.as_ref().map_or(begun.since, |dirty| dirty.since);
+            note.suspect = Some(SuspectSpan::with_skew(since, unix_seconds()).merge(note.suspect));
+        }
         match &mut note.unflushed {
-            Some(dirty) if dirty.file_count > begun.file_count => dirty.since = begun.since,
+            Some(dirty) if !has_succeeded || dirty.file_count > begun.file_count => {
+                dirty.since = begun.since;
+            }
             _ => note.unflushed = None,
         }
-        notes.retain(|_, (_, note)| *note != DestinationState::default());
-        self.save_or_warn(&notes);
-    }
-
-    /// The flush failed: some writes are lost, and the kernel does not report that again.
-    pub(super) fn record_failed_flush(&self, path: &AbsPath, begun: FlushStart) {
-        let mut notes = self.lock_destinations();
-        let Some((_, note)) = notes.get_mut(path.as_bytes()) else { return };
-        let since = note.unflushed.as_ref().map_or(begun.since, |dirty| dirty.since);
-        note.suspect = Some(SuspectSpan::with_skew(since, unix_seconds()).merge(note.suspect));
-        if let Some(dirty) = &mut note.unflushed {
-            dirty.since = begun.since;
-        }
+        notes.retain(|_, note| *note != DestinationState::default());
         self.save_or_warn(&notes);
     }
 
     /// When suspect files at or below `path` changed; `None` where there are none.
     pub(super) fn suspect_span(&self, path: &AbsPath) -> Option<SuspectSpan> {
-        let notes = self.lock_destinations();
-        let near = notes.values().filter(|(other, _)| other.contains(path) || path.contains(other));
+        let notes = self.destinations.lock();
+        let near = notes.iter().filter(|(other, _)| other.contains(path) || path.contains(other));
         near.filter_map(|(_, note)| note.suspect).reduce(|a, b| a.merge(Some(b)))
     }
 }

@@ -3,13 +3,14 @@
 use super::beneath::open_dir_below;
 use super::errno::SysResult;
 use super::error::{FsError, Result};
+use super::inode::only_mtime;
 use super::mountinfo::list_mounts_below;
 use super::root::ParentAndName;
 use super::target::Target;
 use crate::wire::RelPath;
 use crate::wire::errno::is_resource_exhaustion;
 use rustix::fd::AsFd as _;
-use rustix::fs::{AtFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, Stat};
 use rustix::io::Errno;
 
 impl Target {
@@ -19,7 +20,7 @@ impl Target {
     /// The path of the storage root leads elsewhere than to the open root.
     pub(super) fn prepare_write(&self) -> Result<()> {
         self.check_root_once()?;
-        self.tree.root.journal().record_write(&self.tree.path());
+        self.tree.root.journal.record_write(&self.tree.path());
         Ok(())
     }
 
@@ -30,25 +31,16 @@ impl Target {
 
     /// Sets the mtime of the file at `place` to the one in `stat`: that moves its ctime.
     pub(super) fn refresh_ctime(&self, place: &ParentAndName<'_>, stat: &Stat) -> SysResult<()> {
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec {
-                tv_sec: stat.st_mtime,
-                tv_nsec: stat.st_mtime_nsec as i64,
-            },
-        };
+        let times = only_mtime(stat.st_mtime, stat.st_mtime_nsec as i64);
         rustix::fs::utimensat(&place.dir, place.name, &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Runs a flush and records its outcome.
     pub(super) fn record_flush_outcome(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
-        let (ledger, path) = (self.tree.root.journal(), self.tree.path());
-        let begun = ledger.begin_flush(&path);
+        let (journal, path) = (&self.tree.root.journal, self.tree.path());
+        let begun = journal.begin_flush(&path);
         let done = flush();
-        match done {
-            Ok(()) => ledger.record_flush(&path, begun),
-            Err(_) => ledger.record_failed_flush(&path, begun),
-        }
+        journal.end_flush(&path, begun, done.is_ok());
         done
     }
 

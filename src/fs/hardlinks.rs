@@ -10,19 +10,20 @@
 //! ```
 
 use super::beneath::{DirHandle, open_dir_below, open_listable_below};
-use super::errno::SysResult;
+use super::dir_list::{ListedName, list_dir};
+use super::errno::{SysResult, ignore_missing};
 use super::error::{Cause, CauseResult, Result};
-use super::inode::{lstat, mtime_delta_ns, proc_path, size_of, type_of};
+use super::inode::{has_same_kind, is_same_object, lstat, mtime_delta_ns, proc_path};
 use super::metadata::ObjectOrigin;
 use super::metadata_warnings::MetadataWarning;
 use super::root::ParentAndName;
 use super::target::Target;
 use super::temp_names;
 use crate::wire::RelPath;
-use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
+use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, Stat};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -66,13 +67,9 @@ impl Target {
         self.remove_anchor_dir(&dir, &self.anchor_dir_name())
             .map_err(|e| failed("remove hard-link anchors below", e.into()))?;
         self.cache_anchor_dir(None);
-        match root {
-            Some(root) => {
-                self.apply_metadata_to_dir(&dir, &root.into(), ObjectOrigin::Existing).map(drop)
-            }
-            None => Ok(()),
-        }
-        .map_err(|cause| failed("set metadata of", cause))
+        let Some(root) = root else { return Ok(()) };
+        let applied = self.apply_metadata_to_dir(&dir, &root.into(), ObjectOrigin::Existing);
+        applied.map_err(|cause| failed("set metadata of", cause))
     }
 
     /// Whether `entry` has other names that must stay names of one file. The root of a sync has none that the sync
@@ -162,10 +159,7 @@ impl Target {
                 // It was modified or cleaned up: it is no anchor.
                 None => self.with_anchor_dir(&above, |anchors| {
                     let stale = format!("{above}/{anchor_name}");
-                    match rustix::fs::unlinkat(anchors, stale, AtFlags::empty()) {
-                        Err(Errno::NOENT) => Ok(()),
-                        other => other,
-                    }
+                    ignore_missing(rustix::fs::unlinkat(anchors, stale, AtFlags::empty()))
                 })?,
             }
         }
@@ -211,13 +205,7 @@ impl Target {
         let temp = self.temp_file_name(&entry.path, 0, 0);
         let link =
             || rustix::fs::linkat(&anchor.dir, anchor.name.as_str(), dir, &temp, AtFlags::empty());
-        match self.with_writable_dir(dir, link) {
-            Err(Errno::EXIST) => {
-                self.remove_non_directory(dir, &temp)?;
-                self.with_writable_dir(dir, link)?;
-            }
-            other => other?,
-        }
+        self.create_replacing(dir, &temp, link)?;
         let renamed = match self.rename_into_place(dir, &temp, name) {
             // Another attempt renamed the temporary name, with the same result.
             Err(Cause::Os(Errno::NOENT)) => match lstat(dir, name) {
@@ -265,21 +253,9 @@ impl Target {
     fn matches_entry(&self, dir: &DirHandle, name: &[u8], stat: &Stat, entry: &Entry) -> bool {
         let timed = self.rules.preserve.contains(Attribute::Times)
             && (0..=0x7fff_ffff).contains(&entry.meta.mtime_sec);
-        if timed
-            && mtime_delta_ns(stat, &entry.meta)
-                > MAX_CLOCK_STEP_NS.max(self.rules.mtime_tolerance_ns.into())
-        {
-            return false;
-        }
-        match &entry.kind {
-            EntryKind::File { size } => {
-                type_of(stat) == FileType::RegularFile && size_of(stat) == *size
-            }
-            EntryKind::Symlink { target } => rustix::fs::readlinkat(dir, name, Vec::new())
-                .is_ok_and(|there| there.as_bytes() == target),
-            EntryKind::Special { format, .. } => stat.st_mode & 0o170_000 == *format,
-            EntryKind::Dir => false,
-        }
+        let tolerance = MAX_CLOCK_STEP_NS.max(self.rules.mtime_tolerance_ns.into());
+        (!timed || mtime_delta_ns(stat, &entry.meta) <= tolerance)
+            && has_same_kind(dir, name, stat, &entry.kind)
     }
 
     /// Runs `step` in the directory of anchors, with a subdirectory `above`; both are created if missing.
@@ -309,7 +285,7 @@ impl Target {
     }
 
     fn create_anchor_dir(&self) -> SysResult<DirHandle> {
-        let (root, _) = self.ensure_dir(b"", false)?;
+        let root = self.ensure_dir(b"")?;
         let name = self.anchor_dir_name();
         match self.with_writable_dir(&root, || rustix::fs::mkdirat(&root, &name, Mode::RWXU)) {
             Ok(()) | Err(Errno::EXIST) => self.open_anchor_dir(),
@@ -353,7 +329,7 @@ impl Target {
             Err(Errno::NOTDIR | Errno::LOOP) => return self.remove_non_directory(above, name),
             other => other?,
         };
-        for part in read_names(&dir)? {
+        for (part, _) in read_names(&dir)? {
             match open_listable_below(dir.as_fd(), &part) {
                 Ok(fd) => {
                     // A listing can miss names while others are removed.
@@ -362,15 +338,15 @@ impl Target {
                         if all.is_empty() {
                             break;
                         }
-                        for one in all {
-                            ignore_missing(rustix::fs::unlinkat(&fd, &one, AtFlags::empty()))?;
+                        for (one, _) in all {
+                            ignore_missing(rustix::fs::unlinkat(&fd, &*one, AtFlags::empty()))?;
                         }
                     }
-                    ignore_missing(rustix::fs::unlinkat(&dir, &part, AtFlags::REMOVEDIR))?;
+                    ignore_missing(rustix::fs::unlinkat(&dir, &*part, AtFlags::REMOVEDIR))?;
                 }
                 Err(Errno::NOENT) => {}
                 Err(Errno::NOTDIR | Errno::LOOP) => {
-                    ignore_missing(rustix::fs::unlinkat(&dir, &part, AtFlags::empty()))?;
+                    ignore_missing(rustix::fs::unlinkat(&dir, &*part, AtFlags::empty()))?;
                 }
                 Err(errno) => return Err(errno),
             }
@@ -385,11 +361,6 @@ struct Anchor {
     dir: DirHandle,
     name: String,
     stat: Stat,
-}
-
-/// Whether both are of one object.
-pub(super) fn is_same_object(a: &Stat, b: &Stat) -> bool {
-    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 
 /// Whether no link is possible, so that the file is copied like any other.
@@ -408,31 +379,13 @@ fn is_link_unsupported(errno: Errno) -> bool {
     )
 }
 
-/// A concurrent removal is no error.
-fn ignore_missing(done: SysResult<()>) -> SysResult<()> {
-    match done {
-        Err(Errno::NOENT) => Ok(()),
-        other => other,
-    }
-}
-
 /// The most names that are read at once.
 const MAX_NAMES_PER_READ: usize = 10_000;
 
-fn read_names(dir: &OwnedFd) -> SysResult<Vec<Vec<u8>>> {
+fn read_names(dir: &OwnedFd) -> SysResult<Vec<ListedName>> {
     rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
-    let mut buffer = Vec::with_capacity(32 << 10);
-    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
-    let mut names = Vec::new();
-    while names.len() < MAX_NAMES_PER_READ
-        && let Some(entry) = entries.next()
-    {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
+    let listing = list_dir(dir, None, MAX_NAMES_PER_READ, |_| true);
+    listing.error.map_or(Ok(listing.names), Err)
 }
 
 #[cfg(test)]

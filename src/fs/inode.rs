@@ -2,7 +2,7 @@
 //! a swapped name can't apply an owner or a mode to another file.
 
 use super::errno::SysResult;
-use crate::wire::manifest::{FileVersion, Meta};
+use crate::wire::manifest::{EntryKind, FileVersion, Meta};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
@@ -51,6 +51,33 @@ pub(super) fn lstat(dir: impl AsFd, name: &[u8]) -> SysResult<Stat> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
 }
 
+/// Whether both are of one object.
+pub(super) fn is_same_object(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+/// Whether the object `name` in `dir` with this lstat has the length of a file, the text of a link or the device number
+/// of `kind`. The content of files is not compared; directories are never the same.
+pub(super) fn has_same_kind(dir: impl AsFd, name: &[u8], stat: &Stat, kind: &EntryKind) -> bool {
+    let file_type = type_of(stat);
+    match kind {
+        EntryKind::File { size } => file_type == FileType::RegularFile && size_of(stat) == *size,
+        EntryKind::Symlink { target } => {
+            file_type == FileType::Symlink
+                && rustix::fs::readlinkat(dir, name, Vec::new())
+                    .is_ok_and(|there| there.as_bytes() == target)
+        }
+        EntryKind::Special { format, rdev } => {
+            stat.st_mode & 0o170_000 == *format && (!is_device(file_type) || stat.st_rdev == *rdev)
+        }
+        EntryKind::Dir => false,
+    }
+}
+
+pub(super) fn is_device(file_type: FileType) -> bool {
+    matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
+}
+
 pub(super) fn has_same_mtime(stat: &Stat, meta: &Meta) -> bool {
     let there = meta_of(stat);
     (there.mtime_sec, there.mtime_nsec) == (meta.mtime_sec, meta.mtime_nsec)
@@ -85,15 +112,20 @@ pub(super) fn chmod(fd: BorrowedFd<'_>, mode: u32) -> SysResult<()> {
     }
 }
 
+/// The times of a call that leaves the access time unchanged.
+pub(super) fn only_mtime(tv_sec: i64, tv_nsec: i64) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec, tv_nsec },
+    }
+}
+
 pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> SysResult<()> {
     // Greater numbers are special to the kernel (`UTIME_NOW`, `UTIME_OMIT`).
     if meta.mtime_nsec > 999_999_999 {
         return Err(Errno::INVAL);
     }
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: meta.mtime_sec, tv_nsec: meta.mtime_nsec.into() },
-    };
+    let times = only_mtime(meta.mtime_sec, meta.mtime_nsec.into());
     match rustix::fs::futimens(fd, &times) {
         Err(Errno::BADF) => {}
         other => return other,
@@ -105,6 +137,11 @@ pub(super) fn set_mtime(fd: BorrowedFd<'_>, meta: &Meta) -> SysResult<()> {
         }
         other => other,
     }
+}
+
+/// The kernel's path of an open descriptor.
+pub(super) fn kernel_path(fd: BorrowedFd<'_>) -> SysResult<Vec<u8>> {
+    Ok(rustix::fs::readlink(proc_path(fd, b""), Vec::new())?.into_bytes())
 }
 
 /// The path under `/proc` of an open descriptor, or of a name in it.

@@ -17,17 +17,17 @@ use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// The metadata that an object must get.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DesiredMetadata<'a> {
-    path: &'a RelPath,
-    meta: Meta,
+    pub(super) path: &'a RelPath,
+    pub(super) meta: Meta,
     /// `None` for a directory above the entries of a batch: another batch has its entry, sets its attributes and
     /// records its warnings.
-    xattrs: Option<&'a [Xattr]>,
+    pub(super) xattrs: Option<&'a [Xattr]>,
 }
 
 impl<'a> From<&'a Entry> for DesiredMetadata<'a> {
@@ -91,16 +91,11 @@ pub(super) struct MetadataPolicy {
     pub(super) euid: u32,
     /// The groups to which this process may give its files.
     own_groups: Vec<u32>,
-    /// [`PRECISION_UNKNOWN`], [`PRECISION_NANOSECONDS`] or [`PRECISION_COARSE`].
-    mtime_precision: AtomicU8,
+    /// Whether the file system keeps nanoseconds, once a file has shown it.
+    keeps_nanoseconds: OnceLock<bool>,
     umask: OnceLock<u32>,
     pub(super) warnings: MetadataWarnings,
 }
-
-/// Whether the file system keeps nanoseconds.
-const PRECISION_UNKNOWN: u8 = 0;
-const PRECISION_NANOSECONDS: u8 = 1;
-const PRECISION_COARSE: u8 = 2;
 
 /// Every file system stores mtimes in this range, in seconds.
 const PORTABLE_MTIME_SECS: std::ops::RangeInclusive<i64> = 0..=0x7fff_ffff;
@@ -125,7 +120,7 @@ impl MetadataPolicy {
             chown_refused: AtomicBool::new(false),
             euid: rustix::process::geteuid().as_raw(),
             own_groups: groups.into_iter().chain([egid]).map(|group| group.as_raw()).collect(),
-            mtime_precision: AtomicU8::new(PRECISION_UNKNOWN),
+            keeps_nanoseconds: OnceLock::new(),
             umask: OnceLock::new(),
             warnings: MetadataWarnings::new(rules.strict_metadata),
         }
@@ -162,27 +157,18 @@ impl MetadataPolicy {
         if self.preserves(Attribute::Mode) { 0o600 } else { meta.mode & 0o777 }
     }
 
-    fn can_set_owner(&self) -> bool {
-        self.set_owner && !self.chown_refused.load(Ordering::Relaxed)
-    }
-
     /// The requested owner and group.
-    fn desired_owner(&self, meta: &Meta) -> OwnerChange {
+    pub(super) fn desired_owner(&self, meta: &Meta) -> OwnerChange {
         OwnerChange {
             uid: self.chown.uid.or(self.preserves(Attribute::Owner).then_some(meta.uid)),
             gid: self.chown.gid.or(self.preserves(Attribute::Group).then_some(meta.gid)),
         }
     }
 
-    /// The owner that an entry with `meta` must get; `None` where that is not preserved.
-    pub(super) fn desired_uid(&self, meta: &Meta) -> Option<u32> {
-        self.desired_owner(meta).uid
-    }
-
     fn plan_owner(&self, stat: &Stat, want: OwnerChange) -> OwnerPlan {
         let uid = want.uid.filter(|uid| *uid != stat.st_uid);
         let gid = want.gid.filter(|gid| *gid != stat.st_gid);
-        if self.can_set_owner() {
+        if self.set_owner && !self.chown_refused.load(Ordering::Relaxed) {
             return OwnerPlan { change: OwnerChange { uid, gid }, is_incomplete: false };
         }
         let may = |gid: &u32| {
@@ -497,16 +483,13 @@ impl MetadataPolicy {
         let safe = PORTABLE_MTIME_SECS.contains(&meta.mtime_sec);
         // Trailing zeros do not show the precision: some file systems have steps of 100 ns.
         let shows_precision = !meta.mtime_nsec.is_multiple_of(100);
-        let clock = self.mtime_precision.load(Ordering::Relaxed);
-        if safe
-            && (clock == PRECISION_NANOSECONDS || clock == PRECISION_UNKNOWN && !shows_precision)
-        {
+        if safe && self.keeps_nanoseconds.get().copied().unwrap_or(!shows_precision) {
             return Ok(());
         }
         let stat = rustix::fs::fstat(fd)?;
         if has_same_mtime(&stat, meta) {
             if shows_precision {
-                self.mtime_precision.store(PRECISION_NANOSECONDS, Ordering::Relaxed);
+                let _ = self.keeps_nanoseconds.set(true);
             }
             return Ok(());
         }
@@ -514,7 +497,7 @@ impl MetadataPolicy {
         if mtime_delta_ns(&stat, meta) > 2_000_000_000 {
             return self.record_warning(desired, MetadataWarning::ClampedMtime);
         }
-        self.mtime_precision.store(PRECISION_COARSE, Ordering::Relaxed);
+        let _ = self.keeps_nanoseconds.set(false);
         self.record_warning(desired, MetadataWarning::RoundedMtime)
     }
 

@@ -104,8 +104,7 @@ impl MetadataWarnings {
 
     /// Returns the counts since the last call.
     pub(super) fn take_counts(&self) -> EntryWarnings {
-        let mut notes = self.counts.lock();
-        std::mem::take(&mut *notes)
+        std::mem::take(&mut *self.counts.lock())
     }
 }
 

@@ -1,10 +1,10 @@
 //! The table of mounts, `/proc/self/mountinfo`.
 
 use super::errno::SysResult;
+use super::inode::kernel_path;
 use crate::wire::errno::is_resource_exhaustion;
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
-use std::os::unix::ffi::OsStrExt as _;
 
 /// How many components the mount point of a mount has, by the text of `/proc/self/mountinfo`.
 pub(super) fn mount_depth(mountinfo: &[u8], id: u64) -> Option<usize> {
@@ -17,17 +17,16 @@ pub(super) fn mount_depth(mountinfo: &[u8], id: u64) -> Option<usize> {
 
 /// The paths below `dir` where something is mounted.
 pub(super) fn list_mounts_below(dir: &OwnedFd) -> SysResult<Vec<Vec<u8>>> {
-    let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
-    let found = std::fs::read_link(link)
-        .and_then(|here| Ok((here, std::fs::read("/proc/self/mountinfo")?)));
-    let (here, table) = match found {
-        Ok(found) => found,
-        Err(e) => {
-            let short = Errno::from_io_error(&e).filter(|errno| is_resource_exhaustion(*errno));
-            return short.map_or(Ok(Vec::new()), Err);
-        }
+    let read = || {
+        let here = kernel_path(dir.as_fd())?;
+        let table = std::fs::read("/proc/self/mountinfo");
+        Ok((here, table.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?))
     };
-    let mut prefix = here.as_os_str().as_bytes().to_vec();
+    let (mut prefix, table) = match read() {
+        Ok(found) => found,
+        Err(errno) if is_resource_exhaustion(errno) => return Err(errno),
+        Err(_) => return Ok(Vec::new()),
+    };
     if prefix != b"/" {
         prefix.push(b'/');
     }

@@ -2,7 +2,9 @@
 
 use super::dir_list::{Listing, list_dir};
 use super::error::Result;
+use super::inode::{lstat, type_of};
 use super::root::Tree;
+use super::temp_names::is_internal_name;
 use crate::wire::RelPath;
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -12,8 +14,8 @@ use rustix::io::Errno;
 pub struct NamePage {
     /// Sorted by bytes, each with whether it is a directory.
     pub names: Vec<(Box<[u8]>, bool)>,
-    /// There are others behind the last of them.
-    pub has_more: bool,
+    /// The name after which there are more.
+    pub next_after: Option<Box<[u8]>>,
 }
 
 impl Tree {
@@ -24,18 +26,15 @@ impl Tree {
     pub fn list_names(&self, dir: &RelPath, after: Option<&[u8]>, keep: usize) -> Result<NamePage> {
         let failed = |errno| self.error("list", dir.as_bytes(), errno);
         let fd = self.open_listable_dir(dir.as_bytes()).map_err(failed)?;
-        let Listing { names, has_more: more, error: broken } = list_dir(&fd, after, keep.max(1));
-        if let Some(errno) = broken {
-            return Err(failed(errno));
-        }
+        let Listing { names, next_after, error } =
+            list_dir(&fd, after, keep.max(1), |name| !is_internal_name(name));
+        error.map_or(Ok(()), |errno| Err(failed(errno)))?;
         let kind = |name: &[u8], listed_type: FileType| match listed_type {
             // Some file systems do not report the type.
-            FileType::Unknown => {
-                super::inode::lstat(&fd, name).map(|stat| super::inode::type_of(&stat))
-            }
+            FileType::Unknown => lstat(&fd, name).map(|stat| type_of(&stat)),
             listed_type => Ok(listed_type),
         };
-        let mut page = NamePage { names: Vec::with_capacity(names.len()), has_more: more };
+        let mut page = NamePage { names: Vec::with_capacity(names.len()), next_after };
         for (name, listed_type) in names {
             match kind(&name, listed_type) {
                 Ok(is) => page.names.push((name, is == FileType::Directory)),
@@ -79,7 +78,7 @@ mod tests {
             assert!(page.names.len() <= 2);
             after = page.names.last().map(|(name, _)| name.clone());
             all.extend(page.names);
-            if !page.has_more {
+            if page.next_after.is_none() {
                 break;
             }
         }

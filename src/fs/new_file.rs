@@ -6,8 +6,9 @@ use super::beneath::DirHandle;
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, FsError, Result};
 use super::file_io::{read_full_at, split_zero_runs, write_all_at};
-use super::inode::{chmod, lstat, meta_of, mode_of, proc_path, set_mtime, type_of};
+use super::inode::{chmod, is_same_object, lstat, meta_of, mode_of, proc_path, set_mtime, type_of};
 use super::metadata::ObjectOrigin;
+use super::ownership::PART_MODE;
 use super::source::SourceFile;
 use super::target::Target;
 use crate::wire::RelPath;
@@ -34,7 +35,7 @@ pub struct NewFile {
     path: RelPath,
     dir: DirHandle,
     fd: OwnedFd,
-    /// `None`: it has no name yet.
+    /// `None`: it has no name yet, or its final one.
     temp_name: Option<Vec<u8>>,
     attempt: u32,
     /// The permission bits with which it was created.
@@ -45,7 +46,6 @@ pub struct NewFile {
     /// The end is a hole that is not written yet.
     ends_with_hole: bool,
     created_at: Instant,
-    published: bool,
 }
 
 impl Target {
@@ -78,7 +78,11 @@ impl Target {
         match self
             .with_writable_dir(&place.dir, || rustix::fs::openat(&place.dir, ".", flags, mode))
         {
-            Ok(fd) => Ok(Some(self.new_file(&entry.path, attempt, place.dir, fd, asked, None))),
+            Ok(fd) => {
+                let mut file = self.new_file(&entry.path, attempt, place.dir, fd);
+                file.create_mode = asked;
+                Ok(Some(file))
+            }
             // Kernels without the flag see an attempt to write to a directory.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 self.disable_unnamed_files();
@@ -100,7 +104,7 @@ impl Target {
             if slot == MAX_TEMP_SLOTS - 1 {
                 let _ = rustix::fs::unlinkat(&place.dir, &temp, AtFlags::empty());
             }
-            let mode = Mode::RUSR | Mode::WUSR;
+            let mode = Mode::from_raw_mode(PART_MODE);
             match self.with_writable_dir(&place.dir, || {
                 rustix::fs::openat(&place.dir, &temp, flags, mode)
             }) {
@@ -109,9 +113,8 @@ impl Target {
                 Err(errno) => return Err(errno),
                 Ok(fd) => {
                     self.remove_earlier_attempts(&place.dir, path, attempt);
-                    let asked = mode.as_raw_mode();
-                    let mut file = self.new_file(path, attempt, place.dir, fd, asked, Some(temp));
-                    file.occupied_temp_names = occupied;
+                    let mut file = self.new_file(path, attempt, place.dir, fd);
+                    (file.temp_name, file.occupied_temp_names) = (Some(temp), occupied);
                     return Ok(file);
                 }
             }
@@ -161,28 +164,19 @@ impl Target {
         set_mtime(dir.as_fd(), &meta_of(&before))
     }
 
-    fn new_file(
-        &self,
-        path: &RelPath,
-        attempt: u32,
-        dir: DirHandle,
-        fd: OwnedFd,
-        asked: u32,
-        temp: Option<Vec<u8>>,
-    ) -> NewFile {
+    fn new_file(&self, path: &RelPath, attempt: u32, dir: DirHandle, fd: OwnedFd) -> NewFile {
         NewFile {
             target: self.clone(),
             path: path.clone(),
             dir,
             fd,
-            temp_name: temp,
+            temp_name: None,
             attempt,
-            create_mode: asked,
+            create_mode: PART_MODE,
             occupied_temp_names: Vec::new(),
             written_bytes: 0,
             ends_with_hole: false,
             created_at: Instant::now(),
-            published: false,
         }
     }
 
@@ -325,7 +319,6 @@ impl NewFile {
         if let Some(temp) = self.temp_name.take() {
             self.rename_to_final(temp, name)?;
         }
-        self.published = true;
         for occupied in &self.occupied_temp_names {
             let _ = rustix::fs::unlinkat(&self.dir, occupied, AtFlags::empty());
         }
@@ -439,7 +432,7 @@ impl NewFile {
     /// Whether `name` is this file.
     fn is_linked_at(&self, name: &[u8]) -> bool {
         match (rustix::fs::fstat(&self.fd), lstat(&self.dir, name)) {
-            (Ok(own), Ok(there)) => (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino),
+            (Ok(own), Ok(there)) => is_same_object(&own, &there),
             _ => false,
         }
     }
@@ -452,7 +445,6 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if let Some(temp) = &self.temp_name
-            && !self.published
             && self.is_linked_at(temp)
         {
             let _ = rustix::fs::unlinkat(&self.dir, temp, AtFlags::empty());

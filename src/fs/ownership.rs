@@ -14,7 +14,7 @@ use super::inode::{meta_of, mode_of, set_mtime, type_of};
 use super::target::{CreatedOwner, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Meta;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -25,20 +25,8 @@ impl Target {
     /// Whether the object of `stat` in `dir` belongs to this process, to the desired owner of an entry with `meta`,
     /// or to the owner that the file system gives to objects of this process.
     pub(super) fn is_trusted(&self, dir: &DirHandle, stat: &Stat, meta: &Meta) -> bool {
-        self.policy.desired_uid(meta) == Some(stat.st_uid) || self.is_created_by_process(dir, stat)
-    }
-
-    /// Like [`Target::is_trusted`] for an open object.
-    ///
-    /// # Errors
-    /// `fstat` failed.
-    pub(super) fn is_trusted_fd(
-        &self,
-        dir: &DirHandle,
-        fd: impl AsFd,
-        meta: &Meta,
-    ) -> SysResult<bool> {
-        Ok(self.is_trusted(dir, &rustix::fs::fstat(fd)?, meta))
+        self.policy.desired_owner(meta).uid == Some(stat.st_uid)
+            || self.is_created_by_process(dir, stat)
     }
 
     /// Whether the object of `stat` in `dir` has the owner of objects that this process creates there.
@@ -95,13 +83,7 @@ impl Target {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let make = || rustix::fs::openat(dir, &name, flags, mode);
-        let made = match self.with_writable_dir(dir, make) {
-            Err(Errno::EXIST) => {
-                self.remove_non_directory(dir, &name)?;
-                make()?
-            }
-            other => other?,
-        };
+        let made = self.create_replacing(dir, &name, make)?;
         rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
         // This batch may not set the metadata of the directory.
         set_mtime(dir.as_fd(), &meta_of(before))?;

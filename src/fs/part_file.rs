@@ -12,8 +12,7 @@ use super::file_io::{
     READ_BUFFER_BYTES, next_data_run, read_full_at, split_zero_runs, write_all_at,
 };
 use super::fs_type::has_delayed_allocation;
-use super::hardlinks::is_same_object;
-use super::inode::{has_same_mtime, lstat, size_of, type_of};
+use super::inode::{has_same_mtime, is_same_object, lstat, size_of, type_of};
 use super::metadata::ObjectOrigin;
 use super::ownership::PART_MODE;
 use super::page_cache::{WriteBehind, drop_cached};
@@ -79,6 +78,20 @@ impl Target {
         let place = self.locate_or_create_parents(&entry.path)?;
         self.tree.check_spelling_if_exists(&place)?;
         let name = self.part_file_name(entry);
+        let part_file = |current_name: &[u8], fd, stat: &Stat, created, published| PartFile {
+            target: self.clone(),
+            path: entry.path.clone(),
+            dir: place.dir.clone(),
+            current_name: current_name.to_vec(),
+            final_name: place.name.to_vec(),
+            fd,
+            inode_id: (stat.st_dev, stat.st_ino),
+            desired_meta: entry.meta,
+            published,
+            basis: OnceLock::new(),
+            write_behind: WriteBehind::default(),
+            created,
+        };
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(PART_MODE);
         for _ in 0..4 {
@@ -88,7 +101,7 @@ impl Target {
                 Err(Errno::NOENT) => {
                     if let Some(fd) = self.open_published(&place, entry) {
                         let stat = rustix::fs::fstat(&fd)?;
-                        return Ok(self.build_part_file(entry, place, name, fd, &stat, false, true));
+                        return Ok(part_file(place.name, fd, &stat, false, true));
                     }
                     let make = || {
                         let flags = flags | OFlags::CREATE | OFlags::EXCL;
@@ -121,36 +134,9 @@ impl Target {
             if size_of(&stat) != entry.size() {
                 rustix::fs::ftruncate(&fd, entry.size())?;
             }
-            return Ok(self.build_part_file(entry, place, name, fd, &stat, created, false));
+            return Ok(part_file(&name, fd, &stat, created, false));
         }
         Err(Errno::EXIST)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one struct")]
-    fn build_part_file(
-        &self,
-        entry: &Entry,
-        place: ParentAndName<'_>,
-        name: Vec<u8>,
-        fd: OwnedFd,
-        stat: &Stat,
-        created: bool,
-        published: bool,
-    ) -> PartFile {
-        PartFile {
-            target: self.clone(),
-            path: entry.path.clone(),
-            final_name: place.name.to_vec(),
-            dir: place.dir,
-            current_name: if published { place.name.to_vec() } else { name },
-            inode_id: (stat.st_dev, stat.st_ino),
-            desired_meta: entry.meta,
-            fd,
-            published,
-            basis: OnceLock::new(),
-            write_behind: WriteBehind::default(),
-            created,
-        }
     }
 
     /// The published file, where it is `entry`'s version and has (or can get) its metadata: a late writer must not
@@ -398,7 +384,8 @@ impl PartFile {
     fn basis(&self) -> SysResult<&OwnedFd> {
         if self.basis.get().is_none() {
             let base = open_regular_file(&self.dir, &self.final_name)?;
-            if !self.target.is_trusted_fd(&self.dir, &base, &self.desired_meta)? {
+            let stat = rustix::fs::fstat(&base)?;
+            if !self.target.is_trusted(&self.dir, &stat, &self.desired_meta) {
                 return Err(Errno::NOENT);
             }
             // Of two concurrent openers, one is kept.

@@ -11,6 +11,7 @@ use super::root::Tree;
 use super::root_mismatch::RootKind;
 use super::symlinks::ResolvedPath;
 use super::target::Target;
+use super::temp_names::is_internal_name;
 use crate::wire::RelPath;
 use crate::wire::options::Links;
 use crate::wire::task::RootState;
@@ -30,7 +31,7 @@ impl Tree {
         let failed = |errno| self.error("read", b"", errno);
         let (fd, empty) = match self.open_listable_dir(b"") {
             Ok(fd) => {
-                let listing = list_dir(&fd, None, 1);
+                let listing = list_dir(&fd, None, 1, |name| !is_internal_name(name));
                 listing.error.map_or(Ok(()), |errno| Err(failed(errno)))?;
                 (fd, listing.names.is_empty())
             }

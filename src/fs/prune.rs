@@ -15,7 +15,7 @@ use super::beneath::DirHandle;
 use super::deletion_budget::DeletionBudget;
 use super::dir_list::ListedName;
 use super::errno::SysResult;
-use super::error::{Cause, FsError, Result};
+use super::error::{Cause, Result};
 use super::filter::Filter;
 use super::inode::{chmod, lstat, mode_of, size_of, type_of};
 use super::target::Target;
@@ -146,7 +146,7 @@ impl Target {
     }
 
     fn prune_at(&self, page: &PrunePage, now: Duration, steps: usize) -> Result<PruneOutcome> {
-        self.tree.clear_dir_cache();
+        self.tree.dir_cache.clear();
         let allowed = page.apply && self.rules.delete && !self.rules.dry_run;
         let apply = self.deletion_budget.clone().filter(|_| allowed);
         let applies = apply.is_some();
@@ -206,7 +206,7 @@ impl Pruner<'_> {
                 Err(cause) => {
                     if cause != Cause::Os(Errno::NOENT) {
                         let path = self.levels.last().and_then(|l| l.path.child(&pair[0]).ok());
-                        self.report_error(&path.unwrap_or_default(), "enter", cause);
+                        self.report_error(path.unwrap_or_default().as_bytes(), "enter", cause);
                     }
                     break;
                 }
@@ -224,24 +224,18 @@ impl Pruner<'_> {
         while !self.result.allowance_exhausted
             && let Some(level) = self.levels.last_mut()
         {
-            let (name, listed_type) = match level.names.next() {
-                Some(listed) => listed,
+            let settled = match level.names.next() {
+                Some((name, listed_type)) => {
+                    looked += 1;
+                    self.visit_entry(&name, listed_type)
+                }
                 None if level.next_after.is_some() => {
                     self.list_more();
-                    continue;
+                    None
                 }
-                None => {
-                    if let Some(settled) = self.leave_dir()
-                        && looked >= steps
-                        && !self.result.allowance_exhausted
-                    {
-                        return self.stop_after(settled);
-                    }
-                    continue;
-                }
+                None => self.leave_dir(),
             };
-            looked += 1;
-            if let Some(settled) = self.visit_entry(&name, listed_type)
+            if let Some(settled) = settled
                 && looked >= steps
                 && !self.result.allowance_exhausted
             {
@@ -266,7 +260,7 @@ impl Pruner<'_> {
         let level = self.levels.last()?;
         let Ok(path) = level.path.child(name) else {
             let full = [level.path.as_bytes(), b"/", name].concat();
-            self.report_error_at(&full, "delete", Errno::NAMETOOLONG.into());
+            self.report_error(&full, "delete", Errno::NAMETOOLONG);
             return None;
         };
         // An entry of the source stays whatever its type: most names need no lstat.
@@ -285,7 +279,7 @@ impl Pruner<'_> {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Some(path),
             Err(errno) => {
-                self.report_error(&path, "compare", errno);
+                self.report_error(path.as_bytes(), "compare", errno);
                 return Some(path);
             }
         };
@@ -322,7 +316,7 @@ impl Pruner<'_> {
                 }
                 Err(Cause::Os(Errno::NOENT)) => Some(path),
                 Err(cause) => {
-                    self.report_error(&path, "enter", cause);
+                    self.report_error(path.as_bytes(), "enter", cause);
                     Some(path)
                 }
             };
@@ -383,12 +377,8 @@ impl Pruner<'_> {
         }
     }
 
-    fn report_error(&mut self, path: &RelPath, op: &'static str, cause: impl Into<Cause>) {
-        self.report_error_at(path.as_bytes(), op, cause.into());
-    }
-
-    fn report_error_at(&mut self, path: &[u8], op: &'static str, cause: Cause) {
-        let error = FsError::new(self.target.tree.side, op, path, cause);
+    fn report_error(&mut self, path: &[u8], op: &'static str, cause: impl Into<Cause>) {
+        let error = self.target.tree.error(op, path, cause);
         self.result.errors.push(error.to_entry_error());
         self.mark_kept();
     }
@@ -484,11 +474,8 @@ impl Pruner<'_> {
             Err(Errno::BUSY) => Cause::MountPoint,
             Err(errno) => errno.into(),
         };
-        self.report_error(
-            path,
-            if self.trash.is_some() { "move to the trash" } else { "delete" },
-            cause,
-        );
+        let op = if self.trash.is_some() { "move to the trash" } else { "delete" };
+        self.report_error(path.as_bytes(), op, cause);
         false
     }
 

@@ -1,9 +1,10 @@
 //! What can be done at the destination without content: in a repeated sync, nearly everything.
 
-use super::beneath::split_parent;
+use super::beneath::{DirHandle, open_listable_below, split_parent};
+use super::dir_list::is_dir_empty;
 use super::error::{Cause, Result, SpecialKind};
 use super::hardlinks::AnchorLink;
-use super::inode::{lstat, meta_of, mtime_delta_ns, size_of, type_of};
+use super::inode::{has_same_kind, lstat, meta_of, mtime_delta_ns, size_of, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::root::ParentAndName;
 use super::special_files::{MetadataRepair, special_kind_of};
@@ -66,7 +67,7 @@ impl Target {
     ///
     /// In a dry run the decisions are the same, and nothing is changed.
     pub fn reconcile(&self, manifest: &Manifest) -> ReconcileResult {
-        self.tree.clear_dir_cache();
+        self.tree.dir_cache.clear();
         let _near = ThreadCwd::unshare();
         let mut batch = ReconcileBatch {
             target: self,
@@ -174,22 +175,19 @@ impl<'a> ReconcileBatch<'a> {
             Some(DirState::New | DirState::Replaced) if rules.dry_run => return DirState::New,
             _ => {}
         }
-        let there = |dir: &super::beneath::DirHandle| {
+        let there = |dir: &DirHandle| {
             rustix::fs::fstat(dir).map_or_else(DirState::Unavailable, DirState::Existing)
         };
-        let mut new = DirState::New;
-        match self.target.tree.cached_dir(path.as_bytes()) {
+        let new = match self.target.tree.cached_dir(path.as_bytes()) {
             Ok(dir) => return there(&dir),
             Err(errno) if self.target.is_dir_skipped(path, errno) => return DirState::Skipped,
-            Err(Errno::NOENT) if rules.dry_run => return DirState::New,
-            Err(Errno::NOTDIR | Errno::LOOP) if !path.is_root() => {
-                if rules.dry_run {
-                    return DirState::Replaced;
-                }
-                new = DirState::Replaced;
-            }
-            Err(Errno::NOENT | Errno::ACCESS) if !rules.dry_run => {}
+            Err(Errno::NOTDIR | Errno::LOOP) if !path.is_root() => DirState::Replaced,
+            Err(Errno::NOENT) => DirState::New,
+            Err(Errno::ACCESS) if !rules.dry_run => DirState::New,
             Err(errno) => return DirState::Unavailable(errno),
+        };
+        if rules.dry_run {
+            return new;
         }
         match self.target.ensure_dir_with_meta(path.as_bytes(), true, Some(meta)) {
             Ok((_, true)) => {
@@ -381,46 +379,20 @@ impl<'a> ReconcileBatch<'a> {
         rules.ignore_existing || rules.update && files && newer
     }
 
+    /// The existing object with `entry`.
     fn compare(
         &self,
         entry: &Entry,
         place: &ParentAndName<'_>,
         stat: &Stat,
     ) -> Result<ContentComparison> {
-        let file_type = type_of(stat);
-        let same = match &entry.kind {
-            EntryKind::File { size } => {
-                if file_type != FileType::RegularFile || size_of(stat) != *size {
-                    return Ok(ContentComparison::Differs);
-                }
-                return if *size == 0 {
-                    Ok(ContentComparison::Equal(None))
-                } else {
-                    self.compare_content(entry, place, stat)
-                };
-            }
-            EntryKind::Symlink { target } => {
-                file_type == FileType::Symlink
-                    && rustix::fs::readlinkat(&place.dir, place.name, Vec::new())
-                        .is_ok_and(|there| there.as_bytes() == target)
-            }
-            EntryKind::Special { format, rdev } => {
-                let device = matches!(file_type, FileType::BlockDevice | FileType::CharacterDevice);
-                stat.st_mode & 0o170_000 == *format && (!device || stat.st_rdev == *rdev)
-            }
-            EntryKind::Dir => false,
-        };
-        Ok(if same { ContentComparison::Equal(None) } else { ContentComparison::Differs })
-    }
-
-    /// For a regular file of the right length.
-    fn compare_content(
-        &self,
-        entry: &Entry,
-        place: &ParentAndName<'_>,
-        stat: &Stat,
-    ) -> Result<ContentComparison> {
         let rules = &self.target.rules;
+        if !has_same_kind(&place.dir, place.name, stat, &entry.kind) {
+            return Ok(ContentComparison::Differs);
+        }
+        if entry.size() == 0 {
+            return Ok(ContentComparison::Equal(None));
+        }
         let same = match rules.compare {
             Compare::Size => true,
             Compare::SizeTime => {
@@ -428,16 +400,19 @@ impl<'a> ReconcileBatch<'a> {
             }
             Compare::Checksum => return self.compare_digests(entry, place),
         };
-        if same && self.target.is_suspect(stat) {
-            let content = self.compare_digests(entry, place)?;
-            if matches!(content, ContentComparison::Equal(_)) && !rules.dry_run {
-                // It is no longer suspect.
-                let again = self.target.refresh_ctime(place, stat);
-                again.map_err(|errno| self.target.error("set metadata of", &entry.path, errno))?;
-            }
-            return Ok(content);
+        if !same {
+            return Ok(ContentComparison::Differs);
         }
-        Ok(if same { ContentComparison::Equal(None) } else { ContentComparison::Differs })
+        if !self.target.is_suspect(stat) {
+            return Ok(ContentComparison::Equal(None));
+        }
+        let content = self.compare_digests(entry, place)?;
+        if matches!(content, ContentComparison::Equal(_)) && !rules.dry_run {
+            // It is no longer suspect.
+            let again = self.target.refresh_ctime(place, stat);
+            again.map_err(|errno| self.target.error("set metadata of", &entry.path, errno))?;
+        }
+        Ok(content)
     }
 
     fn compare_digests(
@@ -537,8 +512,8 @@ impl<'a> ReconcileBatch<'a> {
             self.mark_parent_written(path);
             return target.remove_empty_dir(&place.dir, place.name).map_err(failed);
         }
-        let fd = super::beneath::open_listable_below(place.dir.as_fd(), place.name);
-        match super::dir_list::is_dir_empty(&fd.map_err(|e| failed(e.into()))?) {
+        let fd = open_listable_below(place.dir.as_fd(), place.name);
+        match is_dir_empty(&fd.map_err(|e| failed(e.into()))?) {
             Err(errno) => Err(failed(errno.into())),
             Ok(false) => Err(failed(Cause::DirectoryNotEmpty)),
             Ok(true) => Ok(()),

@@ -3,18 +3,18 @@
 use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
 use super::case_folding::CaseFoldingCache;
 use super::dirty_journal::DirtyJournal;
-use super::entry::entry_of;
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, FsError, Result, Side};
 use super::fs_type::is_pseudo_fs;
-use super::inode::{ident_of, lstat, meta_of};
+use super::inode::{ident_of, lstat, meta_of, size_of, stored_bytes_of, type_of};
 use super::root_identity::{RootFingerprint, RootUnavailable};
-use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
-use crate::wire::preserve::Preserve;
+use super::xattr::{self, XattrObject};
+use crate::wire::manifest::{Entry, EntryKind, FileVersion, ManifestDir};
+use crate::wire::preserve::{Attribute, Preserve};
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -26,10 +26,10 @@ use std::time::{Duration, Instant};
 pub struct RootDir {
     fd: OwnedFd,
     path: AbsPath,
-    journal: Arc<DirtyJournal>,
+    pub(super) journal: Arc<DirtyJournal>,
     pub(super) identity: RootFingerprint,
     /// Why its path led elsewhere when it was checked last.
-    unavailable: Mutex<Option<RootUnavailable>>,
+    pub(super) unavailable: Mutex<Option<RootUnavailable>>,
     /// Directories that were created lately: sync, device and inode of each, at most [`MAX_CREATED_DIRS`].
     created_dirs: Mutex<HashSet<(SyncNo, u64, u64)>>,
 }
@@ -51,10 +51,10 @@ pub struct Tree {
     pub(super) direct_io: bool,
     /// Its storage root is not the one for which the work was assigned; see [`Tree::for_assigned_root`].
     pub(super) reopened: bool,
-    dir_cache: Arc<DirCache>,
+    pub(super) dir_cache: Arc<DirCache>,
     /// Which of its directories are case-insensitive.
-    case_folding: Arc<CaseFoldingCache>,
-    /// The device number of its root, once it was needed; see [`Tree::entry_of`].
+    pub(super) case_folding: Arc<CaseFoldingCache>,
+    /// The device number of its root, once it was needed; see [`Tree::version_of`].
     root_device: Arc<OnceLock<u64>>,
 }
 
@@ -117,10 +117,6 @@ impl RootDir {
         *self.unavailable.lock()
     }
 
-    pub(super) fn set_unavailable(&self, lost: Option<RootUnavailable>) {
-        *self.unavailable.lock() = lost;
-    }
-
     /// Records a directory that a sync has just created and that has no metadata yet.
     pub(super) fn record_created_dir(&self, sync: SyncNo, dir: &OwnedFd) {
         let Ok(stat) = rustix::fs::fstat(dir) else { return };
@@ -135,10 +131,6 @@ impl RootDir {
     pub(super) fn is_created_by_sync(&self, sync: SyncNo, stat: &Stat) -> bool {
         let made = self.created_dirs.lock();
         made.contains(&(sync, stat.st_dev, stat.st_ino))
-    }
-
-    pub(super) fn journal(&self) -> &DirtyJournal {
-        &self.journal
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -216,14 +208,13 @@ impl Tree {
         };
         match look() {
             Ok((false, entry)) => Ok(entry),
-            Ok((true, _)) => Err(self.pseudo_fs_error("copy", path.as_bytes())),
+            Ok((true, _)) => Err(self.error("copy", path.as_bytes(), Cause::PseudoFileSystem)),
             Err(cause) => Err(self.error("read metadata of", path.as_bytes(), cause)),
         }
     }
 
-    /// The entry of `name` in `dir` (or of `dir` itself, where the name is empty) with the lstat `stat`. Its device
-    /// is 0 where it is that of this tree's root: network file systems have another number on each host and after
-    /// each mount.
+    /// The entry of `name` in `dir` (or of `dir` itself, where the name is empty) with the lstat `stat`. The text of a
+    /// link and what else is preserved are read here.
     pub(super) fn entry_of(
         &self,
         dir: BorrowedFd<'_>,
@@ -231,16 +222,33 @@ impl Tree {
         path: RelPath,
         stat: &Stat,
     ) -> CauseResult<Entry> {
-        let mut entry = entry_of(dir, name, path, stat, self.preserve)?;
-        if self.is_root_device(entry.version.dev) {
-            entry.version.dev = 0;
-        }
+        let kind = match type_of(stat) {
+            FileType::RegularFile => EntryKind::File { size: size_of(stat) },
+            FileType::Directory => EntryKind::Dir,
+            FileType::Symlink => {
+                let length = usize::try_from(stat.st_size).unwrap_or(0).min(4096);
+                let target = rustix::fs::readlinkat(dir, name, Vec::with_capacity(length + 1))?;
+                EntryKind::Symlink { target: target.into_bytes() }
+            }
+            _ => EntryKind::Special { format: stat.st_mode & 0o170_000, rdev: stat.st_rdev },
+        };
+        let keep = self.preserve;
+        let mut entry = Entry::new(path, kind, meta_of(stat), self.version_of(stat));
+        entry.stored_bytes = stored_bytes_of(stat).filter(|_| keep.contains(Attribute::Sparse));
+        entry.is_hardlinked =
+            stat.st_nlink > 1 && !entry.is_dir() && keep.contains(Attribute::Hardlinks);
+        let object =
+            if name.is_empty() { XattrObject::Open(dir) } else { XattrObject::Named(dir, name) };
+        entry.xattrs = xattr::read(object, entry.is_dir(), keep)?;
         Ok(entry)
     }
 
-    /// Whether this is the device number of this tree's root.
-    pub(super) fn is_root_device(&self, dev: u64) -> bool {
-        self.root_device().is_ok_and(|home| home == dev)
+    /// The version of the object of `stat`. Its device is 0 where it is that of this tree's root: network file systems
+    /// have another number on each host and after each mount.
+    pub(super) fn version_of(&self, stat: &Stat) -> FileVersion {
+        let version = ident_of(stat);
+        let is_home = self.root_device().is_ok_and(|home| home == version.dev);
+        FileVersion { dev: if is_home { 0 } else { version.dev }, ..version }
     }
 
     /// The device number of this tree's root.
@@ -255,10 +263,6 @@ impl Tree {
             other => rustix::fs::fstat(other?)?,
         };
         Ok(*self.root_device.get_or_init(|| stat.st_dev))
-    }
-
-    pub(super) fn pseudo_fs_error(&self, op: &'static str, path: &[u8]) -> FsError {
-        FsError::new(self.side, op, path, Cause::PseudoFileSystem)
     }
 
     /// The parent directories of `path` with their metadata, the root first; none for the root itself.
@@ -344,15 +348,6 @@ impl Tree {
         self.check_spelling(&place.dir, place.name)
     }
 
-    /// Whether some names that differ are one in `dir`; `witness` is an existing name.
-    pub(super) fn is_case_insensitive(&self, dir: &DirHandle, witness: &[u8]) -> SysResult<bool> {
-        self.case_folding.is_case_insensitive(dir, witness)
-    }
-
-    pub(super) fn find_cached_dir(&self, path: &[u8]) -> Option<DirHandle> {
-        self.dir_cache.get(path)
-    }
-
     /// The directory `path`, opened again and not cached.
     pub(super) fn open_dir(&self, path: &[u8]) -> SysResult<OwnedFd> {
         open_dir_below(self.root.fd(), &self.path_below_root(path))
@@ -364,23 +359,13 @@ impl Tree {
     }
 
     /// `path` relative to the storage root.
-    fn path_below_root(&self, path: &[u8]) -> Vec<u8> {
+    pub(super) fn path_below_root(&self, path: &[u8]) -> Vec<u8> {
         let mut full = self.base.as_bytes().to_vec();
         if !full.is_empty() && !path.is_empty() {
             full.push(b'/');
         }
         full.extend_from_slice(path);
         full
-    }
-
-    /// Caches a directory that the caller has just opened or created.
-    pub(super) fn cache_dir(&self, path: &[u8], dir: &DirHandle) {
-        self.dir_cache.insert(path, dir);
-    }
-
-    /// Clears the cache: one of its directories was removed.
-    pub(super) fn clear_dir_cache(&self) {
-        self.dir_cache.clear();
     }
 
     /// The place of `path`. For the root of the tree that is its parent directory and its name there (`.` where the
@@ -390,15 +375,12 @@ impl Tree {
             let (above, name) = split_parent(path.as_bytes());
             return Ok(ParentAndName { dir: self.cached_dir(above)?, name });
         }
-        let (above, name) = match self.base.is_root() {
-            true => (&b""[..], &b"."[..]),
-            false => split_parent(self.base.as_bytes()),
-        };
-        Ok(ParentAndName { dir: Arc::new(open_dir_below(self.root.fd(), above)?), name })
+        if self.base.is_root() {
+            return Ok(ParentAndName { dir: Arc::new(self.open_dir(b"")?), name: b"." });
+        }
+        self.locate_below_root(&self.base)
     }
-}
 
-impl Tree {
     /// Where `path`, which is below the storage root, is.
     pub(super) fn locate_below_root<'a>(&self, path: &'a RelPath) -> SysResult<ParentAndName<'a>> {
         let (above, name) = split_parent(path.as_bytes());
@@ -409,7 +391,7 @@ impl Tree {
 /// The directories used last. Entries come in walk order, so a handful is enough. An entry older than
 /// [`DirCache::MAX_AGE`] is looked up again: a directory that was moved away must not be written to for long.
 #[derive(Debug, Default)]
-struct DirCache(Mutex<Vec<CachedDir>>);
+pub(super) struct DirCache(Mutex<Vec<CachedDir>>);
 
 #[derive(Debug)]
 struct CachedDir {
@@ -422,7 +404,7 @@ impl DirCache {
     const MAX_CACHED_DIRS: usize = 12;
     const MAX_AGE: Duration = Duration::from_secs(1);
 
-    fn get(&self, path: &[u8]) -> Option<DirHandle> {
+    pub(super) fn get(&self, path: &[u8]) -> Option<DirHandle> {
         let mut all = self.0.lock();
         let at = all.iter().position(|c| *c.path == *path)?;
         if all[at].cached_at.elapsed() > Self::MAX_AGE {
@@ -434,7 +416,8 @@ impl DirCache {
         Some(Arc::clone(&all[0].dir))
     }
 
-    fn insert(&self, path: &[u8], dir: &DirHandle) {
+    /// Adds a directory that the caller has just opened or created.
+    pub(super) fn insert(&self, path: &[u8], dir: &DirHandle) {
         let mut all = self.0.lock();
         all.retain(|c| *c.path != *path);
         all.truncate(Self::MAX_CACHED_DIRS - 1);
@@ -444,13 +427,14 @@ impl DirCache {
         );
     }
 
-    fn clear(&self) {
+    /// One of the directories was removed.
+    pub(super) fn clear(&self) {
         self.0.lock().clear();
     }
 }
 
 /// Whether two stats are of one version of one object.
-pub(super) fn is_same_version(a: &rustix::fs::Stat, b: &rustix::fs::Stat) -> bool {
+pub(super) fn is_same_version(a: &Stat, b: &Stat) -> bool {
     let (x, y) = (meta_of(a), meta_of(b));
     ident_of(a) == ident_of(b)
         && a.st_size == b.st_size

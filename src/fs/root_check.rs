@@ -4,7 +4,7 @@
 //! directory that is no longer found at the path. So the two are compared before the first write of a batch, at its
 //! end, before a large file is published and around a flush, at the cost of one `stat` of the path.
 
-use super::error::{Cause, FsError, Result};
+use super::error::{Cause, Result};
 use super::root::{RootDir, Tree};
 use super::root_identity::RootUnavailable;
 impl RootDir {
@@ -17,13 +17,13 @@ impl RootDir {
             Ok(stat) if self.identity.is_of(&stat) => None,
             Ok(_) => Some(self.identity.compare_with_path(path)),
         };
-        self.set_unavailable(unavailable);
+        *self.unavailable.lock() = unavailable;
         unavailable
     }
 
     /// Why `now`, which was opened at the same path, is another directory; `None` where it is the same one.
     pub fn compare_with_reopened(&self, now: &RootDir) -> Option<RootUnavailable> {
-        (self.id() != now.id()).then(|| self.identity.compare_with(&now.identity))
+        (self.id() != now.id()).then(|| self.identity.compare_mounts(now.identity.mount))
     }
 
     /// A text that differs for another directory at the same path, and for another file system mounted there.
@@ -40,13 +40,9 @@ impl Tree {
     pub fn check_root(&self) -> Result<()> {
         let reopened = self.reopened.then_some(RootUnavailable::Reopened);
         let lost = self.root.check_path().or(reopened);
-        lost.map_or(Ok(()), |loss| Err(self.root_unavailable_error(loss)))
-    }
-
-    /// The error of an operation that is impossible because of `loss`.
-    fn root_unavailable_error(&self, loss: RootUnavailable) -> FsError {
         let path = self.root.path().as_bytes();
-        FsError::new(self.side, "use storage path", path, Cause::RootUnavailable(loss))
+        let failed = |loss| self.error("use storage path", path, Cause::RootUnavailable(loss));
+        lost.map_or(Ok(()), |loss| Err(failed(loss)))
     }
 
     /// A text that distinguishes its storage root from every other one at the same path.

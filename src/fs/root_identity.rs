@@ -57,12 +57,12 @@ pub(super) struct RootFingerprint {
     ino: u64,
     /// Of its inode, in seconds and nanoseconds; where the file system has it.
     birth_time: Option<(i64, u32)>,
-    mount: Option<MountId>,
+    pub(super) mount: Option<MountId>,
 }
 
 /// The mount of a directory.
 #[derive(Debug, Clone, Copy)]
-struct MountId {
+pub(super) struct MountId {
     id: u64,
     /// Components of its mount point.
     mount_point_depth: usize,
@@ -80,12 +80,8 @@ impl RootFingerprint {
         self.compare_mounts(read_statx(CWD, &path, AtFlags::empty()).as_ref().and_then(mount_id))
     }
 
-    /// Why the directory with the identity `now` is found in place of this one.
-    pub(super) fn compare_with(&self, now: &RootFingerprint) -> RootUnavailable {
-        self.compare_mounts(now.mount)
-    }
-
-    fn compare_mounts(&self, now: Option<MountId>) -> RootUnavailable {
+    /// Why a directory of the mount `now` is found in place of this one.
+    pub(super) fn compare_mounts(&self, now: Option<MountId>) -> RootUnavailable {
         match (self.mount, now) {
             (Some(then), Some(now)) if then.id == now.id => RootUnavailable::Replaced,
             (Some(then), Some(now)) if now.mount_point_depth < then.mount_point_depth => {

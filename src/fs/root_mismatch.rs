@@ -3,6 +3,7 @@
 use crate::wire::AbsPath;
 use minicbor::{Decode, Encode};
 use rustix::fs::FileType;
+use std::os::unix::fs::MetadataExt as _;
 
 /// What a root is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -46,11 +47,7 @@ impl RootKind {
 
     /// Of what was found at a path.
     pub fn from_metadata(found: &std::fs::Metadata) -> RootKind {
-        match found {
-            _ if found.is_dir() => RootKind::Directory,
-            _ if found.is_file() => RootKind::File,
-            _ => RootKind::Other,
-        }
+        RootKind::from_file_type(FileType::from_raw_mode(found.mode()))
     }
 
     /// How a source of this kind does not fit a destination that is there.

@@ -4,7 +4,7 @@ use super::direct_io::DirectReader;
 use super::errno::SysResult;
 use super::error::{Cause, FsError, Result, Side};
 use super::file_io::{hash_range, next_data_run};
-use super::inode::{ident_of, meta_of, size_of, stored_bytes_of, type_of};
+use super::inode::{meta_of, size_of, stored_bytes_of, type_of};
 use super::page_cache::DropBehindReader;
 use super::reflink::{can_reflink, reflink_or_copy};
 use super::root::{Tree, is_same_version};
@@ -40,7 +40,7 @@ impl Tree {
     /// It is missing, not accessible, or no regular file (any more).
     pub fn open_source(&self, entry: &Entry) -> Result<SourceFile> {
         let path = entry.path.as_bytes();
-        let failed = |cause: Cause| FsError::new(self.side, "open", path, cause);
+        let failed = |cause: Cause| self.error("open", path, cause);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || {
             let place = match &entry.content_path {
@@ -54,7 +54,7 @@ impl Tree {
         let (fd, opened) = match open() {
             // A cached directory may have been replaced.
             Err(Errno::NOENT | Errno::STALE) => {
-                self.clear_dir_cache();
+                self.dir_cache.clear();
                 open()
             }
             other => other,
@@ -89,14 +89,14 @@ impl Tree {
     /// Whether a file with this `stat` is exactly as in `entry`: then its attributes, which move the ctime when they change,
     /// need not be read again.
     fn is_unchanged_since_scan(&self, entry: &Entry, stat: &Stat) -> bool {
-        let mut ident = ident_of(stat);
-        if self.is_root_device(ident.dev) {
-            ident.dev = 0;
-        }
         let linked = stat.st_nlink > 1 && self.preserve.contains(Attribute::Hardlinks);
         let was = (&entry.kind, entry.meta, entry.version, entry.is_hardlinked);
-        was == (&EntryKind::File { size: size_of(stat) }, meta_of(stat), ident, linked)
-            && (entry.xattrs.is_empty() || xattr::is_any_preserved(self.preserve))
+        was == (
+            &EntryKind::File { size: size_of(stat) },
+            meta_of(stat),
+            self.version_of(stat),
+            linked,
+        ) && (entry.xattrs.is_empty() || xattr::is_any_preserved(self.preserve))
     }
 }
 

@@ -2,8 +2,7 @@
 
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, Result, SpecialKind};
-use super::hardlinks::is_same_object;
-use super::inode::type_of;
+use super::inode::{is_device, is_same_object, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::root::ParentAndName;
 use super::target::Target;
@@ -38,7 +37,7 @@ pub(super) fn open_path_only(place: &ParentAndName<'_>, name: &[u8]) -> SysResul
 pub(super) fn special_kind_of(file_type: FileType) -> SpecialKind {
     match file_type {
         FileType::Symlink => SpecialKind::Symlink,
-        FileType::CharacterDevice | FileType::BlockDevice => SpecialKind::Device,
+        device if is_device(device) => SpecialKind::Device,
         _ => SpecialKind::FifoOrSocket,
     }
 }
@@ -110,7 +109,7 @@ impl Target {
     pub(super) fn excludes_kind(&self, entry: &Entry) -> bool {
         let EntryKind::Special { format, .. } = entry.kind else { return false };
         !self.rules.preserve.contains(match FileType::from_raw_mode(format) {
-            FileType::CharacterDevice | FileType::BlockDevice => Attribute::Devices,
+            device if is_device(device) => Attribute::Devices,
             _ => Attribute::Specials,
         })
     }
@@ -145,12 +144,11 @@ impl Target {
             let fd = open_path_only(&place, &temp)?;
             let stat = rustix::fs::fstat(&fd)?;
             // A swapped name must not get the metadata.
-            let device = matches!(&entry.kind, EntryKind::Special { rdev, .. } if
-                matches!(file_type, FileType::CharacterDevice | FileType::BlockDevice)
-                    && *rdev != stat.st_rdev);
+            let is_other_device = matches!(&entry.kind, EntryKind::Special { rdev, .. }
+                if is_device(file_type) && *rdev != stat.st_rdev);
             if type_of(&stat) != file_type
                 || stat.st_nlink != 1
-                || device
+                || is_other_device
                 || !self.is_created_by_process(&place.dir, &stat)
             {
                 return Err(Cause::Superseded);
@@ -182,13 +180,7 @@ impl Target {
             }
             EntryKind::File { .. } | EntryKind::Dir => Err(Errno::INVAL),
         };
-        match self.with_writable_dir(&place.dir, make) {
-            Err(Errno::EXIST) => {
-                self.remove_non_directory(&place.dir, temp)?;
-                self.with_writable_dir(&place.dir, make)?;
-            }
-            other => other?,
-        }
+        self.create_replacing(&place.dir, temp, make)?;
         Ok(place)
     }
 }

@@ -4,18 +4,17 @@
 //! confined to the storage root like everything else. Only if both are the same object, it is read. So a link that
 //! points (or is swapped to point) outside results in an error, never in content.
 
-use super::beneath::{DirHandle, open_dir_below};
+use super::beneath::{open_dir_below, open_listable_below};
 use super::errno::SysResult;
-use super::error::{Cause, CauseResult, FsError, Result};
-use super::inode::{lstat, meta_of, type_of};
+use super::error::{Cause, CauseResult, Result};
+use super::inode::{is_same_object, kernel_path, lstat, meta_of, type_of};
 use super::root::Tree;
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::options::Links;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
 /// The identity and real path of a directory above an entry, in addition to its [`ManifestDir`].
@@ -50,9 +49,8 @@ impl Tree {
         let ResolvedPath { dirs, real_path: real, .. } = self.resolve_path(path, links)?;
         let Some(real) = real else { return Ok((self.entry(path)?, dirs)) };
         let entry = self.storage_tree().entry(&real);
-        let entry = entry.map_err(|error| {
-            FsError::new(self.side, error.operation, path.as_bytes(), error.cause)
-        })?;
+        let entry =
+            entry.map_err(|error| self.error(error.operation, path.as_bytes(), error.cause))?;
         Ok((Entry { path: path.clone(), content_path: Some(real), ..entry }, dirs))
     }
 
@@ -77,12 +75,10 @@ impl Tree {
             .map_err(failed)?;
             let stat = rustix::fs::fstat(&dir).map_err(failed)?;
             located.dirs.push(ManifestDir { path: above.clone(), meta: meta_of(&stat) });
-            let id = (stat.st_dev, stat.st_ino);
-            located
-                .resolved_dirs
-                .push(ResolvedDir { inode_id: id, real_path: located.real_path.clone() });
+            let (inode_id, real_path) = ((stat.st_dev, stat.st_ino), located.real_path.clone());
+            located.resolved_dirs.push(ResolvedDir { inode_id, real_path });
             above = above.child(name).map_err(|_| failed(Errno::INVAL))?;
-            let at = |cause: Cause| FsError::new(self.side, "follow", above.as_bytes(), cause);
+            let at = |cause: Cause| self.error("follow", above.as_bytes(), cause);
             let stat = lstat(&dir, name).map_err(|errno| at(errno.into()))?;
             located.real_path = match type_of(&stat) {
                 FileType::Symlink => Some(self.resolve_link(dir.as_fd(), name).map_err(at)?),
@@ -113,9 +109,7 @@ impl Tree {
         let looked_up = storage.locate(&real).and_then(|place| lstat(&place.dir, place.name));
         let stat = rustix::fs::fstat(&fd)?;
         match looked_up {
-            Ok(looked_up) if (looked_up.st_dev, looked_up.st_ino) == (stat.st_dev, stat.st_ino) => {
-                Ok(real)
-            }
+            Ok(looked_up) if is_same_object(&looked_up, &stat) => Ok(real),
             // Removed or renamed between the two lookups.
             _ => Err(Cause::Changed),
         }
@@ -129,29 +123,16 @@ impl Tree {
         real: Option<&RelPath>,
         list: bool,
     ) -> SysResult<OwnedFd> {
-        match (real, list) {
-            (None, true) => self.open_listable_dir(path),
-            (None, false) => self.open_dir(path),
-            (Some(real), true) => {
-                super::beneath::open_listable_below(self.root.fd(), real.as_bytes())
-            }
-            (Some(real), false) => open_dir_below(self.root.fd(), real.as_bytes()),
+        let path = match real {
+            Some(real) => real.as_bytes().to_vec(),
+            None => self.path_below_root(path),
+        };
+        if list {
+            open_listable_below(self.root.fd(), &path)
+        } else {
+            open_dir_below(self.root.fd(), &path)
         }
     }
-}
-
-/// The directory of `real`, and its name there.
-pub(super) fn locate_real(storage: &Tree, real: &RelPath) -> SysResult<(DirHandle, Vec<u8>)> {
-    let place = storage.locate(real)?;
-    Ok((place.dir, place.name.to_vec()))
-}
-
-/// The kernel's path of an open descriptor.
-fn kernel_path(fd: BorrowedFd<'_>) -> SysResult<Vec<u8>> {
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let path =
-        std::fs::read_link(link).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-    Ok(path.as_os_str().as_bytes().to_vec())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::beneath::{DirHandle, open_dir_below, split_parent};
 use super::deletion_budget::DeletionBudget;
 use super::dirty_journal::SuspectSpan;
-use super::errno::SysResult;
+use super::errno::{SysResult, ignore_missing};
 use super::error::{Cause, CauseResult, FsError, Result};
 use super::fs_type::is_remote_fs;
 use super::inode::{chmod, lstat};
@@ -85,7 +85,7 @@ impl Target {
     /// The destination `tree` of the sync with this number. Nothing is opened yet.
     pub fn new(tree: Tree, sync: SyncNo, options: TargetOptions) -> Target {
         Target {
-            suspect_span: tree.root.journal().suspect_span(&tree.path()),
+            suspect_span: tree.root.journal.suspect_span(&tree.path()),
             tree: tree.as_destination(),
             sync_no: sync,
             policy: Arc::new(MetadataPolicy::new(options.set_owner, &options.rules)),
@@ -152,7 +152,7 @@ impl Target {
         let mut failed = HashMap::new();
         for (path, desired) in stamps.iter().rev().filter(|_| !self.rules.dry_run) {
             let dir = match self.tree.cached_dir(path.as_bytes()) {
-                Err(Errno::ACCESS) => self.ensure_dir(path.as_bytes(), false).map(|(dir, _)| dir),
+                Err(Errno::ACCESS) => self.ensure_dir(path.as_bytes()),
                 other => other,
             };
             if dir.as_ref().is_err_and(|errno| self.is_dir_skipped(path, *errno)) {
@@ -179,18 +179,18 @@ impl Target {
         }
     }
 
-    /// Applies the metadata of an open directory; returns whether they changed.
+    /// Applies the metadata of an open directory.
     pub(super) fn apply_metadata_to_dir(
         &self,
         dir: &DirHandle,
         desired: &DesiredMetadata<'_>,
         origin: ObjectOrigin,
-    ) -> CauseResult<bool> {
-        let changed = self.policy.apply(dir, desired, origin)?;
+    ) -> CauseResult<()> {
+        self.policy.apply(dir, desired, origin)?;
         if !self.policy.preserves(Attribute::Mode) {
             self.restore_dir_mode(dir)?;
         }
-        Ok(changed)
+        Ok(())
     }
 
     /// Restores the mode of a directory that was widened to write into it.
@@ -259,7 +259,7 @@ impl Target {
                 if path.is_root() {
                     self.create_base(split_parent(self.tree.base.as_bytes()).0, None)?;
                 } else {
-                    self.ensure_dir(split_parent(path.as_bytes()).0, false)?;
+                    self.ensure_dir(split_parent(path.as_bytes()).0)?;
                 }
                 self.tree.locate(path)
             }
@@ -267,13 +267,13 @@ impl Target {
         }
     }
 
-    /// The directory `path`, created with its parents if missing; returns whether it is new. With `replace`, an
-    /// obstructing non-directory is removed (never the root itself).
-    pub(super) fn ensure_dir(&self, path: &[u8], replace: bool) -> SysResult<(DirHandle, bool)> {
-        self.ensure_dir_with_meta(path, replace, None)
+    /// The directory `path`, created with its parents if missing.
+    pub(super) fn ensure_dir(&self, path: &[u8]) -> SysResult<DirHandle> {
+        Ok(self.ensure_dir_with_meta(path, false, None)?.0)
     }
 
-    /// Like [`Target::ensure_dir`]; a new directory is created for `meta`.
+    /// Like [`Target::ensure_dir`], with whether the directory is new; it is created for `meta`. With `replace`, an
+    /// obstructing non-directory is removed (never the root itself).
     pub(super) fn ensure_dir_with_meta(
         &self,
         path: &[u8],
@@ -291,7 +291,7 @@ impl Target {
             && let Ok(dir) = self.tree.cached_dir(above)
         {
             let here = self.enter_dir_checked(&dir, name, replace, meta)?;
-            self.tree.cache_dir(path, &here.0);
+            self.tree.dir_cache.insert(path, &here.0);
             return Ok(here);
         }
         let mut here = match self.tree.cached_dir(b"") {
@@ -306,14 +306,14 @@ impl Target {
             let from = if end == 0 { 0 } else { end + 1 };
             let rest = &path[from..];
             end = from + rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
-            here = match self.tree.find_cached_dir(&path[..end]) {
+            here = match self.tree.dir_cache.get(&path[..end]) {
                 Some(dir) => (dir, false),
                 None => {
                     let meta = meta.filter(|_| end == path.len());
                     self.enter_dir_checked(&here.0, &path[from..end], replace, meta)?
                 }
             };
-            self.tree.cache_dir(&path[..end], &here.0);
+            self.tree.dir_cache.insert(&path[..end], &here.0);
         }
         Ok(here)
     }
@@ -332,7 +332,7 @@ impl Target {
             here = self.open_or_create_dir(&here.0, name, false, mode)?;
         }
         if base == self.tree.base.as_bytes() {
-            self.tree.cache_dir(b"", &here.0);
+            self.tree.dir_cache.insert(b"", &here.0);
         }
         Ok(here)
     }
@@ -395,12 +395,26 @@ impl Target {
     /// Removes a non-directory; a missing name is no error.
     pub(super) fn remove_non_directory(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty())) {
-            Err(Errno::NOENT) => Ok(()),
             // It was replaced by a directory: the caller retries.
-            Err(Errno::ISDIR) => match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOENT) => Ok(()),
-                other => other,
-            },
+            Err(Errno::ISDIR) => {
+                ignore_missing(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
+            }
+            other => ignore_missing(other),
+        }
+    }
+
+    /// Runs `make`, which creates `name` in `dir`; an existing non-directory of that name is removed.
+    pub(super) fn create_replacing<T>(
+        &self,
+        dir: &DirHandle,
+        name: &[u8],
+        make: impl Fn() -> SysResult<T>,
+    ) -> SysResult<T> {
+        match self.with_writable_dir(dir, &make) {
+            Err(Errno::EXIST) => {
+                self.remove_non_directory(dir, name)?;
+                self.with_writable_dir(dir, make)
+            }
             other => other,
         }
     }
@@ -413,7 +427,7 @@ impl Target {
         temp: &[u8],
         name: &[u8],
     ) -> CauseResult<()> {
-        if !self.tree.is_case_insensitive(dir, temp)? {
+        if !self.tree.case_folding.is_case_insensitive(dir, temp)? {
             return self.rename_over(dir, temp, name);
         }
         for _ in 0..8 {
@@ -496,7 +510,7 @@ impl Target {
     ) -> SysResult<T> {
         match step() {
             Err(Errno::NOENT | Errno::STALE) => {
-                self.tree.clear_dir_cache();
+                self.tree.dir_cache.clear();
                 step()
             }
             other => other,

@@ -6,13 +6,13 @@
 //! mirror finds it, on any host and with any options. Without the file the directory is like any other.
 
 use super::beneath::DirHandle;
-use super::entry::entry_of;
 use super::errno::SysResult;
 use super::error::Cause;
 use super::inode::{lstat, meta_of, set_mtime, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::target::Target;
 use super::temp_names::TRASH_MARKER;
+use super::xattr::{self, XattrObject};
 use crate::wire::errno::NAME_COLLISION;
 use crate::wire::preserve::Preserve;
 use crate::wire::{RelPath, RequestId};
@@ -31,7 +31,6 @@ is not needed.\n";
 pub const EARLIER_TRASH_KEPT: &str =
     "trash of an earlier mirror left as it is (remove it by hand when it is not needed)";
 
-/// The cause under which a sync reports kept trashes of earlier mirrors.
 pub(super) struct Trash<'a> {
     target: &'a Target,
     path: &'a RelPath,
@@ -97,14 +96,11 @@ impl<'a> Trash<'a> {
     ) -> SysResult<()> {
         self.ensure_created()?;
         let there = self.with_free_dir(path, |to| Ok(Arc::clone(to)))?;
-        let applied =
-            entry_of(dir.as_fd(), name, path.clone(), stat, Preserve::all()).and_then(|entry| {
-                self.target.policy.apply(
-                    &there,
-                    &DesiredMetadata::from(&entry),
-                    ObjectOrigin::Created(None),
-                )
-            });
+        let object = XattrObject::Named(dir.as_fd(), name);
+        let applied = xattr::read(object, true, Preserve::all()).and_then(|xattrs| {
+            let desired = DesiredMetadata { path, meta: meta_of(stat), xattrs: Some(&xattrs) };
+            self.target.policy.apply(&there, &desired, ObjectOrigin::Created(None))
+        });
         if let Err(cause) = applied {
             // Its metadata is best effort: no reason to keep the directory.
             tracing::debug!(%path, ?cause, "a directory in the trash lacks its metadata");
@@ -124,8 +120,8 @@ impl<'a> Trash<'a> {
                 n => format!("{}~{n}", self.request),
             };
             let base = self.path.child(dir.as_bytes()).map_err(|_| Errno::NAMETOOLONG)?;
-            let done = self.target.ensure_dir(base.join(path).as_bytes(), false);
-            match done.and_then(|(to, _)| step(&to)) {
+            let done = self.target.ensure_dir(base.join(path).as_bytes());
+            match done.and_then(|to| step(&to)) {
                 // The path exists, or an object other than a directory obstructs it.
                 Err(Errno::EXIST | Errno::NOTDIR | Errno::LOOP | NAME_COLLISION) => {}
                 other => return other,
@@ -149,7 +145,7 @@ impl<'a> Trash<'a> {
             }
         };
         let before = (above != *self.path).then(|| rustix::fs::fstat(&found)).transpose()?;
-        let trash = self.target.ensure_dir(self.path.as_bytes(), false)?.0;
+        let trash = self.target.ensure_dir(self.path.as_bytes())?;
         self.target.with_writable_dir(&trash, || create_marker(&trash))?;
         if let Some(before) = before {
             set_mtime(found.as_fd(), &meta_of(&before))?;

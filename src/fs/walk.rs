@@ -6,14 +6,14 @@
 //! too: upper levels are closed and opened again.
 
 use super::beneath::{DirHandle, open_dir_below, open_listable_below, split_parent};
-use super::dir_list::{ListedName, list_dir_with_internal};
+use super::dir_list::{ListedName, list_dir};
 use super::errno::SysResult;
-use super::error::{Cause, FsError, Result};
+use super::error::{Cause, Result};
 use super::filter::Filter;
 use super::fs_type::is_pseudo_fs;
 use super::inode::{lstat, meta_of, type_of};
-use super::root::Tree;
-use super::symlinks::{ResolvedDir, ResolvedPath, locate_real};
+use super::root::{ParentAndName, Tree};
+use super::symlinks::{ResolvedDir, ResolvedPath};
 use super::temp_names::{TRASH_MARKER, is_internal_name};
 use crate::wire::RelPath;
 use crate::wire::entry_report::EntryWarnings;
@@ -33,7 +33,7 @@ const MAX_NAMES_HELD: usize = 100_000;
 const MAX_OPEN_LEVELS: usize = 12;
 /// The most bytes of the paths of all directories above an entry, together. Each manifest has all of them and is
 /// limited to twice this; deeper directories are reported, not entered.
-const MAX_PARENT_PATH_BYTES: usize = crate::wire::manifest::MAX_MANIFEST_BYTES / 2;
+pub const MAX_PARENT_PATH_BYTES: usize = crate::wire::manifest::MAX_MANIFEST_BYTES / 2;
 /// The cause under which skipped links are counted.
 pub const LINKS_SKIPPED: &str = "symbolic links left out (links: skip)";
 /// The cause under which internal unfinished files are counted, which are no part of a source.
@@ -139,7 +139,7 @@ impl Tree {
 
     /// Device and inode of its root, if that is a directory.
     pub fn root_inode(&self) -> Option<(u64, u64)> {
-        let fd = self.open_resolved(b"", None, true).ok()?;
+        let fd = self.open_listable_dir(b"").ok()?;
         rustix::fs::fstat(&fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
     }
 
@@ -199,11 +199,11 @@ impl Tree {
         let stat = rustix::fs::fstat(&fd);
         let stat = stat.map_err(|e| self.error("read metadata of", dir.as_bytes(), e))?;
         if is_pseudo_fs(&fd).map_err(|e| self.error("read metadata of", dir.as_bytes(), e))? {
-            return Err(self.pseudo_fs_error("enter", dir.as_bytes()));
+            return Err(self.error("enter", dir.as_bytes(), Cause::PseudoFileSystem));
         }
         walk.current_device = stat.st_dev;
         if walk.options.destination == Some((stat.st_dev, stat.st_ino)) {
-            return Err(FsError::new(self.side, "enter", dir.as_bytes(), Cause::IsDestination));
+            return Err(self.error("enter", dir.as_bytes(), Cause::IsDestination));
         }
         let way = ResolvedDir { inode_id: (stat.st_dev, stat.st_ino), real_path: real };
         let dir = ManifestDir { path: dir.clone(), meta: meta_of(&stat) };
@@ -288,20 +288,17 @@ impl Walk {
     fn enter_dir(&mut self, here: OpenedDir, after: Option<&[u8]>) -> Result<()> {
         let path = here.dir.path.clone();
         let fd = here.fd.map_err(|e| self.tree.error("open", path.as_bytes(), e))?;
-        let listing = list_dir_with_internal(&fd, after, self.max_names_held);
+        let listing = list_dir(&fd, after, self.max_names_held, |_| true);
         self.parent_path_bytes += path.as_bytes().len();
         self.dirs.push(here.dir);
         self.resolved_dirs.push(here.resolved);
-        let more = listing.has_more.then(|| listing.names.last().map(|(name, _)| name.clone()));
         let (fd, names) = (Some(Arc::new(fd)), listing.names.into_iter());
-        self.levels.push(WalkLevel { fd, names, next_after: more.flatten() });
+        self.levels.push(WalkLevel { fd, names, next_after: listing.next_after });
         if let Some(at) = self.levels.len().checked_sub(MAX_OPEN_LEVELS + 1) {
             self.levels[at].fd = None;
         }
-        match listing.error {
-            Some(errno) => Err(self.tree.error("list", path.as_bytes(), errno)),
-            None => Ok(()),
-        }
+        let failed = |errno| Err(self.tree.error("list", path.as_bytes(), errno));
+        listing.error.map_or(Ok(()), failed)
     }
 
     fn leave_dir(&mut self) {
@@ -369,7 +366,7 @@ impl Walk {
         path: &RelPath,
     ) -> Result<Option<FoundObject>> {
         let (tree, filter) = (&self.tree, &self.options.filter);
-        let failed = |op, cause| FsError::new(tree.side, op, path.as_bytes(), cause);
+        let failed = |op, cause: Cause| tree.error(op, path.as_bytes(), cause);
         let stat = match lstat(&dir, name) {
             Err(Errno::NOENT) => return Ok(None),
             other => other.map_err(|e| failed("read metadata of", e.into()))?,
@@ -388,14 +385,15 @@ impl Walk {
             return Ok(None);
         }
         let real = tree.resolve_link(dir.as_fd(), name).map_err(|cause| failed("follow", cause))?;
-        let (dir, name) = locate_real(&tree.storage_tree(), &real)
-            .map_err(|e| failed("follow", cause_after_resolve(e)))?;
-        let stat = lstat(&dir, &name).map_err(|e| failed("follow", cause_after_resolve(e)))?;
+        let storage = tree.storage_tree();
+        let unreachable = |errno| failed("follow", cause_after_resolve(errno));
+        let ParentAndName { dir, name } = storage.locate(&real).map_err(unreachable)?;
+        let (name, stat) = (name.to_vec(), lstat(&dir, name).map_err(unreachable)?);
         if is_dir(&stat) && filter.excludes(path, true) {
             return Ok(None);
         }
         if !is_dir(&stat) && is_pseudo_fs(&dir).map_err(|e| failed("follow", e.into()))? {
-            return Err(tree.pseudo_fs_error("copy", path.as_bytes()));
+            return Err(failed("copy", Cause::PseudoFileSystem));
         }
         Ok(Some(FoundObject { dir, name, stat, real_path: Some(real) }))
     }
@@ -435,7 +433,7 @@ impl Walk {
         if stat.st_dev != self.current_device {
             // Another file system is mounted here.
             if is_pseudo_fs(seen).map_err(|e| at("read metadata of", e.into()))? {
-                return Err(tree.pseudo_fs_error("enter", path.as_bytes()));
+                return Err(at("enter", Cause::PseudoFileSystem));
             }
             self.current_device = stat.st_dev;
         }
@@ -443,10 +441,10 @@ impl Walk {
         if self.options.links == Links::Copy
             && self.resolved_dirs.iter().any(|way| way.inode_id == id)
         {
-            return Err(FsError::new(tree.side, "enter", path.as_bytes(), Cause::LinkCycle));
+            return Err(at("enter", Cause::LinkCycle));
         }
         if self.options.destination == Some(id) {
-            return Err(FsError::new(tree.side, "enter", path.as_bytes(), Cause::IsDestination));
+            return Err(at("enter", Cause::IsDestination));
         }
         let way = ResolvedDir { inode_id: id, real_path: spot.real_path.clone() };
         let dir = ManifestDir { path, meta: entry.meta };
@@ -468,10 +466,8 @@ impl Walk {
         let real = self.resolved_dirs.last().and_then(|way| way.real_path.as_ref());
         let fd = self.tree.open_resolved(path, real, true);
         let fd = fd.map_err(|e| self.tree.error("open", path, e))?;
-        let listing = list_dir_with_internal(&fd, Some(&after), self.max_names_held);
-        let more = listing.has_more.then(|| listing.names.last().map(|(name, _)| name.clone()));
-        level.next_after = more.flatten();
-        level.names = listing.names.into_iter();
+        let listing = list_dir(&fd, Some(&after), self.max_names_held, |_| true);
+        (level.names, level.next_after) = (listing.names.into_iter(), listing.next_after);
         level.fd = Some(Arc::new(fd));
         match listing.error {
             Some(errno) => Err(self.tree.error("list", path, errno)),

@@ -3,9 +3,9 @@
 use super::{PruneSpec, can_replace_directories};
 use crate::agent::pages::{SubtreeBudget, WalkHalt};
 use crate::data::prune_messages::PruneRequest;
-use crate::fs::{Filter, FsError, NamePage, Tree};
+use crate::fs::{Filter, FsError, MAX_PARENT_PATH_BYTES, NamePage, Tree};
 use crate::wire::RelPath;
-use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, ManifestDir};
+use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::options::{FilterSpec, Links, SyncOptions};
 use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::task::{Cursor, RootIdentity, RootState};
@@ -18,8 +18,6 @@ use tokio::sync::mpsc;
 const MAX_NAMES_IN_MEMORY: usize = 100_000;
 /// A destination answers long before its request times out.
 const MAX_NAMES_PER_REQUEST: usize = 4096;
-/// The sum of the path lengths of all directories above a name. A scan has the same limit.
-const MAX_DIR_CHAIN_BYTES: usize = MAX_MANIFEST_BYTES / 2;
 
 /// What the walk found, in order.
 pub(super) enum WalkStep {
@@ -183,7 +181,7 @@ impl PruneWalker {
         }
         let above = self.dirs_above_start.iter().chain(self.levels.iter().map(|level| &level.dir));
         let dirs: Vec<ManifestDir> = above.chain([&level.dir]).cloned().collect();
-        if dirs.iter().map(|dir| dir.path.as_bytes().len()).sum::<usize>() > MAX_DIR_CHAIN_BYTES {
+        if dirs.iter().map(|dir| dir.path.as_bytes().len()).sum::<usize>() > MAX_PARENT_PATH_BYTES {
             let why = "the names of the directories above it are too long together; nothing is deleted in it";
             return self.send_step(WalkStep::Failed(EntryError {
                 class: ErrorClass::Permanent,
@@ -196,7 +194,7 @@ impl PruneWalker {
                 Ok(page) => page,
                 Err(error) => return self.report_unlisted(error),
             };
-            let through = last_of_incomplete(&page);
+            let through = page.next_after.clone();
             if last_name.is_none() && through.is_none() {
                 level.set_subdirs(&page, &self.filter);
             }
@@ -299,14 +297,9 @@ impl DirLevel {
 
     /// The directories in `page` are entered next, and then those after it.
     fn set_subdirs(&mut self, page: &NamePage, filter: &Filter) {
-        self.resume_after = last_of_incomplete(page);
+        self.resume_after = page.next_after.clone();
         let dirs = page.names.iter().filter(|(_, is_dir)| *is_dir);
         let paths = dirs.filter_map(|(name, _)| self.dir.path.child(name).ok());
         self.subdirs = paths.filter(|path| !filter.excludes(path, true)).collect();
     }
-}
-
-/// The last name of a page after which there are more.
-fn last_of_incomplete(page: &NamePage) -> Option<Box<[u8]>> {
-    page.names.last().map(|(name, _)| name.clone()).filter(|_| page.has_more)
 }

@@ -5,6 +5,7 @@ use crate::wire::SyncNo;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::options::WriteRules;
 use crate::wire::preserve::Preserve;
+use rustix::fs::FileType;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 

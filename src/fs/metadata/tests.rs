@@ -394,26 +394,25 @@ fn an_mtime_changed_by_the_file_system_is_detected() {
     let site = TestSite::new();
     let file = fs::File::open(site.write_file("f", "")).unwrap();
     let path = rel("f");
-    let policy = policy(true);
+    let (one, fresh) = (policy(true), policy(true));
     let desired = |mtime_sec, mtime_nsec| {
         let meta = Meta { mode: 0o600, uid: 0, gid: 0, mtime_sec, mtime_nsec };
         DesiredMetadata { path: &path, meta, xattrs: Some(&[]) }
     };
-    let check = |set: i64, nsec: i64, desired: &DesiredMetadata<'_>| {
+    let check = |policy: &MetadataPolicy, set, nsec, desired: &DesiredMetadata<'_>| {
         set_file_mtime(&site.path("f"), set, nsec);
         policy.verify_mtime(file.as_fd(), desired).unwrap();
         let notes = policy.warnings.take_counts();
         notes.into_keys().next().map(|text| text.split(" by ").next().unwrap().to_owned())
     };
-    let clamped = check(0, 0, &desired(-5_000_000_000, 0)).unwrap();
+    let clamped = check(&one, 0, 0, &desired(-5_000_000_000, 0)).unwrap();
     assert!(clamped.contains("outside"), "{clamped}");
-    assert_eq!(check(-5, 3, &desired(-5, 3)), None);
-    assert_eq!(policy.mtime_precision.load(Ordering::Relaxed), PRECISION_NANOSECONDS);
+    assert_eq!(check(&one, -5, 3, &desired(-5, 3)), None);
+    assert_eq!(one.keeps_nanoseconds.get(), Some(&true));
     // Not looked at any more.
-    assert_eq!(check(1000, 0, &desired(1000, 77)), None);
-    policy.mtime_precision.store(PRECISION_UNKNOWN, Ordering::Relaxed);
+    assert_eq!(check(&one, 1000, 0, &desired(1000, 77)), None);
     for _ in 0..2 {
-        let rounded = check(1000, 0, &desired(1001, 77));
+        let rounded = check(&fresh, 1000, 0, &desired(1001, 77));
         assert_eq!(rounded.as_deref(), Some("modification time rounded"));
     }
     // What is not to be exact is not repaired over and over.

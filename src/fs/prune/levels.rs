@@ -1,7 +1,7 @@
 //! The directories that a prune is in: opening, listing, and closing them to save descriptors.
 
 use super::super::beneath::{DirHandle, open_within_mount};
-use super::super::dir_list::{is_dir_empty, list_dir_matching};
+use super::super::dir_list::{is_dir_empty, list_dir};
 use super::super::errno::SysResult;
 use super::super::error::{Cause, CauseResult};
 use super::super::trash::is_trash_dir;
@@ -121,7 +121,7 @@ impl Pruner<'_> {
             Ok((names, more)) => (level.names, level.next_after) = (names, more),
             Err(errno) => {
                 let path = level.path.clone();
-                self.report_error(&path, "list", errno);
+                self.report_error(path.as_bytes(), "list", errno);
             }
         }
     }
@@ -133,11 +133,9 @@ impl Pruner<'_> {
         top: bool,
     ) -> SysResult<(NameIter, Option<Box<[u8]>>)> {
         let upto = self.page.through.as_deref().filter(|_| top);
-        let listing = list_dir_matching(fd, MAX_NAMES_HELD, |name| {
-            after.is_none_or(|a| name > a) && upto.is_none_or(|u| name <= u)
-        });
+        let listing =
+            list_dir(fd, after, MAX_NAMES_HELD, |name| upto.is_none_or(|upto| name <= upto));
         listing.error.map_or(Ok(()), Err)?;
-        let more = listing.has_more.then(|| listing.names.last().map(|(name, _)| name.clone()));
-        Ok((listing.names.into_iter(), more.flatten()))
+        Ok((listing.names.into_iter(), listing.next_after))
     }
 }

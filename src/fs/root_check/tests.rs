@@ -1,7 +1,7 @@
 use super::super::target::Target;
 use super::*;
-use crate::fs::PartFile;
 use crate::fs::testing::{TestSite, full_manifest};
+use crate::fs::{FsError, PartFile};
 use crate::wire::outcome::ErrorClass;
 use rustix::io::Errno;
 use std::fs as std_fs;

@@ -1,6 +1,7 @@
 use super::super::WalkOptions;
 use super::super::testing::*;
 use super::*;
+use crate::fs::FsError;
 use crate::wire::manifest::EntryKind;
 use crate::wire::outcome::ErrorClass;
 use crate::wire::task::Cursor;
