@@ -1,5 +1,6 @@
 //! Groups what a walk finds into batches, large files and pages.
 
+use crate::fs::Tree;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::outcome::EntryError;
@@ -48,13 +49,20 @@ impl BatchBuilder {
             chunk_bytes,
             without_ranges: false,
             ranges_by_data: false,
-            page: empty_page(),
+            page: ScanPage::default(),
             page_entries: 0,
             page_encoded_bytes: 0,
             batch: Manifest::default(),
             batch_dirs: HashSet::new(),
             batch_content_bytes: 0,
             batch_encoded_bytes: 0,
+        }
+    }
+
+    /// Measures the data of a sparse file that is split by it.
+    pub(super) fn measure_data(&self, source: &Tree, entry: &mut Entry) {
+        if self.ranges_by_data {
+            source.measure_stored_bytes(entry, self.chunk_bytes);
         }
     }
 
@@ -119,14 +127,14 @@ impl BatchBuilder {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.page_entries == 0 && self.page == empty_page()
+        self.page_entries == 0 && self.page == ScanPage::default()
     }
 
     /// A page with everything that was added since the last one.
     pub(super) fn take_page(&mut self) -> ScanPage {
         self.close_batch();
         (self.page_encoded_bytes, self.page_entries) = (0, 0);
-        std::mem::replace(&mut self.page, empty_page())
+        std::mem::take(&mut self.page)
     }
 
     fn close_batch(&mut self) {
@@ -140,25 +148,6 @@ impl BatchBuilder {
             }
             self.page.work.push(item);
         }
-    }
-}
-
-pub(super) fn empty_page() -> ScanPage {
-    ScanPage {
-        task_digest: Digest([0; 32]),
-        page: 0,
-        work: Vec::new(),
-        subtrees: Vec::new(),
-        errors: Vec::new(),
-        unlisted_dirs: 0,
-        root: None,
-        root_identity: None,
-        pruned: None,
-        allowance_used_up: false,
-        warnings: EntryWarnings::new(),
-        records: Vec::new(),
-        integrity_errors: 0,
-        next: None,
     }
 }
 

@@ -12,26 +12,19 @@ use crate::wire::task::TaskReport;
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
 
+/// An entry that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum EntryOutcome {
-    /// The destination is up to date and no content was sent.
-    InPlace {
-        action: EntryAction,
-        digest: Option<Digest>,
-    },
-    /// The content was sent and published; in a dry run: would be.
-    Transferred {
-        action: EntryAction,
-        bytes: u64,
-        digest: Option<Digest>,
-    },
-    Failed(EntryError),
+struct EntryDone {
+    action: EntryAction,
+    file: WrittenFile,
+    /// The destination was up to date. Otherwise the content was sent and published; in a dry run: would be.
+    is_in_place: bool,
 }
 
 pub(super) struct BatchOutcome<'a> {
     manifest: &'a Manifest,
     /// One for each entry, in the order of the manifest.
-    outcomes: Vec<Option<EntryOutcome>>,
+    outcomes: Vec<Option<Result<EntryDone, EntryError>>>,
     warnings: EntryWarnings,
     bytes_sent: u64,
     bytes_cloned: u64,
@@ -82,29 +75,24 @@ impl<'a> BatchOutcome<'a> {
     }
 
     pub(super) fn set_transferred(&mut self, i: usize, action: EntryAction, file: WrittenFile) {
-        let WrittenFile { bytes, digest } = file;
-        self.outcomes[i] = Some(EntryOutcome::Transferred { action, bytes, digest });
+        self.outcomes[i] = Some(Ok(EntryDone { action, file, is_in_place: false }));
     }
 
     pub(super) fn set_failed(&mut self, i: usize, error: EntryError) {
-        self.outcomes[i] = Some(EntryOutcome::Failed(error));
+        self.outcomes[i] = Some(Err(error));
     }
 
     /// Entry `i` is up to date. Where it was transferred in an earlier attempt of this assignment, it does not
     /// become a skipped one.
     pub(super) fn set_in_place(&mut self, i: usize, action: EntryAction, digest: Option<Digest>) {
-        use EntryOutcome::{InPlace, Transferred};
-        let outcome = &mut self.outcomes[i];
-        if let Some(
-            InPlace { action: before, digest: known }
-            | Transferred { action: before, digest: known, .. },
-        ) = outcome
-            && counts_as_skipped(action)
-            && *before != EntryAction::Skip
-        {
-            *known = known.or(digest);
-        } else {
-            *outcome = Some(InPlace { action, digest });
+        match &mut self.outcomes[i] {
+            Some(Ok(before)) if counts_as_skipped(action) && before.action != EntryAction::Skip => {
+                before.file.digest = before.file.digest.or(digest);
+            }
+            outcome => {
+                let file = WrittenFile { bytes: self.manifest.entries[i].size(), digest };
+                *outcome = Some(Ok(EntryDone { action, file, is_in_place: true }));
+            }
         }
     }
 
@@ -147,37 +135,30 @@ impl<'a> BatchOutcome<'a> {
         for (i, (entry, outcome)) in self.manifest.entries.iter().zip(self.outcomes).enumerate() {
             // A defect that leaves an entry without an outcome must not count as success.
             let missing = || {
-                EntryError::new(
-                    entry.path.as_bytes(),
-                    None,
-                    "copy",
-                    "no result was reported for it",
-                )
+                let why = "no result was reported for it";
+                Err(EntryError::new(entry.path.as_bytes(), None, "copy", why))
             };
-            let (action, bytes, digest) =
-                match outcome.unwrap_or_else(|| EntryOutcome::Failed(missing())) {
-                    EntryOutcome::InPlace { action, digest } => {
-                        if !counts_as_skipped(action) {
-                            report.bytes_kept += entry.size();
-                        }
-                        (action, entry.size(), digest)
-                    }
-                    EntryOutcome::Transferred { action, bytes, digest } => (action, bytes, digest),
-                    EntryOutcome::Failed(error) => {
-                        failed.insert(i);
-                        report.failures.push(error);
-                        continue;
-                    }
-                };
-            count_action(&mut report, options, entry, action, WrittenFile { bytes, digest });
+            let EntryDone { action, file, is_in_place } = match outcome.unwrap_or_else(missing) {
+                Ok(done) => done,
+                Err(error) => {
+                    failed.insert(i);
+                    report.failures.push(error);
+                    continue;
+                }
+            };
+            let is_skipped = counts_as_skipped(action);
+            if is_in_place && !is_skipped {
+                report.bytes_kept += file.bytes;
+            }
+            count_action(&mut report, options, entry, action, file);
             if entry.is_dir() {
                 report.dirs_done += 1;
-            } else if counts_as_skipped(action) {
+            } else if is_skipped {
                 report.files_skipped += 1;
-                report.bytes_skipped += bytes;
+                report.bytes_skipped += file.bytes;
             } else {
                 report.files_done += 1;
-                report.bytes_done += bytes;
+                report.bytes_done += file.bytes;
             }
         }
         if !failed.is_empty() {
@@ -267,8 +248,8 @@ mod tests {
         )
     }
 
-    fn in_place(action: EntryAction) -> EntryOutcome {
-        EntryOutcome::InPlace { action, digest: None }
+    fn done(action: EntryAction, digest: Option<Digest>, is_in_place: bool) -> EntryDone {
+        EntryDone { action, file: WrittenFile { bytes: 5, digest }, is_in_place }
     }
 
     #[test]
@@ -295,14 +276,8 @@ mod tests {
         outcome.set_in_place(3, EntryAction::Skip, None);
         outcome.start_attempt();
         (0..4).for_each(|i| outcome.set_in_place(i, EntryAction::Skip, digest));
-        assert_eq!(
-            outcome.outcomes[0],
-            Some(EntryOutcome::Transferred { action: EntryAction::Update, bytes: 5, digest })
-        );
-        assert_eq!(
-            outcome.outcomes[3],
-            Some(EntryOutcome::InPlace { action: EntryAction::Skip, digest })
-        );
+        assert_eq!(outcome.outcomes[0], Some(Ok(done(EntryAction::Update, digest, false))));
+        assert_eq!(outcome.outcomes[3], Some(Ok(done(EntryAction::Skip, digest, true))));
         let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.files_done, report.files_skipped), (2, 2));
         // One was sent, one was linked.
@@ -325,7 +300,7 @@ mod tests {
             outcome.add_warnings(warnings, false);
             outcome.add_bytes(1, 0);
         }
-        outcome.outcomes[0] = Some(in_place(EntryAction::Create));
+        outcome.set_in_place(0, EntryAction::Create, None);
         let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.warnings["owner"].count, report.bytes_sent), (1, 2));
         assert_eq!(report.actions[&EntryAction::Create], Tally { count: 1, bytes: 1 });
@@ -340,7 +315,7 @@ mod tests {
         let manifest = Manifest { dirs: vec![], entries: vec![dir, file("f", 3), link] };
         let names = |record, with_manifest| {
             let mut outcome = BatchOutcome::new(&manifest);
-            (0..3).for_each(|i| outcome.outcomes[i] = Some(in_place(EntryAction::Create)));
+            (0..3).for_each(|i| outcome.set_in_place(i, EntryAction::Create, None));
             let options = SyncOptions { record, manifest: with_manifest, ..SyncOptions::default() };
             let records = outcome.into_report(&options).records;
             records.iter().map(|r| r.path.to_string()).collect::<Vec<_>>()
@@ -363,7 +338,7 @@ mod tests {
                 .into_iter()
                 .enumerate()
             {
-                outcome.outcomes[i] = Some(in_place(action));
+                outcome.set_in_place(i, action, None);
             }
             outcome.add_created_dirs(vec![RelPath::new("implicit/dir").unwrap()]);
             let records = outcome.into_report(&options).records;

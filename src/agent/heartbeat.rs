@@ -1,13 +1,11 @@
 //! Heartbeats: they report the resources and the work of this agent. The replies renew or revoke its leases and
 //! bring the ticket key and the limits.
 
-use super::lease_table::LeaseTable;
-use super::limits::SendLimits;
+use super::job::AgentContext;
 use super::storage::StorageMonitor;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::ticket_verifier::boottime;
-use crate::data::{ActiveRequests, Endpoints, Peers, Roots, TicketVerifier};
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::rlimits;
@@ -51,23 +49,12 @@ impl ReceiveRate {
     }
 }
 
-/// What heartbeats report and what their replies change.
-pub(super) struct HeartbeatSources {
-    pub(super) endpoints: Arc<Endpoints>,
-    pub(super) roots: Arc<Roots>,
-    pub(super) ticket_verifier: Arc<TicketVerifier>,
-    pub(super) lease_table: Arc<LeaseTable>,
-    pub(super) limits: Arc<SendLimits>,
-    pub(super) peers: Arc<Peers>,
-    pub(super) requests: Arc<ActiveRequests>,
-}
-
 pub(super) struct Heartbeater {
     config: AgentConfig,
     /// Random for each process.
     pub(super) incarnation: String,
     boot_id: Option<String>,
-    sources: HeartbeatSources,
+    cx: Arc<AgentContext>,
     storage: Arc<StorageMonitor>,
     interval_ms: AtomicU64,
     draining: AtomicBool,
@@ -82,15 +69,15 @@ pub(super) struct Heartbeater {
 }
 
 impl Heartbeater {
-    pub(super) fn new(config: AgentConfig, incarnation: String, sources: HeartbeatSources) -> Self {
+    pub(super) fn new(config: AgentConfig, incarnation: String, cx: Arc<AgentContext>) -> Self {
         let send_request = Arc::new(Notify::new());
         Heartbeater {
             interval_ms: AtomicU64::new(millis(config.heartbeat_interval)),
             config,
             incarnation,
             boot_id: boot_id(),
-            storage: StorageMonitor::new(sources.roots.clone(), send_request.clone()),
-            sources,
+            storage: StorageMonitor::new(cx.roots.clone(), send_request.clone()),
+            cx,
             draining: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             receive_rates: Mutex::default(),
@@ -175,7 +162,7 @@ impl Heartbeater {
     /// Waits for `wait`, but during work at most for `busy_interval`, because only the reply to a heartbeat revokes
     /// an assignment.
     async fn wait_for_next(&self, wait: Duration, busy_interval: Duration) {
-        let HeartbeatSources { lease_table, requests, .. } = &self.sources;
+        let AgentContext { lease_table, requests, .. } = &*self.cx;
         let end = tokio::time::Instant::now() + wait;
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
@@ -191,7 +178,7 @@ impl Heartbeater {
 
     /// Sends one heartbeat. Returns the interval that the master asks for, if any; the error is a message.
     pub(super) async fn send(&self, client: &MasterClient) -> Result<Option<Duration>, String> {
-        let HeartbeatSources { lease_table, ticket_verifier, limits, peers, .. } = &self.sources;
+        let AgentContext { lease_table, ticket_verifier, limits, peers, .. } = &*self.cx;
         let heartbeat = self.build_heartbeat();
         let sent = boottime();
         let reply = match client.send_heartbeat(&heartbeat).await {
@@ -217,8 +204,7 @@ impl Heartbeater {
     }
 
     fn build_heartbeat(&self) -> WorkerHeartbeat {
-        let HeartbeatSources { endpoints, lease_table, limits, requests, .. } = &self.sources;
-        let assignments = lease_table.assignment_ids();
+        let assignments = self.cx.lease_table.assignment_ids();
         let storage = self.storage.snapshot();
         let status = if self.stopped.load(Ordering::Relaxed) {
             WorkerStatus::Stopped
@@ -232,25 +218,25 @@ impl Heartbeater {
             WorkerStatus::Transferring
         };
         WorkerHeartbeat {
-            worker_id: self.config.worker_id.clone(),
+            worker_id: self.cx.worker_id.clone(),
             status,
             storage_paths: storage.available,
-            data_plane_endpoints: endpoints.available(),
+            data_plane_endpoints: self.cx.endpoints.available(),
             timestamp: None,
             control_plane_address: self.config.control_plane_address.clone(),
             incarnation: Some(self.incarnation.clone()),
             boot_id: self.boot_id.clone(),
             free_bytes: storage.free_bytes,
             assignments,
-            moved_bytes: lease_table.moved_bytes(),
-            incoming_requests: count(requests.active()),
+            moved_bytes: self.cx.lease_table.moved_bytes(),
+            incoming_requests: count(self.cx.requests.active()),
             slots: Some(count(self.config.slots)),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             protocol: Some(PROTOCOL_VERSION),
-            usage: limits.usage_by_sync(),
+            usage: self.cx.limits.usage_by_sync(),
             nics: self.nic_reports(),
             unavailable_paths: storage.unavailable,
-            unavailable_endpoints: endpoints.unavailable(),
+            unavailable_endpoints: self.cx.endpoints.unavailable(),
             root_ids: storage.root_ids,
         }
     }
@@ -270,12 +256,12 @@ impl Heartbeater {
     fn nic_reports(&self) -> Vec<NicReport> {
         let mut rates = self.receive_rates.lock();
         let now = Instant::now();
-        let unavailable = self.sources.endpoints.unavailable();
+        let unavailable = self.cx.endpoints.unavailable();
         let unavailable_reason = |endpoint: &str| {
             let found = unavailable.iter().find(|unavailable| unavailable.endpoint == endpoint)?;
             Some(format!("unavailable, {}", found.reason))
         };
-        let nics = self.sources.peers.nics().into_iter();
+        let nics = self.cx.peers.nics().into_iter();
         let report = nics.map(|(nic, status)| {
             let endpoint = nic.endpoint.authority();
             let received = nic.counter.received();

@@ -1,8 +1,13 @@
 //! What the executors of all tasks share: their resources, the choice of a destination, and the outcome of a task.
 
+use super::batch::BatchBuilder;
 use super::corruption_count::CorruptionCounts;
+use super::lease_table::LeaseTable;
 use super::limits::SendLimits;
-use crate::data::{Deadline, Destination, Local, Peers, Roots, SendError, TicketVerifier};
+use crate::data::{
+    ActiveRequests, Deadline, Destination, Endpoints, Local, Peers, Roots, SendError,
+    TicketVerifier,
+};
 use crate::fs::{Filter, FsError, Target, Tree};
 use crate::util::rate::{Limiters, RateLimiter};
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -18,13 +23,18 @@ use std::sync::Arc;
 /// have restarted. An unreachable peer is not.
 const MAX_TRIES_PER_WORKER: u32 = 2;
 
-pub(super) struct ExecutorContext {
+/// What slots, executors and heartbeats share.
+pub(super) struct AgentContext {
     pub(super) worker_id: WorkerId,
-    pub(super) limits: Arc<SendLimits>,
+    pub(super) lease_table: Arc<LeaseTable>,
+    pub(super) limits: SendLimits,
     pub(super) corruption_counts: CorruptionCounts,
     pub(super) roots: Arc<Roots>,
     pub(super) ticket_verifier: Arc<TicketVerifier>,
     pub(super) peers: Arc<Peers>,
+    pub(super) endpoints: Arc<Endpoints>,
+    /// Of other agents.
+    pub(super) requests: Arc<ActiveRequests>,
     /// Large source files bypass the page cache where the file system supports it.
     pub(super) direct_io: bool,
 }
@@ -96,7 +106,7 @@ impl Writers {
 /// One assignment that is being executed.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
-    pub(super) cx: &'a ExecutorContext,
+    pub(super) cx: &'a AgentContext,
     pub(super) assignment: &'a Assignment,
     pub(super) writers: &'a Writers,
     pub(super) deadline: &'a Deadline,
@@ -114,9 +124,13 @@ impl Job<'_> {
         self.cx.limits.limiters_for(&self.assignment.request_id).with(self.byte_counter.clone())
     }
 
-    /// Whether sparse files are split by their data: holes are hashed only where digests of files are requested.
-    pub(super) fn splits_by_data(&self) -> bool {
-        self.assignment.options.write_rules().hash_mode() == HashMode::SkipZeros
+    pub(super) fn batch_builder(&self) -> BatchBuilder {
+        let options = &self.assignment.options;
+        let mut builder = BatchBuilder::new(self.chunk_bytes());
+        builder.without_ranges = options.dry_run;
+        // Holes are hashed only where digests of files are requested.
+        builder.ranges_by_data = options.write_rules().hash_mode() == HashMode::SkipZeros;
+        builder
     }
 
     /// Whether the task may change the destination. Other tasks have no writers.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - [`lease_table`]: assignments and their deadlines; [`limits`]: bandwidth; [`heartbeat`] (with [`storage`]),
-//!   [`slots`] (with [`concurrency`]): the loops; [`reload`]: changes of the configuration
+//!   [`slots`] (with [`concurrency`]): the loops
 //! - [`job`]: what executors share; [`scan`] and [`prune`] (with [`batch`] and [`pages`]), [`copy`] (with
 //!   [`batch_outcome`]), [`range`], [`publish`]
 //!
@@ -29,7 +29,6 @@ mod preflight;
 mod prune;
 mod publish;
 mod range;
-mod reload;
 mod scan;
 mod slots;
 mod storage;
@@ -39,10 +38,11 @@ pub(crate) mod testing;
 mod tests;
 
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::AgentConfig;
 use crate::config::agent::initial_slots;
+use crate::config::{AgentConfig, NicConfig};
+use crate::data::nics::Nic;
 use crate::data::{
-    ActiveRequests, BufferPools, DataServer, Endpoints, Peers, Roots, ServerContext, TicketVerifier,
+    BufferPools, DataServer, Endpoints, Peers, Roots, ServerContext, TicketVerifier,
 };
 use crate::fs::DirtyJournal;
 use crate::util::boot::boot_id;
@@ -51,14 +51,13 @@ use crate::util::units::{self, pluralize};
 use crate::wire::worker::Endpoint;
 use concurrency::ConcurrencyController;
 use corruption_count::CorruptionCounts;
-use heartbeat::{HeartbeatSources, Heartbeater};
-use job::ExecutorContext;
-use lease_table::LeaseTable;
+use heartbeat::Heartbeater;
+use job::AgentContext;
 use limits::SendLimits;
 use slots::Slots;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -89,18 +88,13 @@ impl Agent {
     ///
     /// # Errors
     /// An available endpoint can't be listened on.
-    pub async fn bind(config: AgentConfig) -> anyhow::Result<Self> {
+    pub async fn bind(config_changes: watch::Receiver<AgentConfig>) -> anyhow::Result<Self> {
+        let config = config_changes.borrow().clone();
         let (paths, journal) = (config.storage_paths.clone(), open_dirty_journal(&config));
         let open = move || Roots::open_available(&paths, journal());
         let roots = tokio::task::spawn_blocking(open).await?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
-        let config_changes = watch::channel(config.clone()).1;
         Ok(Agent { config, config_changes, roots: Arc::new(roots), server })
-    }
-
-    /// Applies changes of the configuration at once, as far as [`Reload`](crate::config::Reload) does.
-    pub fn with_config_changes(self, config_changes: watch::Receiver<AgentConfig>) -> Self {
-        Agent { config_changes, ..self }
     }
 
     /// The endpoints with the ports that the kernel chose.
@@ -131,61 +125,46 @@ impl Agent {
             endpoints.available().iter().map(Endpoint::authority).collect();
         tracing::info!(worker = %worker_id, slots = max_slots, endpoints = ?authorities, "agent started");
         warn_if_unusable(&roots, &endpoints);
-        let limits = Arc::new(SendLimits::new(config.bwlimit));
-        let lease_table = Arc::new(LeaseTable::default());
-        let cx = ExecutorContext {
+        let cx = Arc::new(AgentContext {
             worker_id,
-            limits: limits.clone(),
-            roots: roots.clone(),
-            ticket_verifier: ticket_verifier.clone(),
-            peers: peers.clone(),
-            direct_io: config.direct_io,
-            corruption_counts: CorruptionCounts::default(),
-        };
-        let sources = HeartbeatSources {
-            endpoints,
+            lease_table: Arc::default(),
+            limits: SendLimits::new(config.bwlimit),
             roots,
             ticket_verifier,
-            lease_table: lease_table.clone(),
-            limits: limits.clone(),
             peers,
-            requests: requests.clone(),
-        };
-        let heartbeater = Arc::new(Heartbeater::new(config, incarnation, sources));
-        let client = Arc::new(client);
+            endpoints,
+            requests,
+            direct_io: config.direct_io,
+            corruption_counts: CorruptionCounts::default(),
+        });
         let slots = Arc::new(Slots {
+            heartbeater: Heartbeater::new(config, incarnation, cx.clone()),
             cx,
-            client: client.clone(),
-            heartbeater: heartbeater.clone(),
-            lease_table: lease_table.clone(),
+            client,
             shutdown: shutdown.clone(),
             next_poll_number: AtomicU64::new(0),
             concurrency: ConcurrencyController::new(MIN_TASKS, initial_slots(), max_slots),
         });
+        let Slots { cx, client, heartbeater, .. } = &*slots;
         // Aborted when this future is dropped.
         let mut running: JoinSet<()> =
             (0..max_slots).map(|slot| slots.clone().run_slot(slot)).collect();
         let work = async { while running.join_next().await.is_some() {} };
-        let drained = Drain {
-            heartbeater: &heartbeater,
-            lease_table: &lease_table,
-            requests: &requests,
-            config: &config_changes,
-        };
+        let drained = run_and_drain(work, &shutdown, heartbeater, cx, &config_changes);
         let background = async {
             tokio::join!(
-                heartbeater.run(&client),
-                lease_table.watch_expiry(),
+                heartbeater.run(client),
+                cx.lease_table.watch_expiry(),
                 slots.adjust_concurrency(),
-                reload::apply_config_changes(config_changes.clone(), &limits, &nics, &heartbeater)
+                apply_config_changes(config_changes.clone(), &cx.limits, &nics, heartbeater)
             )
         };
         tokio::select! {
-            () = drained.run(work, &shutdown) => {}
+            () = drained => {}
             _ = background => {}
         }
         // Where it is lost, the master detects the stop by its heartbeat timeout.
-        let _ = timeout(LAST_HEARTBEAT_TIMEOUT, heartbeater.send_stopped(&client)).await;
+        let _ = timeout(LAST_HEARTBEAT_TIMEOUT, heartbeater.send_stopped(client)).await;
         close_server.cancel();
         let _ = timeout(REQUEST_DRAIN_TIMEOUT, &mut serving).await;
         let buffer_memory = units::format_bytes(buffers.peak_bytes() as u64);
@@ -201,9 +180,9 @@ pub async fn run(
     config_changes: watch::Receiver<AgentConfig>,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let config = config_changes.borrow().clone();
-    let client = MasterClient::new(config.master_urls.clone(), ClientOptions::default())?;
-    Agent::bind(config).await?.with_config_changes(config_changes).serve(client, shutdown).await;
+    let master_urls = config_changes.borrow().master_urls.clone();
+    let client = MasterClient::new(master_urls, ClientOptions::default())?;
+    Agent::bind(config_changes).await?.serve(client, shutdown).await;
     Ok(())
 }
 
@@ -241,42 +220,66 @@ fn warn_if_unusable(roots: &Roots, endpoints: &Endpoints) {
     }
 }
 
-struct Drain<'a> {
-    heartbeater: &'a Heartbeater,
-    lease_table: &'a LeaseTable,
-    requests: &'a ActiveRequests,
-    config: &'a watch::Receiver<AgentConfig>,
+/// Applies changes of the configuration while the agent runs. Returns when their sender is dropped.
+async fn apply_config_changes(
+    mut changes: watch::Receiver<AgentConfig>,
+    limits: &SendLimits,
+    nics: &[Arc<Nic>],
+    heartbeater: &Heartbeater,
+) {
+    while changes.changed().await.is_ok() {
+        let config = changes.borrow_and_update().clone();
+        limits.set_agent_limit(config.bwlimit);
+        for nic in nics {
+            let mut configs = config.data_plane_endpoints.iter();
+            if let Some(config) = configs.find(|config| is_config_of(config, nic)) {
+                nic.rate.set_limit(config.settings.bwlimit, Instant::now());
+            }
+        }
+        heartbeater.set_interval(config.heartbeat_interval);
+    }
 }
 
-impl Drain<'_> {
-    /// Runs the slots until `shutdown`, and then until all assignments have ended or were returned and no other agent
-    /// writes through this one.
-    async fn run(self, work: impl Future<Output = ()>, shutdown: &Shutdown) {
-        let Drain { heartbeater, lease_table, requests, config } = self;
-        let count_tasks =
-            |one, many| pluralize(lease_table.assignment_ids().len() as u64, one, many);
-        let count_requests = || pluralize(requests.active() as u64, "request", "requests");
-        tokio::pin!(work);
-        tokio::select! {
-            () = work.as_mut() => return,
-            () = shutdown.cancelled() => {}
-        }
-        let running = count_tasks("task", "tasks");
-        tracing::info!("draining: {running} running, {} of other agents", count_requests());
-        heartbeater.start_draining();
-        lease_table.return_assignments(true);
-        let drain_timeout = config.borrow().drain_timeout;
-        let all = async { tokio::join!(work.as_mut(), requests.wait_idle_for(REQUESTS_IDLE_TIME)) };
-        if timeout(drain_timeout, all).await.is_ok() {
-            return;
-        }
-        if lease_table.is_empty() {
-            let after = units::format_duration(drain_timeout);
-            tracing::warn!("{} of other agents cut off after {after}", count_requests());
-            return;
-        }
-        tracing::warn!("{} returned unfinished", count_tasks("task is", "tasks are"));
-        lease_table.return_assignments(false);
-        let _ = timeout(RESULT_DRAIN_TIMEOUT, work).await;
+/// The port of the NIC may have been chosen by the kernel.
+fn is_config_of(config: &NicConfig, nic: &Nic) -> bool {
+    let (configured, actual) = (&config.endpoint, &nic.endpoint);
+    configured.address == actual.address
+        && configured.iface == actual.iface
+        && (configured.port == Some(0) || configured.authority() == actual.authority())
+}
+
+/// Runs the slots until `shutdown`, and then until all assignments have ended or were returned and no other agent
+/// writes through this one.
+async fn run_and_drain(
+    work: impl Future<Output = ()>,
+    shutdown: &Shutdown,
+    heartbeater: &Heartbeater,
+    cx: &AgentContext,
+    config: &watch::Receiver<AgentConfig>,
+) {
+    let AgentContext { lease_table, requests, .. } = cx;
+    let count_tasks = |one, many| pluralize(lease_table.assignment_ids().len() as u64, one, many);
+    let count_requests = || pluralize(requests.active() as u64, "request", "requests");
+    tokio::pin!(work);
+    tokio::select! {
+        () = work.as_mut() => return,
+        () = shutdown.cancelled() => {}
     }
+    let running = count_tasks("task", "tasks");
+    tracing::info!("draining: {running} running, {} of other agents", count_requests());
+    heartbeater.start_draining();
+    lease_table.return_assignments(true);
+    let drain_timeout = config.borrow().drain_timeout;
+    let all = async { tokio::join!(work.as_mut(), requests.wait_idle_for(REQUESTS_IDLE_TIME)) };
+    if timeout(drain_timeout, all).await.is_ok() {
+        return;
+    }
+    if lease_table.is_empty() {
+        let after = units::format_duration(drain_timeout);
+        tracing::warn!("{} of other agents cut off after {after}", count_requests());
+        return;
+    }
+    tracing::warn!("{} returned unfinished", count_tasks("task is", "tasks are"));
+    lease_table.return_assignments(false);
+    let _ = timeout(RESULT_DRAIN_TIMEOUT, work).await;
 }

@@ -7,7 +7,7 @@
 
 mod walker;
 
-use super::batch::{MAX_PAGE_SUBTREES, empty_page, merge_warnings};
+use super::batch::{MAX_PAGE_SUBTREES, merge_warnings};
 use super::batch_outcome::file_record;
 use super::job::{DestinationPicker, Job};
 use super::pages::{MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, join_walk};
@@ -82,7 +82,7 @@ pub(super) fn can_replace_directories(options: &SyncOptions) -> bool {
 }
 
 fn prune_page() -> ScanPage {
-    ScanPage { pruned: Some(PruneReport::default()), ..empty_page() }
+    ScanPage { pruned: Some(PruneReport::default()), ..ScanPage::default() }
 }
 
 /// The part that sends requests to destinations and posts pages.

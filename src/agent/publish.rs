@@ -13,22 +13,16 @@ use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::task::TaskReport;
 use crate::wire::{Digest, RelPath};
 
-pub(super) struct CommitSpec<'a> {
-    /// The length of all ranges of the file but the last.
-    pub(super) range_length: u64,
-    /// 32 bytes for each range; empty where content was not hashed.
-    pub(super) chaining_values: &'a [u8],
-    /// All ranges equal those of the destination file: only its metadata is repaired.
-    pub(super) in_place: bool,
-}
-
-/// Publishes the part file of the only file of `manifest`, or repairs the destination file.
+/// Publishes the part file of the only file of `manifest`, of which all ranges but the last are `range_length` long.
+/// `chaining_values` has 32 bytes for each range; it is empty where content was not hashed. `in_place`: all ranges equal
+/// those of the destination file, and only its metadata is repaired.
 pub(super) async fn commit_file(
     job: Job<'_>,
     manifest: Manifest,
-    spec: CommitSpec<'_>,
+    range_length: u64,
+    chaining_values: &[u8],
+    in_place: bool,
 ) -> JobResult<TaskOutcome> {
-    let CommitSpec { range_length, chaining_values, in_place } = spec;
     let digests = match manifest.entries.as_slice() {
         [entry] => range_digests(entry, range_length, chaining_values),
         entries => Err(format!("a commit holds one file, not {}", entries.len())),

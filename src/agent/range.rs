@@ -184,23 +184,18 @@ impl RangeTransfer<'_> {
             ..EntryError::new(entry.path.as_bytes(), Side::Source, "read", message)
         };
         let (source, path) = (self.source.clone(), entry.path.clone());
-        let (chunk_bytes, ranges_by_data) = (job.chunk_bytes(), job.splits_by_data());
-        let links = job.assignment.options.links;
-        let find = move || -> fs::Result<Entry> {
+        let (builder, links) = (job.batch_builder(), job.assignment.options.links);
+        let find = move || -> fs::Result<(Entry, BatchBuilder)> {
             let (mut entry, _) = source.find_entry(&path, links)?;
-            if ranges_by_data {
-                source.measure_stored_bytes(&mut entry, chunk_bytes);
-            }
-            Ok(entry)
+            builder.measure_data(&source, &mut entry);
+            Ok((entry, builder))
         };
         let found = run_blocking("reading the source", find).await;
         let found = found.map_err(|_| changed("reading the source panicked; see the log"))?;
-        let entry = found.map_err(|e| e.to_entry_error())?;
+        let (entry, mut builder) = found.map_err(|e| e.to_entry_error())?;
         if entry.kind == EntryKind::Dir {
             return Err(changed("it is a directory now; sync again to copy what is in it"));
         }
-        let mut builder = BatchBuilder::new(chunk_bytes);
-        builder.ranges_by_data = ranges_by_data;
         builder.add_entry(entry, &manifest.dirs);
         builder.take_page().work.pop().ok_or_else(|| changed("it cannot be described"))
     }

@@ -5,7 +5,7 @@ use super::batch::BatchBuilder;
 use super::pages::{
     MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, SubtreeBudget, WalkHalt, join_walk,
 };
-use crate::fs::{Cause, Filter, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions};
+use crate::fs::{Cause, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions};
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::{Entry, EntryKind, FileListPart, ManifestDir};
 use crate::wire::options::Links;
@@ -13,7 +13,6 @@ use crate::wire::outcome::ErrorClass;
 use crate::wire::task::{Cursor, RootIdentity, RootState, ScanPage, TaskSpec};
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
@@ -36,15 +35,9 @@ impl Listing {
 
 #[derive(Clone, Default)]
 pub(super) struct ScanOptions {
-    pub(super) filter: Arc<Filter>,
-    pub(super) links: Links,
-    /// See [`WalkOptions`].
-    pub(super) destination: Option<(u64, u64)>,
+    pub(super) walk: WalkOptions,
     /// Listed directories are copied with their contents.
     pub(super) recursive: bool,
-    /// See [`BatchBuilder`].
-    pub(super) without_ranges: bool,
-    pub(super) ranges_by_data: bool,
 }
 
 /// The part that runs on the walking thread.
@@ -52,7 +45,6 @@ struct ScanWalker {
     source: Tree,
     options: ScanOptions,
     builder: BatchBuilder,
-    chunk_bytes: u64,
     /// Both are sent with the first page that follows.
     root: Option<RootState>,
     root_identity: Option<RootIdentity>,
@@ -61,25 +53,21 @@ struct ScanWalker {
     pages: mpsc::Sender<ScanPage>,
 }
 
-/// Lists `listing` of `source` into pages with batches of at most `chunk_bytes`.
+/// Lists `listing` of `source` into pages of `builder`.
 pub(super) async fn scan_source(
     source: Tree,
     listing: Listing,
     options: ScanOptions,
-    chunk_bytes: u64,
+    builder: BatchBuilder,
     task_digest: Digest,
     sink: &impl PageSink,
 ) -> ScanEnd {
     let mut poster = PagePoster::new(task_digest, sink);
     let (sender, mut pages) = mpsc::channel(1);
-    let mut builder = BatchBuilder::new(chunk_bytes);
-    builder.without_ranges = options.without_ranges;
-    builder.ranges_by_data = options.ranges_by_data;
     let mut walker = ScanWalker {
         source,
         options,
         builder,
-        chunk_bytes,
         root: None,
         root_identity: None,
         page_started: Instant::now(),
@@ -104,9 +92,8 @@ pub(super) async fn scan_source(
 
 impl ScanWalker {
     fn walk_subtree(mut self, dir: &RelPath, cursor: Option<Cursor>) -> Result<(), WalkHalt> {
-        let ScanOptions { filter, links, destination, .. } = self.options.clone();
-        let options = WalkOptions { filter, links, destination };
         let _cwd = ThreadCwd::unshare();
+        let options = self.options.walk.clone();
         let mut walk = match self.source.walk_with(dir, cursor.as_ref(), options) {
             Ok(walk) => walk,
             // A subtree that can't be entered is one failed entry. Without its root the whole scan fails.
@@ -166,7 +153,7 @@ impl ScanWalker {
     }
 
     fn is_below_listed_dir(&self, name: &RelPath, names: &HashSet<&RelPath>) -> bool {
-        let find = |path: &RelPath| self.source.find_entry(path, self.options.links);
+        let find = |path: &RelPath| self.source.find_entry(path, self.options.walk.links);
         let is_dir = |path: &RelPath| find(path).is_ok_and(|(entry, _)| entry.is_dir());
         let mut above = name.parent().filter(|_| !names.is_empty());
         while let Some(dir) = above {
@@ -190,7 +177,7 @@ impl ScanWalker {
     }
 
     fn add_name(&mut self, name: &RelPath) -> Result<(), WalkHalt> {
-        let ScanOptions { filter, links, recursive, .. } = &self.options;
+        let ScanOptions { walk: WalkOptions { filter, links, .. }, recursive } = &self.options;
         let (entry, dirs) = match self.source.find_entry(name, *links) {
             Ok(found) => found,
             Err(failed) => {
@@ -229,9 +216,7 @@ impl ScanWalker {
     }
 
     fn add_entry(&mut self, mut entry: Entry, dirs: &[ManifestDir]) {
-        if self.options.ranges_by_data {
-            self.source.measure_stored_bytes(&mut entry, self.chunk_bytes);
-        }
+        self.builder.measure_data(&self.source, &mut entry);
         self.builder.add_entry(entry, dirs);
     }
 

@@ -2,25 +2,24 @@
 
 use super::concurrency::{ConcurrencyController, MEASUREMENT_WINDOW};
 use super::heartbeat::Heartbeater;
-use super::job::{ExecutorContext, Job, JobResult, TaskOutcome, Writers};
-use super::lease_table::{AssignmentGuard, LeaseTable, StopReason};
+use super::job::{AgentContext, Job, JobResult, TaskOutcome, Writers};
+use super::lease_table::{AssignmentGuard, StopReason};
 use super::pages::{PageSink, ScanEnd};
 use super::preflight::check_roots;
 use super::prune::{PruneSpec, prune_subtree};
-use super::publish::CommitSpec;
 use super::scan::{Listing, ScanOptions, scan_source};
 use super::{copy, publish, range};
 use crate::client::{ClientError, MasterClient};
 use crate::data::ticket_verifier::boottime;
+use crate::fs::WalkOptions;
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::rlimits;
 use crate::util::shutdown::Shutdown;
-use crate::wire::RelPath;
 use crate::wire::manifest::{FileListPart, Manifest, ManifestError};
 use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::task::{
-    Assignment, Cursor, PageReply, ResultOutcome, ScanPage, TaskReport, TaskResult, TaskSpec,
+    Assignment, PageReply, ResultOutcome, ScanPage, TaskReport, TaskResult, TaskSpec,
 };
 use rustix::io::Errno;
 use std::borrow::Cow;
@@ -40,10 +39,9 @@ const LAST_POLL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What all slots share.
 pub(super) struct Slots {
-    pub(super) cx: ExecutorContext,
-    pub(super) client: Arc<MasterClient>,
-    pub(super) heartbeater: Arc<Heartbeater>,
-    pub(super) lease_table: Arc<LeaseTable>,
+    pub(super) cx: Arc<AgentContext>,
+    pub(super) client: MasterClient,
+    pub(super) heartbeater: Heartbeater,
     pub(super) shutdown: Shutdown,
     pub(super) next_poll_number: AtomicU64,
     pub(super) concurrency: ConcurrencyController,
@@ -146,7 +144,7 @@ impl Slots {
 
     /// Executes an assignment that was requested at `since`, and sends its result.
     async fn execute_assignment(&self, assignment: Assignment, since: Duration) {
-        let Some(guard) = self.lease_table.insert(&assignment, since) else { return };
+        let Some(guard) = self.cx.lease_table.insert(&assignment, since) else { return };
         let lease = Duration::from_secs(assignment.lease_seconds);
         let limited = self.cx.limits.apply_share(&assignment);
         if limited || boottime().saturating_sub(since) > lease / LATE_POLL_DIVISOR {
@@ -218,14 +216,9 @@ impl Slots {
             };
         }
         job.check_source_root().await?;
-        let outcome = match self.dispatch_task(job, manifest).await {
-            Ok(outcome) => outcome.unwrap_or_else(|failed| Some(*failed)),
-            Err(e) => {
-                return Err(TaskOutcome::failed(format!("the manifest is invalid: {e}")).into());
-            }
-        };
+        let outcome = self.dispatch_task(job, manifest).await;
         // The pages of a scan were checked one by one.
-        let Some(outcome) = outcome else { return Ok(None) };
+        let Some(outcome) = outcome.unwrap_or_else(|failed| Some(*failed)) else { return Ok(None) };
         // Content that was read from another directory does not count.
         job.check_source_root().await.map_err(|mut gone| {
             gone.report.bytes_sent = outcome.report.bytes_sent;
@@ -238,39 +231,39 @@ impl Slots {
         &self,
         job: Job<'_>,
         manifest: Vec<u8>,
-    ) -> Result<JobResult<Option<TaskOutcome>>, ManifestError> {
-        let batch = || Manifest::decode(&manifest);
+    ) -> JobResult<Option<TaskOutcome>> {
+        let batch = || Manifest::decode(&manifest).map_err(invalid_manifest);
         let task = &job.assignment.task;
         if job.assignment.options.dry_run && only_writes(task) {
             let why = format!("a dry run changes nothing: no {} is done", task.kind());
-            return Ok(Err(TaskOutcome::failed(why).into()));
+            return Err(TaskOutcome::failed(why).into());
         }
         let outcome = match task {
             TaskSpec::Scan { dir, cursor } => {
                 let listing = Listing::Subtree { dir: dir.clone(), cursor: cursor.clone() };
-                return Ok(self.run_scan(job, listing).await);
+                return self.run_scan(job, listing).await;
             }
             TaskSpec::List { start } => {
-                let list = FileListPart::decode(&manifest)?;
-                return Ok(self.run_scan(job, Listing::Names { list, start: *start }).await);
+                let list = FileListPart::decode(&manifest).map_err(invalid_manifest)?;
+                return self.run_scan(job, Listing::Names { list, start: *start }).await;
             }
             TaskSpec::Prune { dir, cursor, apply } => {
-                return Ok(self.run_prune(job, dir.clone(), cursor.clone(), *apply).await);
+                let filter = job.build_filter()?;
+                let (dir, cursor, apply) = (dir.clone(), cursor.clone(), *apply);
+                return self.run_prune(job, PruneSpec { dir, cursor, apply, filter }).await;
             }
             TaskSpec::Copy { .. } => copy::copy_batch(job, batch()?, manifest.into()).await,
             TaskSpec::Range { offset, length, compare } => {
                 range::transfer_range(job, batch()?, (*offset, *length), *compare).await
             }
             TaskSpec::Commit { range_length, chain, in_place } => {
-                let (range_length, in_place) = (*range_length, *in_place);
-                let spec = CommitSpec { range_length, chaining_values: &chain.0, in_place };
-                publish::commit_file(job, batch()?, spec).await
+                publish::commit_file(job, batch()?, *range_length, &chain.0, *in_place).await
             }
             TaskSpec::Discard => publish::discard_parts(job, batch()?).await,
             TaskSpec::CleanUp => publish::clean_up(job).await,
             TaskSpec::Flush => publish::flush_destination(job).await,
         };
-        Ok(outcome.map(Some))
+        outcome.map(Some)
     }
 
     async fn run_scan(&self, job: Job<'_>, listing: Listing) -> JobResult<Option<TaskOutcome>> {
@@ -281,30 +274,18 @@ impl Slots {
             return Ok(ScanEnd::from(error).into_outcome(job));
         }
         let Assignment { options, destination_path, task_digest, .. } = job.assignment;
-        let scan_options = ScanOptions {
-            filter,
-            links: options.links,
-            destination: self.cx.roots.tree(destination_path).and_then(|tree| tree.root_inode()),
-            recursive: options.recursive,
-            without_ranges: options.dry_run,
-            ranges_by_data: job.splits_by_data(),
-        };
+        let destination = self.cx.roots.tree(destination_path).and_then(|tree| tree.root_inode());
+        let walk = WalkOptions { filter, links: options.links, destination };
+        let scan_options = ScanOptions { walk, recursive: options.recursive };
         let sink = MasterPageSink { slots: self, assignment: job.assignment };
-        let chunk_bytes = job.chunk_bytes();
-        let end = scan_source(source, listing, scan_options, chunk_bytes, *task_digest, &sink);
+        let builder = job.batch_builder();
+        let end = scan_source(source, listing, scan_options, builder, *task_digest, &sink);
         Ok(end.await.into_outcome(job))
     }
 
-    async fn run_prune(
-        &self,
-        job: Job<'_>,
-        dir: RelPath,
-        cursor: Option<Cursor>,
-        apply: bool,
-    ) -> JobResult<Option<TaskOutcome>> {
-        let (source, filter) = (job.open_source().await?, job.build_filter()?);
+    async fn run_prune(&self, job: Job<'_>, spec: PruneSpec) -> JobResult<Option<TaskOutcome>> {
+        let source = job.open_source().await?;
         let sink = MasterPageSink { slots: self, assignment: job.assignment };
-        let spec = PruneSpec { dir, cursor, apply, filter };
         Ok(prune_subtree(job, source, spec, &sink).await.into_outcome(job))
     }
 
@@ -388,6 +369,10 @@ fn only_writes(task: &TaskSpec) -> bool {
     matches!(task, Range { .. } | Commit { .. } | Discard | Prune { apply: true, .. } | CleanUp)
 }
 
+fn invalid_manifest(error: ManifestError) -> Box<TaskOutcome> {
+    TaskOutcome::failed(format!("the manifest is invalid: {error}")).into()
+}
+
 fn returned() -> TaskOutcome {
     let report = TaskReport { returned: true, ..TaskReport::default() };
     TaskOutcome { report, ..TaskOutcome::failed("the agent is stopping") }
@@ -396,6 +381,7 @@ fn returned() -> TaskOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::RelPath;
     use crate::wire::outcome::Side;
     use crate::wire::task::Base64Bytes;
 

@@ -192,6 +192,7 @@ hex_id!(
 );
 hex_id!(
     /// A BLAKE3 digest.
+    #[derive(Default)]
     Digest,
     32
 );

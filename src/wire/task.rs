@@ -273,7 +273,7 @@ pub fn range_length(size: u64, chunk: u64) -> u64 {
 
 /// `POST /workers/{id}/assignments/{assignment_id}/page`: the results of a scan since its last page.
 /// The work of the page and the new cursor are stored in one commit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScanPage {
     /// From the assignment.

@@ -1,9 +1,11 @@
 use super::*;
 use crate::agent::testing::{RecordingPageSink, page_reply, tree};
+use crate::fs::Filter;
 use crate::wire::options::FilterSpec;
 use crate::wire::task::{PageAction, WorkItem};
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 fn whole_source() -> Listing {
@@ -31,8 +33,15 @@ fn tree_of_5000_files() -> TempDir {
 }
 
 async fn scan_into(dir: &TempDir, listing: Listing, pages: &RecordingPageSink) -> ScanEnd {
-    scan_source(tree(dir.path()), listing, ScanOptions::default(), 64 << 20, Digest([3; 32]), pages)
-        .await
+    scan_source(
+        tree(dir.path()),
+        listing,
+        ScanOptions::default(),
+        BatchBuilder::new(64 << 20),
+        Digest([3; 32]),
+        pages,
+    )
+    .await
 }
 
 #[tokio::test]
@@ -117,7 +126,7 @@ async fn a_missing_root_fails_the_scan_and_a_missing_subtree_only_its_own_entry(
         below,
         whole_source(),
         ScanOptions::default(),
-        1 << 20,
+        BatchBuilder::new(1 << 20),
         Digest([0; 32]),
         &RecordingPageSink::default(),
     )
@@ -157,8 +166,15 @@ async fn a_source_that_is_a_file_is_one_entry() {
     let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
     let pages = RecordingPageSink::default();
     assert_eq!(
-        scan_source(file, whole_source(), ScanOptions::default(), 1 << 20, Digest([0; 32]), &pages)
-            .await,
+        scan_source(
+            file,
+            whole_source(),
+            ScanOptions::default(),
+            BatchBuilder::new(1 << 20),
+            Digest([0; 32]),
+            &pages
+        )
+        .await,
         ScanEnd::Reported
     );
     assert_eq!(pages.entry_paths(), [""]);
@@ -188,10 +204,16 @@ async fn a_source_that_is_a_file_is_filtered_by_name_size_and_age() {
     ] {
         let source = crate::fs::Tree::new(root.clone(), RelPath::new("d/f.log").unwrap());
         let filter = Arc::new(Filter::new(&spec).unwrap());
-        let (manner, pages) =
-            (ScanOptions { filter, ..ScanOptions::default() }, RecordingPageSink::default());
-        let end =
-            scan_source(source, whole_source(), manner, 1 << 20, Digest([0; 32]), &pages).await;
+        let (manner, pages) = (options_with_filter(filter), RecordingPageSink::default());
+        let end = scan_source(
+            source,
+            whole_source(),
+            manner,
+            BatchBuilder::new(1 << 20),
+            Digest([0; 32]),
+            &pages,
+        )
+        .await;
         assert_eq!(
             (end, pages.entry_paths().is_empty()),
             (ScanEnd::Reported, left_out.is_some()),
@@ -217,7 +239,7 @@ async fn a_list_of_names_below_a_file_fails_permanently() {
         file,
         listing,
         ScanOptions::default(),
-        1 << 20,
+        BatchBuilder::new(1 << 20),
         Digest([0; 32]),
         &RecordingPageSink::default(),
     )
@@ -242,11 +264,16 @@ async fn a_directory_that_cannot_be_entered_is_not_a_failed_file() {
     let tree = crate::fs::Tree::new(proc, RelPath::root());
     let rules = vec!["/*".to_owned(), "!/proc/".to_owned()];
     let filter = Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap();
-    let (manner, pages) = (
-        ScanOptions { filter: Arc::new(filter), ..ScanOptions::default() },
-        RecordingPageSink::default(),
-    );
-    let end = scan_source(tree, whole_source(), manner, 1 << 20, Digest([0; 32]), &pages).await;
+    let (manner, pages) = (options_with_filter(Arc::new(filter)), RecordingPageSink::default());
+    let end = scan_source(
+        tree,
+        whole_source(),
+        manner,
+        BatchBuilder::new(1 << 20),
+        Digest([0; 32]),
+        &pages,
+    )
+    .await;
     let page = pages.last_page();
     assert_eq!((end, page.errors.len(), page.unlisted_dirs), (ScanEnd::Reported, 1, 1), "{page:?}");
     assert_eq!(page.errors[0].path.0, b"proc");
@@ -254,16 +281,30 @@ async fn a_directory_that_cannot_be_entered_is_not_a_failed_file() {
 
 async fn scan_with(dir: &TempDir, listing: Listing, manner: ScanOptions) -> RecordingPageSink {
     let pages = RecordingPageSink::default();
-    let end =
-        scan_source(tree(dir.path()), listing, manner, 1 << 20, Digest([3; 32]), &pages).await;
+    let end = scan_source(
+        tree(dir.path()),
+        listing,
+        manner,
+        BatchBuilder::new(1 << 20),
+        Digest([3; 32]),
+        &pages,
+    )
+    .await;
     assert_eq!(end, ScanEnd::Reported);
     pages
 }
 
-fn options_with_rules(rules: &[&str]) -> ScanOptions {
+fn options_with_filter(filter: Arc<Filter>) -> ScanOptions {
+    let walk = WalkOptions { filter, ..WalkOptions::default() };
+    ScanOptions { walk, ..ScanOptions::default() }
+}
+
+fn options_without_links(rules: &[&str]) -> ScanOptions {
     let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
     let spec = FilterSpec { rules, min_size: Some(1), ..FilterSpec::default() };
-    ScanOptions { filter: Arc::new(Filter::new(&spec).unwrap()), ..ScanOptions::default() }
+    let mut options = options_with_filter(Arc::new(Filter::new(&spec).unwrap()));
+    options.walk.links = Links::Skip;
+    options
 }
 
 /// `a/b/c`, `a/b.tmp`, `a/empty`, `logs/x`, `to -> a`.
@@ -281,7 +322,7 @@ fn small_tree() -> TempDir {
 #[tokio::test]
 async fn filtered_entries_are_in_no_page_and_skipped_links_are_noted() {
     let dir = small_tree();
-    let manner = ScanOptions { links: Links::Skip, ..options_with_rules(&["*.tmp", "logs/"]) };
+    let manner = options_without_links(&["*.tmp", "logs/"]);
     let pages = scan_with(&dir, whole_source(), manner).await;
     assert_eq!(pages.entry_paths(), ["", "a", "a/b", "a/b/c"]);
     let notes = pages.last_page().warnings;
@@ -293,8 +334,7 @@ async fn a_list_is_filtered_by_the_directories_above_its_names() {
     let dir = small_tree();
     let names = ["logs/x", "a/b.tmp", "a/b/c", "a/empty", "to"];
     let list = FileListPart { paths: names.map(|n| RelPath::new(n).unwrap()).to_vec() };
-    let manner =
-        ScanOptions { links: Links::Skip, ..options_with_rules(&["*.tmp", "logs/", "!logs/x"]) };
+    let manner = options_without_links(&["*.tmp", "logs/", "!logs/x"]);
     let pages = scan_with(&dir, Listing::Names { list, start: 0 }, manner).await;
     assert_eq!(pages.entry_paths(), ["a/b/c"]);
     assert_eq!(
@@ -340,12 +380,13 @@ async fn files_of_a_dry_run_are_not_split_into_ranges() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("big"), vec![0; 3 << 20]).unwrap();
     let works = async |uncut| {
-        let pages = scan_with(
-            &dir,
-            whole_source(),
-            ScanOptions { without_ranges: uncut, ..ScanOptions::default() },
-        )
-        .await;
+        let mut builder = BatchBuilder::new(1 << 20);
+        builder.without_ranges = uncut;
+        let pages = RecordingPageSink::default();
+        let (source, options) = (tree(dir.path()), ScanOptions::default());
+        let end =
+            scan_source(source, whole_source(), options, builder, Digest([3; 32]), &pages).await;
+        assert_eq!(end, ScanEnd::Reported);
         let work = pages.last_page().work;
         work.iter().filter(|item| matches!(item, WorkItem::Large { .. })).count()
     };
@@ -376,9 +417,15 @@ async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
     let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
     let file = crate::fs::Tree::new(root, RelPath::new("file").unwrap());
     let pages = RecordingPageSink::default();
-    let end =
-        scan_source(file, whole_source(), ScanOptions::default(), 1 << 20, Digest([1; 32]), &pages)
-            .await;
+    let end = scan_source(
+        file,
+        whole_source(),
+        ScanOptions::default(),
+        BatchBuilder::new(1 << 20),
+        Digest([1; 32]),
+        &pages,
+    )
+    .await;
     assert_eq!(end, ScanEnd::Reported);
     let inode = fs::metadata(dir.path().join("file")).unwrap().ino();
     assert_eq!(pages.first_page().root_identity.map(|start| start.inode), Some(inode));

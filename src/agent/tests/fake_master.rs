@@ -24,7 +24,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 const NOW: i64 = 1_000_000;
@@ -241,7 +241,7 @@ impl FakeMasterRun {
         let router = axum::Router::new().fallback(handle_request).with_state(master.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let client = MasterClient::new(vec![url], ClientOptions::default()).unwrap();
-        let agent = Agent::bind(config).await.unwrap();
+        let agent = Agent::bind(watch::channel(config).1).await.unwrap();
         let port = agent.endpoints().available()[0].port.unwrap();
         let stop = Shutdown::new();
         let agent = tokio::spawn(agent.serve(client, stop.clone()));
@@ -491,8 +491,9 @@ async fn an_agent_starts_without_storage_or_address_and_uses_them_once_they_appe
         agent_config(vec![abs(&dir.path().join(path))], vec![endpoint])
     };
     let path = dir.path().join("late");
+    let bind = |config| Agent::bind(watch::channel(config).1);
     // A documentation address (RFC 5737): no host has it.
-    let agent = Agent::bind(config("late", "192.0.2.1")).await.expect("what may come is no error");
+    let agent = bind(config("late", "192.0.2.1")).await.expect("what may come is no error");
     assert_eq!(agent.endpoints().available(), []);
     let [endpoint] = &agent.endpoints().unavailable()[..] else { panic!("one endpoint") };
     assert!(endpoint.reason.contains("192.0.2.1"), "{endpoint:?}");
@@ -518,6 +519,6 @@ async fn an_agent_starts_without_storage_or_address_and_uses_them_once_they_appe
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut bad = config("late", "127.0.0.1");
     bad.data_plane_endpoints[0].endpoint.port = Some(taken.local_addr().unwrap().port());
-    let error = Agent::bind(bad).await.err().expect("the port is taken");
+    let error = bind(bad).await.err().expect("the port is taken");
     assert!(format!("{error:#}").contains("nothing else uses the port"), "{error:#}");
 }

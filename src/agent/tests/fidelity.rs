@@ -153,11 +153,7 @@ async fn of_a_changed_file_only_the_changed_blocks_are_sent() {
 }
 
 /// Brings a large file by ranges of a MiB, and publishes it; the reports of its ranges.
-async fn transfer_large_file(
-    fleet: &AgentFleet,
-    cx: &ExecutorContext,
-    name: &str,
-) -> Vec<TaskReport> {
+async fn transfer_large_file(fleet: &AgentFleet, cx: &AgentContext, name: &str) -> Vec<TaskReport> {
     let manifest = fleet.manifest(Some(name));
     let size = manifest.entries[0].size();
     let mut reports = Vec::new();

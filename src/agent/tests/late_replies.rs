@@ -2,9 +2,9 @@
 
 use crate::agent::concurrency::ConcurrencyController;
 use crate::agent::corruption_count::CorruptionCounts;
-use crate::agent::heartbeat::{HeartbeatSources, Heartbeater};
-use crate::agent::job::ExecutorContext;
-use crate::agent::lease_table::{LEASE_MARGIN, LeaseTable};
+use crate::agent::heartbeat::Heartbeater;
+use crate::agent::job::AgentContext;
+use crate::agent::lease_table::LEASE_MARGIN;
 use crate::agent::slots::Slots;
 use crate::agent::testing::{abs, agent_config, assignment};
 use crate::client::{ClientOptions, MasterClient};
@@ -66,32 +66,22 @@ impl LateReplyFixture {
         let router = axum::Router::new().fallback(reply_late).with_state(arrivals.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let config = agent_config(vec![abs(dir.path())], vec![]);
-        let roots = Arc::new(Roots::open(&config.storage_paths).unwrap());
-        let peers = Peers::new(&[], BufferPools::new(64 << 20).sending);
-        let cx = ExecutorContext {
+        let cx = Arc::new(AgentContext {
             worker_id: config.worker_id.clone(),
+            lease_table: Arc::default(),
             limits: Default::default(),
             corruption_counts: CorruptionCounts::default(),
-            roots: roots.clone(),
+            roots: Arc::new(Roots::open(&config.storage_paths).unwrap()),
             ticket_verifier: Arc::new(TicketVerifier::new()),
-            peers: peers.clone(),
-            direct_io: false,
-        };
-        let lease_table = Arc::new(LeaseTable::default());
-        let sources = HeartbeatSources {
+            peers: Peers::new(&[], BufferPools::new(64 << 20).sending),
             endpoints: Arc::default(),
-            roots,
-            ticket_verifier: cx.ticket_verifier.clone(),
-            lease_table: lease_table.clone(),
-            limits: cx.limits.clone(),
-            peers,
             requests: Arc::new(crate::data::ActiveRequests::new(1)),
-        };
+            direct_io: false,
+        });
         let slots = Slots {
-            cx,
-            client: Arc::new(MasterClient::new(vec![url], ClientOptions::default()).unwrap()),
-            heartbeater: Arc::new(Heartbeater::new(config, "1".into(), sources)),
-            lease_table,
+            cx: cx.clone(),
+            client: MasterClient::new(vec![url], ClientOptions::default()).unwrap(),
+            heartbeater: Heartbeater::new(config, "1".into(), cx),
             shutdown: Shutdown::new(),
             next_poll_number: AtomicU64::new(0),
             concurrency: ConcurrencyController::new(1, 1, 1),
@@ -113,7 +103,7 @@ async fn a_late_renewal_counts_from_when_the_heartbeat_was_sent() {
     let held = Assignment { lease_seconds: LEASE.as_secs(), ..assignment(TaskSpec::Flush) };
     // Some of it is over; enough is left for a reply that is later still.
     let taken = boottime().saturating_sub(LEASE_MARGIN);
-    let grip = late.slots.lease_table.insert(&held, taken).unwrap();
+    let grip = late.slots.cx.lease_table.insert(&held, taken).unwrap();
     let before = boottime();
     late.slots.heartbeater.send(&late.slots.client).await.unwrap();
     // It was sent in between.

@@ -12,7 +12,7 @@ use crate::wire::task::{Cursor, PageAction, PruneReport, ScanPage};
 /// Executes a prune of `dir` with worker `a`; its end and its writers.
 async fn run_prune(
     fleet: &AgentFleet,
-    cx: &ExecutorContext,
+    cx: &AgentContext,
     (dir, cursor, apply): (RelPath, Option<Cursor>, bool),
     pages: &RecordingPageSink,
 ) -> (ScanEnd, Vec<String>) {
@@ -71,7 +71,7 @@ fn write_at_destination(fleet: &AgentFleet, name: &str, content: &str) {
 }
 
 /// A source, the same at the destination, and a mirror with a filter.
-async fn mirror(receivers: usize, rules: &[&str]) -> (AgentFleet, ExecutorContext) {
+async fn mirror(receivers: usize, rules: &[&str]) -> (AgentFleet, AgentContext) {
     let mut fleet = AgentFleet::new(receivers).await;
     write_sample_tree(&fleet);
     let holds: &[&str] = if receivers == 0 { &["src", "dst"] } else { &["src"] };
@@ -166,7 +166,7 @@ async fn files_outside_the_size_limits_do_not_count_as_missing() {
 
 /// 30 directories with 10 files each; every third file is only at the destination, and so is every
 /// tenth directory.
-async fn tree_with_many_extra_entries() -> (AgentFleet, ExecutorContext) {
+async fn tree_with_many_extra_entries() -> (AgentFleet, AgentContext) {
     let (fleet, cx) = mirror(1, &[]).await;
     for d in 0..30 {
         for f in 0..10 {

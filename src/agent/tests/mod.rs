@@ -5,7 +5,7 @@ mod fidelity;
 mod late_replies;
 mod mirror;
 
-use super::job::{ExecutorContext, Job, TaskOutcome, Writers};
+use super::job::{AgentContext, Job, TaskOutcome, Writers};
 use super::testing::{abs, assignment, tree};
 use super::{copy, publish, range};
 use crate::data::{BufferPools, DataServer, Deadline, Peers, Roots, ServerContext, TicketVerifier};
@@ -103,9 +103,12 @@ impl AgentFleet {
     }
 
     /// Worker `a`, which holds `names`.
-    fn context(&self, names: &[&str]) -> ExecutorContext {
-        ExecutorContext {
+    fn context(&self, names: &[&str]) -> AgentContext {
+        AgentContext {
             worker_id: "a".parse().unwrap(),
+            lease_table: Arc::default(),
+            endpoints: Arc::default(),
+            requests: Arc::new(crate::data::ActiveRequests::new(1)),
             roots: self.roots(names),
             ticket_verifier: self.gate(),
             peers: Peers::new(&[], BufferPools::new(64 << 20).sending),
@@ -209,7 +212,7 @@ fn copy_task(manifest: &Manifest) -> TaskSpec {
 /// Executes a copy of `manifest` with worker `a`; its outcome and its writers.
 async fn copy_entries(
     fleet: &AgentFleet,
-    cx: &ExecutorContext,
+    cx: &AgentContext,
     manifest: &Manifest,
 ) -> (TaskOutcome, Vec<String>) {
     let assignment = fleet.assignment(copy_task(manifest));
@@ -349,7 +352,7 @@ async fn a_path_outside_the_storage_paths_is_refused_with_a_message() {
 /// Executes one range of `manifest` with worker `a`.
 async fn transfer_ranges(
     fleet: &AgentFleet,
-    cx: &ExecutorContext,
+    cx: &AgentContext,
     manifest: &Manifest,
     at: (u64, u64),
 ) -> (TaskOutcome, Writers) {
@@ -358,7 +361,7 @@ async fn transfer_ranges(
 
 async fn transfer_or_compare_ranges(
     fleet: &AgentFleet,
-    cx: &ExecutorContext,
+    cx: &AgentContext,
     manifest: &Manifest,
     at: (u64, u64),
     compare: bool,
@@ -394,8 +397,7 @@ async fn run_destination_task(
     };
     let outcome = match task {
         TaskSpec::Commit { range_length, chain, in_place } => {
-            let spec = publish::CommitSpec { range_length, chaining_values: &chain.0, in_place };
-            publish::commit_file(job, manifest, spec).await
+            publish::commit_file(job, manifest, range_length, &chain.0, in_place).await
         }
         TaskSpec::Discard => publish::discard_parts(job, manifest).await,
         _ => publish::flush_destination(job).await,
