@@ -30,7 +30,7 @@ mod validation_errors;
 use crate::config::{MasterConfig, StoreConfig};
 use crate::scheduler::Settings;
 use crate::store::{
-    EmbeddedStore, Installation, Location, RedisStore, RedisStoreConfig, Spool, Store, StoreError,
+    EmbeddedStore, Installation, RedisStore, RedisStoreConfig, Spool, Store, StoreError,
 };
 use crate::util::rlimits;
 use crate::wire::options::PartNameKey;
@@ -108,7 +108,7 @@ impl Master {
             }
             StoreConfig::Embedded { dir } => {
                 // Not repeated: only an operator can correct an error here.
-                let store = Arc::new(EmbeddedStore::open(Location::Directory(dir))?);
+                let store = Arc::new(EmbeddedStore::open(&dir)?);
                 startup.start(move || ready(Ok(Arc::clone(&store)))).await
             }
         }

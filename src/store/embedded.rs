@@ -16,29 +16,11 @@ use database::{Database, DatabasePath, FILE_NAME};
 use parking_lot::Mutex;
 use rusqlite::OptionalExtension;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
-
-/// The location of the data.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Location {
-    /// A directory, which is created if it does not exist.
-    Directory(PathBuf),
-    /// In memory, for one-shot use.
-    Memory,
-}
-
-impl Location {
-    fn database_path(&self) -> DatabasePath {
-        DatabasePath(match self {
-            Location::Directory(dir) => Some(dir.join(FILE_NAME)),
-            Location::Memory => None,
-        })
-    }
-}
 
 /// See the [module](self). Dropping it closes the database and frees the lock.
 #[derive(Debug)]
@@ -60,14 +42,26 @@ struct StoreThread {
 type Job = Box<dyn FnOnce(&mut Database) + Send>;
 
 impl EmbeddedStore {
-    /// Opens the store and creates what is missing. Only the user of this process can read the data, which contains the
+    /// Opens the store in `dir` and creates what is missing, also the directory. Only the user of this process can read the data, which contains the
     /// key that signs tickets. Blocks for a few file operations.
     ///
     /// # Errors
     /// [`Unusable`](StoreError::Unusable) for a file that is no store, is damaged, or has another schema;
     /// [`Unavailable`](StoreError::Unavailable) if the disk fails or is full.
-    pub fn open(location: Location) -> Result<Self, StoreError> {
-        let mut database = Database::open(&location)?;
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::start(DatabasePath(Some(dir.join(FILE_NAME))))
+    }
+
+    /// Opens a store in memory, for one-shot use.
+    ///
+    /// # Errors
+    /// See [`EmbeddedStore::open`].
+    pub fn open_in_memory() -> Result<Self, StoreError> {
+        Self::start(DatabasePath(None))
+    }
+
+    fn start(path: DatabasePath) -> Result<Self, StoreError> {
+        let mut database = Database::open(path.clone())?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
@@ -77,7 +71,7 @@ impl EmbeddedStore {
             })
             .map_err(|e| StoreError::Unavailable(format!("no thread for the store: {e}")))?;
         Ok(EmbeddedStore {
-            path: location.database_path(),
+            path,
             thread: Mutex::new(Some(StoreThread { jobs, thread })),
             backup_permits: Arc::new(Semaphore::new(1)),
         })

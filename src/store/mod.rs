@@ -40,7 +40,7 @@ mod contract;
 mod memory;
 
 pub use batch::Batch;
-pub use embedded::{EmbeddedStore, Location};
+pub use embedded::EmbeddedStore;
 pub use fence::{AcquireOutcome, Candidate, Fence};
 #[cfg(test)]
 pub(crate) use memory::MemoryStore;

@@ -23,7 +23,7 @@ use crate::config::agent::{DEFAULT_BUFFER_MEMORY_BYTES, default_slots};
 use crate::config::{AgentConfig, Env, LogConfig, load_master};
 use crate::master::Master;
 use crate::scheduler::source_history_record;
-use crate::store::{AcquireOutcome, Batch, Candidate, EmbeddedStore, Location, Store};
+use crate::store::{AcquireOutcome, Batch, Candidate, EmbeddedStore, Store};
 use crate::util::shell_quote::quote_for_shell;
 use crate::wire::RequestId;
 use crate::wire::options::SyncOptions;
@@ -204,7 +204,7 @@ impl InProcessServices {
         config.listen.set_port(0);
         // The user of the command can free space and run it again.
         config.limits.no_space_timeout = Duration::ZERO;
-        let store = EmbeddedStore::open(Location::Memory).map_err(|e| failed(e.into()))?;
+        let store = EmbeddedStore::open_in_memory().map_err(|e| failed(e.into()))?;
         if let Some(known) = known {
             seed_pair_record(&store, paths, known).await.map_err(failed)?;
         }
@@ -305,7 +305,7 @@ mod tests {
         let mut config = load_master(None, &Env::empty()).unwrap().config;
         config.listen.set_port(0);
         let stop = CancellationToken::new();
-        let store = EmbeddedStore::open(Location::Memory).unwrap();
+        let store = EmbeddedStore::open_in_memory().unwrap();
         let master =
             Master::start_private(store, &config, Default::default(), stop.clone()).await.unwrap();
         let client =

@@ -1,6 +1,5 @@
 //! The database of the embedded store and its lock file, as used by the thread of the store.
 
-use super::Location;
 use super::database_files::{self, OpenFiles, USAGE_TABLE, UsageMark};
 use crate::store::fence::{CommitDecision, LeaderRecord};
 use crate::store::{
@@ -67,16 +66,17 @@ impl DatabasePath {
 }
 
 /// Creates the directory and the empty file, both accessible by their owner only.
-fn create_data_dir(dir: &Path) -> Result<(), StoreError> {
+fn create_data_dir(file: &Path) -> Result<(), StoreError> {
     let failed = |path: &Path, e: std::io::Error| {
         StoreError::Unusable(format!(
             "cannot create {}: {e}; create it for the user that runs the master, or set another data_dir",
             path.display()
         ))
     };
-    private_files::create_dir(dir).map_err(|e| failed(dir, e))?;
-    let file = dir.join(FILE_NAME);
-    private_files::open_file(&file).map(drop).map_err(|e| failed(&file, e))
+    if let Some(dir) = file.parent() {
+        private_files::create_dir(dir).map_err(|e| failed(dir, e))?;
+    }
+    private_files::open_file(file).map(drop).map_err(|e| failed(file, e))
 }
 
 /// Locks the file at `path`. The inner error is the name of the process that has the lock.
@@ -191,13 +191,12 @@ fn write_batch(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
 }
 
 impl Database {
-    /// Opens the database at `location`, and creates what is missing. Blocks.
-    pub(super) fn open(location: &Location) -> Result<Database, StoreError> {
-        let path = location.database_path();
+    /// Opens the database at `path`, and creates what is missing. Blocks.
+    pub(super) fn open(path: DatabasePath) -> Result<Database, StoreError> {
         let mut lock_file = None;
-        if let (Location::Directory(dir), Some(file)) = (location, &path.0) {
-            create_data_dir(dir)?;
-            lock_file = try_lock_file(&dir.join(LOCK_NAME))?.ok();
+        if let Some(file) = &path.0 {
+            create_data_dir(file)?;
+            lock_file = try_lock_file(&file.with_file_name(LOCK_NAME))?.ok();
             if lock_file.is_some() {
                 database_files::inspect_files(file)?;
                 database_files::remove_stale_copies(file);

@@ -19,14 +19,14 @@ impl StoreFixture for DiskFixture {
     }
 
     async fn open_store(&self) -> EmbeddedStore {
-        EmbeddedStore::open(Location::Directory(self.0.path().join("data"))).unwrap()
+        EmbeddedStore::open(&self.0.path().join("data")).unwrap()
     }
 }
 
 contract::suite!(DiskFixture);
 
 fn open(dir: &tempfile::TempDir) -> Result<EmbeddedStore, StoreError> {
-    EmbeddedStore::open(Location::Directory(dir.path().to_owned()))
+    EmbeddedStore::open(dir.path())
 }
 
 fn sqlite(dir: &tempfile::TempDir) -> Connection {
@@ -35,8 +35,8 @@ fn sqlite(dir: &tempfile::TempDir) -> Connection {
 
 #[tokio::test]
 async fn a_store_in_memory_is_private_to_its_handle() {
-    let one = EmbeddedStore::open(Location::Memory).unwrap();
-    let two = EmbeddedStore::open(Location::Memory).unwrap();
+    let one = EmbeddedStore::open_in_memory().unwrap();
+    let two = EmbeddedStore::open_in_memory().unwrap();
     let fence = acquire_leadership(&one, "m1").await;
     one.commit(fence, &put_batch("a", "1")).await.unwrap();
     assert_eq!(acquire_leadership(&two, "m2").await.seq, 0);
@@ -128,7 +128,7 @@ async fn a_locked_database_is_unavailable_and_a_free_one_works_again() {
 async fn the_files_are_private_and_the_lock_file_names_its_holder() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("deep/data");
-    let one = EmbeddedStore::open(Location::Directory(data.clone())).unwrap();
+    let one = EmbeddedStore::open(&data).unwrap();
     acquire_leadership(&one, "master-1").await;
     for (path, mode) in [("", 0o700), (FILE_NAME, 0o600), (LOCK_NAME, 0o600)] {
         let found = std::fs::metadata(data.join(path)).unwrap().permissions().mode();
@@ -136,7 +136,7 @@ async fn the_files_are_private_and_the_lock_file_names_its_holder() {
     }
     let log = std::fs::metadata(data.join(format!("{FILE_NAME}-wal"))).unwrap();
     assert_eq!(log.permissions().mode() & 0o777, 0o600);
-    let two = EmbeddedStore::open(Location::Directory(data)).unwrap();
+    let two = EmbeddedStore::open(&data).unwrap();
     let held = two.acquire(&"master-2".into(), LONG_LEASE).await.unwrap();
     assert!(matches!(held, AcquireOutcome::Held { holder, .. } if holder == "master-1"));
     drop(one);
@@ -164,7 +164,7 @@ async fn a_file_that_is_no_store_is_refused_and_not_changed() {
     sqlite(&dir).execute_batch("CREATE TABLE diary (day)").unwrap();
     let refused = open(&dir).unwrap_err();
     assert!(matches!(&refused, StoreError::Unusable(e) if e.contains("not one of")), "{refused}");
-    let not_a_directory = EmbeddedStore::open(Location::Directory(file)).unwrap_err();
+    let not_a_directory = EmbeddedStore::open(&file).unwrap_err();
     assert!(matches!(&not_a_directory, StoreError::Unusable(e) if e.contains("data_dir")));
 }
 
@@ -475,7 +475,7 @@ async fn a_backup_is_the_state_of_one_instant_and_leaves_nothing_behind() {
     assert_eq!(found.get("left"), found.get("right"));
     assert_eq!(found.get("0"), Some(&b"0".to_vec()));
     assert_eq!(restore_backup(store.backup(NO_SECRET).await.unwrap().unwrap()).await.len(), 3);
-    let none = EmbeddedStore::open(Location::Memory).unwrap();
+    let none = EmbeddedStore::open_in_memory().unwrap();
     assert!(none.backup(NO_SECRET).await.unwrap().is_none());
     store.close().await;
     drop(open(&dir).unwrap());
