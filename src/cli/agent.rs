@@ -5,7 +5,7 @@ use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::{Context, config, service};
 use crate::client::{ClientOptions, MasterClient};
-use crate::config::{AgentConfig, Env, Loaded, check_file_on_host, load_agent};
+use crate::config::{AgentConfig, Env, Loaded, Severity, check_file, load_agent};
 
 /// Runs the agent until a signal.
 ///
@@ -21,7 +21,8 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit> {
         ));
     };
     if args.check {
-        return config::print_report(ctx, &check_file_on_host(file, worker_id, &env));
+        let report = check_file(file, worker_id, &env, Some(Severity::Error));
+        return config::print_report(ctx, &report);
     }
     let load = || {
         let Loaded { config, warnings } = load_agent(file, worker_id, &env)?;

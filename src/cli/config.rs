@@ -5,14 +5,15 @@ use super::args::ConfigCommand;
 use super::error::Result;
 use super::exit::Exit;
 use super::sanitize::sanitize;
-use crate::config::{CheckReport, Env, FileKind, check_file};
+use crate::config::{CheckReport, Env, FileKind, Severity, check_file};
 
 /// # Errors
 /// Standard output can't be written.
 pub(super) fn run(ctx: &Context, command: ConfigCommand) -> Result<Exit> {
     let ConfigCommand::Check { file, worker_id, strict } = command;
     let worker_id = worker_id.as_ref().map(|id| id.as_str());
-    let report = check_file(&file, worker_id, &Env::from_process());
+    let host = worker_id.map(|_| Severity::Warning);
+    let report = check_file(&file, worker_id, &Env::from_process(), host);
     let exit = print_report(ctx, &report)?;
     let is_strict_failure = exit == Exit::Ok && strict && report.warning_count() > 0;
     Ok(if is_strict_failure { Exit::Error } else { exit })

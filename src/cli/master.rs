@@ -22,7 +22,7 @@ pub(super) async fn run(ctx: &Context, args: MasterArgs) -> Result<Exit> {
     let hangups = service::catch_sighup()?;
     let env = Env::from_process();
     if let Some(file) = args.config.as_ref().filter(|_| args.check) {
-        return config::print_report(ctx, &crate::config::check_file(file, None, &env));
+        return config::print_report(ctx, &crate::config::check_file(file, None, &env, None));
     }
     let load = || {
         let Loaded { config, warnings } = load_master(args.config.as_deref(), &env)?;

@@ -1,6 +1,7 @@
 //! The configuration of agents: one file for all workers, and each agent uses the part of its worker.
 
 use super::Env;
+use super::document::Node;
 use super::log::LogConfig;
 use super::master_url::check_master_url;
 use super::nic::{self, NicConfig};
@@ -141,13 +142,13 @@ impl SharedSettings {
         });
         fields.set("direct_io", &mut self.direct_io, |i| i.flag());
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
-        self.log.read(fields.get("log"));
+        fields.read_map("log", |log| self.log.read(log));
     }
 }
 
 /// Reads all workers of a file, in its order, without those with an invalid id. All problems are recorded.
-pub(super) fn read_agents(root: &Item<'_>, env: &Env, diagnostics: &Diagnostics) -> Vec<Worker> {
-    let Some(fields) = root.fields() else { return Vec::new() };
+pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> Vec<Worker> {
+    let Some(fields) = Item::root(root, diagnostics).fields() else { return Vec::new() };
     let from_file = fields.get("master_url").map(|i| read_master_urls(&i));
     let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, diagnostics));
     if from_file.is_none() && from_env.is_none() {
@@ -242,7 +243,8 @@ impl WorkerReader {
             let Some(map) = workers.fields() else { return found };
             let entries = map.entries();
             for (name, at, item) in &entries {
-                let invalid = |e| map.error_at(*at, &format!("worker id {} {e}", quote(name)));
+                let error = |e| format!("worker id {} {e}", quote(name));
+                let invalid = |e| workers.diagnostics.error(*at, error(e));
                 let id: Option<WorkerId> = name.parse().map_err(invalid).ok();
                 let Some(fields) = item.fields() else { continue };
                 if let Some(inner) = fields.get("worker_id")
@@ -290,7 +292,7 @@ impl WorkerReader {
         let id = id?;
         if let Some(first) = self.ids.get(&id) {
             let message = format!("worker id `{id}` is given twice — first on line {}", first.line);
-            fields.error_at(at, &message);
+            fields.item.diagnostics.error(at, message);
             return None;
         }
         self.ids.insert(id.clone(), at);
@@ -356,9 +358,9 @@ fn default_endpoint(control: Option<&str>, fields: &Fields<'_>, at: Pos) -> Endp
     let address = given.map(|e| e.address).unwrap_or_else(|| {
         let label = fields.item.path.as_str();
         let label = if label.is_empty() { String::new() } else { format!("{label}: ") };
-        fields.warn_at(
+        fields.item.diagnostics.warn(
             at,
-            &format!(
+            format!(
                 "{label}no `network.data_plane_endpoints`: it serves on 127.0.0.1:{DEFAULT_DATA_PORT}, which \
                  only agents on the same host reach"
             ),

@@ -77,14 +77,10 @@ fn syntax_error(text: &str, error: &saphyr_parser::ScanError) -> YamlError {
 
 /// A list or map before its end.
 struct OpenNode {
-    at: Pos,
+    node: Node,
     anchor: usize,
-    content: PartialContent,
-}
-
-enum PartialContent {
-    List(Vec<Node>),
-    Map { entries: Vec<Entry>, key: Option<(String, Pos)> },
+    /// The key in a map of which the value follows.
+    key: Option<(String, Pos)>,
 }
 
 #[derive(Default)]
@@ -112,12 +108,10 @@ impl TreeBuilder {
                 self.insert_node(Node { at, kind }, anchor, 1)
             }
             Event::SequenceStart(anchor, tag) => {
-                let content = PartialContent::List(Vec::new());
-                self.start(OpenNode { at, anchor, content }, tag.as_deref())
+                self.start(Node { at, kind: NodeKind::List(Vec::new()) }, anchor, tag.as_deref())
             }
             Event::MappingStart(anchor, tag) => {
-                let content = PartialContent::Map { entries: Vec::new(), key: None };
-                self.start(OpenNode { at, anchor, content }, tag.as_deref())
+                self.start(Node { at, kind: NodeKind::Map(Vec::new()) }, anchor, tag.as_deref())
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(),
             Event::Alias(anchor) => {
@@ -137,11 +131,11 @@ impl TreeBuilder {
     }
 
     fn expects_key(&self) -> bool {
-        let open = self.open.last().map(|open| &open.content);
-        matches!(open, Some(PartialContent::Map { key: None, .. }))
+        let is_map = |open: &OpenNode| matches!(open.node.kind, NodeKind::Map(_));
+        self.open.last().is_some_and(|open| is_map(open) && open.key.is_none())
     }
 
-    fn start(&mut self, node: OpenNode, tag: Option<&Tag>) -> Result<(), YamlError> {
+    fn start(&mut self, node: Node, anchor: usize, tag: Option<&Tag>) -> Result<(), YamlError> {
         check_tag(tag, node.at)?;
         if self.expects_key() {
             return yaml_error(node.at, KEY_IS_NOT_TEXT);
@@ -149,17 +143,16 @@ impl TreeBuilder {
         if self.open.len() >= MAX_DEPTH {
             return yaml_error(node.at, format!("nested more than {MAX_DEPTH} levels deep"));
         }
-        self.open.push(node);
+        self.open.push(OpenNode { node, anchor, key: None });
         Ok(())
     }
 
     fn end(&mut self) -> Result<(), YamlError> {
-        let Some(OpenNode { at, anchor, content }) = self.open.pop() else { return Ok(()) };
-        let kind = match content {
-            PartialContent::List(items) => NodeKind::List(items),
-            PartialContent::Map { entries, .. } => NodeKind::Map(apply_merges(entries)?),
-        };
-        self.insert_node(Node { at, kind }, anchor, 1)
+        let Some(OpenNode { mut node, anchor, .. }) = self.open.pop() else { return Ok(()) };
+        if let NodeKind::Map(entries) = &mut node.kind {
+            *entries = apply_merges(std::mem::take(entries))?;
+        }
+        self.insert_node(node, anchor, 1)
     }
 
     /// Adds a complete node of `size` values to the open list or map.
@@ -171,16 +164,19 @@ impl TreeBuilder {
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
-        match self.open.last_mut().map(|open| &mut open.content) {
-            None => self.root = Some(node),
-            Some(PartialContent::List(items)) => items.push(node),
-            Some(PartialContent::Map { entries, key }) => match (key.take(), node.kind) {
-                (Some((key, at)), kind) => {
-                    entries.push(Entry { key, at, value: Node { at: node.at, kind } });
-                }
-                (None, NodeKind::Scalar(text)) => *key = Some((text, node.at)),
-                (None, _) => return yaml_error(node.at, KEY_IS_NOT_TEXT),
-            },
+        let Some(open) = self.open.last_mut() else {
+            self.root = Some(node);
+            return Ok(());
+        };
+        match (&mut open.node.kind, open.key.take(), node) {
+            (NodeKind::Map(entries), Some((key, at)), value) => {
+                entries.push(Entry { key, at, value });
+            }
+            (NodeKind::Map(_), None, Node { at, kind: NodeKind::Scalar(text) }) => {
+                open.key = Some((text, at));
+            }
+            (NodeKind::List(items), _, node) => items.push(node),
+            (_, _, node) => return yaml_error(node.at, KEY_IS_NOT_TEXT),
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The settings of the log.
 
-use super::reader::{Diagnostics, Item};
+use super::reader::{Diagnostics, Fields};
 use crate::util::logging::parse_level;
 use std::path::PathBuf;
 
@@ -32,13 +32,11 @@ impl Default for LogConfig {
 
 impl LogConfig {
     /// Reads a `log:` block; missing keys keep their values.
-    pub(super) fn read(&mut self, item: Option<Item<'_>>) {
-        let Some(fields) = item.and_then(|item| item.fields()) else { return };
+    pub(super) fn read(&mut self, fields: &Fields<'_>) {
         fields.set("level", &mut self.level, |i| i.parse("a log level", parse_level));
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         fields.set("format", &mut self.format, |i| i.word(&formats));
         fields.set("file", &mut self.file, |i| i.absolute_path().map(Some));
-        fields.finish();
     }
 
     /// The environment overrides the file.

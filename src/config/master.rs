@@ -1,6 +1,7 @@
 //! The configuration of a master.
 
 use super::Env;
+use super::document::Node;
 use super::log::LogConfig;
 use super::master_url::check_master_url;
 use super::reader::{Diagnostics, Fields, Item};
@@ -129,9 +130,9 @@ impl MasterConfig {
     }
 
     /// Reads the file of a master (`None`: no file). All problems are recorded; the value is valid only without errors.
-    pub(super) fn read(root: Option<&Item<'_>>, env: &Env, diagnostics: &Diagnostics) -> Self {
+    pub(super) fn read(root: Option<&Node>, env: &Env, diagnostics: &Diagnostics) -> Self {
         let mut config = MasterConfig::defaults(env);
-        if let Some(fields) = root.and_then(Item::fields) {
+        if let Some(fields) = root.and_then(|root| Item::root(root, diagnostics).fields()) {
             config.read_fields(&fields);
             fields.finish();
         }
@@ -158,28 +159,21 @@ impl MasterConfig {
         }
         fields.warn_outdated("network", "it has no effect; `listen` is the address of the API");
         self.read_times(fields);
-        if let Some(redis) = fields.get("redis").and_then(|i| i.fields()) {
+        fields.read_map("redis", |redis| {
             if let Some(days) = redis.get("expiry_days").and_then(|i| i.number(1..=36_500)) {
                 let advice = format!("write `retention: {days}d` instead");
                 redis.warn_outdated("expiry_days", &advice);
                 self.retention = DAY * days;
             }
-            if let Some(store) = StoreConfig::read_redis(&redis) {
+            if let Some(store) = StoreConfig::read_redis(redis) {
                 self.store = store;
             }
-            redis.finish();
-        }
+        });
         fields.set("retention", &mut self.retention, read_retention);
-        if let Some(limits) = fields.get("limits").and_then(|i| i.fields()) {
-            self.limits.read(&limits);
-            limits.finish();
-        }
+        fields.read_map("limits", |limits| self.limits.read(limits));
         fields.set("bwlimit", &mut self.bwlimit, |i| Some(read_timetable(i)));
-        if let Some(defaults) = fields.get("defaults").and_then(|i| i.fields()) {
-            self.defaults.read(&defaults);
-            defaults.finish();
-        }
-        self.log.read(fields.get("log"));
+        fields.read_map("defaults", |defaults| self.defaults.read(defaults));
+        fields.read_map("log", |log| self.log.read(log));
     }
 
     fn read_times(&mut self, fields: &Fields<'_>) {

@@ -34,9 +34,8 @@ pub use reload::{Reload, ReloadReport};
 pub use report::{CheckReport, ConfigErrors, ConfigProblem, FileKind, Pos, Severity};
 pub use store::{RedisOptions, RedisTopology, StoreConfig};
 
-use document::{Entry, NodeKind};
-use reader::{Diagnostics, Item};
-use source::ConfigSource;
+use document::{Entry, Node, NodeKind};
+use reader::Diagnostics;
 use std::path::Path;
 
 /// A usable configuration.
@@ -60,8 +59,8 @@ pub fn load_master(path: Option<&Path>, env: &Env) -> Result<Loaded<MasterConfig
         return diagnostics.finish(Some(config));
     };
     let diagnostics = Diagnostics::new(path.display().to_string());
-    let source = open_kind(path, FileKind::Master, &diagnostics);
-    let config = source.map(|source| read_master(&source, path, env, &diagnostics));
+    let root = open_kind(path, FileKind::Master, &diagnostics);
+    let config = root.map(|root| MasterConfig::read(Some(&root), env, &diagnostics));
     diagnostics.finish(config)
 }
 
@@ -76,26 +75,15 @@ pub fn load_agent(
     env: &Env,
 ) -> Result<Loaded<AgentConfig>, ConfigErrors> {
     let diagnostics = Diagnostics::new(path.display().to_string());
-    let source = open_kind(path, FileKind::Agents, &diagnostics);
-    let workers = source.map(|source| read_agents(&source, path, env, &diagnostics));
+    let root = open_kind(path, FileKind::Agents, &diagnostics);
+    let workers = root.map(|root| agent::read_agents(&root, env, &diagnostics));
     let worker = workers.and_then(|workers| agent::select_worker(workers, worker_id, &diagnostics));
     diagnostics.finish(worker.map(|worker| worker.config))
 }
 
-/// Checks a file of either kind, for `ctl config check`. With a `worker_id` it also warns of missing
-/// directories, interfaces and addresses of that worker on this host.
-pub fn check_file(path: &Path, worker_id: Option<&str>, env: &Env) -> CheckReport {
-    run_checks(path, worker_id, env, worker_id.map(|_| Severity::Warning))
-}
-
-/// Checks a file for `ctl agent --check` on the host of the agent: missing directories, interfaces and addresses of
-/// the worker are errors.
-pub fn check_file_on_host(path: &Path, worker_id: Option<&str>, env: &Env) -> CheckReport {
-    run_checks(path, worker_id, env, Some(Severity::Error))
-}
-
-/// `host`: the severity of problems on this host; `None`: they are not checked.
-fn run_checks(
+/// Checks a file of either kind. `host` is the severity of missing directories, interfaces and addresses of the worker
+/// on this host; `None`: they are not checked.
+pub fn check_file(
     path: &Path,
     worker_id: Option<&str>,
     env: &Env,
@@ -103,14 +91,14 @@ fn run_checks(
 ) -> CheckReport {
     let file = path.display().to_string();
     let diagnostics = Diagnostics::new(file.clone());
-    let source = source::open(path, &diagnostics);
-    let kind = source.as_ref().map(detect_file_kind);
+    let root = source::open(path, &diagnostics);
+    let kind = root.as_ref().map(detect_file_kind);
     let mut worker_ids = Vec::new();
-    match source.zip(kind) {
+    match root.zip(kind) {
         None => {}
-        Some((source, FileKind::Master)) => drop(read_master(&source, path, env, &diagnostics)),
-        Some((source, FileKind::Agents)) => {
-            let agents = read_agents(&source, path, env, &diagnostics);
+        Some((root, FileKind::Master)) => drop(MasterConfig::read(Some(&root), env, &diagnostics)),
+        Some((root, FileKind::Agents)) => {
+            let agents = agent::read_agents(&root, env, &diagnostics);
             worker_ids = agents.iter().map(|w| w.config.worker_id.to_string()).collect();
             if let Some(severity) = host
                 && let Some(worker) = agent::select_worker(agents, worker_id, &diagnostics)
@@ -125,39 +113,16 @@ fn run_checks(
     CheckReport { file, kind, problems: diagnostics.into_problems(), worker_ids }
 }
 
-fn read_master(
-    source: &ConfigSource,
-    path: &Path,
-    env: &Env,
-    diagnostics: &Diagnostics,
-) -> MasterConfig {
-    let root = Item::root(&source.root, diagnostics);
-    let config = MasterConfig::read(Some(&root), env, diagnostics);
-    source.check_privacy(path, diagnostics);
-    config
-}
-
-fn read_agents(
-    source: &ConfigSource,
-    path: &Path,
-    env: &Env,
-    diagnostics: &Diagnostics,
-) -> Vec<agent::Worker> {
-    let workers = agent::read_agents(&Item::root(&source.root, diagnostics), env, diagnostics);
-    source.check_privacy(path, diagnostics);
-    workers
-}
-
-fn root_entries(source: &ConfigSource) -> &[Entry] {
-    match &source.root.kind {
+fn root_entries(root: &Node) -> &[Entry] {
+    match &root.kind {
         NodeKind::Map(entries) => entries,
         _ => &[],
     }
 }
 
 /// The kind with more of its own keys in this file; a master's file without a difference.
-fn detect_file_kind(source: &ConfigSource) -> FileKind {
-    let entries = root_entries(source);
+fn detect_file_kind(root: &Node) -> FileKind {
+    let entries = root_entries(root);
     let count = |keys: &[&str]| entries.iter().filter(|e| keys.contains(&e.key.as_str())).count();
     match count(&agent::AGENT_KEYS) > count(&master::MASTER_KEYS) {
         true => FileKind::Agents,
@@ -166,13 +131,13 @@ fn detect_file_kind(source: &ConfigSource) -> FileKind {
 }
 
 /// Opens a file that should be of the given kind. For another kind it reports one error, instead of one for each key.
-fn open_kind(path: &Path, expected: FileKind, diagnostics: &Diagnostics) -> Option<ConfigSource> {
-    let source = source::open(path, diagnostics)?;
-    if detect_file_kind(&source) == expected || root_entries(&source).is_empty() {
-        return Some(source);
+fn open_kind(path: &Path, expected: FileKind, diagnostics: &Diagnostics) -> Option<Node> {
+    let root = source::open(path, diagnostics)?;
+    if detect_file_kind(&root) == expected || root_entries(&root).is_empty() {
+        return Some(root);
     }
     diagnostics.error(
-        source.root.at,
+        root.at,
         match expected {
             FileKind::Master => {
                 "this is an agents file — `ctl master` needs a master's, see example_master.yml"

@@ -20,16 +20,18 @@ pub(super) struct Diagnostics {
     origin: String,
     problems: RefCell<Vec<ConfigProblem>>,
     has_secret: Cell<bool>,
+    /// The error of a file with a secret, if other users may read the file.
+    pub(super) exposure_error: Cell<Option<String>>,
 }
 
 impl Diagnostics {
     pub(super) fn new(origin: String) -> Self {
-        Diagnostics { origin, problems: RefCell::default(), has_secret: Cell::new(false) }
-    }
-
-    /// Whether the file contains a secret.
-    pub(super) fn has_secret(&self) -> bool {
-        self.has_secret.get()
+        Diagnostics {
+            origin,
+            problems: RefCell::default(),
+            has_secret: Cell::new(false),
+            exposure_error: Cell::default(),
+        }
     }
 
     pub(super) fn record(&self, at: Option<Pos>, severity: Severity, message: String) {
@@ -55,6 +57,9 @@ impl Diagnostics {
 
     /// All problems, in the order of the file.
     pub(super) fn into_problems(self) -> Vec<ConfigProblem> {
+        if let Some(message) = self.exposure_error.take().filter(|_| self.has_secret.get()) {
+            self.error(None, message);
+        }
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|p| p.at);
         problems.dedup();
@@ -71,10 +76,11 @@ impl Diagnostics {
 
     /// `config` with the warnings, or all problems if one of them is an error.
     pub(super) fn finish<T>(self, config: Option<T>) -> Result<Loaded<T>, ConfigErrors> {
-        let has_error = self.problems.borrow().iter().any(|p| p.severity == Severity::Error);
+        let problems = self.into_problems();
+        let has_error = problems.iter().any(|p| p.severity == Severity::Error);
         match config {
-            Some(config) if !has_error => Ok(Loaded { config, warnings: self.into_problems() }),
-            _ => Err(ConfigErrors { problems: self.into_problems() }),
+            Some(config) if !has_error => Ok(Loaded { config, warnings: problems }),
+            _ => Err(ConfigErrors { problems }),
         }
     }
 }
@@ -86,7 +92,7 @@ pub(super) struct Item<'a> {
     pub(super) path: String,
     pub(super) at: Pos,
     node: &'a Node,
-    diagnostics: &'a Diagnostics,
+    pub(super) diagnostics: &'a Diagnostics,
 }
 
 impl<'a> Item<'a> {
@@ -290,6 +296,14 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Reads the map at `key`, if it is present, by `read`, which requests all known keys.
+    pub(super) fn read_map(&self, key: &'static str, read: impl FnOnce(&Fields<'a>)) {
+        if let Some(fields) = self.get(key).and_then(|item| item.fields()) {
+            read(&fields);
+            fields.finish();
+        }
+    }
+
     /// The value of `key`, which must be present.
     pub(super) fn require(&self, key: &'static str, hint: &str) -> Option<Item<'a>> {
         let found = self.get(key);
@@ -302,14 +316,6 @@ impl<'a> Fields<'a> {
     pub(super) fn report_missing(&self, key: &str, hint: &str) {
         let message = format!("missing key `{key}`{}{hint}", self.location_suffix());
         self.item.diagnostics.error(self.item.at, message);
-    }
-
-    pub(super) fn error_at(&self, at: Pos, message: &str) {
-        self.item.diagnostics.error(at, message);
-    }
-
-    pub(super) fn warn_at(&self, at: Pos, message: &str) {
-        self.item.diagnostics.warn(at, message);
     }
 
     /// All keys with their values, for keys that the operator chooses.
@@ -335,11 +341,12 @@ impl<'a> Fields<'a> {
             let (name, suffix) = (quote(key), self.location_suffix());
             if let Some(line) = first_lines.get(key) {
                 let message = format!("duplicate key {name}{suffix} — first given on line {line}");
-                self.error_at(entry.at, &message);
+                self.item.diagnostics.error(entry.at, message);
             } else if !requested.contains(&key) {
                 let is_full = self.item.diagnostics.problems.borrow().len() > MAX_PROBLEMS;
                 let hint = if is_full { String::new() } else { did_you_mean(key, &requested) };
-                self.error_at(entry.at, &format!("unknown key {name}{suffix}{hint}"));
+                let message = format!("unknown key {name}{suffix}{hint}");
+                self.item.diagnostics.error(entry.at, message);
             }
             first_lines.entry(key).or_insert(entry.at.line);
         }

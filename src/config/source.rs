@@ -13,34 +13,18 @@ use std::path::Path;
 /// Enough for ten thousand workers; rejects a data file that was given by mistake.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// A parsed file.
-pub(super) struct ConfigSource {
-    pub(super) root: Node,
-    /// The permission bits of the file.
-    mode: u32,
-}
-
-impl ConfigSource {
-    /// Records an error if the file contains a secret that other users may read. Call it after all getters.
-    pub(super) fn check_privacy(&self, path: &Path, diagnostics: &Diagnostics) {
-        if !diagnostics.has_secret() || self.mode & 0o044 == 0 {
-            return;
-        }
-        let argument = quote_for_shell(path.as_os_str().as_encoded_bytes());
-        let message = format!(
-            "holds a password, and its mode {:04o} lets other users read it — run `chmod 600 {argument}`, or \
-             take the password out and give it in the environment variable REDIS_URL",
-            self.mode
-        );
-        diagnostics.error(None, message);
-    }
-}
-
 /// Opens and parses `path`; `None` after an error.
-pub(super) fn open(path: &Path, diagnostics: &Diagnostics) -> Option<ConfigSource> {
+pub(super) fn open(path: &Path, diagnostics: &Diagnostics) -> Option<Node> {
     let read = read(path).map_err(|message| diagnostics.error(None, message));
     let (bytes, mode) = read.ok()?;
-    Some(ConfigSource { root: parse(&bytes, diagnostics)?, mode })
+    if mode & 0o044 != 0 {
+        let argument = quote_for_shell(path.as_os_str().as_encoded_bytes());
+        diagnostics.exposure_error.set(Some(format!(
+            "holds a password, and its mode {mode:04o} lets other users read it — run `chmod 600 {argument}`, or \
+             take the password out and give it in the environment variable REDIS_URL"
+        )));
+    }
+    parse(&bytes, diagnostics)
 }
 
 fn read(path: &Path) -> Result<(Vec<u8>, u32), String> {

@@ -112,9 +112,8 @@ impl RedisOptions {
                 item.error("is for TLS only — set `tls: true`, or a `rediss://` URL");
             }
         }
-        let sentinel = fields.get("sentinel");
         if let Some(item) = &fields.get("cluster") {
-            if sentinel.is_some() {
+            if fields.get("sentinel").is_some() {
                 item.error("give either `sentinel` or `cluster`");
             }
             if fields.get("url").is_some() {
@@ -124,16 +123,15 @@ impl RedisOptions {
             }
             options.topology = RedisTopology::Cluster(read_nodes(item, 6379, login));
         }
-        if let Some(sentinel) = sentinel.and_then(|item| item.fields()) {
+        fields.read_map("sentinel", |sentinel| {
             let master = sentinel.require("master", ": the name of the master in the sentinels");
             let nodes = sentinel.require("nodes", ": the sentinels, e.g. `[host-a:26379]`");
-            let login = read_login(&sentinel, login.tls);
+            let login = read_login(sentinel, login.tls);
             if let (Some(master), Some(nodes)) = (master.and_then(|i| i.text()), nodes) {
                 let nodes = read_nodes(&nodes, 26_379, &login);
                 options.topology = RedisTopology::Sentinel { master: master.to_owned(), nodes };
             }
-            sentinel.finish();
-        }
+        });
         options
     }
 }

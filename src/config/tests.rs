@@ -56,7 +56,7 @@ fn every_shipped_config_loads_without_warnings() {
     files.extend(std::fs::read_dir(repo_file("configs")).unwrap().map(|e| e.unwrap().path()));
     assert!(files.len() >= 6);
     for file in files {
-        let report = check_file(&file, None, &Env::empty());
+        let report = check_file(&file, None, &Env::empty(), None);
         assert_eq!(format_problems(&report.problems), Vec::<String>::new(), "{}", file.display());
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
         let kind = if name.contains("master") { FileKind::Master } else { FileKind::Agents };
@@ -148,7 +148,7 @@ fn unreadable_files_are_rejected_with_one_line() {
         let expected = format!("{}{expected}", path.display());
         assert_eq!(load_master(Some(&path), &Env::empty()).unwrap_err().to_string(), expected);
         assert_eq!(load_agent(&path, None, &Env::empty()).unwrap_err().to_string(), expected);
-        let report = check_file(&path, None, &Env::empty());
+        let report = check_file(&path, None, &Env::empty(), None);
         assert_eq!((report.kind, report.to_string()), (None, format!("{expected}\n1 error.")));
     }
 }
@@ -213,7 +213,7 @@ fn a_world_readable_file_with_a_password_is_rejected() {
             with_file(text, |path| {
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
                 let refused = secret && mode & 0o044 != 0;
-                let report = check_file(path, None, &Env::empty());
+                let report = check_file(path, None, &Env::empty(), None);
                 assert_eq!(report.is_usable(), !refused, "{text} {mode:o} {report:?}");
                 match load_master(Some(path), &Env::empty()) {
                     Ok(loaded) => {
@@ -236,13 +236,13 @@ fn a_world_readable_file_with_a_password_is_rejected() {
 #[test]
 fn a_check_ends_with_a_summary() {
     let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    storage_paths: [/d, x]\n";
-    let report = with_file(text, |path| check_file(path, None, &Env::empty()));
+    let report = with_file(text, |path| check_file(path, None, &Env::empty(), None));
     assert_eq!((report.error_count(), report.warning_count(), report.is_usable()), (1, 1, false));
     assert!(
         report.to_string().ends_with("\n1 error, 1 warning.   worker ids in this file: a"),
         "{report}"
     );
-    let shown = with_file("{}", |path| check_file(path, None, &Env::empty())).to_string();
+    let shown = with_file("{}", |path| check_file(path, None, &Env::empty(), None)).to_string();
     assert!(shown.ends_with("f.yml: master configuration ok."), "{shown}");
 }
 
@@ -257,7 +257,10 @@ fn a_check_with_a_worker_id_examines_this_host() {
         "master_url: http://127.0.0.1:1\nworkers:\n  - worker_id: a\n    storage_paths:\n      - {here}\n      - {here}/no\n      - {here}/file\n      - {here}/link\n    \
          network:\n      data_plane_endpoints:\n        - 127.0.0.1\n        - {{address: 192.0.2.7, iface: nosuch0}}\n"
     );
-    let report = |id: Option<&str>| with_file(&text, |path| check_file(path, id, &Env::empty()));
+    let report = |id: Option<&str>| {
+        let host = id.map(|_| Severity::Warning);
+        with_file(&text, |path| check_file(path, id, &Env::empty(), host))
+    };
     let overlaps = |p: &ConfigProblem| p.message.contains("lies inside");
     let found: Vec<ConfigProblem> =
         report(Some("a")).problems.into_iter().filter(|p| !overlaps(p)).collect();
@@ -280,6 +283,7 @@ fn a_check_with_a_worker_id_examines_this_host() {
     assert_eq!(format_problems(&found), expected);
     assert!(report(None).problems.iter().all(overlaps), "without a worker id nothing is looked up");
     // Where the agent is about to run, what is missing is an error.
-    let here = with_file(&text, |path| check_file_on_host(path, None, &Env::empty()));
+    let here =
+        with_file(&text, |path| check_file(path, None, &Env::empty(), Some(Severity::Error)));
     assert_eq!((here.error_count(), here.is_usable()), (4, false), "{here}");
 }

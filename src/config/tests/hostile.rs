@@ -38,7 +38,7 @@ proptest! {
     fn any_bytes_load_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let findings = Diagnostics::new("f".into());
         if let Some(root) = source::parse(&bytes, &findings) {
-            agent::read_agents(&Item::root(&root, &findings), &Env::empty(), &findings);
+            agent::read_agents(&root, &Env::empty(), &findings);
         }
     }
 
@@ -63,9 +63,8 @@ proptest! {
         }
         let findings = Diagnostics::new("f".into());
         if let Some(root) = source::parse(text.as_bytes(), &findings) {
-            let item = Item::root(&root, &findings);
-            agent::read_agents(&item, &Env::empty(), &findings);
-            MasterConfig::read(Some(&item), &Env::empty(), &findings);
+            agent::read_agents(&root, &Env::empty(), &findings);
+            MasterConfig::read(Some(&root), &Env::empty(), &findings);
         }
         // Secrets aside, what was found can always be shown on one line each.
         let shown: Vec<String> =
@@ -82,9 +81,8 @@ proptest! {
             let shipped = std::fs::read(repo_file(name)).unwrap();
             let findings = Diagnostics::new("f".into());
             if let Some(root) = source::parse(&crate::wire::fuzz::apply_edits(&shipped, &edits), &findings) {
-                let item = Item::root(&root, &findings);
-                agent::read_agents(&item, &Env::empty(), &findings);
-                MasterConfig::read(Some(&item), &Env::empty(), &findings);
+                agent::read_agents(&root, &Env::empty(), &findings);
+                MasterConfig::read(Some(&root), &Env::empty(), &findings);
             }
             for problem in findings.into_problems() {
                 let line = problem.to_string();
