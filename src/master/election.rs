@@ -20,13 +20,10 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
-
 const STORE_RETRY_BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
 /// How often a follower requests the lease.
@@ -61,11 +58,6 @@ pub(super) struct LeaderElection {
     pub(super) api_ended: CancellationToken,
 }
 
-struct WonElection {
-    lease: LeaderLease,
-    leader: Leader,
-}
-
 impl LeaderElection {
     /// Follows and leads until shutdown. `open` connects to the store; it is repeated while the store is unavailable.
     ///
@@ -86,7 +78,8 @@ impl LeaderElection {
     async fn follow_and_lead<S: Store>(&self, store: &Arc<S>) -> anyhow::Result<()> {
         let mut last_seen = Fence::default();
         while let Some(won) = self.wait_for_leadership(store.as_ref(), &mut last_seen).await? {
-            let Err(e) = self.lead(store, won).await else { return Ok(()) };
+            let (lease, leader) = won;
+            let Err(e) = self.lead(store, lease, leader).await else { return Ok(()) };
             match e.downcast_ref() {
                 Some(StoreError::Deposed { leader, .. }) if *leader == self.name => {
                     return Err(e.context(
@@ -107,7 +100,7 @@ impl LeaderElection {
         &self,
         store: &S,
         last_seen: &mut Fence,
-    ) -> anyhow::Result<Option<WonElection>> {
+    ) -> anyhow::Result<Option<(LeaderLease, Leader)>> {
         let mut behind_since = None;
         loop {
             let (url, since) = (self.url.clone(), Timestamp::now());
@@ -125,11 +118,9 @@ impl LeaderElection {
             let pause = match outcome {
                 AcquireOutcome::Leader(fence) => {
                     *last_seen = fence;
+                    let lease = LeaderLease { fence, duration: self.lease, requested_at_ms };
                     let (name, epoch) = (self.name.clone(), fence.epoch);
-                    return Ok(Some(WonElection {
-                        lease: LeaderLease { fence, duration: self.lease, requested_at_ms },
-                        leader: Leader { name, url, epoch, since: Some(since) },
-                    }));
+                    return Ok(Some((lease, Leader { name, url, epoch, since: Some(since) })));
                 }
                 AcquireOutcome::Held { holder, holder_info, fence, retry_after_ms } => {
                     (*last_seen, behind_since) = (fence, None);
@@ -190,28 +181,20 @@ impl LeaderElection {
     ///
     /// # Errors
     /// [`StoreError::Deposed`] if another master leads; the state cannot be loaded, or the store cannot be used.
-    async fn lead<S: Store>(&self, store: &Arc<S>, won: WonElection) -> anyhow::Result<()> {
+    async fn lead<S: Store>(
+        &self,
+        store: &Arc<S>,
+        mut lease: LeaderLease,
+        leader: Leader,
+    ) -> anyhow::Result<()> {
         self.set_no_leader(NoLeaderReason::Transition("this master becomes the leader"));
-        let WonElection { mut lease, leader } = won;
-        let keep_alive = LeaseKeepAlive::start(Arc::clone(store), lease);
-        let Some(records) = self.retry_until_available("read the store", || store.load()).await?
-        else {
+        let mut settings = self.settings.clone();
+        let initial = settings.borrow_and_update().clone();
+        // Loading may take longer than the lease.
+        let load = self.load_state(store.as_ref(), initial);
+        let Some(state) = lease.renewing_while(store.as_ref(), load, || {}).await? else {
             return store.release(lease.fence).await.context("give up leadership");
         };
-        let mut settings = self.settings.clone();
-        let (initial, seed) = (settings.borrow_and_update().clone(), random_seed());
-        let name_key_file = self.name_key_file.clone();
-        let load = move || {
-            let state = State::load(initial, seed, &records, current_time())?;
-            name_key_file.save(state.name_key());
-            Ok::<_, LoadError>(state)
-        };
-        let state = tokio::task::spawn_blocking(load).await.context("load the state")??;
-        // Not before this master leads: another master on this host may have used the same directory.
-        if let Err(e) = self.spool.remove_unless(|number| state.has_sync(number)) {
-            tracing::warn!(error = %e, "file records of removed syncs could not be removed");
-        }
-        lease.requested_at_ms = keep_alive.stop();
 
         let (requests_sender, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
         let (health, health_receiver) = watch::channel(Ok(()));
@@ -233,16 +216,40 @@ impl LeaderElection {
             settings,
             callers: Callers::default(),
             manifest_reads: Vec::new(),
+            shutdown: self.api_ended.clone(),
         };
         let Leader { name, epoch, .. } = &leader;
         tracing::info!(name, epoch, "leader ready");
         self.status.send_replace(LeadershipStatus::Leader(leader, channel));
         let result = tokio::select! {
-            result = actor.run(self.api_ended.clone()) => result,
+            result = actor.run() => result,
             unusable = watch_admission(store.as_ref(), admission) => Err(unusable),
         };
         self.set_no_leader(NoLeaderReason::Transition("this master is no longer the leader"));
         Ok(result?)
+    }
+
+    /// Reads the state from the store. `None`: shutdown came first.
+    async fn load_state(
+        &self,
+        store: &impl Store,
+        settings: Settings,
+    ) -> anyhow::Result<Option<State>> {
+        let Some(records) = self.retry_until_available("read the store", || store.load()).await?
+        else {
+            return Ok(None);
+        };
+        let (name_key_file, spool) = (self.name_key_file.clone(), self.spool.clone());
+        let load = move || {
+            let state = State::load(settings, random_seed(), &records, current_time())?;
+            name_key_file.save(state.name_key());
+            // Not before this master leads: another master on this host may have used the same directory.
+            if let Err(e) = spool.remove_unless(|number| state.has_sync(number)) {
+                tracing::warn!(error = %e, "file records of removed syncs could not be removed");
+            }
+            Ok::<_, LoadError>(state)
+        };
+        Ok(Some(tokio::task::spawn_blocking(load).await.context("load the state")??))
     }
 
     /// Repeats a call until the store is available. `action` completes "cannot …". `None`: shutdown came first.
@@ -280,35 +287,6 @@ impl LeaderElection {
     }
 }
 
-/// Renews the lease while the state is loaded, which may take longer than the lease.
-struct LeaseKeepAlive {
-    requested_at_ms: Arc<AtomicU64>,
-    _task: AbortOnDropHandle<()>,
-}
-
-impl LeaseKeepAlive {
-    fn start<S: Store>(store: Arc<S>, lease: LeaderLease) -> LeaseKeepAlive {
-        let requested_at_ms = Arc::new(AtomicU64::new(lease.requested_at_ms));
-        let granted = Arc::clone(&requested_at_ms);
-        let task = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(lease.renew_interval()).await;
-                let requested_at_ms = current_time().mono_ms;
-                // Any error shows in the first commit.
-                if store.renew(lease.fence, lease.duration).await.is_ok() {
-                    granted.store(requested_at_ms, Ordering::Relaxed);
-                }
-            }
-        });
-        LeaseKeepAlive { requested_at_ms, _task: AbortOnDropHandle::new(task) }
-    }
-
-    /// Returns [`LeaderLease::requested_at_ms`].
-    fn stop(self) -> u64 {
-        self.requested_at_ms.load(Ordering::Relaxed)
-    }
-}
-
 fn blob_reader<S: Store>(store: Arc<S>) -> BlobReader {
     Arc::new(move |key: String| {
         let store = Arc::clone(&store);
@@ -331,28 +309,22 @@ async fn watch_admission<S: Store>(
 ) -> StoreError {
     loop {
         match store.check_admission().await {
-            Ok(block) => _ = admission.send_if_modified(|current| update_admission(current, block)),
+            Ok(block) if block != *admission.borrow() => {
+                match &block {
+                    Some(block) => {
+                        tracing::error!(reason = block.reason(), "new syncs are not accepted");
+                    }
+                    None => tracing::info!("new syncs are accepted again"),
+                }
+                admission.send_replace(block);
+            }
+            Ok(_) => {}
             Err(unusable @ StoreError::Unusable(_)) => return unusable,
             // A store that is unavailable is reported by the calls that need it.
             Err(_) => {}
         }
         tokio::time::sleep(ADMISSION_CHECK_INTERVAL).await;
     }
-}
-
-/// Returns whether the value changed, which is logged.
-fn update_admission(current: &mut Option<AdmissionBlock>, block: Option<AdmissionBlock>) -> bool {
-    if *current == block {
-        return false;
-    }
-    match &block {
-        Some(block) => {
-            tracing::error!(reason = block.reason(), "new syncs are not accepted");
-        }
-        None => tracing::info!("new syncs are accepted again"),
-    }
-    *current = block;
-    true
 }
 
 fn random_seed() -> [u8; 32] {

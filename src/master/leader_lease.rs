@@ -1,8 +1,9 @@
 //! The lease of the leader, as counted by the leader itself.
 
 use crate::scheduler::Now;
-use crate::store::Fence;
+use crate::store::{Fence, Store, StoreError};
 use std::time::Duration;
+use tokio::time::sleep;
 
 /// The leader renews its lease this many times per lease while it commits nothing.
 const RENEWALS_PER_LEASE: u32 = 4;
@@ -37,5 +38,40 @@ impl LeaderLease {
     /// The time between two renewals.
     pub(super) fn renew_interval(&self) -> Duration {
         self.duration / RENEWALS_PER_LEASE
+    }
+
+    /// Renews the lease in the store. Returns the new [`LeaderLease::requested_at_ms`].
+    pub(super) async fn renew(self, store: &impl Store) -> Result<u64, StoreError> {
+        let requested_at_ms = current_time().mono_ms;
+        store.renew(self.fence, self.duration).await.map(|()| requested_at_ms)
+    }
+
+    /// Awaits a call and renews the lease meanwhile, so that a slow call does not lose leadership. If the lease expires
+    /// all the same, `on_expiry` is called, once.
+    pub(super) async fn renewing_while<T>(
+        &mut self,
+        store: &impl Store,
+        call: impl Future<Output = T>,
+        on_expiry: impl Fn(),
+    ) -> T {
+        tokio::pin!(call);
+        let mut expired = false;
+        loop {
+            let lease = *self;
+            let renewal = async {
+                sleep(lease.renew_interval()).await;
+                lease.renew(store).await
+            };
+            tokio::select! {
+                biased;
+                reply = &mut call => return reply,
+                // Any error shows in the reply to the call.
+                renewed = renewal => self.requested_at_ms = renewed.unwrap_or(self.requested_at_ms),
+                () = sleep(lease.remaining()), if !expired => {
+                    expired = true;
+                    on_expiry();
+                }
+            }
+        }
     }
 }

@@ -33,15 +33,6 @@ pub(super) struct MasterIdentity {
 }
 
 impl LeadershipStatus {
-    fn leader(&self) -> Option<&Leader> {
-        match self {
-            LeadershipStatus::Leader(leader, _) | LeadershipStatus::Follower(leader) => {
-                Some(leader)
-            }
-            LeadershipStatus::NoLeader(_) => None,
-        }
-    }
-
     /// Why this master can neither process requests nor redirect them now, if so.
     pub(super) fn refusal(&self) -> Option<Problem> {
         match self {
@@ -62,19 +53,18 @@ impl LeadershipStatus {
 
     pub(super) fn readiness(&self, identity: &MasterIdentity) -> Readiness {
         let refusal = self.refusal();
-        let (role, health) = match self {
-            LeadershipStatus::Leader(_, channel) => (MasterRole::Leader, channel.health()),
+        let (mut role, mut admission_block) = (MasterRole::Follower, None);
+        let (leader, health) = match self {
+            LeadershipStatus::Leader(leader, channel) => {
+                role = MasterRole::Leader;
+                admission_block = channel.admission_block.borrow().clone();
+                (Some(leader), channel.health())
+            }
+            LeadershipStatus::Follower(leader) => (Some(leader), Ok(())),
             LeadershipStatus::NoLeader(NoLeaderReason::StoreUnavailable(reason)) => {
-                (MasterRole::Follower, Err(reason.clone()))
+                (None, Err(reason.clone()))
             }
-            LeadershipStatus::Follower(_)
-            | LeadershipStatus::NoLeader(NoLeaderReason::Transition(_)) => {
-                (MasterRole::Follower, Ok(()))
-            }
-        };
-        let admission_block = match self {
-            LeadershipStatus::Leader(_, channel) => channel.admission_block.borrow().clone(),
-            LeadershipStatus::Follower(_) | LeadershipStatus::NoLeader(_) => None,
+            LeadershipStatus::NoLeader(NoLeaderReason::Transition(_)) => (None, Ok(())),
         };
         let store = StoreStatus {
             location: identity.store_location.clone(),
@@ -90,7 +80,7 @@ impl LeadershipStatus {
             reason: refusal.map(|problem| problem.detail),
             role,
             name: identity.name.clone(),
-            leader: self.leader().cloned(),
+            leader: leader.cloned(),
             store,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

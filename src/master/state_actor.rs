@@ -48,6 +48,8 @@ pub(super) struct StateActor<S> {
     pub(super) callers: Callers,
     /// Keys of manifests that the state needs, each with its task.
     pub(super) manifest_reads: Vec<(TaskId, String)>,
+    /// Ends the term of leadership.
+    pub(super) shutdown: CancellationToken,
 }
 
 /// The callers that wait for a reply.
@@ -92,17 +94,17 @@ impl<S: Store> StateActor<S> {
     ///
     /// # Errors
     /// Another master leads, or the store cannot be used any more.
-    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
+    pub(super) async fn run(mut self) -> Result<(), StoreError> {
         let mut batch = Vec::with_capacity(MAX_BATCH_EVENTS);
         let mut next_tick = Instant::now();
         let mut next_renewal = next_tick + self.lease.renew_interval();
         let mut next_disconnect_check = next_tick;
         // A commit that was interrupted by the shutdown may not be stored: no further event is applied.
-        while !shutdown.is_cancelled() {
+        while !self.shutdown.is_cancelled() {
             let mut new_settings = None;
             // Cancel-safe: `recv_many` removes nothing before it returns, and the others have no state.
             tokio::select! {
-                _ = shutdown.cancelled() => break,
+                _ = self.shutdown.cancelled() => break,
                 received = self.requests.recv_many(&mut batch, MAX_BATCH_EVENTS) => {
                     if received == 0 {
                         break;
@@ -113,7 +115,7 @@ impl<S: Store> StateActor<S> {
                 }
                 _ = sleep_until(next_tick) => {}
                 _ = sleep_until(next_renewal) => {
-                    self.renew_lease(&shutdown).await?;
+                    self.renew_lease().await?;
                     next_renewal = Instant::now() + self.lease.renew_interval();
                 }
             }
@@ -123,10 +125,10 @@ impl<S: Store> StateActor<S> {
                 pending.add_effects(self.state.apply(Event::Configure(settings), None, time));
             }
             for request in batch.drain(..) {
-                self.apply_request(request, &mut pending, time, &shutdown).await?;
+                self.apply_request(request, &mut pending, time).await?;
                 if pending.bytes >= SOFT_MAX_BATCH_BYTES {
-                    self.commit_and_reply(std::mem::take(&mut pending), &shutdown).await?;
-                    if shutdown.is_cancelled() {
+                    self.commit_and_reply(std::mem::take(&mut pending)).await?;
+                    if self.shutdown.is_cancelled() {
                         break;
                     }
                 }
@@ -142,10 +144,10 @@ impl<S: Store> StateActor<S> {
                 pending.add_effects(self.state.apply(Event::Tick, None, time));
                 next_tick = now + TICK_INTERVAL;
             }
-            if self.commit_and_reply(pending, &shutdown).await? {
+            if self.commit_and_reply(pending).await? {
                 next_renewal = Instant::now() + self.lease.renew_interval();
             }
-            self.read_requested_manifests(&shutdown).await?;
+            self.read_requested_manifests().await?;
             // Deadlines make the tick earlier and never later, so that ticks also happen under load.
             if let Some(remaining_ms) = self.state.next_deadline_ms(current_time()) {
                 next_tick = next_tick.min(Instant::now() + Duration::from_millis(remaining_ms));
@@ -161,10 +163,9 @@ impl<S: Store> StateActor<S> {
         mut request: ActorRequest,
         pending: &mut PendingCommit,
         time: Now,
-        shutdown: &CancellationToken,
     ) -> Result<(), StoreError> {
         if let Event::Reconcile(stored) = &mut request.event {
-            self.commit_and_reply(std::mem::take(pending), shutdown).await?;
+            self.commit_and_reply(std::mem::take(pending)).await?;
             match self.read_stored_keys().await {
                 Ok(keys) => *stored = keys,
                 Err(StoreError::Unavailable(reason)) => {
@@ -188,23 +189,19 @@ impl<S: Store> StateActor<S> {
 
     /// Commits and sends the replies. Assignments to disconnected callers are returned to the queue, which is another
     /// commit. Returns whether something was written.
-    async fn commit_and_reply(
-        &mut self,
-        mut pending: PendingCommit,
-        shutdown: &CancellationToken,
-    ) -> Result<bool, StoreError> {
+    async fn commit_and_reply(&mut self, mut pending: PendingCommit) -> Result<bool, StoreError> {
         let mut wrote = false;
         loop {
             self.write_record_lines(&mut pending).await;
             let writes = pending.to_batch(&self.state);
             if !writes.is_empty() {
                 wrote = true;
-                if !self.commit(writes, &mut pending, shutdown).await? {
+                if !self.commit(writes, &mut pending).await? {
                     return Ok(wrote);
                 }
             } else if !pending.replies.is_empty()
                 && self.lease.remaining().is_zero()
-                && !self.confirm_leadership(&mut pending, shutdown).await?
+                && !self.confirm_leadership(&mut pending).await?
             {
                 return Ok(wrote);
             }
@@ -224,10 +221,7 @@ impl<S: Store> StateActor<S> {
 
     /// Reads the manifests that the state needs. While the store is unavailable they remain requested, until the next
     /// tick.
-    async fn read_requested_manifests(
-        &mut self,
-        shutdown: &CancellationToken,
-    ) -> Result<(), StoreError> {
+    async fn read_requested_manifests(&mut self) -> Result<(), StoreError> {
         while let Some((task, key)) = self.manifest_reads.last().cloned() {
             let store = Arc::clone(&self.store);
             let manifest = match self.renewing_while(store.blob(&key)).await {
@@ -244,8 +238,8 @@ impl<S: Store> StateActor<S> {
             let event = Event::ManifestEntries { task, entries };
             let mut pending = PendingCommit::default();
             pending.add_effects(self.state.apply(event, None, current_time()));
-            self.commit_and_reply(pending, shutdown).await?;
-            if shutdown.is_cancelled() {
+            self.commit_and_reply(pending).await?;
+            if self.shutdown.is_cancelled() {
                 break;
             }
         }
@@ -304,7 +298,6 @@ impl<S: Store> StateActor<S> {
         &mut self,
         mut batch: Batch,
         pending: &mut PendingCommit,
-        shutdown: &CancellationToken,
     ) -> Result<bool, StoreError> {
         loop {
             let (fence, writes) = (self.lease.fence, &batch);
@@ -312,7 +305,7 @@ impl<S: Store> StateActor<S> {
                 let requested_at_ms = current_time().mono_ms;
                 Ok((store.commit(fence, writes).await?, requested_at_ms))
             };
-            match self.retry_until_available(commit, shutdown).await {
+            match self.retry_until_available(commit).await {
                 Ok(Some((fence, requested_at_ms))) => {
                     self.lease.fence = fence;
                     self.extend_lease(requested_at_ms);
@@ -325,7 +318,7 @@ impl<S: Store> StateActor<S> {
                         found,
                         "the store lost data: everything is written back, active syncs are restarted"
                     );
-                    let Some(snapshot) = self.full_snapshot(pending, shutdown).await? else {
+                    let Some(snapshot) = self.full_snapshot(pending).await? else {
                         return Ok(false);
                     };
                     batch = snapshot;
@@ -341,11 +334,10 @@ impl<S: Store> StateActor<S> {
     async fn full_snapshot(
         &mut self,
         pending: &mut PendingCommit,
-        shutdown: &CancellationToken,
     ) -> Result<Option<Batch>, StoreError> {
         pending.add_effects(self.state.apply(Event::StoreLost, None, current_time()));
         let blob_keys = |store: Arc<S>| async move { store.blob_keys().await };
-        let Some(stored) = self.retry_until_available(blob_keys, shutdown).await? else {
+        let Some(stored) = self.retry_until_available(blob_keys).await? else {
             return Ok(None);
         };
         let keys = self.state.record_keys().into_iter();
@@ -369,14 +361,10 @@ impl<S: Store> StateActor<S> {
     async fn confirm_leadership(
         &mut self,
         pending: &mut PendingCommit,
-        shutdown: &CancellationToken,
     ) -> Result<bool, StoreError> {
-        let LeaderLease { fence, duration, .. } = self.lease;
-        let renew = |store: Arc<S>| async move {
-            let requested_at_ms = current_time().mono_ms;
-            store.renew(fence, duration).await.map(|()| requested_at_ms)
-        };
-        match self.retry_until_available(renew, shutdown).await {
+        let lease = self.lease;
+        let renew = |store: Arc<S>| async move { lease.renew(store.as_ref()).await };
+        match self.retry_until_available(renew).await {
             Ok(Some(requested_at_ms)) => {
                 self.extend_lease(requested_at_ms);
                 Ok(true)
@@ -386,17 +374,17 @@ impl<S: Store> StateActor<S> {
                 // A commit gets the same error and writes everything back.
                 pending.dirty_keys.extend(self.state.record_keys());
                 let writes = pending.to_batch(&self.state);
-                self.commit(writes, pending, shutdown).await
+                self.commit(writes, pending).await
             }
             Err(fatal) => Err(fatal),
         }
     }
 
     /// Renews the lease once, while there is nothing to commit.
-    async fn renew_lease(&mut self, shutdown: &CancellationToken) -> Result<(), StoreError> {
-        let (store, requested_at_ms) = (Arc::clone(&self.store), current_time().mono_ms);
-        match self.renewing_while(store.renew(self.lease.fence, self.lease.duration)).await {
-            Ok(()) => {
+    async fn renew_lease(&mut self) -> Result<(), StoreError> {
+        let (store, lease) = (Arc::clone(&self.store), self.lease);
+        match self.renewing_while(lease.renew(store.as_ref())).await {
+            Ok(requested_at_ms) => {
                 self.extend_lease(requested_at_ms);
                 Ok(())
             }
@@ -410,7 +398,7 @@ impl<S: Store> StateActor<S> {
                 // A commit gets the same error and writes everything back; the replies go to waiting polls.
                 let mut pending = PendingCommit::default();
                 pending.dirty_keys.extend(self.state.record_keys());
-                self.commit_and_reply(pending, shutdown).await.map(drop)
+                self.commit_and_reply(pending).await.map(drop)
             }
             Err(fatal) => Err(fatal),
         }
@@ -427,7 +415,6 @@ impl<S: Store> StateActor<S> {
     async fn retry_until_available<T, F>(
         &mut self,
         call: impl Fn(Arc<S>) -> F,
-        shutdown: &CancellationToken,
     ) -> Result<Option<T>, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -450,7 +437,7 @@ impl<S: Store> StateActor<S> {
             }
             tokio::select! {
                 () = sleep(COMMIT_RETRY_BACKOFF.delay(failures)) => failures += 1,
-                () = shutdown.cancelled() => return Ok(None),
+                () = self.shutdown.cancelled() => return Ok(None),
             }
         }
     }
@@ -464,40 +451,18 @@ impl<S: Store> StateActor<S> {
         })
     }
 
-    /// Awaits a call and renews the lease meanwhile, so that a slow commit does not lose leadership. If the lease
-    /// expires all the same, callers learn from the health that nothing can be decided.
+    /// [`LeaderLease::renewing_while`]. If the lease expires, callers learn from the health that nothing can be decided.
     async fn renewing_while<T>(&mut self, call: impl Future<Output = T>) -> T {
-        tokio::pin!(call);
-        let store = Arc::clone(&self.store);
-        let mut expired = false;
-        loop {
-            let LeaderLease { fence, duration, .. } = self.lease;
-            let (interval, remaining) = (self.lease.renew_interval(), self.lease.remaining());
-            let renewal = async {
-                sleep(interval).await;
-                let requested_at_ms = current_time().mono_ms;
-                store.renew(fence, duration).await.map(|()| requested_at_ms)
-            };
-            tokio::select! {
-                biased;
-                reply = &mut call => return reply,
-                renewed = renewal => {
-                    // Any error shows in the reply to the call.
-                    if let Ok(requested_at_ms) = renewed {
-                        self.lease.requested_at_ms = requested_at_ms;
-                    }
-                }
-                () = sleep(remaining), if !expired => {
-                    expired = true;
-                    // A reason that is known already is more precise.
-                    if self.health.borrow().is_err() {
-                        continue;
-                    }
-                    let duration = units::format_duration(duration);
-                    self.set_health(Err(format!("the store has given no answer for {duration}")));
-                }
+        let StateActor { store, lease, health, .. } = self;
+        let duration = units::format_duration(lease.duration);
+        let on_expiry = || {
+            // A reason that is known already is more precise.
+            if health.borrow().is_ok() {
+                _ = health
+                    .send_replace(Err(format!("the store has given no answer for {duration}")));
             }
-        }
+        };
+        lease.renewing_while(store.as_ref(), call, on_expiry).await
     }
 }
 

@@ -42,6 +42,7 @@ fn actor_on<S: Store>(store: Arc<S>, fence: Fence) -> (StateActor<S>, mpsc::Send
         settings: watch::channel(Settings::default()).1,
         callers: Callers::default(),
         manifest_reads: Vec::new(),
+        shutdown: CancellationToken::new(),
     };
     (actor, sender)
 }
@@ -61,8 +62,8 @@ async fn start_with(spool: Spool) -> TestActor {
     let actor = StateActor { spool: spool.clone(), ..actor };
     let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
     let handle = MasterHandle::for_actor(requests, actor.health.subscribe(), blobs, spool);
-    let stop = CancellationToken::new();
-    let task = tokio::spawn(actor.run(stop.clone()));
+    let stop = actor.shutdown.clone();
+    let task = tokio::spawn(actor.run());
     TestActor { store, handle, task, stop }
 }
 
@@ -276,17 +277,16 @@ async fn the_lease_starts_when_the_renewal_is_sent_and_not_when_its_reply_arrive
     let (requested_at_ms, renewals) = (AtomicU64::new(0), AtomicU64::new(0));
     let store = Arc::new(SlowStore { inner, requested_at_ms, renewals });
     let (mut actor, _requests) = actor_on(Arc::clone(&store), fence);
-    let stop = CancellationToken::new();
     let last_request_ms = || store.requested_at_ms.load(Ordering::SeqCst);
     for operation in ["renew", "confirm", "commit", "renewals during a call"] {
         actor.lease.requested_at_ms = 0;
         let mut pending = PendingCommit::default();
         match operation {
-            "renew" => actor.renew_lease(&stop).await.unwrap(),
-            "confirm" => assert!(actor.confirm_leadership(&mut pending, &stop).await.unwrap()),
+            "renew" => actor.renew_lease().await.unwrap(),
+            "confirm" => assert!(actor.confirm_leadership(&mut pending).await.unwrap()),
             "commit" => {
                 pending.dirty_keys.insert("meta".to_owned());
-                assert!(actor.commit_and_reply(pending, &stop).await.unwrap());
+                assert!(actor.commit_and_reply(pending).await.unwrap());
             }
             _ => {
                 actor.lease.duration = Duration::from_millis(40);
