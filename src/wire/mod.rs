@@ -37,6 +37,8 @@ pub mod problem;
 pub(crate) mod samples;
 pub mod sync;
 pub mod task;
+#[cfg(test)]
+pub(crate) mod testing;
 mod text_enum;
 pub mod ticket;
 pub mod worker;

@@ -1,6 +1,7 @@
 //! Each request of the guide, word for word.
 
 use super::*;
+use crate::wire::worker::WorkerStatus;
 
 #[path = "../../../../tests/support/guide.rs"]
 mod requests;

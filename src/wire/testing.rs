@@ -1,0 +1,82 @@
+//! Documents for the tests of the master and of the command line.
+
+use super::AbsPath;
+use super::sync::{SyncPhase, SyncProgress, SyncState};
+use super::worker::{WorkerState, WorkerStatus, WorkerView};
+use jiff::Timestamp;
+
+/// A queued sync from `/src` to `/dst`.
+pub(crate) fn sync_progress(id: &str) -> SyncProgress {
+    let at = "2026-02-03T14:10:00Z".parse().unwrap();
+    SyncProgress {
+        request_id: id.parse().unwrap(),
+        short_id: None,
+        state: SyncState::Queued,
+        source_path: AbsPath::new("/src").unwrap(),
+        destination_path: AbsPath::new("/dst").unwrap(),
+        transferred_bytes: 0,
+        sent_bytes: 0,
+        kept_bytes: 0,
+        cloned_bytes: 0,
+        actions: Default::default(),
+        warnings: Default::default(),
+        verified_files: 0,
+        repaired_files: 0,
+        integrity_errors: 0,
+        options: Default::default(),
+        bwlimit: None,
+        total_bytes: 0,
+        submitted_at: at,
+        started_at: None,
+        updated_at: at,
+        ended_at: None,
+        detail: Default::default(),
+        phase: SyncPhase::Waiting,
+        source_file_system: None,
+        outcome: None,
+        files_total: 0,
+        files_done: 0,
+        files_skipped: 0,
+        files_failed: 0,
+        dirs_total: 0,
+        dirs_done: 0,
+        dirs_failed: 0,
+        failed_steps: Default::default(),
+        bytes_skipped: 0,
+        scan_done: false,
+        unverified: 0,
+        retries: 0,
+        reason: None,
+        stalled: None,
+        rate: None,
+        eta_seconds: None,
+        errors: Vec::new(),
+        error_counts: Default::default(),
+        failures_unlisted: 0,
+    }
+}
+
+/// A worker without storage paths.
+pub(crate) fn worker_view(id: &str, active: bool) -> WorkerView {
+    WorkerView {
+        worker_id: id.parse().unwrap(),
+        status: WorkerStatus::Idle,
+        state: if active { WorkerState::Active } else { WorkerState::Inactive },
+        active,
+        last_heartbeat: Timestamp::UNIX_EPOCH,
+        storage_paths: vec![],
+        data_plane_endpoints: vec![],
+        control_plane_address: None,
+        free_bytes: Default::default(),
+        in_flight: 0,
+        incoming_requests: 0,
+        syncs: 0,
+        slots: None,
+        agent_version: None,
+        reason: None,
+        nics: vec![],
+        unavailable_paths: vec![],
+        unavailable_endpoints: vec![],
+        drained: None,
+    }
+}
