@@ -43,7 +43,6 @@ use name_key::NameKeyFile;
 use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
@@ -198,24 +197,22 @@ impl MasterStartup {
             MasterIdentity { name: name.clone(), store_location: config.store.location() };
         let handle = MasterHandle::new(status_receiver, identity, self.spool.clone());
         let limits = HttpLimits {
+            max_connections: raise_connection_limit(config.limits.max_connections),
+            max_total_body_bytes: 256 << 20,
             // A lease counts from before the poll was sent: most of it must remain after the poll.
             max_poll_wait: config.poll_wait_max.min(config.lease / 3),
             path_secret: self.path_secret.clone(),
             advertise_url: config.advertise_url.clone(),
-            max_connections: raise_connection_limit(config.limits.max_connections),
-            ..HttpLimits::default()
+            drain_timeout: Duration::from_secs(10),
+            config: self.config.clone(),
         };
-        update_http_limits(&limits, config);
         let mut settings = Settings { name_key: self.name_key, ..scheduler_settings(config) };
         if let Some(max) = self.max_failed_entries {
             settings.max_failed_entries = max;
         }
         let (settings, settings_receiver) = watch::channel(settings);
-        let apply_changes = AbortOnDropHandle::new(tokio::spawn(apply_config_changes(
-            self.config,
-            limits.clone(),
-            settings,
-        )));
+        let apply_changes = apply_config_changes(self.config, settings);
+        let apply_changes = AbortOnDropHandle::new(tokio::spawn(apply_changes));
         let election = LeaderElection {
             name,
             url: advertised,
@@ -260,15 +257,13 @@ pub async fn run(
     Master::start(config, shutdown).await?.wait_until_stopped().await
 }
 
-/// Applies configuration changes to the HTTP limits and to the scheduler.
+/// Applies configuration changes to the scheduler.
 async fn apply_config_changes(
     mut config: watch::Receiver<MasterConfig>,
-    limits: HttpLimits,
     settings: watch::Sender<Settings>,
 ) {
     while config.changed().await.is_ok() {
         let config = config.borrow_and_update().clone();
-        update_http_limits(&limits, &config);
         // The name key is not in the configuration.
         settings.send_modify(|current| {
             let name_key = current.name_key.take();
@@ -277,13 +272,6 @@ async fn apply_config_changes(
     }
     // Keeps `settings` open: the state actor waits for its changes.
     std::future::pending::<()>().await;
-}
-
-/// Sets the limits that can change at any time.
-fn update_http_limits(limits: &HttpLimits, config: &MasterConfig) {
-    let bytes = usize::try_from(config.limits.max_file_list_bytes).unwrap_or(usize::MAX);
-    limits.max_submit_bytes.store(bytes, Ordering::Relaxed);
-    limits.default_chunk_mb.store(config.defaults.chunk_size_mb, Ordering::Relaxed);
 }
 
 /// Runs the election and the API until both have ended. The end of one ends the other.

@@ -25,12 +25,6 @@ pub(super) trait Request {
     fn parse_reply(reply: Reply) -> Result<Self::Reply, Reply>;
 }
 
-/// A request with an id as its only field.
-pub(super) trait RequestById: Request {
-    type Id;
-    fn new(id: Self::Id) -> Self;
-}
-
 /// Defines requests: `Name { fields } => event => variant of the reply => value: type`.
 macro_rules! requests {
     ($($name:ident { $($field:ident: $field_type:ty),* } => $event:expr =>
@@ -54,21 +48,7 @@ macro_rules! requests {
     )*};
 }
 
-/// Defines requests with an id as their only field, in the same syntax.
-macro_rules! requests_by_id {
-    ($($name:ident { $id:ident: $id_type:ty } => $event:expr =>
-        $variant:pat => $value:expr, $reply:ty;)*) => {
-        requests! { $($name { $id: $id_type } => $event => $variant => $value, $reply;)* }
-        $(impl RequestById for $name {
-            type Id = $id_type;
-            fn new($id: $id_type) -> Self {
-                $name { $id }
-            }
-        })*
-    };
-}
-
-requests_by_id! {
+requests! {
     GetSync { id: RequestId }
         => Event::GetProgress(id) => Reply::Progress(reply) => *reply, SyncProgress;
     PauseSync { id: RequestId }
@@ -87,9 +67,6 @@ requests_by_id! {
         => Event::ListWorkerRequests(id) => Reply::RequestIds(reply) => reply, Vec<RequestId>;
     ForgetWorker { id: WorkerId }
         => Event::ForgetWorker(id) => Reply::Forgotten(reply) => reply, ForgetWorkerReply;
-}
-
-requests! {
     SubmitSync { request: SyncRequest, list: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey> }
         => Event::Submit { request, list, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
     RetrySync {

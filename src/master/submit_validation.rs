@@ -6,7 +6,7 @@ use crate::wire::manifest::FileListPart;
 use crate::wire::options::{FilterSpec, MAX_MTIME_TOLERANCE, SyncOptions, Verify};
 use crate::wire::path::PathError;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::{SyncProgress, SyncRequest, SyncState};
+use crate::wire::sync::{SyncProgress, SyncState};
 use crate::wire::{AbsPath, BytePath, RelPath, RequestId};
 use std::collections::HashSet;
 
@@ -14,15 +14,6 @@ use std::collections::HashSet;
 const MAX_PART_NAMES: usize = 10_000;
 /// The maximum size of the names in a part: a part is sent and stored as a whole.
 const MAX_PART_BYTES: usize = 4 << 20;
-
-/// A request of which all fields are valid.
-#[derive(Debug, PartialEq)]
-pub(super) struct ValidatedSync {
-    /// Without its file list.
-    pub(super) request: SyncRequest,
-    /// The file list in parts, if one was given.
-    pub(super) list: Option<Vec<FileListPart>>,
-}
 
 /// The failed entries of a sync cannot be retried alone.
 pub(super) fn failures_unknown(id: &RequestId, detail: String) -> Problem {

@@ -2,8 +2,6 @@
 
 use super::handle::MasterHandle;
 use super::http::read_sync_request;
-use super::requests::SubmitSync;
-use super::submit_validation::ValidatedSync;
 use crate::wire::problem::Problem;
 use crate::wire::sync::{DEFAULT_CHUNK_MIB, SubmitReply, SyncRequest};
 
@@ -13,8 +11,7 @@ pub(super) async fn submit(
     request: SyncRequest,
 ) -> Result<SubmitReply, Problem> {
     let document = serde_json::to_value(&request).unwrap();
-    let ValidatedSync { request, list } = read_sync_request(document, DEFAULT_CHUNK_MIB).unwrap();
-    handle.submit(SubmitSync { request, list, idempotency: None }).await
+    handle.submit(read_sync_request(document, DEFAULT_CHUNK_MIB).unwrap()).await
 }
 
 /// A request to copy `/src` to `/dst`.

@@ -1,6 +1,5 @@
 //! Reads request bodies, with limits for each body, for all bodies together, and in time.
 
-use super::HttpLimits;
 use crate::util::{checksum, units};
 use crate::wire::problem::{Problem, ProblemCode};
 use axum::body::Body;
@@ -10,9 +9,14 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+/// The maximum time between two parts of a body (else 408).
+const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum time for a whole body (else 408).
+const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bodies up to this size do not count in the budget: the limit of connections limits their memory.
 const UNBUDGETED_BODY_BYTES: usize = 4 << 10;
 /// The size of a permit of the budget.
@@ -47,18 +51,17 @@ pub(super) async fn read_body(
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
-    limits: &HttpLimits,
     budget: &BodyBudget,
 ) -> Result<BufferedBody, Problem> {
     check_content_type(headers)?;
     if body.size_hint().lower() > limit as u64 {
         return Err(body_too_large(limit));
     }
-    let deadline = Instant::now() + limits.body_timeout;
+    let deadline = Instant::now() + BODY_TIMEOUT;
     let mut bytes = Vec::new();
     let mut permit: Option<OwnedSemaphorePermit> = None;
     loop {
-        let frame_deadline = (Instant::now() + limits.body_idle_timeout).min(deadline);
+        let frame_deadline = (Instant::now() + BODY_IDLE_TIMEOUT).min(deadline);
         let frame = match timeout_at(frame_deadline, body.frame()).await {
             Err(_) => return Err(body_timeout()),
             Ok(None) => break,

@@ -10,6 +10,7 @@ use crate::wire::{AssignmentId, RequestId, WorkerId};
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::Uri;
 use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,46 +18,29 @@ use std::time::Duration;
 pub(super) struct PathId<T>(pub(super) T);
 
 /// An identifier, or several, in a path.
-pub(super) trait FromPathSegments: Sized {
+pub(super) trait InPath: DeserializeOwned + Send {
     /// Completes the message "there is no …".
     const DESCRIPTION: &'static str;
-    /// Parses the parameters of the path.
-    fn parse(segments: &[String]) -> Option<Self>;
 }
 
-impl FromPathSegments for RequestId {
+impl InPath for RequestId {
     const DESCRIPTION: &'static str = "sync with this id";
-    fn parse(segments: &[String]) -> Option<Self> {
-        segments.first()?.parse().ok()
-    }
 }
 
-impl FromPathSegments for WorkerId {
+impl InPath for WorkerId {
     const DESCRIPTION: &'static str = "worker with this id";
-    fn parse(segments: &[String]) -> Option<Self> {
-        segments.first()?.parse().ok()
-    }
 }
 
-impl FromPathSegments for (WorkerId, AssignmentId) {
+impl InPath for (WorkerId, AssignmentId) {
     const DESCRIPTION: &'static str = "assignment with this id";
-    fn parse(segments: &[String]) -> Option<Self> {
-        Some((segments.first()?.parse().ok()?, segments.get(1)?.parse().ok()?))
-    }
 }
 
-impl<T: FromPathSegments, S: Send + Sync> FromRequestParts<S> for PathId<T> {
+impl<T: InPath, S: Send + Sync> FromRequestParts<S> for PathId<T> {
     type Rejection = ProblemResponse;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ProblemResponse> {
-        // Fails for percent-encoded bytes that are not UTF-8, which no identifier contains.
-        let segments = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok();
-        let segments: Vec<String> =
-            segments.into_iter().flat_map(|Path(all)| all).map(|(_, value)| value).collect();
-        T::parse(&segments).map(PathId).ok_or_else(|| {
-            ProblemResponse(Problem::new(
-                ProblemCode::NotFound,
-                format!("there is no {}", T::DESCRIPTION),
-            ))
+        Path::from_request_parts(parts, state).await.map(|Path(id)| PathId(id)).map_err(|_| {
+            let detail = format!("there is no {}", T::DESCRIPTION);
+            ProblemResponse(Problem::new(ProblemCode::NotFound, detail))
         })
     }
 }

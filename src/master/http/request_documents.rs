@@ -6,7 +6,8 @@ use super::object_reader::{
     rate_limit, required, string,
 };
 use super::sync_options::read_options;
-use crate::master::submit_validation::{self, ValidatedSync};
+use crate::master::requests::SubmitSync;
+use crate::master::submit_validation;
 use crate::master::validation_errors::ValidationErrors;
 use crate::wire::AbsPath;
 use crate::wire::problem::Problem;
@@ -63,11 +64,11 @@ object_reader! {
     }
 }
 
-/// `POST /sync`. Its fields are validated one by one and against each other.
+/// `POST /sync`, without its idempotency key. Its fields are validated one by one and against each other.
 pub(in crate::master) fn read_sync_request(
     value: Value,
     default_chunk_mb: u32,
-) -> Result<ValidatedSync, ValidationErrors> {
+) -> Result<SubmitSync, ValidationErrors> {
     let mut object = ObjectReader::new(value)?;
     let request_id = object.member("request_id", optional(deserialize));
     let source_path = object.member("source_path", required(deserialize));
@@ -106,7 +107,7 @@ pub(in crate::master) fn read_sync_request(
             options: options?,
             bwlimit: bwlimit?,
         };
-        Some(ValidatedSync { request, list })
+        Some(SubmitSync { request, list, idempotency: None })
     })
 }
 
@@ -254,7 +255,7 @@ mod tests {
         problem.errors.into_iter().map(|e| e.pointer).collect()
     }
 
-    fn parse_request(value: Value) -> Result<ValidatedSync, Problem> {
+    fn parse_request(value: Value) -> Result<SubmitSync, Problem> {
         let read = |value| read_sync_request(value, DEFAULT_CHUNK_MIB);
         parse(value.to_string().as_bytes(), read)
     }
@@ -329,7 +330,7 @@ mod tests {
         let doc = json!({
             "source_path": {"path_b64": "L2Ev/w=="}, "destination_path": "/b", "file_list": [{"path_b64": "/3g="}]
         });
-        let ValidatedSync { request, list } = parse_request(doc).unwrap();
+        let SubmitSync { request, list, .. } = parse_request(doc).unwrap();
         assert_eq!(request.source_path.as_bytes(), b"/a/\xff");
         assert_eq!(list.unwrap()[0].paths[0].as_bytes(), b"\xffx");
     }

@@ -1,7 +1,7 @@
 //! The routes of the API. Each reads its request, sends it to the state actor, and writes the response.
 
 use super::body::{self, BodyBudget, BufferedBody};
-use super::params::{self, FromPathSegments, PathId, QueryParams};
+use super::params::{self, InPath, PathId, QueryParams};
 use super::response::{
     ProblemResponse, RouteResult, backup_response, binary_response, json_response, ok_json,
     stream_response,
@@ -12,9 +12,8 @@ use crate::master::handle::MasterHandle;
 use crate::master::requests::{
     CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetSync,
     GetWorker, ListSyncs, ListWorkerSyncs, ListWorkers, PauseSync, PostPage, PostResult,
-    ReassignTasks, Reconcile, RequestById, ResumeSync, SendHeartbeat, SubmitSync,
+    ReassignTasks, Reconcile, Request, ResumeSync, SendHeartbeat, SubmitSync,
 };
-use crate::master::submit_validation::ValidatedSync;
 use crate::master::validation_errors::ValidationErrors;
 use crate::scheduler::{IdempotencyKey, SyncQuery};
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -31,12 +30,23 @@ use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodFilter, MethodRouter, get, on, post};
 use serde::Serialize;
 use serde_json::{Value, json as object};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// The limit for a scan page, which contains manifests.
+const MAX_PAGE_BYTES: usize = 32 << 20;
+/// The limit for a result, which may contain a manifest to retry and the outcome of each file.
+const MAX_RESULT_BYTES: usize = 32 << 20;
+/// The limit for a heartbeat, which lists all assignments of the worker.
+const MAX_HEARTBEAT_BYTES: usize = 4 << 20;
+/// The limit for other bodies, except those of `POST /sync`.
+const MAX_BODY_BYTES: usize = 1 << 20;
+/// The wait of a poll without the parameter `wait` (that of the predecessor).
+const DEFAULT_POLL_WAIT: Duration = Duration::from_secs(1);
 
 /// The `page_token` of the next page.
 static NEXT_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-next-token");
@@ -68,7 +78,7 @@ impl ApiState {
         limit: usize,
     ) -> Result<BufferedBody, Problem> {
         let (head, body) = request.into_parts();
-        let read = body::read_body(&head.headers, body, limit, &self.limits, &self.budget).await;
+        let read = body::read_body(&head.headers, body, limit, &self.budget).await;
         read.inspect_err(|problem| {
             if problem.is(ProblemCode::ChecksumMismatch) {
                 let (method, path) = (&head.method, head.uri.path());
@@ -83,19 +93,23 @@ impl ApiState {
 pub(super) fn router(app: ApiState) -> Router {
     let api = Router::new()
         .route("/sync", post(submit_sync).get(list_syncs))
-        .route("/sync/{id}", get(send_by_id::<GetSync>).patch(change_sync).delete(delete_sync))
-        .route("/sync/{id}/cancel", post(send_by_id::<CancelSync>))
+        .route(
+            "/sync/{id}",
+            by_id(MethodFilter::GET, |id| GetSync { id }).patch(change_sync).delete(delete_sync),
+        )
+        .route("/sync/{id}/cancel", by_id(MethodFilter::POST, |id| CancelSync { id }))
         .route("/sync/{id}/retry", post(retry_sync))
-        .route("/sync/{id}/pause", post(send_by_id::<PauseSync>))
-        .route("/sync/{id}/resume", post(send_by_id::<ResumeSync>))
+        .route("/sync/{id}/pause", by_id(MethodFilter::POST, |id| PauseSync { id }))
+        .route("/sync/{id}/resume", by_id(MethodFilter::POST, |id| ResumeSync { id }))
         .route("/sync/{id}/reassign", post(reassign_tasks))
         .route("/sync/{id}/files", get(get_file_records))
         .route("/sync/{id}/manifest", get(get_digests))
         .route("/workers", get(list_workers))
         .route(&format!("/workers/{HEARTBEAT}"), post(post_heartbeat))
         .route(&format!("/workers/{RESULT}"), post(post_result))
-        .route("/workers/{id}", get(send_by_id::<GetWorker>).delete(send_by_id::<ForgetWorker>))
-        .route("/workers/{id}/requests", get(send_by_id::<ListWorkerSyncs>))
+        .route("/workers/{id}", by_id(MethodFilter::GET, |id| GetWorker { id }))
+        .route("/workers/{id}", by_id(MethodFilter::DELETE, |id| ForgetWorker { id }))
+        .route("/workers/{id}/requests", by_id(MethodFilter::GET, |id| ListWorkerSyncs { id }))
         .route("/workers/{id}/drain", post(drain_worker))
         .route("/workers/{id}/undrain", post(undrain_worker))
         .route("/workers/{id}/assignment", post(poll_assignment))
@@ -147,24 +161,27 @@ async fn redirect_to_leader(
 }
 
 /// The route of a request with the id in the path as its only parameter.
-async fn send_by_id<R>(State(app): State<ApiState>, PathId(id): PathId<R::Id>) -> RouteResult
+fn by_id<I, R>(method: MethodFilter, to_request: fn(I) -> R) -> MethodRouter<ApiState>
 where
-    R: RequestById<Id: FromPathSegments, Reply: Serialize>,
+    I: InPath + 'static,
+    R: Request<Reply: Serialize + Send> + Send + 'static,
 {
-    Ok(ok_json(&app.handle.send(R::new(id)).await?))
+    on(method, async move |State(app): State<ApiState>, PathId(id): PathId<I>| -> RouteResult {
+        Ok(ok_json(&app.handle.send(to_request(id)).await?))
+    })
 }
 
 async fn submit_sync(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
     let key = idempotency_key(request.headers())?;
-    let body =
-        app.read_request_body(request, app.limits.max_submit_bytes.load(Ordering::Relaxed)).await?;
+    let max_bytes = app.limits.config.borrow().limits.max_file_list_bytes;
+    let limit = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+    let body = app.read_request_body(request, limit).await?;
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&body.bytes).into() });
-    let chunk = app.limits.default_chunk_mb.load(Ordering::Relaxed);
+    let chunk = app.limits.config.borrow().defaults.chunk_size_mb;
     let read = move |value| request_documents::read_sync_request(value, chunk);
-    let parsed =
+    let request =
         body::decode_body(body, move |bytes| request_documents::parse(bytes, read)).await?;
-    let ValidatedSync { request, list } = parsed;
-    let submitted = app.handle.submit(SubmitSync { request, list, idempotency }).await?;
+    let submitted = app.handle.submit(SubmitSync { idempotency, ..request }).await?;
     Ok(accepted_response(submitted, ""))
 }
 
@@ -245,8 +262,8 @@ async fn change_sync(
     PathId(id): PathId<RequestId>,
     request: HttpRequest,
 ) -> RouteResult {
-    let limit = app.limits.max_body_bytes;
-    let change = app.read_document(request, limit, request_documents::read_sync_change).await?;
+    let read = request_documents::read_sync_change;
+    let change = app.read_document(request, MAX_BODY_BYTES, read).await?;
     Ok(ok_json(&app.handle.send(ChangeSync { id, change }).await?))
 }
 
@@ -264,7 +281,7 @@ async fn retry_sync(
     request: HttpRequest,
 ) -> RouteResult {
     let key = idempotency_key(request.headers())?;
-    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
+    let body = app.read_request_body(request, MAX_BODY_BYTES).await?;
     // The same body for another sync is another request.
     let identity = [id.as_str().as_bytes(), b"\0", &body.bytes].concat();
     let idempotency = key.map(|key| IdempotencyKey { key, body: blake3::hash(&identity).into() });
@@ -281,8 +298,8 @@ async fn reassign_tasks(
     PathId(id): PathId<RequestId>,
     request: HttpRequest,
 ) -> RouteResult {
-    let limit = app.limits.max_body_bytes;
-    let reassign = app.read_document(request, limit, request_documents::read_reassign).await?;
+    let read = request_documents::read_reassign;
+    let reassign = app.read_document(request, MAX_BODY_BYTES, read).await?;
     Ok(ok_json(&app.handle.send(ReassignTasks { id, worker: reassign.worker_id }).await?))
 }
 
@@ -318,26 +335,22 @@ async fn get_digests(
 }
 
 async fn post_heartbeat(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
-    let limit = app.limits.max_heartbeat_bytes;
-    let heartbeat = app.read_document(request, limit, request_documents::read_heartbeat).await?;
+    let read = request_documents::read_heartbeat;
+    let heartbeat = app.read_document(request, MAX_HEARTBEAT_BYTES, read).await?;
     Ok(ok_json(&app.handle.send(SendHeartbeat { heartbeat }).await?))
 }
 
 async fn list_workers(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     let params = QueryParams::parse(&uri, &["status"])?;
-    let only_active = match params.get("status") {
-        None => None,
-        Some("active") => Some(true),
-        Some("inactive") => Some(false),
-        Some(_) => {
-            return Err(params::invalid_parameter("status must be active or inactive").into());
-        }
-    };
+    let status = params.get("status");
+    if status.is_some_and(|status| !["active", "inactive"].contains(&status)) {
+        return Err(params::invalid_parameter("status must be active or inactive").into());
+    }
     let mut list = app.handle.send(ListWorkers {}).await?;
-    match only_active {
+    match status {
         None => {}
-        Some(true) => list.inactive.clear(),
-        Some(false) => list.active.clear(),
+        Some("active") => list.inactive.clear(),
+        Some(_) => list.active.clear(),
     }
     Ok(ok_json(&list))
 }
@@ -347,7 +360,7 @@ async fn drain_worker(
     PathId(worker): PathId<WorkerId>,
     request: HttpRequest,
 ) -> RouteResult {
-    let body = app.read_request_body(request, app.limits.max_body_bytes).await?;
+    let body = app.read_request_body(request, MAX_BODY_BYTES).await?;
     let read = |bytes: &[u8]| {
         request_documents::parse_optional(bytes, request_documents::read_drain_request)
     };
@@ -369,14 +382,11 @@ async fn poll_assignment(
     request: HttpRequest,
 ) -> RouteResult {
     let params = QueryParams::parse(&uri, &["wait", "poll_id", "incarnation"])?;
-    let wait = params
-        .duration("wait")?
-        .unwrap_or(app.limits.default_poll_wait)
-        .min(app.limits.max_poll_wait);
+    let wait = params.duration("wait")?.unwrap_or(DEFAULT_POLL_WAIT).min(app.limits.max_poll_wait);
     let (poll_id, incarnation) = (params.token("poll_id")?, params.token("incarnation")?);
     // All parameters are in the URL. The body is read all the same: the server detects only after it that the client
     // disconnects, which withdraws the poll.
-    drop(app.read_request_body(request, app.limits.max_body_bytes).await?);
+    drop(app.read_request_body(request, MAX_BODY_BYTES).await?);
     let poll = app.handle.poll(worker, incarnation, poll_id, wait);
     let assignment = tokio::select! {
         assignment = poll => assignment?,
@@ -400,14 +410,14 @@ async fn post_page(
     PathId((worker, assignment)): AssignmentPath,
     request: HttpRequest,
 ) -> RouteResult {
-    let body = app.read_request_body(request, app.limits.max_page_bytes).await?;
+    let body = app.read_request_body(request, MAX_PAGE_BYTES).await?;
     let page: ScanPage = body::decode_body(body, super::json::parse_typed).await?;
     Ok(ok_json(&app.handle.send(PostPage { worker, assignment, page }).await?))
 }
 
 async fn post_result(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
-    let limit = app.limits.max_result_bytes;
-    let result = app.read_document(request, limit, request_documents::read_result).await?;
+    let read = request_documents::read_result;
+    let result = app.read_document(request, MAX_RESULT_BYTES, read).await?;
     Ok(ok_json(&app.handle.send(PostResult { result }).await?))
 }
 

@@ -25,6 +25,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+/// Closes a connection that is idle, or has sent only a part of a request head, for this time.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The limit for a request head, which may also have at most 100 fields.
+const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Closes a connection if the client acknowledges no data for this time.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long and how much is read from a client after the last response: if a socket is closed with unread bytes, the
@@ -54,8 +58,7 @@ pub(in crate::master) async fn serve(
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let mut connections = JoinSet::new();
     while let Some((stream, permit)) = next_connection(&listener, &permits, &shutdown).await {
-        let connection =
-            serve_connection(stream, router.clone(), Arc::clone(&limits), shutdown.clone());
+        let connection = serve_connection(stream, router.clone(), shutdown.clone());
         connections.spawn(async move {
             connection.await;
             drop(permit);
@@ -111,12 +114,7 @@ fn is_client_error(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    router: Router,
-    limits: Arc<HttpLimits>,
-    shutdown: CancellationToken,
-) {
+async fn serve_connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
     let addresses =
         ConnectionAddresses { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
     if let Err(error) = set_socket_options(&stream) {
@@ -129,8 +127,8 @@ async fn serve_connection(
     });
     let mut conn = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.max_header_bytes)
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
         // The requests of a client that closes its side are cancelled.
         .half_close(false)
         .serve_connection(TokioIo::new(stream), service);

@@ -7,16 +7,17 @@ mod hostile;
 mod parsers;
 
 use super::{HttpLimits, serve};
+use crate::config::{Env, load_master};
 use crate::master::channel::{ActorHealth, ActorRequest, BlobReader};
 use crate::master::handle::MasterHandle;
 use crate::scheduler::{Event, RecordLogInfo, Reply, SyncPage, SyncQuery};
 use crate::store::Spool;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::sync::{ReassignReply, SubmitReply, SyncPhase, SyncProgress, SyncState};
+use crate::wire::sync::{ReassignReply, SubmitReply, SyncProgress, SyncState};
 use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
+use crate::wire::testing::{sync_progress, worker_view};
 use crate::wire::worker::{
-    DrainReply, ForgetWorkerReply, HeartbeatReply, WorkerList, WorkerState, WorkerStatus,
-    WorkerView,
+    DrainReply, ForgetWorkerReply, HeartbeatReply, WorkerList, WorkerState, WorkerView,
 };
 use crate::wire::{AbsPath, RequestId, SyncNo};
 use jiff::Timestamp;
@@ -40,6 +41,20 @@ struct TestServer {
     spool: Spool,
     shutdown: CancellationToken,
     server: JoinHandle<()>,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        HttpLimits {
+            max_connections: 32_768,
+            max_total_body_bytes: 256 << 20,
+            max_poll_wait: Duration::from_secs(60),
+            path_secret: None,
+            advertise_url: None,
+            drain_timeout: Duration::from_secs(10),
+            config: watch::channel(load_master(None, &Env::empty()).unwrap().config).1,
+        }
+    }
 }
 
 async fn start_server() -> TestServer {
@@ -229,76 +244,11 @@ fn sync_page(query: &SyncQuery) -> SyncPage {
 }
 
 fn progress(id: &str, state: SyncState) -> SyncProgress {
-    SyncProgress {
-        request_id: id.parse().unwrap(),
-        short_id: None,
-        state,
-        source_path: AbsPath::new("/data/source").unwrap(),
-        destination_path: AbsPath::new("/data/dest").unwrap(),
-        transferred_bytes: 0,
-        sent_bytes: 0,
-        kept_bytes: 0,
-        cloned_bytes: 0,
-        actions: Default::default(),
-        warnings: Default::default(),
-        verified_files: 0,
-        repaired_files: 0,
-        integrity_errors: 0,
-        options: Default::default(),
-        bwlimit: None,
-        total_bytes: 0,
-        submitted_at: Timestamp::UNIX_EPOCH,
-        started_at: None,
-        updated_at: Timestamp::UNIX_EPOCH,
-        ended_at: None,
-        detail: Default::default(),
-        phase: SyncPhase::Waiting,
-        source_file_system: None,
-        outcome: None,
-        files_total: 0,
-        files_done: 0,
-        files_skipped: 0,
-        files_failed: 0,
-        dirs_total: 0,
-        dirs_done: 0,
-        dirs_failed: 0,
-        failed_steps: Default::default(),
-        bytes_skipped: 0,
-        scan_done: false,
-        unverified: 0,
-        retries: 0,
-        reason: None,
-        stalled: None,
-        rate: None,
-        eta_seconds: None,
-        errors: vec![],
-        error_counts: Default::default(),
-        failures_unlisted: 0,
-    }
+    SyncProgress { state, ..sync_progress(id) }
 }
 
 fn worker(id: &str) -> WorkerView {
-    WorkerView {
-        worker_id: id.parse().unwrap(),
-        status: WorkerStatus::Idle,
-        state: if id == "up" { WorkerState::Active } else { WorkerState::Inactive },
-        active: id == "up",
-        last_heartbeat: Timestamp::UNIX_EPOCH,
-        storage_paths: vec![],
-        data_plane_endpoints: vec![],
-        control_plane_address: None,
-        free_bytes: Default::default(),
-        in_flight: 0,
-        incoming_requests: 0,
-        syncs: 0,
-        slots: None,
-        agent_version: None,
-        reason: None,
-        nics: vec![],
-        unavailable_paths: vec![],
-        unavailable_endpoints: vec![],
-        drained: None,
-    }
+    worker_view(id, id == "up")
 }
 
 /// A raw response.
