@@ -21,11 +21,11 @@ use crate::wire::{AbsPath, BytePath, Digest, RelPath, RequestId};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -143,8 +143,7 @@ impl VerifyTarget {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Difference {
     Changed,
     Missing,
@@ -152,24 +151,14 @@ enum Difference {
     Unreadable,
 }
 
-impl Difference {
-    const NAMES: [(Difference, &'static str); 4] = [
-        (Difference::Changed, "changed"),
-        (Difference::Missing, "missing"),
-        (Difference::Extra, "extra"),
-        (Difference::Unreadable, "unreadable"),
-    ];
-
-    fn name(self) -> &'static str {
-        Difference::NAMES.iter().find(|(one, _)| *one == self).map_or("", |(_, word)| *word)
-    }
-}
+/// The names of the [`Difference`]s, in their order.
+const DIFFERENCE_NAMES: [&str; 4] = ["changed", "missing", "extra", "unreadable"];
 
 /// A line of `-o json`.
 #[derive(Debug, Serialize)]
 struct Finding {
     path: BytePath,
-    state: Difference,
+    state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
@@ -181,6 +170,7 @@ struct VerifyReport {
     json: bool,
     quiet: bool,
     ignore_extra: bool,
+    /// The number of each difference, in the order of [`DIFFERENCE_NAMES`].
     counts: [u64; 4],
     files: u64,
     bytes: u64,
@@ -203,26 +193,22 @@ impl VerifyReport {
         }
     }
 
-    fn add_difference(&mut self, path: &[u8], state: Difference, message: Option<String>) {
-        if state == Difference::Extra && self.ignore_extra {
+    fn add_difference(&mut self, path: &[u8], difference: Difference, message: Option<String>) {
+        if difference == Difference::Extra && self.ignore_extra {
             return;
         }
-        self.counts[state as usize] += 1;
+        self.counts[difference as usize] += 1;
+        let state = DIFFERENCE_NAMES[difference as usize];
         let path = BytePath(if path.is_empty() { b".".to_vec() } else { path.to_vec() });
         let line = if self.json {
             serde_json::to_string(&Finding { path, state, message }).unwrap_or_default()
         } else {
             let message = message.map(|m| format!("  ({})", sanitize(&m))).unwrap_or_default();
-            format!("{:<10}  {path}{message}", state.name())
+            format!("{state:<10}  {path}{message}")
         };
         if let Err(e) = (self.write_line)(line.as_bytes()) {
             self.write_error.get_or_insert(e);
         }
-    }
-
-    fn add_read_file(&mut self, bytes: u64) {
-        self.files += 1;
-        self.bytes += bytes;
     }
 
     /// Prints the summary and returns the exit code.
@@ -245,8 +231,8 @@ impl VerifyReport {
         if exit == Exit::Ok {
             return format!("{head}: all match the list");
         }
-        let counts = Difference::NAMES.iter().zip(self.counts);
-        let counts = counts.map(|((_, word), n)| format!("{} {word}", units::format_count(n)));
+        let counts = DIFFERENCE_NAMES.iter().zip(self.counts);
+        let counts = counts.map(|(word, n)| format!("{} {word}", units::format_count(n)));
         let counts = counts.collect::<Vec<_>>().join(", ");
         format!("{head}: {counts}   (exit {})", exit.code())
     }
@@ -256,9 +242,9 @@ impl VerifyReport {
 struct LargeFile {
     file: SourceFile,
     list_index: usize,
-    range_digests: Mutex<Vec<Digest>>,
-    ranges_left: AtomicUsize,
-    error: Mutex<Option<FsError>>,
+    range_count: usize,
+    /// The chaining value of each range that was read.
+    ranges: Mutex<BTreeMap<usize, Result<Digest, FsError>>>,
 }
 
 enum Job {
@@ -403,13 +389,8 @@ fn queue_file(
         return send(Job::Whole { entry, at });
     }
     let count = usize::try_from(size.div_ceil(RANGE_BYTES)).unwrap_or(usize::MAX);
-    let large = Arc::new(LargeFile {
-        file,
-        list_index: at,
-        range_digests: Mutex::new(vec![ZERO_DIGEST; count]),
-        ranges_left: AtomicUsize::new(count),
-        error: Mutex::new(None),
-    });
+    let large =
+        Arc::new(LargeFile { file, list_index: at, range_count: count, ranges: Mutex::default() });
     (0..count).try_for_each(|index| send(Job::Range { large: Arc::clone(&large), index }))
 }
 
@@ -429,18 +410,13 @@ fn run_worker(
                 compare_digest(report, entry.path.as_bytes(), digests.digest_at(at), hashed);
             }
             Ok(Job::Range { large, index }) => {
-                match hash_range(&large, index) {
-                    Ok(value) => large.range_digests.lock()[index] = value,
-                    Err(e) => drop(large.error.lock().get_or_insert(e)),
-                }
-                if large.ranges_left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    let path = large.file.entry().path.as_bytes();
-                    compare_digest(
-                        report,
-                        path,
-                        digests.digest_at(large.list_index),
-                        large.merge_digest(),
-                    );
+                let value = hash_range(&large, index);
+                let mut ranges = large.ranges.lock();
+                ranges.insert(index, value);
+                if ranges.len() == large.range_count {
+                    let hashed = merge_digest(&large.file, std::mem::take(&mut ranges));
+                    let expected = digests.digest_at(large.list_index);
+                    compare_digest(report, large.file.entry().path.as_bytes(), expected, hashed);
                 }
             }
         }
@@ -456,7 +432,8 @@ fn compare_digest(
     let mut report = report.lock();
     match hashed {
         Ok((digest, bytes)) => {
-            report.add_read_file(bytes);
+            report.files += 1;
+            report.bytes += bytes;
             if digest != expected {
                 report.add_difference(path, Difference::Changed, None);
             }
@@ -492,16 +469,15 @@ fn hash_range(large: &LargeFile, index: usize) -> Result<Digest, FsError> {
     Ok(hasher.chaining_value().unwrap_or(ZERO_DIGEST))
 }
 
-impl LargeFile {
-    fn merge_digest(&self) -> Result<(Digest, u64), FsError> {
-        if let Some(e) = self.error.lock().take() {
-            return Err(e);
-        }
-        self.file.verify_unchanged()?;
-        // Never `None`: a file longer than a range has at least two ranges.
-        let digest = merge_ranges(&self.range_digests.lock()).unwrap_or(ZERO_DIGEST);
-        Ok((digest, self.file.size()))
-    }
+/// The digest and length of a large file of which all ranges were read.
+fn merge_digest(
+    file: &SourceFile,
+    ranges: BTreeMap<usize, Result<Digest, FsError>>,
+) -> Result<(Digest, u64), FsError> {
+    let ranges = ranges.into_values().collect::<Result<Vec<_>, _>>()?;
+    file.verify_unchanged()?;
+    // Never `None`: a file longer than a range has at least two ranges.
+    Ok((merge_ranges(&ranges).unwrap_or(ZERO_DIGEST), file.size()))
 }
 
 /// The cause without the hint, which is for the sync of an agent.

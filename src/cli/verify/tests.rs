@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::fs::Side;
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 
