@@ -235,22 +235,6 @@ impl MasterClient {
         self.send_removal(command, || serde_json::json!({ "status": "deleted" })).await
     }
 
-    /// `GET /version`.
-    ///
-    /// # Errors
-    /// Any [`ClientError`].
-    pub async fn get_version(&self) -> Result<Reply<serde_json::Value>> {
-        self.fetch_json(self.new_query("/version")).await
-    }
-
-    /// `GET /readyz`: whether the master accepts work now.
-    ///
-    /// # Errors
-    /// The 503 of a master that does not, any [`ClientError`].
-    pub async fn check_readiness(&self) -> Result<()> {
-        self.send_with_failover(self.new_query("/readyz")).await?.into_success().map(drop)
-    }
-
     /// `GET /readyz?verbose` of every master, concurrently, in the order of [`urls`](Self::urls).
     pub async fn fetch_each_readiness(&self) -> Vec<MasterStatus> {
         let requests = self.base_urls.iter().map(|base| async move {

@@ -185,7 +185,7 @@ async fn a_readiness_reply_does_not_change_the_leader() {
             .await;
     assert_eq!(client.master_order(), [dead.clone(), follower.url.clone()]);
     let other = self::client(&[&dead, &ready.url]);
-    other.check_readiness().await.unwrap();
+    other.send_with_failover(other.new_query("/readyz")).await.unwrap();
     assert_eq!(other.master_order(), [dead, ready.url.clone()]);
 }
 

@@ -85,7 +85,7 @@ async fn corruption_of_every_reply_ends_in_a_retryable_error() {
         ScriptedReply::WithChecksum(200, checksum_header("[]"), "{}".to_owned())
     })
     .await;
-    let error = client(&[&master.url]).get_version().await.unwrap_err();
+    let error = client(&[&master.url]).list_workers().await.unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("corrupted in transit"), "{error}");
     assert_eq!(master.requests().len(), 4);
 }
