@@ -2,11 +2,14 @@
 
 use super::exit;
 use super::options::{self, SyncOptionArgs};
+use crate::config::LogFormat;
 use crate::util::units;
 use crate::wire::entry_report::FileState;
 use crate::wire::sync::SyncState;
 use crate::wire::{RequestId, WorkerId};
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -106,17 +109,11 @@ pub(super) enum Command {
     /// Print a completion script
     Completion {
         /// The shell
+        #[arg(value_parser = PossibleValuesParser::new(["bash", "zsh", "fish"]).try_map(|name| name.parse::<Shell>()))]
         shell: Shell,
     },
     /// Print the version
     Version,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Shell {
-    Bash,
-    Zsh,
-    Fish,
 }
 
 #[derive(Debug, Args)]
@@ -172,22 +169,14 @@ pub(super) struct AgentArgs {
     pub(super) log: LogArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct LogArgs {
     /// off, error, warn, info, debug, trace, or filters [env: CTL_LOG_LEVEL, for an agent also AGENT_LOG_LEVEL]
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
     /// Log lines as text or JSON [env: CTL_LOG_FORMAT]
     #[arg(long, value_name = "FORMAT")]
-    pub(super) log_format: Option<LogLineFormat>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum LogLineFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
+    pub(super) log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Args)]

@@ -82,8 +82,9 @@ fn read_choice<T: ValueEnum>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::{LogLineFormat, OutputFormat, ProgressMode};
+    use super::super::args::{OutputFormat, ProgressMode};
     use super::*;
+    use crate::config::LogFormat;
     use clap::{CommandFactory, FromArgMatches};
 
     fn of(line: &str, variables: &[(&str, &str)]) -> Result<Cli> {
@@ -124,7 +125,7 @@ mod tests {
             (OutputFormat::Json, ProgressMode::None)
         );
         let worker = |id: &str| Some(id.parse().unwrap());
-        assert_eq!(agent(cli), (Some("c.yml".into()), worker("w"), Some(LogLineFormat::Json)));
+        assert_eq!(agent(cli), (Some("c.yml".into()), worker("w"), Some(LogFormat::Json)));
         let typed = "ctl agent -o table --progress auto --master-url x --config d.yml --worker-id v \
                      --log-format text";
         let cli = of(typed, &set).unwrap();
@@ -133,7 +134,7 @@ mod tests {
             (cli.global.output, cli.global.progress),
             (OutputFormat::Table, ProgressMode::Auto)
         );
-        assert_eq!(agent(cli), (Some("d.yml".into()), worker("v"), Some(LogLineFormat::Text)));
+        assert_eq!(agent(cli), (Some("d.yml".into()), worker("v"), Some(LogFormat::Text)));
         let cli = of("ctl agent", &ALL.map(|name| (name, ""))).unwrap();
         assert!(cli.global.master_url.is_empty());
         assert_eq!(

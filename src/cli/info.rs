@@ -1,11 +1,11 @@
 //! `ctl version` and `ctl completion`.
 
-use super::args::{Cli, Shell};
+use super::args::Cli;
 use super::error::Result;
 use super::exit::Exit;
 use super::{Context, console};
 use clap::CommandFactory;
-use clap_complete::{Shell as Target, generate};
+use clap_complete::{Shell, generate};
 use serde_json::json;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -25,13 +25,8 @@ pub(super) fn print_version(ctx: &Context) -> Result<Exit> {
 /// # Errors
 /// Standard output can't be written.
 pub(super) fn print_completion(shell: Shell) -> Result<Exit> {
-    let target = match shell {
-        Shell::Bash => Target::Bash,
-        Shell::Zsh => Target::Zsh,
-        Shell::Fish => Target::Fish,
-    };
     let mut script = Vec::new();
-    generate(target, &mut Cli::command(), "ctl", &mut script);
+    generate(shell, &mut Cli::command(), "ctl", &mut script);
     console::write_data(&script)?;
     Ok(Exit::Ok)
 }

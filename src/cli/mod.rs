@@ -2,7 +2,7 @@
 //! layer that prints.
 //!
 //! - Arguments: [`args`], `options`, `env_vars`, `files_from`, `path_args`; `flag_names` and `rsync_options` explain errors
-//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `admin`, `backup`, `config`, `info`
+//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `admin`, `config`, `info`
 //! - Processes: `master`, `agent` and `copy`, on `service`
 //! - Several ids: `resource`; waiting: `follow`, `wait`, `signals`, [`progress`]
 //! - Text: `tables`, `details` and `outcome_report`, on `sync_text`, `table_layout` and `sanitize`
@@ -12,7 +12,6 @@ mod admin;
 mod agent;
 pub mod args;
 mod b3sum;
-mod backup;
 mod config;
 mod console;
 mod copy;

@@ -2,7 +2,7 @@
 //! exit code of a service.
 
 use super::Context;
-use super::args::{LogArgs, LogLineFormat};
+use super::args::LogArgs;
 use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::sanitize::sanitize;
@@ -53,10 +53,7 @@ pub(super) fn init_process(
     verbose: u8,
     warnings: &[ConfigProblem],
 ) -> Result<()> {
-    let json = match args.log_format {
-        Some(format) => format == LogLineFormat::Json,
-        None => config.format == LogFormat::Json,
-    };
+    let json = args.log_format.unwrap_or(config.format) == LogFormat::Json;
     let exit = if config.file.is_some() { Exit::Config } else { Exit::Usage };
     let level = effective_log_level(config, args, verbose);
     logging::init_logging(Some(level), json, config.file.as_deref())

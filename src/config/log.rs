@@ -16,11 +16,11 @@ pub struct LogConfig {
 }
 
 /// The format of a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// Text for people.
+    /// For people.
     Text,
-    /// One JSON object.
+    /// One JSON object a line.
     Json,
 }
 

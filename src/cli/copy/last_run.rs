@@ -19,14 +19,11 @@ const MAX_RECORDS: usize = 1_000;
 const MAX_RECORD_BYTES: u64 = 64 << 10;
 
 /// The record of one pair.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LastRun {
-    dir: PathBuf,
-    record: PairRecord,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct PairRecord {
+pub(super) struct LastRun {
+    /// The directory of the records.
+    #[serde(skip)]
+    dir: PathBuf,
     /// These three are for the reader, and detect a collision of digests.
     host: String,
     source: AbsPath,
@@ -44,14 +41,13 @@ impl LastRun {
     fn in_state_dir(state: &Path, source: &AbsPath, destination: &AbsPath) -> LastRun {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let (source, destination) = (source.clone(), destination.clone());
-        let record = PairRecord { host, source, destination, file_system: String::new() };
-        LastRun { dir: state.join("copies"), record }
+        LastRun { dir: state.join("copies"), host, source, destination, file_system: String::new() }
     }
 
     /// The path of the file.
     pub(super) fn record_path(&self) -> PathBuf {
         let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 last copy of a pair");
-        let PairRecord { host, source, destination, .. } = &self.record;
+        let LastRun { host, source, destination, .. } = self;
         for part in [host.as_bytes(), source.as_bytes(), destination.as_bytes()] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
@@ -71,9 +67,9 @@ impl LastRun {
             }
             Err(e) => return Err(e.to_string()),
         };
-        let known: PairRecord = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        let known: LastRun = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
         let file_system = known.file_system.clone();
-        if (PairRecord { file_system: String::new(), ..known }) != self.record {
+        if (LastRun { dir: self.dir.clone(), file_system: String::new(), ..known }) != *self {
             return Err("it is the record of another pair".to_owned());
         }
         Ok(Some(file_system))
@@ -84,7 +80,7 @@ impl LastRun {
     /// # Errors
     /// It can't be written.
     pub(super) fn write_record(&self, file_system: &str) -> std::io::Result<()> {
-        let record = PairRecord { file_system: file_system.to_owned(), ..self.record.clone() };
+        let record = LastRun { file_system: file_system.to_owned(), ..self.clone() };
         let temporary = self.dir.join(format!(".{}", crate::util::unique_id::generate_id()));
         private_files::replace_file_via(
             &self.record_path(),

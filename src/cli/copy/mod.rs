@@ -71,10 +71,9 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit> {
         return Ok(end_without_submit(args.exit_code, !ctx.global.quiet));
     }
     if ctx.global.verbose > 0 {
-        let quiet = LogArgs { log_level: None, log_format: None };
         let level = if ctx.global.verbose == 1 { "info" } else { "debug" };
         let config = LogConfig { level: level.to_owned(), ..LogConfig::default() };
-        service::init_process(&config, &quiet, 0, &[])?;
+        service::init_process(&config, &LogArgs::default(), 0, &[])?;
     } else {
         service::raise_open_file_limit()?;
     }
