@@ -1,10 +1,16 @@
 //! Isolation of tasks that were lost with their workers. One of their entries may crash each agent that works on it, so
 //! they are not retried without bound.
 //!
+//! A test walks the table: what a task is, what happens, what it is then. The last loss is that of the number
+//! `max_worker_losses`; the entries of a split batch are isolated tasks.
+//!
 //! ```text
-//! ordinary ──lost `max_worker_losses` times──▶ isolated ──lost once more──▶ failed
-//!    ▲                                            │ a batch: one task for each entry
-//!    └───── the process turns out to be alive ────┘
+//! Ordinary | it is lost                           | Ordinary
+//! Ordinary | it is lost for the last time         | Isolated
+//! Ordinary | a batch is lost for the last time    | Split
+//! Isolated | its process turns out to be alive    | Ordinary
+//! Isolated | it is lost once more                 | Failed
+//! Isolated | it is done                           | Done
 //! ```
 //!
 //! A task is *lost with its worker* when a new process of the worker reports while the old one held the task, or when

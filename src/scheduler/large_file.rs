@@ -6,15 +6,23 @@ use serde::{Deserialize, Serialize};
 /// A file of more than one range. Its range tasks are made a few at a time, so that a file of any
 /// size costs the same window; done ranges leave 32 bytes each.
 ///
-/// ```text
-/// Waiting ──another name was brought──▶ (a batch of one entry: becomes a link)
-///    │ no other name could be
-///    ▼
-/// Comparing ──a range differs──▶ Sending ──▶ commit: counted as done
-///    └──────── all are equal ──────────────▶ commit in place: counted as skipped
+/// A test walks the table of its states: what it is, what happens, what it is then. A last state is what remains of it:
+/// `Linked` is a batch of one entry that becomes a link, `Discarded` a task that removes what a range wrote of a file
+/// that is skipped.
 ///
-/// Sending ──the first to look finds the file there, others are out──▶ Found ──all find it──▶ gone
-///                                                                       └──one wrote──▶ discarded
+/// ```text
+/// Waiting        | another name is present               | Linked
+/// Waiting        | the other name fails for good         | Sending
+/// Comparing      | a range differs                       | Sending
+/// Comparing      | all ranges are equal                  | Skipped
+/// Sending        | all ranges are sent                   | Done
+/// Sending        | its part file is lost                 | Sending
+/// Sending        | the source changes                    | Replaced
+/// Sending        | it fails for good                     | Failed
+/// Sending        | its only leased range finds it there  | Skipped
+/// Sending        | one of two leased ranges finds it     | AlreadyPresent
+/// AlreadyPresent | the other range finds it too          | Skipped
+/// AlreadyPresent | the other range wrote                 | Discarded
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct LargeFile {

@@ -1,9 +1,10 @@
-//! Walks the tables of states in the comments of tasks, pauses and quarantines.
+//! Walks the tables of states in the comments of tasks, large files, pauses, quarantines and isolation.
 
 use super::*;
 use crate::scheduler::pause::Pause;
 use crate::scheduler::task::TaskState;
 use crate::scheduler::worker_health::WorkerHealth;
+use crate::wire::options::Compare;
 
 /// The rows of the tables in the comments of a file: a state, an event, the next state.
 fn rows(source: &str) -> Vec<[&str; 3]> {
@@ -15,11 +16,16 @@ fn rows(source: &str) -> Vec<[&str; 3]> {
     rows
 }
 
+/// The sync `demo` after a scan that found `work`.
+fn found(options: SyncOptions, work: Vec<WorkItem>) -> World {
+    let (mut world, scan) = scanning_with(options);
+    world.post_page(&scan, page(&scan, 0, work, None));
+    world
+}
+
 /// The sync `demo` with one batch of one file.
 fn copying() -> World {
-    let (mut world, scan) = scanning();
-    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
-    world
+    found(SyncOptions::default(), vec![copy_item(1, 0)])
 }
 
 fn post_failure(world: &mut World, a: &Assignment, failures: Vec<EntryError>) {
@@ -153,5 +159,138 @@ fn a_worker_enters_and_leaves_quarantine_as_its_table_shows() {
             other => panic!("no such event: {other}"),
         }
         assert_eq!(shown(&health), to, "{from}: {event}");
+    }
+}
+
+/// What a large file is, or what remains of it.
+fn shown_large_file(world: &World, id: TaskId) -> String {
+    let sync = world.state.syncs.values().next().unwrap();
+    let is_kind = |kind: &str| world.state.tasks.values().any(|task| task.spec.kind() == kind);
+    let ended = match (sync.large_files.get(&id), &sync.counters) {
+        (Some(large), _) => return format!("{:?}", large.state),
+        _ if !sync.large_files.is_empty() => "Replaced",
+        _ if is_kind("copy") => "Linked",
+        (None, counters) if counters.files_failed > 0 => "Failed",
+        (None, counters) if counters.files_done > 0 => "Done",
+        (None, counters) if counters.files_skipped == 0 => "Lost",
+        _ if is_kind("discard") => "Discarded",
+        _ => "Skipped",
+    };
+    ended.to_owned()
+}
+
+#[test]
+fn a_large_file_changes_its_state_as_its_table_shows() {
+    let unchanged = || TaskReport { unchanged: true, ..TaskReport::default() };
+    let permanent =
+        || TaskReport { failures: vec![error(ErrorClass::Permanent)], ..TaskReport::default() };
+    let complete_ranges = |world: &mut World| {
+        complete_kind(world, "s", "range");
+        complete_kind(world, "s", "range");
+    };
+    for [from, event, to] in rows(include_str!("../large_file.rs")) {
+        let compare = match from {
+            "Comparing" => Compare::Checksum,
+            _ => Compare::default(),
+        };
+        let work = match from {
+            "Waiting" => vec![large_in_group(2, 1), large_in_group(2, 1)],
+            _ => vec![large_item(2)],
+        };
+        let mut world = found(SyncOptions { compare, ..SyncOptions::default() }, work);
+        let id = *world.state.syncs.values().next().unwrap().large_files.keys().last().unwrap();
+        let first = (from == "AlreadyPresent").then(|| poll_kind(&mut world, "s", "range"));
+        if first.is_some() {
+            let second = poll_kind(&mut world, "s", "range");
+            world.post_result(result(&second, true, unchanged()));
+        }
+        assert_eq!(shown_large_file(&world, id), from, "before: {event}");
+        let mut end_range = |report: TaskReport| {
+            let range = poll_kind(&mut world, "s", "range");
+            world.post_result(result(&range, true, report));
+        };
+        match (event, first) {
+            ("another name is present" | "all ranges are equal" | "all ranges are sent", None) => {
+                complete_ranges(&mut world);
+                complete_kind(&mut world, "d", "commit");
+            }
+            ("the other name fails for good" | "it fails for good", None) => end_range(permanent()),
+            ("a range differs", None) => {
+                end_range(TaskReport { differs: true, ..TaskReport::default() });
+            }
+            ("its part file is lost", None) => {
+                complete_ranges(&mut world);
+                let commit = poll_kind(&mut world, "d", "commit");
+                let report = TaskReport { part_lost: true, ..permanent() };
+                world.post_result(result(&commit, true, report));
+            }
+            ("the source changes", None) => {
+                end_range(TaskReport { replacement: Some(large_item(3)), ..TaskReport::default() })
+            }
+            ("its only leased range finds it there", None) => end_range(unchanged()),
+            ("one of two leased ranges finds it", None) => {
+                let _other = poll_kind(&mut world, "s", "range");
+                let range = poll_kind(&mut world, "s", "range");
+                world.post_result(result(&range, true, unchanged()));
+            }
+            ("the other range finds it too", Some(first)) => {
+                world.post_result(result(&first, true, unchanged()));
+            }
+            ("the other range wrote", Some(first)) => {
+                world.post_result(result(&first, true, all_done(&first, "d")));
+            }
+            (other, _) => panic!("no such event: {other}"),
+        }
+        assert_eq!(shown_large_file(&world, id), to, "{from}: {event}");
+    }
+}
+
+#[test]
+fn a_task_is_isolated_as_the_table_shows() {
+    let shown = |world: &World, id: TaskId| {
+        let sync = world.state.syncs.values().next().unwrap();
+        let isolated = world.state.isolation.tasks().count();
+        match (world.state.tasks.get(id), world.state.isolation.contains(id)) {
+            (Some(_), true) => "Isolated",
+            (Some(_), false) => "Ordinary",
+            (None, _) if isolated == 2 => "Split",
+            (None, _) if sync.counters.files_failed == 1 => "Failed",
+            (None, _) if sync.counters.files_done == 1 => "Done",
+            (None, _) => "Lost",
+        }
+    };
+    // The `number`th process of the agent gets the task and is killed; the next one reports.
+    let lose = |world: &mut World, number: u32| {
+        world.poll("s", &number.to_string()).expect("the task");
+        world.advance(10);
+        world.heartbeat("s", &(number + 1).to_string(), &["/src"], &[]);
+    };
+    let most = Settings::default().max_worker_losses;
+    for [from, event, to] in rows(include_str!("../isolation.rs")) {
+        let files = if event.starts_with("a batch") { 2 } else { 1 };
+        let mut world = found(SyncOptions::default(), vec![copy_item(files, 0)]);
+        let id = world.state.tasks.values().next().expect("a batch").id;
+        let losses = match (from, event) {
+            ("Isolated", _) => most,
+            (_, "it is lost") => 0,
+            _ => most - 1,
+        };
+        (1..=losses).for_each(|number| lose(&mut world, number));
+        assert_eq!(shown(&world, id), from, "before: {event}");
+        match event {
+            "it is lost"
+            | "it is lost for the last time"
+            | "a batch is lost for the last time"
+            | "it is lost once more" => lose(&mut world, losses + 1),
+            "its process turns out to be alive" => {
+                world.heartbeat("s", &losses.to_string(), &["/src"], &[]);
+            }
+            "it is done" => {
+                let held = world.poll("s", &(losses + 1).to_string()).expect("the task");
+                world.post_result(result(&held, true, all_done(&held, "d")));
+            }
+            other => panic!("no such event: {other}"),
+        }
+        assert_eq!(shown(&world, id), to, "{from}: {event}");
     }
 }
