@@ -12,7 +12,6 @@ use super::task::Task;
 use super::{Now, State};
 use crate::util::units;
 use crate::wire::sync::{StallInfo, SyncState};
-use crate::wire::task::TaskSpec;
 use crate::wire::{AssignmentId, RequestId, SyncNo, TaskId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -24,15 +23,6 @@ const NO_PROGRESS_MS: u64 = 10_000;
 /// A sync is watched if its progress was requested within this time.
 const WATCH_TIMEOUT_MS: u64 = 5_000;
 
-/// Maximum of content bytes that a task can count.
-fn max_content_bytes(spec: &TaskSpec) -> u64 {
-    match spec {
-        TaskSpec::Copy { bytes, .. } => *bytes,
-        TaskSpec::Range { length, .. } => *length,
-        _ => 0,
-    }
-}
-
 /// Time without a result, page or byte. A normal range or batch takes seconds.
 const STALL_MS: u64 = 5 * 60 * 1000;
 
@@ -43,7 +33,7 @@ impl State {
         for (assignment, bytes) in moved {
             let Some(task) = self.tasks.by_assignment(*assignment) else { continue };
             let (id, no) = (task.id, task.sync);
-            let bytes = (*bytes).min(max_content_bytes(&task.spec));
+            let bytes = (*bytes).min(task.spec.content_extent(None).1);
             if let Some(lease) = self.tasks.lease_mut(id) {
                 if bytes > lease.moved_bytes {
                     grew.push(no);

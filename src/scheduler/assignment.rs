@@ -38,6 +38,7 @@ impl State {
                 w.accepts_work() && (w.supports_options() || !sync.has_nondefault_options())
             })
             .take(MAX_SOURCE_MEMBERS);
+        let options = sync.task_options(&task.spec);
         let mut claims = Claims {
             sync: sync.no.0,
             request_id: sync.id.to_string(),
@@ -49,7 +50,7 @@ impl State {
             rules: WriteRules {
                 part_name_key: self.keys.name_key(),
                 chunk_bytes: u64::from(request.chunk_size_mb) << 20,
-                ..sync.write_rules(&task.spec)
+                ..sync.write_rules(&task.spec, &options)
             },
             prune: sync.prune_permit(&task.spec),
             roots: BTreeMap::new(),
@@ -74,7 +75,7 @@ impl State {
             chunk_offset,
             chunk_size,
             task: task.spec.clone(),
-            options: sync.task_options(&task.spec),
+            options,
             source_worker_pool: worker_ids(&source_workers),
             destination_worker_pool: worker_ids(&destination_workers),
             source_workers,

@@ -59,17 +59,14 @@ impl State {
             self.ensure_share(no, id, now);
         }
         for (name, usage) in usage {
-            let sync = self.syncs.find(&name);
-            let Some((no, own)) = sync.map(|s| (s.no, s.bwlimit)) else {
-                reply.bwlimits.insert(name, None);
-                continue;
-            };
-            if self.bandwidth.set_own_limit(no, own) {
-                if self.bandwidth.report_usage(no, id, usage, now.mono_ms) {
-                    self.mark_progress(no, now);
+            let sync = self.syncs.find(&name).map(|s| (s.no, s.bwlimit));
+            match sync.filter(|(no, own)| self.bandwidth.set_own_limit(*no, *own)) {
+                Some((no, _)) => {
+                    if self.bandwidth.report_usage(no, id, usage, now.mono_ms) {
+                        self.mark_progress(no, now);
+                    }
                 }
-            } else {
-                reply.bwlimits.insert(name, None);
+                None => drop(reply.bwlimits.insert(name, None)),
             }
         }
         for no in self.bandwidth.syncs_of(id) {

@@ -24,11 +24,12 @@ impl State {
     pub(super) fn record_files(&mut self, no: SyncNo, files: Vec<FileRecord>) {
         let Some(sync) = self.syncs.get(no).filter(|s| s.records_files()) else { return };
         let counts = !matches!(sync.phase, PhaseState::Readback | PhaseState::CopyBlocked);
-        let wanted = |file: &FileRecord| counts || file.state != FileState::Skipped;
-        self.append_file_records(
-            no,
-            files.into_iter().filter(|f| f.state != FileState::Failed && wanted(f)),
-        );
+        let is_wanted = |file: &FileRecord| match file.state {
+            FileState::Failed => false,
+            FileState::Skipped => counts,
+            FileState::Done | FileState::Deleted => true,
+        };
+        self.append_file_records(no, files.into_iter().filter(is_wanted));
     }
 
     /// The caller stores the record of the sync.

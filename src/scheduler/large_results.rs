@@ -92,7 +92,11 @@ impl State {
             && self.tasks.of_file(no, file).any(is_other)
         {
             large.state = LargeFileState::AlreadyPresent;
-            self.remove_unleased_ranges(&large, task.id);
+            for id in self.large_file_tasks(no, file) {
+                if id == task.id || !self.tasks.is_leased(id) {
+                    self.remove_task(id);
+                }
+            }
             self.store_large_file(large);
         } else {
             self.remove_large_file(no, file);

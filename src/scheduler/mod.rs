@@ -9,7 +9,7 @@
 //!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `ready_queue`, `task_table`,
 //!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
-//! 3. Changes that keep the indexes in step: `window`, `core`
+//! 3. Changes that keep the indexes in step: `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
 //! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`
 //! 6. Failures: `storage_pause`, `failures`, `lease_end`
@@ -75,7 +75,6 @@ mod task_table;
 mod tick;
 mod validate;
 mod views;
-mod window;
 mod work_items;
 mod worker_admin;
 mod worker_health;

@@ -25,7 +25,8 @@ impl SyncJob {
     pub(super) fn task_options(&self, spec: &TaskSpec) -> SyncOptions {
         let mut options = self.request.options.clone();
         options.allow_overlap = false;
-        if self.is_late_clean_up(spec) {
+        if *spec == TaskSpec::CleanUp && !self.is_active() {
+            // Another sync may use the destination already, so the metadata of the root are not set.
             (options.preserve, options.chown) = (Preserve::NONE, Chown::default());
         }
         if self.phase == PhaseState::Readback {
@@ -37,20 +38,11 @@ impl SyncJob {
         options
     }
 
-    /// Whether a task cleans up an ended sync. Another sync may use the destination already, so the
-    /// metadata of the root are not set.
-    fn is_late_clean_up(&self, spec: &TaskSpec) -> bool {
-        *spec == TaskSpec::CleanUp && !self.is_active()
-    }
-
-    /// The rules by which one of its tasks writes.
-    pub(super) fn write_rules(&self, spec: &TaskSpec) -> WriteRules {
+    /// The rules by which one of its tasks writes, with the [options](SyncJob::task_options) of the task.
+    pub(super) fn write_rules(&self, spec: &TaskSpec, options: &SyncOptions) -> WriteRules {
         let readback = self.phase == PhaseState::Readback;
-        let mut rules = WriteRules { readback, ..self.request.options.write_rules() };
-        if self.is_late_clean_up(spec) {
-            (rules.preserve, rules.chown) = (Preserve::NONE, Chown::default());
-        }
-        if readback || matches!(spec, TaskSpec::Range { compare: true, .. }) {
+        let mut rules = WriteRules { readback, ..options.write_rules() };
+        if matches!(spec, TaskSpec::Range { compare: true, .. }) {
             // The range is compared by content, whatever the operator chose.
             rules.compare = Compare::Checksum;
         }

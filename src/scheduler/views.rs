@@ -31,18 +31,11 @@ impl State {
         };
         let mut wanted = known
             .filter(|s| !s.is_deleted && (states.is_empty() || states.contains(&s.state)))
-            .filter(|s| begins(s))
-            .peekable();
+            .filter(|s| begins(s));
         let limit = select.limit.unwrap_or(usize::MAX);
-        let mut syncs = Vec::new();
-        let mut last = None;
-        while syncs.len() < limit
-            && let Some(sync) = wanted.next()
-        {
-            syncs.push(self.progress_document(sync));
-            last = Some(sync.no);
-        }
-        let next = last.filter(|_| wanted.peek().is_some());
+        let page: Vec<&SyncJob> = wanted.by_ref().take(limit).collect();
+        let next = page.last().map(|last| last.no).filter(|_| wanted.next().is_some());
+        let syncs = page.into_iter().map(|sync| self.progress_document(sync)).collect();
         Reply::Syncs(SyncPage { syncs, next })
     }
 

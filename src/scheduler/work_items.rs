@@ -136,15 +136,6 @@ impl State {
         }
     }
 
-    /// Removes the tasks of a file without a lease, and the finished one.
-    pub(super) fn remove_unleased_ranges(&mut self, large: &LargeFile, done: TaskId) {
-        for id in self.large_file_tasks(large.sync, large.id) {
-            if id == done || !self.tasks.is_leased(id) {
-                self.remove_task(id);
-            }
-        }
-    }
-
     /// Whether a task belongs to a large file that was found present and counted.
     pub(super) fn is_already_present(&self, task: &Task) -> bool {
         let large = task.large_file.and_then(|file| self.large_file(task.sync, file));

@@ -2,16 +2,17 @@
 
 use super::record_keys::drain_key;
 use super::task::{DEPRIORITISED_MS, Lease, Task};
+use super::views::timestamp;
 use super::worker_registry::Worker;
 use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::ReassignReply;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::{
-    DrainInfo, DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerView,
+    DrainInfo, DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerStatus,
+    WorkerView,
 };
 use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
-use jiff::Timestamp;
 use std::collections::BTreeSet;
 
 fn unknown_worker(worker: &WorkerId) -> Problem {
@@ -43,13 +44,33 @@ impl State {
     }
 
     fn worker_view(&self, worker: &Worker, now: Now) -> WorkerView {
-        let id = &worker.last_heartbeat.worker_id;
+        let heartbeat = &worker.last_heartbeat;
+        let id = &heartbeat.worker_id;
         let in_flight = self.tasks.held_by(id).count() as u64;
-        let silent_ms = now.mono_ms.saturating_sub(worker.last_seen_ms);
-        let work = (in_flight, self.may_receive_writes(worker, now));
-        let mut view = worker.view(work, self.syncs_of_worker(id).len() as u64, silent_ms);
-        view.reason = view.reason.or_else(|| self.workers.health.quarantine_reason(id));
-        view
+        let reason = worker.idle_reason(now.mono_ms.saturating_sub(worker.last_seen_ms));
+        let unavailable = heartbeat.unavailable_paths.iter().map(|one| &one.path);
+        let is_drained = worker.drained.is_some();
+        WorkerView {
+            worker_id: id.clone(),
+            status: if is_drained { WorkerStatus::Draining } else { heartbeat.status },
+            state: worker.state(in_flight, self.may_receive_writes(worker, now)),
+            active: worker.is_active,
+            last_heartbeat: timestamp(worker.last_seen_wall_ms),
+            storage_paths: heartbeat.storage_paths.iter().chain(unavailable).cloned().collect(),
+            data_plane_endpoints: heartbeat.data_plane_endpoints.clone(),
+            control_plane_address: heartbeat.control_plane_address.clone(),
+            free_bytes: heartbeat.free_bytes.clone(),
+            in_flight,
+            incoming_requests: if worker.is_active { heartbeat.incoming_requests } else { 0 },
+            syncs: self.syncs_of_worker(id).len() as u64,
+            slots: heartbeat.slots,
+            agent_version: heartbeat.agent_version.clone(),
+            reason: reason.or_else(|| self.workers.health.quarantine_reason(id)),
+            nics: heartbeat.nics.clone(),
+            unavailable_paths: heartbeat.unavailable_paths.clone(),
+            unavailable_endpoints: heartbeat.unavailable_endpoints.clone(),
+            drained: worker.drained.clone(),
+        }
     }
 
     /// Whether others write through a worker, or hold a task that lists it because they got it
@@ -84,8 +105,8 @@ impl State {
             return Err(unknown_worker(worker));
         }
         let wanted = order.map(|DrainRequest { by, reason }| {
-            let now = Timestamp::from_millisecond(now.wall_ms).unwrap_or_default();
-            DrainInfo { by, reason, since: known.as_ref().map_or(now, |known| known.since) }
+            let since = known.as_ref().map_or(timestamp(now.wall_ms), |known| known.since);
+            DrainInfo { by, reason, since }
         });
         if wanted != known {
             match &wanted {

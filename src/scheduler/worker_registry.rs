@@ -7,10 +7,8 @@ use super::worker_health::WorkerHealth;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{
     DrainInfo, PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus,
-    WorkerView,
 };
 use crate::wire::{AbsPath, WorkerId};
-use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 #[derive(Debug, Clone)]
@@ -162,15 +160,10 @@ impl Worker {
         }
     }
 
-    /// The document for operators.
-    pub(super) fn view(
-        &self,
-        (in_flight, written): (u64, bool),
-        syncs: u64,
-        silent_ms: u64,
-    ) -> WorkerView {
+    /// Why it gets no work, if anything but its failures is the reason.
+    pub(super) fn idle_reason(&self, silent_ms: u64) -> Option<String> {
         let heartbeat = &self.last_heartbeat;
-        let reason = if self.has_stopped() {
+        if self.has_stopped() {
             Some("its agent was stopped".to_owned())
         } else if !self.is_active {
             Some(format!("no heartbeat for {} s", silent_ms / 1000))
@@ -193,30 +186,6 @@ impl Worker {
             Some("it has no storage paths".to_owned())
         } else {
             None
-        };
-        WorkerView {
-            worker_id: heartbeat.worker_id.clone(),
-            status: if self.drained.is_some() { WorkerStatus::Draining } else { heartbeat.status },
-            state: self.state(in_flight, written),
-            active: self.is_active,
-            last_heartbeat: Timestamp::from_millisecond(self.last_seen_wall_ms).unwrap_or_default(),
-            storage_paths: {
-                let lost = heartbeat.unavailable_paths.iter().map(|one| &one.path);
-                heartbeat.storage_paths.iter().chain(lost).cloned().collect()
-            },
-            data_plane_endpoints: heartbeat.data_plane_endpoints.clone(),
-            control_plane_address: heartbeat.control_plane_address.clone(),
-            free_bytes: heartbeat.free_bytes.clone(),
-            in_flight,
-            incoming_requests: if self.is_active { heartbeat.incoming_requests } else { 0 },
-            syncs,
-            slots: heartbeat.slots,
-            agent_version: heartbeat.agent_version.clone(),
-            reason,
-            nics: heartbeat.nics.clone(),
-            unavailable_paths: heartbeat.unavailable_paths.clone(),
-            unavailable_endpoints: heartbeat.unavailable_endpoints.clone(),
-            drained: self.drained.clone(),
         }
     }
 }
