@@ -137,9 +137,10 @@ impl World {
         }
         let (files, dirs, bytes) = (*files, *dirs, *bytes);
         let each = bytes / files.max(1);
+        let remainder = bytes - each * files;
         let single = |n: u64| {
             let (files, dirs) = (u64::from(n < files), u64::from(n >= files));
-            let rest = if n == 0 { bytes - each * files } else { 0 };
+            let rest = if n == 0 { remainder } else { 0 };
             let bytes = each * files + rest;
             let item = WorkItem::Copy { manifest: Base64Bytes(vec![1; 10]), files, dirs, bytes };
             SingleEntry { path: BytePath(format!("e{n}").into_bytes()), item }

@@ -267,8 +267,8 @@ fn a_task_is_isolated_as_the_table_shows() {
     };
     let most = Settings::default().max_worker_losses;
     for [from, event, to] in rows(include_str!("../isolation.rs")) {
-        let files = if event.starts_with("a batch") { 2 } else { 1 };
-        let mut world = found(SyncOptions::default(), vec![copy_item(files, 0)]);
+        let names: &[&str] = if event.starts_with("a batch") { &["a", "b"] } else { &["a"] };
+        let mut world = found(SyncOptions::default(), vec![worker_losses::files(names)]);
         let id = world.state.tasks.values().next().expect("a batch").id;
         let losses = match (from, event) {
             ("Isolated", _) => most,

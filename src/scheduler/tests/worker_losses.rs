@@ -4,7 +4,7 @@ use super::*;
 use crate::wire::manifest::{Entry, EntryKind, FileVersion, Manifest, ManifestDir, Meta};
 
 /// A batch of files of 10 bytes each.
-fn files(names: &[&str]) -> WorkItem {
+pub(super) fn files(names: &[&str]) -> WorkItem {
     let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
     let path = |name: &str| RelPath::new(name).unwrap();
     let entry = |name: &&str| {
