@@ -8,7 +8,9 @@ use super::handle::{MasterHandle, REPLY_TIMEOUT};
 use super::leadership::store_unavailable;
 use super::requests::{GetFileRecords, GetSync, RetrySync};
 use super::submit_validation::{failures_unknown, retry_all_hint, retry_name_lists};
-use crate::scheduler::{FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, decode_failures};
+use crate::scheduler::{
+    FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, decode_failures, failed_file_record,
+};
 use crate::util::units;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::{FileListPart, Manifest};
@@ -59,12 +61,13 @@ impl FailureReader {
                 decode_failures(&page).map_err(|reason| self.failures_incomplete(&reason))?.into();
         }
         let single = self.page_lines.iter().take_while(|failure| failure.batch.is_none()).count();
-        let mut entries: Vec<FileRecord> =
-            self.page_lines.drain(..single).map(|failure| failure.entry).collect();
+        let record = |failure: FailureLine| failed_file_record(failure.path, failure.error);
+        let mut entries: Vec<FileRecord> = self.page_lines.drain(..single).map(record).collect();
         if single == 0
-            && let Some(FailureLine { entry, batch: Some(batch) }) = self.page_lines.pop_front()
+            && let Some(FailureLine { path, error, batch: Some(batch) }) =
+                self.page_lines.pop_front()
         {
-            entries = self.batch_entries(entry, batch).await?;
+            entries = self.batch_entries(failed_file_record(path, error), batch).await?;
         }
         entries.truncate(usize::try_from(self.remaining).unwrap_or(usize::MAX));
         self.remaining -= entries.len() as u64;

@@ -36,7 +36,7 @@ impl PendingCommit {
     pub(super) fn add_effects(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::PutRecord(key) | Effect::DeleteRecord(key) => {
+                Effect::WriteRecord(key) => {
                     _ = self.dirty_keys.insert(key);
                 }
                 Effect::PutBlob(key, value) => {

@@ -33,11 +33,11 @@ impl State {
         let is_able = self.workers.get(id).is_some_and(Worker::supports_options);
         if is_able && self.bandwidth.set_own_limit(no, own) {
             // Only a new share is compared with those of other workers.
-            let joins = self.bandwidth.granted_to(no, id).is_none();
-            let peers =
-                joins.then(|| self.capable_workers(sync, &sync.request.source_path).count());
-            let peers = peers.map_or(1, |n| n as u64);
-            self.bandwidth.register(no, own, id, peers, now.mono_ms);
+            let peers = match self.bandwidth.granted_to(no, id) {
+                Some(_) => 1,
+                None => self.capable_workers(sync, &sync.request.source_path).count(),
+            };
+            self.bandwidth.register(no, own, id, peers as u64, now.mono_ms);
         }
     }
 

@@ -104,8 +104,8 @@ impl State {
     pub(super) fn clear_worker_records(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
         // Also those that were removed but are still stored.
-        self.outbox.extend(sync.take_unsaved_keys().into_iter().map(Effect::PutRecord));
-        self.outbox.extend(sync.worker_record_keys().map(Effect::DeleteRecord));
+        let unsaved = sync.take_unsaved_keys().into_iter();
+        self.outbox.extend(unsaved.chain(sync.worker_record_keys()).map(Effect::WriteRecord));
         (sync.unflushed_writers, sync.possible_writers) = (BootIds::default(), BootIds::default());
         sync.source_roots = BootIds::default();
         self.outbox.mark_failures_dirty(no);
@@ -117,8 +117,8 @@ impl State {
         self.clear_hardlink_groups(no);
         self.clear_worker_records(no);
         if let Some(sync) = self.syncs.remove(no) {
-            self.outbox.delete(sync.record_key());
-            self.outbox.extend(sync.filter_key().map(Effect::DeleteRecord));
+            self.outbox.write_record(sync.record_key());
+            self.outbox.extend(sync.filter_key().map(Effect::WriteRecord));
             self.outbox.push(Effect::DeleteFileRecords(no));
         }
         self.release_paths(no, now);
@@ -134,15 +134,7 @@ impl State {
         }
     }
 
-    /// The store lost data: manifests are gone, so every active sync restarts. What the destination
-    /// has already is skipped.
-    pub(super) fn restart_all_syncs(&mut self, now: Now) {
-        for no in self.syncs.numbers() {
-            self.restart_sync(no, now);
-        }
-    }
-
-    /// Removes the tasks of a sync; an active one restarts.
+    /// Removes the tasks of a sync; an active one restarts. What the destination has already is skipped.
     pub(super) fn restart_sync(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(no) else { return };
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();

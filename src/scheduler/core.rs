@@ -24,7 +24,7 @@ impl State {
         self.set_task_state(id, state);
         let Some(task) = self.tasks.get(id) else { return };
         let (key, no) = (task.record_key(), task.sync);
-        self.outbox.put(key);
+        self.outbox.write_record(key);
         self.outbox.mark_dirty(no);
         self.outbox.request_dispatch();
     }
@@ -34,7 +34,7 @@ impl State {
         if let Some(task) = self.tasks.get_mut(id) {
             edit(task);
             let key = task.record_key();
-            self.outbox.put(key);
+            self.outbox.write_record(key);
         }
     }
 
@@ -65,7 +65,7 @@ impl State {
     }
 
     pub(super) fn allocate_task_id(&mut self) -> TaskId {
-        self.outbox.put(record_keys::META_KEY.to_owned());
+        self.outbox.write_record(record_keys::META_KEY.to_owned());
         self.tasks.allocate_id()
     }
 
@@ -94,7 +94,7 @@ impl State {
     fn add_numbered_task(&mut self, id: TaskId, digest: Digest, task: Task) -> TaskId {
         let waiting_since_ms = self.last_tick_ms.unwrap_or(0);
         let task = Task { id, digest, waiting_since_ms, ..task };
-        self.outbox.put(task.record_key());
+        self.outbox.write_record(task.record_key());
         self.insert_task(task);
         self.outbox.request_dispatch();
         id
@@ -109,7 +109,7 @@ impl State {
     pub(super) fn remove_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.remove(id)?;
         self.isolation.remove(id);
-        self.outbox.delete(task.record_key());
+        self.outbox.write_record(task.record_key());
         // The manifest of a large file is removed with the file, a name list with the sync.
         let shared = task.large_file.is_some() || matches!(task.spec, TaskSpec::List { .. });
         if let (Some(blob), false) = (&task.manifest_key, shared) {
@@ -125,8 +125,8 @@ impl State {
         if let Some(sync) = self.syncs.get_mut(no) {
             // Clean-up does not change the time of an ended sync.
             sync.updated_ms = sync.ended_ms.unwrap_or(now.wall_ms);
-            self.outbox.put(sync.record_key());
-            self.outbox.extend(sync.take_unsaved_keys().into_iter().map(Effect::PutRecord));
+            self.outbox.write_record(sync.record_key());
+            self.outbox.extend(sync.take_unsaved_keys().into_iter().map(Effect::WriteRecord));
             self.outbox.mark_dirty(no);
         }
     }
@@ -141,16 +141,12 @@ impl State {
         tasks.window_fill(sync.large_files.len(), self.settings.window_bytes)
     }
 
-    /// Recomputes the windows of syncs with tasks if the set of workers changed.
+    /// Recomputes the windows of syncs with tasks if the set of workers or the settings changed.
     pub(super) fn update_windows(&mut self) {
-        let version = self.workers.version();
+        let version = Some(self.workers.version());
         if std::mem::replace(&mut self.windows_version, version) == version {
             return;
         }
-        self.update_all_windows();
-    }
-
-    pub(super) fn update_all_windows(&mut self) {
         for no in self.tasks.syncs().collect::<Vec<_>>() {
             self.update_window(no);
         }

@@ -175,7 +175,7 @@ impl State {
         let deletes = matches!(task.spec, TaskSpec::Prune { apply: true, .. });
         self.set_task_state(id, TaskState::Leased(lease));
         self.isolation.mark_leased(id);
-        self.outbox.put(key);
+        self.outbox.write_record(key);
         if deletes {
             self.choose_deleter(no, &poll.worker, now);
         }

@@ -273,10 +273,8 @@ pub enum Reply {
 /// committed, so a record that changes many times in a batch is written once.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// The record of this key changed.
-    PutRecord(String),
-    /// The record of this key was removed.
-    DeleteRecord(String),
+    /// Write the record of this key, or delete it if the state has none any more.
+    WriteRecord(String),
     /// Store a blob.
     PutBlob(String, Vec<u8>),
     /// Delete a blob.

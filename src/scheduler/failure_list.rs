@@ -51,17 +51,6 @@ pub(super) struct OpenPage {
     pub(super) is_unsaved: bool,
 }
 
-/// A line; without an error it has that of the previous line.
-#[derive(Debug, Serialize, Deserialize)]
-struct StoredLine {
-    path: BytePath,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    error: Option<EntryError>,
-    /// The line stands for all entries of a batch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    batch: Option<FailedBatch>,
-}
-
 /// A batch that failed as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedBatch {
@@ -71,12 +60,16 @@ pub struct FailedBatch {
     pub entries: u64,
 }
 
-/// A decoded line.
-#[derive(Debug, Clone, PartialEq)]
+/// A line; stored without an error it has that of the previous line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FailureLine {
-    /// The entry; for a batch, what its entries have in common.
-    pub entry: FileRecord,
-    /// The batch, if the line stands for one.
+    /// The entry.
+    pub path: BytePath,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<EntryError>,
+    /// The batch, if the line stands for all its entries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<FailedBatch>,
 }
 
@@ -96,12 +89,12 @@ pub struct FailurePages {
 pub fn decode_failures(page: &[u8]) -> Result<Vec<FailureLine>, String> {
     let mut error = None;
     let lines = page.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-    let entry = |line: &[u8]| {
-        let line: StoredLine = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    let decode = |line: &[u8]| {
+        let line: FailureLine = serde_json::from_slice(line).map_err(|e| e.to_string())?;
         error = line.error.or(error.take());
-        Ok(FailureLine { entry: failed_file_record(line.path, error.clone()), batch: line.batch })
+        Ok(FailureLine { error: error.clone(), ..line })
     };
-    lines.map(entry).collect()
+    lines.map(decode).collect()
 }
 
 /// The record of an entry that failed with `error`.
@@ -109,7 +102,8 @@ pub(super) fn failure_record(error: &EntryError) -> FileRecord {
     failed_file_record(error.path.clone(), Some(error.without_path()))
 }
 
-fn failed_file_record(path: BytePath, error: Option<EntryError>) -> FileRecord {
+/// The record of an entry that failed.
+pub fn failed_file_record(path: BytePath, error: Option<EntryError>) -> FileRecord {
     FileRecord { path, state: FileState::Failed, action: None, bytes: 0, digest: None, error }
 }
 
@@ -135,7 +129,7 @@ impl FailureList {
     ) -> bool {
         let error = failed.error.filter(|error| Some(error) != self.open_page.error.as_ref());
         let entries = batch.as_ref().map_or(1, |batch| batch.entries);
-        let line = StoredLine { path: failed.path, error, batch };
+        let line = FailureLine { path: failed.path, error, batch };
         let Ok(text) = serde_json::to_vec(&line) else { return false };
         let bytes = self.bytes.saturating_add(text.len() as u64 + 1);
         if !self.has_room(entries, max_entries) || bytes > MAX_FAILED_BYTES {

@@ -68,7 +68,7 @@ impl State {
             }
         }
         let keys = [large.record_key(), large.range_record_key(index)];
-        keys.into_iter().for_each(|key| self.outbox.put(key));
+        keys.into_iter().for_each(|key| self.outbox.write_record(key));
         self.add_range_tasks(task.sync, file);
     }
 
@@ -122,20 +122,19 @@ impl State {
     /// Counts a large file that is complete, either sent or already present.
     fn count_large_file(&mut self, no: SyncNo, size: u64, brought: bool, report: TaskReport) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
-        if sync.phase == PhaseState::CopyBlocked {
-            let replaced = if brought { sync.take_deferred(1) } else { 0 };
-            sync.counters.files_done += replaced;
-            if replaced > 0 {
-                sync.counters.add_actions(&report.actions);
-            }
-            return self.record_files(no, report.records);
-        }
+        let is_deferred =
+            brought && sync.phase == PhaseState::CopyBlocked && sync.take_deferred(1) > 0;
         let counters = &mut sync.counters;
-        match (sync.phase == PhaseState::Readback, brought) {
-            (true, true) => counters.repaired_files += 1,
-            (true, false) => counters.verified_files += 1,
-            (false, true) => counters.files_done += 1,
-            (false, false) => {
+        match (sync.phase, brought) {
+            (PhaseState::CopyBlocked, _) if is_deferred => {
+                counters.files_done += 1;
+                counters.add_actions(&report.actions);
+            }
+            (PhaseState::CopyBlocked, _) => {}
+            (PhaseState::Readback, true) => counters.repaired_files += 1,
+            (PhaseState::Readback, false) => counters.verified_files += 1,
+            (_, true) => counters.files_done += 1,
+            (_, false) => {
                 counters.files_skipped += 1;
                 counters.bytes_skipped = counters.bytes_skipped.saturating_add(size);
             }

@@ -54,7 +54,7 @@ impl State {
         task.deprioritised_until_ms = now.mono_ms.saturating_add(DEPRIORITISED_MS);
         let (key, no, times) = (task.record_key(), task.sync, task.history.losses.len());
         let (what, workers) = (task.description(), task.describe_losses());
-        self.outbox.put(key);
+        self.outbox.write_record(key);
         if times > most {
             let why = format!(
                 "its worker died or sent no heartbeats {} while it had this task, the last time with no other \
@@ -110,7 +110,7 @@ impl State {
             }
         }
         self.outbox.request_dispatch_if(!changed.is_empty());
-        changed.into_iter().for_each(|key| self.outbox.put(key));
+        changed.into_iter().for_each(|key| self.outbox.write_record(key));
     }
 
     /// The entries of the manifest of an isolated task were read.
@@ -123,7 +123,7 @@ impl State {
         let key = task.record_key();
         if !task.needs_split() {
             task.history.entry = entries.into_iter().next().map(|entry| entry.path);
-            return self.outbox.put(key);
+            return self.outbox.write_record(key);
         }
         let sum = entries.iter().fold((0, 0, 0), |sum: (u64, u64, u64), entry| match &entry.item {
             WorkItem::Copy { files, dirs, bytes, .. } => {
@@ -135,7 +135,7 @@ impl State {
         {
             tracing::error!(sync = %task.sync, task = %id, "the manifest cannot be split: its entries stay one task");
             task.is_unsplittable = true;
-            return self.outbox.put(key);
+            return self.outbox.write_record(key);
         }
         let Some(task) = self.remove_task(id) else { return };
         tracing::info!(sync = %task.sync, task = %id, entries = entries.len(), "each entry is a task of its own now");

@@ -6,17 +6,17 @@
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
 //! 1. Data: `single_entries`, `failure_list`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
-//!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `ready_queue`, `task_table`,
+//!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `task_table`,
 //!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
 //! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`
 //! 6. Failures: `storage_pause`, `failures`, `lease_end`
-//! 7. Phases: `final_state`, `advance`
+//! 7. Phases: `advance`
 //! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
 //! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
-//! 10. Time and operators: `retention`, `tick`, `views`, `sync_admin`, `retry_sync`, `worker_admin`
+//! 10. Time and operators: `retention`, `tick`, `views`, `sync_admin`, `worker_admin`
 //! 11. The store: `records`, `reconcile`
 
 mod activity;
@@ -38,7 +38,6 @@ mod failure_list;
 mod failure_log;
 mod failures;
 mod file_records;
-mod final_state;
 mod heartbeat;
 mod isolation;
 mod keys;
@@ -53,14 +52,12 @@ mod pause;
 mod phase;
 mod placement;
 mod poll_queue;
-mod ready_queue;
 mod recheck;
 mod reconcile;
 mod record_keys;
 mod records;
 mod results;
 mod retention;
-mod retry_sync;
 mod single_entries;
 mod source_history;
 mod speed;
@@ -89,7 +86,7 @@ pub use event::{
 };
 #[cfg(test)]
 pub use failure_list::FailurePages;
-pub use failure_list::{FailedBatch, FailureLine, decode_failures};
+pub use failure_list::{FailedBatch, FailureLine, decode_failures, failed_file_record};
 pub use file_records::MAX_LINE_BYTES;
 pub use record_keys::META_KEY as SECRET_RECORD;
 pub use records::{LoadError, without_secret};
@@ -187,8 +184,8 @@ pub struct State {
     isolation: isolation::Isolation,
     retention_clock: retention::RetentionClock,
     poll_queue: PollQueue,
-    /// The [version](WorkerRegistry::version) of the workers for which the windows were computed.
-    windows_version: u64,
+    /// The [version](WorkerRegistry::version) of the workers for which the windows were computed; `None`: the settings changed since.
+    windows_version: Option<u64>,
     /// Number of leases so far; recorded in [`last_served`](sync_job::SyncJob::last_served).
     leases_granted: u64,
     /// Since when this master receives heartbeats.
@@ -268,12 +265,12 @@ impl State {
             Event::ConfirmClock => self.confirm_clock(now),
             Event::Reconcile(stored) => self.reconcile(&stored, now),
             Event::StoreLost => {
-                self.restart_all_syncs(now);
+                self.syncs.numbers().into_iter().for_each(|no| self.restart_sync(no, now));
                 Reply::Done
             }
             Event::Configure(settings) => {
                 self.settings = *settings;
-                self.update_all_windows();
+                self.windows_version = None;
                 // More syncs may be active.
                 self.outbox.request_dispatch();
                 self.tick(now);

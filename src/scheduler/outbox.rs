@@ -16,12 +16,9 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn put(&mut self, key: String) {
-        self.effects.push(Effect::PutRecord(key));
-    }
-
-    pub(super) fn delete(&mut self, key: String) {
-        self.effects.push(Effect::DeleteRecord(key));
+    /// The record of this key changed or was removed.
+    pub(super) fn write_record(&mut self, key: String) {
+        self.effects.push(Effect::WriteRecord(key));
     }
 
     pub(super) fn put_blob(&mut self, key: String, blob: Vec<u8>) {

@@ -18,11 +18,11 @@ impl State {
         self.restart_syncs_without_manifests(&stored.blobs, &mut done, now);
         let known: BTreeSet<String> = self.record_keys().into_iter().collect();
         for key in stored.records.difference(&known) {
-            self.outbox.delete(key.clone());
+            self.outbox.write_record(key.clone());
             done.dropped_records += 1;
         }
         for key in known.difference(&stored.records) {
-            self.outbox.put(key.clone());
+            self.outbox.write_record(key.clone());
             done.restored_records += 1;
         }
         let wanted = self.blob_keys();

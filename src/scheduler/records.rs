@@ -129,7 +129,7 @@ impl State {
             isolation: Default::default(),
             retention_clock: RetentionClock::start(clock, now),
             poll_queue: PollQueue::default(),
-            windows_version: 0,
+            windows_version: None,
             leases_granted: 0,
             leading_since_ms: now.mono_ms,
             last_tick_ms: None,
@@ -138,7 +138,7 @@ impl State {
         state.syncs.set_last_no(next_sync.saturating_sub(1));
         state.tasks.set_last_id(next_task.saturating_sub(1));
         if is_restored && records.contains_key(META_KEY) {
-            state.outbox.put(META_KEY.to_owned());
+            state.outbox.write_record(META_KEY.to_owned());
         }
         // A sync goes before its other records, a large file before its ranges, the writers before the flushes.
         for kind in ["s/", "x/", "r/", "w/", "o/", "d/", "l/", "v/", "p/", "g/", "t/"] {

@@ -137,7 +137,7 @@ impl State {
         self.retention_clock.check_wall_clock(now);
         if now.mono_ms.saturating_sub(self.retention_clock.stored_at_ms) >= STORE_INTERVAL_MS {
             self.retention_clock.checkpoint(now);
-            self.outbox.put(record_keys::META_KEY.to_owned());
+            self.outbox.write_record(record_keys::META_KEY.to_owned());
         }
         self.drop_expired_syncs(now);
     }
@@ -148,7 +148,7 @@ impl State {
         self.retention_clock.anchor = (now.wall_ms, now.mono_ms);
         self.retention_clock.check_wall_clock(now);
         self.retention_clock.checkpoint(now);
-        self.outbox.put(record_keys::META_KEY.to_owned());
+        self.outbox.write_record(record_keys::META_KEY.to_owned());
         tracing::warn!(
             "an operator confirms the wall clock, which is {}",
             describe_offset(ahead_ms)
@@ -193,7 +193,7 @@ impl State {
             "ended syncs are dropped: they were kept for {kept}"
         );
         self.retention_clock.count_dropped(old.len() as u64, now);
-        self.outbox.put(record_keys::META_KEY.to_owned());
+        self.outbox.write_record(record_keys::META_KEY.to_owned());
         for (_, no) in old {
             let tasks = self.tasks.ids_of_sync(no);
             tasks.into_iter().for_each(|id| drop(self.remove_task(id)));

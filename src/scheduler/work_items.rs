@@ -30,7 +30,7 @@ impl State {
 
     /// Stores a changed large file.
     pub(super) fn store_large_file(&mut self, large: LargeFile) {
-        self.outbox.put(large.record_key());
+        self.outbox.write_record(large.record_key());
         if let Some(sync) = self.syncs.get_mut(large.sync) {
             sync.large_files.insert(large.id, large);
         }
@@ -94,7 +94,7 @@ impl State {
         let compared = compares && large.size > 0;
         large.state = if compared { LargeFileState::Comparing } else { LargeFileState::Sending };
         let key = large.record_key();
-        self.outbox.put(key);
+        self.outbox.write_record(key);
         self.add_range_tasks(no, id);
     }
 
@@ -163,7 +163,7 @@ impl State {
         }
         for (index, done) in large.range_digests.iter().enumerate() {
             if done.is_some() {
-                self.outbox.delete(large.range_record_key(index as u64));
+                self.outbox.write_record(large.range_record_key(index as u64));
             }
         }
     }
@@ -180,7 +180,7 @@ impl State {
         let sync = self.syncs.get_mut(no)?;
         let large = sync.large_files.remove(&file)?;
         self.tasks.remove_manifest_bytes(no, large.manifest_bytes);
-        self.outbox.delete(large.record_key());
+        self.outbox.write_record(large.record_key());
         self.remove_ranges(no, &large);
         self.outbox.mark_dirty(no);
         Some(large)
@@ -192,7 +192,7 @@ impl State {
         sync.hardlink_groups.insert(group);
         let others = sync.large_files.values().filter(|large| large.hardlink_group == Some(group));
         let others: Vec<TaskId> = others.map(|large| large.id).collect();
-        self.outbox.put(record_keys::group_key(no, &group));
+        self.outbox.write_record(record_keys::group_key(no, &group));
         for id in others {
             let Some(large) = self.detach_large_file(no, id) else { continue };
             let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: large.size };
@@ -218,7 +218,7 @@ impl State {
     pub(super) fn clear_hardlink_groups(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
         for group in std::mem::take(&mut sync.hardlink_groups) {
-            self.outbox.delete(record_keys::group_key(no, &group));
+            self.outbox.write_record(record_keys::group_key(no, &group));
         }
     }
 

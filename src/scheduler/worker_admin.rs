@@ -114,7 +114,7 @@ impl State {
                 None => tracing::info!(%worker, "undrained"),
             }
             self.workers.set_drained(worker, wanted.clone());
-            self.outbox.put(drain_key(worker));
+            self.outbox.write_record(drain_key(worker));
             self.outbox.request_dispatch();
         }
         let view = self.workers.get(worker).map(|known| self.worker_view(known, now));
@@ -183,7 +183,7 @@ impl State {
         }
         if drained {
             self.workers.set_drained(worker, None);
-            self.outbox.put(drain_key(worker));
+            self.outbox.write_record(drain_key(worker));
         }
         self.workers.remove(worker);
         let (status, worker_id) = ("forgotten".to_owned(), worker.clone());

@@ -85,16 +85,12 @@ impl Worker {
     /// the open storage root ([`BootIds`](super::boot_ids::BootIds)).
     pub(super) fn boot_and_root(&self, path: &AbsPath) -> Option<String> {
         let boot = self.last_heartbeat.boot_id.as_ref()?;
-        match self.root_id(path) {
+        let paths = self.last_heartbeat.storage_paths.iter().filter(|p| p.contains(path));
+        let storage = paths.max_by_key(|p| p.as_bytes().len());
+        match storage.and_then(|path| self.last_heartbeat.root_ids.get(&path.to_string())) {
             Some(root) => Some(format!("{boot}{ROOT_SEPARATOR}{root}")),
             None => Some(boot.clone()),
         }
-    }
-
-    fn root_id(&self, path: &AbsPath) -> Option<&String> {
-        let paths = self.last_heartbeat.storage_paths.iter().filter(|p| p.contains(path));
-        let storage = paths.max_by_key(|p| p.as_bytes().len())?;
-        self.last_heartbeat.root_ids.get(&storage.to_string())
     }
 
     /// Whether it reads the options and limits of an assignment and a ticket. Agents of the predecessor ignore them:
@@ -124,16 +120,14 @@ impl Worker {
         !self.is_active || (heartbeat.status == WorkerStatus::Draining && idle)
     }
 
-    fn is_draining(&self) -> bool {
-        self.drained.is_some() || self.last_heartbeat.status == WorkerStatus::Draining
-    }
-
     /// Its displayed state, with `in_flight` tasks; `written`: others may write through it.
     pub(super) fn state(&self, in_flight: u64, written: bool) -> WorkerState {
+        let is_draining =
+            self.drained.is_some() || self.last_heartbeat.status == WorkerStatus::Draining;
         match self.is_active {
             _ if self.has_stopped() => WorkerState::Stopped,
             false => WorkerState::Inactive,
-            true if !self.is_draining() => WorkerState::Active,
+            true if !is_draining => WorkerState::Active,
             true if in_flight > 0 || written => WorkerState::Draining,
             true => WorkerState::Drained,
         }

@@ -19,7 +19,7 @@ fn failures(class: ErrorClass, names: std::ops::Range<u64>) -> Vec<EntryError> {
 fn names(world: &World) -> Vec<String> {
     let pages = world.state.syncs.values().next().unwrap().failure_pages();
     let entries = pages.keys.iter().flat_map(|key| decode_failures(&world.blobs[key]).unwrap());
-    entries.map(|line| line.entry.path.to_string()).collect()
+    entries.map(|line| line.path.to_string()).collect()
 }
 
 fn expected(names: std::ops::Range<u64>) -> Vec<String> {
@@ -51,7 +51,8 @@ fn failures_are_listed_with_reasons_across_restarts_until_the_sync_is_deleted() 
     );
     assert!(world.records["s/1"].len() < 64 << 10, "nor is the list in the record of the sync");
     let reasons = keys.iter().flat_map(|key| decode_failures(&world.blobs[key]).unwrap());
-    for FailureLine { entry, .. } in reasons {
+    for FailureLine { path, error, .. } in reasons {
+        let entry = failed_file_record(path, error);
         let error = entry.error.unwrap();
         assert_eq!((entry.state, error.action()), (FileState::Failed, "open source".to_owned()));
         assert_eq!(error.message, "permission denied");

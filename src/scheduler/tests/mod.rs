@@ -95,8 +95,7 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::ReadEntries { task, key } => reads.push((task, key)),
-                Effect::PutRecord(key) | Effect::DeleteRecord(key) => match self.state.record(&key)
-                {
+                Effect::WriteRecord(key) => match self.state.record(&key) {
                     Some(value) => drop(self.records.insert(key, value)),
                     None => drop(self.records.remove(&key)),
                 },

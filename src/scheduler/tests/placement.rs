@@ -221,7 +221,7 @@ fn a_filter_is_written_once_and_sent_with_walks_only() {
     assert_eq!(copy.options, SyncOptions::default());
     let end = Event::Result(result(&copy, true, all_done(&copy, "d")));
     let effects = world.state.apply(end, None, world.now);
-    let put = |key: &str| effects.contains(&Effect::PutRecord(key.to_owned()));
+    let put = |key: &str| effects.contains(&Effect::WriteRecord(key.to_owned()));
     assert!(put("s/1") && !put("x/1"));
 }
 

@@ -47,9 +47,9 @@ fn orphaned_keys_are_dropped_and_missing_records_are_written_again() {
     let event = Event::Reconcile(StoredKeys { records, blobs });
     let effects = world.state.apply(event, Some(Caller(999)), world.now);
     let mut wanted = vec![
-        Effect::DeleteRecord(stray("l")),
-        Effect::DeleteRecord(stray("t")),
-        Effect::PutRecord(gone),
+        Effect::WriteRecord(stray("l")),
+        Effect::WriteRecord(stray("t")),
+        Effect::WriteRecord(gone),
         Effect::DeleteBlob(stray("m")),
     ];
     let last = effects.last().cloned().unwrap();

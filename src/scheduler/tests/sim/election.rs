@@ -54,7 +54,7 @@ fn fold_effects(digest: u64, effects: &[Effect]) -> u64 {
     let mut sum = digest;
     for effect in effects {
         let word = match effect {
-            Effect::PutRecord(key) | Effect::DeleteRecord(key) => blake3::hash(key.as_bytes()),
+            Effect::WriteRecord(key) => blake3::hash(key.as_bytes()),
             Effect::Reply(_, Reply::Assignment(Some(a))) => blake3::hash(&a.assignment_id.0),
             Effect::Reply(_, Reply::Result(reply)) => {
                 blake3::hash(format!("{:?}", reply.outcome).as_bytes())
@@ -319,7 +319,7 @@ impl Sim {
             return;
         }
         let Some(mut master) = self.master.take() else { return };
-        let all = master.state.record_keys().into_iter().map(Effect::PutRecord).collect();
+        let all = master.state.record_keys().into_iter().map(Effect::WriteRecord).collect();
         master.queue_effects(all);
         self.settle(master, false);
     }

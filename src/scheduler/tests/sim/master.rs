@@ -80,7 +80,7 @@ impl Master {
         let pending = &mut self.pending;
         for effect in effects {
             match effect {
-                Effect::PutRecord(key) | Effect::DeleteRecord(key) => {
+                Effect::WriteRecord(key) => {
                     _ = pending.touched.insert(key);
                 }
                 Effect::PutBlob(key, value) => drop(pending.blobs.insert(key, Some(value))),
