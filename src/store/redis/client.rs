@@ -20,7 +20,6 @@ const MAX_ATTEMPTS: u32 = 3;
 
 /// One connection, shared by all calls. `redis::aio::ConnectionManager` is not used: it keeps a connection after
 /// timeouts of replies, and after the loss of a host that lasts 15 minutes.
-#[derive(Debug)]
 pub(super) struct RedisClient {
     topology: RedisClients,
     /// In a cluster all calls go to the node that holds this key.
@@ -31,7 +30,6 @@ pub(super) struct RedisClient {
     connection: Mutex<ConnectionSlot>,
 }
 
-#[derive(Debug)]
 struct ConnectionSlot {
     connection: Option<Connection>,
     /// The number of this connection: only the connection that broke is discarded.

@@ -30,7 +30,7 @@ use std::time::Duration;
 use topology::Timeouts;
 
 /// The maximum size of a batch in one script. It limits how long other clients of the server wait.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct BatchLimits {
     keys: usize,
     bytes: u64,
@@ -56,7 +56,6 @@ pub struct RedisStoreConfig {
 }
 
 /// The store of several masters, in a Redis server. All calls share one connection, which is replaced when it breaks.
-#[derive(Debug)]
 pub struct RedisStore {
     client: RedisClient,
     session_id: String,
@@ -74,14 +73,13 @@ pub struct RedisStore {
     limits: BatchLimits,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct HeldLease {
     holder: String,
     holder_info: String,
     ttl_ms: u64,
 }
 
-#[derive(Debug)]
 struct Scripts {
     acquire: Script,
     renew: Script,
@@ -107,6 +105,13 @@ impl Scripts {
             // Without the flag `allow-oom`, so that the server refuses it when memory is used up.
             check_memory: Script::new("#!lua\nreturn {'done'}"),
         }
+    }
+}
+
+/// Without the URLs, which may contain passwords.
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RedisStore({})", self.location())
     }
 }
 

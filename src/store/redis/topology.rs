@@ -48,18 +48,6 @@ pub(super) enum Connection {
     Cluster(ClusterConnection),
 }
 
-impl std::fmt::Debug for RedisClients {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.display_address())
-    }
-}
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Connection")
-    }
-}
-
 impl RedisClients {
     /// # Errors
     /// The URL or the file of certificates is not valid.
