@@ -22,6 +22,7 @@ const ENTRY_OVERHEAD_BYTES: usize = 88;
 const XATTR_OVERHEAD_BYTES: usize = 12;
 
 /// Collects entries in the order of a walk.
+#[derive(Default)]
 pub(super) struct BatchBuilder {
     chunk_bytes: u64,
     /// Files of any length are in batches, because their content is not sent.
@@ -45,18 +46,7 @@ pub(super) struct BatchBuilder {
 impl BatchBuilder {
     /// Batches have at most `chunk_bytes` of content, and longer files are split into ranges.
     pub(super) fn new(chunk_bytes: u64) -> Self {
-        BatchBuilder {
-            chunk_bytes,
-            without_ranges: false,
-            ranges_by_data: false,
-            page: ScanPage::default(),
-            page_entries: 0,
-            page_encoded_bytes: 0,
-            batch: Manifest::default(),
-            batch_dirs: HashSet::new(),
-            batch_content_bytes: 0,
-            batch_encoded_bytes: 0,
-        }
+        BatchBuilder { chunk_bytes, ..BatchBuilder::default() }
     }
 
     /// Measures the data of a sparse file that is split by it.

@@ -46,10 +46,6 @@ impl<'a> BatchOutcome<'a> {
         }
     }
 
-    pub(super) fn manifest(&self) -> &'a Manifest {
-        self.manifest
-    }
-
     /// Starts with another destination, which reports all its warnings again.
     pub(super) fn start_attempt(&mut self) {
         self.warnings.clear();

@@ -36,7 +36,7 @@ pub(super) async fn copy_batch(
     let mut picker = job.destination_picker();
     while let Some(to) = picker.pick_next() {
         outcome.start_attempt();
-        let (manifest, encoded) = (outcome.manifest(), &encoded);
+        let (manifest, encoded) = (&manifest, &encoded);
         let transfer = BatchTransfer { job, to: &to, source: &source, manifest, encoded };
         let transferred = async {
             transfer.transfer_entries(&first, &mut outcome).await?;
