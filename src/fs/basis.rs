@@ -3,7 +3,7 @@
 use super::beneath::DirHandle;
 use super::errno::SysResult;
 use super::error::{Cause, Result};
-use super::file_io::{Chunk, READ_BUFFER_BYTES, hash_range, read_chunks, read_full_at};
+use super::file_io::{Chunk, READ_BUFFER_BYTES, READ_FLAGS, hash_range, read_chunks, read_full_at};
 use super::inode::{lstat, size_of, type_of};
 use super::root::ParentAndName;
 use super::special_files::MetadataRepair;
@@ -13,7 +13,7 @@ use crate::wire::content::{HashMode, ZERO_DIGEST, is_all_zero};
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::Entry;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{Advice, FileType, Mode, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::num::NonZeroU64;
 
@@ -131,8 +131,7 @@ impl Target {
             return Err(failed(Cause::WrongSize { expected, found }));
         }
         Ok(match self.repair_metadata(&place, &stat, entry).map_err(failed)? {
-            MetadataRepair::Unchanged => EntryAction::Skip,
-            MetadataRepair::Repaired => EntryAction::Metadata,
+            MetadataRepair::InPlace(action) => action,
             MetadataRepair::NeedsReplacement => {
                 if !self.rules.dry_run {
                     self.replace_with_copy(entry, &place)?;
@@ -182,13 +181,12 @@ impl Target {
 
     /// Opens the regular file `name`; `None` where there is none.
     fn open_regular_file(&self, dir: &DirHandle, name: &[u8]) -> SysResult<Option<OpenFile>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || {
             // Devices are not opened.
             if type_of(&lstat(dir, name)?) != FileType::RegularFile {
                 return Ok(None);
             }
-            rustix::fs::openat(dir, name, flags, Mode::empty()).map(Some)
+            rustix::fs::openat(dir, name, READ_FLAGS, Mode::empty()).map(Some)
         };
         let fd = match self.with_writable_dir(dir, open) {
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) | Ok(None) => return Ok(None),

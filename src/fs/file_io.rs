@@ -3,7 +3,7 @@
 use super::errno::SysResult;
 use crate::wire::content::{ContentHasher, HashMode};
 use rustix::fd::OwnedFd;
-use rustix::fs::SeekFrom;
+use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 use std::convert::Infallible;
 use std::ops::Range;
@@ -13,6 +13,10 @@ pub(super) const READ_BUFFER_BYTES: usize = 1 << 20;
 
 /// The shortest run of zeros that becomes a hole, in bytes.
 const MIN_HOLE_BYTES: usize = 64 << 10;
+
+/// To open a file that is only read: no link is followed, and a FIFO does not block.
+pub(super) const READ_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 /// Calls `read` with the rest of `buffer` and the count of bytes before it, until the buffer is full or the file ends.
 pub(super) fn fill(

@@ -20,23 +20,13 @@ use super::root::ParentAndName;
 use super::target::Target;
 use super::temp_names;
 use crate::wire::RelPath;
+use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, Stat};
 use rustix::io::Errno;
 use std::sync::Arc;
-
-/// What an anchor did for an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AnchorLink {
-    /// There is none: the entry is copied like any other.
-    NoAnchor,
-    /// The name is a link to that file already.
-    AlreadyLinked,
-    /// The name is now a link to that file.
-    Linked,
-}
 
 /// Attempts to create a name that others create and remove concurrently.
 const MAX_LINK_ATTEMPTS: usize = 8;
@@ -81,8 +71,9 @@ impl Target {
             && self.rules.preserve.contains(Attribute::Hardlinks)
     }
 
-    /// Links `place` to the anchor of `entry`, where there is one. `there` is the lstat of the object at `place`.
-    /// Called before anything is compared.
+    /// Makes `place` a name of the anchor of `entry`: [`EntryAction::Skip`] where it is one, `action` where it becomes one
+    /// (in a dry run: would); `None` where there is no anchor, and the entry is copied like any other. `there` is the
+    /// lstat of the object at `place`. Called before anything is compared.
     ///
     /// # Errors
     /// A call failed, or a directory that is not empty has the name.
@@ -91,21 +82,22 @@ impl Target {
         place: &ParentAndName<'_>,
         entry: &Entry,
         there: Option<&Stat>,
-    ) -> CauseResult<AnchorLink> {
+        action: EntryAction,
+    ) -> CauseResult<Option<EntryAction>> {
         if !self.is_hardlinked(entry) {
-            return Ok(AnchorLink::NoAnchor);
+            return Ok(None);
         }
-        let Some(anchor) = self.find_anchor(entry)? else { return Ok(AnchorLink::NoAnchor) };
+        let Some(anchor) = self.find_anchor(entry)? else { return Ok(None) };
         if there.is_some_and(|there| is_same_object(there, &anchor.stat)) {
-            return Ok(AnchorLink::AlreadyLinked);
+            return Ok(Some(EntryAction::Skip));
         }
         if self.rules.dry_run {
-            return Ok(AnchorLink::Linked);
+            return Ok(Some(action));
         }
         match self.replace_with_link(&place.dir, place.name, entry, &anchor) {
-            Ok(()) => Ok(AnchorLink::Linked),
+            Ok(()) => Ok(Some(action)),
             // A warning is recorded when the entry has been copied.
-            Err(Cause::Os(errno)) if is_link_unsupported(errno) => Ok(AnchorLink::NoAnchor),
+            Err(Cause::Os(errno)) if is_link_unsupported(errno) => Ok(None),
             Err(cause) => Err(cause),
         }
     }
@@ -351,8 +343,7 @@ impl Target {
                 Err(errno) => return Err(errno),
             }
         }
-        let remove = || rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR);
-        ignore_missing(self.with_writable_dir(above, remove))
+        ignore_missing(self.unlink(above, name, AtFlags::REMOVEDIR))
     }
 }
 

@@ -13,12 +13,11 @@ use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, ManifestDir, Meta, Xattr};
 use crate::wire::options::{Chown, WriteRules};
 use crate::wire::preserve::{Attribute, Preserve};
-use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 /// The metadata that an object must get.
 #[derive(Debug, Clone, Copy)]
@@ -58,22 +57,6 @@ pub(super) struct CreateDefaults {
     stat: Stat,
     /// They have no attributes to remove and exactly the requested mode: the directory has no default ACL.
     inherits_nothing: bool,
-}
-
-/// The create defaults of the directory of the last new file. Files come in walk order, so one is enough.
-#[derive(Debug, Default)]
-pub(super) struct CreateDefaultsCache(Mutex<Option<(DirHandle, CreateDefaults)>>);
-
-impl CreateDefaultsCache {
-    pub(super) fn get(&self, dir: &DirHandle) -> Option<CreateDefaults> {
-        let last = self.0.lock();
-        last.as_ref().filter(|(known, _)| Arc::ptr_eq(known, dir)).map(|(_, birth)| *birth)
-    }
-
-    pub(super) fn insert(&self, dir: &DirHandle, birth: CreateDefaults) {
-        let mut last = self.0.lock();
-        *last = Some((Arc::clone(dir), birth));
-    }
 }
 
 /// Which metadata this process can and must set.

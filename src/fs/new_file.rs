@@ -16,6 +16,8 @@ use crate::wire::manifest::{Entry, Meta};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Temporary names tried for one attempt; the last of them is removed if it exists.
@@ -57,8 +59,9 @@ impl Target {
     pub fn create(&self, entry: &Entry, attempt: u32) -> Result<NewFile> {
         let path = &entry.path;
         self.prepare_write()?;
-        let nameless =
-            entry.size() <= MAX_UNNAMED_FILE_BYTES && attempt <= 1 && self.can_use_unnamed_files();
+        let nameless = entry.size() <= MAX_UNNAMED_FILE_BYTES
+            && attempt <= 1
+            && !self.state.use_temp_names.load(Ordering::Relaxed);
         self.retry_with_fresh_cache(|| {
             if nameless && let Some(file) = self.create_unnamed(entry, attempt)? {
                 return Ok(file);
@@ -157,7 +160,7 @@ impl Target {
         name: &[u8],
     ) -> SysResult<()> {
         let before = rustix::fs::fstat(dir)?;
-        self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty()))?;
+        self.unlink(dir, name, AtFlags::empty())?;
         if mode_of(&rustix::fs::fstat(dir)?) != mode_of(&before) {
             chmod(dir.as_fd(), mode_of(&before))?;
         }
@@ -333,15 +336,22 @@ impl NewFile {
                 ObjectOrigin::Created(self.target.stat_replaced_file(&self.dir, name, &entry.meta));
             return policy.apply(&self.fd, &entry.into(), origin).map(drop);
         }
-        let birth = match state.create_defaults.get(&self.dir) {
-            Some(birth) => birth,
+        let last = state
+            .create_defaults
+            .lock()
+            .as_ref()
+            .filter(|(dir, _)| Arc::ptr_eq(dir, &self.dir))
+            .map(|(_, defaults)| *defaults);
+        let defaults = match last {
+            Some(defaults) => defaults,
             None => {
-                let birth = policy.probe_create_defaults(&self.dir, &self.fd, self.create_mode)?;
-                state.create_defaults.insert(&self.dir, birth);
-                birth
+                let defaults =
+                    policy.probe_create_defaults(&self.dir, &self.fd, self.create_mode)?;
+                *state.create_defaults.lock() = Some((self.dir.clone(), defaults));
+                defaults
             }
         };
-        policy.apply_to_new(&self.fd, &entry.into(), &birth, self.create_mode)
+        policy.apply_to_new(&self.fd, &entry.into(), &defaults, self.create_mode)
     }
 
     /// Links an unnamed file to `name`, unless that exists.

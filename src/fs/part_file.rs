@@ -9,7 +9,7 @@ use super::beneath::DirHandle;
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, Result};
 use super::file_io::{
-    READ_BUFFER_BYTES, next_data_run, read_full_at, split_zero_runs, write_all_at,
+    READ_BUFFER_BYTES, READ_FLAGS, next_data_run, read_full_at, split_zero_runs, write_all_at,
 };
 use super::fs_type::has_delayed_allocation;
 use super::inode::{has_same_mtime, is_same_object, lstat, size_of, type_of};
@@ -152,7 +152,7 @@ impl Target {
             return None;
         }
         let done = self.repair_metadata(place, &stat, entry).ok()?;
-        matches!(done, MetadataRepair::Unchanged | MetadataRepair::Repaired).then_some(fd)
+        matches!(done, MetadataRepair::InPlace(_)).then_some(fd)
     }
 
     /// Whether size and mtime identify a version.
@@ -172,9 +172,8 @@ impl Target {
         let os = |errno: Errno| failed(errno.into());
         let place = self.locate_or_create_parents(path).map_err(os)?;
         let name = self.part_file_name(entry);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = self.with_writable_dir(&place.dir, || {
-            rustix::fs::openat(&place.dir, &name, flags, Mode::empty())
+            rustix::fs::openat(&place.dir, &name, READ_FLAGS, Mode::empty())
         });
         let fd = match opened {
             Err(Errno::NOENT) => {
@@ -254,7 +253,7 @@ impl Target {
             }
         }
         match self.repair_metadata(place, &stat, entry)? {
-            MetadataRepair::Unchanged | MetadataRepair::Repaired => Ok(()),
+            MetadataRepair::InPlace(_) => Ok(()),
             MetadataRepair::NeedsReplacement | MetadataRepair::ForeignOwner => {
                 Err(Cause::PartDataLost)
             }
@@ -436,8 +435,7 @@ impl PartFile {
 
 /// Opens the regular file `name` to read it, without following links or blocking.
 pub(super) fn open_regular_file(dir: &DirHandle, name: &[u8]) -> SysResult<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let fd = rustix::fs::openat(dir, name, READ_FLAGS, Mode::empty())?;
     if type_of(&rustix::fs::fstat(&fd)?) != FileType::RegularFile {
         return Err(Errno::NOENT);
     }

@@ -3,7 +3,6 @@
 use super::beneath::{DirHandle, open_listable_below, split_parent};
 use super::dir_list::is_dir_empty;
 use super::error::{Cause, Result, SpecialKind};
-use super::hardlinks::AnchorLink;
 use super::inode::{has_same_kind, lstat, meta_of, mtime_delta_ns, size_of, type_of};
 use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::root::ParentAndName;
@@ -323,14 +322,11 @@ impl<'a> ReconcileBatch<'a> {
         action: EntryAction,
     ) -> Result<Option<EntryResult>> {
         let failed = |cause| self.target.error("link", &entry.path, cause);
-        let action = match self.target.link_to_anchor(place, entry, there).map_err(failed)? {
-            AnchorLink::NoAnchor => return Ok(None),
-            AnchorLink::AlreadyLinked => EntryAction::Skip,
-            AnchorLink::Linked => {
-                self.mark_parent_written(&entry.path);
-                action
-            }
-        };
+        let linked = self.target.link_to_anchor(place, entry, there, action).map_err(failed)?;
+        let Some(action) = linked else { return Ok(None) };
+        if action != EntryAction::Skip {
+            self.mark_parent_written(&entry.path);
+        }
         let digest = match self.target.rules.dry_run {
             true => None,
             false => self.hash_if_requested(entry, place)?,
@@ -441,8 +437,7 @@ impl<'a> ReconcileBatch<'a> {
     ) -> Result<EntryResult> {
         let failed = |cause| self.target.error("set metadata of", &entry.path, cause);
         let action = match self.target.repair_metadata(place, stat, entry).map_err(failed)? {
-            MetadataRepair::Unchanged => EntryAction::Skip,
-            MetadataRepair::Repaired => EntryAction::Metadata,
+            MetadataRepair::InPlace(action) => action,
             MetadataRepair::NeedsReplacement | MetadataRepair::ForeignOwner if entry.size() > 0 => {
                 return Ok((
                     OfferDecision::NeedsContent { action: EntryAction::Update, has_basis: true },

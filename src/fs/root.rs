@@ -199,18 +199,19 @@ impl Tree {
         let look = || {
             let place = self.locate(path)?;
             let stat = lstat(&place.dir, place.name)?;
-            let dir = place.dir.as_fd();
-            let entry = self.entry_of(dir, place.name, path.clone(), &stat)?;
-            Ok::<_, Cause>((
-                matches!(entry.kind, EntryKind::File { .. }) && is_pseudo_fs(&place.dir)?,
-                entry,
-            ))
+            let entry = self.entry_of(place.dir.as_fd(), place.name, path.clone(), &stat)?;
+            let is_file = matches!(entry.kind, EntryKind::File { .. });
+            if is_file && is_pseudo_fs(&place.dir)? {
+                Err(Cause::PseudoFileSystem)
+            } else {
+                Ok(entry)
+            }
         };
-        match look() {
-            Ok((false, entry)) => Ok(entry),
-            Ok((true, _)) => Err(self.error("copy", path.as_bytes(), Cause::PseudoFileSystem)),
-            Err(cause) => Err(self.error("read metadata of", path.as_bytes(), cause)),
-        }
+        look().map_err(|cause| {
+            let is_pseudo = cause == Cause::PseudoFileSystem;
+            let op = if is_pseudo { "copy" } else { "read metadata of" };
+            self.error(op, path.as_bytes(), cause)
+        })
     }
 
     /// The entry of `name` in `dir` (or of `dir` itself, where the name is empty) with the lstat `stat`. The text of a

@@ -3,7 +3,7 @@
 use super::direct_io::DirectReader;
 use super::errno::SysResult;
 use super::error::{Cause, FsError, Result, Side};
-use super::file_io::{hash_range, next_data_run};
+use super::file_io::{READ_FLAGS, hash_range, next_data_run};
 use super::inode::{meta_of, size_of, stored_bytes_of, type_of};
 use super::page_cache::DropBehindReader;
 use super::reflink::{can_reflink, reflink_or_copy};
@@ -13,7 +13,7 @@ use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Advice, FileType, Mode, Stat};
 use rustix::io::Errno;
 use std::ops::Range;
 
@@ -41,13 +41,12 @@ impl Tree {
     pub fn open_source(&self, entry: &Entry) -> Result<SourceFile> {
         let path = entry.path.as_bytes();
         let failed = |cause: Cause| self.error("open", path, cause);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || {
             let place = match &entry.content_path {
                 Some(real) => self.locate_below_root(real)?,
                 None => self.locate(&entry.path)?,
             };
-            let fd = rustix::fs::openat(&place.dir, place.name, flags, Mode::empty())?;
+            let fd = rustix::fs::openat(&place.dir, place.name, READ_FLAGS, Mode::empty())?;
             let stat = rustix::fs::fstat(&fd)?;
             Ok((fd, stat))
         };

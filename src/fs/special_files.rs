@@ -7,6 +7,7 @@ use super::metadata::{DesiredMetadata, ObjectOrigin};
 use super::root::ParentAndName;
 use super::target::Target;
 use super::xattr::XattrObject;
+use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::preserve::Attribute;
 use rustix::fd::{AsFd, OwnedFd};
@@ -16,10 +17,8 @@ use rustix::io::Errno;
 /// The outcome of a metadata repair of an object with the right content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MetadataRepair {
-    /// The metadata were right.
-    Unchanged,
-    /// They are now (or would be, in a dry run).
-    Repaired,
+    /// The metadata were right ([`EntryAction::Skip`]), or are now; in a dry run: would be ([`EntryAction::Metadata`]).
+    InPlace(EntryAction),
     /// They can't be changed in place: it has other names, or this process may not. A copy can replace it.
     NeedsReplacement,
     /// It belongs neither to this process nor to its desired owner, so its content can change at any time and is not
@@ -62,7 +61,7 @@ impl Target {
             return Ok(MetadataRepair::NeedsReplacement);
         }
         let done = self.repair_object(place, stat, entry)?;
-        if member && matches!(done, MetadataRepair::Unchanged | MetadataRepair::Repaired) {
+        if member && matches!(done, MetadataRepair::InPlace(_)) {
             let fd = open_path_only(place, place.name)?;
             // The other names of the file become names of this object.
             if !is_same_object(&rustix::fs::fstat(&fd)?, stat) {
@@ -82,14 +81,14 @@ impl Target {
         let desired = DesiredMetadata::from(entry);
         let object = XattrObject::Named(place.dir.as_fd(), place.name);
         if !self.policy.needs_repair(object, stat, &desired)? {
-            return Ok(MetadataRepair::Unchanged);
+            return Ok(MetadataRepair::InPlace(EntryAction::Skip));
         }
         if stat.st_nlink > 1 && !self.is_hardlinked(entry) {
             // Its other names, which may be outside of this sync, would change as well.
             return Ok(MetadataRepair::NeedsReplacement);
         }
         if self.rules.dry_run {
-            return Ok(MetadataRepair::Repaired);
+            return Ok(MetadataRepair::InPlace(EntryAction::Metadata));
         }
         let fd = open_path_only(place, place.name)?;
         let now = rustix::fs::fstat(&fd)?;
@@ -99,8 +98,8 @@ impl Target {
         match self.policy.apply(&fd, &desired, ObjectOrigin::Existing) {
             // It belongs to another user.
             Err(Cause::Os(Errno::PERM)) => Ok(MetadataRepair::NeedsReplacement),
-            Ok(true) => Ok(MetadataRepair::Repaired),
-            Ok(false) => Ok(MetadataRepair::Unchanged),
+            Ok(true) => Ok(MetadataRepair::InPlace(EntryAction::Metadata)),
+            Ok(false) => Ok(MetadataRepair::InPlace(EntryAction::Skip)),
             Err(cause) => Err(cause),
         }
     }

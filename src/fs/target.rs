@@ -7,7 +7,7 @@ use super::errno::{SysResult, ignore_missing};
 use super::error::{Cause, CauseResult, FsError, Result};
 use super::fs_type::is_remote_fs;
 use super::inode::{chmod, lstat};
-use super::metadata::{CreateDefaultsCache, DesiredMetadata, MetadataPolicy, ObjectOrigin};
+use super::metadata::{CreateDefaults, DesiredMetadata, MetadataPolicy, ObjectOrigin};
 use super::root::{ParentAndName, Tree};
 use super::temp_names;
 use crate::wire::entry_report::EntryWarnings;
@@ -73,8 +73,9 @@ pub(super) struct TargetState {
     /// A server stores the data: its errors show only at close or sync.
     is_remote: OnceLock<bool>,
     /// New files are created with a temporary name: see [`Target::disable_unnamed_files`].
-    use_temp_names: AtomicBool,
-    pub(super) create_defaults: CreateDefaultsCache,
+    pub(super) use_temp_names: AtomicBool,
+    /// Of the directory of the last new file. Files come in walk order, so one is enough.
+    pub(super) create_defaults: Mutex<Option<(DirHandle, CreateDefaults)>>,
     pub(super) anchor_dir: Mutex<Option<DirHandle>>,
     pub(super) created_owners: Mutex<HashMap<u64, CreatedOwner>>,
     /// Whether the path led to the open root before the first write.
@@ -233,11 +234,6 @@ impl Target {
         temp_names::anchor_dir_name(&self.rules.part_name_key, self.sync_no)
     }
 
-    /// Whether new files may be created without a name.
-    pub(super) fn can_use_unnamed_files(&self) -> bool {
-        !self.state.use_temp_names.load(Ordering::Relaxed)
-    }
-
     /// From here on, new files get a temporary name first: there are objects to replace, or the file system has no
     /// unnamed files.
     pub(super) fn disable_unnamed_files(&self) {
@@ -379,9 +375,7 @@ impl Target {
                 Err(Errno::NOTDIR | Errno::LOOP) if replace => {
                     self.tree.check_spelling(above, name)?;
                     // A directory that another batch created there stays.
-                    match self.with_writable_dir(above, || {
-                        rustix::fs::unlinkat(above, name, AtFlags::empty())
-                    }) {
+                    match self.unlink(above, name, AtFlags::empty()) {
                         Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
                         Err(errno) => return Err(errno),
                     }
@@ -392,9 +386,13 @@ impl Target {
         Err(Errno::BUSY)
     }
 
+    pub(super) fn unlink(&self, dir: &DirHandle, name: &[u8], flags: AtFlags) -> SysResult<()> {
+        self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, flags))
+    }
+
     /// Removes a non-directory; a missing name is no error.
     pub(super) fn remove_non_directory(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
-        match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty())) {
+        match self.unlink(dir, name, AtFlags::empty()) {
             // It was replaced by a directory: the caller retries.
             Err(Errno::ISDIR) => {
                 ignore_missing(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
@@ -467,7 +465,7 @@ impl Target {
 
     /// Removes an obstructing empty directory.
     pub(super) fn remove_empty_dir(&self, dir: &DirHandle, name: &[u8]) -> CauseResult<()> {
-        match self.with_writable_dir(dir, || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
+        match self.unlink(dir, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
             // `INVAL`: it is the storage root itself.
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::INVAL) => Err(Cause::DirectoryNotEmpty),

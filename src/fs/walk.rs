@@ -194,11 +194,10 @@ impl Tree {
             }
             walk.pending.extend(cursor.is_none().then_some(Ok(root)));
         }
-        let fd = self.open_resolved(dir.as_bytes(), real.as_ref(), true);
-        let fd = fd.map_err(|e| self.error("open", dir.as_bytes(), e))?;
-        let stat = rustix::fs::fstat(&fd);
-        let stat = stat.map_err(|e| self.error("read metadata of", dir.as_bytes(), e))?;
-        if is_pseudo_fs(&fd).map_err(|e| self.error("read metadata of", dir.as_bytes(), e))? {
+        let failed = |op| move |errno: Errno| self.error(op, dir.as_bytes(), errno);
+        let fd = self.open_resolved(dir.as_bytes(), real.as_ref(), true).map_err(failed("open"))?;
+        let stat = rustix::fs::fstat(&fd).map_err(failed("read metadata of"))?;
+        if is_pseudo_fs(&fd).map_err(failed("read metadata of"))? {
             return Err(self.error("enter", dir.as_bytes(), Cause::PseudoFileSystem));
         }
         walk.current_device = stat.st_dev;

@@ -81,7 +81,7 @@ fn a_file_is_opened_without_blocking_and_close_on_exec() {
     let path = rel("f");
     let place = target.tree.locate(&path).unwrap();
     let held = target.open_regular_file(&place.dir, place.name).unwrap().unwrap();
-    assert!(rustix::fs::fcntl_getfl(&held.fd).unwrap().contains(OFlags::NONBLOCK));
+    assert!(rustix::fs::fcntl_getfl(&held.fd).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
     let passed_on = rustix::io::fcntl_getfd(&held.fd).unwrap();
     assert!(passed_on.contains(rustix::io::FdFlags::CLOEXEC));
 }
