@@ -9,7 +9,7 @@ use super::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, OfferReply, PRUNE, ROOT_CH
 use super::prune_messages::{PruneReply, PruneRequest};
 use super::receive::handle_offer;
 use super::ticket_verifier::{Refusal, check_prune_permission};
-use crate::fs::{BlockHashes, Filter, PruneOutcome, PrunePage, Target};
+use crate::fs::{BlockHashes, Filter, PruneOutcome, Target};
 use crate::wire::RelPath;
 use crate::wire::manifest::Manifest;
 use crate::wire::outcome::EntryError;
@@ -112,21 +112,9 @@ impl ControlRequest for PruneRequest {
         _: &mut [u8],
     ) -> Result<PruneOutcome, String> {
         self.validate()?;
-        let name = |name: &minicbor::bytes::ByteVec| name.to_vec().into_boxed_slice();
-        let page = PrunePage {
-            dir: self.dir.clone(),
-            after: self.after.as_ref().map(name),
-            through: self.through.as_ref().map(name),
-            names: self.names.iter().map(name).collect(),
-            filter: Filter::cached(&self.filter).map_err(|e| e.to_string())?,
-            non_directories: self.replacing_dirs.clone(),
-            delete_excluded: self.delete_excluded,
-            apply: self.apply,
-            request_id: claims.request_id.parse().map_err(|e| format!("its request id {e}"))?,
-            dirs: self.dirs.clone(),
-            resume: self.resume.clone(),
-        };
-        let outcome = target.with_root_checked(|| target.prune(&page));
+        let filter = Filter::cached(&self.filter).map_err(|e| e.to_string())?;
+        let request_id = claims.request_id.parse().map_err(|e| format!("its request id {e}"))?;
+        let outcome = target.with_root_checked(|| target.prune(self, &filter, &request_id));
         Ok(outcome.unwrap_or_else(|error| PruneOutcome {
             errors: vec![error.into()],
             ..PruneOutcome::default()

@@ -1,9 +1,8 @@
 //! The request to prune a page of names, and the reply.
 
+pub use crate::fs::PruneRequest;
 use crate::fs::{PruneOutcome, PruneResume};
 use crate::wire::entry_report::EntryWarning;
-use crate::wire::manifest::ManifestDir;
-use crate::wire::options::FilterSpec;
 use crate::wire::outcome::EntryError;
 use crate::wire::task::PruneReport;
 use crate::wire::{BytePath, RelPath};
@@ -14,42 +13,6 @@ use minicbor::{Decode, Encode};
 pub const MAX_PRUNE_NAMES: usize = 65_536;
 /// A reply to a prune names removed entries in about so many bytes; of more it gives the counts.
 const MAX_REMOVED_BYTES: usize = 8 << 20;
-
-/// A page of a prune: the names that the source has in an interval of one directory. What the
-/// destination has there beside them is extra.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct PruneRequest {
-    /// The directory, below the root of the sync.
-    #[n(0)]
-    pub dir: RelPath,
-    /// The interval begins behind this name; `None`: with the first one.
-    #[n(1)]
-    pub after: Option<ByteVec>,
-    /// … and ends with this one; `None`: there is no end.
-    #[n(2)]
-    pub through: Option<ByteVec>,
-    /// All names of the source in the interval, sorted.
-    #[n(3)]
-    pub names: Vec<ByteVec>,
-    /// What is not looked at.
-    #[n(4)]
-    pub filter: FilterSpec,
-    /// … unless this is set.
-    #[n(5)]
-    pub delete_excluded: bool,
-    /// Delete; otherwise only count.
-    #[n(6)]
-    pub apply: bool,
-    /// The directory with all above it, parents first; they get their metadata back.
-    #[n(7)]
-    pub dirs: Vec<ManifestDir>,
-    /// Continue where the last reply to this page ended.
-    #[n(8)]
-    pub resume: Option<PruneResume>,
-    /// The places in `names` of what replaces a directory of its name; sorted.
-    #[n(9)]
-    pub replacing_dirs: Vec<u32>,
-}
 
 impl PruneRequest {
     /// Whether the request is valid.
@@ -263,7 +226,9 @@ fn relative_to(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::wire::manifest::ManifestDir;
     use crate::wire::manifest::Meta;
+    use crate::wire::options::FilterSpec;
     use crate::wire::outcome::Side;
 
     fn rel(path: &str) -> RelPath {

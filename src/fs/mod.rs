@@ -90,7 +90,7 @@ pub use new_file::NewFile;
 pub use part_file::{PartFile, ReuseSource};
 pub use part_verify::SentRanges;
 pub use pattern::{FilterError, find_absolute_patterns, trim_pattern};
-pub use prune::{PruneOutcome, PrunePage, PruneResume};
+pub use prune::{PruneOutcome, PruneRequest, PruneResume};
 pub use reconcile::{OfferDecision, ReconcileResult};
 pub use root::{RootDir, Tree};
 pub use root_identity::RootUnavailable;

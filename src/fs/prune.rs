@@ -24,9 +24,11 @@ use super::trash::Trash;
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::errno::NAME_COLLISION;
 use crate::wire::manifest::ManifestDir;
+use crate::wire::options::FilterSpec;
 use crate::wire::outcome::EntryError;
 use crate::wire::task::PruneReport;
 use crate::wire::{RelPath, RequestId};
+use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use rustix::fd::AsFd;
 use rustix::fs::{AtFlags, FileType, Stat};
@@ -43,32 +45,40 @@ const MAX_OPEN_LEVELS: usize = 12;
 /// Internal files older than this are leftovers.
 const STALE_FILE_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// An interval of the names in one directory to prune; see [`Target::prune`].
-#[derive(Debug, Clone)]
-pub struct PrunePage {
+/// A page of a prune: an interval of the names in one directory; see [`Target::prune`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PruneRequest {
     /// The directory, below both roots.
+    #[n(0)]
     pub dir: RelPath,
     /// Names up to and including this one are skipped.
-    pub after: Option<Box<[u8]>>,
+    #[n(1)]
+    pub after: Option<ByteVec>,
     /// Names after this one are skipped.
-    pub through: Option<Box<[u8]>>,
+    #[n(2)]
+    pub through: Option<ByteVec>,
     /// The names in between that the source has, of any kind, sorted by bytes.
-    pub names: Vec<Box<[u8]>>,
-    /// Indices in `names` of entries that are no directories at the source and are copied: a directory of such a name
-    /// is deleted like an extraneous one. Sorted.
-    pub non_directories: Vec<u32>,
+    #[n(3)]
+    pub names: Vec<ByteVec>,
     /// What it excludes is protected.
-    pub filter: Arc<Filter>,
+    #[n(4)]
+    pub filter: FilterSpec,
     /// Excluded entries are deleted, not protected.
+    #[n(5)]
     pub delete_excluded: bool,
     /// Delete; otherwise nothing is changed.
+    #[n(6)]
     pub apply: bool,
-    /// The sync of the trash, where there is one ([`WriteRules::trash`](crate::wire::options::WriteRules)).
-    pub request_id: RequestId,
     /// `dir` and its parent directories, with the metadata to apply after a deletion.
+    #[n(7)]
     pub dirs: Vec<ManifestDir>,
     /// Resume where the last call with this page ended.
+    #[n(8)]
     pub resume: Option<PruneResume>,
+    /// Indices in `names` of entries that are no directories at the source and are copied: a directory of such a name
+    /// is deleted like an extraneous one. Sorted.
+    #[n(9)]
+    pub replacing_dirs: Vec<u32>,
 }
 
 /// A position within a page.
@@ -93,7 +103,7 @@ pub struct PruneOutcome {
     pub errors: Vec<EntryError>,
     /// Trashes of earlier mirrors, which are kept.
     pub old_trash: EntryWarning,
-    /// There is more: call again with the same page and this in [`PrunePage::resume`].
+    /// There is more: call again with the same page and this in [`PruneRequest::resume`].
     pub resume: Option<PruneResume>,
     /// More is extraneous than may be deleted: the call ended there.
     pub allowance_exhausted: bool,
@@ -118,7 +128,8 @@ struct PruneLevel {
 
 struct Pruner<'a> {
     target: &'a Target,
-    page: &'a PrunePage,
+    page: &'a PruneRequest,
+    filter: &'a Filter,
     /// How much may be deleted; `None`: nothing.
     budget: Option<DeletionBudget>,
     trash: Option<Trash<'a>>,
@@ -132,7 +143,8 @@ struct Pruner<'a> {
 
 impl Target {
     /// Finds extraneous entries in `page` and deletes them where page and target permit, within the budget;
-    /// directories with deletions get their metadata again.
+    /// directories with deletions get their metadata again. `filter` is the compiled one of `page`, `request_id` names
+    /// the sync in the trash, where there is one ([`WriteRules::trash`](crate::wire::options::WriteRules)).
     ///
     /// Kept: excluded entries (unless they are to be deleted), the trash, also one of an earlier mirror, mount
     /// points, internal files (old ones are removed, uncounted), and all parent directories of these. A missing
@@ -140,12 +152,24 @@ impl Target {
     ///
     /// # Errors
     /// The directory can't be read; the trash is no directory. All other errors are in [`PruneOutcome::errors`].
-    pub fn prune(&self, page: &PrunePage) -> Result<PruneOutcome> {
+    pub fn prune(
+        &self,
+        page: &PruneRequest,
+        filter: &Filter,
+        request_id: &RequestId,
+    ) -> Result<PruneOutcome> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.prune_at(page, now, MAX_ENTRIES_PER_CALL)
+        self.prune_at(page, filter, request_id, now, MAX_ENTRIES_PER_CALL)
     }
 
-    fn prune_at(&self, page: &PrunePage, now: Duration, steps: usize) -> Result<PruneOutcome> {
+    pub(super) fn prune_at(
+        &self,
+        page: &PruneRequest,
+        filter: &Filter,
+        request_id: &RequestId,
+        now: Duration,
+        steps: usize,
+    ) -> Result<PruneOutcome> {
         self.tree.dir_cache.clear();
         let allowed = page.apply && self.rules.delete && !self.rules.dry_run;
         let apply = self.deletion_budget.clone().filter(|_| allowed);
@@ -153,8 +177,9 @@ impl Target {
         let mut pruner = Pruner {
             target: self,
             page,
+            filter,
             budget: apply,
-            trash: Trash::for_request(self, &page.request_id),
+            trash: Trash::for_request(self, request_id),
             levels: Vec::new(),
             result: PruneOutcome::default(),
             changed: false,
@@ -162,7 +187,7 @@ impl Target {
         };
         pruner.trash.as_ref().map_or(Ok(()), Trash::verify)?;
         // The source may have a directory of that name.
-        let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path().contains(&page.dir));
+        let is_trash = pruner.trash.as_ref().is_some_and(|trash| trash.path.contains(&page.dir));
         match if is_trash { Ok(()) } else { pruner.open_page() } {
             Ok(()) => pruner.visit_entries(steps),
             // Spelled differently, it is another directory, which has another page. There is no metadata to apply
@@ -197,8 +222,12 @@ impl Pruner<'_> {
             .flat_map(|place| place.after.components().skip(skip))
             .map(Into::into)
             .collect();
-        let after = way.first().or(self.page.after.as_ref()).cloned();
-        self.push_level(self.page.dir.clone(), fd, stat, after.as_deref())?;
+        let after = way.first().map(|name| &**name).or(self
+            .page
+            .after
+            .as_ref()
+            .map(|name| name.as_slice()));
+        self.push_level(self.page.dir.clone(), fd, stat, after)?;
         // The unfinished directories, each after the name that leads down.
         for (depth, pair) in way.windows(2).enumerate() {
             let (path, fd, stat) = match self.open_subdir(&pair[0]) {
@@ -327,7 +356,7 @@ impl Pruner<'_> {
     }
 
     fn is_extraneous(&self, name: &[u8], path: &RelPath, is_dir: bool) -> bool {
-        if self.page.filter.excludes(path, is_dir) {
+        if self.filter.excludes(path, is_dir) {
             return self.page.delete_excluded;
         }
         !self.exists_at_source(name) || is_dir && self.is_non_directory_at_source(name)
@@ -335,18 +364,19 @@ impl Pruner<'_> {
 
     /// Whether the source has a non-directory of this name, which is copied.
     fn is_non_directory_at_source(&self, name: &[u8]) -> bool {
-        let at = self.page.names.binary_search_by(|n| (**n).cmp(name));
+        let at = self.page.names.binary_search_by(|n| n.as_slice().cmp(name));
         let at = at.ok().filter(|_| self.levels.len() == 1).and_then(|at| u32::try_from(at).ok());
-        at.is_some_and(|at| self.page.non_directories.binary_search(&at).is_ok())
+        at.is_some_and(|at| self.page.replacing_dirs.binary_search(&at).is_ok())
     }
 
     /// Whether the source has this name in the current directory. In an extraneous directory it has none.
     fn exists_at_source(&self, name: &[u8]) -> bool {
-        self.levels.len() == 1 && self.page.names.binary_search_by(|n| (**n).cmp(name)).is_ok()
+        self.levels.len() == 1
+            && self.page.names.binary_search_by(|n| n.as_slice().cmp(name)).is_ok()
     }
 
     fn is_trash(&self, path: &RelPath) -> bool {
-        self.trash.as_ref().is_some_and(|trash| trash.path() == path)
+        self.trash.as_ref().is_some_and(|trash| trash.path == path)
     }
 
     /// Removes an internal file that is unused for long; others are in use.
@@ -391,10 +421,7 @@ impl Pruner<'_> {
             }
             let done = self.current_dir().and_then(|dir| match &mut self.trash {
                 Some(trash) => trash.move_in(&dir, name, path),
-                None => {
-                    let unlink = || rustix::fs::unlinkat(&dir, name, AtFlags::empty());
-                    self.target.with_writable_dir(&dir, unlink)
-                }
+                None => self.target.unlink(&dir, name, AtFlags::empty()),
             });
             if !self.check_removed(path, done) {
                 return;
@@ -446,8 +473,7 @@ impl Pruner<'_> {
         if let Some(trash) = &mut self.trash {
             trash.create_dir_like(&dir, name, &level.path, &level.stat)?;
         }
-        let remove = || rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR);
-        self.target.with_writable_dir(&dir, remove)
+        self.target.unlink(&dir, name, AtFlags::REMOVEDIR)
     }
 
     /// Reserves one deletion. False: the budget is exhausted, and the entry stays.

@@ -2,10 +2,11 @@
 //! independent checks of the result.
 
 use super::{
-    DeletionBudget, OfferDecision, PrunePage, RootDir, SourceFile, Target, TargetOptions, Tree,
+    DeletionBudget, Filter, OfferDecision, PruneOutcome, PruneRequest, RootDir, SourceFile, Target,
+    TargetOptions, Tree,
 };
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
-use crate::wire::options::WriteRules;
+use crate::wire::options::{FilterSpec, WriteRules};
 use crate::wire::outcome::EntryError;
 use crate::wire::preserve::Preserve;
 use crate::wire::{AbsPath, RelPath, SyncNo};
@@ -16,6 +17,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A storage root with `src`, `dst` and `canary` (which nothing may touch).
 pub(super) struct TestSite {
@@ -113,19 +115,36 @@ pub(super) fn os_str(bytes: &[u8]) -> &OsStr {
 }
 
 /// The whole directory `dir`, of which the source has `names`.
-pub(super) fn prune_page(dir: &str, names: &[&str]) -> PrunePage {
-    PrunePage {
+pub(super) fn prune_page(dir: &str, names: &[&str]) -> PruneRequest {
+    PruneRequest {
         dir: rel(dir),
         after: None,
         through: None,
-        names: names.iter().map(|name| name.as_bytes().into()).collect(),
-        non_directories: Vec::new(),
-        filter: Arc::default(),
+        names: names.iter().map(|name| name.as_bytes().to_vec().into()).collect(),
+        replacing_dirs: Vec::new(),
+        filter: FilterSpec::default(),
         delete_excluded: false,
         apply: true,
-        request_id: "req".parse().unwrap(),
         dirs: Vec::new(),
         resume: None,
+    }
+}
+
+impl Target {
+    /// Prunes `page` for the sync `req`.
+    pub(super) fn prune_page(&self, page: &PruneRequest) -> super::Result<PruneOutcome> {
+        self.prune(page, &Filter::new(&page.filter).unwrap(), &"req".parse().unwrap())
+    }
+
+    /// The same at the time `now`, with at most so many steps.
+    pub(super) fn prune_page_at(
+        &self,
+        page: &PruneRequest,
+        now: Duration,
+        steps: usize,
+    ) -> super::Result<PruneOutcome> {
+        let (filter, request_id) = (Filter::new(&page.filter).unwrap(), "req".parse().unwrap());
+        self.prune_at(page, &filter, &request_id, now, steps)
     }
 }
 

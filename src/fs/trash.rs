@@ -33,7 +33,8 @@ pub const EARLIER_TRASH_KEPT: &str =
 
 pub(super) struct Trash<'a> {
     target: &'a Target,
-    path: &'a RelPath,
+    /// With the entries of all syncs.
+    pub(super) path: &'a RelPath,
     request: &'a RequestId,
     /// It exists, with its marker.
     is_ready: bool,
@@ -44,11 +45,6 @@ impl<'a> Trash<'a> {
     pub(super) fn for_request(target: &'a Target, request: &'a RequestId) -> Option<Self> {
         let path = target.rules.trash.as_ref().filter(|path| !path.is_root())?;
         Some(Trash { target, path, request, is_ready: false })
-    }
-
-    /// Its path, with the entries of all syncs.
-    pub(super) fn path(&self) -> &RelPath {
-        self.path
     }
 
     /// Verifies that the trash exists or can be created.

@@ -90,7 +90,7 @@ impl Pruner<'_> {
         let top = self.levels.is_empty();
         let (names, more) = self.list_names(&fd, after, top)?;
         // Also where the trash is still to be made.
-        let kept = self.trash.as_ref().is_some_and(|trash| path.contains(trash.path()));
+        let kept = self.trash.as_ref().is_some_and(|trash| path.contains(trash.path));
         self.levels.push(PruneLevel {
             path,
             fd: Some(Arc::new(fd)),
@@ -132,7 +132,7 @@ impl Pruner<'_> {
         after: Option<&[u8]>,
         top: bool,
     ) -> SysResult<(NameIter, Option<Box<[u8]>>)> {
-        let upto = self.page.through.as_deref().filter(|_| top);
+        let upto = self.page.through.as_ref().map(|name| name.as_slice()).filter(|_| top);
         let listing =
             list_dir(fd, after, MAX_NAMES_HELD, |name| upto.is_none_or(|upto| name <= upto));
         listing.error.map_or(Ok(()), Err)?;

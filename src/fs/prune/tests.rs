@@ -18,13 +18,13 @@ fn rules() -> WriteRules {
     WriteRules { delete: true, ..WriteRules::default() }
 }
 
-fn filter(rules: &[&str]) -> Arc<Filter> {
+fn filter(rules: &[&str]) -> FilterSpec {
     let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
-    Arc::new(Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap())
+    FilterSpec { rules, ..FilterSpec::default() }
 }
 
-fn count_only(page: &PrunePage) -> PrunePage {
-    PrunePage { apply: false, ..page.clone() }
+fn count_only(page: &PruneRequest) -> PruneRequest {
+    PruneRequest { apply: false, ..page.clone() }
 }
 
 /// The same destination, where at most `most` entries may be deleted.
@@ -43,7 +43,7 @@ fn no_more_is_deleted_than_is_allowed_with_and_without_a_trash() {
             for name in ["a/1", "a/2", "b/c/3", "z"] {
                 site.write_file(format!("dst/{name}"), "x");
             }
-            let done = target.prune(&prune_page("", &[])).unwrap();
+            let done = target.prune_page(&prune_page("", &[])).unwrap();
             assert_eq!(done.pruned.extraneous, most, "{trash:?} {most}");
             assert_eq!(
                 (done.allowance_exhausted, done.errors),
@@ -51,22 +51,22 @@ fn no_more_is_deleted_than_is_allowed_with_and_without_a_trash() {
                 "{trash:?} {most}"
             );
             assert_eq!(done.removed.len() as u64, most);
-            let again = target.prune(&prune_page("", &[])).unwrap();
+            let again = target.prune_page(&prune_page("", &[])).unwrap();
             assert_eq!(again.pruned.extraneous, 0, "{trash:?} {most}");
             // Counting needs no permission.
-            let counted = target.prune(&count_only(&prune_page("", &[]))).unwrap();
+            let counted = target.prune_page(&count_only(&prune_page("", &[]))).unwrap();
             assert_eq!((counted.pruned.extraneous, counted.allowance_exhausted), (7 - most, false));
         }
     }
 }
 
 /// Calls until nothing is left, with so many steps at a time.
-fn prune_all(target: &Target, page: &PrunePage, steps: usize) -> PruneOutcome {
+fn prune_all(target: &Target, page: &PruneRequest, steps: usize) -> PruneOutcome {
     let mut page = page.clone();
     let mut all = PruneOutcome::default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     loop {
-        let done = target.prune_at(&page, now, steps).unwrap();
+        let done = target.prune_page_at(&page, now, steps).unwrap();
         all.pruned.checked += done.pruned.checked;
         all.pruned.extraneous += done.pruned.extraneous;
         all.pruned.bytes += done.pruned.bytes;
@@ -88,11 +88,11 @@ fn a_call_stops_at_its_limit_and_the_next_call_resumes() {
     let mut page = prune_page("", &[]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     for left in [7, 4, 1] {
-        let done = target.prune_at(&page, now, 3).unwrap();
+        let done = target.prune_page_at(&page, now, 3).unwrap();
         assert_eq!((done.removed.len(), sorted_names(&site.path("dst")).len()), (3, left));
         page.resume = Some(done.resume.expect("it is not done"));
     }
-    let last = target.prune_at(&page, now, 3).unwrap();
+    let last = target.prune_page_at(&page, now, 3).unwrap();
     assert_eq!((last.removed.len(), last.resume), (1, None));
 }
 
@@ -114,15 +114,15 @@ fn extraneous_entries_are_counted_then_deleted() {
     let target = site.target_with_rules(rules());
     let page = prune_page("", &["kept", "kind", "z"]);
     let before = snapshot(&site.path("dst"));
-    let count = target.prune(&count_only(&page)).unwrap();
+    let count = target.prune_page(&count_only(&page)).unwrap();
     assert_eq!(snapshot(&site.path("dst")), before);
     assert_eq!(count.pruned, PruneReport { checked: 9, extraneous: 6, bytes: 9 });
     assert_eq!(removed_paths(&count), ["gone", "old/a", "old/link", "old/sub/b", "old/sub", "old"]);
     assert_eq!(count.errors, []);
-    let done = target.prune(&page).unwrap();
+    let done = target.prune_page(&page).unwrap();
     assert_eq!(done, count);
     assert_eq!(sorted_names(&site.path("dst")), [&b"kept"[..], b"kind", b"z"]);
-    let again = target.prune(&page).unwrap();
+    let again = target.prune_page(&page).unwrap();
     assert_eq!((again.pruned.extraneous, again.removed), (0, vec![]));
     site.assert_canary_unchanged();
 }
@@ -135,10 +135,10 @@ fn a_directory_in_place_of_a_source_file_is_deleted_with_its_contents() {
     }
     let target = site.target_with_rules(rules());
     let mut page = prune_page("", &["d", "file", "log", "x", "z.keep"]);
-    assert_eq!(target.prune(&page).unwrap().pruned.extraneous, 0, "nothing replaces it");
-    page.non_directories = vec![1, 3, 4];
+    assert_eq!(target.prune_page(&page).unwrap().pruned.extraneous, 0, "nothing replaces it");
+    page.replacing_dirs = vec![1, 3, 4];
     page.filter = filter(&["*.keep"]);
-    let count = target.prune(&count_only(&page)).unwrap();
+    let count = target.prune_page(&count_only(&page)).unwrap();
     assert_eq!(removed_paths(&count), ["x/a", "x/b/c", "x/b", "x"]);
     assert!(site.path("dst/x/b/c").exists());
     let done = prune_all(&target, &page, 2);
@@ -157,12 +157,12 @@ fn only_names_in_the_interval_are_visited() {
     for name in ["a", "b", "c", "d"] {
         site.write_file(format!("dst/sub/{name}"), "");
     }
-    let part = PrunePage {
-        after: Some(b"a".as_slice().into()),
-        through: Some(b"c".as_slice().into()),
+    let part = PruneRequest {
+        after: Some(b"a".to_vec().into()),
+        through: Some(b"c".to_vec().into()),
         ..prune_page("sub", &["b"])
     };
-    let done = site.target_with_rules(rules()).prune(&part).unwrap();
+    let done = site.target_with_rules(rules()).prune_page(&part).unwrap();
     assert_eq!((done.pruned.checked, removed_paths(&done)), (2, vec!["sub/c".to_owned()]));
     assert_eq!(sorted_names(&site.path("dst/sub")), [b"a", b"b", b"d"]);
 }
@@ -172,7 +172,7 @@ fn nothing_is_deleted_without_permission_in_the_ticket() {
     let site = TestSite::new();
     site.write_file("dst/extra", "x");
     for rules in [WriteRules::default(), WriteRules { dry_run: true, ..rules() }] {
-        let done = site.target_with_rules(rules).prune(&prune_page("", &[])).unwrap();
+        let done = site.target_with_rules(rules).prune_page(&prune_page("", &[])).unwrap();
         assert_eq!(done.pruned.extraneous, 1);
         assert_eq!(sorted_names(&site.path("dst")), [b"extra"]);
     }
@@ -185,15 +185,15 @@ fn excluded_entries_and_their_parents_are_protected_unless_delete_excluded() {
         site.write_file(format!("dst/{path}"), "x");
     }
     let target = site.target_with_rules(rules());
-    let mut page = PrunePage { filter: filter(&["*.keep", "logs/"]), ..prune_page("", &[]) };
-    let count = target.prune(&count_only(&page)).unwrap();
+    let mut page = PruneRequest { filter: filter(&["*.keep", "logs/"]), ..prune_page("", &[]) };
+    let count = target.prune_page(&count_only(&page)).unwrap();
     assert_eq!(removed_paths(&count), ["d/y", "e/y", "e"]);
-    assert_eq!(removed_paths(&target.prune(&page).unwrap()), ["d/y", "e/y", "e"]);
+    assert_eq!(removed_paths(&target.prune_page(&page).unwrap()), ["d/y", "e/y", "e"]);
     assert!(site.path("dst/d/x.keep").exists() && site.path("dst/f/logs/b").exists());
     page.delete_excluded = true;
     // Also where the source has it.
-    page.names = vec![b"x.keep".as_slice().into()];
-    target.prune(&page).unwrap();
+    page.names = vec![b"x.keep".to_vec().into()];
+    target.prune_page(&page).unwrap();
     assert_eq!(sorted_names(&site.path("dst")), Vec::<Vec<u8>>::new());
 }
 
@@ -202,8 +202,8 @@ fn size_limits_protect_nothing_from_deletion() {
     let site = TestSite::new();
     site.write_file("dst/big", "xxxx");
     let limits = FilterSpec { max_size: Some(1), ..FilterSpec::default() };
-    let page = PrunePage { filter: Arc::new(Filter::new(&limits).unwrap()), ..prune_page("", &[]) };
-    assert_eq!(removed_paths(&site.target_with_rules(rules()).prune(&page).unwrap()), ["big"]);
+    let page = PruneRequest { filter: limits, ..prune_page("", &[]) };
+    assert_eq!(removed_paths(&site.target_with_rules(rules()).prune_page(&page).unwrap()), ["big"]);
 }
 
 #[test]
@@ -215,15 +215,15 @@ fn recent_internal_files_are_kept() {
     site.write_file(format!("dst/{temp}"), "1");
     site.write_file(format!("dst/d/{temp}"), "2");
     let target = site.target_with_rules(rules());
-    let young = target.prune(&prune_page("", &[])).unwrap();
+    let young = target.prune_page(&prune_page("", &[])).unwrap();
     assert_eq!(young.pruned, PruneReport { checked: 1, extraneous: 0, bytes: 0 });
     assert!(site.path("dst/d").exists());
     let count = target
-        .prune_at(&count_only(&prune_page("", &[])), FAR_FUTURE, MAX_ENTRIES_PER_CALL)
+        .prune_page_at(&count_only(&prune_page("", &[])), FAR_FUTURE, MAX_ENTRIES_PER_CALL)
         .unwrap();
     assert_eq!(removed_paths(&count), ["d"]);
     assert!(site.path("dst").join(&temp).exists());
-    let old = target.prune_at(&prune_page("", &[]), FAR_FUTURE, MAX_ENTRIES_PER_CALL).unwrap();
+    let old = target.prune_page_at(&prune_page("", &[]), FAR_FUTURE, MAX_ENTRIES_PER_CALL).unwrap();
     assert_eq!(
         (old.pruned, removed_paths(&old)),
         (PruneReport { checked: 1, extraneous: 1, bytes: 0 }, vec!["d".to_owned()])
@@ -252,8 +252,10 @@ fn other_mounts_are_neither_entered_nor_removed() {
     let bound = on("dst/a/same", &["--bind", bound.to_str().unwrap()]);
     site.write_file("dst/a/under/precious", "x");
     let target = site.target_with_rules(rules());
-    let done =
-        [target.prune(&count_only(&prune_page("", &[]))), target.prune(&prune_page("", &[]))];
+    let done = [
+        target.prune_page(&count_only(&prune_page("", &[]))),
+        target.prune_page(&prune_page("", &[])),
+    ];
     let precious = site.path("dst/a/under/precious").exists();
     for point in ["dst/a/under", "dst/a/same"] {
         let _ = std::process::Command::new("umount").arg(site.path(point)).status();
@@ -279,12 +281,12 @@ fn directories_get_their_metadata_again_after_a_deletion() {
     copy_batch(&source, &target, &full_manifest(&source));
     site.write_file("dst/d/extra", "");
     let mut dirs = source.parent_dirs(&rel("d/kept")).unwrap();
-    let page = PrunePage { dirs: dirs.clone(), ..prune_page("d", &["kept"]) };
-    assert_eq!(target.prune(&page).unwrap().errors, []);
+    let page = PruneRequest { dirs: dirs.clone(), ..prune_page("d", &["kept"]) };
+    assert_eq!(target.prune_page(&page).unwrap().errors, []);
     assert_eq!(snapshot(&site.path("dst")), snapshot(&site.path("src")));
     // Nothing to delete, nothing to stamp.
     dirs[1].meta.mtime_sec = 1;
-    target.prune(&PrunePage { dirs, ..page }).unwrap();
+    target.prune_page(&PruneRequest { dirs, ..page }).unwrap();
     assert_eq!(snapshot(&site.path("dst")), snapshot(&site.path("src")));
 }
 
@@ -295,7 +297,11 @@ fn a_missing_directory_has_nothing_to_prune() {
     symlink("../canary", site.path("dst/link")).unwrap();
     let target = site.target_with_rules(rules());
     for dir in ["none", "file", "link", "none/below"] {
-        assert_eq!(target.prune(&prune_page(dir, &[])).unwrap(), PruneOutcome::default(), "{dir}");
+        assert_eq!(
+            target.prune_page(&prune_page(dir, &[])).unwrap(),
+            PruneOutcome::default(),
+            "{dir}"
+        );
     }
     assert_eq!(sorted_names(&site.path("dst")), [&b"file"[..], b"link"]);
     site.assert_canary_unchanged();
@@ -314,11 +320,11 @@ fn without_root_own_unreadable_directories_are_pruned_and_foreign_ones_reported(
         mode("dst/shut", 0o555);
         mode("dst/closed", 0);
         let target = site.target_with_rules(rules());
-        let count = target.prune(&count_only(&prune_page("", &[]))).unwrap();
+        let count = target.prune_page(&count_only(&prune_page("", &[]))).unwrap();
         assert_eq!(removed_paths(&count), ["shut/a/b", "shut/a", "shut"]);
         assert_eq!(count.errors.len(), 1);
         assert_eq!(count.errors[0].errno.as_deref(), Some("EACCES"));
-        let done = target.prune(&prune_page("", &[])).unwrap();
+        let done = target.prune_page(&prune_page("", &[])).unwrap();
         assert_eq!(removed_paths(&done), ["closed/c", "closed", "shut/a/b", "shut/a", "shut"]);
         assert_eq!(done.errors, []);
     });
@@ -342,8 +348,8 @@ fn swapping_a_directory_for_a_symlink_deletes_nothing_outside() {
             site.write_file("dst/d/x", "");
             let _ = fs::create_dir_all(site.path("dst/d/e"));
             let target = site.target_with_rules(rules());
-            let _ = target.prune(&prune_page("d", &[]));
-            let _ = target.prune(&prune_page("d/e", &[]));
+            let _ = target.prune_page(&prune_page("d", &[]));
+            let _ = target.prune_page(&prune_page("d/e", &[]));
             if !site.path("evil").is_symlink() {
                 let _ = fs::remove_dir_all(site.path("evil"));
                 let _ = symlink("../canary", site.path("evil"));
@@ -425,7 +431,7 @@ proptest! {
         let keep = |path: &RelPath| protect && path.file_name() == Some(b"k");
         let extra = expected_extraneous(&before, &names, &keep);
         let listed: Vec<&str> = names.iter().map(String::as_str).collect();
-        let page = PrunePage {
+        let page = PruneRequest {
             filter: filter(if protect { &["k"] } else { &[] }),
             ..prune_page("", &listed)
         };
@@ -466,10 +472,10 @@ fn a_missing_directory_gets_no_metadata() {
         let target = site.target_with_rules(rules());
         // The mode of a directory is widened, so that those of every later page are set again.
         let dirs = |path: &str| site.source().parent_dirs(&rel(path)).unwrap();
-        let closed = PrunePage { dirs: dirs("closed/f"), ..prune_page("closed", &["f"]) };
-        assert_eq!(removed_paths(&target.prune(&closed).unwrap()), ["closed/extra"]);
+        let closed = PruneRequest { dirs: dirs("closed/f"), ..prune_page("closed", &["f"]) };
+        assert_eq!(removed_paths(&target.prune_page(&closed).unwrap()), ["closed/extra"]);
         assert!(target.has_widened_dirs());
-        let gone = PrunePage { dirs: dirs("gone/f"), ..prune_page("gone", &["f"]) };
-        assert_eq!(target.prune(&gone).unwrap(), PruneOutcome::default());
+        let gone = PruneRequest { dirs: dirs("gone/f"), ..prune_page("gone", &["f"]) };
+        assert_eq!(target.prune_page(&gone).unwrap(), PruneOutcome::default());
     });
 }

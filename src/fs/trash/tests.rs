@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// A mirror's only page: the source has nothing but its root.
 fn delete_all(target: &Target) -> Vec<String> {
-    let done = target.prune(&prune_page("", &[])).unwrap();
+    let done = target.prune_page(&prune_page("", &[])).unwrap();
     assert_eq!(done.errors, []);
     done.old_trash.paths.iter().map(ToString::to_string).collect()
 }

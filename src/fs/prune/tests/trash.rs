@@ -17,8 +17,8 @@ fn deleted_entries_move_to_the_trash_with_their_metadata_and_the_trash_is_kept()
     for trash in ["bin", "keep/new/bin"] {
         let target = site.target_with_rules(WriteRules { trash: Some(rel(trash)), ..rules() });
         let names: &[&str] = if trash == "bin" { &["keep"] } else { &["bin", "keep"] };
-        let count = target.prune(&count_only(&prune_page("", names))).unwrap();
-        let done = target.prune(&prune_page("", names)).unwrap();
+        let count = target.prune_page(&count_only(&prune_page("", names))).unwrap();
+        let done = target.prune_page(&prune_page("", names)).unwrap();
         assert_eq!(done, count);
         assert_eq!(sorted_names(&site.path("dst")), [&b"bin"[..], b"keep"]);
         if trash == "bin" {
@@ -27,7 +27,7 @@ fn deleted_entries_move_to_the_trash_with_their_metadata_and_the_trash_is_kept()
             // Once more, with other things of the same names.
             site.write_file("dst/f", "second");
             site.write_file("dst/d/e/g", "second");
-            target.prune(&prune_page("", names)).unwrap();
+            target.prune_page(&prune_page("", names)).unwrap();
             assert_eq!(fs::read(site.path("dst/bin/req/f")).unwrap(), b"f");
             assert_eq!(fs::read(site.path("dst/bin/req~1/f")).unwrap(), b"second");
             assert_eq!(fs::read(site.path("dst/bin/req~1/d/e/g")).unwrap(), b"second");
@@ -39,14 +39,14 @@ fn deleted_entries_move_to_the_trash_with_their_metadata_and_the_trash_is_kept()
     }
     // The directories above the trash stay, though the source does not have them.
     let target = site.target_with_rules(WriteRules { trash: Some(rel("keep/new/bin")), ..rules() });
-    let done = target.prune(&prune_page("", &["bin"])).unwrap();
+    let done = target.prune_page(&prune_page("", &["bin"])).unwrap();
     assert_eq!(removed_paths(&done), ["keep/h"]);
     // Also when it is only made by the deletion itself.
     fs::remove_dir_all(site.path("dst/keep/new")).unwrap();
     site.write_file("dst/keep/h", "");
-    let count = target.prune(&count_only(&prune_page("", &["bin"]))).unwrap();
+    let count = target.prune_page(&count_only(&prune_page("", &["bin"]))).unwrap();
     assert_eq!(removed_paths(&count), ["keep/h"]);
-    assert_eq!(target.prune(&prune_page("", &["bin"])).unwrap(), count);
+    assert_eq!(target.prune_page(&prune_page("", &["bin"])).unwrap(), count);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_trash_that_is_no_directory_is_reported_and_nothing_is_deleted() {
     ] {
         let target = site.target_with_rules(WriteRules { trash: Some(rel(trash)), ..rules() });
         for asked in [prune_page("", &[]), count_only(&prune_page("", &[])), prune_page("d", &[])] {
-            let error = target.prune(&asked).unwrap_err();
+            let error = target.prune_page(&asked).unwrap_err();
             let text = error.to_string();
             assert!(text.contains(named) && text.contains(kind), "{trash}: {text}");
             assert!(text.contains("--trash") && !text.contains("victim"), "{trash}: {text}");
@@ -99,7 +99,7 @@ fn an_entry_with_a_name_that_is_in_the_trash_gets_a_free_place() {
                 None => drop(site.write_file(format!("dst/{path}"), number.to_string())),
             }
             files += usize::from(!path.ends_with('/'));
-            let done = target.prune(&prune_page("", &[])).unwrap();
+            let done = target.prune_page(&prune_page("", &[])).unwrap();
             assert_eq!(done.errors, [], "{paths:?} at {number}");
             assert_eq!(sorted_names(&site.path("dst")), [b"bin"], "{paths:?} at {number}");
         }
@@ -117,12 +117,12 @@ fn the_trash_of_an_earlier_mirror_is_kept_and_not_counted() {
         let site = TestSite::new();
         site.write_file("dst/extra/f", "x");
         let target = site.target_with_rules(WriteRules { trash: Some(rel(bin)), ..rules() });
-        assert_eq!(target.prune(&prune_page("", &[])).unwrap().pruned.extraneous, 2);
+        assert_eq!(target.prune_page(&prune_page("", &[])).unwrap().pruned.extraneous, 2);
         // By the next run there is more to delete.
         site.write_file("dst/gone", "12");
         site
     };
-    let all = PrunePage { filter: filter(&["*"]), delete_excluded: true, ..prune_page("", &[]) };
+    let all = PruneRequest { filter: filter(&["*"]), delete_excluded: true, ..prune_page("", &[]) };
     // The trash, that of the next mirror, a page, how many entries it deletes, and whether it names the trash.
     let cases = [
         ("bin", None, prune_page("", &[]), 1, true),
@@ -162,7 +162,7 @@ fn the_trash_of_an_earlier_mirror_is_kept_and_not_counted() {
     // Without its mark it is a directory like any other.
     let site = made("bin");
     fs::remove_file(site.path("dst/bin").join(os_str(TRASH_MARKER))).unwrap();
-    site.target_with_rules(rules()).prune(&prune_page("", &[])).unwrap();
+    site.target_with_rules(rules()).prune_page(&prune_page("", &[])).unwrap();
     assert_eq!(sorted_names(&site.path("dst")), Vec::<Vec<u8>>::new());
 }
 
