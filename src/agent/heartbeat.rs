@@ -261,24 +261,15 @@ impl Heartbeater {
             let found = unavailable.iter().find(|unavailable| unavailable.endpoint == endpoint)?;
             Some(format!("unavailable, {}", found.reason))
         };
-        let nics = self.cx.peers.nics().into_iter();
-        let report = nics.map(|(nic, status)| {
-            let endpoint = nic.endpoint.authority();
-            let received = nic.counter.received();
-            let reason = unavailable_reason(&endpoint).or(status.unavailable_reason);
-            NicReport {
-                receive_rate: rates.entry(endpoint.clone()).or_default().update(received, now),
-                endpoint,
-                iface: nic.endpoint.iface.clone(),
-                sent: nic.counter.sent(),
-                received,
-                connections: count(nic.open_connections()),
-                requests: count(status.requests),
-                goodput: status.goodput.map(|bytes| bytes as u64),
-                disabled_reason: reason.map(|why| why.chars().take(MAX_REASON_CHARS).collect()),
-            }
-        });
-        report.collect()
+        let mut reports = self.cx.peers.nic_reports();
+        for report in &mut reports {
+            let rate = rates.entry(report.endpoint.clone()).or_default();
+            report.receive_rate = rate.update(report.received, now);
+            let reason = unavailable_reason(&report.endpoint).or(report.disabled_reason.take());
+            report.disabled_reason =
+                reason.map(|reason| reason.chars().take(MAX_REASON_CHARS).collect());
+        }
+        reports
     }
 }
 

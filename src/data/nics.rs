@@ -8,7 +8,7 @@ use crate::wire::worker::Endpoint;
 use socket2::{SockRef, TcpKeepalive};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -26,7 +26,7 @@ pub struct Nic {
     pub rate: Arc<RateLimiter>,
     /// All that went through it.
     pub counter: Arc<TrafficCounter>,
-    open_connections: AtomicUsize,
+    open_connections: AtomicU32,
 }
 
 /// Counts a connection for as long as it is open.
@@ -49,7 +49,7 @@ impl Nic {
             tuning,
             rate,
             counter: Arc::default(),
-            open_connections: AtomicUsize::new(0),
+            open_connections: AtomicU32::new(0),
         })
     }
 
@@ -60,7 +60,7 @@ impl Nic {
     }
 
     /// Connections that are open.
-    pub fn open_connections(&self) -> usize {
+    pub fn open_connections(&self) -> u32 {
         self.open_connections.load(Ordering::Relaxed)
     }
 

@@ -2,11 +2,12 @@
 
 use super::buffer_pool::BufferPool;
 use super::nics::Nic;
-use super::routes::{NicStatus, Routes};
+use super::routes::Routes;
 use crate::util::backoff::Backoff;
 use crate::wire::WorkerId;
 use crate::wire::task::PoolMember;
-use parking_lot::{Mutex, MutexGuard};
+use crate::wire::worker::NicReport;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,13 +46,9 @@ impl Peers {
         Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, table: Mutex::default() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, PeerTable> {
-        self.table.lock()
-    }
-
-    /// The state of each endpoint of this host.
-    pub fn nics(&self) -> Vec<(Arc<Nic>, NicStatus)> {
-        self.routes.nics()
+    /// See [`Routes::nic_reports`].
+    pub fn nic_reports(&self) -> Vec<NicReport> {
+        self.routes.nic_reports()
     }
 
     /// The buffers, also for copies on this host.
@@ -66,7 +63,7 @@ impl Peers {
         pool: &'a [PoolMember],
         attempted: &BTreeSet<WorkerId>,
     ) -> Option<&'a PoolMember> {
-        let mut loads = self.lock();
+        let mut loads = self.table.lock();
         let now = Instant::now();
         let rank = |member: &&PoolMember| {
             let load = loads.workers.get(&member.worker_id);
@@ -84,19 +81,19 @@ impl Peers {
 
     /// Counts a peer as busy until [`Peers::release`].
     pub(super) fn acquire(&self, worker: &WorkerId) {
-        self.lock().workers.entry(worker.clone()).or_default().in_flight += 1;
+        self.table.lock().workers.entry(worker.clone()).or_default().in_flight += 1;
     }
 
     /// A peer was dropped.
     pub(super) fn release(&self, worker: &WorkerId) {
-        if let Some(load) = self.lock().workers.get_mut(worker) {
+        if let Some(load) = self.table.lock().workers.get_mut(worker) {
             load.in_flight = load.in_flight.saturating_sub(1);
         }
     }
 
     /// It failed: it is chosen last for a while.
     pub(super) fn mark_unhealthy(&self, worker: &WorkerId) {
-        let mut loads = self.lock();
+        let mut loads = self.table.lock();
         let load = loads.workers.entry(worker.clone()).or_default();
         load.failures = load.failures.saturating_add(1);
         load.unhealthy_until = Some(Instant::now() + UNHEALTHY_BACKOFF.delay(load.failures));
@@ -104,17 +101,17 @@ impl Peers {
 
     /// Sets the workers that the master reports silent.
     pub fn set_silent(&self, workers: Vec<WorkerId>) {
-        self.lock().silent = workers.into_iter().collect();
+        self.table.lock().silent = workers.into_iter().collect();
     }
 
     /// Whether the master reports `worker` silent.
     pub fn is_silent(&self, worker: &WorkerId) -> bool {
-        self.lock().silent.contains(worker)
+        self.table.lock().silent.contains(worker)
     }
 
     /// It answered.
     pub(super) fn mark_healthy(&self, worker: &WorkerId) {
-        if let Some(load) = self.lock().workers.get_mut(worker) {
+        if let Some(load) = self.table.lock().workers.get_mut(worker) {
             (load.failures, load.unhealthy_until) = (0, None);
         }
     }

@@ -5,7 +5,7 @@ use super::content_client::ContentClient;
 use super::nics::Nic;
 use super::route_monitor::RouteMonitor;
 use super::routes::{CONNECT_TIMEOUT, Routes};
-use super::routing_state::{RouteKey, RoutingState};
+use super::routing_state::{Route, RouteKey, RoutingState};
 use crate::wire::worker::Endpoint;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -70,23 +70,14 @@ impl PooledConnection {
         }
     }
 
-    /// The route failed under the request: it is probed until it works. Returns whether there is another
-    /// one to `remote`.
-    pub fn mark_broken(self, remote: &[Endpoint], reason: &str) -> bool {
+    /// The request failed with its route, or was abandoned where `keeps_outage`: the route is probed until it works,
+    /// unless an outage that is kept (it is only slow) was recorded. Returns whether there is another one to `remote`.
+    pub fn mark_failed(self, remote: &[Endpoint], reason: &str, keeps_outage: bool) -> bool {
         if let Some(connection) = &self.connection {
             connection.counter.reset_on_close();
         }
-        self.routes.disable_until_probed(&self.key, reason.to_owned());
-        self.routes.has_alternative(&self.key, remote)
-    }
-
-    /// The request was abandoned: its route is probed, unless it is only slow. Returns whether there is another one
-    /// to `remote`.
-    pub fn mark_abandoned(self, remote: &[Endpoint], reason: &str) -> bool {
-        if let Some(connection) = &self.connection {
-            connection.counter.reset_on_close();
-        }
-        if self.routes.state().routes.get(&self.key).is_none_or(|route| route.outage.is_none()) {
+        let has_outage = |route: &Route| route.outage.is_some();
+        if !keeps_outage || !self.routes.state().routes.get(&self.key).is_some_and(has_outage) {
             self.routes.disable_until_probed(&self.key, reason.to_owned());
         }
         self.routes.has_alternative(&self.key, remote)
@@ -94,9 +85,12 @@ impl PooledConnection {
 
     /// Watches the route while the request is in flight.
     pub fn monitor(&self) -> Option<RouteMonitor> {
-        let counter = self.connection.as_ref()?.counter.clone();
-        let (routes, key) = (self.routes.clone(), self.key.clone());
-        Some(RouteMonitor::new(routes, key, counter, self.in_flight_id))
+        Some(RouteMonitor {
+            routes: self.routes.clone(),
+            key: self.key.clone(),
+            counter: self.connection.as_ref()?.counter.clone(),
+            in_flight_id: self.in_flight_id,
+        })
     }
 }
 

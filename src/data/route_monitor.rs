@@ -22,23 +22,13 @@ const MAX_UNANSWERED_PROBES: u32 = 3;
 
 /// Looks at a request that is under way.
 pub struct RouteMonitor {
-    routes: Arc<Routes>,
-    key: RouteKey,
-    counter: Arc<TrafficCounter>,
-    in_flight_id: u64,
+    pub(super) routes: Arc<Routes>,
+    pub(super) key: RouteKey,
+    pub(super) counter: Arc<TrafficCounter>,
+    pub(super) in_flight_id: u64,
 }
 
 impl RouteMonitor {
-    /// An eye on request `flight`, which is on its way over the route `key`.
-    pub(super) fn new(
-        routes: Arc<Routes>,
-        key: RouteKey,
-        counter: Arc<TrafficCounter>,
-        in_flight: u64,
-    ) -> Self {
-        RouteMonitor { routes, key, counter, in_flight_id: in_flight }
-    }
-
     /// Resolves, with the reason, when the route no longer works, or is slow while there is another one to
     /// `remote`. A pause alone is no reason: a receiver may be busy for long.
     /// `is_silent`: whether the master has not heard from the peer for its heartbeat time-out.

@@ -13,9 +13,9 @@ use super::connect::{ConnectError, Connection, ConnectionKind, ConnectionPath, c
 use super::meter::GoodputMeter;
 use super::nics::Nic;
 use super::route_ranking::{self, Candidate, EndLoad, RouteAffinity, affinity, can_connect};
-use super::routing_state::{Outage, OutageEnd, Route, RouteKey, RoutingState};
+use super::routing_state::{End, Outage, OutageEnd, Route, RouteKey, RoutingState};
 use crate::util::backoff::Backoff;
-use crate::wire::worker::Endpoint;
+use crate::wire::worker::{Endpoint, NicReport};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,17 +41,6 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Routes {
     pub(super) nics: Vec<Arc<Nic>>,
     state: Mutex<RoutingState>,
-}
-
-/// The state of an endpoint of this host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NicStatus {
-    /// Requests that are under way from it.
-    pub requests: usize,
-    /// Bytes per second, while content goes out.
-    pub goodput: Option<f64>,
-    /// Why no route from it works, where that is so.
-    pub unavailable_reason: Option<String>,
 }
 
 impl Routes {
@@ -118,8 +107,8 @@ impl Routes {
         self.state().in_flight.len()
     }
 
-    /// The state of each endpoint of this host.
-    pub fn nics(&self) -> Vec<(Arc<Nic>, NicStatus)> {
+    /// The statistics of each endpoint of this host, without receive rates.
+    pub fn nic_reports(&self) -> Vec<NicReport> {
         let (now, mut state) = (Instant::now(), self.state());
         state.update_goodput(now);
         let all = self.nics.iter().enumerate().map(|(i, nic)| {
@@ -130,16 +119,18 @@ impl Routes {
                 && routes.all(|(_, r)| {
                     r.outage.as_ref().map(|a| last = Some(a.reason.clone())).is_some()
                 });
-            let outage = nic.link_failure().or(last.filter(|_| dead));
-            let requests = state.load(Some(i), None, now).requests;
-            (
-                nic.clone(),
-                NicStatus {
-                    requests,
-                    goodput: state.local_meters[i].goodput(now),
-                    unavailable_reason: outage,
-                },
-            )
+            let load = state.load(End::Local(i), now);
+            NicReport {
+                endpoint: nic.endpoint.authority(),
+                iface: nic.endpoint.iface.clone(),
+                sent: nic.counter.sent(),
+                received: nic.counter.received(),
+                connections: nic.open_connections(),
+                requests: load.requests as u32,
+                goodput: load.bytes_per_second.map(|bytes| bytes as u64),
+                receive_rate: None,
+                disabled_reason: nic.link_failure().or(last.filter(|_| dead)),
+            }
         });
         all.collect()
     }
@@ -187,18 +178,13 @@ impl Routes {
                 tokio::spawn(probe_until_answered(Arc::downgrade(self), key.clone()));
             }
         }
-        let ours = match key.0 {
-            Some(i) => self.apply_limits(i, state.load(Some(i), None, now)),
-            None => EndLoad::default(),
-        };
-        let theirs = state.load(None, Some(&key.1), now);
-        let outcome = state.routes.get(key).map_or(0, |route| route.last_used);
+        let limited = |i| self.apply_limits(i, state.load(End::Local(i), now));
         Candidate {
             is_disabled: !usable,
-            local: ours,
-            remote: theirs,
+            local: key.0.map(limited).unwrap_or_default(),
+            remote: state.load(End::Remote(&key.1), now),
             affinity,
-            last_used: outcome,
+            last_used: state.routes.get(key).map_or(0, |route| route.last_used),
         }
     }
 

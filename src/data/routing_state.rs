@@ -66,6 +66,22 @@ impl InFlight {
             .map_or(0, |(counter, before)| counter.sent().wrapping_sub(*before));
         self.size.saturating_sub(sent)
     }
+
+    fn uses_end(&self, end: End<'_>) -> bool {
+        match end {
+            End::Local(nic) => self.key.0 == Some(nic),
+            End::Remote(to) => self.key.1 == to,
+        }
+    }
+}
+
+/// An end of routes.
+#[derive(Clone, Copy)]
+pub(super) enum End<'a> {
+    /// The NIC of this host at this place.
+    Local(usize),
+    /// An endpoint of a peer, as `host:port`.
+    Remote(&'a str),
 }
 
 /// All routes, and their ends.
@@ -80,30 +96,27 @@ pub(super) struct RoutingState {
 impl RoutingState {
     /// Measures goodput up to now.
     pub(super) fn update_goodput(&mut self, now: Instant) {
-        let busy = |nic: Option<usize>, to: Option<&str>, flights: &BTreeMap<u64, InFlight>| {
+        let local = self.local_meters.iter_mut().enumerate().map(|(i, m)| (End::Local(i), m));
+        let remote = self.remote_meters.iter_mut().map(|(to, m)| (End::Remote(to), m));
+        for (end, meter) in local.chain(remote) {
             // Up to its reply: what the kernel took is not gone yet.
-            flights.values().any(|in_flight| {
-                in_flight.size >= MIN_MEASURED_BYTES && in_flight.uses_end(nic, to)
-            })
-        };
-        for (i, meter) in self.local_meters.iter_mut().enumerate() {
-            meter.sample_now(busy(Some(i), None, &self.in_flight), now);
-        }
-        for (to, meter) in &mut self.remote_meters {
-            meter.sample_now(busy(None, Some(to), &self.in_flight), now);
+            let is_busy = |in_flight: &InFlight| {
+                in_flight.size >= MIN_MEASURED_BYTES && in_flight.uses_end(end)
+            };
+            meter.sample_now(self.in_flight.values().any(is_busy), now);
         }
     }
 
     /// The load of an end (of this host or of a peer).
-    pub(super) fn load(&self, nic: Option<usize>, to: Option<&str>, now: Instant) -> EndLoad {
+    pub(super) fn load(&self, end: End<'_>, now: Instant) -> EndLoad {
         let mut load = EndLoad::default();
-        for in_flight in self.in_flight.values().filter(|in_flight| in_flight.uses_end(nic, to)) {
+        for in_flight in self.in_flight.values().filter(|in_flight| in_flight.uses_end(end)) {
             load.requests += 1;
             load.left_bytes += in_flight.left_bytes();
         }
-        let meter = match (nic, to) {
-            (Some(i), _) => self.local_meters.get(i),
-            (None, to) => to.and_then(|to| self.remote_meters.get(to)),
+        let meter = match end {
+            End::Local(i) => self.local_meters.get(i),
+            End::Remote(to) => self.remote_meters.get(to),
         };
         load.bytes_per_second = meter.and_then(|meter| meter.goodput(now));
         load
@@ -201,15 +214,6 @@ impl RoutingState {
         route.failures = route.failures.saturating_add(1);
         if let Some(outage) = &mut route.outage {
             outage.reason = reason;
-        }
-    }
-}
-
-impl InFlight {
-    pub(super) fn uses_end(&self, nic: Option<usize>, to: Option<&str>) -> bool {
-        match (nic, to) {
-            (Some(_), _) => self.key.0 == nic,
-            (None, to) => to == Some(self.key.1.as_str()),
         }
     }
 }
