@@ -129,27 +129,25 @@ async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, 
         if stream.read(&mut head[..1]).await.unwrap_or(0) == 0 {
             return Ok(None);
         }
-        let bad = |e: &dyn std::fmt::Display| RequestFailure::BadRequest(e.to_string());
-        stream.read_exact(&mut head[1..]).await.map_err(|e| bad(&e))?;
+        stream.read_exact(&mut head[1..]).await.map_err(RequestFailure::invalid)?;
         let (kind, length) = frame::parse_header(head);
         if kind != frame::REQUEST || length > MAX_REQUEST_BYTES {
             let reason = format!(
                 "a request was expected, not a frame of kind {kind:#04x} and {length} bytes"
             );
-            return Err(RequestFailure::BadRequest(reason));
+            return Err(RequestFailure::invalid(reason));
         }
         let mut document = vec![0; length];
-        stream.read_exact(&mut document).await.map_err(|e| bad(&e))?;
-        let damaged =
-            || RequestFailure::Damaged(format!("the ask: {}", checksum::CHECKSUM_MISMATCH));
-        let document = checksum::verify_and_strip(&document).ok_or_else(damaged)?;
-        minicbor::decode(document).map(Some).map_err(|e| bad(&e))
+        stream.read_exact(&mut document).await.map_err(RequestFailure::invalid)?;
+        let document = checksum::verify_and_strip(&document)
+            .ok_or_else(|| RequestFailure::damaged("the ask"))?;
+        minicbor::decode(document).map(Some).map_err(RequestFailure::invalid)
     };
     let request = tokio::time::timeout(REQUEST_TIMEOUT, whole).await;
-    let late = || {
-        RequestFailure::BadRequest(format!("a request was not complete within {REQUEST_TIMEOUT:?}"))
-    };
-    request.unwrap_or_else(|_| Err(late()))
+    request.unwrap_or_else(|_| {
+        let reason = format!("a request was not complete within {REQUEST_TIMEOUT:?}");
+        Err(RequestFailure::invalid(reason))
+    })
 }
 
 /// Receives the content of a request in a thread of its own, which owns the socket meanwhile. `None`: the socket is

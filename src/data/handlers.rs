@@ -14,7 +14,6 @@ use super::prune_messages::PruneRequest;
 use super::receive::{receive_pack, receive_range};
 use super::server_context::{ConnectionContext, ServerContext};
 use super::socket_reader::SocketReader;
-use super::stall::drain_body;
 use super::ticket_verifier::{self, Refusal};
 use crate::fs::Target;
 use crate::util::checksum;
@@ -39,72 +38,66 @@ const DRAIN_BYTES: u64 = 8 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a request got no reply of its own.
-pub(super) enum RequestFailure {
-    Refused(Refusal),
-    UnknownVerb(String),
-    WrongMethod,
-    BadRequest(String),
-    /// It does not match its checksum; what it is.
-    Damaged(String),
-    MissingDigest,
-    TooLong,
-    Internal(String),
+pub(super) struct RequestFailure {
+    code: ProblemCode,
+    detail: String,
+}
+
+impl RequestFailure {
+    pub(super) fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        RequestFailure { code, detail: detail.into() }
+    }
+
+    /// A request that is not valid.
+    pub(super) fn invalid(reason: impl ToString) -> Self {
+        RequestFailure::new(ProblemCode::InvalidFrame, reason.to_string())
+    }
+
+    /// `what` does not match its checksum.
+    pub(super) fn damaged(what: &str) -> Self {
+        let detail = format!("{what}: {}", checksum::CHECKSUM_MISMATCH);
+        RequestFailure::new(ProblemCode::ChecksumMismatch, detail)
+    }
+
+    fn unknown_path(path: &str) -> Self {
+        let detail =
+            format!("this is an agent's data port, not a master: it does not serve `{path}`");
+        RequestFailure::new(ProblemCode::RouteNotFound, detail)
+    }
+
+    pub(super) fn into_problem(self) -> Problem {
+        let problem = Problem::new(self.code, self.detail);
+        match self.code {
+            ProblemCode::ChecksumMismatch => problem.with_hint("send the same again"),
+            ProblemCode::RouteNotFound => problem.with_hint(format!(
+                "this agent supports version {PROTOCOL_VERSION}: paths begin with /v{PROTOCOL_VERSION}/"
+            )),
+            _ => problem,
+        }
+    }
 }
 
 impl From<FrameError> for RequestFailure {
-    fn from(e: FrameError) -> Self {
-        match e {
-            FrameError::MissingDigest => RequestFailure::MissingDigest,
-            FrameError::Damaged(_) => RequestFailure::Damaged(e.to_string()),
-            e => RequestFailure::BadRequest(e.to_string()),
-        }
+    fn from(error: FrameError) -> Self {
+        let code = match error {
+            FrameError::MissingDigest => ProblemCode::DigestRequired,
+            FrameError::Damaged(_) => ProblemCode::ChecksumMismatch,
+            _ => ProblemCode::InvalidFrame,
+        };
+        RequestFailure::new(code, error.to_string())
     }
 }
 
 impl From<Refusal> for RequestFailure {
     fn from(refused: Refusal) -> Self {
-        RequestFailure::Refused(refused)
-    }
-}
-
-impl RequestFailure {
-    pub(super) fn into_problem(self) -> Problem {
-        match self {
-            RequestFailure::Refused(refused) => {
-                let code = match refused {
-                    Refusal::NoKey => ProblemCode::NotReady,
-                    Refusal::NoTicket => ProblemCode::NoTicket,
-                    Refusal::DryRun(_) => ProblemCode::DryRun,
-                    Refusal::NoDeletion | Refusal::OtherReceiver => ProblemCode::DeletionNotAllowed,
-                    Refusal::Ticket(_) | Refusal::NoRoot(_) => ProblemCode::TicketRefused,
-                };
-                Problem::new(code, refused.to_string())
-            }
-            RequestFailure::MissingDigest => {
-                let detail = FrameError::MissingDigest.to_string();
-                Problem::new(ProblemCode::DigestRequired, detail)
-            }
-            RequestFailure::UnknownVerb(path) => {
-                let detail = format!(
-                    "this is an agent's data port, not a master: it does not serve `{path}`"
-                );
-                Problem::new(ProblemCode::RouteNotFound, detail).with_hint(format!(
-                    "this agent supports version {PROTOCOL_VERSION}: paths begin with /v{PROTOCOL_VERSION}/"
-                ))
-            }
-            RequestFailure::WrongMethod => {
-                Problem::new(ProblemCode::MethodNotAllowed, "requests are POST; a probe is GET")
-            }
-            RequestFailure::BadRequest(detail) => Problem::new(ProblemCode::InvalidFrame, detail),
-            RequestFailure::Damaged(detail) => {
-                Problem::new(ProblemCode::ChecksumMismatch, detail).with_hint("send the same again")
-            }
-            RequestFailure::TooLong => {
-                let detail = format!("a document is at most {MAX_MANIFEST_BYTES} bytes");
-                Problem::new(ProblemCode::BodyTooLarge, detail)
-            }
-            RequestFailure::Internal(detail) => Problem::new(ProblemCode::Internal, detail),
-        }
+        let code = match refused {
+            Refusal::NoKey => ProblemCode::NotReady,
+            Refusal::NoTicket => ProblemCode::NoTicket,
+            Refusal::DryRun(_) => ProblemCode::DryRun,
+            Refusal::NoDeletion | Refusal::OtherReceiver => ProblemCode::DeletionNotAllowed,
+            Refusal::Ticket(_) | Refusal::NoRoot(_) => ProblemCode::TicketRefused,
+        };
+        RequestFailure::new(code, refused.to_string())
     }
 }
 
@@ -160,10 +153,12 @@ async fn dispatch(
     let path = request.uri().path();
     let Some(verb) = DOCUMENT_PATHS.into_iter().find(|verb| *verb == path) else {
         let shown = crate::wire::path::escape_bytes(&path.as_bytes()[..path.len().min(100)]);
-        return drain_and_refuse(request, RequestFailure::UnknownVerb(shown)).await;
+        return drain_and_refuse(request, RequestFailure::unknown_path(&shown)).await;
     };
     if request.method() != Method::POST {
-        return drain_and_refuse(request, RequestFailure::WrongMethod).await;
+        let rule = "requests are POST; a probe is GET";
+        let failure = RequestFailure::new(ProblemCode::MethodNotAllowed, rule);
+        return drain_and_refuse(request, failure).await;
     }
     let admitted = authorize_request(&request, &context.server).and_then(|(claims, target)| {
         ticket_verifier::check_permission(&claims, verb)?;
@@ -171,7 +166,7 @@ async fn dispatch(
     });
     let (claims, target) = match admitted {
         Ok(admitted) => admitted,
-        Err(refused) => return drain_and_refuse(request, RequestFailure::Refused(refused)).await,
+        Err(refused) => return drain_and_refuse(request, refused.into()).await,
     };
     let _under_way = context.requests.start().await;
     match verb {
@@ -195,15 +190,17 @@ async fn handle_control<R: ControlRequest>(
     let document = read_body(request, context.stall_timeout).await?;
     let mut buffer = context.pool.acquire_block(R::NEEDS_BUFFER).await;
     let reply = tokio::task::spawn_blocking(move || {
-        let request = R::from_document(&document).map_err(RequestFailure::BadRequest)?;
+        let request = R::from_document(&document).map_err(RequestFailure::invalid)?;
         request.check_permission(&claims)?;
         let buffer = buffer.as_mut().map_or(&mut [][..], Buffer::content_mut);
-        let reply = request.handle(&target, &claims, buffer).map_err(RequestFailure::BadRequest)?;
-        minicbor::to_vec(&reply).map_err(|e| RequestFailure::Internal(e.to_string()))
+        let reply = request.handle(&target, &claims, buffer).map_err(RequestFailure::invalid)?;
+        minicbor::to_vec(&reply)
+            .map_err(|e| RequestFailure::new(ProblemCode::Internal, e.to_string()))
     });
     reply.await.unwrap_or_else(|e| {
         tracing::error!("a data request panicked: {e}");
-        Err(RequestFailure::Internal("internal error of the agent; see its log".to_owned()))
+        let detail = "internal error of the agent; see its log";
+        Err(RequestFailure::new(ProblemCode::Internal, detail))
     })
 }
 
@@ -239,7 +236,7 @@ pub(super) fn content_handler(
             let reply = receive_range(frames, &target, buffer.content_mut())?;
             Ok(minicbor::to_vec(&reply).unwrap_or_default())
         })),
-        other => Err(RequestFailure::UnknownVerb(sanitize_text(other))),
+        other => Err(RequestFailure::unknown_path(&sanitize_text(other))),
     }
 }
 
@@ -264,17 +261,33 @@ async fn read_body(request: Request<Incoming>, timeout: Duration) -> Result<Byte
         Ok(Ok(bytes)) => {
             let bytes = bytes.to_bytes();
             if !checksum::matches_header(check.as_ref().map(HeaderValue::as_bytes), &bytes) {
-                return Err(RequestFailure::Damaged(format!(
-                    "the document: {}",
-                    checksum::CHECKSUM_MISMATCH
-                )));
+                return Err(RequestFailure::damaged("the document"));
             }
             Ok(bytes)
         }
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(RequestFailure::TooLong),
-        Ok(Err(e)) => Err(RequestFailure::BadRequest(e.to_string())),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
+            let detail = format!("a document is at most {MAX_MANIFEST_BYTES} bytes");
+            Err(RequestFailure::new(ProblemCode::BodyTooLarge, detail))
+        }
+        Ok(Err(e)) => Err(RequestFailure::invalid(e)),
         Err(_) => {
-            Err(RequestFailure::BadRequest(format!("the document did not arrive in {timeout:?}")))
+            Err(RequestFailure::invalid(format!("the document did not arrive in {timeout:?}")))
         }
     }
+}
+
+/// Reads and drops what is left of a refused body, so that the refusal can be read before the
+/// connection ends: at most `limit` bytes and `patience`.
+async fn drain_body(mut body: Incoming, limit: u64, timeout: Duration) {
+    let mut left = limit;
+    let all = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let n = frame.data_ref().map_or(0, |d| d.len() as u64);
+            if n > left {
+                return;
+            }
+            left -= n;
+        }
+    };
+    let _ = tokio::time::timeout(timeout, all).await;
 }

@@ -7,8 +7,9 @@ use crate::fs::OfferDecision;
 use crate::wire::entry_report::{EntryWarning, EntryWarnings};
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::outcome::{EntryError, sanitize_text};
-use crate::wire::{BytePath, Digest};
+use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::{Decode, Encode};
+use std::time::Duration;
 
 /// Compare a manifest with what is there, and make all that needs no content.
 pub const OFFER: &str = "/v1/offer";
@@ -41,6 +42,11 @@ pub const MAX_TICKET_BYTES: usize = 16 << 10;
 pub const MAX_CONTENT_FRAME_BYTES: usize = 1 << 20;
 /// The longest reply that a sender accepts, in bytes: a fault for each of the entries of a manifest.
 pub const MAX_REPLY_BYTES: usize = 16 << 20;
+/// A transfer that moves less than [`MIN_PROGRESS_BYTES`] in this much waiting time fails.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(90);
+/// See [`STALL_TIMEOUT`].
+pub const MIN_PROGRESS_BYTES: u64 = 4096;
+
 /// A directory that could not get its metadata back after a write into it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct IndexedDirError {
@@ -80,43 +86,31 @@ pub struct IndexedWarning {
     pub dirs: Vec<u32>,
 }
 
-impl IndexedWarning {
-    /// Adds what another one of the same cause counted.
-    pub fn merge(&mut self, other: IndexedWarning) {
-        self.count = self.count.saturating_add(other.count);
-        let room = EntryWarning::MAX_PATHS.saturating_sub(self.entries.len() + self.dirs.len());
-        self.entries.extend(other.entries.into_iter().take(room));
-        let room = EntryWarning::MAX_PATHS.saturating_sub(self.entries.len() + self.dirs.len());
-        self.dirs.extend(other.dirs.into_iter().take(room));
-    }
-}
-
 /// Maximum number of causes in a reply.
 const MAX_WARNINGS: usize = 64;
 
-/// Where `path` is in a request.
-pub enum RequestIndex {
-    /// It is this entry.
-    Entry(u32),
-    /// It is this directory of the table.
-    Dir(u32),
+/// Where `path` is in the directory table `dirs`.
+pub fn dir_index(dirs: &[ManifestDir], path: &BytePath) -> Option<u32> {
+    let place = dirs.iter().position(|dir| dir.path.as_bytes() == path.0)?;
+    Some(place as u32)
 }
 
-/// Encodes `warnings` for a reply; `place` finds the index of a path.
-pub fn index_warnings(
+/// Encodes `warnings` for the reply to a request for `entries` below `dirs`.
+pub fn index_warnings<'a>(
     warnings: EntryWarnings,
-    place: impl Fn(&[u8]) -> Option<RequestIndex>,
+    entries: impl Iterator<Item = &'a RelPath> + Clone,
+    dirs: &[ManifestDir],
 ) -> Vec<IndexedWarning> {
     let indexed = warnings.into_iter().take(MAX_WARNINGS).map(|(cause, warning)| {
-        let (mut entries, mut dirs) = (Vec::new(), Vec::new());
+        let mut indexed =
+            IndexedWarning { cause, count: warning.count, entries: Vec::new(), dirs: Vec::new() };
         for path in warning.paths.iter().take(EntryWarning::MAX_PATHS) {
-            match place(&path.0) {
-                Some(RequestIndex::Entry(i)) => entries.push(i),
-                Some(RequestIndex::Dir(i)) => dirs.push(i),
-                None => {}
+            match entries.clone().position(|entry| entry.as_bytes() == path.0) {
+                Some(place) => indexed.entries.push(place as u32),
+                None => indexed.dirs.extend(dir_index(dirs, path)),
             }
         }
-        IndexedWarning { cause, count: warning.count, entries, dirs }
+        indexed
     });
     indexed.collect()
 }
@@ -360,12 +354,7 @@ mod tests {
         warnings.entry("owner not set".into()).or_default().add(b"d/f");
         warnings.entry("owner not set".into()).or_default().add(b"");
         warnings.entry("owner not set".into()).or_default().add(b"not sent");
-        let place = |path: &[u8]| match path {
-            b"d/f" => Some(RequestIndex::Entry(0)),
-            b"" => Some(RequestIndex::Dir(0)),
-            _ => None,
-        };
-        let indexed = index_warnings(warnings, place);
+        let indexed = index_warnings(warnings, [&entry.path].into_iter(), &dirs);
         let read = |indexed: Vec<IndexedWarning>| resolve_warnings(indexed, &[&entry], &dirs);
         let warning = read(indexed.clone()).unwrap().remove("owner not set").unwrap();
         assert_eq!(warning.count, 3);
@@ -380,29 +369,27 @@ mod tests {
     }
 
     #[test]
-    fn merged_warnings_count_all_and_list_a_limited_number_of_entries() {
-        let warning = |entries: &[u32], dirs: &[u32]| IndexedWarning {
-            cause: "owner not set".to_owned(),
-            count: 20,
-            entries: entries.to_vec(),
-            dirs: dirs.to_vec(),
+    fn indexed_warnings_count_all_and_list_a_limited_number_of_entries() {
+        let meta =
+            crate::wire::manifest::Meta { mode: 0, uid: 0, gid: 0, mtime_sec: 0, mtime_nsec: 0 };
+        let path = |i: usize| RelPath::new(format!("{i:02}")).unwrap();
+        let entries: Vec<RelPath> = (0..20).map(path).collect();
+        let dirs: Vec<_> = (20..40).map(|i| ManifestDir { path: path(i), meta }).collect();
+        let indexed = |order: &[usize]| {
+            let mut warnings = EntryWarnings::new();
+            for i in order {
+                warnings.entry("mode not set".into()).or_default().add(path(*i).as_bytes());
+            }
+            let indexed = index_warnings(warnings, entries.iter(), &dirs).remove(0);
+            assert_eq!(indexed.count, order.len() as u64);
+            (indexed.entries, indexed.dirs)
         };
-        let merged = |mut old: IndexedWarning, new| {
-            old.merge(new);
-            assert_eq!(old.count, 40);
-            (old.entries, old.dirs)
-        };
-        let old = warning(&[0, 1, 2, 3], &[0, 1, 2, 3]);
-        assert_eq!(
-            merged(old.clone(), warning(&[4], &[5, 6])),
-            (vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 5])
-        );
-        assert_eq!(
-            merged(old, warning(&[4, 5, 6], &[7])),
-            (vec![0, 1, 2, 3, 4, 5], vec![0, 1, 2, 3])
-        );
-        let full: Vec<u32> = (0..EntryWarning::MAX_PATHS as u32).collect();
-        assert_eq!(merged(warning(&[], &full), warning(&[1], &[2])), (vec![], full));
+        let first: Vec<u32> = (0..EntryWarning::MAX_PATHS as u32).collect();
+        let all: Vec<usize> = (0..40).collect();
+        assert_eq!(indexed(&all), (first.clone(), vec![]));
+        assert_eq!(indexed(&all[20..]), (vec![], first));
+        let mixed = [20, 21, 22, 23, 0, 1, 2, 3, 4, 24, 5, 25];
+        assert_eq!(indexed(&mixed), (vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 4]));
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use super::buffer_pool::{Buffer, RECEIVE_BUFFER_BYTES};
 use super::frame::ChunkSource;
 use super::meter::TrafficCounter;
+use super::protocol::MIN_PROGRESS_BYTES;
 use super::server_context::ConnectionContext;
-use super::stall::MIN_PROGRESS_BYTES;
 use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -127,10 +127,6 @@ struct PooledChunk {
     free_buffer: Arc<Mutex<Option<Buffer>>>,
 }
 
-fn lock_buffer(home: &Mutex<Option<Buffer>>) -> MutexGuard<'_, Option<Buffer>> {
-    home.lock()
-}
-
 impl AsRef<[u8]> for PooledChunk {
     fn as_ref(&self) -> &[u8] {
         self.buffer.as_ref().map_or(&[], |buffer| &buffer.content()[..self.length])
@@ -139,14 +135,13 @@ impl AsRef<[u8]> for PooledChunk {
 
 impl Drop for PooledChunk {
     fn drop(&mut self) {
-        *lock_buffer(&self.free_buffer) = self.buffer.take();
+        *self.free_buffer.lock() = self.buffer.take();
     }
 }
 
 impl ChunkSource for SocketReader {
     fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
-        let buffer =
-            lock_buffer(&self.free_buffer).take().ok_or("the piece before it is still in use")?;
+        let buffer = self.free_buffer.lock().take().ok_or("the piece before it is still in use")?;
         let mut piece =
             PooledChunk { buffer: Some(buffer), length: 0, free_buffer: self.free_buffer.clone() };
         let most = std::mem::replace(&mut self.next_read_bytes, RECEIVE_BUFFER_BYTES);
