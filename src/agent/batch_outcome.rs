@@ -2,7 +2,6 @@
 
 use super::batch::{copy_item, merge_warnings};
 use super::job::Job;
-use crate::data::outcome::DirMetadataError;
 use crate::data::{Destination, WrittenFile};
 use crate::wire::entry_report::{EntryAction, EntryWarnings, FileRecord, FileState};
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
@@ -98,14 +97,15 @@ impl<'a> BatchOutcome<'a> {
         &mut self,
         job: Job<'_>,
         to: &Destination,
-        errors: Vec<DirMetadataError>,
+        errors: Vec<EntryError>,
     ) {
         let entries = &self.manifest.entries;
-        for (dir, error) in errors {
+        for error in errors {
             if error.class == ErrorClass::Permanent {
                 tracing::debug!(sync = %job.assignment.request_id, "{error}");
                 continue;
             }
+            let Ok(dir) = RelPath::new(&error.path.0) else { continue };
             let is_child = |e: &Entry| dir == e.path || e.path.parent().is_some_and(|p| p == dir);
             let child = entries.iter().position(is_child);
             let below = || entries.iter().position(|e| dir.contains(&e.path));

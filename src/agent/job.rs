@@ -6,10 +6,10 @@ use super::lease_table::LeaseTable;
 use super::limits::SendLimits;
 use crate::data::{
     ActiveRequests, Deadline, Destination, Endpoints, Local, Peers, Roots, SendError,
-    TicketVerifier,
+    TicketVerifier, TransferControl,
 };
 use crate::fs::{Filter, FsError, Target, Tree};
-use crate::util::rate::{Limiters, RateLimiter};
+use crate::util::rate::RateLimiter;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
@@ -120,8 +120,13 @@ impl Job<'_> {
         u64::from(self.assignment.chunk_size_mb.max(1)) << 20
     }
 
-    fn limiters(&self) -> Limiters {
-        self.cx.limits.limiters_for(&self.assignment.request_id).with(self.byte_counter.clone())
+    fn transfer_control(&self) -> TransferControl {
+        let limiters = self.cx.limits.limiters_for(&self.assignment.request_id);
+        TransferControl {
+            limiters: limiters.with(self.byte_counter.clone()),
+            deadline: self.deadline.clone(),
+            ..TransferControl::default()
+        }
     }
 
     pub(super) fn batch_builder(&self) -> BatchBuilder {
@@ -226,8 +231,7 @@ impl DestinationPicker<'_> {
                 Ok((claims, target)) => {
                     self.job.mark_requested(&cx.worker_id);
                     let local = Local::new(target, claims, cx.peers.pool().clone())
-                        .with_limiters(self.job.limiters())
-                        .with_deadline(self.job.deadline)
+                        .with_control(self.job.transfer_control())
                         .with_cloning(!assignment.options.no_clone);
                     return Some(Destination::Local { worker: cx.worker_id.clone(), local });
                 }
@@ -245,7 +249,7 @@ impl DestinationPicker<'_> {
         let rules = assignment.options.write_rules();
         let corruption = cx.corruption_counts.counter_for(&assignment.request_id);
         let peer = cx.peers.peer(member, &assignment.ticket, &rules);
-        let peer = peer.with_limiters(self.job.limiters()).with_deadline(self.job.deadline);
+        let peer = peer.with_control(self.job.transfer_control());
         Some(Destination::Remote(peer.with_damage_counter(corruption)))
     }
 

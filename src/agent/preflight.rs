@@ -1,6 +1,7 @@
 //! The first step of a scan: checks that both roots of the sync can be used.
 
 use super::job::Job;
+use crate::data::RootCheckRequest;
 use crate::fs::{FsError, RootKind, RootMismatch, Tree};
 use crate::wire::outcome::{EntryError, ErrorClass};
 use std::time::Duration;
@@ -33,7 +34,7 @@ async fn check_destination(job: Job<'_>, source: RootKind) -> Result<(), EntryEr
     let mut picker = job.destination_picker();
     while let Some(to) = picker.pick_next() {
         picker.exclude(to.worker());
-        match to.check_root(source).await {
+        match to.request(RootCheckRequest { source_kind: source }).await {
             Ok(Err(error)) if is_permanent(&error) => {
                 first_error = first_error.and(Err(job.with_observer(error, to.worker())));
             }

@@ -168,7 +168,7 @@ impl<S: PageSink> Pruner<'_, S> {
                 let outcome = self.picker.fail_exhausted();
                 return Err(ScanEnd::failed(outcome.message.unwrap_or_default()));
             };
-            match to.prune(request.clone()).await {
+            match to.request(request.clone()).await {
                 Ok(mut outcome) => {
                     self.job.mark_wrote(to.worker());
                     for error in &mut outcome.errors {

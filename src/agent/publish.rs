@@ -3,7 +3,7 @@
 
 use super::batch_outcome::count_action;
 use super::job::{Job, JobResult, TaskOutcome, failure_report, run_blocking};
-use crate::data::WrittenFile;
+use crate::data::{CleanUpRequest, WrittenFile};
 use crate::fs::{Cause, SentRanges, Target};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::HashMode;
@@ -74,7 +74,7 @@ pub(super) async fn clean_up(job: Job<'_>) -> JobResult<TaskOutcome> {
     let root = root.map(|entry| ManifestDir { path: entry.path, meta: entry.meta });
     let mut picker = job.destination_picker();
     while let Some(to) = picker.pick_next() {
-        match to.clean_up(root.clone()).await {
+        match to.request(CleanUpRequest { root: root.clone() }).await {
             Ok(cleaned) => {
                 job.mark_wrote(to.worker());
                 cleaned.map_err(|e| TaskOutcome::failed_with(job.with_observer(e, to.worker())))?;

@@ -114,7 +114,7 @@ impl RangeTransfer<'_> {
         action: EntryAction,
         packed: PackOutcome,
     ) -> Result<(), EntryError> {
-        for (_, error) in packed.dir_errors {
+        for error in packed.dir_errors {
             // The entry of the directory reports a permanent error.
             warn_ratelimited!(error.describe_cause(), "{error}");
         }

@@ -14,7 +14,7 @@
 use super::control_messages::BLOCK_BYTES;
 use super::protocol::FRAME_HEADER_BYTES;
 use crate::fs::DIRECT_ALIGN_BYTES;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -132,7 +132,7 @@ impl BufferPool {
     }
 
     fn build_buffer(&self, size: usize, permit: Option<OwnedSemaphorePermit>) -> Buffer {
-        let memory = self.lock().allocate(allocation_bytes(size), self.0.limit);
+        let memory = self.0.memory.lock().allocate(allocation_bytes(size), self.0.limit);
         // At most a page: `align_offset` may return any number.
         let content_start = FRAME_HEADER_BYTES
             + memory[FRAME_HEADER_BYTES..]
@@ -149,13 +149,9 @@ impl BufferPool {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, FreeBuffers> {
-        self.0.memory.lock()
-    }
-
     /// The most bytes that there were at once.
     pub fn peak_bytes(&self) -> usize {
-        self.lock().peak_bytes
+        self.0.memory.lock().peak_bytes
     }
 }
 
@@ -272,7 +268,7 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        self.pool.lock().release(memory);
+        self.pool.0.memory.lock().release(memory);
     }
 }
 
@@ -322,9 +318,12 @@ pub(super) mod tests {
     fn only_so_many_unused_buffers_are_kept() {
         let pool = BufferPool::new((MAX_FREE_BUFFERS + 2) * allocation_bytes(SEND_BUFFER_BYTES));
         let all: Vec<Buffer> = (0..MAX_FREE_BUFFERS + 2).map(|_| test_buffer(&pool)).collect();
-        assert_eq!(pool.lock().bytes, (MAX_FREE_BUFFERS + 2) * allocation_bytes(SEND_BUFFER_BYTES));
+        assert_eq!(
+            pool.0.memory.lock().bytes,
+            (MAX_FREE_BUFFERS + 2) * allocation_bytes(SEND_BUFFER_BYTES)
+        );
         drop(all);
-        let memory = pool.lock();
+        let memory = pool.0.memory.lock();
         assert_eq!(
             (memory.free.len(), memory.bytes),
             (MAX_FREE_BUFFERS, MAX_FREE_BUFFERS * allocation_bytes(SEND_BUFFER_BYTES))
@@ -379,6 +378,6 @@ pub(super) mod tests {
         drop(pool.acquire([SEND_BUFFER_BYTES, BLOCK_BUFFER_BYTES]).await);
         drop(pool.acquire([MAX_EXCHANGE_BYTES / 2]).await);
         assert!(pool.peak_bytes() <= MAX_EXCHANGE_BYTES, "{}", pool.peak_bytes());
-        assert!(pool.lock().bytes <= MAX_EXCHANGE_BYTES);
+        assert!(pool.0.memory.lock().bytes <= MAX_EXCHANGE_BYTES);
     }
 }

@@ -1,7 +1,7 @@
 //! The requesting end of content streams: a thread owns the socket while it reads files, hashes them and
 //! sends what it read, and waits for the answer.
 
-use super::deadline::Deadline;
+use super::deadline::TransferControl;
 use super::frame;
 use super::meter::{CountedStream, TrafficCounter};
 use super::protocol::{
@@ -9,7 +9,6 @@ use super::protocol::{
 };
 use super::socket_reader::poll_ready;
 use crate::util::checksum;
-use crate::util::shutdown::Shutdown;
 use crate::wire::problem::{Problem, ProblemCode};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -113,10 +112,7 @@ struct Exchange<'a> {
     client: &'a ContentClient,
     /// Grows with what is sent.
     progress: &'a AtomicU64,
-    /// Cancelled when the requester disconnected.
-    cancelled: &'a Shutdown,
-    /// Nothing is sent after this.
-    deadline: &'a Deadline,
+    control: &'a TransferControl,
     /// Why nothing more can be sent.
     failure: Option<String>,
 }
@@ -132,10 +128,10 @@ impl ContentClient {
         &self,
         request: &ContentRequest,
         progress: &AtomicU64,
-        (cancelled, deadline): (&Shutdown, &Deadline),
+        control: &TransferControl,
         feed: impl FnOnce(&mut dyn FrameSink) -> Result<T, Disconnected>,
     ) -> Result<(ContentReply, Result<T, Disconnected>), String> {
-        let mut exchange = Exchange { client: self, progress, cancelled, deadline, failure: None };
+        let mut exchange = Exchange { client: self, progress, control, failure: None };
         let sent_files = exchange.send(&frame::ask(request)).and_then(|()| feed(&mut exchange));
         let Some(reason) = exchange.failure.take() else {
             return Ok((exchange.read_reply(None)?, sent_files));
@@ -243,8 +239,7 @@ impl FrameSink for Exchange<'_> {
     }
 
     fn check_active(&self) -> Result<(), Disconnected> {
-        let over = self.cancelled.is_cancelled() || self.deadline.is_over();
-        if over { Err(Disconnected) } else { Ok(()) }
+        if self.control.is_over() { Err(Disconnected) } else { Ok(()) }
     }
 }
 
@@ -264,8 +259,8 @@ mod tests {
         peer.shutdown(std::net::Shutdown::Write).unwrap();
         let asking = ContentClient { stream, counters: Vec::new() };
         let request = ContentRequest { verb: String::new(), ticket: String::new() };
-        let ends = (&Shutdown::new(), &Deadline::default());
-        asking.exchange(&request, &AtomicU64::new(0), ends, |_| Ok(())).unwrap_err()
+        let control = TransferControl::default();
+        asking.exchange(&request, &AtomicU64::new(0), &control, |_| Ok(())).unwrap_err()
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub struct BlockDigests {
     pub basis: Option<Digest>,
 }
 
-/// The request to remove auxiliary files for hard links.
+/// The request to remove auxiliary files for hard links; the outcome is the error of what is left.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct CleanUpRequest {
     /// The root of the sync, which gets its metadata back.
@@ -135,7 +135,7 @@ pub struct CleanUpRequest {
     pub root: Option<ManifestDir>,
 }
 
-/// The question whether the root of the destination can be written.
+/// The question whether the root of the destination can be written; the outcome is the error if not.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct RootCheckRequest {
     /// What the root of the source is.

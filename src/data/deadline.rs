@@ -1,9 +1,12 @@
-//! The end of the time that work has, which can be extended while it runs.
+//! The end of the time that work has, which can be extended while it runs; and all that ends or slows a transfer.
 
 use super::ticket_verifier::boottime;
+use crate::util::rate::Limiters;
+use crate::util::shutdown::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio_util::sync::DropGuard;
 
 /// A moment ([`boottime`]) at which work ends, unless it is put off. Clones are the same one. Threads that
 /// read, send or write check it themselves, between two steps: the task that would stop them may have been suspended
@@ -42,4 +45,29 @@ impl Deadline {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What ends or slows a transfer, to a peer or on this host. The default is no limit.
+#[derive(Debug, Clone, Default)]
+pub struct TransferControl {
+    /// Limits on bytes per second.
+    pub limiters: Limiters,
+    /// No content is sent or written after this.
+    pub deadline: Deadline,
+    /// Cancelled when the requester disconnected. Each attempt has its own token.
+    pub cancelled: Shutdown,
+}
+
+impl TransferControl {
+    /// The same with a token that is cancelled when the guard is dropped.
+    pub(super) fn start_attempt(&self) -> (Self, DropGuard) {
+        let control = TransferControl { cancelled: Shutdown::new(), ..self.clone() };
+        let guard = control.cancelled.clone().drop_guard();
+        (control, guard)
+    }
+
+    /// Whether the transfer is to end now.
+    pub(super) fn is_over(&self) -> bool {
+        self.cancelled.is_cancelled() || self.deadline.is_over()
+    }
 }

@@ -1,5 +1,8 @@
 //! Ranges that are sent or compared in windows: block values of a window are requested while the one before
 //! it is on its way. A hole is one window, however long it is, unless its zeros are hashed.
+//!
+//! With several NICs, what is sent goes in stripes: one connection is one NIC, and a range in one piece would leave
+//! the others to other ranges.
 
 use super::buffer_pool::BLOCK_BUFFER_BYTES;
 use super::control_messages::{BLOCK_BYTES, BlockDigests, BlockDigestsRequest, WINDOW_BYTES};
@@ -12,6 +15,14 @@ use crate::wire::content::merge_blocks;
 use crate::wire::content::{HashMode, SubtreeStack, ZERO_DIGEST};
 use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::outcome::{EntryError, ErrorClass};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use std::collections::BTreeMap;
+
+/// The size of a piece, a power of two: long enough to hide a round trip, short enough that the end of
+/// the last one is not waited for long, 0.07 s at 1 Gb/s.
+const STRIPE_BYTES: u64 = 8 << 20;
+/// Blocks of a piece.
+const BLOCKS_PER_STRIPE: usize = (STRIPE_BYTES / BLOCK_BYTES) as usize;
 
 /// What a destination has of the blocks of a window.
 type DestinationBlocks = Result<Vec<BlockDigests>, EntryError>;
@@ -56,8 +67,27 @@ impl Destination {
         entry: &Entry,
         (offset, length): (u64, u64),
     ) -> Result<Option<Digest>, RangeError> {
-        self.compare_range(RangeTransfer { source, manifest, entry, span: Span { offset, length } })
-            .await
+        let transfer = RangeTransfer { source, manifest, entry, span: Span { offset, length } };
+        let windows = self.split_into_windows(transfer).await?;
+        let mut values = SubtreeStack::default();
+        for Window { span, is_hole: hole } in windows {
+            if hole && span.length > BLOCK_BYTES {
+                let block = span.length.next_power_of_two();
+                let existing = self.request_blocks(transfer, span, block).await??;
+                // What is not a hole there may be zeros all the same.
+                if existing.iter().all(|existing| existing.basis == Some(ZERO_DIGEST)) {
+                    values.push_subtree(span.length, ZERO_DIGEST);
+                    continue;
+                }
+            }
+            for window in span.split(WINDOW_BYTES) {
+                match self.compare_window(transfer, window).await? {
+                    Some(value) => values.push_subtree(window.length, value),
+                    None => return Ok(None),
+                }
+            }
+        }
+        Ok(values.merged_value())
     }
 
     /// Sends a range window by window; in a delta what differs, and has the rest kept.
@@ -139,6 +169,43 @@ impl Destination {
         }
     }
 
+    /// Sends a range, in pieces where there are several pairs of NICs; with `there` only what differs from
+    /// those blocks.
+    async fn send_striped(
+        &self,
+        transfer: RangeTransfer<'_>,
+        existing: Option<Vec<BlockDigests>>,
+    ) -> Result<WrittenRange, RangeError> {
+        let Destination::Remote(peer) = self else {
+            return self.send_range(transfer, existing).await;
+        };
+        let span = transfer.span;
+        // Pieces are subtrees of the file's hash where the range begins with one.
+        let cut = span.length > STRIPE_BYTES && span.offset.is_multiple_of(STRIPE_BYTES);
+        if !cut || !peer.is_multi_rail() {
+            return peer.transfer_range(transfer, existing).await;
+        }
+        let existing = existing.as_deref();
+        let each = span.split(STRIPE_BYTES).enumerate().map(|(place, span)| async move {
+            let blocks =
+                existing.and_then(|existing| existing.chunks(BLOCKS_PER_STRIPE).nth(place));
+            let sent = peer
+                .transfer_range(RangeTransfer { span, ..transfer }, blocks.map(<[_]>::to_vec))
+                .await?;
+            Ok::<_, RangeError>((place, sent))
+        });
+        // Not in order: a slow NIC must not hold up the others.
+        let mut done = futures_util::stream::iter(each).buffer_unordered(peer.parallel_stripes());
+        let (mut values, mut all_sent, mut all_kept) = (BTreeMap::new(), 0, 0);
+        while let Some((place, WrittenRange { value, sent, kept })) = done.try_next().await? {
+            values.extend(value.map(|value| (place, value)));
+            all_sent += sent;
+            all_kept += kept;
+        }
+        let values: Vec<_> = values.into_values().collect();
+        Ok(WrittenRange { value: merge_blocks(&values), sent: all_sent, kept: all_kept })
+    }
+
     async fn request_blocks(
         &self,
         transfer: RangeTransfer<'_>,
@@ -152,33 +219,6 @@ impl Destination {
             block_bytes: block,
         };
         self.request(request).await
-    }
-
-    /// Compares `ranged` with the file that the destination has; nothing is sent.
-    pub(super) async fn compare_range(
-        &self,
-        transfer: RangeTransfer<'_>,
-    ) -> Result<Option<Digest>, RangeError> {
-        let windows = self.split_into_windows(transfer).await?;
-        let mut values = SubtreeStack::default();
-        for Window { span, is_hole: hole } in windows {
-            if hole && span.length > BLOCK_BYTES {
-                let block = span.length.next_power_of_two();
-                let existing = self.request_blocks(transfer, span, block).await??;
-                // What is not a hole there may be zeros all the same.
-                if existing.iter().all(|existing| existing.basis == Some(ZERO_DIGEST)) {
-                    values.push_subtree(span.length, ZERO_DIGEST);
-                    continue;
-                }
-            }
-            for window in span.split(WINDOW_BYTES) {
-                match self.compare_window(transfer, window).await? {
-                    Some(value) => values.push_subtree(window.length, value),
-                    None => return Ok(None),
-                }
-            }
-        }
-        Ok(values.merged_value())
     }
 
     async fn compare_window(

@@ -1,17 +1,15 @@
 //! Where an executor sends to: a peer, or this host itself.
 
 use super::buffer_pool::BufferPool;
-use super::control_messages::{BlockDigests, CleanUpRequest, ControlRequest, RootCheckRequest};
+use super::control_messages::{BlockDigests, ControlRequest};
 use super::local::{CloneOutcome, Local};
 use super::outcome::{OfferOutcome, PackOutcome, RangeError, SendError, WrittenRange};
 use super::peer::Peer;
-use super::prune_messages::PruneRequest;
 use super::source_reader::RangeTransfer;
-use crate::fs::{PruneOutcome, RootKind, Tree};
+use crate::fs::Tree;
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
-use crate::wire::outcome::EntryError;
 use bytes::Bytes;
 
 /// A destination of content.
@@ -82,45 +80,14 @@ impl Destination {
     }
 
     /// Has a request executed at the destination.
-    pub(super) async fn request<R: ControlRequest>(
-        &self,
-        request: R,
-    ) -> Result<R::Outcome, SendError> {
+    ///
+    /// # Errors
+    /// See [`SendError`]; the ticket may not allow it.
+    pub async fn request<R: ControlRequest>(&self, request: R) -> Result<R::Outcome, SendError> {
         match self {
             Destination::Local { local, .. } => local.request(request).await,
             Destination::Remote(peer) => peer.request(&request, request.to_document()).await,
         }
-    }
-
-    /// Finds (and, where the request applies it, removes) the entries of one page that the source does not have.
-    ///
-    /// # Errors
-    /// See [`SendError`]; the ticket may not allow it.
-    pub async fn prune(&self, request: PruneRequest) -> Result<PruneOutcome, SendError> {
-        self.request(request).await
-    }
-
-    /// Removes the anchors of hard links that the sync kept at the destination, and sets the metadata of `root` again;
-    /// inside: the error of what is left.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn clean_up(
-        &self,
-        root: Option<ManifestDir>,
-    ) -> Result<Result<(), EntryError>, SendError> {
-        self.request(CleanUpRequest { root }).await
-    }
-
-    /// Whether the root of a source of this kind can be written there; inside: the error if not.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn check_root(
-        &self,
-        source_kind: RootKind,
-    ) -> Result<Result<(), EntryError>, SendError> {
-        self.request(RootCheckRequest { source_kind }).await
     }
 
     /// Sends `files` of `source`, which lie in `dirs`, as what each of them is now.

@@ -4,7 +4,7 @@ use super::listen::Listener;
 use super::nics::Nic;
 use crate::config::NicConfig as Configured;
 use crate::wire::worker::{Endpoint, UnavailableEndpoint};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +17,9 @@ const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Endpoints(Mutex<Vec<Result<Endpoint, UnavailableEndpoint>>>);
 
 impl Endpoints {
-    fn lock(&self) -> MutexGuard<'_, Vec<Result<Endpoint, UnavailableEndpoint>>> {
-        self.0.lock()
-    }
-
     /// Adds one that is listened on.
     pub(super) fn add(&self, endpoint: Endpoint) {
-        self.lock().push(Ok(endpoint));
+        self.0.lock().push(Ok(endpoint));
     }
 
     /// Adds one without an address of this host, and logs that.
@@ -33,19 +29,19 @@ impl Endpoints {
         tracing::error!(
             "data-plane endpoint {endpoint} is unavailable: {error}; it is used as soon as this host has its address"
         );
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         all.push(Err(UnavailableEndpoint { endpoint, reason }));
         PendingEndpoint { index: all.len() - 1, nic: Nic::new(configured.clone()), configured }
     }
 
     /// Those that are listened on, with the ports that they have.
     pub fn available(&self) -> Vec<Endpoint> {
-        self.lock().iter().filter_map(|endpoint| endpoint.as_ref().ok()).cloned().collect()
+        self.0.lock().iter().filter_map(|endpoint| endpoint.as_ref().ok()).cloned().collect()
     }
 
     /// Those that are not, each with the reason.
     pub fn unavailable(&self) -> Vec<UnavailableEndpoint> {
-        self.lock().iter().filter_map(|endpoint| endpoint.as_ref().err()).cloned().collect()
+        self.0.lock().iter().filter_map(|endpoint| endpoint.as_ref().err()).cloned().collect()
     }
 }
 
@@ -78,14 +74,14 @@ impl PendingEndpoint {
                 Ok(listener) => {
                     let endpoint = listener.nic.endpoint.clone();
                     tracing::info!("data-plane endpoint {} is available", endpoint.authority());
-                    endpoints.lock()[self.index] = Ok(endpoint);
+                    endpoints.0.lock()[self.index] = Ok(endpoint);
                     return listener.with_nic(self.nic);
                 }
                 Err(error) => error,
             };
             let endpoint = self.nic.endpoint.authority();
             let reason = format!("cannot listen on {endpoint}: {error}");
-            endpoints.lock()[self.index] = Err(UnavailableEndpoint { endpoint, reason });
+            endpoints.0.lock()[self.index] = Err(UnavailableEndpoint { endpoint, reason });
         }
     }
 }

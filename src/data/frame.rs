@@ -112,6 +112,13 @@ pub enum FrameError {
     Connection(String),
 }
 
+impl FrameError {
+    /// A frame in the wrong position.
+    pub fn unexpected(reason: &str) -> Self {
+        FrameError::Unexpected(reason.to_owned())
+    }
+}
+
 /// Where bytes come from, in pieces of any length.
 pub trait ChunkSource {
     /// The next piece; `None` at the end.
@@ -162,9 +169,7 @@ impl<P: ChunkSource> FrameReader<P> {
         if self.content_left > 0 {
             return self.next_content();
         }
-        let mut head = [0; FRAME_HEADER_BYTES];
-        self.fill(&mut head)?;
-        let (kind, length) = parse_header(head);
+        let (kind, length) = parse_header(self.read_array()?);
         let allowed = match kind {
             DIRS | FILE | RANGE => 1..=MAX_MANIFEST_BYTES,
             CONTENT => 1..=MAX_CONTENT_FRAME_BYTES,
@@ -186,16 +191,10 @@ impl<P: ChunkSource> FrameReader<P> {
                 }
                 self.next_content()
             }
-            DIGEST => {
-                let mut digest = [0; 32];
-                self.fill(&mut digest)?;
-                Ok(Frame::Digest(Digest(digest)))
-            }
+            DIGEST => Ok(Frame::Digest(Digest(self.read_array()?))),
             HOLE => self.read_length(kind).map(Frame::Hole),
             KEEP => {
-                let mut from = [0];
-                self.fill(&mut from)?;
-                let from = match from {
+                let from = match self.read_array()? {
                     [0] => ReuseSource::PartFile,
                     [1] => ReuseSource::Basis,
                     [other] => {
@@ -207,11 +206,7 @@ impl<P: ChunkSource> FrameReader<P> {
             }
             ABORT => Ok(Frame::Abort),
             DONE => Ok(Frame::Done),
-            END => {
-                let mut count = [0; 4];
-                self.fill(&mut count)?;
-                Ok(Frame::End(u32::from_le_bytes(count)))
-            }
+            END => Ok(Frame::End(u32::from_le_bytes(self.read_array()?))),
             _ => self.read_document(kind, length),
         }
     }
@@ -247,7 +242,7 @@ impl<P: ChunkSource> FrameReader<P> {
             return Err(FrameError::Truncated);
         }
         if !self.unread.is_empty() {
-            return Err(FrameError::Unexpected("bytes follow the last frame".to_owned()));
+            return Err(FrameError::unexpected("bytes follow the last frame"));
         }
         Ok(())
     }
@@ -279,6 +274,12 @@ impl<P: ChunkSource> FrameReader<P> {
         Ok(Frame::Content(piece))
     }
 
+    fn read_array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let mut out = [0; N];
+        self.fill(&mut out)?;
+        Ok(out)
+    }
+
     fn fill(&mut self, out: &mut [u8]) -> Result<(), FrameError> {
         let mut at = 0;
         while at < out.len() {
@@ -294,9 +295,7 @@ impl<P: ChunkSource> FrameReader<P> {
 
     /// The length of a hole or of what is kept.
     fn read_length(&mut self, kind: u8) -> Result<u64, FrameError> {
-        let mut length = [0; 8];
-        self.fill(&mut length)?;
-        match u64::from_le_bytes(length) {
+        match u64::from_le_bytes(self.read_array()?) {
             0 => Err(FrameError::Malformed { kind, reason: "its length is zero".to_owned() }),
             length => {
                 self.source.record_progress(length);
@@ -406,24 +405,28 @@ pub fn content_header(length: usize) -> [u8; FRAME_HEADER_BYTES] {
     head(CONTENT, length)
 }
 
+/// A frame of a few bytes; `N` is its length with its header.
+fn short_frame<const N: usize>(kind: u8, payload: &[u8]) -> [u8; N] {
+    let mut out = [0; N];
+    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(kind, payload.len()));
+    out[FRAME_HEADER_BYTES..].copy_from_slice(payload);
+    out
+}
+
 /// A HOLE frame of `length` bytes (at least 1).
 pub fn hole(length: u64) -> [u8; FRAME_HEADER_BYTES + 8] {
-    let mut out = [0; FRAME_HEADER_BYTES + 8];
-    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(HOLE, 8));
-    out[FRAME_HEADER_BYTES..].copy_from_slice(&length.to_le_bytes());
-    out
+    short_frame(HOLE, &length.to_le_bytes())
 }
 
 /// A KEEP frame of `length` bytes (at least 1).
 pub fn keep(from: ReuseSource, length: u64) -> [u8; FRAME_HEADER_BYTES + 9] {
-    let mut out = [0; FRAME_HEADER_BYTES + 9];
-    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(KEEP, 9));
-    out[FRAME_HEADER_BYTES] = match from {
+    let mut payload = [0; 9];
+    payload[0] = match from {
         ReuseSource::PartFile => 0,
         ReuseSource::Basis => 1,
     };
-    out[FRAME_HEADER_BYTES + 1..].copy_from_slice(&length.to_le_bytes());
-    out
+    payload[1..].copy_from_slice(&length.to_le_bytes());
+    short_frame(KEEP, &payload)
 }
 
 /// A DONE frame.
@@ -433,10 +436,7 @@ pub fn done() -> [u8; FRAME_HEADER_BYTES] {
 
 /// A DIGEST frame.
 pub fn digest(digest: &Digest) -> [u8; FRAME_HEADER_BYTES + 32] {
-    let mut out = [0; FRAME_HEADER_BYTES + 32];
-    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(DIGEST, 32));
-    out[FRAME_HEADER_BYTES..].copy_from_slice(&digest.0);
-    out
+    short_frame(DIGEST, &digest.0)
 }
 
 /// An ABORT frame.
@@ -446,10 +446,7 @@ pub fn abort() -> [u8; FRAME_HEADER_BYTES] {
 
 /// An END frame.
 pub fn end(files: u32) -> [u8; FRAME_HEADER_BYTES + 4] {
-    let mut out = [0; FRAME_HEADER_BYTES + 4];
-    out[..FRAME_HEADER_BYTES].copy_from_slice(&head(END, 4));
-    out[FRAME_HEADER_BYTES..].copy_from_slice(&files.to_le_bytes());
-    out
+    short_frame(END, &files.to_le_bytes())
 }
 
 #[cfg(test)]

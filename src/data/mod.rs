@@ -17,8 +17,8 @@
 //!   [`pooled_connection`], [`route_monitor`], [`connect`]): over which NICs; [`nics`], [`meter`]: those of this host;
 //!   [`source_reader`]: how it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
-//!   ranges that are compared first; `stripe`: ranges over several NICs
-//! - [`outcome`]: the outcomes of entries; [`deadline`]: when work ends; [`stall`], [`buffer_pool`]: progress and memory
+//!   ranges that are compared first, and over several NICs
+//! - [`outcome`]: the outcomes of entries; [`deadline`]: when work ends; [`buffer_pool`]: memory
 
 pub mod active_requests;
 pub mod buffer_pool;
@@ -57,15 +57,14 @@ pub mod server;
 pub mod server_context;
 pub mod socket_reader;
 pub mod source_reader;
-pub mod stall;
-mod stripe;
 #[cfg(test)]
 mod tests;
 pub mod ticket_verifier;
 
 pub use active_requests::ActiveRequests;
 pub use buffer_pool::BufferPools;
-pub use deadline::Deadline;
+pub use control_messages::{CleanUpRequest, RootCheckRequest};
+pub use deadline::{Deadline, TransferControl};
 pub use destination::Destination;
 pub use endpoints::Endpoints;
 pub use local::{CloneOutcome, Local};

@@ -54,9 +54,6 @@ fn format_attempts(attempted: &[(String, String)]) -> String {
     each.join("; ")
 }
 
-/// A directory that did not get its metadata back.
-pub type DirMetadataError = (RelPath, EntryError);
-
 /// What a destination made of an offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfferOutcome {
@@ -67,7 +64,7 @@ pub struct OfferOutcome {
     /// What the destination could not hold.
     pub warnings: EntryWarnings,
     /// Directories without their metadata.
-    pub dir_errors: Vec<DirMetadataError>,
+    pub dir_errors: Vec<EntryError>,
     /// The destination keeps auxiliary files for hard links: a clean-up is needed in the end.
     pub needs_clean_up: bool,
     /// Directories on the way to the entries that are new at the destination, and no entries themselves.
@@ -86,7 +83,7 @@ pub struct PackOutcome {
     /// What the destination could not hold.
     pub warnings: EntryWarnings,
     /// Directories without their metadata.
-    pub dir_errors: Vec<DirMetadataError>,
+    pub dir_errors: Vec<EntryError>,
     /// The destination keeps auxiliary files for hard links: a clean-up is needed in the end.
     pub needs_clean_up: bool,
 }
@@ -158,14 +155,11 @@ impl From<SendError> for RangeError {
     }
 }
 
-fn dir_errors(
-    dirs: &[ManifestDir],
-    all: Vec<IndexedDirError>,
-) -> Result<Vec<DirMetadataError>, String> {
+fn dir_errors(dirs: &[ManifestDir], all: Vec<IndexedDirError>) -> Result<Vec<EntryError>, String> {
     all.into_iter()
         .map(|one| {
             let dir = dirs.get(one.dir as usize).ok_or("it names a directory that was not sent")?;
-            Ok((dir.path.clone(), one.error.received(&dir.path)))
+            Ok(one.error.received(&dir.path))
         })
         .collect()
 }

@@ -5,22 +5,20 @@ use super::buffer_pool::Buffer;
 use super::connect::ConnectionKind;
 use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink};
 use super::control_messages::{BlockDigests, ControlRequest};
-use super::deadline::Deadline;
+use super::deadline::TransferControl;
 use super::outcome::{PackOutcome, RangeError, SendError, SentFile, WrittenRange};
 use super::peers::Peers;
 use super::pooled_connection::PooledConnection;
 use super::protocol::{
-    ContentRequest, MAX_REPLY_BYTES, PACK, PackReply, RANGE, RangeHead, RangeReply, TICKET_HEADER,
-    WriteOutcome,
+    ContentRequest, MAX_REPLY_BYTES, MIN_PROGRESS_BYTES, PACK, PackReply, RANGE, RangeHead,
+    RangeReply, STALL_TIMEOUT, TICKET_HEADER, WriteOutcome,
 };
 use super::send::{FrameWriter, send_pack, send_range};
 use super::source_reader::RangeTransfer;
-use super::stall::{MIN_PROGRESS_BYTES, STALL_TIMEOUT, wait_for_stall};
 use crate::fs::Tree;
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::util::corruption::CorruptionCounter;
 use crate::util::rate::Limiters;
-use crate::util::shutdown::Shutdown;
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, ManifestDir};
@@ -35,7 +33,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A complete reply must arrive within this; twice the stall timeout of the receiver, so that its error
@@ -70,9 +68,8 @@ pub struct Peer {
     pub(super) hashing: HashMode,
     /// … and sent, where that is with its digest.
     sent_hashing: Option<HashMode>,
-    limiters: Limiters,
+    control: TransferControl,
     damage: CorruptionCounter,
-    deadline: Deadline,
     /// See [`REPLY_TIMEOUT`].
     reply_timeout: Duration,
     pub(super) peers: Arc<Peers>,
@@ -107,9 +104,8 @@ impl Peer {
             ticket: ticket.to_owned(),
             hashing: rules.hash_mode(),
             sent_hashing: rules.sender_hash_mode(),
-            limiters: Limiters::default(),
+            control: TransferControl::default(),
             damage: CorruptionCounter::default(),
-            deadline: Deadline::default(),
             reply_timeout: REPLY_TIMEOUT,
             peers,
         }
@@ -128,15 +124,9 @@ impl Peer {
         self
     }
 
-    /// The same, sending within the limits of `pace`.
-    pub fn with_limiters(mut self, limiters: Limiters) -> Self {
-        self.limiters = limiters;
-        self
-    }
-
-    /// The same; nothing is sent any more once that is over.
-    pub fn with_deadline(mut self, deadline: &Deadline) -> Self {
-        self.deadline = deadline.clone();
+    /// The same, with content that `control` ends and slows.
+    pub fn with_control(mut self, control: TransferControl) -> Self {
+        self.control = control;
         self
     }
 
@@ -289,10 +279,9 @@ impl Peer {
             let buffers = self.peers.pool().acquire_for_send(compared).await;
             let mut pooled = self.checkout(fresh, ConnectionKind::Content, size).await?;
             // Dropped when it is settled what becomes of the connection: the thread closes it.
-            let cancelled = Shutdown::new();
-            let _guard = cancelled.clone().drop_guard();
+            let (control, _guard) = self.control.start_attempt();
             let (stream, answered, sent_files) = match self
-                .exchange_content(&mut pooled, verb, cancelled, (feed.clone(), buffers))
+                .exchange_content(&mut pooled, verb, control, (feed.clone(), buffers))
                 .await
             {
                 Ok(ended) => ended,
@@ -331,7 +320,7 @@ impl Peer {
         &self,
         pooled: &mut PooledConnection,
         verb: &str,
-        cancelled: Shutdown,
+        control: TransferControl,
         (feed, buffers): (F, (Buffer, Option<Buffer>)),
     ) -> Result<CompletedExchange<T>, RequestError>
     where
@@ -342,14 +331,14 @@ impl Peer {
         let stream = stream.ok_or_else(|| RequestError::Connection("it is gone".to_owned()))?;
         let request = ContentRequest { verb: verb.to_owned(), ticket: self.ticket.clone() };
         let nic = pooled.nic().map(|nic| nic.rate.clone());
-        let limiters = nic.into_iter().fold(self.limiters.clone(), Limiters::with);
+        let limiters = nic.into_iter().fold(control.limiters.clone(), Limiters::with);
         let progress = Arc::new(AtomicU64::new(0));
-        let (counted, deadline) = (progress.clone(), self.deadline.clone());
+        let counted = progress.clone();
         let work = tokio::task::spawn_blocking(move || {
             let feed = |to: &mut dyn FrameSink| {
-                feed(&mut FrameWriter::new(to, buffers, counted.clone()).with_limiters(limiters))
+                feed(&mut FrameWriter::new(to, buffers, counted.clone(), limiters))
             };
-            let ended = stream.exchange(&request, &counted, (&cancelled, &deadline), feed);
+            let ended = stream.exchange(&request, &counted, &control, feed);
             ended.map(|(answered, sent_files)| (stream, answered, sent_files))
         });
         tokio::select! {
@@ -372,12 +361,9 @@ impl Peer {
         error: RequestError,
         attempts: usize,
     ) -> Result<(), SendError> {
-        let (RequestError::Connection(reason) | RequestError::Route(reason)) = &error;
-        let reason = reason.clone();
-        let another = match error {
-            RequestError::Connection(_) => pooled.mark_broken(&self.endpoints, &reason),
-            RequestError::Route(_) => pooled.mark_abandoned(&self.endpoints, &reason),
-        };
+        let is_abandoned = matches!(error, RequestError::Route(_));
+        let (RequestError::Connection(reason) | RequestError::Route(reason)) = error;
+        let another = pooled.mark_failed(&self.endpoints, &reason, is_abandoned);
         if another && attempts < MAX_RESENDS {
             tracing::info!(worker = %self.worker, "a request is sent over another route: {reason}");
             return Ok(());
@@ -504,7 +490,7 @@ impl Peer {
     }
 
     fn connection_error(&self, pooled: PooledConnection, reason: String) -> SendError {
-        pooled.mark_broken(&self.endpoints, &reason);
+        pooled.mark_failed(&self.endpoints, &reason, false);
         self.peers.mark_unhealthy(&self.worker);
         SendError::ConnectionFailed { worker: self.worker.clone(), message: reason }
     }
@@ -524,4 +510,17 @@ fn describe_error_chain(error: &hyper::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Resolves when `moved` does not change for `patience`.
+async fn wait_for_stall(progress: Arc<AtomicU64>, timeout: Duration) {
+    let mut last = progress.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(timeout).await;
+        let now = progress.load(Ordering::Relaxed);
+        if now < last + MIN_PROGRESS_BYTES {
+            return;
+        }
+        last = now;
+    }
 }

@@ -4,19 +4,18 @@
 use super::content_writer::{ContentWriter, ReadBack, keep_span};
 use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
 use super::protocol::{
-    EntryDigest, IndexedDirError, IndexedWarning, OfferReply, PackReply, RangeHead, RangeReply,
-    RequestIndex, WriteOutcome, index_warnings,
+    EntryDigest, IndexedDirError, OfferReply, PackReply, RangeHead, RangeReply, WriteOutcome,
+    dir_index, index_warnings,
 };
 use super::source_reader::Span;
 use crate::fs::{FsError, NewFile, OfferDecision, PartFile, ReconcileResult, ReuseSource, Target};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
-use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
+use crate::wire::outcome::EntryError;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
 use crate::wire::{Digest, RelPath};
-use std::collections::BTreeMap;
 
 /// Creates and updates the entries of `manifest` that need no content, and decides what the others need.
 pub fn handle_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> OfferReply {
@@ -37,47 +36,34 @@ fn reconcile_offer(target: &Target, manifest: &Manifest, dry_run: bool) -> Offer
     let dir_errors =
         if dry_run || later { Vec::new() } else { apply_dir_metadata(target, &manifest.dirs) };
     let digests = digests.into_iter().enumerate();
-    let place = |path: &[u8]| {
-        let entry = manifest.entries.iter().position(|e| e.path.as_bytes() == path);
-        entry.map(|i| RequestIndex::Entry(i as u32)).or_else(|| dir_index(&manifest.dirs, path))
-    };
+    let paths = manifest.entries.iter().map(|entry| &entry.path);
     OfferReply {
         results,
         dir_errors,
         digests: digests
             .filter_map(|(i, digest)| Some(EntryDigest { entry: i as u32, digest: digest? }))
             .collect(),
-        warnings: index_warnings(target.take_metadata_warnings(), place),
+        warnings: index_warnings(target.take_metadata_warnings(), paths, &manifest.dirs),
         needs_clean_up: target.has_anchors(),
         created_dirs,
     }
 }
 
-fn dir_index(dirs: &[ManifestDir], path: &[u8]) -> Option<RequestIndex> {
-    let place = dirs.iter().position(|d| d.path.as_bytes() == path)?;
-    Some(RequestIndex::Dir(place as u32))
-}
-
 /// Sets the metadata of `dirs`; returns those that failed.
-pub fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<IndexedDirError> {
-    target
-        .apply_dir_metadata(dirs)
-        .into_iter()
-        .filter_map(|error| match dir_index(dirs, &error.path.0)? {
-            RequestIndex::Dir(dir) => Some(IndexedDirError { dir, error }),
-            RequestIndex::Entry(_) => None,
-        })
-        .collect()
+fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<IndexedDirError> {
+    let failed = target.apply_dir_metadata(dirs).into_iter();
+    let indexed =
+        |error: EntryError| Some(IndexedDirError { dir: dir_index(dirs, &error.path)?, error });
+    failed.filter_map(indexed).collect()
 }
 
 /// One pack being read.
 struct PackReceiver<'a> {
     target: &'a Target,
     claims: &'a Claims,
-    dirs: Vec<ManifestDir>,
     files: Vec<WriteOutcome>,
-    /// What the destination could not hold so far, by cause.
-    warnings: BTreeMap<String, IndexedWarning>,
+    /// The paths of `files`.
+    paths: Vec<RelPath>,
     buffer: &'a mut [u8],
 }
 
@@ -94,13 +80,12 @@ pub fn receive_pack<P: ChunkSource>(
     buffer: &mut [u8],
 ) -> Result<PackReply, FrameError> {
     let Frame::Dirs(dirs) = frames.next_frame()? else {
-        return Err(FrameError::Unexpected("a pack begins with its directories".to_owned()));
+        return Err(FrameError::unexpected("a pack begins with its directories"));
     };
-    let (files, warnings) = (Vec::new(), BTreeMap::new());
-    let mut pack = PackReceiver { target, claims, dirs, files, warnings, buffer };
+    let (files, paths) = (Vec::new(), Vec::new());
+    let mut pack = PackReceiver { target, claims, files, paths, buffer };
     let end = pack.receive_files(frames);
-    let dir_errors = apply_dir_metadata(target, &pack.dirs);
-    pack.add_warnings(target.take_metadata_warnings(), None);
+    let dir_errors = apply_dir_metadata(target, &dirs);
     end?;
     frames.check_no_trailing_bytes()?;
     if let Err(gone) = target.check_root() {
@@ -108,7 +93,7 @@ pub fn receive_pack<P: ChunkSource>(
             *outcome = WriteOutcome::Failed(gone.to_entry_error());
         }
     }
-    let warnings = pack.warnings.into_values().collect();
+    let warnings = index_warnings(target.take_metadata_warnings(), pack.paths.iter(), &dirs);
     Ok(PackReply { files: pack.files, dir_errors, warnings, needs_clean_up: target.has_anchors() })
 }
 
@@ -126,22 +111,15 @@ impl PackReceiver<'_> {
                 }
                 Frame::File(entry) => {
                     let outcome = self.receive_file(frames, &entry)?;
-                    self.add_warnings(
-                        self.target.take_metadata_warnings(),
-                        Some((self.files.len() as u32, &entry.path)),
-                    );
                     self.files.push(outcome);
+                    self.paths.push(entry.path);
                 }
                 Frame::End(n) if n as usize == self.files.len() => return Ok(()),
                 Frame::End(n) => {
                     let reason = format!("the pack ends with {n} files, {} came", self.files.len());
                     return Err(FrameError::Unexpected(reason));
                 }
-                _ => {
-                    return Err(FrameError::Unexpected(
-                        "a file or the end was expected".to_owned(),
-                    ));
-                }
+                _ => return Err(FrameError::unexpected("a file or the end was expected")),
             }
         }
     }
@@ -153,7 +131,7 @@ impl PackReceiver<'_> {
         entry: &Entry,
     ) -> Result<WriteOutcome, FrameError> {
         let EntryKind::File { size } = entry.kind else {
-            return Err(FrameError::Unexpected("only regular files have content".to_owned()));
+            return Err(FrameError::unexpected("only regular files have content"));
         };
         check_active(frames)?;
         let mut receiver = ContentReceiver {
@@ -173,20 +151,6 @@ impl PackReceiver<'_> {
             |file| NewFile::publish(file, entry),
         ))
     }
-
-    /// Adds warnings, by the indices of their paths; `file` is the one that was written last.
-    fn add_warnings(&mut self, warnings: EntryWarnings, file: Option<(u32, &RelPath)>) {
-        let place = |path: &[u8]| match file {
-            Some((i, own)) if own.as_bytes() == path => Some(RequestIndex::Entry(i)),
-            _ => dir_index(&self.dirs, path),
-        };
-        for new in index_warnings(warnings, place) {
-            match self.warnings.get_mut(&new.cause) {
-                None => drop(self.warnings.insert(new.cause.clone(), new)),
-                Some(old) => old.merge(new),
-            }
-        }
-    }
 }
 
 /// Content being received; the file it goes to has failed where `store` is an error.
@@ -204,6 +168,18 @@ struct ContentReceiver<'a, S> {
     gathered_bytes: usize,
     /// … and belongs here.
     gathered_offset: u64,
+}
+
+/// Does `step`, unless one before it has failed.
+fn write_unless_failed<S>(
+    store: &mut Result<S, FsError>,
+    step: impl FnOnce(&mut S) -> Result<(), FsError>,
+) {
+    if let Ok(open) = store
+        && let Err(error) = step(open)
+    {
+        *store = Err(error);
+    }
 }
 
 /// How content ended.
@@ -278,29 +254,23 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
                     if let Some(hasher) = &mut self.hasher {
                         hasher.update(&bytes);
                     }
-                    self.write_unless_failed(|store| store.write(&bytes, here.offset));
+                    write_unless_failed(&mut self.store, |store| store.write(&bytes, here.offset));
                 }
                 Frame::Hole(_) => {
                     if let Some(hasher) = &mut self.hasher {
                         hasher.update_zeros(length, || check_active_and_ticket(frames))?;
                     }
-                    self.write_unless_failed(|store| store.hole(here));
+                    write_unless_failed(&mut self.store, |store| store.hole(here));
                 }
                 Frame::Keep(from, _) if self.allows_keep => self.keep_run(from, here, frames)?,
-                Frame::Keep(..) => {
-                    return Err(FrameError::Unexpected("only ranges can be kept".to_owned()));
-                }
+                Frame::Keep(..) => return Err(FrameError::unexpected("only ranges can be kept")),
                 Frame::Digest(digest) => {
                     return Ok(ContentEnd::Ended(left.length == 0, Some(digest)));
                 }
                 Frame::Done if self.hasher.is_some() => return Err(FrameError::MissingDigest),
                 Frame::Done => return Ok(ContentEnd::Ended(left.length == 0, None)),
                 Frame::Abort => return Ok(ContentEnd::Aborted),
-                _ => {
-                    return Err(FrameError::Unexpected(
-                        "content or its digest was expected".to_owned(),
-                    ));
-                }
+                _ => return Err(FrameError::unexpected("content or its digest was expected")),
             }
         }
     }
@@ -338,20 +308,8 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&self.buffer[..n]);
         }
-        if let Ok(store) = &mut self.store
-            && let Err(error) = store.write(&self.buffer[..n], at)
-        {
-            self.store = Err(error);
-        }
-    }
-
-    /// Does `step`, unless one before it has failed.
-    fn write_unless_failed(&mut self, step: impl FnOnce(&mut S) -> Result<(), FsError>) {
-        if let Ok(store) = &mut self.store
-            && let Err(error) = step(store)
-        {
-            self.store = Err(error);
-        }
+        let gathered = &self.buffer[..n];
+        write_unless_failed(&mut self.store, |store| store.write(gathered, at));
     }
 
     fn keep_run<P: ChunkSource>(
@@ -387,7 +345,7 @@ fn check_active<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameErro
 fn check_active_and_ticket<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
     check_active(frames)?;
     if frames.is_ticket_expired() {
-        return Err(FrameError::Unexpected("the ticket ended while a hole was hashed".to_owned()));
+        return Err(FrameError::unexpected("the ticket ended while a hole was hashed"));
     }
     Ok(())
 }
@@ -404,7 +362,7 @@ pub fn receive_range<P: ChunkSource>(
     buffer: &mut [u8],
 ) -> Result<RangeReply, FrameError> {
     let Frame::Range(head) = frames.next_frame()? else {
-        return Err(FrameError::Unexpected("a range begins with its head".to_owned()));
+        return Err(FrameError::unexpected("a range begins with its head"));
     };
     let entry = head.validate().map_err(FrameError::Unexpected)?;
     let most = range_length(entry.size(), target.rules().chunk_bytes);
@@ -445,12 +403,9 @@ fn receive_range_content<P: ChunkSource>(
     buffer: &mut [u8],
 ) -> Result<WriteOutcome, FrameError> {
     let mut store = open_part_file(frames, target, entry)?;
-    if head.is_dense
-        && let Ok(part) = &store
-        && let Err(error) =
-            part.reserve_blocks(head.offset, head.length.min(target.rules().chunk_bytes))
-    {
-        store = Err(error);
+    if head.is_dense {
+        let length = head.length.min(target.rules().chunk_bytes);
+        write_unless_failed(&mut store, |part| part.reserve_blocks(head.offset, length));
     }
     let hashing = target.rules().receiver_hash_mode();
     let mut receiver = ContentReceiver {

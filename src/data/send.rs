@@ -7,11 +7,8 @@ use super::control_messages::BlockDigests;
 use super::frame;
 use super::outcome::{SentFile, WrittenFile, WrittenRange};
 use super::protocol::{FRAME_HEADER_BYTES, RangeHead};
-use super::source_reader::{
-    MAX_KEEP_RUN_BYTES, ReadOutcome, Sink, Span, changed_error, open_version, read_delta,
-    read_whole,
-};
-use crate::fs::{ReuseSource, SourceFile, Tree};
+use super::source_reader::{MAX_KEEP_RUN_BYTES, Sink, Span, open_version, read_delta, read_whole};
+use crate::fs::{FsError, ReuseSource, SourceFile, Tree};
 use crate::util::rate::Limiters;
 use crate::wire::Digest;
 use crate::wire::content::merge_blocks;
@@ -44,21 +41,9 @@ impl<'a> FrameWriter<'a> {
         sink: &'a mut dyn FrameSink,
         (buffer, scratch): (Buffer, Option<Buffer>),
         progress: Arc<AtomicU64>,
+        limiters: Limiters,
     ) -> Self {
-        FrameWriter {
-            sink,
-            buffer,
-            scratch,
-            progress,
-            limiters: Limiters::default(),
-            sent: 0,
-            kept: 0,
-        }
-    }
-
-    /// The same, within the limits of `pace`.
-    pub fn with_limiters(self, limiters: Limiters) -> Self {
-        FrameWriter { limiters, ..self }
+        FrameWriter { sink, buffer, scratch, progress, limiters, sent: 0, kept: 0 }
     }
 
     /// Content that was sent, in bytes.
@@ -178,23 +163,14 @@ fn send_file(
     let bytes = now.size();
     writer.append(&frame::file(now))?;
     let mut hasher = hashing.map(ContentHasher::new);
-    let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, writer)?;
-    let error = match read {
-        ReadOutcome::Failed(error) => error,
-        // Shorter than it was a moment ago is one way to change.
-        ReadOutcome::Truncated => changed_error(entry),
-        ReadOutcome::Complete => match file.verify_unchanged() {
-            Ok(()) => {
-                let digest = hasher.map(ContentHasher::digest);
-                writer.end_content(digest)?;
-                let digest = digest.filter(|_| hashing == Some(HashMode::Full));
-                return Ok(SentFile::Complete(WrittenFile { bytes, digest }));
-            }
-            Err(error) => error,
-        },
-    };
-    writer.append(&frame::abort())?;
-    Ok(SentFile::Aborted(error.to_entry_error()))
+    if let Err(error) = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, writer)? {
+        writer.append(&frame::abort())?;
+        return Ok(SentFile::Aborted(error.to_entry_error()));
+    }
+    let digest = hasher.map(ContentHasher::digest);
+    writer.end_content(digest)?;
+    let digest = digest.filter(|_| hashing == Some(HashMode::Full));
+    Ok(SentFile::Complete(WrittenFile { bytes, digest }))
 }
 
 /// Sends the range of `head` from the file of `entry`; with `existing` only the blocks that differ from
@@ -219,13 +195,8 @@ pub fn send_range(
         Ok(file) => {
             let mut scratch = writer.scratch.take();
             let compare = existing.zip(scratch.as_mut().map(Buffer::content_mut));
-            match read_range(&file, span, compare, hashing, writer)? {
-                (ReadOutcome::Failed(error), _) => Err(error),
-                (ReadOutcome::Complete, value) if file.verify_unchanged().is_ok() => {
-                    Ok(WrittenRange { value, sent: writer.sent, kept: writer.kept })
-                }
-                (ReadOutcome::Complete | ReadOutcome::Truncated, _) => Err(changed_error(entry)),
-            }
+            let value = read_range(&file, span, compare, hashing, writer)?;
+            value.map(|value| WrittenRange { value, sent: writer.sent, kept: writer.kept })
         }
     };
     match &sent {
@@ -241,24 +212,20 @@ pub fn send_range(
 /// without zeros where it is not.
 ///
 /// # Errors
-/// The error of the sink.
+/// As [`read_whole`].
 pub fn read_range<S: Sink>(
     file: &SourceFile,
     span: Span,
     compare: Option<(&[BlockDigests], &mut [u8])>,
     hashing: Option<HashMode>,
     sink: &mut S,
-) -> Result<(ReadOutcome, Option<Digest>), S::Stop> {
+) -> Result<Result<Option<Digest>, FsError>, S::Stop> {
     if let Some((existing, scratch)) = compare {
         let existing = (existing, hashing.unwrap_or(HashMode::SkipZeros));
-        let (read, values) = read_delta(file, span, existing, scratch, sink)?;
-        return Ok((read, merge_blocks(&values).filter(|_| hashing.is_some())));
+        let values = read_delta(file, span, existing, scratch, sink)?;
+        return Ok(values.map(|values| merge_blocks(&values).filter(|_| hashing.is_some())));
     }
     let mut hasher = hashing.map(|hashing| ContentHasher::at_offset(hashing, span.offset));
     let read = read_whole(file, span, &mut hasher, sink)?;
-    // What ended early may be nothing at all, and that has no value.
-    let value = hasher
-        .filter(|_| matches!(read, ReadOutcome::Complete))
-        .and_then(ContentHasher::chaining_value);
-    Ok((read, value))
+    Ok(read.map(|()| hasher.and_then(ContentHasher::chaining_value)))
 }

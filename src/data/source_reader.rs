@@ -49,16 +49,6 @@ pub trait Sink {
     fn check_active(&self) -> Result<(), Self::Stop>;
 }
 
-/// How reading content ended.
-pub enum ReadOutcome {
-    /// All of it was read.
-    Complete,
-    /// The file ended early.
-    Truncated,
-    /// The file cannot be read.
-    Failed(FsError),
-}
-
 /// A range of a file, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
@@ -137,22 +127,22 @@ fn next_data_run(file: &SourceFile, at: u64, span: Span) -> Result<(u64, u64), F
     Ok(file.next_data_run(at, span.end())?.unwrap_or((span.end(), span.end())))
 }
 
-/// Reads all of `span`, hashing on the way where there is a hasher.
+/// Reads all of `span`, hashing on the way where there is a hasher, and checks that the file is unchanged in the end.
 ///
 /// # Errors
-/// The error of the sink.
+/// The error of the sink; inside: the file cannot be read, ended early, or has changed.
 pub fn read_whole<S: Sink>(
     file: &SourceFile,
     span: Span,
     hasher: &mut Option<ContentHasher>,
     sink: &mut S,
-) -> Result<ReadOutcome, S::Stop> {
+) -> Result<Result<(), FsError>, S::Stop> {
     let mut at = span.offset;
     let mut behind = None;
     while at < span.end() {
         let (start, end) = match next_data_run(file, at, span) {
             Ok(run) => run,
-            Err(error) => return Ok(ReadOutcome::Failed(error)),
+            Err(error) => return Ok(Err(error)),
         };
         if start > at {
             if let Some(hasher) = hasher {
@@ -174,9 +164,10 @@ pub fn read_whole<S: Sink>(
                 None => file.read_at(room, at),
             };
             let n = match read {
-                Ok(0) => return Ok(ReadOutcome::Truncated),
+                // Shorter than it was a moment ago is one way to change.
+                Ok(0) => return Ok(Err(changed_error(file.entry()))),
                 Ok(n) => n,
-                Err(error) => return Ok(ReadOutcome::Failed(error)),
+                Err(error) => return Ok(Err(error)),
             };
             if let Some(hasher) = hasher {
                 hasher.update(&room[..n]);
@@ -185,7 +176,7 @@ pub fn read_whole<S: Sink>(
             at += n as u64;
         }
     }
-    Ok(ReadOutcome::Complete)
+    Ok(file.verify_unchanged())
 }
 
 /// The kind of a run of blocks that is held back, as the next block may extend it.
@@ -209,14 +200,14 @@ struct DeltaReader<'a, S> {
 /// Returns the values of the blocks. `scratch` has room for a block.
 ///
 /// # Errors
-/// The error of the sink.
+/// As [`read_whole`].
 pub fn read_delta<S: Sink>(
     file: &SourceFile,
     span: Span,
     (existing, hashing): (&[BlockDigests], HashMode),
     scratch: &mut [u8],
     sink: &mut S,
-) -> Result<(ReadOutcome, Vec<Digest>), S::Stop> {
+) -> Result<Result<Vec<Digest>, FsError>, S::Stop> {
     let mut delta =
         DeltaReader { file, sink, values: Vec::with_capacity(existing.len()), pending_run: None };
     for (i, block) in span.split(BLOCK_BYTES).enumerate() {
@@ -224,15 +215,12 @@ pub fn read_delta<S: Sink>(
         // Of what nothing is known, all is sent.
         let existing = existing.get(i).copied().unwrap_or_default();
         match read_block(file, block, hashing, scratch) {
-            Ok(Some((value, holes))) => {
-                delta.add_block(block, (value, holes), existing, scratch)?
-            }
-            Ok(None) => return Ok((ReadOutcome::Truncated, Vec::new())),
-            Err(error) => return Ok((ReadOutcome::Failed(error), Vec::new())),
+            Ok(read) => delta.add_block(block, read, existing, scratch)?,
+            Err(error) => return Ok(Err(error)),
         }
     }
     delta.flush_run()?;
-    Ok((ReadOutcome::Complete, delta.values))
+    Ok(file.verify_unchanged().map(|()| delta.values))
 }
 
 /// What of a block is a hole.
@@ -243,14 +231,13 @@ enum Holes {
     All,
 }
 
-/// The value of `block`, read into `scratch` where it is not one hole; `None` where the file
-/// ends before it does.
+/// The value of `block`, read into `scratch` where it is not one hole. A file that ends before it has changed.
 fn read_block(
     file: &SourceFile,
     block: Span,
     hashing: HashMode,
     scratch: &mut [u8],
-) -> Result<Option<(Digest, Holes)>, FsError> {
+) -> Result<(Digest, Holes), FsError> {
     let content = &mut scratch[..block.length as usize];
     let run = next_data_run(file, block.offset, block)?;
     let holes = if run == (block.offset, block.end()) {
@@ -261,14 +248,14 @@ fn read_block(
         Holes::Some
     };
     match holes {
-        Holes::All if hashing == HashMode::SkipZeros => return Ok(Some((ZERO_DIGEST, holes))),
+        Holes::All if hashing == HashMode::SkipZeros => return Ok((ZERO_DIGEST, holes)),
         Holes::All => content.fill(0),
         Holes::None | Holes::Some if file.read_at(content, block.offset)? < content.len() => {
-            return Ok(None);
+            return Err(changed_error(file.entry()));
         }
         Holes::None | Holes::Some => {}
     }
-    Ok(Some((hashing.hash_block(block.offset, content), holes)))
+    Ok((hashing.hash_block(block.offset, content), holes))
 }
 
 impl<S: Sink> DeltaReader<'_, S> {
@@ -354,7 +341,7 @@ pub fn open_version(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError>
 }
 
 /// The error of a file that ended early or is another one now.
-pub fn changed_error(entry: &Entry) -> FsError {
+fn changed_error(entry: &Entry) -> FsError {
     FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
 }
 
@@ -371,11 +358,10 @@ pub fn hash_blocks(
     scratch: &mut Buffer,
 ) -> Result<Vec<Digest>, FsError> {
     let file = open_version(source, entry)?;
-    let values = span.split(BLOCK_BYTES).map(|block| {
-        let value = read_block(&file, block, hashing, scratch.content_mut())?;
-        value.map(|(value, _)| value).ok_or_else(|| changed_error(entry))
-    });
-    let values = values.collect::<Result<_, _>>()?;
+    let values = span
+        .split(BLOCK_BYTES)
+        .map(|block| Ok(read_block(&file, block, hashing, scratch.content_mut())?.0));
+    let values = values.collect::<Result<_, FsError>>()?;
     file.verify_unchanged()?;
     Ok(values)
 }
@@ -392,23 +378,30 @@ pub fn hash_source(
     buffer: &mut Buffer,
 ) -> Result<Digest, FsError> {
     let file = open_version(source, entry)?;
-    let span = Span { offset: 0, length: entry.size() };
-    let mut sink = HashOnlySink { buffer, check_active: || Ok::<_, Infallible>(()) };
+    let Ok(digest) = hash_file(&file, hashing, buffer, || Ok::<_, Infallible>(()));
+    digest
+}
+
+/// The digest of the content of an open file, read to `buffer`. `check_active` is called repeatedly.
+///
+/// # Errors
+/// The error of `check_active`; inside: as in [`read_whole`].
+pub fn hash_file<E>(
+    file: &SourceFile,
+    hashing: HashMode,
+    buffer: &mut Buffer,
+    check_active: impl Fn() -> Result<(), E>,
+) -> Result<Result<Digest, FsError>, E> {
+    let span = Span { offset: 0, length: file.entry().size() };
     let mut hasher = Some(ContentHasher::new(hashing));
-    match read_whole(&file, span, &mut hasher, &mut sink) {
-        Ok(ReadOutcome::Complete) => file.verify_unchanged()?,
-        Ok(ReadOutcome::Failed(error)) => return Err(error),
-        Ok(ReadOutcome::Truncated) => return Err(changed_error(entry)),
-    }
-    Ok(hasher.map_or(ZERO_DIGEST, ContentHasher::digest))
+    let read = read_whole(file, span, &mut hasher, &mut HashOnlySink { buffer, check_active })?;
+    Ok(read.map(|()| hasher.map_or(ZERO_DIGEST, ContentHasher::digest)))
 }
 
 /// Discards content: it is only hashed.
-pub struct HashOnlySink<'a, G> {
-    /// Where it is read to.
-    pub buffer: &'a mut Buffer,
-    /// Called repeatedly.
-    pub check_active: G,
+struct HashOnlySink<'a, G> {
+    buffer: &'a mut Buffer,
+    check_active: G,
 }
 
 impl<E, G: Fn() -> Result<(), E>> Sink for HashOnlySink<'_, G> {

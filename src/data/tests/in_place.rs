@@ -2,6 +2,7 @@
 //! mixture, whatever its modification time is. A limit of 0 holds the reader behind its first piece.
 
 use super::*;
+use crate::data::TransferControl;
 use crate::util::rate::{Limiters, RateLimiter};
 use std::os::unix::fs::FileExt as _;
 use std::time::Instant;
@@ -12,14 +13,15 @@ const MIB: u64 = 1 << 20;
 fn transfer_with_rate(world: &TestBed, remote: bool) -> (Destination, Arc<RateLimiter>) {
     let (rules, rate) = (WriteRules::default(), Arc::new(RateLimiter::new(Some(0))));
     let limiters = Limiters::new(vec![rate.clone()]);
+    let control = TransferControl { limiters, ..TransferControl::default() };
     let to = if remote {
         let peers = Peers::new(&[], test_pool());
         Destination::Remote(
-            peers.peer(&world.member(), &world.ticket(), &rules).with_limiters(limiters),
+            peers.peer(&world.member(), &world.ticket(), &rules).with_control(control),
         )
     } else {
         let local = Local::new(world.target(), world.claims_with(&rules), test_pool());
-        Destination::Local { worker: "b".parse().unwrap(), local: local.with_limiters(limiters) }
+        Destination::Local { worker: "b".parse().unwrap(), local: local.with_control(control) }
     };
     (to, rate)
 }

@@ -17,9 +17,8 @@ use super::buffer_pool::{BufferPool, GATHER_BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::content_client::{Disconnected, FrameSink};
 use super::frame;
 use super::outcome::{RangeError, RangeMode, SendError, SentFile, WrittenFile, WrittenRange};
-use super::protocol::{ContentRequest, PACK, RANGE, RangeHead, UPGRADE_PROTOCOL};
+use super::protocol::{ContentRequest, PACK, RANGE, RangeHead, STALL_TIMEOUT, UPGRADE_PROTOCOL};
 use super::send::{FrameWriter, send_pack};
-use super::stall::STALL_TIMEOUT;
 use super::{
     DataServer, Deadline, Destination, Local, Peers, Roots, ServerContext, TicketVerifier,
 };

@@ -64,11 +64,11 @@ async fn a_ticket_of_a_dry_run_compares_and_writes_nothing() {
         let wanted: Vec<_> = entries_needing_content(&manifest, &offered.results);
         assert_eq!(wanted.len(), 2);
         assert_eq!(offered.dir_errors, []);
-        let counted = to.prune(prune(false, &["new", "sub"])).await.unwrap();
+        let counted = to.request(prune(false, &["new", "sub"])).await.unwrap();
         assert_eq!((counted.pruned.extraneous, counted.pruned.bytes), (1, 1));
         assert!(to.transfer_pack(&source, manifest.dirs.clone(), wanted).await.is_err());
-        assert!(to.prune(prune(true, &[])).await.is_err());
-        assert!(to.clean_up(None).await.is_err());
+        assert!(to.request(prune(true, &[])).await.is_err());
+        assert!(to.request(CleanUpRequest::default()).await.is_err());
     }
     assert_eq!(world.names(), ["extra"]);
     assert_eq!(fs::metadata(world.dst()).unwrap().modified().unwrap(), before);
@@ -107,7 +107,7 @@ async fn only_the_ticket_of_a_task_that_deletes_deletes_and_no_more_than_it_allo
     let peers = Peers::new(&[], test_pool());
     let request = async |ticket: &str, apply| {
         let peer = peers.peer(&world.member(), ticket, &mirror);
-        let page = Destination::Remote(peer).prune(prune(apply, &[])).await.unwrap();
+        let page = Destination::Remote(peer).request(prune(apply, &[])).await.unwrap();
         (page.pruned.extraneous, page.allowance_exhausted, world.names().len())
     };
     assert_eq!(request(&ticket(Some(PrunePermit::Count)), false).await, (6, false, 6));
@@ -131,7 +131,7 @@ async fn only_the_ticket_of_a_mirror_allows_deletion() {
     for apply in [false, true] {
         let reply = world.post("/v1/prune", &world.ticket(), &cbor(&prune(apply, &[]))).await;
         assert_refused(&reply, 403, "deletion_not_allowed");
-        let local = world.local().prune(prune(apply, &[])).await;
+        let local = world.local().request(prune(apply, &[])).await;
         assert!(matches!(local, Err(SendError::Internal(_))), "{local:?}");
     }
     // The rules are signed: the same ticket with one claim swapped is invalid.
@@ -146,7 +146,7 @@ async fn only_the_ticket_of_a_mirror_allows_deletion() {
     for to in world.both_destinations(&rules(|r| r.delete = true)) {
         fs::create_dir_all(world.dst().join("extra/deep")).unwrap();
         fs::write(world.dst().join("extra/deep/f"), b"12345").unwrap();
-        let done = to.prune(prune(true, &["kept"])).await.unwrap();
+        let done = to.request(prune(true, &["kept"])).await.unwrap();
         assert_eq!((done.pruned.extraneous, done.pruned.bytes), (3, 5));
         let mut removed = done.removed;
         removed.sort();
@@ -154,7 +154,7 @@ async fn only_the_ticket_of_a_mirror_allows_deletion() {
         assert_eq!(removed, expected.map(|(path, bytes)| (rel(path), bytes)));
         assert_eq!((done.errors, done.resume), (vec![], None));
         assert_eq!(world.names(), ["kept"]);
-        assert_eq!(to.clean_up(None).await.unwrap(), Ok(()));
+        assert_eq!(to.request(CleanUpRequest::default()).await.unwrap(), Ok(()));
     }
     world.shut_down().await;
 }

@@ -5,6 +5,7 @@ use crate::data::control_messages::BlockDigests;
 use crate::data::frame::{Frame, FrameReader};
 use crate::data::nics::Nic;
 use crate::data::send::send_range;
+use crate::util::rate::Limiters;
 use crate::wire::content::HashMode;
 use crate::wire::preserve::Preserve;
 
@@ -28,7 +29,12 @@ fn start_sending(world: &TestBed, name: &str) -> (mpsc::Receiver<Bytes>, Sending
     let entry = source.entry(&rel(name)).unwrap();
     let sending = std::thread::spawn(move || {
         let mut to = ChannelSink(to);
-        let mut feed = FrameWriter::new(&mut to, (test_buffer(&test_pool()), None), Arc::default());
+        let mut feed = FrameWriter::new(
+            &mut to,
+            (test_buffer(&test_pool()), None),
+            Arc::default(),
+            Limiters::default(),
+        );
         send_pack(&source, &[], &[entry], Some(HashMode::SkipZeros), &mut feed)
     });
     from.blocking_recv().unwrap();
@@ -83,7 +89,12 @@ fn sending_any_amount_uses_one_buffer() {
     let entry = source.entry(&rel("long")).unwrap();
     let sending = std::thread::spawn(move || {
         let mut to = ChannelSink(to);
-        let mut feed = FrameWriter::new(&mut to, (test_buffer(&buffers), None), Arc::default());
+        let mut feed = FrameWriter::new(
+            &mut to,
+            (test_buffer(&buffers), None),
+            Arc::default(),
+            Limiters::default(),
+        );
         send_pack(&source, &[], &[entry], Some(HashMode::Full), &mut feed).unwrap()
     });
     let mut bytes = 0;
@@ -126,7 +137,7 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
         let head = RangeHead { manifest, offset: 0, length: 8192, is_dense: false };
         let mut sent = CollectingSink::default();
         let buffers = (test_buffer(&test_pool()), existing.map(|_| test_buffer(&test_pool())));
-        let mut feed = FrameWriter::new(&mut sent, buffers, Arc::default());
+        let mut feed = FrameWriter::new(&mut sent, buffers, Arc::default(), Limiters::default());
         let hashing = Some(HashMode::SkipZeros);
         send_range(&source, &head, &entry, existing, hashing, &mut feed).unwrap().unwrap();
         let first = FrameReader::new(damage::ScriptedChunks::whole(sent.0)).next_frame();

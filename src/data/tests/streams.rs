@@ -1,6 +1,7 @@
 //! Streams: one ask after another, and how they end.
 
 use super::*;
+use crate::data::TransferControl;
 use crate::data::buffer_pool::RECEIVE_BUFFER_BYTES;
 use crate::data::connect::ConnectionKind;
 use crate::data::frame::{REFUSAL, REPLY};
@@ -186,14 +187,13 @@ async fn nothing_is_sent_or_written_after_the_deadline() {
     for (deadline, brought) in
         [(Deadline::new(now), false), (Deadline::new(now + STALL_TIMEOUT), true)]
     {
+        let control = TransferControl { deadline, ..TransferControl::default() };
         let peer = Peers::new(&[], test_pool()).peer(&world.member(), &world.ticket(), &rules);
-        let local =
-            Local::new(world.target(), claims.clone(), test_pool()).with_deadline(&deadline);
+        let local = Local::new(world.target(), claims.clone(), test_pool());
+        let local = local.with_control(control.clone());
         let worker = "b".parse().unwrap();
-        let both = [
-            Destination::Remote(peer.with_deadline(&deadline)),
-            Destination::Local { worker, local },
-        ];
+        let both =
+            [Destination::Remote(peer.with_control(control)), Destination::Local { worker, local }];
         for to in both {
             let source = tree(&world.src());
             let packed = to.transfer_pack(&source, vec![], vec![entry.clone()]).await;
