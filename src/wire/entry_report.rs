@@ -7,36 +7,27 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The action on an entry; in a dry run the action that would be taken.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum EntryAction {
-    /// The destination lacked the entry.
-    #[n(0)]
-    Create,
-    /// The destination had other content, or another file type.
-    #[n(1)]
-    Update,
-    /// Only the metadata differed.
-    #[n(2)]
-    Metadata,
-    /// The entry was equal, or is excluded from changes by an option.
-    #[n(3)]
-    Skip,
-    /// The source lacked the entry.
-    #[n(4)]
-    Delete,
+text_enum! {
+    /// The action on an entry; in a dry run the action that would be taken.
+    #[derive(PartialOrd, Ord, Hash, Encode, Decode)]
+    pub enum EntryAction {
+        /// The destination lacked the entry.
+        #[n(0)]
+        Create = "create",
+        /// The destination had other content, or another file type.
+        #[n(1)]
+        Update = "update",
+        /// Only the metadata differed.
+        #[n(2)]
+        Metadata = "metadata",
+        /// The entry was equal, or is excluded from changes by an option.
+        #[n(3)]
+        Skip = "skip",
+        /// The source lacked the entry.
+        #[n(4)]
+        Delete = "delete",
+    }
 }
-
-text_enum!(EntryAction {
-    Create = "create",
-    Update = "update",
-    Metadata = "metadata",
-    Skip = "skip",
-    Delete = "delete",
-});
 
 /// A number of entries and of bytes of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -115,23 +106,16 @@ pub struct FileRecord {
     pub error: Option<EntryError>,
 }
 
-/// See [`FileRecord`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FileState {
-    /// Copied.
-    Done,
-    /// Equal already, or excluded from changes by an option.
-    Skipped,
-    /// Failed after all retries.
-    Failed,
-    /// Deleted (or moved to the trash).
-    Deleted,
+text_enum! {
+    /// See [`FileRecord`].
+    pub enum FileState {
+        /// Copied.
+        Done = "done",
+        /// Equal already, or excluded from changes by an option.
+        Skipped = "skipped",
+        /// Failed after all retries.
+        Failed = "failed",
+        /// Deleted (or moved to the trash).
+        Deleted = "deleted",
+    }
 }
-
-text_enum!(FileState {
-    Done = "done",
-    Skipped = "skipped",
-    Failed = "failed",
-    Deleted = "deleted",
-});

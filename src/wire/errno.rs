@@ -1,8 +1,52 @@
-//! The errnos that file systems return: name, words, class on each side. The only table of them.
+//! The side of a failure ([`Side`]), whether a retry can succeed ([`ErrorClass`]), and the errnos that file systems
+//! return: name, words, class on each side. The only table of them.
 
-use super::error_class::{ErrorClass, Side};
+use super::text_enum::text_enum;
 use ErrorClass::{Changed as C, Permanent as P, Transient as T, Vanished as V};
+use minicbor::{Decode, Encode};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+text_enum! {
+    /// The end of a sync at which an operation failed.
+    #[derive(PartialOrd, Ord, Hash, Encode, Decode)]
+    #[cbor(index_only)]
+    pub enum Side {
+        /// Where entries are read.
+        #[n(0)]
+        Source = "source",
+        /// Where entries are written.
+        #[n(1)]
+        Destination = "destination",
+    }
+}
+
+/// Determines whether a failed entry is retried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
+#[serde(rename_all = "snake_case")]
+#[cbor(index_only)]
+pub enum ErrorClass {
+    /// A retry may succeed (EIO, ENOSPC, a lost connection).
+    #[default]
+    #[n(0)]
+    Transient,
+    /// Only another worker or a change by an operator can help (EACCES, EROFS).
+    #[n(1)]
+    Permanent,
+    /// The source changed during every attempt.
+    #[n(2)]
+    Changed,
+    /// The source entry no longer exists.
+    #[n(3)]
+    Vanished,
+    /// The storage path of a worker no longer leads to the directory that the worker opened: the
+    /// sync waits until it does.
+    #[n(4)]
+    StorageGone,
+    /// The request does not fit the file types of its paths: no retry can succeed.
+    #[n(5)]
+    InvalidRequest,
+}
 
 /// The errno of a name that exists in another spelling, in a directory that does not distinguish the two. No file
 /// system returns it.

@@ -6,7 +6,7 @@
 //! - [`sync`]: the request and the progress of a sync
 //! - [`options`], [`preserve`]: the options of a sync
 //! - [`entry_report`]: actions, warnings and records of entries; [`outcome`]: the error of an entry;
-//!   [`errno`], [`hint`]: names, words, classes of errnos, and what to do about them
+//!   [`errno`], [`hint`]: sides, classes, names and words of errnos, and what to do about them
 //! - [`worker`]: heartbeats, and the view of workers that operators get
 //! - [`leader`], [`admin`]: the view of the installation that operators get
 //! - [`task`]: assignments, scan pages and results
@@ -19,7 +19,6 @@ pub mod admin;
 pub mod content;
 pub mod entry_report;
 pub mod errno;
-pub mod error_class;
 #[cfg(test)]
 pub(crate) mod formats;
 #[cfg(test)]

@@ -236,20 +236,19 @@ pub struct Chown {
     pub gid: Option<u32>,
 }
 
-/// See [`SyncOptions::links`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Links {
-    /// Links are copied unchanged.
-    #[default]
-    Keep,
-    /// Their targets are copied instead; these must be below the storage path of the agent.
-    Copy,
-    /// Links are excluded, with a warning.
-    Skip,
+text_enum! {
+    /// See [`SyncOptions::links`].
+    #[derive(Default)]
+    pub enum Links {
+        /// Links are copied unchanged.
+        #[default]
+        Keep = "keep",
+        /// Their targets are copied instead; these must be below the storage path of the agent.
+        Copy = "copy",
+        /// Links are excluded, with a warning.
+        Skip = "skip",
+    }
 }
-
-text_enum!(Links { Keep = "keep", Copy = "copy", Skip = "skip" });
 
 /// See [`SyncOptions::compare`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
@@ -267,20 +266,19 @@ pub enum Compare {
     Checksum,
 }
 
-/// See [`SyncOptions::verify`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verify {
-    /// BLAKE3 on both ends while copying.
-    #[default]
-    Transfer,
-    /// Also a second pass at the end that reads the destination from its disk.
-    Readback,
-    /// Only the checksums of TCP.
-    None,
+text_enum! {
+    /// See [`SyncOptions::verify`].
+    #[derive(Default)]
+    pub enum Verify {
+        /// BLAKE3 on both ends while copying.
+        #[default]
+        Transfer = "transfer",
+        /// Also a second pass at the end that reads the destination from its disk.
+        Readback = "readback",
+        /// Only the checksums of TCP.
+        None = "none",
+    }
 }
-
-text_enum!(Verify { Transfer = "transfer", Readback = "readback", None = "none" });
 
 /// Excludes entries of the source. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]

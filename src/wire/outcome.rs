@@ -1,6 +1,6 @@
 //! The error of an entry ([`EntryError`]): one type from the file system over agents and master to the command line.
 
-pub use super::error_class::{ErrorClass, Side};
+pub use super::errno::{ErrorClass, Side};
 
 use super::errno::{self, errno_by_name, errno_name};
 use super::path::escape_bytes;

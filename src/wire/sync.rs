@@ -63,22 +63,23 @@ fn default_chunk_mib() -> u32 {
     DEFAULT_CHUNK_MIB
 }
 
-/// The state of a sync. `Completed`, `Failed` and `Cancelled` are final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum SyncState {
-    /// Accepted; no task was assigned yet (see `reason`).
-    Queued,
-    /// Tasks are assigned.
-    Progress,
-    /// No more tasks are assigned; see `reason`, also for tasks that continue.
-    Paused,
-    /// All entries are at the destination, verified and flushed.
-    Completed,
-    /// Ended with failures; see `errors`.
-    Failed,
-    /// Ended by an operator.
-    Cancelled,
+text_enum! {
+    /// The state of a sync. `Completed`, `Failed` and `Cancelled` are final.
+    #[derive(Hash)]
+    pub enum SyncState {
+        /// Accepted; no task was assigned yet (see `reason`).
+        Queued = "QUEUED",
+        /// Tasks are assigned.
+        Progress = "PROGRESS",
+        /// No more tasks are assigned; see `reason`, also for tasks that continue.
+        Paused = "PAUSED",
+        /// All entries are at the destination, verified and flushed.
+        Completed = "COMPLETED",
+        /// Ended with failures; see `errors`.
+        Failed = "FAILED",
+        /// Ended by an operator.
+        Cancelled = "CANCELLED",
+    }
 }
 
 impl SyncState {
@@ -87,15 +88,6 @@ impl SyncState {
         matches!(self, SyncState::Completed | SyncState::Failed | SyncState::Cancelled)
     }
 }
-
-text_enum!(SyncState {
-    Queued = "QUEUED",
-    Progress = "PROGRESS",
-    Paused = "PAUSED",
-    Completed = "COMPLETED",
-    Failed = "FAILED",
-    Cancelled = "CANCELLED",
-});
 
 impl std::str::FromStr for SyncState {
     type Err = String;
@@ -106,35 +98,25 @@ impl std::str::FromStr for SyncState {
     }
 }
 
-/// The phase of a sync within its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum SyncPhase {
-    /// Not started.
-    Waiting,
-    /// The source is being scanned, and copied at the same time.
-    Scanning,
-    /// The scan is complete; entries are being copied.
-    Transferring,
-    /// The copy is complete; the destination is read and compared (`verify: readback`).
-    Verifying,
-    /// The copy is complete; extraneous entries are counted, then deleted.
-    Pruning,
-    /// The copy is complete; destination workers flush it to stable storage.
-    Flushing,
-    /// Ended.
-    Done,
+text_enum! {
+    /// The phase of a sync within its state.
+    pub enum SyncPhase {
+        /// Not started.
+        Waiting = "WAITING",
+        /// The source is being scanned, and copied at the same time.
+        Scanning = "SCANNING",
+        /// The scan is complete; entries are being copied.
+        Transferring = "TRANSFERRING",
+        /// The copy is complete; the destination is read and compared (`verify: readback`).
+        Verifying = "VERIFYING",
+        /// The copy is complete; extraneous entries are counted, then deleted.
+        Pruning = "PRUNING",
+        /// The copy is complete; destination workers flush it to stable storage.
+        Flushing = "FLUSHING",
+        /// Ended.
+        Done = "DONE",
+    }
 }
-
-text_enum!(SyncPhase {
-    Waiting = "WAITING",
-    Scanning = "SCANNING",
-    Transferring = "TRANSFERRING",
-    Verifying = "VERIFYING",
-    Pruning = "PRUNING",
-    Flushing = "FLUSHING",
-    Done = "DONE",
-});
 
 /// The outcome of an ended sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,22 +17,23 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// change that the other side cannot read raises it.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// The status that an agent reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum WorkerStatus {
-    /// Ready for work (the same as `Idle`).
-    Ready,
-    /// No assignment.
-    Idle,
-    /// At least one assignment.
-    Transferring,
-    /// It cannot work: it gets no assignments.
-    Error,
-    /// It finishes its assignments and accepts no more.
-    Draining,
-    /// The process ends: this is its last heartbeat.
-    Stopped,
+text_enum! {
+    /// The status that an agent reports.
+    #[derive(Hash)]
+    pub enum WorkerStatus {
+        /// Ready for work (the same as `Idle`).
+        Ready = "READY",
+        /// No assignment.
+        Idle = "IDLE",
+        /// At least one assignment.
+        Transferring = "TRANSFERRING",
+        /// It cannot work: it gets no assignments.
+        Error = "ERROR",
+        /// It finishes its assignments and accepts no more.
+        Draining = "DRAINING",
+        /// The process ends: this is its last heartbeat.
+        Stopped = "STOPPED",
+    }
 }
 
 impl WorkerStatus {
@@ -42,38 +43,22 @@ impl WorkerStatus {
     }
 }
 
-text_enum!(WorkerStatus {
-    Ready = "READY",
-    Idle = "IDLE",
-    Transferring = "TRANSFERRING",
-    Error = "ERROR",
-    Draining = "DRAINING",
-    Stopped = "STOPPED",
-});
-
-/// The state of a worker that operators see: its status together with drain requests and missing heartbeats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum WorkerState {
-    /// A heartbeat arrived within the heartbeat timeout.
-    Active,
-    /// It accepts no new work, and still has assignments or executes requests of other agents.
-    Draining,
-    /// It accepts no new work, and has neither assignments nor requests of other agents.
-    Drained,
-    /// Its process ended regularly.
-    Stopped,
-    /// No heartbeat within the heartbeat timeout.
-    Inactive,
+text_enum! {
+    /// The state of a worker that operators see: its status together with drain requests and missing heartbeats.
+    #[derive(Hash)]
+    pub enum WorkerState {
+        /// A heartbeat arrived within the heartbeat timeout.
+        Active = "ACTIVE",
+        /// It accepts no new work, and still has assignments or executes requests of other agents.
+        Draining = "DRAINING",
+        /// It accepts no new work, and has neither assignments nor requests of other agents.
+        Drained = "DRAINED",
+        /// Its process ended regularly.
+        Stopped = "STOPPED",
+        /// No heartbeat within the heartbeat timeout.
+        Inactive = "INACTIVE",
+    }
 }
-
-text_enum!(WorkerState {
-    Active = "ACTIVE",
-    Draining = "DRAINING",
-    Drained = "DRAINED",
-    Stopped = "STOPPED",
-    Inactive = "INACTIVE",
-});
 
 /// An address on which an agent serves the data plane. On the wire `{iface, address, port?}` or a
 /// bare string `address` or `address:port`.
