@@ -2,6 +2,7 @@
 //! predecessor expect one; invalid fields are listed in `errors`.
 
 use super::leader::Leader;
+use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 
 /// The media type of a problem document.
@@ -103,24 +104,13 @@ problem_codes! {
 /// The reason phrase of a status (RFC 9110).
 fn reason_phrase(status: u16) -> &'static str {
     match status {
-        307 => "Temporary Redirect",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
+        // The crate has the phrases of RFC 7231 for these two.
         413 => "Content Too Large",
-        415 => "Unsupported Media Type",
-        421 => "Misdirected Request",
         422 => "Unprocessable Content",
-        429 => "Too Many Requests",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        503 => "Service Unavailable",
-        507 => "Insufficient Storage",
-        _ => "Error",
+        _ => {
+            let known = StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason());
+            known.unwrap_or("Error")
+        }
     }
 }
 
