@@ -1,7 +1,7 @@
 //! Quoting of words for a shell.
 
 use crate::wire::AbsPath;
-use crate::wire::path::escape_bytes;
+use crate::wire::path::{escape_octal, is_hidden};
 
 /// `word` for a command that can be pasted into a shell: unquoted if it has only plain characters, in `'…'` if a terminal
 /// displays it, otherwise in `$'…'` with escapes.
@@ -9,7 +9,7 @@ pub(crate) fn quote_for_shell(word: &[u8]) -> String {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(b);
     match std::str::from_utf8(word) {
         Ok(text) if !word.is_empty() && word.iter().all(plain) => text.to_owned(),
-        Ok(text) if !text.contains(|c: char| c == '\'' || needs_escape(c)) => format!("'{text}'"),
+        Ok(text) if !text.contains(|c: char| c == '\'' || is_hidden(c)) => format!("'{text}'"),
         _ => format!("$'{}'", escape_word(word)),
     }
 }
@@ -18,31 +18,18 @@ pub(crate) fn quote_path(path: &AbsPath) -> String {
     quote_for_shell(path.as_bytes())
 }
 
-/// Whether a terminal does not display the character as it is: those that [`escape_bytes`] escapes, except for the
-/// backslash.
-fn needs_escape(c: char) -> bool {
-    c != '\\' && escape_bytes(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\')
-}
-
 fn escape_word(word: &[u8]) -> String {
-    let mut out = String::new();
-    let octal = |out: &mut String, raw: &[u8]| {
-        raw.iter().for_each(|b| out.push_str(&format!("\\{b:03o}")));
-    };
-    for chunk in word.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\\' | '\'' => out.extend(['\\', c]),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                c if needs_escape(c) => octal(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes()),
-                c => out.push(c),
-            }
+    escape_octal(word, "\\", |out, c| {
+        match c {
+            '\\' | '\'' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if is_hidden(c) => return false,
+            c => out.push(c),
         }
-        octal(&mut out, chunk.invalid());
-    }
-    out
+        true
+    })
 }
 
 #[cfg(test)]

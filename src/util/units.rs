@@ -34,15 +34,8 @@ fn format_scaled(n: f64, unit: &str) -> String {
 
 /// A count with thousands separators: `81,204`.
 pub fn format_count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+    let (rest, group) = (n / 1000, n % 1000);
+    if rest == 0 { group.to_string() } else { format!("{},{group:03}", format_count(rest)) }
 }
 
 /// A count with its noun: `1 entry`, `81,204 entries`.

@@ -9,6 +9,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::convert::Infallible;
 use std::fmt;
 
 /// The maximum length of an absolute path in a request, in bytes (Linux `PATH_MAX`).
@@ -54,8 +55,9 @@ pub struct AbsPath(Vec<u8>);
 /// The empty path is the root itself. Its length is not limited (trees can be deeper than `PATH_MAX`).
 ///
 /// Ordered as in a depth-first walk with names sorted by bytes: component by component.
-#[derive(Clone, PartialEq, Eq, Hash, Default)]
-pub struct RelPath(Vec<u8>);
+#[derive(Clone, PartialEq, Eq, Hash, Default, minicbor::Encode)]
+#[cbor(transparent)]
+pub struct RelPath(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>);
 
 impl AbsPath {
     /// Normalizes `bytes` lexically.
@@ -210,7 +212,7 @@ impl PartialOrd for RelPath {
 }
 
 /// The bytes of `path` below `base`; empty if they are equal.
-fn strip_base<'a>(base: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
+pub(crate) fn strip_base<'a>(base: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
     match path.strip_prefix(base)? {
         rest if base.is_empty() || base == b"/" || rest.is_empty() => Some(rest),
         rest => rest.strip_prefix(b"/"),
@@ -250,20 +252,36 @@ fn normalize(bytes: &[u8]) -> Result<Vec<u8>, PathError> {
 /// Text for a message or a log: printable UTF-8 remains, everything else (control bytes, bidirectional
 /// controls, invalid UTF-8, the backslash) becomes `\#ooo`, so that a file name can't control a terminal.
 pub fn escape_bytes(bytes: &[u8]) -> String {
+    escape_octal(bytes, "\\#", |out, c| {
+        let is_plain = !is_hidden(c) && c != '\\';
+        if is_plain {
+            out.push(c);
+        }
+        is_plain
+    })
+}
+
+/// Whether a terminal does not display the character as it is.
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// The text of `bytes`: characters as `push` adds them; the bytes of those that it does not add, and of invalid UTF-8,
+/// in octal digits after `prefix`.
+pub fn escape_octal(
+    bytes: &[u8],
+    prefix: &str,
+    push: impl Fn(&mut String, char) -> bool,
+) -> String {
     let mut out = String::with_capacity(bytes.len());
     let octal = |out: &mut String, raw: &[u8]| {
-        for b in raw {
-            out.push_str(&format!("\\#{b:03o}"));
-        }
+        raw.iter().for_each(|b| out.push_str(&format!("{prefix}{b:03o}")));
     };
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            let is_hidden = c.is_control()
-                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-            if is_hidden || c == '\\' {
+            if !push(&mut out, c) {
                 octal(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes());
-            } else {
-                out.push(c);
             }
         }
         octal(&mut out, chunk.invalid());
@@ -280,16 +298,6 @@ pub fn quote(text: &str) -> String {
     }
 }
 
-impl<C> minicbor::Encode<C> for RelPath {
-    fn encode<W: minicbor::encode::Write>(
-        &self,
-        e: &mut minicbor::Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
-    }
-}
-
 /// A path that leaves its root is an error.
 impl<'b, C> minicbor::Decode<'b, C> for RelPath {
     fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
@@ -299,8 +307,8 @@ impl<'b, C> minicbor::Decode<'b, C> for RelPath {
     }
 }
 
-macro_rules! impl_escaped_display {
-    ($($t:ty),*) => {$(
+macro_rules! impl_text_forms {
+    ($($t:ty: $from_bytes:expr),*) => {$(
         impl fmt::Display for $t {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&escape_bytes(&self.0))
@@ -316,26 +324,17 @@ macro_rules! impl_escaped_display {
                 serialize_bytes(&self.0, s)
             }
         }
+        impl<'de> Deserialize<'de> for $t {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                $from_bytes(deserialize_bytes(d)?).map_err(de::Error::custom)
+            }
+        }
     )*};
 }
-impl_escaped_display!(BytePath, AbsPath, RelPath);
+impl_text_forms!(BytePath: any_bytes, AbsPath: AbsPath::new, RelPath: RelPath::new);
 
-impl<'de> Deserialize<'de> for BytePath {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        deserialize_bytes(d).map(BytePath)
-    }
-}
-
-impl<'de> Deserialize<'de> for AbsPath {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        AbsPath::new(deserialize_bytes(d)?).map_err(de::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for RelPath {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        RelPath::new(deserialize_bytes(d)?).map_err(de::Error::custom)
-    }
+fn any_bytes(bytes: Vec<u8>) -> Result<BytePath, Infallible> {
+    Ok(BytePath(bytes))
 }
 
 fn serialize_bytes<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {

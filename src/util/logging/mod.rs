@@ -67,15 +67,11 @@ pub fn set_log_level(level: &str) -> anyhow::Result<()> {
 /// # Errors
 /// The file cannot be opened; the old one remains in use.
 pub fn set_log_file(file: Option<&Path>) -> anyhow::Result<()> {
-    let opened = match file {
-        None => None,
-        Some(path) => {
-            let mut options = OpenOptions::new();
-            let opened = options.create(true).append(true).mode(0o600).open(path);
-            Some(opened.with_context(|| format!("cannot open the log file {}", path.display()))?)
-        }
+    let open = |path: &Path| {
+        let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        opened.with_context(|| format!("cannot open the log file {}", path.display()))
     };
-    *LOG_FILE.write() = opened;
+    *LOG_FILE.write() = file.map(open).transpose()?;
     Ok(())
 }
 
