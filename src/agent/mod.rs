@@ -42,7 +42,7 @@ use crate::config::agent::initial_slots;
 use crate::config::{AgentConfig, NicConfig};
 use crate::data::nics::Nic;
 use crate::data::{
-    BufferPools, DataServer, Endpoints, Peers, Roots, ServerContext, TicketVerifier,
+    BufferPools, DataServer, Endpoints, Peers, Roots, TicketVerifier,
 };
 use crate::fs::DirtyJournal;
 use crate::util::boot::boot_id;
@@ -112,10 +112,13 @@ impl Agent {
         let peers = Peers::new(&nics, buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
         let ticket_verifier = Arc::new(TicketVerifier::for_agent(&config.worker_id, &incarnation));
-        let context = ServerContext { verifier: ticket_verifier.clone(), roots: roots.clone() };
         let close_server = Shutdown::new();
-        let serving =
-            server.serve(Arc::new(context), buffers.receiving.clone(), close_server.clone());
+        let serving = server.serve(
+            ticket_verifier.clone(),
+            roots.clone(),
+            buffers.receiving.clone(),
+            close_server.clone(),
+        );
         // Aborted when this future is dropped.
         let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
 

@@ -1,6 +1,6 @@
 //! Connections to peers: opened from a NIC, and tried with a probe.
 
-use super::content_client::{self, ContentClient};
+use super::content_client::ContentClient;
 use super::meter::{CountedStream, TrafficCounter};
 use super::nics::{Nic, OpenConnectionGuard, is_local_address};
 use super::protocol::PROBE;
@@ -68,6 +68,13 @@ pub struct ConnectionPath {
     pub to: String,
 }
 
+impl ConnectionPath {
+    /// Why the NIC to which the socket is bound can't be used, where the kernel reports so.
+    pub(super) fn link_failure(&self) -> Option<String> {
+        self.from.as_ref().filter(|_| self.is_bound)?.link_failure()
+    }
+}
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionKind {
@@ -115,14 +122,6 @@ impl Connection {
             StatusCode::OK => Ok(()),
             status => Err(format!("a probe was answered with {status}")),
         }
-    }
-
-    /// Upgrades it to a stream.
-    async fn upgrade(&mut self, peer: &str) -> Result<(), String> {
-        let response = self.sender.send_request(content_client::upgrade_request(peer)?).await;
-        self.stream =
-            Some(content_client::accept_upgrade(response.map_err(|e| e.to_string())?).await?);
-        Ok(())
     }
 }
 
@@ -175,8 +174,9 @@ pub async fn connect(
     let driver = driver.abort_handle();
     let mut connection = Connection { sender: send, stream: None, counter, driver, _open };
     if kind == ConnectionKind::Content {
-        let opened = tokio::time::timeout(timeout, connection.upgrade(&path.to)).await;
-        opened.map_err(|_| ConnectError::timed_out("stream", timeout))??;
+        let open = ContentClient::open(&mut connection.sender, &path.to);
+        let opened = tokio::time::timeout(timeout, open).await;
+        connection.stream = Some(opened.map_err(|_| ConnectError::timed_out("stream", timeout))??);
     }
     Ok(connection)
 }

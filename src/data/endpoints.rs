@@ -24,13 +24,13 @@ impl Endpoints {
 
     /// Adds one without an address of this host, and logs that.
     pub(super) fn add_unavailable(&self, configured: Configured, error: &Error) -> PendingEndpoint {
-        let endpoint = configured.endpoint.authority();
-        let reason = format!("cannot listen on {endpoint}: {error}");
+        let missing = unavailable(&configured.endpoint, error);
         tracing::error!(
-            "data-plane endpoint {endpoint} is unavailable: {error}; it is used as soon as this host has its address"
+            "data-plane endpoint {} is unavailable: {error}; it is used as soon as this host has its address",
+            missing.endpoint
         );
         let mut all = self.0.lock();
-        all.push(Err(UnavailableEndpoint { endpoint, reason }));
+        all.push(Err(missing));
         PendingEndpoint { index: all.len() - 1, nic: Nic::new(configured.clone()), configured }
     }
 
@@ -43,6 +43,12 @@ impl Endpoints {
     pub fn unavailable(&self) -> Vec<UnavailableEndpoint> {
         self.0.lock().iter().filter_map(|endpoint| endpoint.as_ref().err()).cloned().collect()
     }
+}
+
+fn unavailable(endpoint: &Endpoint, error: &Error) -> UnavailableEndpoint {
+    let endpoint = endpoint.authority();
+    let reason = format!("cannot listen on {endpoint}: {error}");
+    UnavailableEndpoint { endpoint, reason }
 }
 
 /// Whether an error of listening means that the address does not exist yet: an interface or a name service that comes
@@ -71,17 +77,16 @@ impl PendingEndpoint {
         loop {
             tokio::time::sleep(LISTEN_RETRY_INTERVAL).await;
             let error = match Listener::bind(self.configured.clone(), several).await {
-                Ok(listener) => {
+                Ok(mut listener) => {
                     let endpoint = listener.nic.endpoint.clone();
                     tracing::info!("data-plane endpoint {} is available", endpoint.authority());
                     endpoints.0.lock()[self.index] = Ok(endpoint);
-                    return listener.with_nic(self.nic);
+                    listener.nic = self.nic;
+                    return listener;
                 }
                 Err(error) => error,
             };
-            let endpoint = self.nic.endpoint.authority();
-            let reason = format!("cannot listen on {endpoint}: {error}");
-            endpoints.0.lock()[self.index] = Err(UnavailableEndpoint { endpoint, reason });
+            endpoints.0.lock()[self.index] = Err(unavailable(&self.nic.endpoint, &error));
         }
     }
 }

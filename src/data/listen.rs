@@ -56,11 +56,6 @@ impl Listener {
         Ok(Listener { nic: Nic::new(nic), address, socket, loopback, interface_index: number })
     }
 
-    /// The same, with connections counted by `nic`.
-    pub fn with_nic(self, nic: Arc<Nic>) -> Self {
-        Listener { nic, ..self }
-    }
-
     /// The next connection.
     ///
     /// # Errors

@@ -84,10 +84,9 @@ impl RouteMonitor {
 
     /// Why the route of a request that is `silent` for so long does not work, if it does not.
     async fn route_failure(&self, silent: Duration, timeout: Duration) -> Option<String> {
-        let path = self.routes.path_of(&self.key);
-        let down = path.from.as_ref().filter(|_| path.is_bound).and_then(|nic| nic.link_failure());
-        if down.is_some() {
-            return down;
+        let link_failure = self.routes.path_of(&self.key).link_failure();
+        if link_failure.is_some() {
+            return link_failure;
         }
         if silent >= CHECK_INTERVAL * 2 {
             let state = self.routes.state();

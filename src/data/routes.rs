@@ -17,7 +17,7 @@ use super::routing_state::{End, Outage, OutageEnd, Route, RouteKey, RoutingState
 use crate::util::backoff::Backoff;
 use crate::wire::worker::{Endpoint, NicReport};
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -46,14 +46,8 @@ pub struct Routes {
 impl Routes {
     /// Routes from the `nics` of this host. With fewer than two the kernel chooses the address.
     pub fn new(nics: &[Arc<Nic>]) -> Self {
-        let ours = nics.iter().map(|nic| GoodputMeter::new(nic.counter.clone())).collect();
-        let state = RoutingState {
-            routes: BTreeMap::new(),
-            in_flight: BTreeMap::new(),
-            local_meters: ours,
-            remote_meters: BTreeMap::new(),
-            sequence: 0,
-        };
+        let local_meters = nics.iter().map(|nic| GoodputMeter::new(nic.counter.clone())).collect();
+        let state = RoutingState { local_meters, ..RoutingState::default() };
         Routes { nics: nics.to_vec(), state: Mutex::new(state) }
     }
 
@@ -76,13 +70,12 @@ impl Routes {
                 0 | 1 => (0..self.nics.len()).collect(),
                 n => (0..n).filter(|i| can_connect(ours[*i], theirs[j])).collect(),
             };
+            let key = |nic: Option<usize>| (nic, to.authority());
             match from.as_slice() {
-                [] => pairs.push(((None, to.authority()), RouteAffinity::Rail)),
-                [only] => pairs.push(((Some(*only), to.authority()), RouteAffinity::Rail)),
+                [] => pairs.push((key(None), RouteAffinity::Rail)),
+                [only] => pairs.push((key(Some(*only)), RouteAffinity::Rail)),
                 several => pairs.extend(
-                    several
-                        .iter()
-                        .map(|i| ((Some(*i), to.authority()), affinity(&ours, &theirs, *i, j))),
+                    several.iter().map(|i| (key(Some(*i)), affinity(&ours, &theirs, *i, j))),
                 ),
             }
         }
@@ -112,13 +105,10 @@ impl Routes {
         let (now, mut state) = (Instant::now(), self.state());
         state.update_goodput(now);
         let all = self.nics.iter().enumerate().map(|(i, nic)| {
-            let mut routes = state.routes.iter().filter(|(key, _)| key.0 == Some(i)).peekable();
-            let attempted = routes.peek().is_some();
-            let mut last = None;
-            let dead = attempted
-                && routes.all(|(_, r)| {
-                    r.outage.as_ref().map(|a| last = Some(a.reason.clone())).is_some()
-                });
+            let routes = state.routes.iter().filter(|(key, _)| key.0 == Some(i));
+            // `None` where one of them is usable.
+            let outages: Option<Vec<_>> = routes.map(|(_, route)| route.outage.as_ref()).collect();
+            let outage = outages.and_then(|all| all.last().map(|outage| outage.reason.clone()));
             let load = state.load(End::Local(i), now);
             NicReport {
                 endpoint: nic.endpoint.authority(),
@@ -129,7 +119,7 @@ impl Routes {
                 requests: load.requests as u32,
                 goodput: load.bytes_per_second.map(|bytes| bytes as u64),
                 receive_rate: None,
-                disabled_reason: nic.link_failure().or(last.filter(|_| dead)),
+                disabled_reason: nic.link_failure().or(outage),
             }
         });
         all.collect()
@@ -309,9 +299,7 @@ impl Routes {
 impl Routes {
     pub(super) async fn probe(&self, key: &RouteKey) -> Result<Duration, String> {
         let path = self.path_of(key);
-        if let Some(reason) =
-            path.from.as_ref().filter(|_| path.is_bound).and_then(|nic| nic.link_failure())
-        {
+        if let Some(reason) = path.link_failure() {
             return Err(reason);
         }
         let (theirs, worked) = {
@@ -488,12 +476,9 @@ mod tests {
         // An agent is there now: a probe finds it.
         let server = super::super::DataServer::bind(&remote[..1]).await.unwrap();
         let roots = super::super::Roots::open(&[]).unwrap();
-        let served = super::super::ServerContext {
-            verifier: Arc::new(super::super::TicketVerifier::new()),
-            roots: Arc::new(roots),
-        };
         let serving = tokio::spawn(server.serve(
-            Arc::new(served),
+            Arc::new(super::super::TicketVerifier::new()),
+            Arc::new(roots),
             super::super::buffer_pool::tests::test_pool(),
             crate::util::shutdown::Shutdown::new(),
         ));

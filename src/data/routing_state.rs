@@ -85,6 +85,7 @@ pub(super) enum End<'a> {
 }
 
 /// All routes, and their ends.
+#[derive(Default)]
 pub(super) struct RoutingState {
     pub(super) routes: BTreeMap<RouteKey, Route>,
     pub(super) in_flight: BTreeMap<u64, InFlight>,

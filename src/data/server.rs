@@ -10,7 +10,9 @@ use super::listen::Listener;
 use super::meter::CountedStream;
 use super::nics::Nic;
 use super::protocol::STALL_TIMEOUT;
-use super::server_context::{ConnectionContext, ServerContext};
+use super::roots::Roots;
+use super::server_context::ConnectionContext;
+use super::ticket_verifier::TicketVerifier;
 use crate::config::NicConfig as Configured;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
@@ -117,31 +119,33 @@ impl DataServer {
         &self.endpoints
     }
 
-    /// Receives through buffers of `pool`; answers until `stop`; then accepts no new connection, waits for requests to end, and closes the rest.
-    /// Dropping the future ends everything at once.
-    pub async fn serve(self, server: Arc<ServerContext>, pool: BufferPool, stop: Shutdown) {
+    /// Answers requests that `verifier` admits to `roots`, through buffers of `pool`, until `stop`; then accepts no new
+    /// connection, waits for requests to end, and closes the rest. Dropping the future ends everything at once.
+    pub async fn serve(
+        self,
+        verifier: Arc<TicketVerifier>,
+        roots: Arc<Roots>,
+        pool: BufferPool,
+        stop: Shutdown,
+    ) {
         let context = Arc::new(ConnectionContext {
-            server,
+            verifier,
+            roots,
             requests: self.requests.clone(),
             pool,
             stall_timeout: self.stall_timeout,
         });
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let tracker = TaskTracker::new();
-        let abort = Shutdown::new();
+        let (tracker, abort) = (TaskTracker::new(), Shutdown::new());
         let _guard = abort.clone().drop_guard();
         let several = self.nics.len() > 1;
-        let accept = |listener| {
-            let (context, connections) = (context.clone(), connections.clone());
-            accept_loop(
-                listener,
-                context,
-                connections,
-                tracker.clone(),
-                stop.clone(),
-                abort.clone(),
-            )
+        let acceptor = Acceptor {
+            context,
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            tracker: tracker.clone(),
+            stop: stop.clone(),
+            abort,
         };
+        let accept = |listener| acceptor.accept_all(listener);
         let loops = self.listeners.into_iter().map(accept);
         let pending = self.pending.into_iter().map(|missing| async {
             let found = missing.listen_when_available(&self.endpoints, several);
@@ -156,42 +160,47 @@ impl DataServer {
     }
 }
 
-async fn accept_loop(
-    mut listener: Listener,
+/// What accepts connections, for all endpoints.
+struct Acceptor {
     context: Arc<ConnectionContext>,
     connections: Arc<Semaphore>,
     tracker: TaskTracker,
     stop: Shutdown,
     abort: Shutdown,
-) {
-    loop {
-        let next = async {
-            // Never closed, so there is always a permit in the end.
-            let permit = connections.clone().acquire_owned().await.ok();
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            next = next => next,
-            () = stop.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let (context, stop, abort) = (context.clone(), stop.clone(), abort.clone());
-                let (stream, open) =
-                    (listener.nic.wrap_accepted(stream), listener.nic.count_open_connection());
-                tracker.spawn(async move {
-                    let _held = (permit, open);
-                    tokio::select! {
-                        () = serve_connection(stream, peer, context, stop) => (),
-                        () = abort.cancelled() => (),
-                    }
-                });
-            }
-            Err(e) => {
-                // Out of descriptors or memory: it passes, and a busy loop would not help it.
-                let what = format!("cannot accept a data connection: {e}");
-                warn_ratelimited!(what, "{what}");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+}
+
+impl Acceptor {
+    async fn accept_all(&self, mut listener: Listener) {
+        loop {
+            let next = async {
+                // Never closed, so there is always a permit in the end.
+                let permit = self.connections.clone().acquire_owned().await.ok();
+                (permit, listener.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
+                next = next => next,
+                () = self.stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let (context, stop) = (self.context.clone(), self.stop.clone());
+                    let abort = self.abort.clone();
+                    let (stream, open) =
+                        (listener.nic.wrap_accepted(stream), listener.nic.count_open_connection());
+                    self.tracker.spawn(async move {
+                        let _held = (permit, open);
+                        tokio::select! {
+                            () = serve_connection(stream, peer, context, stop) => (),
+                            () = abort.cancelled() => (),
+                        }
+                    });
+                }
+                Err(e) => {
+                    // Out of descriptors or memory: it passes, and a busy loop would not help it.
+                    let what = format!("cannot accept a data connection: {e}");
+                    warn_ratelimited!(what, "{what}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
             }
         }
     }
@@ -240,9 +249,7 @@ async fn serve_connection(
         context.log_failure(peer, &e.to_string());
     }
     let upgrade = upgrade.lock().take();
-    if let Some(on) = upgrade
-        && let Some((stream, counters)) = content_server::upgraded_socket(on).await
-    {
-        content_server::serve_stream(stream, counters, peer, (&context, &stop)).await;
+    if let Some(on) = upgrade {
+        content_server::serve_stream(on, peer, (&context, &stop)).await;
     }
 }

@@ -9,17 +9,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What requests are authorized by and executed on.
-pub struct ServerContext {
-    /// Verifies the tickets of requests.
-    pub verifier: Arc<TicketVerifier>,
-    /// The storage that requests can name.
-    pub roots: Arc<Roots>,
-}
-
 /// What all connections share.
 pub(super) struct ConnectionContext {
-    pub(super) server: Arc<ServerContext>,
+    /// Verifies the tickets of requests.
+    pub(super) verifier: Arc<TicketVerifier>,
+    /// The storage that requests can name.
+    pub(super) roots: Arc<Roots>,
     pub(super) requests: Arc<ActiveRequests>,
     /// What content is received into.
     pub(super) pool: BufferPool,

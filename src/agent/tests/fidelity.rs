@@ -1,7 +1,7 @@
 //! What is compared, linked, kept and recorded on the way.
 
 use super::*;
-use crate::data::control_messages::BLOCK_BYTES;
+use crate::wire::content::BLOCK_BYTES;
 use crate::wire::entry_report::{EntryAction, FileState, Tally};
 use crate::wire::options::Compare;
 use crate::wire::preserve::Attribute;

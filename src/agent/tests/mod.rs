@@ -8,7 +8,7 @@ mod mirror;
 use super::job::{AgentContext, Job, TaskOutcome, Writers};
 use super::testing::{abs, assignment, tree};
 use super::{copy, publish, range};
-use crate::data::{BufferPools, DataServer, Deadline, Peers, Roots, ServerContext, TicketVerifier};
+use crate::data::{BufferPools, DataServer, Deadline, Peers, Roots, TicketVerifier};
 use crate::fs::is_internal_name;
 use crate::util::shutdown::Shutdown;
 use crate::wire::content::merge_ranges;
@@ -62,10 +62,10 @@ impl AgentFleet {
             let server = DataServer::bind(&[any]).await.unwrap();
             let endpoints = server.endpoints().available();
             fleet.add_member(&format!("r{n}"), endpoints);
-            let served = ServerContext { verifier: fleet.gate(), roots: fleet.roots(&["dst"]) };
             let stop = Shutdown::new();
             let task = tokio::spawn(server.serve(
-                Arc::new(served),
+                fleet.gate(),
+                fleet.roots(&["dst"]),
                 BufferPools::new(64 << 20).receiving,
                 stop.clone(),
             ));
