@@ -11,9 +11,9 @@
 //! Allocating and zeroing a buffer per read costs more than the read, so some are kept. What is read of a
 //! file begins on a page, so that it can be read past the page cache.
 
-use super::control_messages::BLOCK_BYTES;
 use super::protocol::FRAME_HEADER_BYTES;
 use crate::fs::DIRECT_ALIGN_BYTES;
+use crate::wire::content::BLOCK_BYTES;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

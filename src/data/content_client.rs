@@ -3,7 +3,7 @@
 
 use super::deadline::TransferControl;
 use super::frame;
-use super::meter::{CountedStream, TrafficCounter};
+use super::meter::{TrafficCounter, into_socket};
 use super::protocol::{
     ContentRequest, FRAME_HEADER_BYTES, MAX_REPLY_BYTES, STREAM, UPGRADE_PROTOCOL,
 };
@@ -12,10 +12,9 @@ use crate::util::checksum;
 use crate::wire::problem::{Problem, ProblemCode};
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{CONNECTION, HOST, UPGRADE};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, StatusCode};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -73,38 +72,10 @@ impl Drop for ContentClient {
     }
 }
 
-/// The request for a stream to `peer` (`host:port`).
-///
-/// # Errors
-/// A `peer` that is no host.
-pub fn upgrade_request(peer: &str) -> Result<Request<Full<Bytes>>, String> {
-    Request::get(STREAM)
-        .header(HOST, peer)
-        .header(CONNECTION, "upgrade")
-        .header(UPGRADE, UPGRADE_PROTOCOL)
-        .body(Full::default())
-        .map_err(|e| e.to_string())
-}
-
-/// The stream that `response` opens.
-///
-/// # Errors
-/// A message: the response opens no stream.
-pub async fn accept_upgrade(response: Response<Incoming>) -> Result<ContentClient, String> {
-    let status = response.status();
-    if status != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(format!(
-            "it does not speak {UPGRADE_PROTOCOL} ({status}); agents of one installation must be of one version"
-        ));
-    }
-    let upgraded = hyper::upgrade::on(response).await.map_err(|e| e.to_string())?;
-    let parts =
-        upgraded.downcast::<TokioIo<CountedStream>>().map_err(|_| "it does not accept streams")?;
-    if !parts.read_buf.is_empty() {
-        return Err("it sent data before the first request".to_owned());
-    }
-    let (stream, counters) = parts.io.into_inner().into_parts().map_err(|e| e.to_string())?;
-    Ok(ContentClient { stream, counters })
+/// The problem of a refusal.
+pub fn parse_problem(document: &[u8]) -> Problem {
+    serde_json::from_slice(document)
+        .unwrap_or_else(|_| Problem::new(ProblemCode::Unknown, "it gave no reason"))
 }
 
 /// One request in flight.
@@ -118,6 +89,29 @@ struct Exchange<'a> {
 }
 
 impl ContentClient {
+    /// Upgrades a connection to `peer` (`host:port`) to a stream.
+    ///
+    /// # Errors
+    /// A message: the peer opens no stream.
+    pub async fn open(sender: &mut SendRequest<Full<Bytes>>, peer: &str) -> Result<Self, String> {
+        let request = Request::get(STREAM)
+            .header(HOST, peer)
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, UPGRADE_PROTOCOL)
+            .body(Full::default())
+            .map_err(|e| e.to_string())?;
+        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(format!(
+                "it does not speak {UPGRADE_PROTOCOL} ({status}); agents of one installation must be of one version"
+            ));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|e| e.to_string())?;
+        let (stream, counters) = into_socket(upgraded)?;
+        Ok(ContentClient { stream, counters })
+    }
+
     /// Sends the request and what `feed` makes, counted in `moved`, and reads the answer; blocks meanwhile. An
     /// reply that comes early, cancellation and the deadline end it. Returns the reply and the result of
     /// `feed`.
@@ -166,10 +160,7 @@ impl Exchange<'_> {
                 None => ContentReply::Damaged,
             });
         }
-        let problem = serde_json::from_slice(&document);
-        Ok(ContentReply::Refused(
-            problem.unwrap_or_else(|_| Problem::new(ProblemCode::Unknown, "it gave no reason")),
-        ))
+        Ok(ContentReply::Refused(parse_problem(&document)))
     }
 
     /// Fills `room`.

@@ -11,8 +11,8 @@
 
 use super::buffer_pool::{GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
 use super::frame::{self, FrameReader};
-use super::handlers::{self, RequestFailure};
-use super::meter::{CountedStream, TrafficCounter};
+use super::handlers::{self, DRAIN_BYTES, DRAIN_TIMEOUT, RequestFailure};
+use super::meter::{TrafficCounter, into_socket};
 use super::protocol::{
     ContentRequest, FRAME_HEADER_BYTES, MAX_TICKET_BYTES, STREAM, UPGRADE_PROTOCOL,
 };
@@ -26,7 +26,6 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +37,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A request must be complete within this time of its first byte.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How much of a refused request is read, so that the refusal arrives, and for how long.
-const DRAIN_LIMITS: (u64, Duration) = (8 << 20, Duration::from_secs(5));
 /// The longest request: a ticket and a verb.
 const MAX_REQUEST_BYTES: usize = MAX_TICKET_BYTES + 64;
 
@@ -58,27 +55,16 @@ pub(super) fn accept_upgrade(
     Some((hyper::upgrade::on(request), response))
 }
 
-/// The socket of an upgraded connection, and what counts its bytes. `None` where the connection failed, or its peer did not wait
-/// for the response.
-pub(super) async fn upgraded_socket(
-    on: OnUpgrade,
-) -> Option<(TcpStream, Vec<Arc<TrafficCounter>>)> {
-    let parts = on.await.ok()?.downcast::<TokioIo<CountedStream>>().ok()?;
-    if !parts.read_buf.is_empty() {
-        return None;
-    }
-    let (stream, counters) = parts.io.into_inner().into_parts().ok()?;
-    Some((TcpStream::from_std(stream).ok()?, counters))
-}
-
-/// Serves the requests on `stream`, one after the other, until its peer ends it, violates the protocol,
+/// Serves the requests on an upgraded connection, one after the other, until its peer ends it, violates the protocol,
 /// is idle for a while, or `stop` is cancelled.
 pub(super) async fn serve_stream(
-    mut stream: TcpStream,
-    counters: Vec<Arc<TrafficCounter>>,
+    on: OnUpgrade,
     peer: SocketAddr,
     (context, stop): (&ConnectionContext, &Shutdown),
 ) {
+    let Ok(upgraded) = on.await else { return };
+    let Ok((socket, counters)) = into_socket(upgraded) else { return };
+    let Ok(mut stream) = TcpStream::from_std(socket) else { return };
     loop {
         let request = tokio::select! {
             request = read_request(&mut stream) => request,
@@ -157,7 +143,7 @@ async fn receive_content(
     request: &ContentRequest,
     context: &ConnectionContext,
 ) -> Option<(TcpStream, Result<Vec<u8>, RequestFailure>)> {
-    let receiver = match handlers::content_handler(request, &context.server) {
+    let receiver = match handlers::content_handler(request, context) {
         Ok(receiver) => receiver,
         Err(refused) => return Some((stream, Err(refused))),
     };
@@ -187,10 +173,9 @@ async fn receive_content(
 /// Reads and drops some of what a refused peer still sends: a socket that is closed with bytes unread
 /// takes the refusal back.
 async fn drain_socket(stream: &mut TcpStream) {
-    let (limit, timeout) = DRAIN_LIMITS;
     let all = async {
         let mut room = vec![0; 64 << 10];
-        let mut left = limit;
+        let mut left = DRAIN_BYTES;
         while let Ok(n @ 1..) = stream.read(&mut room).await {
             left = left.saturating_sub(n as u64);
             if left == 0 {
@@ -198,5 +183,5 @@ async fn drain_socket(stream: &mut TcpStream) {
             }
         }
     };
-    let _ = tokio::time::timeout(timeout, all).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, all).await;
 }

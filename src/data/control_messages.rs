@@ -1,20 +1,25 @@
-//! Requests of one document with a reply of one document: block values of a range, the clean-up, the check of the root.
+//! Requests of one document with a reply of one document, and how each is executed: offers, block values of a range,
+//! prunes, the clean-up, the check of the root.
 
-use super::protocol::entry_of_range;
-use super::ticket_verifier::{Refusal, check_permission};
-use crate::fs::{RootKind, Target};
-use crate::wire::Digest;
-pub use crate::wire::content::BLOCK_BYTES;
+use super::outcome::OfferOutcome;
+use super::protocol::{
+    BLOCK_DIGESTS, CLEAN_UP, OFFER, OfferReply, PRUNE, ROOT_CHECK, entry_of_range,
+};
+use super::prune_messages::{PruneReply, PruneRequest};
+use super::receive::handle_offer;
+use super::source_reader::WINDOW_BYTES;
+use super::ticket_verifier::{Refusal, check_permission, check_prune_permission};
+use crate::fs::{BlockHashes, Filter, PruneOutcome, RootKind, Target};
+use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
+use crate::wire::outcome::EntryError;
 use crate::wire::ticket::Claims;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
-/// Blocks are requested, and sent, for so much of a range at a time: neither end works for long
-/// without a word to the other.
-pub const WINDOW_BYTES: u64 = 64 << 20;
 /// At most so many block values are given at a time.
 const MAX_BLOCKS: u64 = 4096;
+
 /// A request of one document that is answered with one document, by a peer or on this host.
 pub trait ControlRequest: Encode<()> + for<'b> Decode<'b, ()> + Send + 'static {
     /// Its path over HTTP.
@@ -41,7 +46,9 @@ pub trait ControlRequest: Encode<()> + for<'b> Decode<'b, ()> + Send + 'static {
     }
 
     /// How many bytes of content are read for the reply; `None` where the work has no such bound.
-    fn bytes_to_read(&self) -> Option<u64>;
+    fn bytes_to_read(&self) -> Option<u64> {
+        None
+    }
 
     /// Checks that `claims` allow the request.
     ///
@@ -94,7 +101,7 @@ pub struct BlockDigestsRequest {
     /// The length of all of them; the last one may be shorter.
     #[n(2)]
     pub length: u64,
-    /// The length of one, a power of two. For one longer than [`BLOCK_BYTES`] the answer is only whether it is all zeros
+    /// The length of one, a power of two. For one longer than [`BLOCK_BYTES`](crate::wire::content::BLOCK_BYTES) the answer is only whether it is all zeros
     /// ([`Target::hash_blocks`](crate::fs::Target::hash_blocks)).
     #[n(3)]
     pub block_bytes: u64,
@@ -116,17 +123,6 @@ impl BlockDigestsRequest {
     }
 }
 
-/// What is there of one block: its values ([`HashMode::hash_block`](crate::wire::content::HashMode::hash_block)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
-pub struct BlockDigests {
-    /// In the part file of the entry's version.
-    #[n(0)]
-    pub part: Option<Digest>,
-    /// In the file that has the name now.
-    #[n(1)]
-    pub basis: Option<Digest>,
-}
-
 /// The request to remove auxiliary files for hard links; the outcome is the error of what is left.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 pub struct CleanUpRequest {
@@ -143,15 +139,147 @@ pub struct RootCheckRequest {
     pub source_kind: RootKind,
 }
 
+impl ControlRequest for Manifest {
+    const PATH: &'static str = OFFER;
+    type Reply = OfferReply;
+    type Outcome = OfferOutcome;
+
+    fn to_document(&self) -> Bytes {
+        self.encode().into()
+    }
+
+    fn from_document(document: &[u8]) -> Result<Self, String> {
+        Manifest::decode(document).map_err(|e| e.to_string())
+    }
+
+    fn bytes_to_read(&self) -> Option<u64> {
+        Some(self.content_bytes())
+    }
+
+    fn handle(&self, target: &Target, claims: &Claims, _: &mut [u8]) -> Result<OfferReply, String> {
+        Ok(handle_offer(target, self, claims.rules.dry_run))
+    }
+
+    fn read_reply(&self, reply: OfferReply) -> Result<OfferOutcome, String> {
+        OfferOutcome::from_reply(self, reply)
+    }
+}
+
+impl ControlRequest for BlockDigestsRequest {
+    const PATH: &'static str = BLOCK_DIGESTS;
+    const NEEDS_BUFFER: bool = true;
+    type Reply = Result<Vec<BlockHashes>, EntryError>;
+    type Outcome = Result<Vec<BlockHashes>, EntryError>;
+
+    /// The part file and the basis file, up to a window of each.
+    fn bytes_to_read(&self) -> Option<u64> {
+        Some(2 * self.length.min(2 * WINDOW_BYTES))
+    }
+
+    fn handle(
+        &self,
+        target: &Target,
+        _: &Claims,
+        buffer: &mut [u8],
+    ) -> Result<Self::Reply, String> {
+        let (entry, range) = (self.validate()?, (self.offset, self.length));
+        let hash = || target.hash_blocks(entry, range, self.block_bytes, buffer);
+        Ok(target.with_root_checked(hash).map_err(EntryError::from))
+    }
+
+    fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
+        let entry = self.validate()?;
+        match reply {
+            Ok(blocks) if blocks.len() as u64 != self.length.div_ceil(self.block_bytes) => {
+                Err(format!("{} values of {} bytes", blocks.len(), self.length))
+            }
+            reply => Ok(reply.map_err(|error| error.received(&entry.path))),
+        }
+    }
+}
+
+impl ControlRequest for PruneRequest {
+    const PATH: &'static str = PRUNE;
+    type Reply = PruneReply;
+    type Outcome = PruneOutcome;
+
+    fn check_permission(&self, claims: &Claims) -> Result<(), Refusal> {
+        check_prune_permission(claims, self.apply)
+    }
+
+    fn handle(
+        &self,
+        target: &Target,
+        claims: &Claims,
+        buffer: &mut [u8],
+    ) -> Result<PruneReply, String> {
+        let outcome = self.handle_locally(target, claims, buffer)?;
+        Ok(PruneReply::from_outcome(&self.dir, outcome))
+    }
+
+    fn read_reply(&self, reply: PruneReply) -> Result<PruneOutcome, String> {
+        reply.into_outcome(self)
+    }
+
+    /// The ticket names the request, and with it the trash that removed entries go to.
+    fn handle_locally(
+        &self,
+        target: &Target,
+        claims: &Claims,
+        _: &mut [u8],
+    ) -> Result<PruneOutcome, String> {
+        self.validate()?;
+        let filter = Filter::cached(&self.filter).map_err(|e| e.to_string())?;
+        let request_id = claims.request_id.parse().map_err(|e| format!("its request id {e}"))?;
+        let outcome = target.with_root_checked(|| target.prune(self, &filter, &request_id));
+        Ok(outcome.unwrap_or_else(|error| PruneOutcome {
+            errors: vec![error.into()],
+            ..PruneOutcome::default()
+        }))
+    }
+}
+
+impl ControlRequest for CleanUpRequest {
+    const PATH: &'static str = CLEAN_UP;
+    type Reply = Result<(), EntryError>;
+    type Outcome = Result<(), EntryError>;
+
+    fn handle(&self, target: &Target, _: &Claims, _: &mut [u8]) -> Result<Self::Reply, String> {
+        let clean_up = || target.clean_up_anchors(self.root.as_ref());
+        Ok(target.with_root_checked(clean_up).map_err(EntryError::from))
+    }
+
+    fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
+        Ok(reply.map_err(|error| error.received(&RelPath::root())))
+    }
+}
+
+impl ControlRequest for RootCheckRequest {
+    const PATH: &'static str = ROOT_CHECK;
+    type Reply = Result<(), EntryError>;
+    type Outcome = Result<(), EntryError>;
+
+    fn bytes_to_read(&self) -> Option<u64> {
+        Some(0)
+    }
+
+    fn handle(&self, target: &Target, _: &Claims, _: &mut [u8]) -> Result<Self::Reply, String> {
+        Ok(target.check_writable(self.source_kind).map_err(EntryError::from))
+    }
+
+    fn read_reply(&self, reply: Self::Reply) -> Result<Self::Outcome, String> {
+        Ok(reply.map_err(|error| error.received(&RelPath::root())))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::protocol::ContentRequest;
     use crate::data::prune_messages::tests::prune_request;
-    use crate::data::prune_messages::{PruneReply, PruneRequest};
-    use crate::wire::RelPath;
+    use crate::wire::Digest;
+    use crate::wire::content::BLOCK_BYTES;
     use crate::wire::manifest::{EntryKind, FileVersion, Meta};
-    use crate::wire::outcome::EntryError;
     use proptest::prelude::*;
 
     fn rel(path: &str) -> RelPath {
@@ -197,7 +325,7 @@ mod tests {
         #[test]
         fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
             let _ = minicbor::decode::<BlockDigestsRequest>(&bytes).map(|request| request.validate().is_ok());
-            let _ = minicbor::decode::<Result<Vec<BlockDigests>, EntryError>>(&bytes);
+            let _ = minicbor::decode::<Result<Vec<BlockHashes>, EntryError>>(&bytes);
             let _ = minicbor::decode::<PruneRequest>(&bytes).map(|request| request.validate());
             let _ = minicbor::decode::<PruneReply>(&bytes).map(|reply| reply.into_outcome(&prune_request(&[])));
             let _ = minicbor::decode::<CleanUpRequest>(&bytes);
@@ -213,9 +341,9 @@ mod tests {
             let request = prune_request(&["c", "d"]);
             let bytes = other(minicbor::to_vec(&request).unwrap());
             let _ = minicbor::decode::<PruneRequest>(&bytes).map(|request| request.validate());
-            let existing = BlockDigests { part: Some(Digest([1; 32])), basis: Some(Digest([2; 32])) };
+            let existing = BlockHashes { part: Some(Digest([1; 32])), basis: Some(Digest([2; 32])) };
             let bytes = other(minicbor::to_vec(Ok::<_, EntryError>(vec![existing; 3])).unwrap());
-            let _ = minicbor::decode::<Result<Vec<BlockDigests>, EntryError>>(&bytes);
+            let _ = minicbor::decode::<Result<Vec<BlockHashes>, EntryError>>(&bytes);
             let bytes = other(minicbor::to_vec(PruneReply::default()).unwrap());
             let _ = minicbor::decode::<PruneReply>(&bytes).map(|reply| reply.into_outcome(&request));
             let request = ContentRequest { verb: "/v1/pack".into(), ticket: "t".repeat(50) };

@@ -5,14 +5,13 @@
 //! the others to other ranges.
 
 use super::buffer_pool::BLOCK_BUFFER_BYTES;
-use super::control_messages::{BLOCK_BYTES, BlockDigests, BlockDigestsRequest, WINDOW_BYTES};
+use super::control_messages::BlockDigestsRequest;
 use super::destination::Destination;
 use super::outcome::{RangeError, RangeMode, SendError, WrittenRange};
-use super::source_reader::{self, RangeTransfer, Span, Window, hash_blocks};
-use crate::fs::{FsError, Tree};
+use super::source_reader::{self, RangeTransfer, Span, WINDOW_BYTES, Window, hash_blocks};
+use crate::fs::{BlockHashes, FsError, Tree};
 use crate::wire::Digest;
-use crate::wire::content::merge_blocks;
-use crate::wire::content::{HashMode, SubtreeStack, ZERO_DIGEST};
+use crate::wire::content::{BLOCK_BYTES, HashMode, SubtreeStack, ZERO_DIGEST, merge_blocks};
 use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::outcome::{EntryError, ErrorClass};
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -25,7 +24,7 @@ const STRIPE_BYTES: u64 = 8 << 20;
 const BLOCKS_PER_STRIPE: usize = (STRIPE_BYTES / BLOCK_BYTES) as usize;
 
 /// What a destination has of the blocks of a window.
-type DestinationBlocks = Result<Vec<BlockDigests>, EntryError>;
+type DestinationBlocks = Result<Vec<BlockHashes>, EntryError>;
 
 impl Destination {
     /// Brings `(offset, length)` of `entry`, the only file of `manifest`, into its part file. The
@@ -153,11 +152,11 @@ impl Destination {
     pub(super) async fn send_window(
         &self,
         transfer: RangeTransfer<'_>,
-        there: Vec<BlockDigests>,
+        there: Vec<BlockHashes>,
     ) -> Result<WrittenRange, RangeError> {
         // Other ranges of a new file have begun, this one has not: there is nothing to compare with,
         // and content need not be gathered in blocks.
-        if there.iter().all(|block| *block == BlockDigests::default()) {
+        if there.iter().all(|block| *block == BlockHashes::default()) {
             return self.send_striped(transfer, None).await;
         }
         match self.send_striped(transfer, Some(there)).await {
@@ -174,7 +173,7 @@ impl Destination {
     async fn send_striped(
         &self,
         transfer: RangeTransfer<'_>,
-        existing: Option<Vec<BlockDigests>>,
+        existing: Option<Vec<BlockHashes>>,
     ) -> Result<WrittenRange, RangeError> {
         let Destination::Remote(peer) = self else {
             return self.send_range(transfer, existing).await;

@@ -1,12 +1,12 @@
 //! Where an executor sends to: a peer, or this host itself.
 
 use super::buffer_pool::BufferPool;
-use super::control_messages::{BlockDigests, ControlRequest};
+use super::control_messages::ControlRequest;
 use super::local::{CloneOutcome, Local};
 use super::outcome::{OfferOutcome, PackOutcome, RangeError, SendError, WrittenRange};
 use super::peer::Peer;
 use super::source_reader::RangeTransfer;
-use crate::fs::Tree;
+use crate::fs::{BlockHashes, Tree};
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
@@ -126,7 +126,7 @@ impl Destination {
     pub(super) async fn send_range(
         &self,
         transfer: RangeTransfer<'_>,
-        existing: Option<Vec<BlockDigests>>,
+        existing: Option<Vec<BlockHashes>>,
     ) -> Result<WrittenRange, RangeError> {
         match self {
             Destination::Local { local, .. } => local.transfer_range(transfer, existing).await,

@@ -1,14 +1,12 @@
 //! The recorded samples of messages between agents (`tests/formats`).
 
-use super::control_messages::{
-    BlockDigests, BlockDigestsRequest, CleanUpRequest, RootCheckRequest,
-};
+use super::control_messages::{BlockDigestsRequest, CleanUpRequest, RootCheckRequest};
 use super::protocol::{
     ContentRequest, DirTable, EntryDigest, IndexedDirError, IndexedWarning, OfferReply, PackReply,
     RangeHead, RangeReply, WriteOutcome,
 };
 use super::prune_messages::{PruneError, PruneReply, PruneRequest, RemovedEntry};
-use crate::fs::{OfferDecision, PruneResume, RootKind};
+use crate::fs::{BlockHashes, OfferDecision, PruneResume, RootKind};
 use crate::wire::entry_report::EntryAction;
 use crate::wire::formats::manifest;
 use crate::wire::options::FilterSpec;
@@ -129,8 +127,8 @@ fn replies_are_read_and_written_as_recorded() {
     };
     replies.check_cbor("pack", &pack);
     replies.check_cbor("range", &RangeReply { outcome: WriteOutcome::Written });
-    let digests: Result<Vec<BlockDigests>, EntryError> =
-        Ok(vec![BlockDigests { part: Some(Digest([2; 32])), basis: Some(Digest([3; 32])) }]);
+    let digests: Result<Vec<BlockHashes>, EntryError> =
+        Ok(vec![BlockHashes { part: Some(Digest([2; 32])), basis: Some(Digest([3; 32])) }]);
     replies.check_cbor("block_digests", &digests);
     let prune = PruneReply {
         examined: 1,

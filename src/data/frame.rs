@@ -309,14 +309,27 @@ impl<P: ChunkSource> FrameReader<P> {
         self.ticket_expiry = end;
     }
 
-    /// Whether the ticket of the request has ended.
-    pub fn is_ticket_expired(&self) -> bool {
-        boottime() >= self.ticket_expiry
+    /// Ends work for a disconnected requester.
+    ///
+    /// # Errors
+    /// It disconnected.
+    pub fn check_active(&self) -> Result<(), FrameError> {
+        if self.source.is_abandoned() {
+            return Err(FrameError::Connection("the requester disconnected".to_owned()));
+        }
+        Ok(())
     }
 
-    /// Whether the requester disconnected.
-    pub fn is_abandoned(&self) -> bool {
-        self.source.is_abandoned()
+    /// The same for the zeros of a hole, of which a few bytes make any amount of work: it ends with the ticket.
+    ///
+    /// # Errors
+    /// It disconnected, or its ticket ended.
+    pub fn check_active_and_ticket(&self) -> Result<(), FrameError> {
+        self.check_active()?;
+        if boottime() >= self.ticket_expiry {
+            return Err(FrameError::unexpected("the ticket ended while a hole was hashed"));
+        }
+        Ok(())
     }
 
     fn read_document(&mut self, kind: u8, length: usize) -> Result<Frame, FrameError> {

@@ -12,7 +12,7 @@ use super::protocol::{
 };
 use super::prune_messages::PruneRequest;
 use super::receive::{receive_pack, receive_range};
-use super::server_context::{ConnectionContext, ServerContext};
+use super::server_context::ConnectionContext;
 use super::socket_reader::SocketReader;
 use super::ticket_verifier::{self, Refusal};
 use crate::fs::Target;
@@ -33,9 +33,9 @@ use std::time::Duration;
 /// Documents that need a ticket.
 pub(super) const DOCUMENT_PATHS: [&str; 5] = [OFFER, BLOCK_DIGESTS, PRUNE, CLEAN_UP, ROOT_CHECK];
 /// How much of a refused request is read so that the refusal arrives.
-const DRAIN_BYTES: u64 = 8 << 20;
+pub(super) const DRAIN_BYTES: u64 = 8 << 20;
 /// … and for how long.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a request got no reply of its own.
 pub(super) struct RequestFailure {
@@ -150,23 +150,12 @@ async fn dispatch(
     request: Request<Incoming>,
     context: &ConnectionContext,
 ) -> Result<Vec<u8>, RequestFailure> {
-    let path = request.uri().path();
-    let Some(verb) = DOCUMENT_PATHS.into_iter().find(|verb| *verb == path) else {
-        let shown = crate::wire::path::escape_bytes(&path.as_bytes()[..path.len().min(100)]);
-        return drain_and_refuse(request, RequestFailure::unknown_path(&shown)).await;
-    };
-    if request.method() != Method::POST {
-        let rule = "requests are POST; a probe is GET";
-        let failure = RequestFailure::new(ProblemCode::MethodNotAllowed, rule);
-        return drain_and_refuse(request, failure).await;
-    }
-    let admitted = authorize_request(&request, &context.server).and_then(|(claims, target)| {
-        ticket_verifier::check_permission(&claims, verb)?;
-        Ok((claims, target))
-    });
-    let (claims, target) = match admitted {
+    let (verb, claims, target) = match admit(&request, context) {
         Ok(admitted) => admitted,
-        Err(refused) => return drain_and_refuse(request, refused.into()).await,
+        Err(failure) => {
+            drain_body(request.into_body()).await;
+            return Err(failure);
+        }
     };
     let _under_way = context.requests.start().await;
     match verb {
@@ -204,14 +193,6 @@ async fn handle_control<R: ControlRequest>(
     })
 }
 
-async fn drain_and_refuse(
-    request: Request<Incoming>,
-    failure: RequestFailure,
-) -> Result<Vec<u8>, RequestFailure> {
-    drain_body(request.into_body(), DRAIN_BYTES, DRAIN_TIMEOUT).await;
-    Err(failure)
-}
-
 /// Receives the content after a request, in a thread of its own and collected in the buffer, and makes the reply.
 pub(super) type ContentHandler =
     Box<dyn FnOnce(&mut FrameReader<SocketReader>, Buffer) -> Result<Vec<u8>, FrameError> + Send>;
@@ -219,11 +200,11 @@ pub(super) type ContentHandler =
 /// The permitted write of a request on a stream, after its ticket is checked.
 pub(super) fn content_handler(
     request: &ContentRequest,
-    server: &ServerContext,
+    context: &ConnectionContext,
 ) -> Result<ContentHandler, RequestFailure> {
-    let (claims, target) = server.roots.authorize(&server.verifier, &request.ticket)?;
+    let (claims, target) = context.roots.authorize(&context.verifier, &request.ticket)?;
     ticket_verifier::check_permission(&claims, &request.verb)?;
-    let end = server.verifier.expires_at(&claims);
+    let end = context.verifier.expires_at(&claims);
     // Encoding into a Vec can't fail.
     match request.verb.as_str() {
         PACK => Ok(Box::new(move |frames, mut buffer| {
@@ -240,17 +221,29 @@ pub(super) fn content_handler(
     }
 }
 
-fn authorize_request(
+/// The verb of a request, and what its ticket allows.
+fn admit(
     request: &Request<Incoming>,
-    server: &ServerContext,
-) -> Result<(Claims, Target), Refusal> {
+    context: &ConnectionContext,
+) -> Result<(&'static str, Claims, Target), RequestFailure> {
+    let path = request.uri().path();
+    let Some(verb) = DOCUMENT_PATHS.into_iter().find(|verb| *verb == path) else {
+        let shown = crate::wire::path::escape_bytes(&path.as_bytes()[..path.len().min(100)]);
+        return Err(RequestFailure::unknown_path(&shown));
+    };
+    if request.method() != Method::POST {
+        let rule = "requests are POST; a probe is GET";
+        return Err(RequestFailure::new(ProblemCode::MethodNotAllowed, rule));
+    }
     let ticket = request
         .headers()
         .get(TICKET_HEADER)
         .filter(|value| value.len() <= MAX_TICKET_BYTES)
         .and_then(|value| value.to_str().ok())
         .ok_or(Refusal::NoTicket)?;
-    server.roots.authorize(&server.verifier, ticket)
+    let (claims, target) = context.roots.authorize(&context.verifier, ticket)?;
+    ticket_verifier::check_permission(&claims, verb)?;
+    Ok((verb, claims, target))
 }
 
 /// The document that the body is, which has so long to come.
@@ -277,9 +270,9 @@ async fn read_body(request: Request<Incoming>, timeout: Duration) -> Result<Byte
 }
 
 /// Reads and drops what is left of a refused body, so that the refusal can be read before the
-/// connection ends: at most `limit` bytes and `patience`.
-async fn drain_body(mut body: Incoming, limit: u64, timeout: Duration) {
-    let mut left = limit;
+/// connection ends.
+async fn drain_body(mut body: Incoming) {
+    let mut left = DRAIN_BYTES;
     let all = async {
         while let Some(Ok(frame)) = body.frame().await {
             let n = frame.data_ref().map_or(0, |d| d.len() as u64);
@@ -289,5 +282,5 @@ async fn drain_body(mut body: Incoming, limit: u64, timeout: Duration) {
             left -= n;
         }
     };
-    let _ = tokio::time::timeout(timeout, all).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, all).await;
 }

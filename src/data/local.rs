@@ -2,7 +2,7 @@
 
 use super::buffer_pool::{Buffer, BufferPool, SEND_BUFFER_BYTES};
 use super::content_writer::{ContentWriter, keep_blocks};
-use super::control_messages::{BLOCK_BYTES, BlockDigests, ControlRequest};
+use super::control_messages::ControlRequest;
 use super::deadline::TransferControl;
 use super::outcome::{OfferOutcome, PackOutcome, RangeError, SendError, WrittenFile, WrittenRange};
 use super::protocol::{PACK, RANGE};
@@ -10,9 +10,11 @@ use super::receive;
 use super::send::read_range;
 use super::source_reader::{RangeTransfer, Sink, Span, hash_file, open_version, read_whole};
 use super::ticket_verifier::{self, Refusal};
-use crate::fs::{FsError, NewFile, OfferDecision, ReuseSource, SourceFile, Target, Tree};
+use crate::fs::{
+    BlockHashes, FsError, NewFile, OfferDecision, ReuseSource, SourceFile, Target, Tree,
+};
 use crate::util::repeated_warnings::warn_ratelimited;
-use crate::wire::content::{ContentHasher, HashMode};
+use crate::wire::content::{BLOCK_BYTES, ContentHasher, HashMode};
 use crate::wire::manifest::{Entry, Manifest, ManifestDir};
 use crate::wire::options::WriteRules;
 use crate::wire::outcome::{EntryError, ErrorClass};
@@ -182,11 +184,8 @@ impl Local {
             ) {
                 return Ok(CloneOutcome::NotNeeded(existing));
             }
-            let done = match copier.clone_to_temporary(entry) {
-                Ok(Some((new, now, digest))) => {
-                    let published = NewFile::publish(new, &now);
-                    published.map(|()| WrittenFile { bytes: now.size(), digest })
-                }
+            let done = match copier.clone_version(entry) {
+                Ok(Some(written)) => Ok(written),
                 Ok(None) => return Ok(CloneOutcome::Unavailable),
                 Err(CopyError::Error(error)) => Err(error),
                 Err(CopyError::Cancelled) => return Err(cancelled_error()),
@@ -231,7 +230,7 @@ impl Local {
     pub(super) async fn transfer_range(
         &self,
         transfer: RangeTransfer<'_>,
-        existing: Option<Vec<BlockDigests>>,
+        existing: Option<Vec<BlockHashes>>,
     ) -> Result<WrittenRange, RangeError> {
         ticket_verifier::check_permission(&self.claims, RANGE).map_err(SendError::from)?;
         let target = self.target.clone();
@@ -318,18 +317,15 @@ impl FileCopier<'_> {
         Ok(WrittenFile { bytes, digest })
     }
 
-    /// Clones `entry` as what it is now, up to its metadata and name: with its entry, and its digest where that is
-    /// wanted; `None` where that cannot be.
-    fn clone_to_temporary(
-        &mut self,
-        entry: &Entry,
-    ) -> Result<Option<(NewFile, Entry, Option<Digest>)>, CopyError> {
+    /// Clones this version of `entry`; `None` where that cannot be.
+    fn clone_version(&mut self, entry: &Entry) -> Result<Option<WrittenFile>, CopyError> {
         let (file, mut new) = self.open_both(entry)?;
         if !file.is_version(entry) || !self.try_clone(&file, &mut new)? {
             return Ok(None);
         }
         let digest = self.digest_cloned(&file)?;
-        Ok(Some((new, file.entry().clone(), digest)))
+        NewFile::publish(new, file.entry())?;
+        Ok(Some(WrittenFile { bytes: entry.size(), digest }))
     }
 
     fn try_clone(&mut self, file: &SourceFile, new: &mut NewFile) -> Result<bool, CopyError> {

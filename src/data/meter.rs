@@ -1,6 +1,8 @@
 //! What goes through a connection, a NIC or a peer's endpoint, counted at the socket; and how fast it
 //! goes where the network is what limits it.
 
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use std::io::{IoSlice, Result};
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
@@ -86,15 +88,6 @@ impl CountedStream {
         CountedStream { stream, counters }
     }
 
-    /// The socket, for a thread that reads it, and the counters of its bytes from now on.
-    ///
-    /// # Errors
-    /// There are no more descriptors.
-    pub fn into_parts(self) -> Result<(std::net::TcpStream, Vec<Arc<TrafficCounter>>)> {
-        let socket = self.stream.as_fd().try_clone_to_owned()?;
-        Ok((socket.into(), self.counters.clone()))
-    }
-
     fn record_write(&self, result: Poll<Result<usize>>) -> Poll<Result<usize>> {
         for counter in &self.counters {
             match &result {
@@ -105,6 +98,23 @@ impl CountedStream {
         }
         result
     }
+}
+
+/// The socket of an upgraded connection, for a thread that uses it, and the counters of its bytes from now on.
+///
+/// # Errors
+/// A message: the peer did not wait for the response, or there are no more descriptors.
+pub fn into_socket(
+    upgraded: Upgraded,
+) -> std::result::Result<(std::net::TcpStream, Vec<Arc<TrafficCounter>>), String> {
+    let parts =
+        upgraded.downcast::<TokioIo<CountedStream>>().map_err(|_| "it does not accept streams")?;
+    if !parts.read_buf.is_empty() {
+        return Err("it sent data before the first request".to_owned());
+    }
+    let counted = parts.io.into_inner();
+    let socket = counted.stream.as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
+    Ok((socket.into(), counted.counters.clone()))
 }
 
 impl Drop for CountedStream {

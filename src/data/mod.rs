@@ -11,7 +11,7 @@
 //!
 //! - [`protocol`], [`control_messages`], [`prune_messages`]: paths, limits, requests, replies; [`frame`]: how content travels
 //! - [`ticket_verifier`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
-//! - [`server`], [`handlers`], [`control_handlers`], [`content_server`], [`receive`]: the receiving end;
+//! - [`server`], [`handlers`], [`content_server`], [`receive`]: the receiving end;
 //!   [`content_writer`]: how it and a copy on one host write
 //! - [`peers`], [`peer`], [`content_client`], [`send`]: the sending end; [`routes`] (with [`route_ranking`],
 //!   [`pooled_connection`], [`route_monitor`], [`connect`]): over which NICs; [`nics`], [`meter`]: those of this host;
@@ -26,7 +26,6 @@ pub mod connect;
 pub mod content_client;
 pub mod content_server;
 pub mod content_writer;
-pub mod control_handlers;
 pub mod control_messages;
 pub mod deadline;
 pub mod delta;
@@ -54,7 +53,7 @@ pub mod routes;
 mod routing_state;
 pub mod send;
 pub mod server;
-pub mod server_context;
+mod server_context;
 pub mod socket_reader;
 pub mod source_reader;
 #[cfg(test)]
@@ -73,6 +72,5 @@ pub use peers::Peers;
 pub use prune_messages::PruneRequest;
 pub use roots::Roots;
 pub use server::DataServer;
-pub use server_context::ServerContext;
 pub use source_reader::hash_source;
 pub use ticket_verifier::TicketVerifier;

@@ -238,7 +238,8 @@ fn mismatch_error(path: &RelPath) -> EntryError {
 
 impl PackOutcome {
     /// Merges what both ends report of a pack of `entries` in `dirs`; `fed` is one for each entry, and
-    /// `sent` the bytes of content that went over the wire.
+    /// `sent` the bytes of content that went over the wire. `record_mismatch` is called for each file that arrived
+    /// as another one.
     ///
     /// # Errors
     /// A reply that does not fit.
@@ -247,6 +248,7 @@ impl PackOutcome {
         entries: &[Entry],
         reply: PackReply,
         (fed, sent): (Vec<SentFile>, u64),
+        record_mismatch: impl Fn(&Entry),
     ) -> Result<Self, String> {
         let mut outcome = reply.files.into_iter();
         let mut files = Vec::with_capacity(fed.len());
@@ -266,7 +268,10 @@ impl PackOutcome {
             files.push(match (written, outcome) {
                 (Err(error), _) => Err(error),
                 (Ok(written), WriteOutcome::Written) => Ok(written),
-                (Ok(_), WriteOutcome::Mismatch) => Err(mismatch_error(path)),
+                (Ok(_), WriteOutcome::Mismatch) => {
+                    record_mismatch(entry);
+                    Err(mismatch_error(path))
+                }
                 (Ok(_), WriteOutcome::Aborted) => {
                     return Err("it dropped a file that was complete".into());
                 }

@@ -3,8 +3,8 @@
 
 use super::buffer_pool::Buffer;
 use super::connect::ConnectionKind;
-use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink};
-use super::control_messages::{BlockDigests, ControlRequest};
+use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink, parse_problem};
+use super::control_messages::ControlRequest;
 use super::deadline::TransferControl;
 use super::outcome::{PackOutcome, RangeError, SendError, SentFile, WrittenRange};
 use super::peers::Peers;
@@ -15,7 +15,7 @@ use super::protocol::{
 };
 use super::send::{FrameWriter, send_pack, send_range};
 use super::source_reader::RangeTransfer;
-use crate::fs::Tree;
+use crate::fs::{BlockHashes, Tree};
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::util::corruption::CorruptionCounter;
 use crate::util::rate::Limiters;
@@ -56,6 +56,15 @@ enum RequestError {
     Route(String),
 }
 
+/// The attempts of a request so far.
+#[derive(Default)]
+struct Attempts {
+    /// A kept connection failed.
+    needs_new_connection: bool,
+    /// How often the request was sent again over another route.
+    resends: usize,
+}
+
 /// An exchange that was ended by its peer: the stream, the answer, and what was fed.
 type CompletedExchange<T> = (ContentClient, ContentReply, Result<T, Disconnected>);
 
@@ -80,7 +89,17 @@ impl Peers {
     /// dropped.
     pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str, rules: &WriteRules) -> Peer {
         self.acquire(&member.worker_id);
-        Peer::new(self.clone(), member, ticket, rules)
+        Peer {
+            worker: member.worker_id.clone(),
+            endpoints: member.data_plane_endpoints.clone(),
+            ticket: ticket.to_owned(),
+            hashing: rules.hash_mode(),
+            sent_hashing: rules.sender_hash_mode(),
+            control: TransferControl::default(),
+            damage: CorruptionCounter::default(),
+            reply_timeout: REPLY_TIMEOUT,
+            peers: self.clone(),
+        }
     }
 }
 
@@ -91,26 +110,6 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    /// `member`, to send to under `ticket`, which has these `rules`.
-    pub(super) fn new(
-        peers: Arc<Peers>,
-        member: &PoolMember,
-        ticket: &str,
-        rules: &WriteRules,
-    ) -> Self {
-        Peer {
-            worker: member.worker_id.clone(),
-            endpoints: member.data_plane_endpoints.clone(),
-            ticket: ticket.to_owned(),
-            hashing: rules.hash_mode(),
-            sent_hashing: rules.sender_hash_mode(),
-            control: TransferControl::default(),
-            damage: CorruptionCounter::default(),
-            reply_timeout: REPLY_TIMEOUT,
-            peers,
-        }
-    }
-
     /// The same, counting there what comes damaged.
     pub fn with_damage_counter(mut self, damage: CorruptionCounter) -> Self {
         self.damage = damage;
@@ -148,8 +147,33 @@ impl Peer {
             let reading = Duration::from_secs(bytes / MIN_READ_BYTES_PER_SECOND);
             self.reply_timeout.saturating_add(reading).min(LONG_REPLY_TIMEOUT)
         });
-        let reply = self.request_document(R::PATH, document, timeout).await?;
-        request.read_reply(reply).map_err(|reason| self.protocol_error(reason))
+        let mut attempts = Attempts::default();
+        loop {
+            let mut pooled =
+                self.checkout(&attempts, ConnectionKind::Documents, document.len() as u64).await?;
+            let route_failure = self.wait_for_route_failure(&pooled);
+            let answered = tokio::select! {
+                answered = self.post_document(&mut pooled, R::PATH, document.clone()) => answered.map_err(RequestError::Connection),
+                reason = route_failure => Err(RequestError::Route(reason)),
+                () = tokio::time::sleep(timeout) => {
+                    let reason = format!("no reply in {timeout:?}");
+                    return Err(self.connection_error(pooled, reason));
+                }
+            };
+            match answered {
+                Ok((StatusCode::OK, body)) => {
+                    self.finish_exchange(pooled);
+                    let reply = request.read_reply(self.decode_reply(&body)?);
+                    return reply.map_err(|reason| self.protocol_error(reason));
+                }
+                Ok((status, body)) => {
+                    pooled.record_success();
+                    let problem = Problem { status: status.as_u16(), ..parse_problem(&body) };
+                    return Err(self.refusal_error(R::PATH, problem));
+                }
+                Err(error) => self.handle_request_error(pooled, error, &mut attempts)?,
+            }
+        }
     }
 
     /// Sends `files` of `source`, which lie in `dirs`, as what each of them is now.
@@ -172,16 +196,10 @@ impl Peer {
         };
         let (reply, sent_files): (PackReply, (Vec<SentFile>, u64)) =
             self.request_content(PACK, (size, false), feed).await?;
-        let started = files
-            .iter()
-            .zip(&sent_files.0)
-            .filter(|(_, sent_files)| !matches!(sent_files, SentFile::Unreadable(_)));
-        for ((entry, _), outcome) in started.zip(&reply.files) {
-            if *outcome == WriteOutcome::Mismatch {
-                self.damage.record(&format!("the content of {}", entry.path), &self.worker);
-            }
-        }
-        PackOutcome::from_reply(&dirs, &files, reply, sent_files)
+        let record_mismatch = |entry: &Entry| {
+            self.damage.record(&format!("the content of {}", entry.path), &self.worker);
+        };
+        PackOutcome::from_reply(&dirs, &files, reply, sent_files, record_mismatch)
             .map_err(|reason| self.protocol_error(reason))
     }
 
@@ -192,7 +210,7 @@ impl Peer {
     pub(super) async fn transfer_range(
         &self,
         transfer: RangeTransfer<'_>,
-        existing: Option<Vec<BlockDigests>>,
+        existing: Option<Vec<BlockHashes>>,
     ) -> Result<WrittenRange, RangeError> {
         let RangeTransfer { source, manifest, entry, span } = transfer;
         let head = RangeHead {
@@ -228,38 +246,6 @@ impl Peer {
         self.peers.routes.count_rails(&self.endpoints) > 1
     }
 
-    /// Sends a document, and reads the reply.
-    async fn request_document<R>(
-        &self,
-        path: &str,
-        document: Bytes,
-        timeout: Duration,
-    ) -> Result<R, SendError>
-    where
-        R: for<'b> minicbor::Decode<'b, ()>,
-    {
-        let (mut fresh, mut attempts) = (false, 0);
-        loop {
-            let mut pooled =
-                self.checkout(fresh, ConnectionKind::Documents, document.len() as u64).await?;
-            let exchange = self.exchange_document(&mut pooled, path, document.clone());
-            let reason = match tokio::time::timeout(timeout, exchange).await {
-                Ok(Ok(answered)) => {
-                    return self.decode_reply(&self.accept_reply(path, pooled, answered)?);
-                }
-                // The other side had closed a kept connection: nothing was lost with it.
-                Ok(Err(RequestError::Connection(_))) if pooled.reused => {
-                    fresh = true;
-                    continue;
-                }
-                Ok(Err(error)) => self.handle_request_error(pooled, error, attempts),
-                Err(_) => Err(self.connection_error(pooled, format!("no reply in {timeout:?}"))),
-            };
-            reason?;
-            attempts += 1;
-        }
-    }
-
     /// Sends what `feed` makes, about `size` bytes, with room for it to compare blocks if they are
     /// `compared`, and reads the reply. It is made and sent again over another route where one fails.
     async fn request_content<T, F, R>(
@@ -273,11 +259,11 @@ impl Peer {
         F: Fn(&mut FrameWriter<'_>) -> Result<T, Disconnected> + Clone + Send + 'static,
         R: for<'b> minicbor::Decode<'b, ()>,
     {
-        let (mut fresh, mut attempts) = (false, 0);
+        let mut attempts = Attempts::default();
         loop {
             // Before a connection: no peer is to wait for memory of this host.
             let buffers = self.peers.pool().acquire_for_send(compared).await;
-            let mut pooled = self.checkout(fresh, ConnectionKind::Content, size).await?;
+            let mut pooled = self.checkout(&attempts, ConnectionKind::Content, size).await?;
             // Dropped when it is settled what becomes of the connection: the thread closes it.
             let (control, _guard) = self.control.start_attempt();
             let (stream, answered, sent_files) = match self
@@ -285,14 +271,8 @@ impl Peer {
                 .await
             {
                 Ok(ended) => ended,
-                // The other side had closed a kept connection: that shows only now.
-                Err(RequestError::Connection(_)) if pooled.reused => {
-                    fresh = true;
-                    continue;
-                }
                 Err(error) => {
-                    self.handle_request_error(pooled, error, attempts)?;
-                    attempts += 1;
+                    self.handle_request_error(pooled, error, &mut attempts)?;
                     continue;
                 }
             };
@@ -359,12 +339,18 @@ impl Peer {
         &self,
         pooled: PooledConnection,
         error: RequestError,
-        attempts: usize,
+        attempts: &mut Attempts,
     ) -> Result<(), SendError> {
+        // The other side had closed a kept connection, which shows only now: nothing was lost with it.
+        if pooled.reused && matches!(error, RequestError::Connection(_)) {
+            attempts.needs_new_connection = true;
+            return Ok(());
+        }
         let is_abandoned = matches!(error, RequestError::Route(_));
         let (RequestError::Connection(reason) | RequestError::Route(reason)) = error;
         let another = pooled.mark_failed(&self.endpoints, &reason, is_abandoned);
-        if another && attempts < MAX_RESENDS {
+        if another && attempts.resends < MAX_RESENDS {
+            attempts.resends += 1;
             tracing::info!(worker = %self.worker, "a request is sent over another route: {reason}");
             return Ok(());
         }
@@ -374,31 +360,16 @@ impl Peer {
 
     async fn checkout(
         &self,
-        fresh: bool,
+        attempts: &Attempts,
         kind: ConnectionKind,
         size: u64,
     ) -> Result<PooledConnection, SendError> {
-        match self.peers.routes.checkout(&self.endpoints, fresh, kind, size).await {
-            Ok(pooled) => Ok(pooled),
-            Err(attempted) => {
-                self.peers.mark_unhealthy(&self.worker);
-                Err(SendError::Unreachable { worker: self.worker.clone(), attempts: attempted })
-            }
-        }
-    }
-
-    /// Sends a document and awaits the reply, with an eye on the route.
-    async fn exchange_document(
-        &self,
-        pooled: &mut PooledConnection,
-        path: &str,
-        document: Bytes,
-    ) -> Result<(StatusCode, Bytes), RequestError> {
-        let given_up = self.wait_for_route_failure(pooled);
-        tokio::select! {
-            answered = self.post_document(pooled, path, document) => answered.map_err(RequestError::Connection),
-            reason = given_up => Err(RequestError::Route(reason)),
-        }
+        let fresh = attempts.needs_new_connection;
+        let pooled = self.peers.routes.checkout(&self.endpoints, fresh, kind, size).await;
+        pooled.map_err(|attempts| {
+            self.peers.mark_unhealthy(&self.worker);
+            SendError::Unreachable { worker: self.worker.clone(), attempts }
+        })
     }
 
     /// Resolves with the reason when the route of a connection fails.
@@ -442,25 +413,6 @@ impl Peer {
             return Err(format!("its reply: {CHECKSUM_MISMATCH}"));
         }
         Ok((status, body))
-    }
-
-    /// The body of a good reply, with its connection kept; a refusal as an error.
-    fn accept_reply(
-        &self,
-        path: &str,
-        pooled: PooledConnection,
-        answered: (StatusCode, Bytes),
-    ) -> Result<Bytes, SendError> {
-        let (status, body) = answered;
-        if status == StatusCode::OK {
-            self.finish_exchange(pooled);
-            return Ok(body);
-        }
-        pooled.record_success();
-        let status = status.as_u16();
-        let problem = serde_json::from_slice::<Problem>(&body)
-            .unwrap_or_else(|_| Problem::new(ProblemCode::Unknown, "it gave no reason"));
-        Err(self.refusal_error(path, Problem { status, ..problem }))
     }
 
     /// It answered: the connection can be used again.

@@ -4,6 +4,7 @@ pub use crate::fs::PruneRequest;
 use crate::fs::{PruneOutcome, PruneResume};
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::outcome::EntryError;
+use crate::wire::path::strip_base;
 use crate::wire::task::PruneReport;
 use crate::wire::{BytePath, RelPath};
 use minicbor::bytes::ByteVec;
@@ -145,10 +146,6 @@ impl PruneReply {
         });
         let EntryWarning { count, paths } = page.old_trash;
         let paths = paths.iter().take(EntryWarning::MAX_PATHS);
-        let of_page = |path: &[u8]| match path == dir.as_bytes() {
-            true => Some(RelPath::root()),
-            false => relative_to(dir, path),
-        };
         PruneReply {
             examined: seen,
             extraneous,
@@ -158,7 +155,7 @@ impl PruneReply {
             resume: page.resume,
             allowance_exhausted: page.allowance_exhausted,
             old_trash: count,
-            old_trash_paths: paths.filter_map(|path| of_page(&path.0)).collect(),
+            old_trash_paths: paths.filter_map(|path| relative_to(dir, &path.0)).collect(),
         }
     }
 
@@ -214,13 +211,9 @@ fn not_requested(path: &RelPath) -> String {
     format!("`{path}` was not requested")
 }
 
-/// `path` seen from `dir`; `None` where it is not below it.
+/// `path` seen from `dir`; `None` where it is neither `dir` nor below it.
 fn relative_to(dir: &RelPath, path: &[u8]) -> Option<RelPath> {
-    let rest = match dir.as_bytes() {
-        b"" => path,
-        dir => path.strip_prefix(dir)?.strip_prefix(b"/")?,
-    };
-    RelPath::new(rest).ok()
+    RelPath::new(strip_base(dir.as_bytes(), path)?).ok()
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 use super::content_writer::{ContentWriter, ReadBack, keep_span};
 use super::frame::{ChunkSource, Frame, FrameError, FrameReader, MAX_PACK_FILES};
 use super::protocol::{
-    EntryDigest, IndexedDirError, OfferReply, PackReply, RangeHead, RangeReply, WriteOutcome,
-    dir_index, index_warnings,
+    EntryDigest, IndexedDirError, OfferReply, PackReply, RangeReply, WriteOutcome, dir_index,
+    index_warnings,
 };
 use super::source_reader::Span;
 use crate::fs::{FsError, NewFile, OfferDecision, PartFile, ReconcileResult, ReuseSource, Target};
@@ -58,7 +58,8 @@ fn apply_dir_metadata(target: &Target, dirs: &[ManifestDir]) -> Vec<IndexedDirEr
 }
 
 /// One pack being read.
-struct PackReceiver<'a> {
+struct PackReceiver<'a, P> {
+    frames: &'a mut FrameReader<P>,
     target: &'a Target,
     claims: &'a Claims,
     files: Vec<WriteOutcome>,
@@ -83,11 +84,11 @@ pub fn receive_pack<P: ChunkSource>(
         return Err(FrameError::unexpected("a pack begins with its directories"));
     };
     let (files, paths) = (Vec::new(), Vec::new());
-    let mut pack = PackReceiver { target, claims, files, paths, buffer };
-    let end = pack.receive_files(frames);
+    let mut pack = PackReceiver { frames, target, claims, files, paths, buffer };
+    let end = pack.receive_files();
     let dir_errors = apply_dir_metadata(target, &dirs);
     end?;
-    frames.check_no_trailing_bytes()?;
+    pack.frames.check_no_trailing_bytes()?;
     if let Err(gone) = target.check_root() {
         for outcome in pack.files.iter_mut().filter(|outcome| **outcome == WriteOutcome::Written) {
             *outcome = WriteOutcome::Failed(gone.to_entry_error());
@@ -97,20 +98,17 @@ pub fn receive_pack<P: ChunkSource>(
     Ok(PackReply { files: pack.files, dir_errors, warnings, needs_clean_up: target.has_anchors() })
 }
 
-impl PackReceiver<'_> {
-    fn receive_files<P: ChunkSource>(
-        &mut self,
-        frames: &mut FrameReader<P>,
-    ) -> Result<(), FrameError> {
+impl<P: ChunkSource> PackReceiver<'_, P> {
+    fn receive_files(&mut self) -> Result<(), FrameError> {
         loop {
-            match frames.next_frame()? {
+            match self.frames.next_frame()? {
                 Frame::File(_) if self.files.len() == MAX_PACK_FILES => {
                     return Err(FrameError::Unexpected(format!(
                         "a pack of more than {MAX_PACK_FILES} files"
                     )));
                 }
                 Frame::File(entry) => {
-                    let outcome = self.receive_file(frames, &entry)?;
+                    let outcome = self.receive_file(&entry)?;
                     self.files.push(outcome);
                     self.paths.push(entry.path);
                 }
@@ -125,16 +123,13 @@ impl PackReceiver<'_> {
     }
 
     /// One file. What can't be kept is read all the same: the files behind it can.
-    fn receive_file<P: ChunkSource>(
-        &mut self,
-        frames: &mut FrameReader<P>,
-        entry: &Entry,
-    ) -> Result<WriteOutcome, FrameError> {
+    fn receive_file(&mut self, entry: &Entry) -> Result<WriteOutcome, FrameError> {
         let EntryKind::File { size } = entry.kind else {
             return Err(FrameError::unexpected("only regular files have content"));
         };
-        check_active(frames)?;
+        self.frames.check_active()?;
         let mut receiver = ContentReceiver {
+            frames: &mut *self.frames,
             store: self.target.create(entry, self.claims.attempt),
             span: Span { offset: 0, length: size },
             allows_keep: false,
@@ -144,7 +139,7 @@ impl PackReceiver<'_> {
             gathered_bytes: 0,
             gathered_offset: 0,
         };
-        let end = receiver.receive_all(frames)?;
+        let end = receiver.receive_all()?;
         Ok(receiver.finish(
             end,
             |hasher| Some(hasher.digest()),
@@ -154,7 +149,8 @@ impl PackReceiver<'_> {
 }
 
 /// Content being received; the file it goes to has failed where `store` is an error.
-struct ContentReceiver<'a, S> {
+struct ContentReceiver<'a, S, P> {
+    frames: &'a mut FrameReader<P>,
     store: Result<S, FsError>,
     span: Span,
     /// Whether the peer may send what is kept.
@@ -189,7 +185,7 @@ enum ContentEnd {
     Aborted,
 }
 
-impl<S: ContentWriter> ContentReceiver<'_, S> {
+impl<S: ContentWriter, P: ChunkSource> ContentReceiver<'_, S, P> {
     /// The outcome of content that ended. `digest_of` is the digest to compare with that of the sender; `complete`
     /// ends writing where they match.
     fn finish(
@@ -215,23 +211,17 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
     }
 
     /// Receives content up to its end. Lengths are checked against what is left before anything is done.
-    fn receive_all<P: ChunkSource>(
-        &mut self,
-        frames: &mut FrameReader<P>,
-    ) -> Result<ContentEnd, FrameError> {
-        let end = self.receive_frames(frames);
+    fn receive_all(&mut self) -> Result<ContentEnd, FrameError> {
+        let end = self.receive_frames();
         // Also where the connection broke: another try at the range finds it.
         self.flush_gathered();
         end
     }
 
-    fn receive_frames<P: ChunkSource>(
-        &mut self,
-        frames: &mut FrameReader<P>,
-    ) -> Result<ContentEnd, FrameError> {
+    fn receive_frames(&mut self) -> Result<ContentEnd, FrameError> {
         let mut left = self.span;
         loop {
-            let frame = frames.next_frame()?;
+            let frame = self.frames.next_frame()?;
             let length = match &frame {
                 Frame::Content(bytes) => bytes.len() as u64,
                 Frame::PendingContent(length) => *length as u64,
@@ -249,7 +239,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
                 self.flush_gathered();
             }
             match frame {
-                Frame::PendingContent(_) => self.gather(here, frames)?,
+                Frame::PendingContent(_) => self.gather(here)?,
                 Frame::Content(bytes) => {
                     if let Some(hasher) = &mut self.hasher {
                         hasher.update(&bytes);
@@ -258,11 +248,11 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
                 }
                 Frame::Hole(_) => {
                     if let Some(hasher) = &mut self.hasher {
-                        hasher.update_zeros(length, || check_active_and_ticket(frames))?;
+                        hasher.update_zeros(length, || self.frames.check_active_and_ticket())?;
                     }
                     write_unless_failed(&mut self.store, |store| store.hole(here));
                 }
-                Frame::Keep(from, _) if self.allows_keep => self.keep_run(from, here, frames)?,
+                Frame::Keep(from, _) if self.allows_keep => self.keep_run(from, here)?,
                 Frame::Keep(..) => return Err(FrameError::unexpected("only ranges can be kept")),
                 Frame::Digest(digest) => {
                     return Ok(ContentEnd::Ended(left.length == 0, Some(digest)));
@@ -277,11 +267,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
 
     /// Reads the content of `span`, and hashes and writes it in large pieces: that is cheaper than in
     /// those in which it comes.
-    fn gather<P: ChunkSource>(
-        &mut self,
-        span: Span,
-        frames: &mut FrameReader<P>,
-    ) -> Result<(), FrameError> {
+    fn gather(&mut self, span: Span) -> Result<(), FrameError> {
         let mut at = span.offset;
         while at < span.end() {
             if self.gathered_bytes == 0 {
@@ -289,7 +275,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
             }
             let room = &mut self.buffer[self.gathered_bytes..];
             let n = usize::try_from(span.end() - at).map_or(room.len(), |n| n.min(room.len()));
-            frames.read_content(&mut room[..n])?;
+            self.frames.read_content(&mut room[..n])?;
             self.gathered_bytes += n;
             at += n as u64;
             if self.gathered_bytes == self.buffer.len() {
@@ -312,12 +298,7 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
         write_unless_failed(&mut self.store, |store| store.write(gathered, at));
     }
 
-    fn keep_run<P: ChunkSource>(
-        &mut self,
-        from: ReuseSource,
-        span: Span,
-        frames: &FrameReader<P>,
-    ) -> Result<(), FrameError> {
+    fn keep_run(&mut self, from: ReuseSource, span: Span) -> Result<(), FrameError> {
         let Some(part) = self.store.as_ref().ok().and_then(ContentWriter::part_file) else {
             return Ok(());
         };
@@ -326,28 +307,11 @@ impl<S: ContentWriter> ContentReceiver<'_, S> {
             hasher,
             buffer: &mut *self.buffer,
         });
-        if let Err(error) = keep_span(part, from, span, back, || check_active(frames))? {
+        if let Err(error) = keep_span(part, from, span, back, || self.frames.check_active())? {
             self.store = Err(error);
         }
         Ok(())
     }
-}
-
-/// Ends work for a disconnected requester.
-fn check_active<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
-    if frames.is_abandoned() {
-        return Err(FrameError::Connection("the requester disconnected".to_owned()));
-    }
-    Ok(())
-}
-
-/// The same for the zeros of a hole, of which a few bytes make any amount of work: it ends with the ticket.
-fn check_active_and_ticket<P: ChunkSource>(frames: &FrameReader<P>) -> Result<(), FrameError> {
-    check_active(frames)?;
-    if frames.is_ticket_expired() {
-        return Err(FrameError::unexpected("the ticket ended while a hole was hashed"));
-    }
-    Ok(())
 }
 
 /// Reads a range to its end and writes it into the file's part file; its content must come with its
@@ -370,38 +334,6 @@ pub fn receive_range<P: ChunkSource>(
         let reason = format!("a range of {} bytes, where the ticket allows {most}", head.length);
         return Err(FrameError::Unexpected(reason));
     }
-    let range = receive_range_content(frames, target, (&head, entry), buffer)?;
-    frames.check_no_trailing_bytes()?;
-    Ok(RangeReply { outcome: range })
-}
-
-/// Opens the part file of `entry`, for a peer that is still there. One that is gone may be gone for long,
-/// where this process was suspended, or for as long as its request waited here: what it sent lay in the socket, and
-/// the part file may have been removed since. Its content is then sent again.
-fn open_part_file<P: ChunkSource>(
-    frames: &FrameReader<P>,
-    target: &Target,
-    entry: &Entry,
-) -> Result<Result<PartFile, FsError>, FrameError> {
-    check_active(frames)?;
-    let part = target.open_part_file(entry);
-    if part.as_ref().is_ok_and(|part| part.created)
-        && let Err(gone) = check_active(frames)
-    {
-        if let Err(error) = target.remove_part_file(entry) {
-            warn_ratelimited!(error.describe_cause(), "{error}");
-        }
-        return Err(gone);
-    }
-    Ok(part)
-}
-
-fn receive_range_content<P: ChunkSource>(
-    frames: &mut FrameReader<P>,
-    target: &Target,
-    (head, entry): (&RangeHead, &Entry),
-    buffer: &mut [u8],
-) -> Result<WriteOutcome, FrameError> {
     let mut store = open_part_file(frames, target, entry)?;
     if head.is_dense {
         let length = head.length.min(target.rules().chunk_bytes);
@@ -417,7 +349,31 @@ fn receive_range_content<P: ChunkSource>(
         buffer,
         gathered_bytes: 0,
         gathered_offset: 0,
+        frames: &mut *frames,
     };
-    let end = receiver.receive_all(frames)?;
-    Ok(receiver.finish(end, ContentHasher::chaining_value, |part| part.close()))
+    let end = receiver.receive_all()?;
+    let outcome = receiver.finish(end, ContentHasher::chaining_value, |part| part.close());
+    frames.check_no_trailing_bytes()?;
+    Ok(RangeReply { outcome })
+}
+
+/// Opens the part file of `entry`, for a peer that is still there. One that is gone may be gone for long,
+/// where this process was suspended, or for as long as its request waited here: what it sent lay in the socket, and
+/// the part file may have been removed since. Its content is then sent again.
+fn open_part_file<P: ChunkSource>(
+    frames: &FrameReader<P>,
+    target: &Target,
+    entry: &Entry,
+) -> Result<Result<PartFile, FsError>, FrameError> {
+    frames.check_active()?;
+    let part = target.open_part_file(entry);
+    if part.as_ref().is_ok_and(|part| part.created)
+        && let Err(gone) = frames.check_active()
+    {
+        if let Err(error) = target.remove_part_file(entry) {
+            warn_ratelimited!(error.describe_cause(), "{error}");
+        }
+        return Err(gone);
+    }
+    Ok(part)
 }

@@ -3,16 +3,15 @@
 
 use super::buffer_pool::Buffer;
 use super::content_client::{Disconnected, FrameSink};
-use super::control_messages::BlockDigests;
+
 use super::frame;
 use super::outcome::{SentFile, WrittenFile, WrittenRange};
 use super::protocol::{FRAME_HEADER_BYTES, RangeHead};
 use super::source_reader::{MAX_KEEP_RUN_BYTES, Sink, Span, open_version, read_delta, read_whole};
-use crate::fs::{FsError, ReuseSource, SourceFile, Tree};
+use crate::fs::{BlockHashes, FsError, ReuseSource, SourceFile, Tree};
 use crate::util::rate::Limiters;
 use crate::wire::Digest;
-use crate::wire::content::merge_blocks;
-use crate::wire::content::{ContentHasher, HashMode};
+use crate::wire::content::{ContentHasher, HashMode, merge_blocks};
 use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::outcome::EntryError;
 use std::sync::Arc;
@@ -182,7 +181,7 @@ pub fn send_range(
     source: &Tree,
     head: &RangeHead,
     entry: &Entry,
-    existing: Option<&[BlockDigests]>,
+    existing: Option<&[BlockHashes]>,
     hashing: Option<HashMode>,
     writer: &mut FrameWriter<'_>,
 ) -> Result<Result<WrittenRange, EntryError>, Disconnected> {
@@ -216,7 +215,7 @@ pub fn send_range(
 pub fn read_range<S: Sink>(
     file: &SourceFile,
     span: Span,
-    compare: Option<(&[BlockDigests], &mut [u8])>,
+    compare: Option<(&[BlockHashes], &mut [u8])>,
     hashing: Option<HashMode>,
     sink: &mut S,
 ) -> Result<Result<Option<Digest>, FsError>, S::Stop> {

@@ -2,16 +2,21 @@
 //! destination on this host. Holes are not read.
 
 use super::buffer_pool::{Buffer, READ_BYTES};
-use super::control_messages::{BLOCK_BYTES, BlockDigests, WINDOW_BYTES};
-use crate::fs::{Cause, DIRECT_ALIGN_BYTES, FsError, ReuseSource, Side, SourceFile, Tree};
+use crate::fs::{
+    BlockHashes, Cause, DIRECT_ALIGN_BYTES, FsError, ReuseSource, Side, SourceFile, Tree,
+};
 use crate::wire::Digest;
-use crate::wire::content::{ContentHasher, HashMode, ZERO_DIGEST};
+use crate::wire::content::{BLOCK_BYTES, ContentHasher, HashMode, ZERO_DIGEST};
 use crate::wire::manifest::{Entry, Manifest};
 use std::convert::Infallible;
 
 /// Neighbouring blocks that are kept are sent as one run, up to this length, so that both ends see progress
 /// while they work on a long run of them.
 pub const MAX_KEEP_RUN_BYTES: u64 = 8 << 20;
+
+/// Blocks are requested, and sent, for so much of a range at a time: neither end works for long
+/// without a word to the other.
+pub const WINDOW_BYTES: u64 = 64 << 20;
 
 /// Spans from this length on are kept out of the page cache, in bytes.
 const CACHE_BYPASS_MIN_BYTES: u64 = 16 << 20;
@@ -204,7 +209,7 @@ struct DeltaReader<'a, S> {
 pub fn read_delta<S: Sink>(
     file: &SourceFile,
     span: Span,
-    (existing, hashing): (&[BlockDigests], HashMode),
+    (existing, hashing): (&[BlockHashes], HashMode),
     scratch: &mut [u8],
     sink: &mut S,
 ) -> Result<Result<Vec<Digest>, FsError>, S::Stop> {
@@ -264,7 +269,7 @@ impl<S: Sink> DeltaReader<'_, S> {
         &mut self,
         block: Span,
         (value, holes): (Digest, Holes),
-        existing: BlockDigests,
+        existing: BlockHashes,
         scratch: &[u8],
     ) -> Result<(), S::Stop> {
         let alike = if holes == Holes::All {

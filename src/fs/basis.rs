@@ -12,6 +12,7 @@ use crate::wire::Digest;
 use crate::wire::content::{HashMode, ZERO_DIGEST, is_all_zero};
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::Entry;
+use minicbor::{Decode, Encode};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Advice, FileType, Mode, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -25,11 +26,13 @@ const MAX_BLOCKS: u64 = 1 << 20;
 const MAX_ZERO_SCAN_BYTES: u64 = 64 << 20;
 
 /// What the destination has in place of one block ([`HashMode::hash_block`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct BlockHashes {
     /// In the part file of this version; `None` where nothing is written yet.
+    #[n(0)]
     pub part: Option<Digest>,
     /// In the file with the final name; `None` where that file is shorter.
+    #[n(1)]
     pub basis: Option<Digest>,
 }
 

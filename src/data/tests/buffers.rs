@@ -3,8 +3,8 @@
 use super::*;
 use crate::config::agent::MIN_BUFFER_MEMORY_BYTES;
 use crate::data::buffer_pool::SEND_BUFFER_BYTES;
-use crate::data::control_messages::BLOCK_BYTES;
 use crate::data::{BufferPools, hash_source};
+use crate::wire::content::BLOCK_BYTES;
 use crate::wire::content::HashMode;
 use crate::wire::preserve::Preserve;
 use std::os::unix::fs::FileExt as _;

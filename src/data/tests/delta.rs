@@ -2,8 +2,10 @@
 //! nothing is believed that was not read back.
 
 use super::*;
-use crate::data::control_messages::{BLOCK_BYTES, BlockDigests, WINDOW_BYTES};
+use crate::data::source_reader::WINDOW_BYTES;
 use crate::data::source_reader::{RangeTransfer, Span, hash_blocks};
+use crate::fs::BlockHashes;
+use crate::wire::content::BLOCK_BYTES;
 use crate::wire::content::HashMode;
 use std::os::unix::fs::FileExt as _;
 
@@ -163,8 +165,8 @@ async fn kept_content_is_read_back_and_sent_whole_where_it_changed() {
         hash_blocks(&source, &entry, span, HashMode::SkipZeros, &mut test_buffer(&test_pool()))
             .unwrap();
     // All equal when they were asked for; then one changes.
-    let existing: Vec<BlockDigests> =
-        ours.iter().map(|v| BlockDigests { part: None, basis: Some(*v) }).collect();
+    let existing: Vec<BlockHashes> =
+        ours.iter().map(|v| BlockHashes { part: None, basis: Some(*v) }).collect();
     change_one_byte(&world.dst().join("f"), 4);
     let transfer = RangeTransfer { source: &source, manifest: &manifest, entry: &entry, span };
     for to in world.both_destinations(&WriteRules::default()) {

@@ -19,9 +19,7 @@ use super::frame;
 use super::outcome::{RangeError, RangeMode, SendError, SentFile, WrittenFile, WrittenRange};
 use super::protocol::{ContentRequest, PACK, RANGE, RangeHead, STALL_TIMEOUT, UPGRADE_PROTOCOL};
 use super::send::{FrameWriter, send_pack};
-use super::{
-    DataServer, Deadline, Destination, Local, Peers, Roots, ServerContext, TicketVerifier,
-};
+use super::{DataServer, Deadline, Destination, Local, Peers, Roots, TicketVerifier};
 use crate::fs::{DeletionBudget, OfferDecision, RootDir, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::content::merge_ranges;
@@ -119,12 +117,12 @@ impl TestBed {
             gate.update(&signer.public_key(), NOW).unwrap();
         }
         let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
-        let served = Arc::new(ServerContext { verifier: Arc::new(gate), roots: Arc::new(roots) });
+        let (gate, roots) = (Arc::new(gate), Arc::new(roots));
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
         let server = DataServer::bind(&[any]).await.unwrap().with_stall_timeout(stall_timeout);
         let endpoint = server.endpoints().available()[0].clone();
         let stop = Shutdown::new();
-        let serving = tokio::spawn(server.serve(served, pool, stop.clone()));
+        let serving = tokio::spawn(server.serve(gate, roots, pool, stop.clone()));
         TestBed { dir, signer, endpoint, stop, server_task: serving }
     }
 
@@ -558,10 +556,10 @@ async fn a_request_over_a_pooled_connection_survives_the_peers_restart() {
     let gate = TicketVerifier::new();
     gate.update(&signer.public_key(), NOW).unwrap();
     let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
-    let served = Arc::new(ServerContext { verifier: Arc::new(gate), roots: Arc::new(roots) });
+    let (gate, roots) = (Arc::new(gate), Arc::new(roots));
     let server = DataServer::bind(&[endpoint]).await.unwrap();
     let stop = Shutdown::new();
-    let serving = tokio::spawn(server.serve(served, test_pool(), stop.clone()));
+    let serving = tokio::spawn(server.serve(gate, roots, test_pool(), stop.clone()));
     peer.offer(&Manifest::default()).await.unwrap();
     stop.cancel();
     serving.await.unwrap();

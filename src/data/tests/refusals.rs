@@ -1,13 +1,12 @@
 //! Every verb with every reason for a refusal, from one table. Nothing is written by any of them.
 
 use super::*;
-use crate::data::control_messages::{
-    BLOCK_BYTES, BlockDigestsRequest, CleanUpRequest, RootCheckRequest,
-};
+use crate::data::control_messages::{BlockDigestsRequest, CleanUpRequest, RootCheckRequest};
 use crate::data::handlers::DOCUMENT_PATHS;
 use crate::data::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, PRUNE, ROOT_CHECK};
 use crate::data::prune_messages::PruneRequest;
 use crate::fs::RootKind;
+use crate::wire::content::BLOCK_BYTES;
 use crate::wire::options::FilterSpec;
 use crate::wire::ticket::CLOCK_LEEWAY_SECONDS;
 

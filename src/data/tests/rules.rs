@@ -1,8 +1,9 @@
 //! The ticket sets what is allowed; a request for more is refused and changes nothing.
 
 use super::*;
-use crate::data::control_messages::{BLOCK_BYTES, BlockDigestsRequest, CleanUpRequest};
+use crate::data::control_messages::{BlockDigestsRequest, CleanUpRequest};
 use crate::data::prune_messages::PruneRequest;
+use crate::wire::content::BLOCK_BYTES;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::{ManifestDir, Meta};
 use crate::wire::options::{FilterSpec, MAX_FILTER_BYTES};

@@ -1,10 +1,11 @@
 //! What the sending end hands on, and what it does when its source changes meanwhile.
 
 use super::*;
-use crate::data::control_messages::BlockDigests;
+
 use crate::data::frame::{Frame, FrameReader};
 use crate::data::nics::Nic;
 use crate::data::send::send_range;
+use crate::fs::BlockHashes;
 use crate::util::rate::Limiters;
 use crate::wire::content::HashMode;
 use crate::wire::preserve::Preserve;
@@ -128,7 +129,7 @@ fn only_a_range_that_is_sent_whole_from_a_file_without_holes_is_announced_as_den
     fs::write(dir.path().join("data"), vec![1; 8192]).unwrap();
     fs::File::create(dir.path().join("hole")).unwrap().set_len(8192).unwrap();
     let source = tree(dir.path()).preserving(Preserve::all());
-    let unlike = [BlockDigests::default()];
+    let unlike = [BlockHashes::default()];
     for (name, existing, is_dense) in
         [("data", None, true), ("data", Some(&unlike[..]), false), ("hole", None, false)]
     {
@@ -160,10 +161,10 @@ async fn a_long_range_is_sent_over_all_pairs_of_nics_at_a_time() {
     let gate = TicketVerifier::new();
     gate.update(&world.signer.public_key(), NOW).unwrap();
     let roots = Roots::open(&[abs(&world.dst())]).unwrap();
-    let served = Arc::new(ServerContext { verifier: Arc::new(gate), roots: Arc::new(roots) });
+    let (gate, roots) = (Arc::new(gate), Arc::new(roots));
     let server = DataServer::bind(&ends).await.unwrap();
     let data_plane_endpoints = server.endpoints().available();
-    let serving = tokio::spawn(server.serve(served, test_pool(), world.stop.clone()));
+    let serving = tokio::spawn(server.serve(gate, roots, test_pool(), world.stop.clone()));
     let member = PoolMember { data_plane_endpoints, ..world.member() };
     let nics = ends.map(|end| Nic::new(end.into()));
     let peers = Peers::new(&nics, test_pool());
