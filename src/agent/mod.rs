@@ -41,9 +41,7 @@ use crate::client::{ClientOptions, MasterClient};
 use crate::config::agent::initial_slots;
 use crate::config::{AgentConfig, NicConfig};
 use crate::data::nics::Nic;
-use crate::data::{
-    BufferPools, DataServer, Endpoints, Peers, Roots, TicketVerifier,
-};
+use crate::data::{BufferPools, DataServer, Endpoints, Peers, Roots, TicketVerifier};
 use crate::fs::DirtyJournal;
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
