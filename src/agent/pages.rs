@@ -67,6 +67,13 @@ impl From<FsError> for WalkHalt {
     }
 }
 
+/// The report on an entry that can't be read. Where this host is out of descriptors or memory, the walk halts instead:
+/// the retry of the task continues from the last page.
+pub(super) fn report_or_halt(error: FsError) -> Result<EntryError, WalkHalt> {
+    let report = error.to_entry_error();
+    if report.is_resource_exhaustion() { Err(error.into()) } else { Ok(report) }
+}
+
 /// Waits for the walking thread after all its pages; the error is why it failed.
 pub(super) async fn join_walk(walk: JoinHandle<Result<(), WalkHalt>>) -> Result<(), ScanEnd> {
     match walk.await {

@@ -3,7 +3,7 @@
 
 use super::batch::BatchBuilder;
 use super::pages::{
-    MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, SubtreeBudget, WalkHalt, join_walk,
+    MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, SubtreeBudget, WalkHalt, join_walk, report_or_halt,
 };
 use crate::fs::{Cause, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions};
 use crate::wire::entry_report::EntryWarning;
@@ -98,7 +98,7 @@ impl ScanWalker {
             Ok(walk) => walk,
             // A subtree that can't be entered is one failed entry. Without its root the whole scan fails.
             Err(error) if !dir.is_root() => {
-                self.record_error(error, true)?;
+                self.builder.add_error(report_or_halt(error)?, true);
                 return self.send_page(None);
             }
             Err(error) => return Err(error.into()),
@@ -117,7 +117,7 @@ impl ScanWalker {
                 }
                 Err(error) => {
                     let is_listing = error.is_listing_error();
-                    self.record_error(error, is_listing)?;
+                    self.builder.add_error(report_or_halt(error)?, is_listing);
                 }
             }
             if self.is_page_due() {
@@ -165,26 +165,12 @@ impl ScanWalker {
         false
     }
 
-    /// An entry can't be read. Where this host is out of descriptors or memory, the walk halts instead: the retry
-    /// continues from the last page.
-    fn record_error(&mut self, error: FsError, is_listing: bool) -> Result<(), WalkHalt> {
-        let report = error.to_entry_error();
-        if report.is_resource_exhaustion() {
-            return Err(error.into());
-        }
-        self.builder.add_error(report, is_listing);
-        Ok(())
-    }
-
     fn add_name(&mut self, name: &RelPath) -> Result<(), WalkHalt> {
         let ScanOptions { walk: WalkOptions { filter, links, .. }, recursive } = &self.options;
         let (entry, dirs) = match self.source.find_entry(name, *links) {
             Ok(found) => found,
             Err(failed) => {
-                let mut error = failed.to_entry_error();
-                if error.is_resource_exhaustion() {
-                    return Err(failed.into());
-                }
+                let mut error = report_or_halt(failed)?;
                 // The listed name, even where a directory above it is the obstacle.
                 error.path = BytePath(name.as_bytes().to_vec());
                 // No scan has seen the name, so it neither vanished nor changed: the list is wrong.

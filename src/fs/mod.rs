@@ -102,4 +102,4 @@ pub use temp_names::TRASH_MARKER;
 pub(crate) use temp_names::is_internal_name;
 pub use thread_cwd::ThreadCwd;
 pub use trash::EARLIER_TRASH_KEPT;
-pub use walk::{LINKS_SKIPPED, MAX_PARENT_PATH_BYTES, Walk, WalkOptions};
+pub use walk::{LINKS_SKIPPED, MAX_NAMES_HELD, MAX_PARENT_PATH_BYTES, Walk, WalkOptions};

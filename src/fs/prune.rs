@@ -172,13 +172,11 @@ impl Target {
     ) -> Result<PruneOutcome> {
         self.tree.dir_cache.clear();
         let allowed = page.apply && self.rules.delete && !self.rules.dry_run;
-        let apply = self.deletion_budget.clone().filter(|_| allowed);
-        let applies = apply.is_some();
         let mut pruner = Pruner {
             target: self,
             page,
             filter,
-            budget: apply,
+            budget: self.deletion_budget.clone().filter(|_| allowed),
             trash: Trash::for_request(self, request_id),
             levels: Vec::new(),
             result: PruneOutcome::default(),
@@ -197,8 +195,8 @@ impl Target {
             }
             Err(errno) => return Err(self.error("list", &page.dir, errno)),
         }
-        let Pruner { result: mut done, changed, .. } = pruner;
-        if changed || applies && self.has_widened_dirs() {
+        let Pruner { result: mut done, changed, budget, .. } = pruner;
+        if changed || budget.is_some() && self.has_widened_dirs() {
             done.errors.extend(self.apply_dir_metadata(&page.dirs));
         }
         Ok(done)

@@ -96,12 +96,9 @@ impl Target {
         let (mut decisions, digests): (Vec<_>, Vec<_>) = manifest
             .entries
             .iter()
-            .map(|entry| {
-                let result = batch.reconcile_entry(entry);
-                match result {
-                    Ok((decision, digest)) => (Ok(decision), digest),
-                    Err(error) => (Err(error.to_entry_error()), None),
-                }
+            .map(|entry| match batch.reconcile_entry(entry) {
+                Ok((decision, digest)) => (Ok(decision), digest),
+                Err(error) => (Err(error.to_entry_error()), None),
             })
             .unzip();
         if !self.rules.dry_run {

@@ -28,7 +28,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The most names of one directory in memory (twice as many during the listing).
-const MAX_NAMES_HELD: usize = 100_000;
+pub const MAX_NAMES_HELD: usize = 100_000;
 /// Levels of which the descriptors stay open.
 const MAX_OPEN_LEVELS: usize = 12;
 /// The most bytes of the paths of all directories above an entry, together. Each manifest has all of them and is

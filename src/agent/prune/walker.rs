@@ -1,9 +1,9 @@
 //! The walk over the source directories of a prune.
 
 use super::{PruneSpec, can_replace_directories};
-use crate::agent::pages::{SubtreeBudget, WalkHalt};
+use crate::agent::pages::{SubtreeBudget, WalkHalt, report_or_halt};
 use crate::data::prune_messages::PruneRequest;
-use crate::fs::{Filter, FsError, MAX_PARENT_PATH_BYTES, NamePage, Tree};
+use crate::fs::{Filter, FsError, MAX_NAMES_HELD, MAX_PARENT_PATH_BYTES, NamePage, Tree};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::options::{FilterSpec, Links, SyncOptions};
@@ -14,8 +14,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Of one directory, as in a scan.
-const MAX_NAMES_IN_MEMORY: usize = 100_000;
 /// A destination answers long before its request times out.
 const MAX_NAMES_PER_REQUEST: usize = 4096;
 
@@ -133,11 +131,7 @@ impl PruneWalker {
     /// A directory can't be listed, so nothing counts as missing in it. One that vanished is no failure: the next
     /// sync deletes it.
     fn report_unlisted(&self, error: FsError) -> Result<(), WalkHalt> {
-        let report = error.to_entry_error();
-        if report.is_resource_exhaustion() {
-            // The retry of the task may list it.
-            return Err(error.into());
-        }
+        let report = report_or_halt(error)?;
         if report.class == ErrorClass::Vanished {
             tracing::debug!("{report}");
             return Ok(());
@@ -270,8 +264,8 @@ impl PruneWalker {
     fn list_names(&self, level: &DirLevel, after: Option<&[u8]>) -> Result<NamePage, FsError> {
         let dir = &level.dir.path;
         let mut page = match &level.real {
-            None => self.source.list_names(dir, after, MAX_NAMES_IN_MEMORY),
-            Some(real) => self.source.storage_tree().list_names(real, after, MAX_NAMES_IN_MEMORY),
+            None => self.source.list_names(dir, after, MAX_NAMES_HELD),
+            Some(real) => self.source.storage_tree().list_names(real, after, MAX_NAMES_HELD),
         }?;
         if self.links == Links::Copy {
             let find = |path: RelPath| self.source.find_entry(&path, self.links).ok();
