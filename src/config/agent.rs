@@ -287,7 +287,14 @@ impl WorkerReader {
             .require("storage_paths", ": the directories that this worker may read and write");
         let allow_root = fields.get("allow_root_path").and_then(|i| i.flag()).unwrap_or(false);
         let paths = paths.map(|i| read_storage_paths(&i, allow_root)).unwrap_or_default();
-        let network = fields.get("network").and_then(|i| read_network(&i)).unwrap_or_default();
+        let (mut control_plane_address, mut nics) = (None, Vec::new());
+        fields.read_map("network", |network| {
+            control_plane_address = network.get("control_plane_address").and_then(|i| {
+                i.parse("an address", |text| text.parse::<Endpoint>().map(|_| text.to_owned()))
+            });
+            network.warn_outdated("control_plane_iface", "it has no effect; remove it");
+            nics = network.get("data_plane_endpoints").map(read_nics).unwrap_or_default();
+        });
 
         let id = id?;
         if let Some(first) = self.ids.get(&id) {
@@ -296,11 +303,10 @@ impl WorkerReader {
             return None;
         }
         self.ids.insert(id.clone(), at);
-        self.check_endpoints(&id, &network.endpoints);
-        let (mut endpoints, endpoint_items): (Vec<_>, Vec<_>) =
-            network.endpoints.into_iter().unzip();
+        self.check_endpoints(&id, &nics);
+        let (mut endpoints, endpoint_items): (Vec<_>, Vec<_>) = nics.into_iter().unzip();
         if endpoints.is_empty() {
-            let control = network.control_plane_address.as_deref();
+            let control = control_plane_address.as_deref();
             endpoints.push(default_endpoint(control, fields, at).into());
         }
         let (storage_paths, path_positions) = paths.into_iter().unzip();
@@ -308,7 +314,7 @@ impl WorkerReader {
             worker_id: id,
             master_urls: self.master_urls.clone(),
             storage_paths,
-            control_plane_address: network.control_plane_address,
+            control_plane_address,
             data_plane_endpoints: endpoints,
             heartbeat_interval: shared.heartbeat_interval,
             drain_timeout: shared.drain_timeout,
@@ -409,30 +415,12 @@ fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> 
     paths
 }
 
-#[derive(Default)]
-struct Network<'a> {
-    control_plane_address: Option<String>,
-    endpoints: Vec<(NicConfig, Item<'a>)>,
-}
-
-fn read_network<'a>(item: &Item<'a>) -> Option<Network<'a>> {
-    let fields = item.fields()?;
-    let control_plane_address = fields.get("control_plane_address").and_then(|i| {
-        i.parse("an address", |text| text.parse::<Endpoint>().map(|_| text.to_owned()))
-    });
-    fields.warn_outdated("control_plane_iface", "it has no effect; remove it");
-    let endpoints = match fields.get("data_plane_endpoints") {
-        None => Vec::new(),
-        Some(list) => {
-            let items = list.items().unwrap_or_default();
-            if list.is_list() && items.is_empty() {
-                list.error("must name at least one address — or remove the key");
-            }
-            items.into_iter().filter_map(|i| Some((nic::read_nic(&i)?, i))).collect()
-        }
-    };
-    fields.finish();
-    Some(Network { control_plane_address, endpoints })
+fn read_nics(list: Item<'_>) -> Vec<(NicConfig, Item<'_>)> {
+    let items = list.items().unwrap_or_default();
+    if list.is_list() && items.is_empty() {
+        list.error("must name at least one address — or remove the key");
+    }
+    items.into_iter().filter_map(|i| Some((nic::read_nic(&i)?, i))).collect()
 }
 
 fn read_master_urls(item: &Item<'_>) -> Vec<String> {
