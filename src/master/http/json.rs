@@ -35,21 +35,17 @@ pub(super) fn parse_json(body: &[u8]) -> Result<Value, Problem> {
 pub(super) fn parse_typed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let text = check_utf8(body)?;
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
-        if e.inner().is_data() {
-            let mut errors = ValidationErrors::default();
-            errors.push(&json_pointer(e.path()), serde_error_text(e.inner()));
-            errors.into_problem()
-        } else {
-            syntax_problem(text, e.inner())
-        }
-    })?;
+    let value =
+        serde_path_to_error::deserialize(&mut json).map_err(|e| match e.inner().is_data() {
+            true => field_error(&e).into_problem(),
+            false => syntax_problem(text, e.inner()),
+        })?;
     json.end().map_err(|e| syntax_problem(text, &e))?;
     Ok(value)
 }
 
 /// The JSON pointer (RFC 6901) of a path; empty for the document itself.
-pub(super) fn json_pointer(path: &Path) -> String {
+fn json_pointer(path: &Path) -> String {
     let mut out = String::new();
     for segment in path.iter() {
         match segment {
@@ -74,11 +70,12 @@ pub(super) fn display_key(key: &str) -> String {
     escape_bytes(short.as_bytes())
 }
 
-/// The message of a `serde` error, escaped and truncated because it quotes the document.
-pub(super) fn serde_error_text(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let short: String = text.chars().take(300).collect();
-    escape_bytes(short.as_bytes())
+/// The error of a field that `serde` refuses. Its message is escaped and truncated because it quotes the document.
+pub(super) fn field_error(e: &serde_path_to_error::Error<serde_json::Error>) -> ValidationErrors {
+    let short: String = e.inner().to_string().chars().take(300).collect();
+    let mut errors = ValidationErrors::default();
+    errors.push(&json_pointer(e.path()), escape_bytes(short.as_bytes()));
+    errors
 }
 
 fn check_utf8(body: &[u8]) -> Result<&str, Problem> {

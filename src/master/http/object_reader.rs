@@ -28,10 +28,7 @@ impl ObjectReader {
                 known_members: Vec::new(),
                 errors: ValidationErrors::default(),
             }),
-            other => Err(ValidationErrors::single(format!(
-                "must be a JSON object, not {}",
-                json_type_name(&other)
-            ))),
+            other => Err(wrong_type("a JSON object", &other)),
         }
     }
 
@@ -221,11 +218,7 @@ pub(super) fn deserialize<T: DeserializeOwned>(value: Value) -> Result<T, Valida
     if value.is_null() {
         return Err(ValidationErrors::single("must not be null"));
     }
-    serde_path_to_error::deserialize(value).map_err(|e| {
-        let mut errors = ValidationErrors::default();
-        errors.push(&json::json_pointer(e.path()), json::serde_error_text(e.inner()));
-        errors
-    })
+    serde_path_to_error::deserialize(value).map_err(|e| json::field_error(&e))
 }
 
 #[cfg(test)]
