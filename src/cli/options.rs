@@ -279,8 +279,10 @@ impl SyncOptionArgs {
         now: Timestamp,
     ) -> Result<SyncOptions> {
         let (compare, record, verification) = (&self.compare, &self.record, &self.verification);
+        let preserved = self.preserve.preserve.iter().map(|name| name.trim());
+        let excluded = ["no-owner", "no-group"].into_iter().filter(|_| self.preserve.no_owner);
         let mut options = SyncOptions {
-            preserve: self.preserve.to_preserve()?,
+            preserve: Preserve::parse_names(preserved.chain(excluded)).map_err(CliError::usage)?,
             chown: self.preserve.chown.unwrap_or_default(),
             links: self.preserve.links,
             punch_zeros: self.preserve.punch_zeros,
@@ -336,14 +338,6 @@ impl SyncOptionArgs {
         }
         check_consistency(&options)?;
         Ok(options)
-    }
-}
-
-impl PreserveArgs {
-    fn to_preserve(&self) -> Result<Preserve> {
-        let given = self.preserve.iter().map(|name| name.trim());
-        let excluded = ["no-owner", "no-group"].into_iter().filter(|_| self.no_owner);
-        Preserve::parse_names(given.chain(excluded)).map_err(CliError::usage)
     }
 }
 

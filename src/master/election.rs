@@ -77,8 +77,9 @@ impl LeaderElection {
 
     async fn follow_and_lead<S: Store>(&self, store: &Arc<S>) -> anyhow::Result<()> {
         let mut last_seen = Fence::default();
-        while let Some(won) = self.wait_for_leadership(store.as_ref(), &mut last_seen).await? {
-            let (lease, leader) = won;
+        while let Some((lease, leader)) =
+            self.wait_for_leadership(store.as_ref(), &mut last_seen).await?
+        {
             let Err(e) = self.lead(store, lease, leader).await else { return Ok(()) };
             match e.downcast_ref() {
                 Some(StoreError::Deposed { leader, .. }) if *leader == self.name => {

@@ -185,7 +185,9 @@ impl MasterStartup {
             format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
         })?;
         let address = listener.local_addr().context("read the bound address")?;
-        let advertised = config.advertise_url.clone().or_else(|| advertised_url(address));
+        // The address shows the URL for other hosts, unless it stands for all addresses of this one.
+        let local_url = (!address.ip().is_unspecified()).then(|| format!("http://{address}"));
+        let advertised = config.advertise_url.clone().or(local_url);
         // Unique among masters: only one process of a host can be bound to the address.
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let url = advertised.clone().unwrap_or_else(|| format!("http://{address}"));
@@ -239,11 +241,6 @@ impl MasterStartup {
         };
         Ok(Master { url, handle, task })
     }
-}
-
-/// The URL for other hosts, if the address shows it.
-fn advertised_url(address: SocketAddr) -> Option<String> {
-    (!address.ip().is_unspecified()).then(|| format!("http://{address}"))
 }
 
 /// Serves until `shutdown`.

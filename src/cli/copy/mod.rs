@@ -189,7 +189,7 @@ fn print_outcome(ctx: &Context, waited: &WaitOutcome, next: &NextSteps) -> Resul
 
 struct InProcessServices {
     client: MasterClient,
-    master: Option<Master>,
+    master: Master,
     agent: JoinHandle<anyhow::Result<()>>,
     stop_master: CancellationToken,
     stop_agent: CancellationToken,
@@ -215,7 +215,7 @@ impl InProcessServices {
         let stop_agent = CancellationToken::new();
         let (_, config) = watch::channel(agent_config(&master, paths)?);
         let agent = tokio::spawn(crate::agent::run(config, stop_agent.clone()));
-        Ok(InProcessServices { client, master: Some(master), agent, stop_master, stop_agent })
+        Ok(InProcessServices { client, master, agent, stop_master, stop_agent })
     }
 
     /// Submits the sync and waits for its end, or for the agent to end before.
@@ -252,9 +252,7 @@ impl InProcessServices {
             let _ = tokio::time::timeout(STOP_TIMEOUT, &mut self.agent).await;
         }
         self.stop_master.cancel();
-        if let Some(master) = self.master.take() {
-            let _ = tokio::time::timeout(STOP_TIMEOUT, master.wait_until_stopped()).await;
-        }
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.master.wait_until_stopped()).await;
     }
 }
 
