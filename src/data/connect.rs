@@ -207,21 +207,3 @@ async fn open_socket(path: &ConnectionPath, to: SocketAddr) -> std::io::Result<T
     socket.set_nonblocking(true)?;
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
-
-/// Checks over a new connection whether an agent answers, within `patience` in all.
-///
-/// # Errors
-/// A message.
-pub async fn probe(
-    path: &ConnectionPath,
-    theirs: &Arc<TrafficCounter>,
-    timeout: Duration,
-) -> Result<(), String> {
-    let request = async {
-        let connected = connect(path, theirs, ConnectionKind::Documents, (timeout, timeout)).await;
-        let mut connection = connected.map_err(|error| error.message)?;
-        connection.probe(&path.to).await
-    };
-    let end = tokio::time::timeout(timeout, request).await;
-    end.unwrap_or_else(|_| Err(format!("no answer to a probe within {timeout:?}")))
-}

@@ -152,7 +152,7 @@ pub struct FrameReader<P> {
     /// What is still to come of the content frame begun last.
     content_left: usize,
     /// When the ticket of the request ends ([`boottime`]).
-    ticket_expiry: Duration,
+    pub ticket_expiry: Duration,
 }
 
 impl<P: ChunkSource> FrameReader<P> {
@@ -302,11 +302,6 @@ impl<P: ChunkSource> FrameReader<P> {
                 Ok(length)
             }
         }
-    }
-
-    /// The ticket of the request ends at `end` ([`boottime`]).
-    pub fn set_ticket_expiry(&mut self, end: Duration) {
-        self.ticket_expiry = end;
     }
 
     /// Ends work for a disconnected requester.

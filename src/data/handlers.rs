@@ -205,20 +205,21 @@ pub(super) fn content_handler(
     let (claims, target) = context.roots.authorize(&context.verifier, &request.ticket)?;
     ticket_verifier::check_permission(&claims, &request.verb)?;
     let end = context.verifier.expires_at(&claims);
-    // Encoding into a Vec can't fail.
-    match request.verb.as_str() {
-        PACK => Ok(Box::new(move |frames, mut buffer| {
-            frames.set_ticket_expiry(end);
-            let reply = receive_pack(frames, &target, &claims, buffer.content_mut())?;
-            Ok(minicbor::to_vec(&reply).unwrap_or_default())
-        })),
-        RANGE => Ok(Box::new(move |frames, mut buffer| {
-            frames.set_ticket_expiry(end);
-            let reply = receive_range(frames, &target, buffer.content_mut())?;
-            Ok(minicbor::to_vec(&reply).unwrap_or_default())
-        })),
-        other => Err(RequestFailure::unknown_path(&sanitize_text(other))),
-    }
+    let is_pack = match request.verb.as_str() {
+        PACK => true,
+        RANGE => false,
+        other => return Err(RequestFailure::unknown_path(&sanitize_text(other))),
+    };
+    Ok(Box::new(move |frames, mut buffer| {
+        frames.ticket_expiry = end;
+        let buffer = buffer.content_mut();
+        let reply = match is_pack {
+            true => minicbor::to_vec(receive_pack(frames, &target, &claims, buffer)?),
+            false => minicbor::to_vec(receive_range(frames, &target, buffer)?),
+        };
+        // Encoding into a Vec can't fail.
+        Ok(reply.unwrap_or_default())
+    }))
 }
 
 /// The verb of a request, and what its ticket allows.

@@ -9,7 +9,7 @@
 //! Requests use usable routes only, so none waits for a disabled one; probes run beside the requests
 //! until one is answered. All routes are tried only when none is usable.
 
-use super::connect::{ConnectError, Connection, ConnectionKind, ConnectionPath, connect, probe};
+use super::connect::{ConnectError, Connection, ConnectionKind, ConnectionPath, connect};
 use super::meter::GoodputMeter;
 use super::nics::Nic;
 use super::route_ranking::{self, Candidate, EndLoad, RouteAffinity, affinity, can_connect};
@@ -307,8 +307,16 @@ impl Routes {
             let worked = state.routes.get(key).and_then(|route| route.best_connect_time);
             (state.counter_for(&key.1), worked.unwrap_or_default())
         };
-        let since = Instant::now();
-        probe(&path, &theirs, PROBE_TIMEOUT + worked * 4).await.map(|()| since.elapsed())
+        let (since, timeout) = (Instant::now(), PROBE_TIMEOUT + worked * 4);
+        let request = async {
+            let connected =
+                connect(&path, &theirs, ConnectionKind::Documents, (timeout, timeout)).await;
+            connected.map_err(|error| error.message)?.probe(&path.to).await
+        };
+        match tokio::time::timeout(timeout, request).await {
+            Ok(answer) => answer.map(|()| since.elapsed()),
+            Err(_) => Err(format!("no answer to a probe within {timeout:?}")),
+        }
     }
 }
 

@@ -116,11 +116,9 @@ impl TicketVerifier {
             return Err(Refusal::OtherReceiver);
         }
         let mut grants = self.deletions.lock();
-        let master = grants.iter().position(|(grant, _)| *grant == deletion.grant_id);
-        let entry = match master {
-            Some(at) => grants.remove(at),
-            None => (deletion.grant_id, Arc::default()),
-        };
+        let at = grants.iter().position(|(grant, _)| *grant == deletion.grant_id);
+        let entry = at.map(|at| grants.remove(at));
+        let entry = entry.unwrap_or_else(|| (deletion.grant_id, Arc::default()));
         let used = Arc::clone(&entry.1);
         grants.push(entry);
         if grants.len() > MAX_GRANTS {

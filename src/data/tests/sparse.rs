@@ -177,7 +177,7 @@ async fn hashing_of_a_long_hole_ends_with_the_ticket() {
     for left in [Duration::ZERO, Duration::from_millis(20)] {
         let ended = |body: &Vec<u8>| {
             let mut frames = FrameReader::new(ScriptedChunks::whole(body.clone()));
-            frames.set_ticket_expiry(crate::data::ticket_verifier::boottime() + left);
+            frames.ticket_expiry = crate::data::ticket_verifier::boottime() + left;
             frames
         };
         let outcome = receive_pack(&mut ended(&pack), &target, &claims, &mut gather_buffer());
