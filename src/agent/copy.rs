@@ -184,7 +184,7 @@ impl BatchTransfer<'_> {
     async fn hash_entry(&self, i: usize) -> Result<Digest, EntryError> {
         let hash_mode = self.job.assignment.options.write_rules().hash_mode();
         let (source, entry) = (self.source.clone(), self.manifest.entries[i].clone());
-        let [mut buffer] = self.job.cx.peers.pool().acquire([SEND_BUFFER_BYTES]).await;
+        let [mut buffer] = self.job.cx.peers.pool.acquire([SEND_BUFFER_BYTES]).await;
         let hash = move || hash_source(&source, &entry, hash_mode, &mut buffer);
         let hashed = run_blocking("hashing", hash).await.map_err(|failed| {
             let path = self.manifest.entries[i].path.as_bytes();

@@ -261,7 +261,7 @@ impl Heartbeater {
             let found = unavailable.iter().find(|unavailable| unavailable.endpoint == endpoint)?;
             Some(format!("unavailable, {}", found.reason))
         };
-        let mut reports = self.cx.peers.nic_reports();
+        let mut reports = self.cx.peers.routes.nic_reports();
         for report in &mut reports {
             let rate = rates.entry(report.endpoint.clone()).or_default();
             report.receive_rate = rate.update(report.received, now);

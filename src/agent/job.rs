@@ -125,6 +125,8 @@ impl Job<'_> {
         TransferControl {
             limiters: limiters.with(self.byte_counter.clone()),
             deadline: self.deadline.clone(),
+            corruption: self.cx.corruption_counts.counter_for(&self.assignment.request_id),
+            can_clone: !self.assignment.options.no_clone,
             ..TransferControl::default()
         }
     }
@@ -230,9 +232,8 @@ impl DestinationPicker<'_> {
             match cx.roots.authorize(&cx.ticket_verifier, &assignment.ticket) {
                 Ok((claims, target)) => {
                     self.job.mark_requested(&cx.worker_id);
-                    let local = Local::new(target, claims, cx.peers.pool().clone())
-                        .with_control(self.job.transfer_control())
-                        .with_cloning(!assignment.options.no_clone);
+                    let local = Local::new(target, claims, cx.peers.pool.clone())
+                        .with_control(self.job.transfer_control());
                     return Some(Destination::Local { worker: cx.worker_id.clone(), local });
                 }
                 Err(refused) => {
@@ -247,10 +248,8 @@ impl DestinationPicker<'_> {
         let member = cx.peers.choose(&assignment.destination_workers, &excluded)?;
         self.job.mark_requested(&member.worker_id);
         let rules = assignment.options.write_rules();
-        let corruption = cx.corruption_counts.counter_for(&assignment.request_id);
         let peer = cx.peers.peer(member, &assignment.ticket, &rules);
-        let peer = peer.with_control(self.job.transfer_control());
-        Some(Destination::Remote(peer.with_damage_counter(corruption)))
+        Some(Destination::Remote(peer.with_control(self.job.transfer_control())))
     }
 
     pub(super) fn record_failure(&mut self, worker: &WorkerId, error: &SendError) {

@@ -98,14 +98,14 @@ impl Agent {
     /// The endpoints with the ports that the kernel chose.
     #[cfg(test)]
     pub(crate) fn endpoints(&self) -> &Endpoints {
-        self.server.endpoints()
+        &self.server.endpoints
     }
 
     /// Works until `shutdown`, then finishes its assignments, at most for the drain timeout.
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
         let Agent { config, config_changes, roots, server } = self;
-        let (endpoints, nics) = (server.endpoints().clone(), server.nics().to_vec());
-        let requests = server.requests().clone();
+        let (endpoints, nics) = (server.endpoints.clone(), server.nics.clone());
+        let requests = server.requests.clone();
         let buffers = BufferPools::new(config.buffer_memory);
         let peers = Peers::new(&nics, buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
@@ -206,8 +206,8 @@ fn open_dirty_journal(config: &AgentConfig) -> impl FnOnce() -> DirtyJournal + S
 
 /// An agent without storage or endpoints runs until they become available.
 fn warn_if_unusable(roots: &Roots, endpoints: &Endpoints) {
-    if roots.all().iter().all(|root| root.open().is_err()) {
-        let paths: Vec<String> = roots.all().iter().map(|root| root.path().to_string()).collect();
+    if roots.all.iter().all(|root| root.open().is_err()) {
+        let paths: Vec<String> = roots.all.iter().map(|root| root.path.to_string()).collect();
         tracing::error!(
             "NONE of the storage paths is available ({}): this agent gets no work until one of them is there",
             paths.join(", ")

@@ -46,14 +46,14 @@ pub(super) struct StorageSnapshot {
 
 impl StorageMonitor {
     pub(super) fn new(roots: Arc<Roots>, reopened: Arc<Notify>) -> Arc<Self> {
-        let path_states = roots.all().iter().map(|_| Mutex::default()).collect();
+        let path_states = roots.all.iter().map(|_| Mutex::default()).collect();
         Arc::new(StorageMonitor { roots, path_states, reopened })
     }
 
     pub(super) fn snapshot(&self) -> StorageSnapshot {
         let mut snapshot = StorageSnapshot::default();
-        for (storage, state) in self.roots.all().iter().zip(&self.path_states) {
-            let (path, state) = (storage.path(), state.lock());
+        for (storage, state) in self.roots.all.iter().zip(&self.path_states) {
+            let (path, state) = (&storage.path, state.lock());
             match state.available_root(storage) {
                 Ok(root) => {
                     snapshot.available.push(path.clone());
@@ -71,7 +71,7 @@ impl StorageMonitor {
 
     /// Starts a measurement of each path unless the last one is still in progress.
     pub(super) fn start_measurements(self: &Arc<Self>) {
-        for (index, storage) in self.roots.all().iter().enumerate() {
+        for (index, storage) in self.roots.all.iter().enumerate() {
             let mut state = self.path_states[index].lock();
             state.log_change(storage);
             if state.measurement_started.is_none() {
@@ -84,7 +84,7 @@ impl StorageMonitor {
 
     /// Blocks as long as the file system does.
     fn measure_path(&self, index: usize) {
-        let storage = &self.roots.all()[index];
+        let storage = &self.roots.all[index];
         let is_there = storage.open().is_ok_and(|root| root.check_path().is_none());
         let reopened = if is_there { Ok(false) } else { self.roots.reopen(storage) };
         let free = reopened.clone().and_then(|_| storage.open()?.free_bytes());
@@ -112,7 +112,7 @@ impl PathState {
 
     /// Logs once that the path became unavailable, and once that it is available again.
     fn log_change(&mut self, storage: &StorageRoot) {
-        let (path, reason) = (storage.path(), self.available_root(storage).err());
+        let (path, reason) = (&storage.path, self.available_root(storage).err());
         if reason == self.logged_reason {
             return;
         }

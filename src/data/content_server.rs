@@ -72,13 +72,10 @@ pub(super) async fn serve_stream(
         };
         let reply = match request {
             Ok(Some(request)) => {
-                match receive_content((stream, &counters), &request, context).await {
-                    Some((back, reply)) => {
-                        stream = back;
-                        reply
-                    }
-                    None => return,
-                }
+                let received = receive_content((stream, &counters), &request, context).await;
+                let Some((back, reply)) = received else { return };
+                stream = back;
+                reply
             }
             Ok(None) => return,
             Err(reason) => Err(reason),
@@ -105,10 +102,9 @@ pub(super) async fn serve_stream(
 
 /// The next request; `None` after the last one.
 async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, RequestFailure> {
-    match tokio::time::timeout(IDLE_TIMEOUT, stream.readable()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(_)) | Err(_) => return Ok(None),
-    }
+    let Ok(Ok(())) = tokio::time::timeout(IDLE_TIMEOUT, stream.readable()).await else {
+        return Ok(None);
+    };
     let whole = async {
         let mut head = [0; FRAME_HEADER_BYTES];
         // Between two requests the peer may disconnect.

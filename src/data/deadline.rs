@@ -1,6 +1,7 @@
 //! The end of the time that work has, which can be extended while it runs; and all that ends or slows a transfer.
 
 use super::ticket_verifier::boottime;
+use crate::util::corruption::CorruptionCounter;
 use crate::util::rate::Limiters;
 use crate::util::shutdown::Shutdown;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What ends or slows a transfer, to a peer or on this host. The default is no limit.
+/// What ends, slows and counts transfers, to a peer or on this host. The default is no limit, and no cloning.
 #[derive(Debug, Clone, Default)]
 pub struct TransferControl {
     /// Limits on bytes per second.
@@ -56,6 +57,10 @@ pub struct TransferControl {
     pub deadline: Deadline,
     /// Cancelled when the requester disconnected. Each attempt has its own token.
     pub cancelled: Shutdown,
+    /// Counts what is corrupted on the way to or from a peer.
+    pub corruption: CorruptionCounter,
+    /// Content that source and destination on this host can share is cloned.
+    pub can_clone: bool,
 }
 
 impl TransferControl {

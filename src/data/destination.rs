@@ -30,14 +30,14 @@ impl Destination {
     pub fn worker(&self) -> &WorkerId {
         match self {
             Destination::Local { worker, .. } => worker,
-            Destination::Remote(peer) => peer.worker(),
+            Destination::Remote(peer) => &peer.worker,
         }
     }
 
     /// How content is compared.
     pub(super) fn hashing(&self) -> HashMode {
         match self {
-            Destination::Local { local, .. } => local.hashing(),
+            Destination::Local { local, .. } => local.rules().hash_mode(),
             Destination::Remote(peer) => peer.hashing,
         }
     }
@@ -50,8 +50,8 @@ impl Destination {
     /// The buffers for what is read on its account.
     pub(super) fn pool(&self) -> &BufferPool {
         match self {
-            Destination::Local { local, .. } => local.pool(),
-            Destination::Remote(peer) => peer.peers.pool(),
+            Destination::Local { local, .. } => &local.pool,
+            Destination::Remote(peer) => &peer.peers.pool,
         }
     }
 

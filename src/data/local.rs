@@ -27,9 +27,9 @@ use std::sync::Arc;
 pub struct Local {
     target: Arc<Target>,
     claims: Arc<Claims>,
-    pool: BufferPool,
+    /// What it reads to.
+    pub(super) pool: BufferPool,
     control: TransferControl,
-    can_clone: bool,
 }
 
 /// The outcome of cloning a large file.
@@ -73,15 +73,10 @@ impl From<Refusal> for SendError {
 }
 
 impl Local {
-    /// What it reads to.
-    pub fn pool(&self) -> &BufferPool {
-        &self.pool
-    }
-
     /// Writes to `target` as the ticket with these `claims` allows, through buffers of `pool`.
     pub fn new(target: Target, claims: Claims, pool: BufferPool) -> Self {
         let (target, claims) = (Arc::new(target), Arc::new(claims));
-        Local { target, claims, pool, control: TransferControl::default(), can_clone: false }
+        Local { target, claims, pool, control: TransferControl::default() }
     }
 
     /// The same, ended and slowed by `control`.
@@ -89,17 +84,7 @@ impl Local {
         Local { control, ..self }
     }
 
-    /// The same; content that source and destination can share is cloned, where that is enabled.
-    pub fn with_cloning(self, can_clone: bool) -> Self {
-        Local { can_clone, ..self }
-    }
-
-    /// How content is compared.
-    pub(super) fn hashing(&self) -> HashMode {
-        self.rules().hash_mode()
-    }
-
-    fn rules(&self) -> &WriteRules {
+    pub(super) fn rules(&self) -> &WriteRules {
         &self.claims.rules
     }
 
@@ -133,11 +118,10 @@ impl Local {
         files: Vec<Entry>,
     ) -> Result<PackOutcome, SendError> {
         ticket_verifier::check_permission(&self.claims, PACK)?;
-        let can_clone = self.can_clone;
         self.copy_files(source, move |mut copier| {
             let mut done = Vec::with_capacity(files.len());
             for entry in &files {
-                match copier.copy(entry, can_clone) {
+                match copier.copy(entry) {
                     Ok(written) => done.push(Ok(written)),
                     Err(CopyError::Error(error)) => done.push(Err(entry_error(entry, &error))),
                     Err(CopyError::Cancelled) => break,
@@ -162,7 +146,7 @@ impl Local {
         manifest: &Manifest,
     ) -> Result<CloneOutcome, SendError> {
         ticket_verifier::check_permission(&self.claims, PACK)?;
-        if !self.can_clone {
+        if !self.control.can_clone {
             return Ok(CloneOutcome::Unavailable);
         }
         let manifest = manifest.clone();
@@ -296,11 +280,11 @@ impl FileCopier<'_> {
     }
 
     /// Copies `entry` as what it is now.
-    fn copy(&mut self, entry: &Entry, can_clone: bool) -> Result<WrittenFile, CopyError> {
+    fn copy(&mut self, entry: &Entry) -> Result<WrittenFile, CopyError> {
         let (file, mut new) = self.open_both(entry)?;
         let now = file.entry();
         let bytes = now.size();
-        let digest = if can_clone && self.try_clone(&file, &mut new)? {
+        let digest = if self.control.can_clone && self.try_clone(&file, &mut new)? {
             self.digest_cloned(&file)?
         } else {
             // No network is between the two ends, so a digest is computed only where one is requested.

@@ -176,7 +176,8 @@ impl AsyncWrite for CountedStream {
 /// The goodput of one end of routes: a moving average of what it sends while it has content to send.
 #[derive(Debug)]
 pub struct GoodputMeter {
-    counter: Arc<TrafficCounter>,
+    /// What it measures.
+    pub counter: Arc<TrafficCounter>,
     /// The sample that is being taken: since when, and what was sent then.
     sample: Option<(Instant, u64)>,
     /// The average in bytes per second, and when it was true.
@@ -187,11 +188,6 @@ impl GoodputMeter {
     /// Measures what `flow` counts.
     pub fn new(counter: Arc<TrafficCounter>) -> Self {
         GoodputMeter { counter, sample: None, average: None }
-    }
-
-    /// What it measures.
-    pub fn counter(&self) -> &Arc<TrafficCounter> {
-        &self.counter
     }
 
     /// To be called whenever content starts or stops to flow, and regularly: `busy` is whether any

@@ -17,7 +17,6 @@ use super::send::{FrameWriter, send_pack, send_range};
 use super::source_reader::RangeTransfer;
 use crate::fs::{BlockHashes, Tree};
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
-use crate::util::corruption::CorruptionCounter;
 use crate::util::rate::Limiters;
 use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
@@ -70,7 +69,7 @@ type CompletedExchange<T> = (ContentClient, ContentReply, Result<T, Disconnected
 
 /// One worker to send to.
 pub struct Peer {
-    worker: WorkerId,
+    pub(super) worker: WorkerId,
     endpoints: Vec<Endpoint>,
     ticket: String,
     /// How content is compared …
@@ -78,7 +77,6 @@ pub struct Peer {
     /// … and sent, where that is with its digest.
     sent_hashing: Option<HashMode>,
     control: TransferControl,
-    damage: CorruptionCounter,
     /// See [`REPLY_TIMEOUT`].
     reply_timeout: Duration,
     pub(super) peers: Arc<Peers>,
@@ -96,7 +94,6 @@ impl Peers {
             hashing: rules.hash_mode(),
             sent_hashing: rules.sender_hash_mode(),
             control: TransferControl::default(),
-            damage: CorruptionCounter::default(),
             reply_timeout: REPLY_TIMEOUT,
             peers: self.clone(),
         }
@@ -110,12 +107,6 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    /// The same, counting there what comes damaged.
-    pub fn with_damage_counter(mut self, damage: CorruptionCounter) -> Self {
-        self.damage = damage;
-        self
-    }
-
     /// The same, giving up sooner.
     #[cfg(test)]
     pub fn with_reply_timeout(mut self, reply: Duration) -> Self {
@@ -127,11 +118,6 @@ impl Peer {
     pub fn with_control(mut self, control: TransferControl) -> Self {
         self.control = control;
         self
-    }
-
-    /// The id of the worker.
-    pub fn worker(&self) -> &WorkerId {
-        &self.worker
     }
 
     /// Sends a request, which is `document`.
@@ -192,12 +178,12 @@ impl Peer {
         let (table, sent) = (dirs.clone(), files.clone());
         let feed = move |feed: &mut FrameWriter<'_>| {
             let sent_files = send_pack(&source, &table, &sent, hashing, feed)?;
-            Ok((sent_files, feed.sent()))
+            Ok((sent_files, feed.sent))
         };
         let (reply, sent_files): (PackReply, (Vec<SentFile>, u64)) =
             self.request_content(PACK, (size, false), feed).await?;
         let record_mismatch = |entry: &Entry| {
-            self.damage.record(&format!("the content of {}", entry.path), &self.worker);
+            self.control.corruption.record(&format!("the content of {}", entry.path), &self.worker);
         };
         PackOutcome::from_reply(&dirs, &files, reply, sent_files, record_mismatch)
             .map_err(|reason| self.protocol_error(reason))
@@ -228,7 +214,7 @@ impl Peer {
         if reply.outcome == WriteOutcome::Mismatch && sent.is_ok() {
             let (from, to) = (span.offset, span.end());
             let what = format!("bytes {from} to {to} of {}", entry.path);
-            self.damage.record(&what, &self.worker);
+            self.control.corruption.record(&what, &self.worker);
         }
         Ok(WrittenRange::from_reply(entry, reply, sent)?)
     }
@@ -262,7 +248,7 @@ impl Peer {
         let mut attempts = Attempts::default();
         loop {
             // Before a connection: no peer is to wait for memory of this host.
-            let buffers = self.peers.pool().acquire_for_send(compared).await;
+            let buffers = self.peers.pool.acquire_for_send(compared).await;
             let mut pooled = self.checkout(&attempts, ConnectionKind::Content, size).await?;
             // Dropped when it is settled what becomes of the connection: the thread closes it.
             let (control, _guard) = self.control.start_attempt();
@@ -279,11 +265,15 @@ impl Peer {
             return match (answered, sent_files) {
                 (ContentReply::Refused(problem), _) => Err(self.refusal_error(verb, problem)),
                 (ContentReply::Damaged, _) => {
-                    self.damage.record(&format!("the answer to a {verb}"), &self.worker);
+                    self.control
+                        .corruption
+                        .record(&format!("the answer to a {verb}"), &self.worker);
                     Err(self.connection_error(pooled, format!("its answer: {CHECKSUM_MISMATCH}")))
                 }
                 (ContentReply::Reply(reply), Ok(sent_files)) => {
-                    pooled.return_stream(stream);
+                    if let Some(connection) = &mut pooled.connection {
+                        connection.stream = Some(stream);
+                    }
                     self.finish_exchange(pooled);
                     Ok((self.decode_reply(&reply)?, sent_files))
                 }
@@ -307,7 +297,7 @@ impl Peer {
         T: Send + 'static,
         F: Fn(&mut FrameWriter<'_>) -> Result<T, Disconnected> + Send + 'static,
     {
-        let stream = pooled.connection().and_then(|connection| connection.stream.take());
+        let stream = pooled.connection.as_mut().and_then(|connection| connection.stream.take());
         let stream = stream.ok_or_else(|| RequestError::Connection("it is gone".to_owned()))?;
         let request = ContentRequest { verb: verb.to_owned(), ticket: self.ticket.clone() };
         let nic = pooled.nic().map(|nic| nic.rate.clone());
@@ -401,15 +391,15 @@ impl Peer {
             .header(checksum::CHECKSUM_HEADER, checksum::header_value(&document))
             .body(Full::new(document))
             .map_err(|e| e.to_string())?;
-        let send = &mut pooled.connection().ok_or("the connection is gone")?.sender;
+        let send = &mut pooled.connection.as_mut().ok_or("the connection is gone")?.sender;
         send.ready().await.map_err(|e| e.to_string())?;
-        let response = send.send_request(request).await.map_err(|e| describe_error_chain(&e))?;
+        let response = send.send_request(request).await.map_err(describe_error_chain)?;
         let status = response.status();
         let check = response.headers().get(checksum::CHECKSUM_HEADER).cloned();
         let body = Limited::new(response.into_body(), MAX_REPLY_BYTES).collect().await;
         let body = body.map_err(|e| e.to_string())?.to_bytes();
         if !checksum::matches_header(check.as_ref().map(|check| check.as_bytes()), &body) {
-            self.damage.record(&format!("the answer to {path}"), &self.worker);
+            self.control.corruption.record(&format!("the answer to {path}"), &self.worker);
             return Err(format!("its reply: {CHECKSUM_MISMATCH}"));
         }
         Ok((status, body))
@@ -427,7 +417,7 @@ impl Peer {
         let detail = sanitize_text(&problem.detail);
         let worker = self.worker.clone();
         if problem.is(ProblemCode::ChecksumMismatch) {
-            self.damage.record(&format!("a {what} ({detail})"), &worker);
+            self.control.corruption.record(&format!("a {what} ({detail})"), &worker);
             return SendError::ConnectionFailed { worker, message: format!("{what}: {detail}") };
         }
         let code = sanitize_text(&problem.code);
@@ -453,15 +443,9 @@ impl Peer {
     }
 }
 
-/// A hyper error with its causes.
-fn describe_error_chain(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
+/// An error with its causes.
+fn describe_error_chain(error: hyper::Error) -> String {
+    format!("{:#}", anyhow::Error::new(error))
 }
 
 /// Resolves when `moved` does not change for `patience`.

@@ -6,7 +6,6 @@ use super::routes::Routes;
 use crate::util::backoff::Backoff;
 use crate::wire::WorkerId;
 use crate::wire::task::PoolMember;
-use crate::wire::worker::NicReport;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,8 +17,10 @@ const UNHEALTHY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration
 
 /// Load and health of the workers that an agent sends to.
 pub struct Peers {
-    pub(super) routes: Arc<Routes>,
-    pool: BufferPool,
+    /// Over which NICs they are reached.
+    pub routes: Arc<Routes>,
+    /// The buffers, also for copies on this host.
+    pub pool: BufferPool,
     table: Mutex<PeerTable>,
 }
 
@@ -44,16 +45,6 @@ impl Peers {
     /// Peers reached from the `nics` of this host; content is sent from buffers of `pool`.
     pub fn new(nics: &[Arc<Nic>], pool: BufferPool) -> Arc<Self> {
         Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, table: Mutex::default() })
-    }
-
-    /// See [`Routes::nic_reports`].
-    pub fn nic_reports(&self) -> Vec<NicReport> {
-        self.routes.nic_reports()
-    }
-
-    /// The buffers, also for copies on this host.
-    pub fn pool(&self) -> &BufferPool {
-        &self.pool
     }
 
     /// The member of `pool` that is not in `tried` and has the fewest requests of this agent in flight;

@@ -1,7 +1,6 @@
 //! A connection that is used for one request.
 
 use super::connect::{Connection, ConnectionKind};
-use super::content_client::ContentClient;
 use super::nics::Nic;
 use super::route_monitor::RouteMonitor;
 use super::routes::{CONNECT_TIMEOUT, Routes};
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 
 /// A connection in use. Dropped, it is closed at once; [`PooledConnection::return_to_pool`] keeps it for the next.
 pub struct PooledConnection {
+    /// `None` only after [`PooledConnection::return_to_pool`].
     pub(super) connection: Option<Connection>,
     pub(super) key: RouteKey,
     pub(super) in_flight_id: u64,
@@ -29,18 +29,6 @@ impl PooledConnection {
             in_flight.counter = Some(counter);
         }
         (self.connection, self.reused) = (Some(connection), reused);
-    }
-
-    /// The connection; `None` only after [`PooledConnection::return_to_pool`].
-    pub fn connection(&mut self) -> Option<&mut Connection> {
-        self.connection.as_mut()
-    }
-
-    /// Its stream, which was taken for an exchange that is over.
-    pub fn return_stream(&mut self, stream: ContentClient) {
-        if let Some(connection) = &mut self.connection {
-            connection.stream = Some(stream);
-        }
     }
 
     /// The other side, as `host:port`.

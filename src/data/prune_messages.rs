@@ -164,16 +164,6 @@ impl PruneReply {
     /// # Errors
     /// A reply about entries that were not requested.
     pub fn into_outcome(self, request: &PruneRequest) -> Result<PruneOutcome, String> {
-        let PruneReply {
-            examined: seen,
-            extraneous,
-            bytes,
-            removed,
-            errors,
-            resume,
-            allowance_exhausted,
-            ..
-        } = self;
         let mut old_trash = EntryWarning { count: self.old_trash, paths: Vec::new() };
         if self.old_trash_paths.len() as u64 > old_trash.count.min(EntryWarning::MAX_PATHS as u64) {
             return Err(
@@ -187,23 +177,30 @@ impl PruneReply {
             }
             old_trash.paths.push(BytePath(path.as_bytes().to_vec()));
         }
-        if removed.len() as u64 > extraneous {
-            return Err(format!("{} removed of {extraneous}", removed.len()));
+        if self.removed.len() as u64 > self.extraneous {
+            return Err(format!("{} removed of {}", self.removed.len(), self.extraneous));
         }
-        let removed = removed.into_iter().map(|one| {
+        let removed = self.removed.into_iter().map(|one| {
             let path = request.dir.join(&one.path);
             if request.covers(&path) { Ok((path, one.bytes)) } else { Err(not_requested(&path)) }
         });
         let removed = removed.collect::<Result<_, _>>()?;
-        if let Some(resume) = resume.as_ref().filter(|resume| !request.covers(&resume.after)) {
+        if let Some(resume) = self.resume.as_ref().filter(|resume| !request.covers(&resume.after)) {
             return Err(not_requested(&resume.after));
         }
-        let errors = errors
-            .into_iter()
-            .map(|one| one.error.received(&request.dir.join(&one.path)))
-            .collect();
-        let pruned = PruneReport { checked: seen, extraneous, bytes };
-        Ok(PruneOutcome { pruned, removed, errors, old_trash, resume, allowance_exhausted })
+        let errors = self.errors.into_iter();
+        Ok(PruneOutcome {
+            pruned: PruneReport {
+                checked: self.examined,
+                extraneous: self.extraneous,
+                bytes: self.bytes,
+            },
+            removed,
+            errors: errors.map(|one| one.error.received(&request.dir.join(&one.path))).collect(),
+            old_trash,
+            resume: self.resume,
+            allowance_exhausted: self.allowance_exhausted,
+        })
     }
 }
 

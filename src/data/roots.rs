@@ -11,24 +11,20 @@ use std::sync::{Arc, OnceLock};
 /// The storage roots, of which some may not be there.
 pub struct Roots {
     /// The longest path first, so that the innermost of nested roots is found.
-    all: Vec<StorageRoot>,
+    pub all: Vec<StorageRoot>,
     ledger: Arc<DirtyJournal>,
 }
 
 /// A configured storage path.
 pub struct StorageRoot {
-    path: AbsPath,
+    /// As configured.
+    pub path: AbsPath,
     open: RwLock<Result<Arc<RootDir>, FsError>>,
     /// The id of the root that was opened first.
     first_id: OnceLock<String>,
 }
 
 impl StorageRoot {
-    /// As configured.
-    pub fn path(&self) -> &AbsPath {
-        &self.path
-    }
-
     /// The root, or why it could not be opened.
     ///
     /// # Errors
@@ -107,11 +103,6 @@ impl Roots {
         root.first_id.get_or_init(|| now.id());
         *open = opened;
         Ok(true)
-    }
-
-    /// All of them.
-    pub fn all(&self) -> &[StorageRoot] {
-        &self.all
     }
 
     /// The tree at `path`; `None` where no root holds it, or the innermost that does is not open: what is found at

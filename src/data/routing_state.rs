@@ -128,7 +128,7 @@ impl RoutingState {
             .remote_meters
             .entry(to.to_owned())
             .or_insert_with(|| GoodputMeter::new(Arc::default()));
-        meter.counter().clone()
+        meter.counter.clone()
     }
 
     pub(super) fn start_request(&mut self, key: &RouteKey, size: u64) -> u64 {
@@ -147,13 +147,7 @@ impl RoutingState {
     /// Whether a route may be used; one that was to be left alone for a time may be when it is over.
     pub(super) fn is_usable(&mut self, key: &RouteKey, now: Instant) -> bool {
         let Some(route) = self.routes.get_mut(key) else { return true };
-        if route
-            .outage
-            .as_ref()
-            .is_some_and(|outage| matches!(outage.until, OutageEnd::At(end) if end <= now))
-        {
-            route.outage = None;
-        }
+        route.outage.take_if(|outage| matches!(outage.until, OutageEnd::At(end) if end <= now));
         route.outage.is_none()
     }
 

@@ -29,7 +29,8 @@ pub struct FrameWriter<'a> {
     /// Counts the progress here, beside what the peer accepts.
     progress: Arc<AtomicU64>,
     limiters: Limiters,
-    sent: u64,
+    /// Content that was sent, in bytes.
+    pub sent: u64,
     kept: u64,
 }
 
@@ -43,11 +44,6 @@ impl<'a> FrameWriter<'a> {
         limiters: Limiters,
     ) -> Self {
         FrameWriter { sink, buffer, scratch, progress, limiters, sent: 0, kept: 0 }
-    }
-
-    /// Content that was sent, in bytes.
-    pub fn sent(&self) -> u64 {
-        self.sent
     }
 
     /// Sends the collected files, within the limits.

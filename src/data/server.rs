@@ -52,9 +52,12 @@ pub struct BindError {
 pub struct DataServer {
     listeners: Vec<Listener>,
     pending: Vec<PendingEndpoint>,
-    nics: Vec<Arc<Nic>>,
-    endpoints: Arc<Endpoints>,
-    requests: Arc<ActiveRequests>,
+    /// The NICs of this host, one per endpoint.
+    pub nics: Vec<Arc<Nic>>,
+    /// The state of the endpoints.
+    pub endpoints: Arc<Endpoints>,
+    /// The requests of other agents that are being executed.
+    pub requests: Arc<ActiveRequests>,
     stall_timeout: Duration,
 }
 
@@ -102,21 +105,6 @@ impl DataServer {
     #[cfg(test)]
     pub(super) fn with_stall_timeout(self, stall_timeout: Duration) -> Self {
         DataServer { stall_timeout, ..self }
-    }
-
-    /// The NICs of this host, one per endpoint.
-    pub fn nics(&self) -> &[Arc<Nic>] {
-        &self.nics
-    }
-
-    /// The requests of other agents that are being executed.
-    pub fn requests(&self) -> &Arc<ActiveRequests> {
-        &self.requests
-    }
-
-    /// The state of the endpoints.
-    pub fn endpoints(&self) -> &Arc<Endpoints> {
-        &self.endpoints
     }
 
     /// Answers requests that `verifier` admits to `roots`, through buffers of `pool`, until `stop`; then accepts no new

@@ -60,7 +60,7 @@ impl AgentFleet {
         for n in 0..receivers {
             let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
             let server = DataServer::bind(&[any]).await.unwrap();
-            let endpoints = server.endpoints().available();
+            let endpoints = server.endpoints.available();
             fleet.add_member(&format!("r{n}"), endpoints);
             let stop = Shutdown::new();
             let task = tokio::spawn(server.serve(

@@ -120,7 +120,7 @@ impl TestBed {
         let (gate, roots) = (Arc::new(gate), Arc::new(roots));
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
         let server = DataServer::bind(&[any]).await.unwrap().with_stall_timeout(stall_timeout);
-        let endpoint = server.endpoints().available()[0].clone();
+        let endpoint = server.endpoints.available()[0].clone();
         let stop = Shutdown::new();
         let serving = tokio::spawn(server.serve(gate, roots, pool, stop.clone()));
         TestBed { dir, signer, endpoint, stop, server_task: serving }

@@ -163,7 +163,7 @@ async fn a_long_range_is_sent_over_all_pairs_of_nics_at_a_time() {
     let roots = Roots::open(&[abs(&world.dst())]).unwrap();
     let (gate, roots) = (Arc::new(gate), Arc::new(roots));
     let server = DataServer::bind(&ends).await.unwrap();
-    let data_plane_endpoints = server.endpoints().available();
+    let data_plane_endpoints = server.endpoints.available();
     let serving = tokio::spawn(server.serve(gate, roots, test_pool(), world.stop.clone()));
     let member = PoolMember { data_plane_endpoints, ..world.member() };
     let nics = ends.map(|end| Nic::new(end.into()));
