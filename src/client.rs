@@ -390,7 +390,9 @@ impl MasterClient {
 
 /// The document of a 2xx reply.
 fn parse_reply<T: DeserializeOwned>(reply: RawReply) -> Result<Reply<T>> {
-    let reply = reply.into_success()?;
+    if !(200..300).contains(&reply.status) {
+        return Err(reply.into_error());
+    }
     match serde_json::from_slice(&reply.body) {
         Ok(value) => Ok(Reply { value, body: reply.body }),
         Err(e) => {
@@ -401,11 +403,6 @@ fn parse_reply<T: DeserializeOwned>(reply: RawReply) -> Result<Reply<T>> {
 }
 
 impl RawReply {
-    /// The reply, if its status is 2xx.
-    fn into_success(self) -> Result<RawReply> {
-        if (200..300).contains(&self.status) { Ok(self) } else { Err(self.into_error()) }
-    }
-
     /// The error of a reply with another status.
     fn into_error(self) -> ClientError {
         match serde_json::from_slice::<Problem>(&self.body) {

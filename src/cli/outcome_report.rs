@@ -26,7 +26,8 @@ const MAX_PATHS_PER_GROUP: usize = 3;
 pub(super) fn result_text(sync: &SyncProgress) -> String {
     let (id, state) = (&sync.request_id, sync.state.as_str());
     let state = outcome_label(sync).map_or(state.to_owned(), |label| format!("{state} ({label})"));
-    let took = elapsed_text(sync).map(|took| format!(" in {took}")).unwrap_or_default();
+    let took = sync.started_at.zip(sync.ended_at).map(|(start, end)| duration_between(start, end));
+    let took = took.map(|took| format!(" in {}", units::format_duration(took))).unwrap_or_default();
     if sync.options.dry_run {
         let actions = action_table(sync);
         return format!("{id}  DRY RUN, nothing was changed  {state}{took}\n{actions}");
@@ -82,10 +83,6 @@ fn action_table(sync: &SyncProgress) -> String {
 
 fn action_tally(sync: &SyncProgress, action: EntryAction) -> Tally {
     sync.actions.get(&action).copied().unwrap_or_default()
-}
-
-fn elapsed_text(sync: &SyncProgress) -> Option<String> {
-    Some(units::format_duration(duration_between(sync.started_at?, sync.ended_at?)))
 }
 
 /// The number of transfers that arrived corrupted, if any.

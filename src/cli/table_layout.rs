@@ -17,31 +17,18 @@ pub(super) type ShortenFn = fn(&str, usize) -> String;
 /// A column, and how it is fitted to a narrow terminal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Column {
-    header: &'static str,
+    pub(super) header: &'static str,
     /// Columns are omitted in this order, lowest first; `None`: never.
-    omit_order: Option<u8>,
-    /// Shortened to this width before any column is omitted.
-    shortening: Option<(usize, ShortenFn)>,
+    pub(super) omit_order: Option<u8>,
+    /// Shortened to at least this width before a column is omitted; to less only if no column can be omitted any more.
+    pub(super) shortening: Option<(usize, ShortenFn)>,
     /// Moved below the rows if the table is too wide.
-    is_below_row: bool,
+    pub(super) is_below_row: bool,
 }
 
 impl Column {
     pub(super) const fn new(header: &'static str) -> Column {
         Column { header, omit_order: None, shortening: None, is_below_row: false }
-    }
-
-    pub(super) const fn with_omit_order(self, order: u8) -> Column {
-        Column { omit_order: Some(order), ..self }
-    }
-
-    /// Texts get shorter than `min_width` only if no column can be omitted any more.
-    pub(super) const fn with_shortening(self, min_width: usize, shorten: ShortenFn) -> Column {
-        Column { shortening: Some((min_width, shorten)), ..self }
-    }
-
-    pub(super) const fn below_row(self) -> Column {
-        Column { is_below_row: true, ..self }
     }
 }
 
@@ -64,7 +51,7 @@ pub(super) fn render_table(
 ) -> String {
     let mut layout = TableLayout { columns: columns.to_vec(), rows };
     let notes = match width {
-        Some(width) if layout.full_width() > width => layout.fit_to_width(width),
+        Some(width) if table_width(&layout.column_widths()) > width => layout.fit_to_width(width),
         _ => Vec::new(),
     };
     let mut lines = layout.render_lines().into_iter();
@@ -86,17 +73,12 @@ struct TableLayout {
 }
 
 impl TableLayout {
-    fn column_width(&self, index: usize) -> usize {
-        let cells = self.rows.iter().map(|row| display_width(&row[index]));
-        cells.chain([display_width(self.columns[index].header)]).max().unwrap_or(0)
-    }
-
     fn column_widths(&self) -> Vec<usize> {
-        (0..self.columns.len()).map(|index| self.column_width(index)).collect()
-    }
-
-    fn full_width(&self) -> usize {
-        table_width(&self.column_widths())
+        let width = |(index, column): (usize, &Column)| {
+            let cells = self.rows.iter().map(|row| display_width(&row[index]));
+            cells.fold(display_width(column.header), usize::max)
+        };
+        self.columns.iter().enumerate().map(width).collect()
     }
 
     /// The width after shortening.
@@ -275,10 +257,10 @@ mod tests {
 
     const COLUMNS: [Column; 5] = [
         Column::new("ID"),
-        Column::new("SIZE").with_omit_order(1),
-        Column::new("ETA").with_omit_order(2),
-        Column::new("PATHS").with_shortening(12, shorten_pair),
-        Column::new("REASON").below_row(),
+        Column { omit_order: Some(1), ..Column::new("SIZE") },
+        Column { omit_order: Some(2), ..Column::new("ETA") },
+        Column { shortening: Some((12, shorten_pair)), ..Column::new("PATHS") },
+        Column { is_below_row: true, ..Column::new("REASON") },
     ];
 
     fn row(cells: [&str; 5]) -> Vec<String> {

@@ -26,14 +26,14 @@ const SYNC_COLUMNS: [Column; 11] = [
     Column::new("ID"),
     Column::new("STATE"),
     Column::new("PROGRESS"),
-    Column::new("SIZE").with_omit_order(2),
-    Column::new("RATE").with_omit_order(3),
-    Column::new("ETA").with_omit_order(5),
-    Column::new("FILES").with_omit_order(1),
-    Column::new("FAILED").with_omit_order(6),
-    Column::new("AGE").with_omit_order(4),
-    Column::new("SOURCE → DESTINATION").with_shortening(22, shorten_pair),
-    Column::new("REASON").below_row(),
+    Column { omit_order: Some(2), ..Column::new("SIZE") },
+    Column { omit_order: Some(3), ..Column::new("RATE") },
+    Column { omit_order: Some(5), ..Column::new("ETA") },
+    Column { omit_order: Some(1), ..Column::new("FILES") },
+    Column { omit_order: Some(6), ..Column::new("FAILED") },
+    Column { omit_order: Some(4), ..Column::new("AGE") },
+    Column { shortening: Some((22, shorten_pair)), ..Column::new("SOURCE → DESTINATION") },
+    Column { is_below_row: true, ..Column::new("REASON") },
 ];
 
 /// Running syncs first, then by age. On a terminal of `width` columns generated ids are short, and only the first clause
@@ -74,13 +74,17 @@ fn sync_row(sync: &SyncProgress, brief: bool, now: Timestamp) -> Vec<String> {
 const WORKER_COLUMNS: [Column; 9] = [
     Column::new("WORKER"),
     Column::new("STATE"),
-    Column::new("HEARTBEAT").with_omit_order(3),
-    Column::new("SYNCS").with_omit_order(2),
-    Column::new("IN-FLIGHT").with_omit_order(5),
-    Column::new("RECEIVING").with_omit_order(4),
-    Column::new("ENDPOINTS").with_omit_order(1).with_shortening(24, shorten_list),
-    Column::new("STORAGE (free)").with_shortening(20, shorten_list),
-    Column::new("REASON").below_row(),
+    Column { omit_order: Some(3), ..Column::new("HEARTBEAT") },
+    Column { omit_order: Some(2), ..Column::new("SYNCS") },
+    Column { omit_order: Some(5), ..Column::new("IN-FLIGHT") },
+    Column { omit_order: Some(4), ..Column::new("RECEIVING") },
+    Column {
+        omit_order: Some(1),
+        shortening: Some((24, shorten_list)),
+        ..Column::new("ENDPOINTS")
+    },
+    Column { shortening: Some((20, shorten_list)), ..Column::new("STORAGE (free)") },
+    Column { is_below_row: true, ..Column::new("REASON") },
 ];
 
 /// Active workers first.
@@ -126,10 +130,10 @@ pub(super) fn master_table(list: &[MasterStatus], width: Option<usize>, now: Tim
         Column::new("MASTER"),
         Column::new("ROLE"),
         Column::new("LEADER"),
-        Column::new("EPOCH").with_omit_order(1),
-        Column::new("SINCE").with_omit_order(2),
-        Column::new("STORE").with_omit_order(3),
-        Column::new("REASON").below_row(),
+        Column { omit_order: Some(1), ..Column::new("EPOCH") },
+        Column { omit_order: Some(2), ..Column::new("SINCE") },
+        Column { omit_order: Some(3), ..Column::new("STORE") },
+        Column { is_below_row: true, ..Column::new("REASON") },
     ];
     render_table(&columns, list.iter().map(|master| master_row(master, now)).collect(), width)
 }

@@ -44,7 +44,10 @@ pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPat
         && must_be_directory(destination)
         && !there.as_ref().is_ok_and(Metadata::is_dir)
     {
-        return Err(missing_directory_error(destination, &real));
+        let dir = display_path(destination);
+        let message = format!("SRC is a file, and DST {dir} is not an existing directory");
+        let hint = new_path_hint(destination, &real) + " (directories above it are made)";
+        return Err(CliError::usage(message).with_hint(hint));
     }
     if let Ok(there) = &there {
         let kinds = (RootKind::from_metadata(&meta), RootKind::from_metadata(there));
@@ -88,13 +91,6 @@ pub(super) fn resolve_paths(source: &Path, destination: &Path) -> Result<CopyPat
 fn must_be_directory(path: &Path) -> bool {
     let raw = path.as_os_str().as_bytes();
     raw.ends_with(b"/") || raw.ends_with(b"/.")
-}
-
-/// For a file as SRC and the path of a directory as DST.
-fn missing_directory_error(destination: &Path, source: &Path) -> CliError {
-    let dir = display_path(destination);
-    CliError::usage(format!("SRC is a file, and DST {dir} is not an existing directory"))
-        .with_hint(new_path_hint(destination, source) + " (directories above it are made)")
 }
 
 fn new_path_hint(destination: &Path, source: &Path) -> String {
