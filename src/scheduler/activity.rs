@@ -65,7 +65,7 @@ impl State {
     pub(super) fn tick_speeds(&mut self, now: Now) {
         for no in self.tasks.syncs().collect::<Vec<_>>() {
             let Some(sync) = self.syncs.get(no) else { continue };
-            let runs = sync.state == SyncState::Progress && !sync.is_paused();
+            let runs = sync.displayed_state() == SyncState::Progress;
             let bytes = sync.counters.bytes_done.saturating_add(self.bytes_in_flight(sync));
             if let Some(sync) = self.syncs.get_mut(no) {
                 match runs {
@@ -76,13 +76,7 @@ impl State {
         }
     }
 
-    /// Estimated time to the end, if the sync progresses.
-    pub(super) fn estimate_time_left(&self, sync: &SyncJob, left: u64) -> Option<Duration> {
-        let runs = sync.displayed_state() == SyncState::Progress;
-        sync.speed.estimate_time(left).filter(|_| runs && !self.has_no_progress(sync))
-    }
-
-    fn has_no_progress(&self, sync: &SyncJob) -> bool {
+    pub(super) fn has_no_progress(&self, sync: &SyncJob) -> bool {
         let since = |at_ms: u64| self.last_tick_ms.unwrap_or(0).saturating_sub(at_ms);
         sync.last_progress_ms.is_some_and(|at_ms| since(at_ms) >= NO_PROGRESS_MS)
     }
@@ -131,8 +125,7 @@ impl State {
         for no in self.tasks.syncs() {
             let Some(sync) = self.syncs.get_mut(no) else { continue };
             let request = &sync.request;
-            let waits = sync.state != SyncState::Progress
-                || sync.is_paused()
+            let waits = sync.displayed_state() != SyncState::Progress
                 || self.workers.accepting(&request.source_path).next().is_none()
                 || self.workers.accepting(&request.destination_path).next().is_none();
             if waits {

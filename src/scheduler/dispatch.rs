@@ -123,13 +123,11 @@ impl State {
 
     /// The task that this poll got before, if its reply was lost.
     fn find_repeated_poll(&self, poll: &WaitingPoll) -> Option<TaskId> {
-        let wanted = poll.poll_id.as_ref()?;
-        let task = self.tasks.held_by(&poll.worker).find(|task| {
-            task.lease().is_some_and(|lease| {
-                lease.incarnation == poll.incarnation && lease.poll_id.as_ref() == Some(wanted)
-            })
-        });
-        task.map(|task| task.id)
+        poll.poll_id.as_ref()?;
+        let is_repeated =
+            |lease: &Lease| lease.incarnation == poll.incarnation && lease.poll_id == poll.poll_id;
+        let mut held = self.tasks.held_by(&poll.worker);
+        held.find(|task| task.lease().is_some_and(is_repeated)).map(|task| task.id)
     }
 
     /// Leases the best task for a worker. Syncs take turns: the least recently served one first.

@@ -10,7 +10,7 @@
 //! its revoked leases have ended: until then a worker that was not informed may still write. A dry
 //! run writes nothing and blocks no other sync, but it waits like any other.
 
-use super::sync_job::{RevokedLeases, SyncJob};
+use super::sync_job::SyncJob;
 use super::{Now, State};
 use crate::wire::sync::SyncState;
 use crate::wire::{AbsPath, SyncNo, TaskId};
@@ -54,6 +54,12 @@ pub(super) fn find_conflict<'a>(
 }
 
 impl SyncJob {
+    /// Whether it reserves its paths.
+    fn holds_paths(&self, now: Now) -> bool {
+        let revoked = self.revoked_leases.as_ref();
+        self.is_active() || revoked.is_some_and(|leases| leases.until_ms > now.mono_ms)
+    }
+
     /// Whether it requests the same as `other`, apart from the id.
     fn is_same_request(&self, other: &SyncJob) -> bool {
         let (ours, theirs) = (&self.request, &other.request);
@@ -108,20 +114,11 @@ impl State {
     }
 
     /// Reserves the paths of a submitted or loaded sync; earlier ones are reserved already.
-    pub(super) fn reserve_paths(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get(no) else { return };
-        if !self.holds_paths(sync, None) {
-            return;
+    pub(super) fn reserve_paths(&mut self, no: SyncNo, now: Now) {
+        if self.syncs.get(no).is_some_and(|sync| sync.holds_paths(now)) {
+            self.path_reservations.holders.insert(no);
+            self.update_blocker(no);
         }
-        self.path_reservations.holders.insert(no);
-        self.update_blocker(no);
-    }
-
-    /// Whether a sync reserves its paths; without a time: whether it did and was not released.
-    fn holds_paths(&self, sync: &SyncJob, now: Option<Now>) -> bool {
-        let over =
-            |lingering: &RevokedLeases| now.is_some_and(|now| lingering.until_ms <= now.mono_ms);
-        sync.is_active() || sync.revoked_leases.as_ref().is_some_and(|lingering| !over(lingering))
     }
 
     /// Finds the first sync that a queued sync has to wait for.
@@ -143,12 +140,12 @@ impl State {
         if sync.is_active() {
             return;
         }
-        if sync.revoked_leases.as_ref().is_some_and(|lingering| lingering.until_ms <= now.mono_ms) {
-            sync.revoked_leases = None;
+        let holds_paths = sync.holds_paths(now);
+        if !holds_paths && sync.revoked_leases.take().is_some() {
             self.mark_changed(no, now);
         }
         self.path_reservations.waiting_for.remove(&no);
-        match self.syncs.get(no).is_some_and(|sync| self.holds_paths(sync, Some(now))) {
+        match holds_paths {
             // Its reads do not count any more, and the reason names the new state.
             true => self.update_waiting_syncs(no),
             false => self.remove_reservation(no),
@@ -190,8 +187,7 @@ impl State {
     /// Releases the paths of ended syncs after the end of their revoked leases.
     pub(super) fn release_ended_syncs(&mut self, now: Now) {
         let holders = self.path_reservations.holders.iter().filter_map(|no| self.syncs.get(*no));
-        let over: Vec<SyncNo> =
-            holders.filter(|s| !self.holds_paths(s, Some(now))).map(|s| s.no).collect();
+        let over: Vec<SyncNo> = holders.filter(|s| !s.holds_paths(now)).map(|s| s.no).collect();
         for no in over {
             self.release_paths(no, now);
             self.outbox.mark_dirty(no);

@@ -147,7 +147,7 @@ impl State {
             }
         }
         for no in state.syncs.numbers() {
-            state.reserve_paths(no);
+            state.reserve_paths(no, now);
             state.outbox.mark_dirty(no);
         }
         Ok(state)

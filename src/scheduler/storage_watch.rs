@@ -143,8 +143,10 @@ impl State {
                 in_time.push(task.id);
                 gone.push((sync.no, bound.clone(), path.clone()));
             } else if rebooted {
-                let why = "was rebooted before what it wrote was flushed; submit the sync again";
-                lost.push((task.id, format!("the host of worker {bound} {why}")));
+                let why = format!(
+                    "the host of worker {bound} was rebooted before what it wrote was flushed; submit the sync again"
+                );
+                lost.push((task.id, why));
             } else if replaced {
                 let why = format!(
                     "the storage path of worker {bound} that holds {destination} leads to another directory \
@@ -152,8 +154,10 @@ impl State {
                 );
                 lost.push((task.id, why));
             } else if now.mono_ms.saturating_sub(task.waiting_since_ms) > FLUSH_TIMEOUT_MS {
-                let why = "wrote to the destination and did not return to flush it; submit the sync again";
-                timed_out.push((task.id, format!("worker {bound} {why}")));
+                let why = format!(
+                    "worker {bound} wrote to the destination and did not return to flush it; submit the sync again"
+                );
+                timed_out.push((task.id, why));
             }
         }
         for id in in_time {

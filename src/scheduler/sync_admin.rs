@@ -64,7 +64,7 @@ impl State {
         }
         sync.has_name_list = sync.name_list_parts.is_some();
         self.syncs.insert(sync);
-        self.reserve_paths(no);
+        self.reserve_paths(no, now);
         self.mark_changed(no, now);
         for (index, part) in parts.into_iter().flatten().enumerate() {
             self.outbox.put_blob(record_keys::name_list_key(no, index as u64), part);

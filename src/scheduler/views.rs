@@ -65,8 +65,8 @@ impl State {
         let left = counters.bytes_total.saturating_sub(transferred_bytes);
         let left = left.saturating_sub(counters.bytes_skipped);
         let runs = sync.displayed_state() == SyncState::Progress;
-        let eta_seconds =
-            self.estimate_time_left(sync, left).filter(|_| scan_done).map(|time| time.as_secs());
+        let is_estimated = runs && scan_done && !self.has_no_progress(sync);
+        let time_left = sync.speed.estimate_time(left).filter(|_| is_estimated);
         let rate = sync.speed.rate().filter(|_| runs).map(|rate| rate as u64);
         SyncProgress {
             request_id: sync.id.clone(),
@@ -77,7 +77,7 @@ impl State {
             transferred_bytes,
             total_bytes: counters.bytes_total,
             rate,
-            eta_seconds,
+            eta_seconds: time_left.map(|time| time.as_secs()),
             submitted_at: timestamp(sync.submitted_ms),
             started_at: sync.started_ms.map(timestamp),
             updated_at: timestamp(sync.updated_ms),

@@ -98,41 +98,38 @@ impl State {
         self.add_range_tasks(no, id);
     }
 
-    fn add_range_task(&mut self, large: &LargeFile, spec: TaskSpec) {
-        let (manifest_key, large_file) = (Some(large.manifest_key.clone()), Some(large.id));
-        let task = Task { manifest_key, large_file, ..Task::new(large.sync, spec) };
-        self.add_task_of(task, &large.manifest_digest.0);
-    }
-
     /// Keeps some range tasks ready; after the last range, adds the commit.
     pub(super) fn add_range_tasks(&mut self, no: SyncNo, id: TaskId) {
-        let Some(sync) = self.syncs.get(no) else { return };
-        let mut out = self.tasks.of_file(no, id).count();
-        let Some(large) = sync.large_files.get(&id) else { return };
-        let mut large = large.clone();
+        let out = self.tasks.of_file(no, id).count();
+        let Some(sync) = self.syncs.get_mut(no) else { return };
+        let probes = sync.probes_first_range();
+        let Some(large) = sync.large_files.get_mut(&id) else { return };
         let compare = large.state == LargeFileState::Comparing;
-        let before = large.next_range;
-        let probes = compare && large.ranges_done == 0 && sync.probes_first_range();
-        let ahead = if probes { 1 } else { MAX_RANGE_TASKS };
-        while out < ahead && large.next_range < large.range_count() {
+        let ahead = if compare && probes && large.ranges_done == 0 { 1 } else { MAX_RANGE_TASKS };
+        let mut specs = Vec::new();
+        while out + specs.len() < ahead && large.next_range < large.range_count() {
             let (offset, length) = large.range(large.next_range);
-            let spec = TaskSpec::Range { offset, length, compare };
-            self.add_range_task(&large, spec);
+            specs.push(TaskSpec::Range { offset, length, compare });
             large.next_range += 1;
-            out += 1;
         }
-        if out == 0 && large.ranges_done == large.range_count() {
+        let is_changed = !specs.is_empty();
+        if out == 0 && !is_changed && large.ranges_done == large.range_count() {
             let mut chain = Vec::new();
             if !large.has_unhashed_range {
                 chain = large.range_digests.iter().flatten().flat_map(|d| d.0).collect();
             }
-            let range_length = large.range_length;
-            let spec =
-                TaskSpec::Commit { range_length, chain: Base64Bytes(chain), in_place: compare };
-            self.add_range_task(&large, spec);
+            let (range_length, chain) = (large.range_length, Base64Bytes(chain));
+            specs.push(TaskSpec::Commit { range_length, chain, in_place: compare });
         }
-        if large.next_range != before {
-            self.store_large_file(large);
+        let (record, manifest) = (large.record_key(), large.manifest_digest);
+        let manifest_key = Some(large.manifest_key.clone());
+        for spec in specs {
+            let (manifest_key, large_file) = (manifest_key.clone(), Some(id));
+            let task = Task { manifest_key, large_file, ..Task::new(no, spec) };
+            self.add_task_of(task, &manifest.0);
+        }
+        if is_changed {
+            self.outbox.write_record(record);
         }
     }
 
