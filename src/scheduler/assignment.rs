@@ -58,7 +58,14 @@ impl State {
         let large = task.large_file.and_then(|file| sync.large_files.get(&file));
         let (chunk_offset, chunk_size) = task.spec.content_extent(large.map(|file| file.size));
         let source_workers = pool_members(sources);
-        let destination_workers = self.destination_members(sync, task, &lease.worker);
+        let destination_workers = match task.spec {
+            // Deletions go through one worker.
+            TaskSpec::Prune { apply: true, .. } => {
+                let deleter = sync.deleter.as_ref().and_then(|d| self.workers.get(&d.worker));
+                pool_members(deleter.into_iter())
+            }
+            _ => pool_members(self.reachable_writers(sync, &lease.worker, task.attempt)),
+        };
         self.add_expected_roots(&mut claims, sync, task, &destination_workers);
         let source_root = self.current_root(&lease.worker, sync.source_roots.get(&lease.worker));
         Some(Assignment {
@@ -88,20 +95,6 @@ impl State {
                 .then(|| self.bandwidth.granted_to(sync.no, &lease.worker))
                 .flatten(),
         })
-    }
-
-    /// The destination workers of an assignment. Deletions go through one.
-    fn destination_members(
-        &self,
-        sync: &SyncJob,
-        task: &Task,
-        worker: &WorkerId,
-    ) -> Vec<PoolMember> {
-        if !matches!(task.spec, TaskSpec::Prune { apply: true, .. }) {
-            return pool_members(self.reachable_writers(sync, worker, task.attempt));
-        }
-        let deleter = sync.deleter.as_ref().and_then(|d| self.workers.get(&d.worker));
-        pool_members(deleter.into_iter())
     }
 
     pub(super) fn get_manifest(

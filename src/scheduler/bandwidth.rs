@@ -113,6 +113,13 @@ impl SyncPool {
         let members = self.members.values();
         members.map(|member| Demand { desired: wants(member.demand), cap: u64::MAX }).collect()
     }
+
+    /// The demand of all its workers together.
+    fn demand(&self) -> Demand {
+        let demands = self.demands().into_iter().map(|member| member.desired);
+        let cap = self.own_limit.unwrap_or(u64::MAX);
+        Demand { desired: demands.fold(0, u64::saturating_add), cap }
+    }
 }
 
 impl BandwidthAllocator {
@@ -256,7 +263,7 @@ impl BandwidthAllocator {
             return;
         }
         self.targets_computed_ms = Some(now_ms);
-        let syncs: Vec<Demand> = self.pools.values().map(sync_demand).collect();
+        let syncs: Vec<Demand> = self.pools.values().map(SyncPool::demand).collect();
         let limits = match self.total_limit {
             Some(whole) => split_fairly(whole, &syncs),
             None => syncs.iter().map(|claim| claim.cap).collect(),
@@ -269,11 +276,6 @@ impl BandwidthAllocator {
             }
         }
     }
-}
-
-fn sync_demand(pool: &SyncPool) -> Demand {
-    let wants = pool.demands().iter().fold(0, |sum: u64, claim| sum.saturating_add(claim.desired));
-    Demand { desired: wants, cap: pool.own_limit.unwrap_or(u64::MAX) }
 }
 
 #[cfg(test)]

@@ -4,20 +4,10 @@ use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::Worker;
 use super::{Caller, State};
-use crate::wire::task::TaskSpec;
 use crate::wire::{AbsPath, AssignmentId, WorkerId};
 
 /// Maximum number of destination workers in an assignment.
 pub(super) const MAX_POOL_MEMBERS: usize = 64;
-
-/// Whether a task of a sync needs a worker that supports options. A flush does not.
-pub(super) fn needs_options(sync: &SyncJob, spec: &TaskSpec) -> bool {
-    match spec {
-        TaskSpec::Flush => false,
-        TaskSpec::CleanUp => true,
-        _ => sync.has_nondefault_options(),
-    }
-}
 
 impl State {
     /// Active workers that serve `path` and support the options of a sync.

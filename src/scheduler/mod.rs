@@ -203,7 +203,13 @@ impl State {
             self.outbox.reply(caller, reply);
         }
         self.update_windows();
-        self.advance_and_dispatch(now);
+        while let Some(no) = self.outbox.next_dirty() {
+            self.advance_phase(no, now);
+        }
+        if self.outbox.take_dispatch() {
+            self.dispatch_waiting_polls(now);
+            self.outbox.end_dispatch();
+        }
         self.store_failure_pages();
         self.outbox.take_effects()
     }
@@ -304,16 +310,5 @@ impl State {
         let ends = self.poll_queue.next_deadline_ms().into_iter().chain(self.tasks.next_due_ms());
         let nearest = ends.chain(self.next_probe_ms(now)).min();
         nearest.map(|at| at.saturating_sub(now.mono_ms))
-    }
-
-    /// After every event: advances syncs without open tasks, then dispatches to waiting polls.
-    pub(super) fn advance_and_dispatch(&mut self, now: Now) {
-        while let Some(no) = self.outbox.next_dirty() {
-            self.advance_phase(no, now);
-        }
-        if self.outbox.take_dispatch() {
-            self.dispatch_waiting_polls(now);
-            self.outbox.end_dispatch();
-        }
     }
 }

@@ -1,6 +1,5 @@
 //! Placement: which task goes to which worker. Indexes give the answer without a walk over all tasks or workers.
 
-use super::capability::needs_options;
 use super::isolation::IsolationDecision;
 use super::sync_job::SyncJob;
 use super::task::{Task, TaskState};
@@ -108,7 +107,12 @@ impl State {
             && task.failed_or_lost_on(me)
             && others().any(|o| !task.failed_or_lost_on(o));
         let is_limited = sync.is_limited() && task.spec.sends_content();
-        let able = worker.supports_options() || !(needs_options(sync, &task.spec) || is_limited);
+        let needs_options = match task.spec {
+            TaskSpec::Flush => false,
+            TaskSpec::CleanUp => true,
+            _ => sync.has_nondefault_options(),
+        };
+        let able = worker.supports_options() || !(needs_options || is_limited);
         let aside = self.workers.health.is_quarantined(me, now)
             && task.pinned_to.is_none()
             && others().any(|o| {

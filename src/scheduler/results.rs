@@ -39,16 +39,6 @@ impl State {
             None => TaskReport::default(),
         };
         self.record_work(id, &report, now);
-        if !report.returned {
-            self.mark_progress(no, now);
-            // Unusable storage is not the fault of the worker.
-            let gone = report.failures.iter().any(|e| e.class == ErrorClass::StorageGone);
-            let failed = !result.success && !gone || report.failures.iter().any(is_worker_fault);
-            if !gone {
-                self.resume_if_storage_works(id, &result.worker_id, &report.writers, now);
-            }
-            self.judge_worker(id, &result.worker_id, failed, now);
-        }
         if report.returned {
             // A worker that wrote may have left something: the next attempt must not be the first.
             let unbegun = report.writers.is_empty();
@@ -56,7 +46,17 @@ impl State {
                 task.attempt = task.attempt.saturating_sub(1);
             }
             self.requeue_task(id, now);
-        } else if result.success {
+            return ack(ResultOutcome::Applied);
+        }
+        self.mark_progress(no, now);
+        // Unusable storage is not the fault of the worker.
+        let gone = report.failures.iter().any(|e| e.class == ErrorClass::StorageGone);
+        let failed = !result.success && !gone || report.failures.iter().any(is_worker_fault);
+        if !gone {
+            self.resume_if_storage_works(id, &result.worker_id, &report.writers, now);
+        }
+        self.judge_worker(id, &result.worker_id, failed, now);
+        if result.success {
             self.complete_task(id, &result.worker_id, report, verified, now);
         } else {
             let why = result.message.unwrap_or_else(|| "the agent gave no reason".to_owned());
