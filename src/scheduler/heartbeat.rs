@@ -58,12 +58,11 @@ impl State {
         self.outbox.request_dispatch_if(has_changed);
         let usage = std::mem::take(&mut heartbeat.usage);
         let moved = std::mem::take(&mut heartbeat.moved_bytes);
-        let active = heartbeat.status != WorkerStatus::Stopped;
         let worker = Worker {
+            is_active: heartbeat.status != WorkerStatus::Stopped,
             last_heartbeat: heartbeat,
             last_seen_ms: now.mono_ms,
             last_seen_wall_ms: now.wall_ms,
-            is_active: active,
             previous_incarnation: before,
             refused_incarnations: refused,
             drained: None,

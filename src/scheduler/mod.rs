@@ -184,7 +184,8 @@ pub struct State {
     isolation: isolation::Isolation,
     retention_clock: retention::RetentionClock,
     poll_queue: PollQueue,
-    /// The [version](WorkerRegistry::version) of the workers for which the windows were computed; `None`: the settings changed since.
+    /// The [version](WorkerRegistry::version) of the workers for which the windows were computed;
+    /// `None`: the settings changed since.
     windows_version: Option<u64>,
     /// Number of leases so far; recorded in [`last_served`](sync_job::SyncJob::last_served).
     leases_granted: u64,

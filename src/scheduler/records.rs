@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Meta {
     /// The version of all records; a newer one is refused.
     version: u32,
@@ -104,19 +104,15 @@ impl State {
         records: &BTreeMap<String, Vec<u8>>,
         now: Now,
     ) -> Result<State, LoadError> {
-        let meta: Option<Meta> =
-            records.get(META_KEY).map(|v| parse_record(META_KEY, v)).transpose()?;
-        if let Some(meta) = meta.as_ref().filter(|m| m.version > RECORD_VERSION) {
+        let meta = records.get(META_KEY).map(|value| parse_record::<Meta>(META_KEY, value));
+        let meta = meta.transpose()?.unwrap_or_default();
+        if meta.version > RECORD_VERSION {
             return Err(LoadError::NewerVersion(meta.version));
         }
-        let name_key = meta.as_ref().and_then(|meta| meta.name_key.as_ref()?.0[..].try_into().ok());
+        let name_key = meta.name_key.and_then(|key| key.0.try_into().ok());
         let name_key = name_key.map(PartNameKey).or(settings.name_key);
-        let (next_sync, next_task, signer_key, clock) = match meta {
-            Some(meta) => (meta.next_sync, meta.next_task, meta.signer_key.0, meta.clock),
-            None => (1, 1, Vec::new(), None),
-        };
-        let is_restored = signer_key.is_empty();
-        let signer_key = if is_restored { Signer::generate()? } else { signer_key };
+        let is_restored = meta.signer_key.0.is_empty();
+        let signer_key = if is_restored { Signer::generate()? } else { meta.signer_key.0 };
         let mut state = State {
             settings,
             keys: Keys::new(signer_key, name_key, seed)?,
@@ -127,7 +123,7 @@ impl State {
             bandwidth: Default::default(),
             path_reservations: Default::default(),
             isolation: Default::default(),
-            retention_clock: RetentionClock::start(clock, now),
+            retention_clock: RetentionClock::start(meta.clock, now),
             poll_queue: PollQueue::default(),
             windows_version: None,
             leases_granted: 0,
@@ -135,8 +131,8 @@ impl State {
             last_tick_ms: None,
             outbox: Outbox::default(),
         };
-        state.syncs.set_last_no(next_sync.saturating_sub(1));
-        state.tasks.set_last_id(next_task.saturating_sub(1));
+        state.syncs.set_last_no(meta.next_sync.saturating_sub(1));
+        state.tasks.set_last_id(meta.next_task.saturating_sub(1));
         if is_restored && records.contains_key(META_KEY) {
             state.outbox.write_record(META_KEY.to_owned());
         }
