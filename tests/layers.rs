@@ -342,3 +342,47 @@ fn product_code_infers_nothing_from_the_text_of_an_error() {
     }
     assert!(wrong.is_empty(), "use the fields of the error:\n{}", wrong.join("\n"));
 }
+
+/// A longer file has more than one subject.
+const MAX_FILE_LINES: usize = 600;
+
+#[test]
+fn no_source_file_is_longer_than_600_lines() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dirs = ["src", "tests", "benches"].map(|dir| WalkDir::new(root.join(dir)));
+    let entries = dirs.into_iter().flatten().map(|entry| entry.expect("a readable source tree"));
+    let files = entries.filter(|entry| entry.path().extension().is_some_and(|e| e == "rs"));
+    let lengths = files.map(|entry| {
+        let text = std::fs::read_to_string(entry.path()).expect("readable source");
+        (text.lines().count(), entry.into_path())
+    });
+    let too_long: Vec<_> = lengths.filter(|(lines, _)| *lines > MAX_FILE_LINES).collect();
+    assert!(too_long.is_empty(), "split these: {too_long:?}");
+}
+
+/// Words for persons, and metaphors that the code once used for its parts.
+const REFUSED_WORDS: [&str; 18] = [
+    "who", "whom", "whose", "whoever", "he", "his", "him", "tells", "told", "knock", "knocks",
+    "purse", "vessel", "vessels", "newborn", "outfit", "reign", "reigns",
+];
+
+/// The words of [`REFUSED_WORDS`] in a text.
+fn refused_words(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let words = words.map(str::to_lowercase);
+    words.filter(|word| REFUSED_WORDS.contains(&word.as_str())).collect()
+}
+
+#[test]
+fn parts_of_the_program_are_not_described_as_persons() {
+    let texts = sources();
+    let found: Vec<_> = texts
+        .iter()
+        .flat_map(|(_, file, text)| text.lines().enumerate().map(move |(i, line)| (file, i, line)))
+        .filter_map(|(file, i, line)| {
+            Some(format!("{file}:{}: {}", i + 1, refused_words(line).pop()?))
+        })
+        .collect();
+    assert!(found.is_empty(), "say the mechanism instead:\n{}", found.join("\n"));
+    assert_eq!(refused_words("A task Whose owner_he told_x, tells."), ["whose", "tells"]);
+}

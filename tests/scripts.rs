@@ -96,3 +96,47 @@ fn the_benchmark_marks_a_side_that_loses_content_as_failed() {
     );
     assert!(!dir.exists());
 }
+
+/// The fields that jq expressions read: `.name`, not part of a file name.
+fn jq_fields(line: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "_/$}\"*".contains(c);
+    let starts = line.match_indices('.').filter(|(at, _)| !line[..*at].ends_with(is_part));
+    let names = starts.map(|(at, _)| {
+        line[at + 1..]
+            .split(|c: char| !c.is_ascii_lowercase() && c != '_')
+            .next()
+            .unwrap_or_default()
+    });
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_fields_that_scripts_read_from_documents_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let samples: String = std::fs::read_dir(root.join("tests/formats/http"))
+        .unwrap()
+        .map(|sample| std::fs::read_to_string(sample.unwrap().path()).unwrap())
+        .collect();
+    // What jq itself gives: `to_entries`.
+    let is_known =
+        |name: &str| ["key", "value"].contains(&name) || samples.contains(&format!("\"{name}\":"));
+    let (mut checked, mut wrong) = (0, Vec::new());
+    for script in
+        std::fs::read_dir(root.join("scripts")).unwrap().map(|entry| entry.unwrap().path())
+    {
+        if script.extension().is_none_or(|extension| extension != "sh") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&script).unwrap();
+        let reads = text.lines().filter(|line| line.contains("jq ") || line.contains("last "));
+        for name in reads.flat_map(jq_fields) {
+            checked += 1;
+            if !is_known(&name) {
+                wrong.push(format!("{}: .{name}", script.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "no document has these fields: {wrong:#?}");
+    assert!(checked > 20, "only {checked} fields were found");
+    assert_eq!(jq_fields("x \"$a/last.json\" '.b | map(.c_d)' .e"), ["b", "c_d", "e"]);
+}

@@ -106,7 +106,7 @@ impl State {
         uuid.to_string().parse().ok()
     }
 
-    /// Submits the request of an ended sync, whose record stays unchanged, under another id, with `only` just these
+    /// Submits the request of an ended sync (its record stays unchanged) under another id, with `only` just these
     /// names. Its name list moves to the new sync.
     pub(super) fn retry_sync(
         &mut self,

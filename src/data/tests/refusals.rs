@@ -240,7 +240,7 @@ async fn a_ticket_for_another_root_at_the_same_path_allows_nothing() {
         let sent = to.transfer_range(&source, &manifest, &entry, (0, 3), mode).await;
         gone("range", &range_error(sent));
     }
-    gone("sweep", &to.request(CleanUpRequest::default()).await.unwrap().unwrap_err());
+    gone("clean-up", &to.request(CleanUpRequest::default()).await.unwrap().unwrap_err());
     assert_eq!(names(world.dir.path()), ["dst", "dst/extra", "other", "src", "src/planted"]);
     world.shut_down().await;
 }

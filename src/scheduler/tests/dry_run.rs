@@ -35,7 +35,11 @@ fn a_dry_run_writes_nothing_and_counts_what_would_be_done() {
     assert_eq!(end.actions[&EntryAction::Create], Tally { count: 2, bytes: 20 });
     assert_eq!(end.actions[&EntryAction::Delete], Tally { count: 9, bytes: 90 });
     assert!(end.reason.unwrap().contains("would refuse to delete (exit 25): 9 of the 10"));
-    assert_eq!(world.poll("s", "1").or_else(|| world.poll("d", "1")), None, "no sweep, no flush");
+    assert_eq!(
+        world.poll("s", "1").or_else(|| world.poll("d", "1")),
+        None,
+        "no clean-up, no flush"
+    );
 }
 
 #[test]

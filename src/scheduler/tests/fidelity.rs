@@ -255,9 +255,9 @@ fn link_anchors_are_removed_however_the_sync_ends() {
     world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 0)], None));
     let copy = poll_kind(&mut world, "s", "copy");
     world.post_result(result(&copy, true, linked(&copy)));
-    let sweep = poll_kind(&mut world, "s", "clean_up");
+    let clean_up = poll_kind(&mut world, "s", "clean_up");
     let failures = vec![error(ErrorClass::Permanent)];
-    world.post_result(result(&sweep, true, TaskReport { failures, ..TaskReport::default() }));
+    world.post_result(result(&clean_up, true, TaskReport { failures, ..TaskReport::default() }));
     complete_kind(&mut world, "d", "flush");
     assert_eq!(world.progress("demo").outcome, Some(SyncOutcome::Partial));
     // After a cancel, when no worker can write any more; also for a batch that will never be

@@ -62,23 +62,25 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Options by which other stages are passed through.
 fn options() -> impl Strategy<Value = SyncOptions> {
-    (any::<[bool; 5]>(), 0..4u8).prop_map(|([checksum, readback, delete, record, sweep], dry)| {
-        let dry_run = dry == 0;
-        SyncOptions {
-            compare: if checksum { Compare::Checksum } else { Compare::SizeTime },
-            verify: if readback && !dry_run { Verify::Readback } else { Verify::Transfer },
-            delete: delete.then(DeleteOptions::default),
-            preserve: crate::wire::preserve::Preserve::parse_names(if sweep {
-                ["all"]
-            } else {
-                ["no-hardlinks"]
-            })
-            .unwrap(),
-            record,
-            dry_run,
-            ..SyncOptions::default()
-        }
-    })
+    (any::<[bool; 5]>(), 0..4u8).prop_map(
+        |([checksum, readback, delete, record, keeps_all], dry)| {
+            let dry_run = dry == 0;
+            SyncOptions {
+                compare: if checksum { Compare::Checksum } else { Compare::SizeTime },
+                verify: if readback && !dry_run { Verify::Readback } else { Verify::Transfer },
+                delete: delete.then(DeleteOptions::default),
+                preserve: crate::wire::preserve::Preserve::parse_names(if keeps_all {
+                    ["all"]
+                } else {
+                    ["no-hardlinks"]
+                })
+                .unwrap(),
+                record,
+                dry_run,
+                ..SyncOptions::default()
+            }
+        },
+    )
 }
 
 /// What the destination has and the source does not: an entry a page of these.

@@ -124,7 +124,7 @@ fn a_part_file_is_removed_late_where_a_mirror_stops_while_it_is_written() {
 }
 
 #[test]
-fn a_sweep_that_a_cancel_interrupts_is_done_again() {
+fn a_clean_up_that_a_cancel_interrupts_is_done_again() {
     let (mut world, scan) = scanning();
     world.post_page(&scan, page(&scan, 0, vec![copy_item(2, 0)], None));
     let copy = poll_kind(&mut world, "s", "copy");
@@ -133,12 +133,12 @@ fn a_sweep_that_a_cancel_interrupts_is_done_again() {
         true,
         TaskReport { needs_clean_up: true, ..all_done(&copy, "d") },
     ));
-    let sweep = poll_kind(&mut world, "s", "clean_up");
-    assert!(claims(&world, &sweep).rules.preserve.is_all(), "the root gets its metadata back");
+    let clean_up = poll_kind(&mut world, "s", "clean_up");
+    assert!(claims(&world, &clean_up).rules.preserve.is_all(), "the root gets its metadata back");
     world.apply(Event::CancelSync("demo".parse().unwrap()));
     // Its progress is never reported.
     assert_eq!(
-        world.post_result(result(&sweep, false, TaskReport::default())),
+        world.post_result(result(&clean_up, false, TaskReport::default())),
         Some(ResultOutcome::Stale)
     );
     expire_lease(&mut world, "1");
@@ -160,9 +160,9 @@ fn link_anchors_of_a_dead_agent_are_removed_after_a_cancel() {
     assert_eq!(world.state.tasks.lease_count(), 0);
     world.apply(Event::CancelSync("demo".parse().unwrap()));
     expire_lease(&mut world, "2");
-    let sweep = world.poll("s", "2").expect("the sweep");
-    assert_eq!(sweep.task, TaskSpec::CleanUp);
-    world.post_result(result(&sweep, true, TaskReport::default()));
+    let clean_up = world.poll("s", "2").expect("the clean-up");
+    assert_eq!(clean_up.task, TaskSpec::CleanUp);
+    world.post_result(result(&clean_up, true, TaskReport::default()));
     complete_kind(&mut world, "d", "discard");
     assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
     assert_eq!(world.progress("demo").state, SyncState::Cancelled);
@@ -190,8 +190,8 @@ fn temporary_files_of_a_batch_whose_agent_died_are_removed_after_a_cancel() {
     let discard = poll_kind(&mut world, "d", "discard");
     assert_eq!(manifest(&mut world, "d", &discard), key);
     world.post_result(result(&discard, true, TaskReport::default()));
-    let sweep = world.poll("s", "2").expect("the sweep");
-    world.post_result(result(&sweep, true, TaskReport::default()));
+    let clean_up = world.poll("s", "2").expect("the clean-up");
+    world.post_result(result(&clean_up, true, TaskReport::default()));
     assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
     assert_eq!(world.progress("demo"), ended, "what has ended stays as it ended");
 }
