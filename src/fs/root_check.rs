@@ -7,6 +7,7 @@
 use super::error::{Cause, Result};
 use super::root::{RootDir, Tree};
 use super::root_identity::RootUnavailable;
+
 impl RootDir {
     /// Why its path leads elsewhere than to the open directory; `None` where it does not. The result is kept for
     /// [`RootDir::unavailable`].

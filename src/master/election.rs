@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
 const STORE_RETRY_BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
 /// How often a follower requests the lease.
