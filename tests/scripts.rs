@@ -140,3 +140,22 @@ fn the_fields_that_scripts_read_from_documents_exist() {
     assert!(checked > 20, "only {checked} fields were found");
     assert_eq!(jq_fields("x \"$a/last.json\" '.b | map(.c_d)' .e"), ["b", "c_d", "e"]);
 }
+
+#[test]
+fn the_log_messages_that_scripts_search_for_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let lab = std::fs::read_to_string(root.join("scripts/chaos/lab.py")).unwrap();
+    let constants = lab.lines().filter(|line| line.starts_with("LOG_"));
+    let messages = constants.filter_map(|line| line.split('"').nth(1));
+    let sources = walkdir::WalkDir::new(root.join("src")).into_iter().map(|entry| entry.unwrap());
+    let texts: Vec<String> = sources
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "rs"))
+        .map(|entry| std::fs::read_to_string(entry.path()).unwrap())
+        .collect();
+    let mut checked = 0;
+    for message in messages {
+        checked += 1;
+        assert!(texts.iter().any(|text| text.contains(message)), "`{message}` is not logged");
+    }
+    assert_eq!(checked, 2, "{lab}");
+}

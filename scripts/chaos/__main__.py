@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from lab import ENDED, Lab, differs, release
+from lab import ENDED, LOG_LEADER, Lab, differs, release
 
 
 def options():
@@ -252,7 +252,7 @@ class Chaos:
         for process in [*self.lab.masters, *self.lab.agents]:
             with open(process.log(), errors="replace") as log:
                 text = log.read()
-            self.counts["times that a master began to lead"] += text.count("leader ready")
+            self.counts["times that a master began to lead"] += text.count(LOG_LEADER)
             if "panicked" in text:
                 self.wrong.append(f"{process.name} panicked: see {process.log()}")
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from lab import ENDED, Lab, differs, release
+from lab import ENDED, LOG_CORRUPTION, Lab, differs, release
 
 MIB = 1 << 20
 # What an agent logs when a result of its was taken.
@@ -116,7 +116,7 @@ class Row:
         ends = [end for text in self.logs().values() for end in re.findall(TASK_ENDED, text)]
         twice = len(ends) - len(set(ends))
         self.verdict("no task ended twice under one attempt", bool(ends) and not twice, f"{len(ends)} ends, {twice} twice")
-        self.verdict("nobody panicked", not any("panicked" in text for text in self.logs().values()))
+        self.verdict("no process panicked", not any("panicked" in text for text in self.logs().values()))
         return seen
 
     def logs(self):
@@ -222,7 +222,7 @@ def flips(args):
         row.await_sync("it has ended", lambda s: s["state"] in ENDED)
         row.lab.line.flip_one_in = 0
         seen = row.judge_end()
-        warned = sum(len(re.findall("WARN.*damage", text)) for text in row.logs().values())
+        warned = sum(text.count(LOG_CORRUPTION) for text in row.logs().values())
         row.verdict("bits flipped", row.lab.line.flips > 0, row.lab.line.flips)
         row.verdict("counted in the sync", seen.get("integrity_errors", 0) > 0, seen.get("integrity_errors", 0))
         row.verdict("named in the logs", warned > 0, warned)
@@ -248,7 +248,7 @@ def connections(args):
             time.sleep(10)  # kept connections are closed after it, and the next sync makes its own
         row.verdict("enough connections", line.connections >= 400, f"{line.connections} in {syncs} syncs")
         row.verdict("every bit was found and counted", found == line.flips > 0, f"{found} of {line.flips}")
-        warned = sum(len(re.findall("WARN.*damage", text)) for text in row.logs().values())
+        warned = sum(text.count(LOG_CORRUPTION) for text in row.logs().values())
         row.verdict("named in the logs", warned >= line.flips, warned)
         row.verdict("all trees are identical, all syncs completed", not others, " ".join(others))
         return row.failed

@@ -12,6 +12,9 @@ from line import Line, sh, tun
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ENDED = ("COMPLETED", "FAILED", "CANCELLED")
+# What the program logs; tests/scripts.rs checks that it does.
+LOG_LEADER = "leader ready"
+LOG_CORRUPTION = "was corrupted in transit"
 
 
 def release():
