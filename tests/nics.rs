@@ -237,21 +237,32 @@ fn duration_seconds(sync: &SyncProgress) -> f64 {
     end.duration_since(start).as_secs_f64()
 }
 
-#[test]
-fn one_file_goes_over_both_nics_in_proportion_to_their_speeds() {
+/// A lab in which one file went over a slow and a fast NIC, with the bytes of the two when half of it was sent and at
+/// the end.
+fn send_over_both_nics() -> (Lab, [(f64, f64); 2]) {
     let mut lab = Lab::new("100m,200m");
     lab.start_services(2);
     write_file(lab.path("src/large"), random_bytes(192 * MIB, 1));
     let id = lab.submit();
     let sent = || (lab.sent_bytes(1) as f64, lab.sent_bytes(2) as f64);
-    // At the same time, not one after the other.
-    let (slow, fast) = await_some("half of it is sent", || {
+    let half = await_some("half of it is sent", || {
         Some(sent()).filter(|(slow, fast)| slow + fast > 96.0 * MIB as f64)
     });
-    assert!((1.2..3.5).contains(&(fast / slow)), "{slow} and {fast} bytes\n{}", lab.logs());
     lab.await_completed(&id);
-    let (slow, fast) = sent();
-    assert!((1.6..2.5).contains(&(fast / slow)), "{slow} and {fast} bytes\n{}", lab.logs());
+    let all = sent();
+    (lab, [half, all])
+}
+
+#[test]
+fn one_file_goes_over_both_nics_in_proportion_to_their_speeds() {
+    // A busy machine may stall one NIC for seconds: its requests then go over the other one, as they should, and that
+    // run says nothing on the proportion.
+    let is_undisturbed = |(lab, _): &(Lab, _)| !lab.logs().contains("route not used for now");
+    let mut runs = (0..4).map(|_| send_over_both_nics());
+    let (lab, [half, all]) = runs.find(is_undisturbed).expect("a run in which both NICs are used");
+    // At the same time, not one after the other.
+    assert!((1.2..3.5).contains(&(half.1 / half.0)), "{half:?} bytes\n{}", lab.logs());
+    assert!((1.6..2.5).contains(&(all.1 / all.0)), "{all:?} bytes\n{}", lab.logs());
     // The counts are reported.
     let seen = await_some("the agent has reported what it sent", || {
         let shown = lab.ctl(&["workers", "show", "a", "-o", "json"])?;
