@@ -11,7 +11,7 @@ use super::source_reader::Span;
 use crate::fs::{FsError, NewFile, OfferDecision, PartFile, ReconcileResult, ReuseSource, Target};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::ContentHasher;
-use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
+use crate::wire::manifest::{Entry, EntryKind, MAX_MANIFEST_BYTES, Manifest, ManifestDir};
 use crate::wire::outcome::EntryError;
 use crate::wire::task::range_length;
 use crate::wire::ticket::Claims;
@@ -100,6 +100,8 @@ pub fn receive_pack<P: ChunkSource>(
 
 impl<P: ChunkSource> PackReceiver<'_, P> {
     fn receive_files(&mut self) -> Result<(), FrameError> {
+        // The paths are kept until the end of the pack.
+        let mut path_bytes = 0;
         loop {
             match self.frames.next_frame()? {
                 Frame::File(_) if self.files.len() == MAX_PACK_FILES => {
@@ -108,6 +110,10 @@ impl<P: ChunkSource> PackReceiver<'_, P> {
                     )));
                 }
                 Frame::File(entry) => {
+                    path_bytes += entry.path.as_bytes().len();
+                    if path_bytes > MAX_MANIFEST_BYTES {
+                        return Err(FrameError::unexpected("paths are longer than a manifest"));
+                    }
                     let outcome = self.receive_file(&entry)?;
                     self.files.push(outcome);
                     self.paths.push(entry.path);

@@ -5,6 +5,8 @@ use crate::data::frame::FrameReader;
 use crate::data::protocol::{PackReply, RangeHead, WriteOutcome};
 use crate::data::receive::{receive_pack, receive_range};
 use crate::fs::is_internal_name;
+use crate::wire::manifest::MAX_MANIFEST_BYTES;
+use crate::wire::path::MAX_NAME_BYTES;
 use std::collections::VecDeque;
 
 /// Pieces from a list; then the end, or a failed connection.
@@ -228,6 +230,25 @@ async fn a_pack_of_more_files_than_a_batch_has_is_refused() {
     );
     assert!(outcome.is_err());
     assert_eq!(world.names(), Vec::<String>::new());
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_pack_with_longer_paths_than_a_manifest_is_refused() {
+    let world = TestBed::new().await;
+    let path = vec!["a".repeat(MAX_NAME_BYTES); 17].join("/");
+    let file = frame::file(&file_entry(&path, 3));
+    let files = MAX_MANIFEST_BYTES / path.len();
+    let read = |count: usize| {
+        let content = [&file[..], &frame::abort()].concat().repeat(count);
+        let pack = [frame::dirs(vec![]), content, frame::end(count as u32).to_vec()].concat();
+        let mut frames = FrameReader::new(ScriptedChunks::whole(pack));
+        let claims = world.claims(&world.dst());
+        receive_pack(&mut frames, &world.target(), &claims, &mut gather_buffer())
+    };
+    assert_eq!(read(files).unwrap().files.len(), files);
+    let error = read(files + 1).unwrap_err().to_string();
+    assert!(error.contains("paths are longer than a manifest"), "{error}");
     world.shut_down().await;
 }
 
