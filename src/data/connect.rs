@@ -51,7 +51,7 @@ impl From<std::io::Error> for ConnectError {
 }
 
 impl ConnectError {
-    /// Nothing came back within `patience`.
+    /// Nothing came back within `timeout`.
     pub fn timed_out(what: &str, timeout: Duration) -> Self {
         ConnectError { message: format!("no {what} within {timeout:?}"), is_transient: true }
     }

@@ -112,8 +112,8 @@ impl ContentClient {
         Ok(ContentClient { stream, counters })
     }
 
-    /// Sends the request and what `feed` makes, counted in `moved`, and reads the answer; blocks meanwhile. An
-    /// reply that comes early, cancellation and the deadline end it. Returns the reply and the result of
+    /// Sends the request and what `feed` makes, counted in `progress`, and reads the reply; blocks meanwhile. An
+    /// early reply, cancellation and the deadline end it. Returns the reply and the result of
     /// `feed`.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl ContentClient {
 }
 
 impl Exchange<'_> {
-    /// The answer, which must come within `patience` if there is one.
+    /// The reply, which must arrive within `timeout` if there is one.
     fn read_reply(&mut self, timeout: Option<Duration>) -> Result<ContentReply, String> {
         let mut head = [0; FRAME_HEADER_BYTES];
         self.read_exact(&mut head, timeout)?;

@@ -71,16 +71,16 @@ pub fn keep_span<E>(
     from: ReuseSource,
     span: Span,
     mut back: Option<ReadBack<'_>>,
-    go_on: impl Fn() -> std::result::Result<(), E>,
+    check_active: impl Fn() -> std::result::Result<(), E>,
 ) -> std::result::Result<Result<()>, E> {
     for piece in span.split(MAX_KEEP_RUN_BYTES) {
-        go_on()?;
+        check_active()?;
         if let Err(error) = part.reuse_range(piece.offset, piece.length, from) {
             return Ok(Err(error));
         }
         let Some(back) = &mut back else { continue };
         for piece in piece.split(back.buffer.len() as u64) {
-            go_on()?;
+            check_active()?;
             let room = &mut back.buffer[..piece.length as usize];
             match part.read_at(room, piece.offset) {
                 Ok(n) if n == room.len() => back.hasher.update(room),
@@ -101,11 +101,11 @@ pub fn keep_blocks<E>(
     from: ReuseSource,
     blocks: impl Iterator<Item = (Span, Digest)>,
     back: Option<(&RelPath, HashMode, &mut [u8])>,
-    go_on: impl Fn() -> std::result::Result<(), E>,
+    check_active: impl Fn() -> std::result::Result<(), E>,
 ) -> std::result::Result<Result<()>, E> {
     let Some((path, hashing, buffer)) = back else {
         for (block, _) in blocks {
-            if let Err(error) = keep_span(part, from, block, None, &go_on)? {
+            if let Err(error) = keep_span(part, from, block, None, &check_active)? {
                 return Ok(Err(error));
             }
         }
@@ -114,7 +114,7 @@ pub fn keep_blocks<E>(
     for (block, value) in blocks {
         let mut hasher = ContentHasher::at_offset(hashing, block.offset);
         let back = ReadBack { path, hasher: &mut hasher, buffer: &mut *buffer };
-        if let Err(error) = keep_span(part, from, block, Some(back), &go_on)? {
+        if let Err(error) = keep_span(part, from, block, Some(back), &check_active)? {
             return Ok(Err(error));
         }
         if hasher.chaining_value() != Some(value) {

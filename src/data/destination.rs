@@ -122,7 +122,7 @@ impl Destination {
         }
     }
 
-    /// Sends a range; with `there` only what differs from those blocks.
+    /// Sends a range; with `existing` only what differs from those blocks.
     pub(super) async fn send_range(
         &self,
         transfer: RangeTransfer<'_>,

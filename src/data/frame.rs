@@ -156,7 +156,7 @@ pub struct FrameReader<P> {
 }
 
 impl<P: ChunkSource> FrameReader<P> {
-    /// Reads from `pieces`.
+    /// Reads from `source`.
     pub fn new(source: P) -> Self {
         FrameReader { source, unread: Bytes::new(), content_left: 0, ticket_expiry: Duration::MAX }
     }

@@ -206,7 +206,7 @@ impl Local {
         .await
     }
 
-    /// Copies a range into its part file; with `there` only what differs from those blocks. The caller
+    /// Copies a range into its part file; with `existing` only what differs from those blocks. The caller
     /// has checked that the range fits.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ pub struct CountedStream {
 }
 
 impl CountedStream {
-    /// Counts what goes over `stream` in each of `flows`.
+    /// Counts what goes over `stream` in each of `counters`.
     pub fn new(stream: TcpStream, counters: Vec<Arc<TrafficCounter>>) -> Self {
         CountedStream { stream, counters }
     }
@@ -185,7 +185,7 @@ pub struct GoodputMeter {
 }
 
 impl GoodputMeter {
-    /// Measures what `flow` counts.
+    /// Measures what `counter` counts.
     pub fn new(counter: Arc<TrafficCounter>) -> Self {
         GoodputMeter { counter, sample: None, average: None }
     }

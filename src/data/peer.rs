@@ -189,7 +189,7 @@ impl Peer {
             .map_err(|reason| self.protocol_error(reason))
     }
 
-    /// Sends a range; with `there` only what differs from those blocks.
+    /// Sends a range; with `existing` only what differs from those blocks.
     ///
     /// # Errors
     /// See [`SendError`].
@@ -448,7 +448,7 @@ fn describe_error_chain(error: hyper::Error) -> String {
     format!("{:#}", anyhow::Error::new(error))
 }
 
-/// Resolves when `moved` does not change for `patience`.
+/// Resolves when `progress` grows by less than [`MIN_PROGRESS_BYTES`] in `timeout`.
 async fn wait_for_stall(progress: Arc<AtomicU64>, timeout: Duration) {
     let mut last = progress.load(Ordering::Relaxed);
     loop {

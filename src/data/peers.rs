@@ -47,7 +47,7 @@ impl Peers {
         Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, table: Mutex::default() })
     }
 
-    /// The member of `pool` that is not in `tried` and has the fewest requests of this agent in flight;
+    /// The member of `pool` that is not in `attempted` and has the fewest requests of this agent in flight;
     /// unhealthy, silent, draining and failed ones come last, ties in turn.
     pub fn choose<'a>(
         &self,

@@ -118,7 +118,7 @@ pub fn is_slow(left: u64, speed: f64, size: u64, others: &[Candidate]) -> bool {
 /// How often a request is looked at for [`is_slow`].
 pub const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Whether a connection from `ours` to `theirs` is possible.
+/// Whether a connection from `local` to `remote` is possible.
 pub fn can_connect(local: Option<IpAddr>, remote: Option<IpAddr>) -> bool {
     let like =
         |a: IpAddr, b: IpAddr| a.is_ipv4() == b.is_ipv4() && a.is_loopback() == b.is_loopback();

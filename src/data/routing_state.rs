@@ -151,7 +151,7 @@ impl RoutingState {
         route.outage.is_none()
     }
 
-    /// A connection over a route was accepted after `took`. That clears nothing: the kernel of a process that
+    /// A connection over a route was accepted after `elapsed`. That clears nothing: the kernel of a process that
     /// stands still accepts as well.
     pub(super) fn record_connect(&mut self, key: &RouteKey, elapsed: Duration) {
         let route = self.routes.entry(key.clone()).or_default();

@@ -35,8 +35,8 @@ pub struct FrameWriter<'a> {
 }
 
 impl<'a> FrameWriter<'a> {
-    /// A feed that sends from the first of these buffers, and compares in the second
-    /// ([`BufferPool::acquire_for_send`](super::buffer_pool::BufferPool::acquire_for_send)). Reading what few bytes stand for counts as `moved`.
+    /// A writer that sends from the first of these buffers, and compares in the second
+    /// ([`BufferPool::acquire_for_send`](super::buffer_pool::BufferPool::acquire_for_send)). Content that is read and not sent counts in `progress`.
     pub fn new(
         sink: &'a mut dyn FrameSink,
         (buffer, scratch): (Buffer, Option<Buffer>),

@@ -20,7 +20,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// next frame. Otherwise it is a [`RECEIVE_BUFFER_BYTES`].
 const HEADER_READ_BYTES: usize = 4 << 10;
 
-/// Whether any of `flags` hold of `stream` within `patience`.
+/// Whether any of `flags` hold of `stream` within `stall_timeout`.
 ///
 /// # Errors
 /// A message: `poll` failed.

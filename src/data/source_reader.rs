@@ -201,7 +201,7 @@ struct DeltaReader<'a, S> {
     pending_run: Option<(RunKind, u64, usize)>,
 }
 
-/// Reads `span`, block by block, and compares it with `there`, what the destination has of each block.
+/// Reads `span`, block by block, and compares it with `existing`, what the destination has of each block.
 /// Returns the values of the blocks. `scratch` has room for a block.
 ///
 /// # Errors

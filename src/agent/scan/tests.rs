@@ -1,6 +1,6 @@
 use super::*;
 use crate::agent::testing::{RecordingPageSink, page_reply, tree};
-use crate::fs::Filter;
+use crate::fs::{Filter, Tree};
 use crate::wire::options::FilterSpec;
 use crate::wire::task::{PageAction, WorkItem};
 use std::collections::BTreeSet;
@@ -30,6 +30,16 @@ fn tree_of_5000_files() -> TempDir {
         }
     }
     dir
+}
+
+async fn scan_tree(
+    source: Tree,
+    listing: Listing,
+    options: ScanOptions,
+    pages: &RecordingPageSink,
+) -> ScanEnd {
+    let builder = BatchBuilder::new(1 << 20);
+    scan_source(source, listing, options, builder, Digest([3; 32]), pages).await
 }
 
 async fn scan_into(dir: &TempDir, listing: Listing, pages: &RecordingPageSink) -> ScanEnd {
@@ -118,19 +128,13 @@ async fn a_missing_root_fails_the_scan_and_a_missing_subtree_only_its_own_entry(
     assert_eq!((page.errors.len(), page.next.clone()), (1, None));
     assert_eq!(page.errors[0].path.0, b"nowhere");
     drop(gone);
-    let below = crate::fs::Tree::new(
+    let below = Tree::new(
         crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap(),
         RelPath::new("missing").unwrap(),
     );
-    let end = scan_source(
-        below,
-        whole_source(),
-        ScanOptions::default(),
-        BatchBuilder::new(1 << 20),
-        Digest([0; 32]),
-        &RecordingPageSink::default(),
-    )
-    .await;
+    let end =
+        scan_tree(below, whole_source(), ScanOptions::default(), &RecordingPageSink::default())
+            .await;
     let ScanEnd::Failed { error: Some(error), .. } = end else { panic!("{end:?}") };
     assert_eq!(error.errno.as_deref(), Some("ENOENT"));
 }
@@ -163,18 +167,10 @@ async fn a_source_that_is_a_file_is_one_entry() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"abc").unwrap();
     let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
-    let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
+    let file = Tree::new(root, RelPath::new("f").unwrap());
     let pages = RecordingPageSink::default();
     assert_eq!(
-        scan_source(
-            file,
-            whole_source(),
-            ScanOptions::default(),
-            BatchBuilder::new(1 << 20),
-            Digest([0; 32]),
-            &pages
-        )
-        .await,
+        scan_tree(file, whole_source(), ScanOptions::default(), &pages).await,
         ScanEnd::Reported
     );
     assert_eq!(pages.entry_paths(), [""]);
@@ -202,27 +198,19 @@ async fn a_source_that_is_a_file_is_filtered_by_name_size_and_age() {
         (rules(&["d/f.log"]), None),
         (rules(&["*", "!*.log"]), None),
     ] {
-        let source = crate::fs::Tree::new(root.clone(), RelPath::new("d/f.log").unwrap());
+        let source = Tree::new(root.clone(), RelPath::new("d/f.log").unwrap());
         let filter = Arc::new(Filter::new(&spec).unwrap());
-        let (manner, pages) = (options_with_filter(filter), RecordingPageSink::default());
-        let end = scan_source(
-            source,
-            whole_source(),
-            manner,
-            BatchBuilder::new(1 << 20),
-            Digest([0; 32]),
-            &pages,
-        )
-        .await;
+        let (options, pages) = (options_with_filter(filter), RecordingPageSink::default());
+        let end = scan_tree(source, whole_source(), options, &pages).await;
         assert_eq!(
             (end, pages.entry_paths().is_empty()),
             (ScanEnd::Reported, left_out.is_some()),
             "{spec:?}"
         );
-        let notes: Vec<String> = pages.last_page().warnings.keys().cloned().collect();
-        let note =
+        let warnings: Vec<String> = pages.last_page().warnings.keys().cloned().collect();
+        let warning =
             left_out.map(|what| format!("nothing to do: SRC is a file, and {what} leaves it out"));
-        assert_eq!(notes, Vec::from_iter(note), "{spec:?}");
+        assert_eq!(warnings, Vec::from_iter(warning), "{spec:?}");
     }
 }
 
@@ -231,19 +219,11 @@ async fn a_list_of_names_below_a_file_fails_permanently() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"abc").unwrap();
     let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
-    let file = crate::fs::Tree::new(root, RelPath::new("f").unwrap());
+    let file = Tree::new(root, RelPath::new("f").unwrap());
     let list =
         FileListPart { paths: ["", "x"].map(|n| RelPath::new(n).unwrap_or_default()).to_vec() };
     let listing = Listing::Names { list, start: 0 };
-    let end = scan_source(
-        file,
-        listing,
-        ScanOptions::default(),
-        BatchBuilder::new(1 << 20),
-        Digest([0; 32]),
-        &RecordingPageSink::default(),
-    )
-    .await;
+    let end = scan_tree(file, listing, ScanOptions::default(), &RecordingPageSink::default()).await;
     let ScanEnd::Failed { error: Some(error), .. } = end else { panic!("{end:?}") };
     assert_eq!((error.path.0.len(), error.class), (0, ErrorClass::InvalidRequest));
 }
@@ -261,35 +241,19 @@ async fn a_listed_name_below_a_file_is_missing_and_not_changed() {
 #[tokio::test]
 async fn a_directory_that_cannot_be_entered_is_not_a_failed_file() {
     let proc = crate::fs::RootDir::open(&crate::agent::testing::abs("/".as_ref())).unwrap();
-    let tree = crate::fs::Tree::new(proc, RelPath::root());
+    let tree = Tree::new(proc, RelPath::root());
     let rules = vec!["/*".to_owned(), "!/proc/".to_owned()];
     let filter = Filter::new(&FilterSpec { rules, ..FilterSpec::default() }).unwrap();
-    let (manner, pages) = (options_with_filter(Arc::new(filter)), RecordingPageSink::default());
-    let end = scan_source(
-        tree,
-        whole_source(),
-        manner,
-        BatchBuilder::new(1 << 20),
-        Digest([0; 32]),
-        &pages,
-    )
-    .await;
+    let (options, pages) = (options_with_filter(Arc::new(filter)), RecordingPageSink::default());
+    let end = scan_tree(tree, whole_source(), options, &pages).await;
     let page = pages.last_page();
     assert_eq!((end, page.errors.len(), page.unlisted_dirs), (ScanEnd::Reported, 1, 1), "{page:?}");
     assert_eq!(page.errors[0].path.0, b"proc");
 }
 
-async fn scan_with(dir: &TempDir, listing: Listing, manner: ScanOptions) -> RecordingPageSink {
+async fn scan_with(dir: &TempDir, listing: Listing, options: ScanOptions) -> RecordingPageSink {
     let pages = RecordingPageSink::default();
-    let end = scan_source(
-        tree(dir.path()),
-        listing,
-        manner,
-        BatchBuilder::new(1 << 20),
-        Digest([3; 32]),
-        &pages,
-    )
-    .await;
+    let end = scan_tree(tree(dir.path()), listing, options, &pages).await;
     assert_eq!(end, ScanEnd::Reported);
     pages
 }
@@ -322,8 +286,8 @@ fn small_tree() -> TempDir {
 #[tokio::test]
 async fn filtered_entries_are_in_no_page_and_skipped_links_are_noted() {
     let dir = small_tree();
-    let manner = options_without_links(&["*.tmp", "logs/"]);
-    let pages = scan_with(&dir, whole_source(), manner).await;
+    let options = options_without_links(&["*.tmp", "logs/"]);
+    let pages = scan_with(&dir, whole_source(), options).await;
     assert_eq!(pages.entry_paths(), ["", "a", "a/b", "a/b/c"]);
     let notes = pages.last_page().warnings;
     assert_eq!((notes.len(), notes[LINKS_SKIPPED].paths[0].0.as_slice()), (1, &b"to"[..]));
@@ -334,8 +298,8 @@ async fn a_list_is_filtered_by_the_directories_above_its_names() {
     let dir = small_tree();
     let names = ["logs/x", "a/b.tmp", "a/b/c", "a/empty", "to"];
     let list = FileListPart { paths: names.map(|n| RelPath::new(n).unwrap()).to_vec() };
-    let manner = options_without_links(&["*.tmp", "logs/", "!logs/x"]);
-    let pages = scan_with(&dir, Listing::Names { list, start: 0 }, manner).await;
+    let options = options_without_links(&["*.tmp", "logs/", "!logs/x"]);
+    let pages = scan_with(&dir, Listing::Names { list, start: 0 }, options).await;
     assert_eq!(pages.entry_paths(), ["a/b/c"]);
     assert_eq!(
         (pages.last_page().errors, pages.last_page().warnings[LINKS_SKIPPED].count),
@@ -350,11 +314,11 @@ async fn a_listed_directory_is_split_off_with_its_contents_and_listed_once() {
         let names = names.iter().map(|n| RelPath::new(n).unwrap()).collect();
         Listing::Names { list: FileListPart { paths: names }, start: 0 }
     };
-    let manner = || ScanOptions { recursive: true, ..ScanOptions::default() };
-    let pages = scan_with(&dir, list(&["a/b/c", "a", "logs/x", "to"]), manner()).await;
+    let options = || ScanOptions { recursive: true, ..ScanOptions::default() };
+    let pages = scan_with(&dir, list(&["a/b/c", "a", "logs/x", "to"]), options()).await;
     assert_eq!(pages.entry_paths(), ["a", "logs/x", "to"]);
     assert_eq!(pages.last_page().subtrees, [RelPath::new("a").unwrap()]);
-    let root = scan_with(&dir, list(&["a/b/c", ""]), manner()).await;
+    let root = scan_with(&dir, list(&["a/b/c", ""]), options()).await;
     assert_eq!((root.entry_paths().len(), root.last_page().subtrees), (0, vec![RelPath::root()]));
     let plain = scan_with(&dir, list(&["a", "a/b/c"]), ScanOptions::default()).await;
     assert_eq!(
@@ -415,17 +379,9 @@ async fn page_0_of_each_walk_carries_the_identity_of_the_source_root() {
     // One file is a source too.
     fs::write(dir.path().join("file"), "x").unwrap();
     let root = crate::fs::RootDir::open(&crate::agent::testing::abs(dir.path())).unwrap();
-    let file = crate::fs::Tree::new(root, RelPath::new("file").unwrap());
+    let file = Tree::new(root, RelPath::new("file").unwrap());
     let pages = RecordingPageSink::default();
-    let end = scan_source(
-        file,
-        whole_source(),
-        ScanOptions::default(),
-        BatchBuilder::new(1 << 20),
-        Digest([1; 32]),
-        &pages,
-    )
-    .await;
+    let end = scan_tree(file, whole_source(), ScanOptions::default(), &pages).await;
     assert_eq!(end, ScanEnd::Reported);
     let inode = fs::metadata(dir.path().join("file")).unwrap().ino();
     assert_eq!(pages.first_page().root_identity.map(|start| start.inode), Some(inode));
