@@ -18,6 +18,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::cluster::{Cluster, StoreKind};
@@ -72,32 +73,7 @@ fn check_sync(cluster: &Cluster, editor: &Editor, choice: &SyncChoice) {
     }
     if let Some(tried) = tried {
         let did = actions_by_file(cluster, &done, &wanted);
-        // Of the ranges of a large file one repairs its metadata and the others find them right; which
-        // of them is reported first is open.
-        let large =
-            |path: &String| source.get(path.as_bytes()).and_then(Node::size) > Some(1 << 20);
-        let left = |action: Option<EntryAction>| {
-            matches!(action, Some(EntryAction::Skip | EntryAction::Metadata))
-        };
-        // Where digests are wanted, what is there is read: only then is it seen that just its time is another. A dry run
-        // reads nothing.
-        let foreseen = |action: Option<EntryAction>| {
-            left(action) || choice.manifest && matches!(action, Some(EntryAction::Update))
-        };
-        // A file that has another name as well is parted from it, unless that name was replaced first.
-        let shared =
-            |path: &String| before.get(path.as_bytes()).is_some_and(|node| node.link_count > 1);
-        let is_parted = |path: &String, printed: Option<EntryAction>| {
-            shared(path) && matches!(printed, Some(EntryAction::Update))
-        };
-        let other = did.iter().filter(|(path, action)| {
-            let printed = tried.get(*path).copied().flatten();
-            let is_open = large(path) && foreseen(printed) || is_parted(path, printed);
-            printed != **action && !(is_open && left(**action))
-        });
-        wrong.extend(other.map(|(path, action)| {
-            format!("`{path}`: {action:?}, and in the dry run {:?}", tried.get(path))
-        }));
+        wrong.extend(dry_run_differences(&source, &before, &tried, &did, choice.manifest));
     }
     assert!(wrong.is_empty(), "{wrong:#?} {}", story(&done));
     if choice.record {
@@ -106,6 +82,45 @@ fn check_sync(cluster: &Cluster, editor: &Editor, choice: &SyncChoice) {
     if choice.manifest {
         assert_manifest(cluster, &done, &wanted, &after);
     }
+}
+
+type Actions = BTreeMap<Vec<u8>, Option<EntryAction>>;
+
+/// Files with which something else was done than the dry run said, where that is not open.
+fn dry_run_differences(
+    source: &Tree,
+    before: &Tree,
+    tried: &Actions,
+    did: &Actions,
+    digests_wanted: bool,
+) -> Vec<String> {
+    // Of the ranges of a large file one repairs its metadata and the others find them right; which
+    // of them is reported first is open.
+    let large = |path: &Vec<u8>| source.get(path).and_then(Node::size) > Some(1 << 20);
+    let left = |action: Option<EntryAction>| {
+        matches!(action, Some(EntryAction::Skip | EntryAction::Metadata))
+    };
+    // Where digests are wanted, what is there is read: only then is it seen that just its time is another. A dry run
+    // reads nothing.
+    let foreseen = |action: Option<EntryAction>| {
+        left(action) || digests_wanted && matches!(action, Some(EntryAction::Update))
+    };
+    // A file that has another name as well is parted from it, unless that name was replaced first.
+    let shared = |path: &Vec<u8>| before.get(path).is_some_and(|node| node.link_count > 1);
+    let is_parted = |path: &Vec<u8>, printed: Option<EntryAction>| {
+        shared(path) && matches!(printed, Some(EntryAction::Update))
+    };
+    let other = did.iter().filter(|(path, action)| {
+        let printed = tried.get(*path).copied().flatten();
+        let is_open = large(path) && foreseen(printed) || is_parted(path, printed);
+        printed != **action && !(is_open && left(**action))
+    });
+    other
+        .map(|(path, action)| {
+            let shown = String::from_utf8_lossy(path);
+            format!("`{shown}`: {action:?}, and in the dry run {:?}", tried.get(path))
+        })
+        .collect()
 }
 
 fn tree_differences(wanted: &Expected, after: &Tree, choice: &SyncChoice) -> Vec<String> {
@@ -121,18 +136,15 @@ fn tree_differences(wanted: &Expected, after: &Tree, choice: &SyncChoice) -> Vec
     expected::differences(wanted, after)
 }
 
-/// What was (or would be) done with each regular file of the source.
-fn actions_by_file(
-    cluster: &Cluster,
-    sync: &SyncProgress,
-    wanted: &Expected,
-) -> BTreeMap<String, Option<EntryAction>> {
+/// What was (or would be) done with each regular file of the source, by the bytes of its path: a name
+/// need not be UTF-8.
+fn actions_by_file(cluster: &Cluster, sync: &SyncProgress, wanted: &Expected) -> Actions {
     let mut actions: BTreeMap<_, _> =
         records(cluster, sync).into_iter().map(|record| (record.path.0, record.action)).collect();
     // Whether names are to be joined to one file is known only when the first of them is in place.
     actions
         .retain(|path, _| wanted.files.contains(path) && !wanted.maybe_hardlinked.contains(path));
-    actions.into_iter().map(|(p, a)| (String::from_utf8_lossy(&p).into_owned(), a)).collect()
+    actions
 }
 
 fn records(cluster: &Cluster, sync: &SyncProgress) -> Vec<FileRecord> {
@@ -290,6 +302,22 @@ fn installation() -> Cluster {
     let mut cluster = Cluster::start(StoreKind::Embedded);
     cluster.add_two_agents_per_side();
     cluster
+}
+
+#[test]
+fn a_large_file_may_be_reported_by_any_of_its_ranges_whatever_bytes_its_name_has() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, size) in [(&b"f\xff"[..], 3 << 20), (b"g\xff", 1000)] {
+        let file = fs::File::create(dir.path().join(std::ffi::OsStr::from_bytes(name))).unwrap();
+        file.set_len(size).unwrap();
+    }
+    let tree = tree::read_tree(dir.path());
+    let all = |action| -> Actions {
+        [&b"f\xff"[..], b"g\xff"].map(|name| (name.to_vec(), Some(action))).into()
+    };
+    let (tried, did) = (all(EntryAction::Metadata), all(EntryAction::Skip));
+    let wrong = dry_run_differences(&tree, &tree, &tried, &did, false);
+    assert_eq!(wrong.len(), 1, "only the small file has one report: {wrong:?}");
 }
 
 #[test]
