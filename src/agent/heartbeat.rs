@@ -11,6 +11,7 @@ use crate::util::boot::boot_id;
 use crate::util::rlimits;
 use crate::wire::problem::ProblemCode;
 use crate::wire::worker::{NicReport, PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
+use crate::wire::worker_selector::Labels;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -238,6 +239,9 @@ impl Heartbeater {
             unavailable_paths: storage.unavailable,
             unavailable_endpoints: self.cx.endpoints.unavailable(),
             root_ids: storage.root_ids,
+            storages: Vec::new(),
+            storage_checks: Vec::new(),
+            labels: Labels::new(),
         }
     }
 

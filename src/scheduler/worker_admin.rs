@@ -59,6 +59,8 @@ impl State {
             storage_paths: heartbeat.storage_paths.iter().chain(unavailable).cloned().collect(),
             data_plane_endpoints: heartbeat.data_plane_endpoints.clone(),
             control_plane_address: heartbeat.control_plane_address.clone(),
+            labels: heartbeat.labels.clone(),
+            storage_ids: Default::default(),
             free_bytes: heartbeat.free_bytes.clone(),
             in_flight,
             incoming_requests: if worker.is_active { heartbeat.incoming_requests } else { 0 },

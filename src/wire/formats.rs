@@ -13,9 +13,13 @@ use super::outcome::{EntryError, ErrorClass};
 use super::preserve::Preserve;
 use super::problem::{FieldError, Problem};
 use super::samples::Samples;
+use super::storage::{
+    StorageCheck, StorageCheckReport, StorageEvidence, StorageFingerprint, StorageReport,
+    StorageView, StorageWorker,
+};
 use super::sync::{
-    FailedStep, ReassignReply, ReassignRequest, RetryRequest, StallInfo, SubmitReply, SyncOutcome,
-    SyncPatch, SyncPhase, SyncProgress, SyncRequest, SyncState,
+    DestinationProgress, FailedStep, ReassignReply, ReassignRequest, RetryRequest, StallInfo,
+    SubmitReply, SyncOutcome, SyncPatch, SyncPhase, SyncProgress, SyncRequest, SyncState,
 };
 use super::task::{
     Assignment, Cursor, PageAction, PageReply, PoolMember, PruneReport, ResultOutcome, ResultReply,
@@ -55,6 +59,13 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_json::<UnavailableEndpoint>("unavailable_endpoint");
     http.check_json::<Endpoint>("endpoint");
     http.check_json::<WorkerView>("worker_view");
+    http.check_json::<StorageReport>("storage_report");
+    http.check_json::<StorageFingerprint>("storage_fingerprint");
+    http.check_json::<StorageCheck>("storage_check");
+    http.check_json::<StorageCheckReport>("storage_check_report");
+    http.check_json::<StorageView>("storage_view");
+    http.check_json::<StorageWorker>("storage_worker");
+    http.check_json::<DestinationProgress>("destination");
     http.check_json::<WorkerList>("worker_list");
     http.check_json::<DrainRequest>("drain_request");
     http.check_json::<DrainInfo>("drain_info");
@@ -97,6 +108,7 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_words::<FileState>("words_file_state");
     http.check_words::<PageAction>("words_page_action");
     http.check_words::<ResultOutcome>("words_result_outcome");
+    http.check_words::<StorageEvidence>("words_storage_evidence");
     http.check_words::<Links>("words_links");
     http.check_words::<Compare>("words_compare");
     http.check_words::<Verify>("words_verify");

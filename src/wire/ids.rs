@@ -97,6 +97,12 @@ string_id!(
     check_worker_id
 );
 
+string_id!(
+    /// The id of a storage: declared in a configuration, or made by the master.
+    StorageId,
+    check_id
+);
+
 impl From<uuid::Uuid> for RequestId {
     fn from(id: uuid::Uuid) -> Self {
         RequestId(id.hyphenated().to_string())

@@ -34,6 +34,7 @@ pub mod preserve;
 pub mod problem;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod storage;
 pub mod sync;
 pub mod task;
 #[cfg(test)]
@@ -41,8 +42,9 @@ pub(crate) mod testing;
 mod text_enum;
 pub mod ticket;
 pub mod worker;
+pub mod worker_selector;
 
-pub use ids::{AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
+pub use ids::{AssignmentId, Digest, RequestId, StorageId, SyncNo, TaskId, WorkerId};
 pub use path::{AbsPath, BytePath, RelPath};
 
 /// For `skip_serializing_if`: a field with its default value is left out of the document.

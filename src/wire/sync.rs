@@ -4,7 +4,8 @@ use super::entry_report::{EntryAction, EntryWarnings, Tally};
 use super::options::SyncOptions;
 use super::outcome::EntryError;
 use super::text_enum::text_enum;
-use super::{AbsPath, BytePath, RequestId, WorkerId, is_default};
+use super::worker_selector::WorkerSelector;
+use super::{AbsPath, BytePath, RequestId, StorageId, WorkerId, is_default};
 use jiff::Timestamp;
 use serde::de::value::StringDeserializer;
 use serde::de::{self, IntoDeserializer as _};
@@ -27,6 +28,12 @@ pub struct SyncRequest {
     pub source_path: AbsPath,
     /// The destination of the contents (or of the file).
     pub destination_path: AbsPath,
+    /// The workers that see the source: needed where `source_path` is another storage on different workers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_workers: Vec<WorkerSelector>,
+    /// The workers that see the destination. Each storage that one of them sees at `destination_path` gets a copy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destination_workers: Vec<WorkerSelector>,
     /// The maximum content of a batch or range, in MiB ([`CHUNK_MIB_RANGE`]).
     #[serde(default = "default_chunk_mib")]
     pub chunk_size_mb: u32,
@@ -171,6 +178,21 @@ pub struct SyncProgress {
     pub source_path: AbsPath,
     /// See [`SyncRequest::destination_path`].
     pub destination_path: AbsPath,
+    /// See [`SyncRequest::source_workers`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_workers: Vec<WorkerSelector>,
+    /// See [`SyncRequest::destination_workers`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destination_workers: Vec<WorkerSelector>,
+    /// The storage that is read, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_storage: Option<StorageId>,
+    /// The storage that is written, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_storage: Option<StorageId>,
+    /// Of a sync with several destinations, each of them, the slowest first. The counters above are sums over all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destinations: Vec<DestinationProgress>,
     /// Content bytes that were sent and verified, including those of active tasks, without skipped files. It
     /// decreases when an attempt fails.
     pub transferred_bytes: u64,
@@ -269,6 +291,45 @@ pub struct SyncProgress {
     /// Failures after the first 1,000,000, which `GET /sync/{id}/files?state=failed` does not list.
     #[serde(default)]
     pub failures_unlisted: u64,
+}
+
+/// One of several destinations of a sync.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DestinationProgress {
+    /// The sync that copies to this destination alone. It can be queried, and retried, like any other.
+    pub request_id: RequestId,
+    /// The storage.
+    pub storage_id: StorageId,
+    /// Workers that see it, at most eight.
+    pub workers: Vec<WorkerId>,
+    /// See [`SyncProgress::state`].
+    pub state: SyncState,
+    /// See [`SyncProgress::outcome`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<SyncOutcome>,
+    /// See [`SyncProgress::transferred_bytes`].
+    pub transferred_bytes: u64,
+    /// See [`SyncProgress::total_bytes`].
+    pub total_bytes: u64,
+    /// See [`SyncProgress::bytes_skipped`].
+    pub bytes_skipped: u64,
+    /// See [`SyncProgress::rate`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// See [`SyncProgress::files_total`].
+    pub files_total: u64,
+    /// See [`SyncProgress::files_done`].
+    pub files_done: u64,
+    /// See [`SyncProgress::files_skipped`].
+    pub files_skipped: u64,
+    /// Failed files, directories and steps.
+    pub failures: u64,
+    /// See [`SyncProgress::integrity_errors`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub integrity_errors: u64,
+    /// See [`SyncProgress::reason`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 impl SyncProgress {

@@ -1,6 +1,7 @@
 //! Documents for the tests of the master and of the command line.
 
 use super::AbsPath;
+use super::storage::{StorageFingerprint, StorageReport};
 use super::sync::{SyncPhase, SyncProgress, SyncState};
 use super::worker::{WorkerState, WorkerStatus, WorkerView};
 use jiff::Timestamp;
@@ -14,6 +15,11 @@ pub(crate) fn sync_progress(id: &str) -> SyncProgress {
         state: SyncState::Queued,
         source_path: AbsPath::new("/src").unwrap(),
         destination_path: AbsPath::new("/dst").unwrap(),
+        source_workers: Vec::new(),
+        destination_workers: Vec::new(),
+        source_storage: None,
+        destination_storage: None,
+        destinations: Vec::new(),
         transferred_bytes: 0,
         sent_bytes: 0,
         kept_bytes: 0,
@@ -56,6 +62,25 @@ pub(crate) fn sync_progress(id: &str) -> SyncProgress {
     }
 }
 
+/// A storage path on a file system of type `fs_type`; its directory has the inode `inode`.
+pub(crate) fn storage_report(path: &str, fs_type: &str, inode: u64) -> StorageReport {
+    StorageReport {
+        path: AbsPath::new(path).unwrap(),
+        local_path: None,
+        declared: None,
+        fingerprint: StorageFingerprint {
+            fs_type: fs_type.to_owned(),
+            mount_source: "server:/export".to_owned(),
+            path_in_mount: "/".to_owned(),
+            fs_id: "66d23c179d24472f".to_owned(),
+            inode,
+            birth_time: Some((1_600_000_000, 5)),
+            device: 40,
+            read_only: false,
+        },
+    }
+}
+
 /// A worker without storage paths.
 pub(crate) fn worker_view(id: &str, active: bool) -> WorkerView {
     WorkerView {
@@ -67,6 +92,8 @@ pub(crate) fn worker_view(id: &str, active: bool) -> WorkerView {
         storage_paths: vec![],
         data_plane_endpoints: vec![],
         control_plane_address: None,
+        labels: Default::default(),
+        storage_ids: Default::default(),
         free_bytes: Default::default(),
         in_flight: 0,
         incoming_requests: 0,

@@ -1,8 +1,10 @@
 //! Heartbeats, and the view of workers that operators get.
 
 use super::path::quote;
+use super::storage::{StorageCheck, StorageCheckReport, StorageReport};
 use super::text_enum::text_enum;
-use super::{AbsPath, AssignmentId, RequestId, WorkerId, is_default};
+use super::worker_selector::Labels;
+use super::{AbsPath, AssignmentId, RequestId, StorageId, WorkerId, is_default};
 use jiff::Timestamp;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
@@ -240,6 +242,16 @@ pub struct WorkerHeartbeat {
     /// directory.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub root_ids: BTreeMap<String, String>,
+    /// What identifies each of `storage_paths`. A path without an entry is taken for a storage of this worker alone,
+    /// unless the master's configuration names it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub storages: Vec<StorageReport>,
+    /// What came of the checks that the last reply asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub storage_checks: Vec<StorageCheckReport>,
+    /// By which operators may select it.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// A storage path of a worker that is currently not served.
@@ -329,6 +341,9 @@ pub struct HeartbeatReply {
     /// The time until the next heartbeat, in milliseconds, if that is sooner than the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_heartbeat_ms: Option<u64>,
+    /// What the agent does so that its storages can be compared with those of other workers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub storage_checks: Vec<StorageCheck>,
 }
 
 /// One worker in the view of operators.
@@ -351,6 +366,12 @@ pub struct WorkerView {
     /// The address of the host for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane_address: Option<String>,
+    /// By which operators may select it.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// The storage of each storage path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub storage_ids: BTreeMap<String, StorageId>,
     /// Free bytes per storage path.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub free_bytes: BTreeMap<String, u64>,

@@ -132,6 +132,7 @@ async fn handle_request(
                 unresponsive_workers: Vec::new(),
                 bwlimits: Default::default(),
                 next_heartbeat_ms: None,
+                storage_checks: Vec::new(),
             };
             let mut deaf = false;
             master.update_script(|script| {

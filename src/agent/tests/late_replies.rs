@@ -45,6 +45,7 @@ async fn reply_late(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
         unresponsive_workers: vec![],
         bwlimits: Default::default(),
         next_heartbeat_ms: None,
+        storage_checks: Vec::new(),
     };
     axum::Json(reply).into_response()
 }

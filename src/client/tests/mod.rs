@@ -74,6 +74,8 @@ async fn a_problem_document_becomes_a_typed_error() {
         request_id: Some(sync_id("run42")),
         source_path: crate::wire::AbsPath::new("/a").unwrap(),
         destination_path: crate::wire::AbsPath::new("/b").unwrap(),
+        source_workers: Vec::new(),
+        destination_workers: Vec::new(),
         chunk_size_mb: 64,
         file_list: None,
         options: Default::default(),

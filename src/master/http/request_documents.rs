@@ -10,12 +10,15 @@ use crate::master::requests::SubmitSync;
 use crate::master::submit_validation;
 use crate::master::validation_errors::ValidationErrors;
 use crate::wire::AbsPath;
+use crate::wire::path::quote;
 use crate::wire::problem::Problem;
+use crate::wire::storage::{StorageCheckReport, StorageReport};
 use crate::wire::sync::{CHUNK_MIB_RANGE, ReassignRequest, RetryRequest, SyncPatch, SyncRequest};
 use crate::wire::task::TaskResult;
 use crate::wire::worker::{
     DrainRequest, Endpoint, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat,
 };
+use crate::wire::worker_selector::{Labels, MAX_SELECTORS, WorkerSelector, is_label_part};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,6 +28,10 @@ const MAX_STORAGE_PATHS: usize = 1_024;
 const MAX_ENDPOINTS: usize = 256;
 const MAX_HELD_ASSIGNMENTS: usize = 65_536;
 const MAX_SLOTS: u32 = 4_096;
+const MAX_LABELS: usize = 64;
+/// The maximum number of probe files in a report: what the master asks for at once.
+const MAX_PROBES: usize = 1_024;
+const MAX_MOUNT_TEXT_BYTES: usize = 8_192;
 /// The maximum length of names and versions.
 const MAX_LABEL_BYTES: usize = 256;
 /// The maximum length of a reason.
@@ -73,6 +80,10 @@ pub(in crate::master) fn read_sync_request(
     let request_id = object.member("request_id", optional(deserialize));
     let source_path = object.member("source_path", required(deserialize));
     let destination_path = object.member("destination_path", required(deserialize));
+    let selectors = || or_default(array(MAX_SELECTORS, deserialize));
+    let source_workers: Option<Vec<WorkerSelector>> = object.member("source_workers", selectors());
+    let destination_workers: Option<Vec<WorkerSelector>> =
+        object.member("destination_workers", selectors());
     let chunk_size_mb = object.member("chunk_size_mb", optional(integer(CHUNK_MIB_RANGE)));
     let options = object.member("options", or_default(read_options));
     let has_list = object.contains("file_list");
@@ -102,6 +113,8 @@ pub(in crate::master) fn read_sync_request(
             request_id: request_id?,
             source_path: source_path?,
             destination_path: destination_path?,
+            source_workers: source_workers?,
+            destination_workers: destination_workers?,
             chunk_size_mb: chunk_size_mb?.unwrap_or(default_chunk_mb),
             file_list: None,
             options: options?,
@@ -156,6 +169,9 @@ object_reader! {
         unavailable_paths: or_default(array(MAX_STORAGE_PATHS, read_unavailable_path)),
         unavailable_endpoints: or_default(array(MAX_ENDPOINTS, read_unavailable_endpoint)),
         root_ids: or_default(read_root_ids),
+        storages: or_default(array(MAX_STORAGE_PATHS, read_storage_report)),
+        storage_checks: or_default(array(MAX_STORAGE_PATHS, read_storage_check)),
+        labels: or_default(read_labels),
     }
 }
 
@@ -212,6 +228,46 @@ fn read_root_ids(value: Value) -> Result<BTreeMap<String, String>, ValidationErr
     Ok(ids)
 }
 
+fn read_storage_report(value: Value) -> Result<StorageReport, ValidationErrors> {
+    let report: StorageReport = deserialize(value)?;
+    let found = &report.fingerprint;
+    check_text_length([&found.fs_type, &found.fs_id])?;
+    // Of paths, which may be longer.
+    if found.mount_source.len().max(found.path_in_mount.len()) > MAX_MOUNT_TEXT_BYTES {
+        let detail = format!("a mount of more than {MAX_MOUNT_TEXT_BYTES} bytes");
+        return Err(ValidationErrors::single(detail));
+    }
+    Ok(report)
+}
+
+fn read_storage_check(value: Value) -> Result<StorageCheckReport, ValidationErrors> {
+    let mut report: StorageCheckReport = deserialize(value)?;
+    if report.found.len().max(report.missing.len()) > MAX_PROBES {
+        return Err(ValidationErrors::single(format!("more than {MAX_PROBES} probes")));
+    }
+    check_text_length(&report.sample)?;
+    if let Some(error) = &mut report.error {
+        *error = error.chars().take(MAX_REASON_BYTES).collect();
+    }
+    Ok(report)
+}
+
+fn read_labels(value: Value) -> Result<Labels, ValidationErrors> {
+    let labels: Labels = deserialize(value)?;
+    if labels.len() > MAX_LABELS {
+        return Err(ValidationErrors::single(format!("more than {MAX_LABELS} labels")));
+    }
+    for part in labels.iter().flat_map(|(key, value)| [key, value]) {
+        if !is_label_part(part) {
+            return Err(ValidationErrors::single(format!(
+                "{}: keys and values of labels are 1 to 63 characters out of A-Z a-z 0-9 . _ -",
+                quote(part)
+            )));
+        }
+    }
+    Ok(labels)
+}
+
 /// Refuses addresses that another agent cannot connect to. Loopback is accepted: all agents may run on one host.
 fn read_endpoint(value: Value) -> Result<Endpoint, ValidationErrors> {
     let endpoint: Endpoint = deserialize(value)?;
@@ -244,8 +300,10 @@ fn read_timestamp(value: Value) -> Result<Value, ValidationErrors> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::storage::ProbeName;
     use crate::wire::sync::DEFAULT_CHUNK_MIB;
     use crate::wire::task::{TaskReport, WorkItem};
+    use crate::wire::testing::storage_report;
     use crate::wire::worker::{BandwidthUsage, WorkerStatus};
     use crate::wire::{AssignmentId, BytePath, Digest};
     use serde_json::json;
@@ -363,6 +421,8 @@ mod tests {
             request_id: Some("demo-1".parse().unwrap()),
             source_path: AbsPath::new("/a").unwrap(),
             destination_path: AbsPath::new("/b").unwrap(),
+            source_workers: vec!["gpu-1".parse().unwrap()],
+            destination_workers: vec!["gpu-*".parse().unwrap(), "@rack=3".parse().unwrap()],
             chunk_size_mb: 7,
             file_list: Some(vec![BytePath(b"x".to_vec())]),
             options: Default::default(),
@@ -399,6 +459,16 @@ mod tests {
                 reason: "r".into(),
             }],
             root_ids: [("/a".to_owned(), "1-2".to_owned())].into(),
+            storages: vec![storage_report("/a", "nfs4", 7)],
+            storage_checks: vec![StorageCheckReport {
+                path: AbsPath::new("/a").unwrap(),
+                made: Some(ProbeName::new([1; 16])),
+                found: vec![ProbeName::new([2; 16])],
+                missing: vec![ProbeName::new([3; 16])],
+                sample: Some("5".into()),
+                error: Some("e".into()),
+            }],
+            labels: [("rack".to_owned(), "3".to_owned())].into(),
             nics: vec![NicReport {
                 endpoint: "10.0.0.1:9000".into(),
                 iface: Some("ib0".into()),

@@ -337,6 +337,8 @@ fn request(id: Option<&str>, source: &str, destination: &str) -> SyncRequest {
         request_id: id.map(|id| id.parse().unwrap()),
         source_path: AbsPath::new(source).unwrap(),
         destination_path: AbsPath::new(destination).unwrap(),
+        source_workers: Vec::new(),
+        destination_workers: Vec::new(),
         chunk_size_mb: 1,
         file_list: None,
         options: Default::default(),
@@ -371,6 +373,9 @@ fn heartbeat(
         unavailable_paths: Vec::new(),
         unavailable_endpoints: Vec::new(),
         root_ids: Default::default(),
+        storages: Vec::new(),
+        storage_checks: Vec::new(),
+        labels: Default::default(),
     }
 }
 

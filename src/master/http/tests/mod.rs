@@ -156,6 +156,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             unresponsive_workers: Vec::new(),
             bwlimits: Default::default(),
             next_heartbeat_ms: None,
+            storage_checks: Vec::new(),
         }),
         Event::ListWorkers => Reply::Workers(WorkerList {
             active: vec![worker("up")],
