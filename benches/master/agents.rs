@@ -121,6 +121,9 @@ impl Agent {
             unavailable_paths: Vec::new(),
             unavailable_endpoints: Vec::new(),
             root_ids: Default::default(),
+            storages: Vec::new(),
+            storage_checks: Vec::new(),
+            labels: Default::default(),
         }
     }
 }
