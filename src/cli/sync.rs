@@ -81,7 +81,7 @@ pub(super) async fn set_bwlimit(
     ids: Vec<RequestId>,
     bwlimit: Bwlimit,
 ) -> Result<Exit> {
-    let patch = SyncPatch { bwlimit: bwlimit.0 };
+    let patch = SyncPatch { bwlimit: Some(bwlimit.0), ..SyncPatch::default() };
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &RequestId| {
         let reply = client.update_sync(id, &patch).await?;
         let text = match reply.bwlimit.map(|limit| units::format_rate(limit as f64)) {

@@ -1,12 +1,13 @@
-//! Commands of operators to workers and to the master.
+//! Commands of operators to workers, storages and the master.
 
 use super::{MasterClient, Reply, Result};
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{ReassignReply, ReassignRequest};
 use crate::wire::worker::{
     DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerView,
 };
-use crate::wire::{RequestId, WorkerId};
+use crate::wire::{RequestId, StorageId, WorkerId};
 use reqwest::Method;
 
 impl MasterClient {
@@ -49,6 +50,22 @@ impl MasterClient {
     /// A 404 problem for an unknown worker, any [`ClientError`](super::ClientError).
     pub async fn get_worker(&self, worker: &WorkerId) -> Result<Reply<WorkerView>> {
         self.fetch_json(self.new_query(format!("/workers/{worker}"))).await
+    }
+
+    /// `GET /storages`.
+    ///
+    /// # Errors
+    /// Any [`ClientError`](super::ClientError).
+    pub async fn list_storages(&self) -> Result<Reply<StorageList>> {
+        self.fetch_json(self.new_query("/storages")).await
+    }
+
+    /// `GET /storages/{id}`.
+    ///
+    /// # Errors
+    /// A 404 problem for an unknown storage, any [`ClientError`](super::ClientError).
+    pub async fn get_storage(&self, storage: &StorageId) -> Result<Reply<StorageView>> {
+        self.fetch_json(self.new_query(format!("/storages/{storage}"))).await
     }
 
     /// `POST /sync/{id}/reassign`: requeues the tasks of a sync that a worker holds, for other workers.

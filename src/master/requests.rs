@@ -6,13 +6,14 @@ use crate::scheduler::{
 };
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
+use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
 use crate::wire::worker::{
     DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
     WorkerView,
 };
-use crate::wire::{AssignmentId, RequestId, WorkerId};
+use crate::wire::{AssignmentId, RequestId, StorageId, WorkerId};
 
 /// A request to the state actor.
 pub(super) trait Request {
@@ -96,6 +97,10 @@ requests! {
         => Event::Page { worker, assignment, page } => Reply::Page(reply) => reply, PageReply;
     PostResult { result: TaskResult }
         => Event::Result(result) => Reply::Result(reply) => reply, ResultReply;
+    ListStorages {}
+        => Event::ListStorages => Reply::Storages(reply) => reply, StorageList;
+    GetStorage { id: StorageId }
+        => Event::GetStorage(id) => Reply::Storage(reply) => *reply, StorageView;
     Reconcile {}
         => Event::Reconcile(StoredKeys::default()) => Reply::Reconciled(reply) => *reply, ReconcileReply;
     ConfirmClock {}

@@ -55,7 +55,8 @@ pub(super) fn retry_name_lists(
     file_list_parts(&sync.source_path, names).map_err(ValidationErrors::into_problem)
 }
 
-/// Refuses equal paths and paths that contain each other.
+/// Refuses equal paths and paths that contain each other. For a request that selects workers only the scheduler can
+/// judge: the paths may belong to different storages.
 ///
 /// # Errors
 /// The error of `destination_path`.

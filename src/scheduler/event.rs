@@ -6,6 +6,7 @@ use super::single_entries::SingleEntry;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
+use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{
     ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest, SyncState,
 };
@@ -14,7 +15,7 @@ use crate::wire::worker::{
     DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
     WorkerView,
 };
-use crate::wire::{AbsPath, AssignmentId, Digest, RequestId, SyncNo, TaskId, WorkerId};
+use crate::wire::{AbsPath, AssignmentId, Digest, RequestId, StorageId, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 
 /// A caller that waits for a [`Reply`]; numbered by the owner of the state.
@@ -161,6 +162,10 @@ pub enum Event {
     GetWorker(WorkerId),
     /// Return the ids of the syncs of which a worker holds tasks.
     ListWorkerRequests(WorkerId),
+    /// List all storages.
+    ListStorages,
+    /// Return one storage.
+    GetStorage(StorageId),
     /// Assign nothing new to a worker (`order`), or allow it again.
     DrainWorker {
         /// The worker.
@@ -245,6 +250,10 @@ pub enum Reply {
     Worker(Box<WorkerView>),
     /// To `ListWorkerRequests`, in the order of submission.
     RequestIds(Vec<RequestId>),
+    /// To `ListStorages`.
+    Storages(StorageList),
+    /// To `GetStorage`.
+    Storage(Box<StorageView>),
     /// To `DrainWorker`.
     DrainUpdated(Box<DrainReply>),
     /// To `ForgetWorker`.

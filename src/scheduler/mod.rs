@@ -16,7 +16,7 @@
 //! 7. Phases: `advance`
 //! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
 //! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
-//! 10. Time and operators: `retention`, `tick`, `views`, `sync_admin`, `worker_admin`
+//! 10. Time and operators: `retention`, `tick`, `views`, `storage_views`, `sync_admin`, `worker_admin`
 //! 11. The store: `records`, `reconcile`
 
 mod activity;
@@ -62,6 +62,7 @@ mod single_entries;
 mod source_history;
 mod speed;
 mod storage_pause;
+mod storage_views;
 mod storage_watch;
 mod sync_admin;
 mod sync_job;
@@ -96,6 +97,7 @@ pub use source_history::source_history_record;
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
 use crate::wire::problem::Problem;
+use crate::wire::storage::ConfiguredStorage;
 use crate::wire::{SyncNo, WorkerId};
 use jiff::tz::TimeZone;
 use keys::Keys;
@@ -139,6 +141,8 @@ pub struct Settings {
     /// The key for names of part files if the store holds none; by default it is derived from the
     /// signer's key.
     pub name_key: Option<PartNameKey>,
+    /// The storages that the configuration declares.
+    pub storages: Vec<ConfiguredStorage>,
 }
 
 impl Default for Settings {
@@ -157,6 +161,7 @@ impl Default for Settings {
             bwlimit: Timetable::default(),
             zone: TimeZone::UTC,
             name_key: None,
+            storages: Vec::new(),
         }
     }
 }
@@ -249,6 +254,8 @@ impl State {
             Event::ListWorkers => self.list_workers(now),
             Event::GetWorker(worker) => self.show_worker(&worker, now)?,
             Event::ListWorkerRequests(worker) => self.list_worker_requests(&worker)?,
+            Event::ListStorages => Reply::Storages(self.list_storages()),
+            Event::GetStorage(id) => Reply::Storage(Box::new(self.show_storage(&id)?)),
             Event::DrainWorker { worker, order } => self.drain_worker(&worker, order, now)?,
             Event::ForgetWorker(worker) => self.forget_worker(&worker, now)?,
             Event::Poll { worker, incarnation, poll_id, wait_ms } => {

@@ -4,6 +4,7 @@ use super::pause::Pause;
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::{IdempotencyKey, Now, Reply, State, record_keys};
+use crate::util::shell_quote::quote_path;
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SubmitReply, SyncOutcome, SyncPatch, SyncRequest, SyncState};
@@ -206,11 +207,16 @@ impl State {
         change: SyncPatch,
         now: Now,
     ) -> Result<Reply, Problem> {
-        let sync = self.syncs.require_active(id, "its limit has no meaning")?;
+        let sync = self.syncs.require_active(id, "it cannot be changed")?;
         let no = sync.no;
-        if sync.bwlimit != change.bwlimit {
-            sync.bwlimit = change.bwlimit;
-            self.bandwidth.set_own_limit(no, change.bwlimit);
+        if !change.add_destinations.is_empty() {
+            return Err(not_several_destinations(sync));
+        }
+        if let Some(bwlimit) = change.bwlimit
+            && sync.bwlimit != bwlimit
+        {
+            sync.bwlimit = bwlimit;
+            self.bandwidth.set_own_limit(no, bwlimit);
             self.mark_changed(no, now);
             // A worker without support for limits may be able to take its tasks now.
             self.outbox.request_dispatch();
@@ -245,6 +251,15 @@ fn submitted_reply(id: &RequestId) -> SubmitReply {
         note: None,
         warnings: Vec::new(),
     }
+}
+
+fn not_several_destinations(sync: &SyncJob) -> Problem {
+    let detail = format!("sync `{}` is not a sync with several destinations", sync.id);
+    Problem::new(ProblemCode::NotSeveralDestinations, detail).with_hint(format!(
+        "copy to the other storage by a sync of its own: ctl sync submit {} WORKERS:{}",
+        quote_path(&sync.request.source_path),
+        quote_path(&sync.request.destination_path)
+    ))
 }
 
 fn digest_name_list(parts: &[Vec<u8>]) -> Digest {

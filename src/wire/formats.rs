@@ -14,8 +14,8 @@ use super::preserve::Preserve;
 use super::problem::{FieldError, Problem};
 use super::samples::Samples;
 use super::storage::{
-    StorageCheck, StorageCheckReport, StorageEvidence, StorageFingerprint, StorageReport,
-    StorageView, StorageWorker,
+    StorageCheck, StorageCheckReport, StorageEvidence, StorageFingerprint, StorageList,
+    StorageReport, StorageView, StorageWorker,
 };
 use super::sync::{
     DestinationProgress, FailedStep, ReassignReply, ReassignRequest, RetryRequest, StallInfo,
@@ -65,6 +65,7 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_json::<StorageCheckReport>("storage_check_report");
     http.check_json::<StorageView>("storage_view");
     http.check_json::<StorageWorker>("storage_worker");
+    http.check_json::<StorageList>("storage_list");
     http.check_json::<DestinationProgress>("destination");
     http.check_json::<WorkerList>("worker_list");
     http.check_json::<DrainRequest>("drain_request");
@@ -117,7 +118,10 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     // These are read by the API only (see `master::http`), so writing them is checked here.
     let retry = RetryRequest { request_id: Some("demo-2".parse().unwrap()), failed_only: true };
     http.check_written("retry_request", &retry);
-    http.check_written("sync_patch", &SyncPatch { bwlimit: Some(1024) });
+    http.check_written(
+        "sync_patch",
+        &SyncPatch { bwlimit: Some(Some(1024)), add_destinations: vec!["gpu-9".parse().unwrap()] },
+    );
     http.finish();
 }
 

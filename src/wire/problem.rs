@@ -75,6 +75,7 @@ problem_codes! {
     NoWorker "no_worker" 409 "the sync must not wait, and no active worker serves one of its paths"
     NotEnded "not_ended" 409 "the sync has not ended, so its manifest is not complete yet"
     NotRecorded "not_recorded" 409 "the sync was submitted without the option that records it"
+    NotSeveralDestinations "not_several_destinations" 409 "the sync has a single destination, so none can be added"
     RecordsLost "records_lost" 409 "the records of the sync are not complete on this master"
     SameStorage "same_storage" 409 "the destination is the storage of the source, at the same path"
     SeveralSources "several_sources" 409 "the workers that are named for the source see several storages"

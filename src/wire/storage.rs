@@ -2,6 +2,7 @@
 //! two of them compared, and what operators see.
 
 use super::text_enum::text_enum;
+use super::worker_selector::WorkerSelector;
 use super::{AbsPath, StorageId, WorkerId, is_default};
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +134,17 @@ impl TryFrom<String> for ProbeName {
             false => Err("is not the name of a probe file"),
         }
     }
+}
+
+/// A storage that the configuration of the master declares, for agents that report no fingerprint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfiguredStorage {
+    /// The id.
+    pub id: StorageId,
+    /// The storage paths under which requests name it.
+    pub paths: Vec<AbsPath>,
+    /// The workers that see it.
+    pub workers: Vec<WorkerSelector>,
 }
 
 text_enum! {

@@ -49,11 +49,15 @@ pub struct SyncRequest {
     pub bwlimit: Option<u64>,
 }
 
-/// `PATCH /sync/{id}`: changes a running sync.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// `PATCH /sync/{id}`: changes a running sync. At least one member is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SyncPatch {
-    /// See [`SyncRequest::bwlimit`].
-    pub bwlimit: Option<u64>,
+    /// The new [`SyncRequest::bwlimit`]; `Some(None)` removes it, `None` leaves it unchanged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bwlimit: Option<Option<u64>>,
+    /// The workers that see further destinations of a sync with several of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub add_destinations: Vec<WorkerSelector>,
 }
 
 /// `POST /sync/{id}/retry`: submits the request of an ended sync again.

@@ -1,7 +1,9 @@
 //! Documents for the tests of the master and of the command line.
 
 use super::AbsPath;
-use super::storage::{StorageFingerprint, StorageReport};
+use super::storage::{
+    StorageEvidence, StorageFingerprint, StorageReport, StorageView, StorageWorker,
+};
 use super::sync::{SyncPhase, SyncProgress, SyncState};
 use super::worker::{WorkerState, WorkerStatus, WorkerView};
 use jiff::Timestamp;
@@ -78,6 +80,25 @@ pub(crate) fn storage_report(path: &str, fs_type: &str, inode: u64) -> StorageRe
             device: 40,
             read_only: false,
         },
+    }
+}
+
+/// A storage that only the worker `w1` sees.
+pub(crate) fn storage_view(id: &str, path: &str) -> StorageView {
+    StorageView {
+        storage_id: id.parse().unwrap(),
+        path: AbsPath::new(path).unwrap(),
+        fs_type: Some("ext4".to_owned()),
+        free_bytes: Some(1 << 40),
+        workers: vec![StorageWorker {
+            worker_id: "w1".parse().unwrap(),
+            active: true,
+            evidence: StorageEvidence::Single,
+            local_path: None,
+            mount_source: Some("/dev/sda1".to_owned()),
+            error: None,
+        }],
+        not_compared_with: Vec::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use super::response::ProblemResponse;
 use crate::util::suggest::closest_match;
 use crate::util::units;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::{AssignmentId, RequestId, WorkerId};
+use crate::wire::{AssignmentId, RequestId, StorageId, WorkerId};
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::Uri;
 use axum::http::request::Parts;
@@ -29,6 +29,10 @@ impl InPath for RequestId {
 
 impl InPath for WorkerId {
     const DESCRIPTION: &'static str = "worker with this id";
+}
+
+impl InPath for StorageId {
+    const DESCRIPTION: &'static str = "storage with this id";
 }
 
 impl InPath for (WorkerId, AssignmentId) {

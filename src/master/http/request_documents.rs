@@ -91,7 +91,10 @@ pub(in crate::master) fn read_sync_request(
     let bwlimit = object.member("bwlimit", or_default(rate_limit));
 
     let (source, destination) = (source_path.as_ref(), destination_path.as_ref());
+    let selects_workers =
+        [&source_workers, &destination_workers].into_iter().flatten().any(|all| !all.is_empty());
     if let (Some(source), Some(destination)) = (source, destination)
+        && !selects_workers
         && let Err(detail) = submit_validation::validate_paths(source, destination)
     {
         object.add_errors("destination_path", ValidationErrors::single(detail));
@@ -124,11 +127,20 @@ pub(in crate::master) fn read_sync_request(
     })
 }
 
-object_reader! {
-    /// `PATCH /sync/{id}`.
-    pub(super) fn read_sync_change -> SyncPatch {
-        bwlimit: required(rate_limit),
+/// `PATCH /sync/{id}`. A `bwlimit` of `null` removes the limit, and a missing one leaves it as it is.
+pub(super) fn read_sync_change(value: Value) -> Result<SyncPatch, ValidationErrors> {
+    let mut object = ObjectReader::new(value)?;
+    let bwlimit = object.member("bwlimit", |member| member.map(rate_limit).transpose());
+    let destinations = or_default(array(MAX_SELECTORS, deserialize));
+    let add_destinations: Option<Vec<WorkerSelector>> =
+        object.member("add_destinations", destinations);
+    let patch = object
+        .finish(|| Some(SyncPatch { bwlimit: bwlimit?, add_destinations: add_destinations? }))?;
+    if patch == SyncPatch::default() {
+        let detail = "changes nothing: give bwlimit, add_destinations, or both";
+        return Err(ValidationErrors::single(detail));
     }
+    Ok(patch)
 }
 
 object_reader! {

@@ -10,9 +10,9 @@ use super::{HttpLimits, middleware, request_documents};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::handle::MasterHandle;
 use crate::master::requests::{
-    CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetSync,
-    GetWorker, ListSyncs, ListWorkerSyncs, ListWorkers, PauseSync, PostPage, PostResult,
-    ReassignTasks, Reconcile, Request, ResumeSync, SendHeartbeat, SubmitSync,
+    CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetStorage,
+    GetSync, GetWorker, ListStorages, ListSyncs, ListWorkerSyncs, ListWorkers, PauseSync, PostPage,
+    PostResult, ReassignTasks, Reconcile, Request, ResumeSync, SendHeartbeat, SubmitSync,
 };
 use crate::master::validation_errors::ValidationErrors;
 use crate::scheduler::{IdempotencyKey, SyncQuery};
@@ -115,6 +115,8 @@ pub(super) fn router(app: ApiState) -> Router {
         .route("/workers/{id}/assignment", post(poll_assignment))
         .route("/workers/{id}/assignments/{assignment}/manifest", get(get_manifest))
         .route("/workers/{id}/assignments/{assignment}/page", post(post_page))
+        .route("/storages", get(list_storages))
+        .route("/storages/{id}", by_id(MethodFilter::GET, |id| GetStorage { id }))
         .route("/admin/reconcile", post(reconcile_records))
         .route("/admin/confirm-clock", post(confirm_clock))
         .route("/admin/backup", get(get_backup))
@@ -355,6 +357,10 @@ async fn list_workers(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     Ok(ok_json(&list))
 }
 
+async fn list_storages(State(app): State<ApiState>) -> RouteResult {
+    Ok(ok_json(&app.handle.send(ListStorages {}).await?))
+}
+
 async fn drain_worker(
     State(app): State<ApiState>,
     PathId(worker): PathId<WorkerId>,
@@ -471,7 +477,7 @@ async fn route_not_found() -> ProblemResponse {
     let detail = "there is no route with this path";
     ProblemResponse(
         Problem::new(ProblemCode::RouteNotFound, detail)
-            .with_hint("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /healthz, /livez, /readyz, /version"),
+            .with_hint("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /storages, /storages/{id}, /healthz, /livez, /readyz, /version"),
     )
 }
 

@@ -1,6 +1,7 @@
 //! Limits on bytes per second: which shares workers get, and when.
 
 use super::*;
+use crate::wire::problem::ProblemCode;
 use crate::wire::sync::SyncPatch;
 use crate::wire::worker::{BandwidthUsage, HeartbeatReply};
 
@@ -51,7 +52,7 @@ fn granted_share(reply: &HeartbeatReply) -> Option<Option<u64>> {
 }
 
 fn change(world: &mut World, id: &str, bwlimit: Option<u64>) -> Reply {
-    let change = SyncPatch { bwlimit };
+    let change = SyncPatch { bwlimit: Some(bwlimit), ..SyncPatch::default() };
     world.apply(Event::ChangeSync { id: id.parse().unwrap(), change }).unwrap()
 }
 
@@ -78,6 +79,19 @@ fn a_limit_is_split_with_the_work_and_moves_to_the_workers_that_use_it() {
         (granted_share(&first).unwrap().unwrap(), granted_share(&second).unwrap().unwrap());
     assert!(first >= 34 * MIB && second >= 5 * MIB, "{first} {second}");
     assert!(first + second <= 40 * MIB);
+}
+
+#[test]
+fn a_destination_cannot_be_added_to_a_sync_with_a_single_one() {
+    let (mut world, _) = sending(Settings::default(), Some(40 * MIB));
+    let add_destinations = vec!["gpu-9".parse().unwrap()];
+    let change = SyncPatch { bwlimit: Some(None), add_destinations };
+    let reply = world.apply(Event::ChangeSync { id: "demo".parse().unwrap(), change });
+    let Some(Reply::Refused(problem)) = reply else { panic!("{reply:?}") };
+    assert!(problem.is(ProblemCode::NotSeveralDestinations), "{problem:?}");
+    let hint = problem.hint.unwrap();
+    assert!(hint.contains("ctl sync submit /src/a WORKERS:/dst/b"), "{hint}");
+    assert_eq!(world.progress("demo").bwlimit, Some(40 * MIB), "nothing is changed");
 }
 
 #[test]

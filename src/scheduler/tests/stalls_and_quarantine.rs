@@ -71,7 +71,7 @@ fn bytes_that_are_sent_under_a_limit_are_progress() {
     let mut world = copying(1);
     let change = Event::ChangeSync {
         id: "demo".parse().unwrap(),
-        change: crate::wire::sync::SyncPatch { bwlimit: Some(1 << 20) },
+        change: crate::wire::sync::SyncPatch { bwlimit: Some(Some(1 << 20)), ..Default::default() },
     };
     world.apply(change);
     let held = poll_kind(&mut world, "s", "copy");

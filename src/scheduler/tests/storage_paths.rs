@@ -413,3 +413,12 @@ fn a_late_report_of_a_root_that_another_one_has_replaced_does_not_pause_the_sync
     world.advance(2_000);
     poll_kind(&mut world, "s", "copy");
 }
+
+#[test]
+fn a_storage_that_is_not_known_is_not_found() {
+    let mut world = World::new();
+    let reply = world.apply(Event::GetStorage("s-1".parse().unwrap()));
+    let Some(Reply::Refused(problem)) = reply else { panic!("{reply:?}") };
+    assert_eq!((problem.status, problem.code.as_str()), (404, "storage_not_found"));
+    assert!(problem.hint.unwrap().contains("ctl storage list"));
+}

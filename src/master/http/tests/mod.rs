@@ -13,9 +13,10 @@ use crate::master::handle::MasterHandle;
 use crate::scheduler::{Event, RecordLogInfo, Reply, SyncPage, SyncQuery};
 use crate::store::Spool;
 use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::storage::StorageList;
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncProgress, SyncState};
 use crate::wire::task::{PageAction, PageReply, ResultOutcome, ResultReply};
-use crate::wire::testing::{sync_progress, worker_view};
+use crate::wire::testing::{storage_view, sync_progress, worker_view};
 use crate::wire::worker::{
     DrainReply, ForgetWorkerReply, HeartbeatReply, WorkerList, WorkerState, WorkerView,
 };
@@ -117,7 +118,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         }
         Event::GetProgress(id) if id.as_str() == "held" => return None,
         Event::ChangeSync { id, change } => Reply::Progress(Box::new(SyncProgress {
-            bwlimit: change.bwlimit,
+            bwlimit: change.bwlimit.flatten(),
             ..progress(id.as_str(), SyncState::Progress)
         })),
         Event::RetrySync { id, .. } if gone(id) => return refused(ProblemCode::SyncNotFound),
@@ -162,6 +163,13 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             active: vec![worker("up")],
             inactive: vec![worker("down")],
         }),
+        Event::ListStorages => {
+            Reply::Storages(StorageList { storages: vec![storage_view("s-1", "/data")] })
+        }
+        Event::GetStorage(id) if id.as_str() == "gone" => {
+            return refused(ProblemCode::StorageNotFound);
+        }
+        Event::GetStorage(id) => Reply::Storage(Box::new(storage_view(id.as_str(), "/data"))),
         Event::DrainWorker { worker: id, .. }
         | Event::GetWorker(id)
         | Event::ListWorkerRequests(id)
