@@ -5,10 +5,12 @@ use super::document::Node;
 use super::log::LogConfig;
 use super::master_url::check_master_url;
 use super::reader::{Diagnostics, Fields, Item};
+use super::storages::read_storages;
 use super::store::{StoreConfig, check_name};
 use crate::util::timetable::Timetable;
 use crate::util::units;
 use crate::wire::path::quote;
+use crate::wire::storage::ConfiguredStorage;
 use crate::wire::sync::DEFAULT_CHUNK_MIB;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +45,8 @@ pub struct MasterConfig {
     pub limits: Limits,
     /// The limit of all agents together, by local time of the master.
     pub bwlimit: Timetable,
+    /// Storages that are declared here, for agents that cannot report what identifies theirs.
+    pub storages: Vec<ConfiguredStorage>,
     /// Defaults for requests.
     pub defaults: SyncDefaults,
     /// See [`LogConfig`].
@@ -77,7 +81,7 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 12] = [
+pub(super) const MASTER_KEYS: [&str; 13] = [
     "listen",
     "advertise_url",
     "installation",
@@ -90,6 +94,7 @@ pub(super) const MASTER_KEYS: [&str; 12] = [
     "retention",
     "limits",
     "defaults",
+    "storages",
 ];
 
 /// A timeout must last for this number of heartbeats.
@@ -120,6 +125,7 @@ impl MasterConfig {
                 max_file_list_bytes: 64 << 20,
             },
             bwlimit: Timetable::default(),
+            storages: Vec::new(),
             defaults: SyncDefaults {
                 chunk_size_mb: DEFAULT_CHUNK_MIB,
                 max_retries: 5,
@@ -172,6 +178,7 @@ impl MasterConfig {
         fields.set("retention", &mut self.retention, read_retention);
         fields.read_map("limits", |limits| self.limits.read(limits));
         fields.set("bwlimit", &mut self.bwlimit, |i| Some(read_timetable(i)));
+        fields.set("storages", &mut self.storages, |i| Some(read_storages(i)));
         fields.read_map("defaults", |defaults| self.defaults.read(defaults));
         fields.read_map("log", |log| self.log.read(log));
     }

@@ -21,6 +21,7 @@ mod host;
 mod master_url;
 mod reader;
 mod source;
+mod storages;
 #[cfg(test)]
 mod tests;
 

@@ -61,7 +61,7 @@ impl Reload for MasterConfig {
         let mut report = ReloadReport::default();
         reload_fields!(
             report, "", self, new: MasterConfig,
-            apply [heartbeat_interval, retention, bwlimit],
+            apply [heartbeat_interval, retention, bwlimit, storages],
             restart [
                 listen, advertise_url, installation, leadership_lease, data_dir,
                 worker_heartbeat_timeout, lease, poll_wait_max
@@ -179,6 +179,7 @@ mod tests {
             ("limits: {max_file_list_bytes: 1MiB}", "limits.max_file_list_bytes", true),
             ("limits: {max_connections: 99}", "limits.max_connections", false),
             ("bwlimit: \"08:00-18:00 100MiB/s\"", "bwlimit", true),
+            ("storages: [{id: a, paths: [/d], workers: [w]}]", "storages", true),
             ("defaults: {chunk_size_mb: 1}", "defaults.chunk_size_mb", true),
             ("defaults: {max_retries: 1}", "defaults.max_retries", true),
             ("defaults: {max_worker_losses: 1}", "defaults.max_worker_losses", true),

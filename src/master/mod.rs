@@ -330,6 +330,7 @@ fn scheduler_settings(config: &MasterConfig) -> Settings {
         max_active_syncs: config.limits.max_active_syncs,
         bwlimit: config.bwlimit.clone(),
         zone: jiff::tz::TimeZone::system(),
+        storages: config.storages.clone(),
         ..Settings::default()
     }
 }

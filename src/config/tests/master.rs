@@ -41,6 +41,63 @@ fn a_master_file_of_the_predecessor_loads() {
 }
 
 #[test]
+fn a_master_file_may_declare_storages() {
+    let text = "storages:\n  - {id: lustre-1, paths: [/lustre, /mnt/l/], workers: [gpu-1, 'gpu-*', '@rack=3']}\n  \
+                - id: home\n    paths: [/lustre]\n    workers:\n      - login\n";
+    let storages = master(text).unwrap().config.storages;
+    assert_eq!((storages[0].id.as_str(), storages[1].id.as_str()), ("lustre-1", "home"));
+    let paths: Vec<String> = storages[0].paths.iter().map(ToString::to_string).collect();
+    let workers: Vec<String> = storages[0].workers.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        (paths, workers),
+        (
+            vec!["/lustre".to_owned(), "/mnt/l".to_owned()],
+            vec!["gpu-1".to_owned(), "gpu-*".to_owned(), "@rack=3".to_owned()],
+        )
+    );
+}
+
+#[test]
+fn errors_of_declared_storages_name_their_place() {
+    for (text, wanted) in [
+        (
+            "storages:\n  - {id: a, paths: [], workers: []}\n  - {paths: [/d]}\n  - {id: a b, path: /d}\n",
+            &[
+                "2:20: error: storages[0].paths: must name at least one storage path and at most 1024",
+                "2:33: error: storages[0].workers: must name at least one worker and at most 16384",
+                "3:5: error: missing key `id` in storages[1]: a name for the storage, e.g. `lustre-1`",
+                "3:5: error: missing key `workers` in storages[1]: the workers that see it, e.g. [gpu-1, \"gpu-*\", \"@rack=3\"]",
+                "4:5: error: missing key `paths` in storages[2]: the storage paths under which requests name it",
+                "4:5: error: missing key `workers` in storages[2]: the workers that see it, e.g. [gpu-1, \"gpu-*\", \"@rack=3\"]",
+                "4:10: error: storages[2].id: `a b` must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and not start with `-` or `.`",
+                "4:15: error: unknown key `path` in storages[2] — did you mean `paths`?",
+            ][..],
+        ),
+        (
+            "storages:\n  - {id: a, paths: [d, /e], workers: [w, '@rack', '']}\n  - {id: a, paths: [/d], workers: [w]}\n",
+            &[
+                "2:21: error: storages[0].paths[0]: `d` must be absolute (start with `/`)",
+                "2:42: error: storages[0].workers[1]: `@rack` has no value: write @rack=VALUE, or @rack=* for any value",
+                "2:51: error: storages[0].workers[2]: `` is no worker id: it must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and not start with `-` or `.`",
+                "3:10: error: storages[1].id: `a` is the id of the storage on line 2 already: give another one, or add the paths and workers there",
+            ],
+        ),
+        (
+            "storages:\n  - {id: a, paths: [/d], workers: [w, v]}\n  - {id: b, paths: [/d], workers: [v]}\n",
+            &["3:5: error: storages[1]: /d for worker v is declared as storage `a` already"],
+        ),
+        (
+            "storages: {id: a}\n",
+            &[
+                "1:11: error: storages: expected a list (`- one` lines, or `[one, two]`), found keys and values",
+            ],
+        ),
+    ] {
+        assert_lines(text, &master(text).unwrap_err().problems, wanted);
+    }
+}
+
+#[test]
 fn all_errors_in_a_master_file_are_reported_together() {
     for (text, wanted) in [
         (

@@ -5,6 +5,7 @@ mod api;
 mod documented_requests;
 mod hostile;
 mod parsers;
+mod storages;
 
 use super::{HttpLimits, serve};
 use crate::config::{Env, load_master};
