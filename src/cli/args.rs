@@ -367,12 +367,16 @@ pub(super) struct VerifyArgs {
   id=$(ctl sync submit /lustre/a /nvme/a -q)
   ctl sync submit /a /b --delete --max-delete 100 --trash .trash --wait
   find /data -name '*.h5' -print0 | ctl sync submit /data /bk --files-from - -0 --wait
+  ctl sync submit /lustre/model 'gpu-*:/nvme/model'     to the local disks of many nodes, read once
+
+WORKERS are needed where a path is another storage on different workers (ctl storage list): ids, patterns and labels
+separated by commas, e.g. gpu-1,gpu-2 or 'gpu-*' or @rack=3
 ", after_long_help = options::FILTER_HELP)]
 pub(super) struct SubmitArgs {
-    /// A directory, the contents of which are copied, or a file; an absolute path on the storage hosts
+    /// A directory, the contents of which are copied, or a file: [WORKERS:]/path on the storage hosts
     #[arg(value_name = "SRC", required_unless_present = "file")]
     pub(super) source: Option<OsString>,
-    /// The new path of the contents (or of the file), an absolute path on the storage hosts
+    /// The new path of the contents (or of the file): [WORKERS:]/path; each storage that these workers see there gets a copy
     #[arg(value_name = "DST", required_unless_present = "file")]
     pub(super) destination: Option<OsString>,
     /// Submit the request in this file, YAML or JSON as POST /sync accepts it; `-`: standard input

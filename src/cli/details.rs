@@ -4,12 +4,13 @@ use super::options::to_cli_args;
 use super::progress::percent_done;
 use super::sanitize::sanitize;
 use super::sync_text::{
-    duration_between, effective_rate, eta_text, failed_steps_text, format_time, mapping_example,
-    or_dash, outcome_label, readback_text, sent_text,
+    address_text, duration_between, effective_rate, eta_text, failed_steps_text, format_time,
+    mapping_example, or_dash, outcome_label, readback_text, sent_text,
 };
 use super::table_layout::{Column, render_table};
 use super::tables::{age_text, storage_text};
 use crate::util::units;
+use crate::wire::StorageId;
 use crate::wire::sync::{SyncPhase, SyncProgress};
 use crate::wire::worker::{NicReport, WorkerView};
 use jiff::Timestamp;
@@ -110,8 +111,14 @@ pub(super) fn sync_details(sync: &SyncProgress, now: Timestamp) -> String {
         let text = format!("for {since}; the oldest task is a {task} of {age}, {worker}");
         details.add("Stalled", text);
     }
-    details.add("Source", sync.source_path.to_string());
-    details.add("Destination", sync.destination_path.to_string());
+    let side = |workers, path, storage: &Option<StorageId>| {
+        let address = address_text(workers, path);
+        storage.as_ref().map_or(address.clone(), |id| format!("{address} (storage {id})"))
+    };
+    let source = side(&sync.source_workers, &sync.source_path, &sync.source_storage);
+    details.add("Source", source);
+    let (workers, storage) = (&sync.destination_workers, &sync.destination_storage);
+    details.add("Destination", side(workers, &sync.destination_path, storage));
     details.add("Mapping", mapping_example(&sync.source_path, &sync.destination_path));
     details.add("Submitted", format_time(sync.submitted_at));
     details.add("Started", or_dash(sync.started_at.map(format_time)));

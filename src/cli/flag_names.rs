@@ -10,6 +10,9 @@ use clap::CommandFactory;
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("/source_path", "SRC"),
     ("/destination_path", "DST"),
+    ("/source_workers", "SRC"),
+    ("/destination_workers", "DST"),
+    ("/add_destinations", "--add-destination"),
     ("/request_id", "--id"),
     ("/file_list", "--files-from"),
     ("/reason", "--reason"),

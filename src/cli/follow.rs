@@ -7,10 +7,10 @@ use super::options::{SyncOptionArgs, bwlimit_arg, to_cli_args};
 use super::outcome_report::{self, NextSteps};
 use super::resource::join_documents;
 use super::sanitize::sanitize;
+use super::sync_text::quoted_addresses;
 use super::wait::{SyncWaiter, WaitOutcome, WaitedSync};
 use super::{Context, console, file_records, manifest, progress, signals};
 use crate::client::MasterClient;
-use crate::util::shell_quote::quote_path;
 use crate::util::units;
 use crate::wire::RequestId;
 use crate::wire::sync::SyncProgress;
@@ -130,7 +130,7 @@ fn print_wait_outcome(ctx: &Context, waited: &WaitOutcome, limit: &WaitLimitArgs
 /// The commands to use after failures of a sync.
 pub(super) fn next_steps(ctx: &Context, sync: &SyncProgress) -> NextSteps {
     let (ctl, id) = (&ctx.ctl_command, &sync.request_id);
-    let (from, to) = (quote_path(&sync.source_path), quote_path(&sync.destination_path));
+    let [from, to] = quoted_addresses(sync);
     let options = to_cli_args(&sync.options, None) + &bwlimit_arg(sync.bwlimit);
     NextSteps {
         rerun: format!("{ctl} sync retry {id}"),

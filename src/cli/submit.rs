@@ -5,21 +5,18 @@ use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::flag_names::name_flags;
 use super::follow::{RecordOutputs, WaitOptions, wait_and_report};
-use super::path_args::extract_path;
-use super::sync_text::mapping_example;
+use super::path_args::parse_address;
+use super::sync_text::{address_text, mapping_example};
 use super::{Context, console, files_from};
 use crate::client::{ClientError, MasterClient, Reply};
 use crate::fs::find_absolute_patterns;
-use crate::util::shell_quote::quote_for_shell;
 use crate::util::{unique_id, units};
 use crate::wire::options::SyncOptions;
-use crate::wire::path::escape_bytes;
 use crate::wire::sync::SubmitReply;
+use crate::wire::worker_selector::WorkerSelector;
 use crate::wire::{AbsPath, BytePath, RequestId};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 /// The time between two attempts, if the master names none.
@@ -33,6 +30,10 @@ pub(super) struct Submission {
     pub(super) request_id: Option<RequestId>,
     pub(super) source_path: AbsPath,
     pub(super) destination_path: AbsPath,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) source_workers: Vec<WorkerSelector>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) destination_workers: Vec<WorkerSelector>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) chunk_size_mb: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,12 +141,17 @@ fn submission_from_args(args: &SubmitArgs) -> Result<Submission> {
     let (Some(source), Some(destination)) = (&args.source, &args.destination) else {
         return Err(CliError::usage("SRC and DST, or --file FILE, are needed"));
     };
-    let source = parse_storage_path("SRC", source)?;
-    let destination = parse_storage_path("DST", destination)?;
-    let roots = std::slice::from_ref(&destination);
+    let source = parse_address("SRC", source)?;
+    let destination = parse_address("DST", destination)?;
+    let roots = std::slice::from_ref(&destination.path);
     let stdin_is_used = args.transfer.is_file_list_stdin();
     let options = args.options.to_sync_options(roots, stdin_is_used, Timestamp::now())?;
-    new_submission(&[source], destination, args.id.clone(), &args.transfer, options)
+    let (id, transfer) = (args.id.clone(), &args.transfer);
+    Ok(Submission {
+        source_workers: source.workers,
+        destination_workers: destination.workers,
+        ..new_submission(&[source.path], destination.path, id, transfer, options)?
+    })
 }
 
 /// Whether nothing is to be copied: then nothing is submitted.
@@ -168,6 +174,8 @@ pub(super) fn end_without_submit(args: ExitCodeArgs, with_note: bool) -> Exit {
 fn submitted_text(request: &Submission, reply: &SubmitReply) -> String {
     let (from, to) = (&request.source_path, &request.destination_path);
     let mapping = mapping_example(from, to);
+    let from = address_text(&request.source_workers, from);
+    let to = address_text(&request.destination_workers, to);
     let mut text = format!("Submitted sync {}: {from} → {to}\n  e.g. {mapping}", reply.request_id);
     if let Some(list) = &request.file_list {
         let names = units::pluralize(list.len() as u64, "listed name", "listed names");
@@ -206,6 +214,8 @@ pub(super) fn new_submission(
         source_path: sources[0].clone(),
         file_list: args.files_from.as_deref().map(read_list).transpose()?,
         destination_path,
+        source_workers: Vec::new(),
+        destination_workers: Vec::new(),
         chunk_size_mb: args.chunk_size_mb,
         options,
         bwlimit: args.bwlimit.and_then(|limit| limit.0),
@@ -219,35 +229,14 @@ pub(super) fn new_submission(
 fn parse_request(raw: &[u8]) -> Result<Submission> {
     let error = |reason: String| {
         CliError::usage(format!("the request cannot be read: {reason}")).with_hint(
-            "it takes source_path, destination_path, request_id, chunk_size_mb, file_list, options, \
-             bwlimit",
+            "it takes source_path, destination_path, source_workers, destination_workers, request_id, \
+             chunk_size_mb, file_list, options, bwlimit",
         )
     };
     let text = std::str::from_utf8(raw).map_err(|e| error(e.to_string()))?;
     // Parsed as a value first: only that refuses duplicate keys.
     let value: serde_yaml::Value = serde_yaml::from_str(text).map_err(|e| error(e.to_string()))?;
     serde_path_to_error::deserialize(value).map_err(|e| error(e.to_string()))
-}
-
-/// SRC or DST (`name`) as a path on the storage hosts, where the working directory of this process has no meaning.
-fn parse_storage_path(name: &str, given: &OsStr) -> Result<AbsPath> {
-    let given = given.as_bytes();
-    AbsPath::new(given).map_err(|e| {
-        let error = CliError::usage(format!("{name} `{}` {e}", escape_bytes(given)));
-        if given.starts_with(b"/") {
-            return error;
-        }
-        let hint = match extract_path(given) {
-            Some(path) => format!(
-                "write the path alone, {}: the master chooses the hosts by their storage paths",
-                quote_for_shell(path)
-            ),
-            None => "to copy on this host: ctl copy SRC DST".to_owned(),
-        };
-        error
-            .with_note("SRC and DST are paths on the storage hosts, not on this one")
-            .with_hint(hint)
-    })
 }
 
 pub(super) struct SubmitError {
@@ -323,6 +312,8 @@ pub(super) async fn submit_with_retry(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::{Cli, Command, SyncCommand};
+    use clap::Parser;
 
     #[test]
     fn a_request_file_is_yaml_or_json_and_errors_name_the_field() {
@@ -357,6 +348,28 @@ mod tests {
     }
 
     #[test]
+    fn the_workers_of_an_address_are_sent_and_a_request_file_may_hold_them() {
+        let line = ["ctl", "sync", "submit", "w1:/a", "gpu-*,@rack=3:/a"];
+        let Command::Sync(SyncCommand::Submit(args)) = Cli::try_parse_from(line).unwrap().command
+        else {
+            panic!("a submit")
+        };
+        let sent = submission_from_args(&args).unwrap();
+        let text = serde_json::to_string(&sent).unwrap();
+        assert!(text.contains(r#""destination_workers":["gpu-*","@rack=3"]"#), "{text}");
+        assert_eq!(parse_request(text.as_bytes()).unwrap(), sent);
+        let reply = SubmitReply {
+            status: "queued".into(),
+            request_id: "x".parse().unwrap(),
+            status_url: "sync/x".into(),
+            note: None,
+            warnings: Vec::new(),
+        };
+        let text = submitted_text(&sent, &reply);
+        assert!(text.contains("w1:/a → gpu-*,@rack=3:/a\n  e.g. /a/NAME → /a/NAME"), "{text}");
+    }
+
+    #[test]
     fn a_submission_is_a_sync_request() {
         for (chunk_size_mb, sent) in [(None, 64), (Some(7), 7)] {
             let what =
@@ -370,20 +383,5 @@ mod tests {
             let read: crate::wire::sync::SyncRequest = serde_json::from_str(&text).unwrap();
             assert_eq!((read.chunk_size_mb, read.options), (sent, options));
         }
-    }
-
-    #[test]
-    fn a_relative_path_is_refused_with_the_reason() {
-        let e = parse_storage_path("SRC", OsStr::new("data/x")).unwrap_err();
-        assert_eq!(e.exit, Exit::Usage);
-        let text = e.render();
-        assert!(text.contains("SRC `data/x` must be absolute"), "{text}");
-        assert!(text.contains("paths on the storage hosts") && text.contains("ctl copy"), "{text}");
-        for given in ["host:/b", "file:///b"] {
-            let text = parse_storage_path("DST", OsStr::new(given)).unwrap_err().render();
-            assert!(text.contains("write the path alone, /b: "), "{text}");
-        }
-        assert!(parse_storage_path("DST", OsStr::new("/a/../b")).is_err());
-        assert_eq!(parse_storage_path("DST", OsStr::new("/a//b/")).unwrap().as_bytes(), b"/a/b");
     }
 }

@@ -1,7 +1,10 @@
 //! Parts of a sync's document as text, for tables, reports and progress.
 
+use crate::util::shell_quote::quote_for_shell;
 use crate::util::units;
+use crate::wire::address::Address;
 use crate::wire::sync::{FailedStep, SyncOutcome, SyncProgress};
+use crate::wire::worker_selector::WorkerSelector;
 use crate::wire::{AbsPath, RelPath};
 use jiff::Timestamp;
 use std::time::Duration;
@@ -23,6 +26,37 @@ pub(super) fn or_dash(value: Option<String>) -> String {
 /// The id of a sync on a terminal: the short form of a generated one.
 pub(super) fn display_id(sync: &SyncProgress) -> &str {
     sync.short_id.as_deref().unwrap_or(sync.request_id.as_str())
+}
+
+/// More selectors in an address are only counted.
+const MAX_SHOWN_SELECTORS: usize = 8;
+
+/// `[WORKERS:]/path` for people. Of many workers the first are shown, and the others are counted.
+pub(super) fn address_text(workers: &[WorkerSelector], path: &AbsPath) -> String {
+    if workers.is_empty() {
+        return path.to_string();
+    }
+    format!("{}:{path}", first_names(workers, MAX_SHOWN_SELECTORS, ","))
+}
+
+/// The first `max` of `names`, and how many more there are.
+pub(super) fn first_names<T: ToString>(names: &[T], max: usize, separator: &str) -> String {
+    let hidden = names.len().saturating_sub(max);
+    let shown = names.iter().take(max).map(T::to_string);
+    let more = (hidden > 0).then(|| format!("+{hidden}"));
+    shown.chain(more).collect::<Vec<_>>().join(separator)
+}
+
+/// Source and destination of a sync as arguments of a command.
+pub(super) fn quoted_addresses(sync: &SyncProgress) -> [String; 2] {
+    let sides = [
+        (&sync.source_workers, &sync.source_path),
+        (&sync.destination_workers, &sync.destination_path),
+    ];
+    sides.map(|(workers, path)| {
+        let address = Address { workers: workers.clone(), path: path.clone() };
+        quote_for_shell(&address.to_bytes())
+    })
 }
 
 /// Where an entry NAME of the source is copied to.
@@ -89,4 +123,28 @@ pub(super) fn readback_text(sync: &SyncProgress) -> Option<String> {
     let read = sync.verified_files + sync.repaired_files;
     let repaired = units::format_count(sync.repaired_files);
     (read > 0).then(|| format!("{} read back, {repaired} repaired", units::format_count(read)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::fixtures;
+
+    #[test]
+    fn an_address_is_shown_with_its_workers_and_quoted_in_commands() {
+        let workers: Vec<WorkerSelector> =
+            (1..=10).map(|n| format!("gpu-{n}").parse().unwrap()).collect();
+        let path = AbsPath::new(b"/a b\n").unwrap();
+        assert_eq!(address_text(&[], &path), "/a b\\#012");
+        assert_eq!(address_text(&workers[..2], &path), "gpu-1,gpu-2:/a b\\#012");
+        let many = address_text(&workers, &path);
+        assert!(many.ends_with(",gpu-8,+2:/a b\\#012"), "{many}");
+        let sync = SyncProgress {
+            source_path: path,
+            source_workers: workers[..1].to_vec(),
+            destination_workers: vec!["gpu-*".parse().unwrap()],
+            ..fixtures::sync("x")
+        };
+        assert_eq!(quoted_addresses(&sync), [r"$'gpu-1:/a b\n'", "'gpu-*:/dst'"]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::progress::percent_done;
 use super::sanitize::sanitize;
-use super::sync_text::{display_id, duration_between, eta_text, or_dash};
+use super::sync_text::{address_text, display_id, duration_between, eta_text, or_dash};
 use super::table_layout::{ARROW, Column, render_table, shorten_list, shorten_pair};
 use crate::client::MasterStatus;
 use crate::util::units;
@@ -66,7 +66,11 @@ fn sync_row(sync: &SyncProgress, brief: bool, now: Timestamp) -> Vec<String> {
         or_dash(Some(files).filter(|_| started)),
         units::format_count(sync.failure_count()),
         age_text(duration_between(sync.submitted_at, now)),
-        format!("{}{ARROW}{}", sync.source_path, sync.destination_path),
+        format!(
+            "{}{ARROW}{}",
+            address_text(&sync.source_workers, &sync.source_path),
+            address_text(&sync.destination_workers, &sync.destination_path)
+        ),
         reason,
     ]
 }

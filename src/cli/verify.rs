@@ -9,7 +9,9 @@ use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::files_from::{is_stdin, read_input};
 use super::manifest::{fetch_digests, fetch_ended_sync, others_path};
+use super::path_args::{LocalCommand, check_local_path};
 use super::sanitize::{display_path, sanitize};
+use super::sync_text::address_text;
 use super::{Context, console};
 use crate::fs::{Cause, FsError, RootDir, SourceFile, TRASH_MARKER, Tree};
 use crate::util::units;
@@ -17,6 +19,7 @@ use crate::wire::content::{ZERO_DIGEST, merge_ranges};
 use crate::wire::errno::errno_text;
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::path::escape_bytes;
+use crate::wire::sync::SyncProgress;
 use crate::wire::{AbsPath, BytePath, Digest, RelPath, RequestId};
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -39,6 +42,12 @@ const QUEUED_JOBS_PER_THREAD: usize = 16;
 /// The list can't be read, or PATH does not exist. Differences are no error, but set the exit code.
 pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit> {
     let started = Instant::now();
+    // The last argument is the PATH, unless it is the only one and an id.
+    if let Some(path) =
+        args.id_or_path.iter().skip(usize::from(args.manifest.is_none())).next_back()
+    {
+        check_local_path(LocalCommand::Verify, "PATH", path.as_bytes())?;
+    }
     let (digests, path, trash) = match (&args.manifest, args.id_or_path.as_slice()) {
         (Some(file), [path]) => {
             let (digests, note) = read_digest_files(file)?;
@@ -59,6 +68,9 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit> {
                     .with_hint("for a list in a file: ctl sync verify --manifest FILE PATH")
             })?;
             let sync = fetch_ended_sync(ctx, &id).await?;
+            if path.is_empty() && !sync.destination_workers.is_empty() && !ctx.global.quiet {
+                console::print_note(&selected_workers_note(&sync));
+            }
             let destination = OsStr::from_bytes(sync.destination_path.as_bytes());
             let path =
                 Path::new(path.first().map_or(destination, |path| path.as_os_str())).to_owned();
@@ -75,6 +87,13 @@ pub(super) async fn run(ctx: &Context, args: VerifyArgs) -> Result<Exit> {
         .await
         .map_err(|e| CliError::new(format!("the verification ended: {e}")))??;
     Ok(report.finish(started.elapsed()))
+}
+
+/// The path is known, but not whether it leads to one of the storages that the sync wrote: only the operator can say.
+fn selected_workers_note(sync: &SyncProgress) -> String {
+    let (path, written) = (&sync.destination_path, &sync.destination_workers);
+    let written = address_text(written, path);
+    format!("note: {path} is read as it is mounted on this machine; the sync wrote to {written}")
 }
 
 /// The digests of a list and of its `.others` file, and a note if that is missing. The list can't say whether there was

@@ -8,6 +8,7 @@
 //! - [`entry_report`]: actions, warnings and records of entries; [`outcome`]: the error of an entry;
 //!   [`errno`], [`hint`]: sides, classes, names and words of errnos, and what to do about them
 //! - [`worker`]: heartbeats, and the view of workers that operators get
+//! - [`worker_selector`], [`address`]: workers and paths as operators name them
 //! - [`leader`], [`admin`]: the view of the installation that operators get
 //! - [`task`]: assignments, scan pages and results
 //! - [`content`]: hash trees of content
@@ -15,6 +16,7 @@
 //! - [`ticket`]: the signed permission to act on one destination root
 //! - [`problem`]: errors over HTTP (RFC 9457)
 
+pub mod address;
 pub mod admin;
 pub mod content;
 pub mod entry_report;

@@ -98,7 +98,8 @@ fn errors_quote_the_arguments() {
         (&["/a", "/b", "--modify-window", "1d"], "--modify-window"),
         (&["/a", "/b", "--verify", "readback", "-n"], "--verify: "),
         (&["/a", "/b", "-a"], "instead of rsync's -a: "),
-        (&["/a", "host:/b"], "write the path alone, /b"),
+        (&["/a", "file:///b"], "write the path alone, /b"),
+        (&["/a", "host:b"], "absolute path after the colon"),
     ] {
         let err = submit(args);
         assert!(err.contains(reported), "{args:?}: {reported} in {err}");

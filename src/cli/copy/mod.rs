@@ -10,7 +10,7 @@ use super::error::{CliError, Result};
 use super::exit::{DEFAULT_TIMEOUT_EXIT_CODE, Exit};
 use super::follow::{RecordOutputs, print_sync_end};
 use super::outcome_report::NextSteps;
-use super::path_args::check_local_path;
+use super::path_args::{LocalCommand, check_local_path};
 use super::sanitize::display_path;
 use super::submit::{
     Submission, end_without_submit, has_empty_file_list, new_submission, submit_with_retry,
@@ -49,8 +49,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// See [`paths::resolve_paths`]; a service that can't start. The exit code shows how the copy ended.
 pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit> {
-    check_local_path("SRC", args.source.as_os_str().as_bytes())?;
-    check_local_path("DST", args.destination.as_os_str().as_bytes())?;
+    check_local_path(LocalCommand::Copy, "SRC", args.source.as_os_str().as_bytes())?;
+    check_local_path(LocalCommand::Copy, "DST", args.destination.as_os_str().as_bytes())?;
     let paths = paths::resolve_paths(&args.source, &args.destination)?;
     if args.transfer.files_from.is_some() && !paths.source_is_dir {
         return Err(CliError::usage(format!(

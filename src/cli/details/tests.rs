@@ -43,6 +43,19 @@ fn a_stalled_sync_shows_its_oldest_task() {
 }
 
 #[test]
+fn the_sides_of_a_sync_are_shown_with_their_workers_and_storages() {
+    let sync = SyncProgress {
+        source_storage: Some("lustre-1".parse().unwrap()),
+        destination_workers: vec!["gpu-*".parse().unwrap(), "@rack=3".parse().unwrap()],
+        ..fixtures::sync("x")
+    };
+    let text = sync_details(&sync, now());
+    for line in ["Source:      /src (storage lustre-1)", "Destination: gpu-*,@rack=3:/dst"] {
+        assert!(text.lines().any(|l| l == line), "{line} in {text}");
+    }
+}
+
+#[test]
 fn sync_details_have_one_key_per_line() {
     let text = sync_details(&fixtures::sync("x"), now());
     for line in text.lines() {

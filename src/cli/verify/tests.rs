@@ -320,3 +320,15 @@ fn a_list_without_its_others_file_notes_which_files_are_not_checked() {
     let (digests, note) = read_digest_files(&list).unwrap();
     assert_eq!((digests.len(), note), (2, None));
 }
+
+#[test]
+fn without_a_path_it_is_named_that_the_tree_of_this_machine_is_read() {
+    let sync = SyncProgress {
+        destination_workers: vec!["gpu-*".parse().unwrap()],
+        ..crate::cli::fixtures::sync("x")
+    };
+    assert_eq!(
+        selected_workers_note(&sync),
+        "note: /dst is read as it is mounted on this machine; the sync wrote to gpu-*:/dst"
+    );
+}
