@@ -244,7 +244,7 @@ fn cause_text(e: &EntryError) -> String {
 /// The absolute path on the side of the failure.
 fn full_path(sync: &SyncProgress, e: &EntryError) -> String {
     let root = match e.side {
-        Some(Side::Destination) => &sync.destination_path,
+        Some(Side::Destination | Side::Relay) => &sync.destination_path,
         _ => &sync.source_path,
     };
     let mut path = root.as_bytes().to_vec();
@@ -269,7 +269,7 @@ fn next_step_advice(class: Option<ErrorClass>, rerun: &str) -> String {
         Some(ErrorClass::InvalidRequest) => {
             "the request can't be carried out as it is; correct it as the error says, and submit it again".to_owned()
         }
-        Some(ErrorClass::Permanent | ErrorClass::StorageGone) => {
+        Some(ErrorClass::Permanent | ErrorClass::StorageGone | ErrorClass::Damaged) => {
             format!("fix the error above, then: {rerun} (files already copied are skipped)")
         }
         Some(ErrorClass::Transient) | None => {

@@ -81,6 +81,7 @@ fn replies_are_read_and_written_as_recorded() {
         ErrorClass::Vanished,
         ErrorClass::StorageGone,
         ErrorClass::InvalidRequest,
+        ErrorClass::Damaged,
     ];
     let actions = [
         EntryAction::Create,

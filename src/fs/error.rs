@@ -35,6 +35,10 @@ pub enum Cause {
     Superseded,
     /// Data written to a part file is missing: it must be sent again.
     PartDataLost,
+    /// The content at a relay does not have the digest that it had at the source.
+    Damaged,
+    /// The digest at the source is not known, so that a relay can't verify the content.
+    NoDigest,
     /// The file is in a file system like `proc`, without lengths of files to copy by.
     PseudoFileSystem,
     /// A link to be followed has no target.
@@ -152,7 +156,9 @@ impl FsError {
             Cause::NotRegularFile | Cause::WrongSize { .. } => match self.side {
                 Side::Source => ErrorClass::Changed,
                 Side::Destination => ErrorClass::Transient,
+                Side::Relay => ErrorClass::Damaged,
             },
+            Cause::Damaged => ErrorClass::Damaged,
             Cause::DirectoryNotEmpty
             | Cause::PseudoFileSystem
             | Cause::XattrsTooLarge
@@ -162,6 +168,7 @@ impl FsError {
             | Cause::LinkCycle
             | Cause::MountPoint
             | Cause::SourceMissing
+            | Cause::NoDigest
             | Cause::IsDestination => ErrorClass::Permanent,
             Cause::SourceNotDirectory | Cause::TrashNotDirectory(_) | Cause::RootMismatch(_) => {
                 ErrorClass::InvalidRequest
@@ -227,6 +234,10 @@ impl fmt::Display for Cause {
             }
             Cause::Superseded => "another attempt is writing the same file",
             Cause::PartDataLost => "data written to its part file is gone",
+            Cause::Damaged => "its content is not what was copied there (digest mismatch)",
+            Cause::NoDigest => {
+                "the digest of its content at the source is not known, so a relay can't verify it"
+            }
             Cause::XattrsTooLarge => "its extended attributes are over 1 MiB together",
             Cause::PseudoFileSystem => {
                 "its file system is one like /proc, where files have no length"
@@ -312,6 +323,7 @@ mod tests {
             (Cause::Changed, C, C),
             (Cause::NotRegularFile, C, T),
             (Cause::WrongSize { expected: 1, found: 2 }, C, T),
+            (Cause::NoDigest, P, P),
             (Cause::DirectoryNotEmpty, P, P),
             (Cause::Superseded, T, T),
             (Cause::PartDataLost, T, T),
@@ -336,6 +348,25 @@ mod tests {
                 "{cause:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_missing_or_different_file_at_a_relay_is_damaged() {
+        for cause in [
+            Cause::Damaged,
+            Cause::NotRegularFile,
+            Cause::WrongSize { expected: 1, found: 2 },
+            Errno::NOENT.into(),
+            Errno::NOTDIR.into(),
+        ] {
+            let error = FsError::new(Side::Relay, "read", b"x", cause);
+            assert_eq!(error.class(), ErrorClass::Damaged, "{cause:?}");
+            assert!(error.to_string().contains("cannot read `x` at the relay: "), "{error}");
+        }
+        let class = |cause: Cause| FsError::new(Side::Relay, "read", b"x", cause).class();
+        assert_eq!(class(Cause::NoDigest), ErrorClass::Permanent);
+        assert_eq!(class(Errno::IO.into()), ErrorClass::Transient);
+        assert_eq!(class(Errno::ACCESS.into()), ErrorClass::Permanent);
     }
 
     #[test]

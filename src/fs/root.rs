@@ -334,7 +334,7 @@ impl Tree {
     /// this is a destination and the stored spelling differs.
     pub(super) fn check_spelling(&self, dir: &DirHandle, name: &[u8]) -> SysResult<()> {
         match self.side {
-            Side::Source => Ok(()),
+            Side::Source | Side::Relay => Ok(()),
             Side::Destination => self.case_folding.check_spelling(dir, name),
         }
     }

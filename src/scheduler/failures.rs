@@ -96,8 +96,8 @@ impl State {
             return task.history.failures < 2 * most;
         }
         let may_pass = |e: &EntryError| {
-            use ErrorClass::{Changed, StorageGone, Transient};
-            matches!(e.class, Transient | Changed | StorageGone)
+            use ErrorClass::{Changed, Damaged, StorageGone, Transient};
+            matches!(e.class, Transient | Changed | StorageGone | Damaged)
         };
         if errors.iter().any(may_pass) {
             return task.history.failures < most;

@@ -18,6 +18,9 @@ text_enum! {
         /// Where entries are written.
         #[n(1)]
         Destination = "destination",
+        /// Where a destination reads what it holds, to send it on to another one.
+        #[n(2)]
+        Relay = "relay",
     }
 }
 
@@ -46,6 +49,10 @@ pub enum ErrorClass {
     /// The request does not fit the file types of its paths: no retry can succeed.
     #[n(5)]
     InvalidRequest,
+    /// A destination no longer holds what was copied to it: a relay found other content, another size or file type, or
+    /// nothing. The copy of another destination, or the source, can be sent instead.
+    #[n(6)]
+    Damaged,
 }
 
 /// The errno of a name that exists in another spelling, in a directory that does not distinguish the two. No file
@@ -166,9 +173,13 @@ pub fn errno_text(errno: Errno) -> String {
 
 /// The class of a failure with `errno` at `side`.
 pub fn classify_errno(errno: Errno, side: Side) -> ErrorClass {
+    // The file was there when it was copied.
+    if side == Side::Relay && matches!(errno, Errno::NOENT | Errno::NOTDIR) {
+        return ErrorClass::Damaged;
+    }
     let class = |row: &ErrnoRow| match side {
         Side::Source => row.at_source,
-        Side::Destination => row.at_destination,
+        Side::Destination | Side::Relay => row.at_destination,
     };
     find(errno).map_or(ErrorClass::Transient, class)
 }
@@ -285,6 +296,9 @@ mod tests {
             assert_eq!((errno_name(errno), errno_by_name(name)), (Some(name), Some(errno)));
             assert_eq!(classify_errno(errno, Side::Source), source, "{name}");
             assert_eq!(classify_errno(errno, Side::Destination), destination, "{name}");
+            let is_missing = ["ENOENT", "ENOTDIR"].contains(&name);
+            let relay = if is_missing { ErrorClass::Damaged } else { destination };
+            assert_eq!(classify_errno(errno, Side::Relay), relay, "{name}");
             let expected = Some(hint.to_owned()).filter(|hint| !hint.is_empty());
             assert_eq!(errno_hint(errno, user), expected, "{name}");
             // Root is not advised to become root.

@@ -128,9 +128,14 @@ impl EntryError {
         format!("cannot {}: {}", self.action(), self.errno.as_deref().unwrap_or("no errno"))
     }
 
-    /// Whether the source could not be read, which only the worker of the task does.
+    /// Whether the source could not be read.
     pub fn is_source_error(&self) -> bool {
         self.side == Some(Side::Source)
+    }
+
+    /// Whether it occurred where content is read, which only the worker of the task does: at the source, or at a relay.
+    pub fn is_reader_error(&self) -> bool {
+        matches!(self.side, Some(Side::Source | Side::Relay))
     }
 
     /// Whether the host had no file descriptor or no memory left. Such a failure is not caused by the entry.
@@ -235,6 +240,8 @@ mod tests {
         assert_eq!(error.describe_cause(), "cannot copy: no errno");
         (error.side, error.errno) = (Some(Side::Source), Some("EIO".to_owned()));
         assert_eq!(error.cause_key(), "EIO (copy source)");
-        assert!(error.is_source_error());
+        assert!(error.is_source_error() && error.is_reader_error());
+        error.side = Some(Side::Relay);
+        assert!(!error.is_source_error() && error.is_reader_error());
     }
 }

@@ -168,7 +168,7 @@ fn lookup_error(side: Side, path: &Path, e: &std::io::Error) -> CliError {
     let (op, cause) = match (side, errno) {
         (Side::Source, Errno::NOENT | Errno::NOTDIR) => ("read", Cause::SourceMissing),
         (Side::Source, errno) => ("read", errno.into()),
-        (Side::Destination, errno) => ("write to", errno.into()),
+        (Side::Destination | Side::Relay, errno) => ("write to", errno.into()),
     };
     fs_cli_error(&FsError::new(side, op, path.as_os_str().as_bytes(), cause))
 }

@@ -15,6 +15,7 @@ pub(super) fn operator_hint(cause: Cause, uid: Uid) -> Option<String> {
         }
         Cause::RootUnavailable(loss) => loss.hint(),
         Cause::PartDataLost => "do not remove part files (`.ctl-….part`) while a sync runs",
+        Cause::Damaged => "check the storage of that host, and that nothing else writes there",
         Cause::PseudoFileSystem => "leave it out, or unmount it",
         Cause::DanglingLink | Cause::LinkOutsideRoot | Cause::LinkCycle => {
             "exclude it, or keep links as they are"
@@ -44,6 +45,7 @@ pub(super) fn operator_hint(cause: Cause, uid: Uid) -> Option<String> {
         Cause::RootMismatch(mismatch) => mismatch.hint(),
         Cause::NotRegularFile
         | Cause::WrongSize { .. }
+        | Cause::NoDigest
         | Cause::Superseded
         | Cause::SourceMissing => {
             return None;
@@ -120,6 +122,7 @@ mod tests {
             (Cause::RootMismatch(RootMismatch::SamePath), 0, "outside SRC"),
             (Cause::PseudoFileSystem, 0, "leave it out"),
             (Cause::PartDataLost, 0, "part files"),
+            (Cause::Damaged, 0, "nothing else writes there"),
             (Cause::RootUnavailable(RootUnavailable::Replaced), 0, "put it back"),
             (Cause::RootUnavailable(RootUnavailable::Unmounted), 0, "mount it again"),
             (Cause::RootUnavailable(RootUnavailable::MountedOver), 0, "until it is unmounted"),
