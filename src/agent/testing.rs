@@ -63,6 +63,8 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         destination_worker_pool: vec![],
         ticket: String::new(),
         source_root: None,
+        relay: None,
+        report_held: false,
         bwlimit: None,
     }
 }

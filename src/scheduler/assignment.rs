@@ -89,6 +89,8 @@ impl State {
             destination_workers,
             ticket: self.keys.sign(&claims),
             source_root: source_root.map(str::to_owned),
+            relay: None,
+            report_held: false,
             bwlimit: task
                 .spec
                 .sends_content()

@@ -22,8 +22,8 @@ use super::sync::{
     SubmitReply, SyncOutcome, SyncPatch, SyncPhase, SyncProgress, SyncRequest, SyncState,
 };
 use super::task::{
-    Assignment, Cursor, PageAction, PageReply, PoolMember, PruneReport, ResultOutcome, ResultReply,
-    RootIdentity, RootState, ScanPage, TaskReport, TaskResult, TaskSpec, WorkItem,
+    Assignment, Cursor, PageAction, PageReply, PoolMember, PruneReport, Relay, ResultOutcome,
+    ResultReply, RootIdentity, RootState, ScanPage, TaskReport, TaskResult, TaskSpec, WorkItem,
 };
 use super::ticket::{Claims, DeleteGrant, PrunePermit};
 use super::worker::{
@@ -74,6 +74,7 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_json::<ForgetWorkerReply>("forget_worker_reply");
     http.check_json::<PoolMember>("pool_member");
     http.check_json::<Assignment>("assignment");
+    http.check_json::<Relay>("relay");
     http.check_json::<Cursor>("cursor");
     http.check_json::<ScanPage>("scan_page");
     http.check_json::<RootState>("root_state");

@@ -223,10 +223,36 @@ pub struct Assignment {
     /// of the destination are in the ticket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_root: Option<String>,
+    /// For [`TaskSpec::Copy`] and [`TaskSpec::Range`]: the content is read from a copy, not from the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Relay>,
+    /// The destination is going to be a relay: the report has the digests that relays need ([`TaskReport::held`] for
+    /// a batch, [`TaskReport::digest`] for a range).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub report_held: bool,
     /// The share of this worker in the limit of the sync, for all its tasks, in bytes per second; none:
     /// unlimited. Heartbeat replies change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bwlimit: Option<u64>,
+}
+
+/// A relay: the worker sends on what its own storage got as a destination of the sync.
+///
+/// Names and metadata are those of the manifest, as in a copy from the source; only content is read from the copy.
+/// Content without the digest that it had at the source is not sent as good: its entry fails at
+/// [`Side::Relay`](super::outcome::Side::Relay), as [`Damaged`](super::outcome::ErrorClass::Damaged) where the copy is
+/// missing or another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    /// The root of the copy, as the worker names it.
+    pub path: AbsPath,
+    /// The id of the storage root of the copy, like [`Assignment::source_root`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// For a range: the [`TaskReport::digest`] of the task that read it at the source. The digests of a batch are in
+    /// its manifest ([`TaskReport::held`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
 }
 
 /// Work that a scan (or a changed file) produces.
@@ -429,6 +455,11 @@ pub struct TaskReport {
     /// A batch of exactly these entries, for a retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<WorkItem>,
+    /// For a batch with [`Assignment::report_held`]: a batch of exactly the entries that did not fail, for relays. Its
+    /// files have the digests of the content that was read at the source. A file without one was not read in this task, or
+    /// changed since the scan; a relay reports it as failed where a destination lacks it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<WorkItem>,
     /// For a range: its BLAKE3 chaining value; for a commit: the digest of the whole file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
