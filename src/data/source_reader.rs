@@ -2,9 +2,7 @@
 //! destination on this host. Holes are not read.
 
 use super::buffer_pool::{Buffer, READ_BYTES};
-use crate::fs::{
-    BlockHashes, Cause, DIRECT_ALIGN_BYTES, FsError, ReuseSource, Side, SourceFile, Tree,
-};
+use crate::fs::{BlockHashes, DIRECT_ALIGN_BYTES, FsError, ReuseSource, SourceFile, Tree};
 use crate::wire::Digest;
 use crate::wire::content::{BLOCK_BYTES, ContentHasher, HashMode, ZERO_DIGEST};
 use crate::wire::manifest::{Entry, Manifest};
@@ -170,7 +168,7 @@ pub fn read_whole<S: Sink>(
             };
             let n = match read {
                 // Shorter than it was a moment ago is one way to change.
-                Ok(0) => return Ok(Err(changed_error(file.entry()))),
+                Ok(0) => return Ok(Err(file.changed_error())),
                 Ok(n) => n,
                 Err(error) => return Ok(Err(error)),
             };
@@ -256,7 +254,7 @@ fn read_block(
         Holes::All if hashing == HashMode::SkipZeros => return Ok((ZERO_DIGEST, holes)),
         Holes::All => content.fill(0),
         Holes::None | Holes::Some if file.read_at(content, block.offset)? < content.len() => {
-            return Err(changed_error(file.entry()));
+            return Err(file.changed_error());
         }
         Holes::None | Holes::Some => {}
     }
@@ -336,18 +334,18 @@ impl<S: Sink> DeltaReader<'_, S> {
     }
 }
 
-/// Opens the file, provided that it is the version of `entry`.
+/// Opens the file for a range of it, provided that it is the version of `entry`.
 ///
 /// # Errors
 /// It can't be opened, or is another version ([`Cause::Changed`]).
+///
+/// [`Cause::Changed`]: crate::fs::Cause::Changed
 pub fn open_version(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError> {
-    let file = source.open_source(entry)?;
-    if file.is_version(entry) { Ok(file) } else { Err(changed_error(entry)) }
+    require_version(source.open_for_range(entry)?, entry)
 }
 
-/// The error of a file that ended early or is another one now.
-fn changed_error(entry: &Entry) -> FsError {
-    FsError::new(Side::Source, "read", entry.path.as_bytes(), Cause::Changed)
+fn require_version(file: SourceFile, entry: &Entry) -> Result<SourceFile, FsError> {
+    if file.is_version(entry) { Ok(file) } else { Err(file.changed_error()) }
 }
 
 /// The values of the blocks of `span` of `entry`'s version of its file; `scratch` has room for
@@ -382,7 +380,7 @@ pub fn hash_source(
     hashing: HashMode,
     buffer: &mut Buffer,
 ) -> Result<Digest, FsError> {
-    let file = open_version(source, entry)?;
+    let file = require_version(source.open_source(entry)?, entry)?;
     let Ok(digest) = hash_file(&file, hashing, buffer, || Ok::<_, Infallible>(()));
     digest
 }

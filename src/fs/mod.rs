@@ -4,6 +4,7 @@
 //! ```text
 //! RootDir (storage root, a descriptor) ─▶ Tree (root of a sync)
 //!        source:      Tree::walk_with ▸ Entry …   Tree::open_source ▸ SourceFile   list_names
+//!        relay:       Tree::for_relay             Tree::open_source ▸ SourceFile
 //!        destination: Target::reconcile ▸ OfferDecision …  create ▸ NewFile   open_part_file ▸ PartFile   hash_blocks
 //!                     repair_metadata_in_place   prune   apply_dir_metadata   clean_up_anchors   flush
 //! ```
@@ -63,6 +64,7 @@ mod preflight;
 mod prune;
 mod reconcile;
 mod reflink;
+mod relay;
 mod root;
 mod root_check;
 mod root_identity;

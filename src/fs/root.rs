@@ -10,6 +10,7 @@ use super::inode::{ident_of, lstat, meta_of, size_of, stored_bytes_of, type_of};
 use super::root_identity::{RootFingerprint, RootUnavailable};
 use super::xattr::{self, XattrObject};
 use crate::wire::manifest::{Entry, EntryKind, FileVersion, ManifestDir};
+use crate::wire::options::PartNameKey;
 use crate::wire::preserve::{Attribute, Preserve};
 use crate::wire::{AbsPath, RelPath, SyncNo};
 use parking_lot::Mutex;
@@ -47,6 +48,8 @@ pub struct Tree {
     pub(super) side: Side,
     /// What its entries have besides content and [`Meta`](crate::wire::manifest::Meta).
     pub(super) preserve: Preserve,
+    /// For the names of the part files that a relay reads.
+    pub(super) part_name_key: PartNameKey,
     /// Large files are read past the page cache, where supported.
     pub(super) direct_io: bool,
     /// Its storage root is not the one for which the work was assigned; see [`Tree::for_assigned_root`].
@@ -146,6 +149,7 @@ impl Tree {
             base,
             side: Side::Source,
             preserve: Preserve::NONE,
+            part_name_key: PartNameKey::default(),
             direct_io: false,
             reopened: false,
             dir_cache: Arc::default(),
@@ -165,6 +169,19 @@ impl Tree {
     #[must_use]
     pub fn with_direct_io(self, direct: bool) -> Tree {
         Tree { direct_io: direct, ..self }
+    }
+
+    /// The same tree as a copy of the source that is sent on to other destinations. The version of a source file means
+    /// nothing there: content counts as that of an entry if it has the digest that it had at the source.
+    #[must_use]
+    pub fn for_relay(self) -> Tree {
+        Tree { side: Side::Relay, ..self }
+    }
+
+    /// The same tree with part files that are named with `key`.
+    #[must_use]
+    pub fn with_part_names(self, key: PartNameKey) -> Tree {
+        Tree { part_name_key: key, ..self }
     }
 
     /// The same tree for work that was assigned for its storage root if `assigned`. Otherwise the root was opened

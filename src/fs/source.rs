@@ -12,6 +12,7 @@ use super::xattr;
 use crate::wire::content::{ContentHasher, HashMode};
 use crate::wire::manifest::{Entry, EntryKind};
 use crate::wire::preserve::Attribute;
+use crate::wire::{Digest, RelPath};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Advice, FileType, Mode, Stat};
 use rustix::io::Errno;
@@ -30,23 +31,95 @@ pub struct SourceFile {
     sparse: bool,
     direct: DirectReader,
     entry: Entry,
+    check: ContentCheck,
+}
+
+/// How what was read is known to be the content of the entry.
+#[derive(Debug, Clone, Copy)]
+enum ContentCheck {
+    /// At the source: the file is of one version from its opening to the last read.
+    Version,
+    /// At a relay: it has this digest. `None`: the caller compares what it reads, a range, with the digest of that.
+    Digest(Option<Digest>),
 }
 
 impl Tree {
-    /// Opens the regular file at `entry`'s path. It may be another version by now: see [`SourceFile::entry`]. Never
+    /// Opens the regular file at `entry`'s path. At a source it may be another version by now: see
+    /// [`SourceFile::entry`]. At a [relay](Tree::for_relay) it has the size of `entry`, which must have a digest. Never
     /// follows a link, never blocks on a FIFO.
     ///
     /// # Errors
-    /// It is missing, not accessible, or no regular file (any more).
+    /// It is missing, not accessible, or no regular file (any more). At a relay also: it has another size, or `entry`
+    /// has no digest.
     pub fn open_source(&self, entry: &Entry) -> Result<SourceFile> {
-        let path = entry.path.as_bytes();
-        let failed = |cause: Cause| self.error("open", path, cause);
-        let open = || {
+        if self.side == Side::Relay {
+            let no_digest = || self.error("verify", entry.path.as_bytes(), Cause::NoDigest);
+            let digest = entry.digest.ok_or_else(no_digest)?;
+            return self.open_copy(entry, Some(digest));
+        }
+        let failed = |cause: Cause| self.error("open", entry.path.as_bytes(), cause);
+        let (fd, opened) = self.open_regular(&entry.path, || {
             let place = match &entry.content_path {
                 Some(real) => self.locate_below_root(real)?,
                 None => self.locate(&entry.path)?,
             };
-            let fd = rustix::fs::openat(&place.dir, place.name, READ_FLAGS, Mode::empty())?;
+            rustix::fs::openat(&place.dir, place.name, READ_FLAGS, Mode::empty())
+        })?;
+        let entry = if self.is_unchanged_since_scan(entry, &opened) {
+            Entry { digest: None, ..entry.clone() }
+        } else {
+            let real = entry.content_path.clone();
+            let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
+            Entry { content_path: real, ..now.map_err(failed)? }
+        };
+        Ok(self.source_file((fd, opened), entry, ContentCheck::Version))
+    }
+
+    /// [`Tree::open_source`] for a range, which the caller compares with its digest. At a relay it may be in a part file.
+    ///
+    /// # Errors
+    /// Like [`Tree::open_source`].
+    pub fn open_for_range(&self, entry: &Entry) -> Result<SourceFile> {
+        if self.side == Side::Relay { self.open_copy(entry, None) } else { self.open_source(entry) }
+    }
+
+    /// The copy of `entry` at a relay, which has the content of `digest`. Without a digest it may be the part file.
+    fn open_copy(&self, entry: &Entry, digest: Option<Digest>) -> Result<SourceFile> {
+        let (fd, opened) = self
+            .open_regular(&entry.path, || self.open_published_or_part(entry, digest.is_none()))?;
+        let (expected, found) = (entry.size(), size_of(&opened));
+        if expected != found {
+            let cause = Cause::WrongSize { expected, found };
+            return Err(self.error("open", entry.path.as_bytes(), cause));
+        }
+        // Names and metadata are those of the source: the file system of the relay may have lost some of them.
+        let entry = Entry { digest: None, content_path: None, ..entry.clone() };
+        Ok(self.source_file((fd, opened), entry, ContentCheck::Digest(digest)))
+    }
+
+    fn source_file(
+        &self,
+        (fd, opened_stat): (OwnedFd, Stat),
+        entry: Entry,
+        check: ContentCheck,
+    ) -> SourceFile {
+        let sparse =
+            self.preserve.contains(Attribute::Sparse) && stored_bytes_of(&opened_stat).is_some();
+        let size = size_of(&opened_stat);
+        let direct = DirectReader::new(&fd, opened_stat.st_dev, size, self.direct_io);
+        SourceFile { fd, side: self.side, opened_stat, sparse, direct, entry, check }
+    }
+
+    /// Opens the file of `path` with `open`, once more where a cached directory was replaced, and checks that it is a
+    /// regular one.
+    fn open_regular(
+        &self,
+        path: &RelPath,
+        open: impl Fn() -> SysResult<OwnedFd>,
+    ) -> Result<(OwnedFd, Stat)> {
+        let failed = |cause: Cause| self.error("open", path.as_bytes(), cause);
+        let open = || {
+            let fd = open()?;
             let stat = rustix::fs::fstat(&fd)?;
             Ok((fd, stat))
         };
@@ -72,17 +145,7 @@ impl Tree {
             // Only advice: without it the file is read as well.
             let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         }
-        let entry = if self.is_unchanged_since_scan(entry, &opened) {
-            Entry { digest: None, ..entry.clone() }
-        } else {
-            let real = entry.content_path.clone();
-            let now = self.entry_of(fd.as_fd(), b"", entry.path.clone(), &opened);
-            Entry { content_path: real, ..now.map_err(failed)? }
-        };
-        let sparse =
-            self.preserve.contains(Attribute::Sparse) && stored_bytes_of(&opened).is_some();
-        let direct = DirectReader::new(&fd, opened.st_dev, size_of(&opened), self.direct_io);
-        Ok(SourceFile { fd, side: self.side, opened_stat: opened, sparse, direct, entry })
+        Ok((fd, opened))
     }
 
     /// Whether a file with this `stat` is exactly as in `entry`: then its attributes, which move the ctime when they change,
@@ -224,18 +287,45 @@ impl SourceFile {
         next_data_run(&self.fd, from, end).map_err(|e| self.error("read", e.into()))
     }
 
-    /// Verifies that the file is unchanged since it was opened: to be called after the last byte was read, before the
-    /// bytes are used.
+    /// Verifies that a source file is unchanged since it was opened: to be called after the last byte was read, before
+    /// the bytes are used. At a relay, where other ranges are written meanwhile, digests are compared instead.
     ///
     /// # Errors
     /// [`Cause::Changed`], or `fstat` failed.
     pub fn verify_unchanged(&self) -> Result<()> {
+        if matches!(self.check, ContentCheck::Digest(_)) {
+            return Ok(());
+        }
         let now = rustix::fs::fstat(&self.fd).map_err(|e| self.error("read", e.into()))?;
         if is_same_version(&self.opened_stat, &now) {
             Ok(())
         } else {
             Err(self.error("read", Cause::Changed))
         }
+    }
+
+    /// Verifies the digest of all that was read of a file at a relay, before the receiver may use it.
+    ///
+    /// # Errors
+    /// [`Cause::Damaged`].
+    pub fn verify_digest(&self, digest: Option<Digest>) -> Result<()> {
+        match self.check {
+            ContentCheck::Digest(Some(expected)) if digest != Some(expected) => {
+                Err(self.error("verify", Cause::Damaged))
+            }
+            ContentCheck::Digest(_) | ContentCheck::Version => Ok(()),
+        }
+    }
+
+    /// The error of a file that ended before its length, or is another version than expected.
+    pub fn changed_error(&self) -> FsError {
+        self.error(
+            "read",
+            match self.check {
+                ContentCheck::Version => Cause::Changed,
+                ContentCheck::Digest(_) => Cause::Damaged,
+            },
+        )
     }
 
     fn error(&self, op: &'static str, cause: Cause) -> FsError {
