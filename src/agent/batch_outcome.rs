@@ -7,7 +7,7 @@ use crate::wire::entry_report::{EntryAction, EntryWarnings, FileRecord, FileStat
 use crate::wire::manifest::{Entry, EntryKind, Manifest};
 use crate::wire::options::SyncOptions;
 use crate::wire::outcome::{EntryError, ErrorClass};
-use crate::wire::task::TaskReport;
+use crate::wire::task::{TaskReport, WorkItem};
 use crate::wire::{BytePath, Digest, RelPath};
 use std::collections::HashSet;
 
@@ -79,15 +79,12 @@ impl<'a> BatchOutcome<'a> {
 
     /// Entry `i` is up to date. Where it was transferred in an earlier attempt of this assignment, it does not
     /// become a skipped one.
-    pub(super) fn set_in_place(&mut self, i: usize, action: EntryAction, digest: Option<Digest>) {
+    pub(super) fn set_in_place(&mut self, i: usize, action: EntryAction, file: WrittenFile) {
         match &mut self.outcomes[i] {
             Some(Ok(before)) if counts_as_skipped(action) && before.action != EntryAction::Skip => {
-                before.file.digest = before.file.digest.or(digest);
+                before.file.digest = before.file.digest.or(file.digest);
             }
-            outcome => {
-                let file = WrittenFile { bytes: self.manifest.entries[i].size(), digest };
-                *outcome = Some(Ok(EntryDone { action, file, is_in_place: true }));
-            }
+            outcome => *outcome = Some(Ok(EntryDone { action, file, is_in_place: true })),
         }
     }
 
@@ -115,6 +112,20 @@ impl<'a> BatchOutcome<'a> {
                 self.set_failed(i, EntryError { path, ..error });
             }
         }
+    }
+
+    /// A batch of the entries that did not fail, with the digests by which relays verify them; `None` if all failed.
+    /// `is_relay`: the manifest has digests of the source already. Those of a batch that a relay failed to send are of
+    /// an earlier read, so a copy from the source does not repeat them.
+    pub(super) fn held_batch(&self, is_relay: bool) -> Option<WorkItem> {
+        let is_held = |outcome: &Option<Result<_, _>>| matches!(outcome, Some(Ok(_)));
+        let held = (0..self.outcomes.len()).filter(|i| is_held(&self.outcomes[*i])).collect();
+        let mut batch = subset(self.manifest, &held);
+        let done = self.outcomes.iter().flatten().flatten();
+        for (entry, EntryDone { file, .. }) in batch.entries.iter_mut().zip(done) {
+            entry.digest = file.relay_digest.or(entry.digest.filter(|_| is_relay));
+        }
+        (!batch.entries.is_empty()).then(|| copy_item(&batch))
     }
 
     /// Counts every entry once.
@@ -176,7 +187,7 @@ pub(super) fn count_action(
     options: &SyncOptions,
     entry: &Entry,
     action: EntryAction,
-    WrittenFile { bytes, digest }: WrittenFile,
+    WrittenFile { bytes, digest, .. }: WrittenFile,
 ) {
     report.actions.entry(action).or_default().add(bytes);
     let is_file = matches!(entry.kind, EntryKind::File { .. });
@@ -244,15 +255,19 @@ mod tests {
         )
     }
 
+    fn five_bytes() -> WrittenFile {
+        WrittenFile { bytes: 5, ..WrittenFile::default() }
+    }
+
     fn done(action: EntryAction, digest: Option<Digest>, is_in_place: bool) -> EntryDone {
-        EntryDone { action, file: WrittenFile { bytes: 5, digest }, is_in_place }
+        EntryDone { action, file: WrittenFile { digest, ..five_bytes() }, is_in_place }
     }
 
     #[test]
     fn an_entry_without_an_outcome_has_failed() {
         let manifest = Manifest { dirs: vec![], entries: vec![file("a", 1), file("b", 2)] };
         let mut outcome = BatchOutcome::new(&manifest);
-        outcome.set_in_place(0, EntryAction::Skip, None);
+        outcome.set_in_place(0, EntryAction::Skip, five_bytes());
         let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.files_skipped, report.failures.len()), (1, 1));
         assert_eq!(report.failures[0].path.0, b"b");
@@ -266,12 +281,13 @@ mod tests {
         };
         let mut outcome = BatchOutcome::new(&manifest);
         let digest = Some(Digest([1; 32]));
-        outcome.set_transferred(0, EntryAction::Update, WrittenFile { bytes: 5, digest: None });
-        outcome.set_in_place(1, EntryAction::Create, None);
-        outcome.set_in_place(2, EntryAction::Metadata, None);
-        outcome.set_in_place(3, EntryAction::Skip, None);
+        outcome.set_transferred(0, EntryAction::Update, five_bytes());
+        outcome.set_in_place(1, EntryAction::Create, five_bytes());
+        outcome.set_in_place(2, EntryAction::Metadata, five_bytes());
+        outcome.set_in_place(3, EntryAction::Skip, five_bytes());
         outcome.start_attempt();
-        (0..4).for_each(|i| outcome.set_in_place(i, EntryAction::Skip, digest));
+        let found = WrittenFile { digest, ..five_bytes() };
+        (0..4).for_each(|i| outcome.set_in_place(i, EntryAction::Skip, found));
         assert_eq!(outcome.outcomes[0], Some(Ok(done(EntryAction::Update, digest, false))));
         assert_eq!(outcome.outcomes[3], Some(Ok(done(EntryAction::Skip, digest, true))));
         let report = outcome.into_report(&SyncOptions::default());
@@ -296,10 +312,10 @@ mod tests {
             outcome.add_warnings(warnings, false);
             outcome.add_bytes(1, 0);
         }
-        outcome.set_in_place(0, EntryAction::Create, None);
+        outcome.set_in_place(0, EntryAction::Create, five_bytes());
         let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.warnings["owner"].count, report.bytes_sent), (1, 2));
-        assert_eq!(report.actions[&EntryAction::Create], Tally { count: 1, bytes: 1 });
+        assert_eq!(report.actions[&EntryAction::Create], Tally { count: 1, bytes: 5 });
     }
 
     #[test]
@@ -311,7 +327,7 @@ mod tests {
         let manifest = Manifest { dirs: vec![], entries: vec![dir, file("f", 3), link] };
         let names = |record, with_manifest| {
             let mut outcome = BatchOutcome::new(&manifest);
-            (0..3).for_each(|i| outcome.set_in_place(i, EntryAction::Create, None));
+            (0..3).for_each(|i| outcome.set_in_place(i, EntryAction::Create, five_bytes()));
             let options = SyncOptions { record, manifest: with_manifest, ..SyncOptions::default() };
             let records = outcome.into_report(&options).records;
             records.iter().map(|r| r.path.to_string()).collect::<Vec<_>>()
@@ -334,7 +350,7 @@ mod tests {
                 .into_iter()
                 .enumerate()
             {
-                outcome.set_in_place(i, action, None);
+                outcome.set_in_place(i, action, five_bytes());
             }
             outcome.add_created_dirs(vec![RelPath::new("implicit/dir").unwrap()]);
             let records = outcome.into_report(&options).records;

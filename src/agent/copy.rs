@@ -16,6 +16,7 @@ use crate::wire::Digest;
 use crate::wire::entry_report::EntryAction;
 use crate::wire::manifest::{Entry, Manifest};
 use crate::wire::outcome::{EntryError, ErrorClass, Side};
+use crate::wire::task::{Assignment, TaskReport};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use std::borrow::Cow;
@@ -47,7 +48,9 @@ pub(super) async fn copy_batch(
         };
         match transferred.await {
             Ok(()) => {
-                let report = outcome.into_report(&job.assignment.options);
+                let Assignment { options, relay, report_held, .. } = job.assignment;
+                let held = report_held.then(|| outcome.held_batch(relay.is_some())).flatten();
+                let report = TaskReport { held, ..outcome.into_report(options) };
                 return Ok(TaskOutcome::succeeded(report));
             }
             Err(error) => picker.record_failure(to.worker(), &error),
@@ -126,7 +129,10 @@ impl BatchTransfer<'_> {
         for ((i, result), found) in indices.iter().zip(offered.results).zip(offered.digests) {
             match result {
                 Ok(OfferDecision::Done(action)) => {
-                    outcome.set_in_place(*i, action, found.or(digests.get(i).copied()));
+                    let bytes = self.manifest.entries[*i].size();
+                    let relay_digest = digests.get(i).copied();
+                    let digest = found.or(relay_digest);
+                    outcome.set_in_place(*i, action, WrittenFile { bytes, digest, relay_digest });
                 }
                 Ok(OfferDecision::NeedsContent { action, .. }) => {
                     work.needed.insert(*i, action);
@@ -203,7 +209,8 @@ impl BatchTransfer<'_> {
         if job.assignment.options.dry_run {
             for (i, action) in needed {
                 let bytes = manifest.entries[*i].size();
-                outcome.set_transferred(*i, *action, WrittenFile { bytes, digest: None });
+                let file = WrittenFile { bytes, ..WrittenFile::default() };
+                outcome.set_transferred(*i, *action, file);
             }
             return Ok(());
         }

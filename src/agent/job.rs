@@ -8,13 +8,14 @@ use crate::data::{
     ActiveRequests, Deadline, Destination, Endpoints, Local, Peers, Roots, SendError,
     TicketVerifier, TransferControl,
 };
-use crate::fs::{Filter, FsError, Target, Tree};
+use crate::fs::{Cause, Filter, FsError, Side, Target, Tree};
 use crate::util::rate::RateLimiter;
 use crate::util::repeated_warnings::warn_ratelimited;
-use crate::wire::WorkerId;
 use crate::wire::content::HashMode;
+use crate::wire::manifest::Entry;
 use crate::wire::outcome::EntryError;
-use crate::wire::task::{Assignment, TaskReport, TaskSpec};
+use crate::wire::task::{Assignment, Relay, TaskReport, TaskSpec};
+use crate::wire::{Digest, WorkerId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -126,7 +127,9 @@ impl Job<'_> {
             limiters: limiters.with(self.byte_counter.clone()),
             deadline: self.deadline.clone(),
             corruption: self.cx.corruption_counts.counter_for(&self.assignment.request_id),
-            can_clone: !self.assignment.options.no_clone,
+            // A clone is not read, so a relay could not verify it.
+            can_clone: !self.assignment.options.no_clone && self.assignment.relay.is_none(),
+            hashes_for_relays: self.assignment.report_held || self.assignment.relay.is_some(),
             ..TransferControl::default()
         }
     }
@@ -158,23 +161,67 @@ impl Job<'_> {
         }
     }
 
-    /// The source with the links in its path resolved.
+    /// Where content is read: the source with the links in its path resolved, or the copy of a relay.
     pub(super) async fn open_source(&self) -> JobResult<Tree> {
         let tree = self.find_source_tree().ok_or_else(|| {
-            let (worker, path) = (&self.cx.worker_id, &self.assignment.source_path);
+            let Assignment { source_path, relay, .. } = self.assignment;
+            let path = relay.as_ref().map_or(source_path, |relay| &relay.path);
+            let worker = &self.cx.worker_id;
             TaskOutcome::failed(format!("worker {worker} has no storage path that holds {path}"))
         })?;
-        let preserve = self.assignment.options.preserve;
-        let tree = tree.preserving(preserve).with_direct_io(self.cx.direct_io);
+        let tree = tree.preserving(self.assignment.options.preserve);
+        if self.assignment.relay.is_some() {
+            // Links in the path of a destination are not followed, and what it got just now is in the page cache.
+            let claims = self.cx.ticket_verifier.verify(&self.assignment.ticket);
+            let claims = claims.map_err(|refused| TaskOutcome::failed(refused.to_string()))?;
+            return Ok(tree.with_part_names(claims.rules.part_name_key));
+        }
+        let tree = tree.with_direct_io(self.cx.direct_io);
         let tree = run_blocking("reading the source", move || tree.resolve_base_links()).await?;
         Ok(tree.map_err(|error| self.fail_with(&error))?)
     }
 
     fn find_source_tree(&self) -> Option<Tree> {
-        let tree = self.cx.roots.tree(&self.assignment.source_path)?;
-        let expected = self.assignment.source_root.as_ref();
-        let assigned = expected.is_none_or(|root| *root == tree.root_id());
-        Some(tree.for_assigned_root(assigned))
+        let Assignment { source_path, source_root, relay, .. } = self.assignment;
+        let (path, expected) = match relay {
+            Some(relay) => (&relay.path, &relay.root),
+            None => (source_path, source_root),
+        };
+        let tree = self.cx.roots.tree(path)?;
+        let assigned = expected.as_ref().is_none_or(|root| *root == tree.root_id());
+        let tree = tree.for_assigned_root(assigned);
+        Some(if relay.is_some() { tree.for_relay() } else { tree })
+    }
+
+    /// Whether this host may write to the destination itself. A relay does not: a destination of the same path is another
+    /// storage, unless the assignment names this worker for another path.
+    fn may_write_locally(&self) -> bool {
+        let Assignment { relay, destination_path, destination_workers, .. } = self.assignment;
+        relay.as_ref().is_none_or(|relay| {
+            let is_named =
+                destination_workers.iter().any(|member| member.worker_id == self.cx.worker_id);
+            is_named && relay.path != *destination_path
+        })
+    }
+
+    /// Fails for a range of a relay without the digest of the source.
+    pub(super) fn require_range_digest(&self, entry: &Entry) -> Result<(), FsError> {
+        match &self.assignment.relay {
+            Some(Relay { digest: None, .. }) => Err(relay_error(entry, Cause::NoDigest)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails for a range that was read at a relay and does not have the digest of the source.
+    pub(super) fn verify_relayed_range(
+        &self,
+        entry: &Entry,
+        found: Option<Digest>,
+    ) -> Result<(), FsError> {
+        match &self.assignment.relay {
+            Some(relay) if relay.digest != found => Err(relay_error(entry, Cause::Damaged)),
+            _ => Ok(()),
+        }
     }
 
     /// Fails where the task reads the source and its storage path leads to another directory than the open one.
@@ -203,15 +250,19 @@ impl Job<'_> {
         Ok(target)
     }
 
-    /// Adds the attempt and the worker at which `error` occurred: this one for the source, else `destination`.
+    /// Adds the attempt and the worker at which `error` occurred: this one for what is read, else `destination`.
     pub(super) fn with_observer(&self, error: EntryError, destination: &WorkerId) -> EntryError {
-        let worker = if error.is_source_error() { &self.cx.worker_id } else { destination };
+        let worker = if error.is_reader_error() { &self.cx.worker_id } else { destination };
         EntryError { worker_id: Some(worker.clone()), attempt: self.assignment.attempt, ..error }
     }
 
     pub(super) fn destination_picker(&self) -> DestinationPicker<'_> {
         DestinationPicker { job: *self, failed_tries: BTreeMap::new(), last_error: None }
     }
+}
+
+fn relay_error(entry: &Entry, cause: Cause) -> FsError {
+    FsError::new(Side::Relay, "verify", entry.path.as_bytes(), cause)
 }
 
 /// Iterates over the destinations of an assignment.
@@ -226,7 +277,8 @@ impl DestinationPicker<'_> {
     /// pool; `None` when all have failed. It counts as a writer until [`record_failure`](Self::record_failure).
     pub(super) fn pick_next(&mut self) -> Option<Destination> {
         let Job { cx, assignment, .. } = self.job;
-        if cx.roots.tree(&assignment.destination_path).is_some()
+        if self.job.may_write_locally()
+            && cx.roots.tree(&assignment.destination_path).is_some()
             && !self.failed_tries.contains_key(&cx.worker_id)
         {
             match cx.roots.authorize(&cx.ticket_verifier, &assignment.ticket) {

@@ -46,7 +46,13 @@ pub(super) async fn commit_file(
             if exists { EntryAction::Update } else { EntryAction::Create }
         };
         report.digest = digest;
-        count_action(report, &options, entry, action, WrittenFile { bytes, digest });
+        count_action(
+            report,
+            &options,
+            entry,
+            action,
+            WrittenFile { bytes, digest, relay_digest: None },
+        );
         Ok(())
     })
     .await

@@ -2,7 +2,7 @@
 
 use super::batch::BatchBuilder;
 use super::batch_outcome::{count_action, created_dir_records};
-use super::job::{Job, JobResult, TaskOutcome, run_blocking};
+use super::job::{Job, JobResult, TaskOutcome, failure_report, run_blocking};
 use crate::data::outcome::{OfferOutcome, PackOutcome, RangeError, RangeMode, WrittenRange};
 use crate::data::protocol::validate_range;
 use crate::data::{CloneOutcome, Destination, WrittenFile};
@@ -27,6 +27,10 @@ pub(super) async fn transfer_range(
         return Ok(TaskOutcome::failed(why));
     };
     validate_range(offset, length, entry.size()).map_err(TaskOutcome::failed)?;
+    if let Err(error) = job.require_range_digest(entry) {
+        let error = job.with_observer(error.to_entry_error(), &job.cx.worker_id);
+        return Ok(TaskOutcome::succeeded(failure_report(error)));
+    }
     let mut picker = job.destination_picker();
     while let Some(to) = picker.pick_next() {
         let range = (offset, length);
@@ -106,7 +110,10 @@ impl RangeTransfer<'_> {
         let digest = offered.digests.first().copied().flatten();
         self.report.unchanged = true;
         self.report.warnings = offered.warnings;
-        self.count_action(action, WrittenFile { bytes: self.entry.size(), digest });
+        self.count_action(
+            action,
+            WrittenFile { bytes: self.entry.size(), digest, relay_digest: None },
+        );
     }
 
     fn report_cloned(
@@ -130,7 +137,10 @@ impl RangeTransfer<'_> {
 
     async fn compare_range(&mut self) -> Result<(), RangeError> {
         match self.to.compare(self.source, self.manifest, self.entry, self.range).await {
-            Ok(Some(digest)) => self.report.digest = Some(digest),
+            Ok(Some(digest)) => {
+                self.job.verify_relayed_range(self.entry, Some(digest))?;
+                self.report.digest = Some(digest);
+            }
             Ok(None) => self.report.differs = true,
             Err(error) => return self.replace_if_changed(error).await,
         }
@@ -145,15 +155,17 @@ impl RangeTransfer<'_> {
         loop {
             match to.transfer_range(source, manifest, entry, range, mode).await {
                 Ok(WrittenRange { value, sent, kept }) => {
+                    self.report.bytes_sent += sent;
+                    // What was written of a damaged range is not reported as done: it is sent again.
+                    job.verify_relayed_range(entry, value)?;
                     self.report.bytes_done = range.1;
                     self.report.digest = value;
-                    self.report.bytes_sent += sent;
                     self.report.bytes_kept = kept;
                     return Ok(());
                 }
                 // The destination may be unable to read its file and still able to replace it.
                 Err(RangeError::Entry(error))
-                    if mode == RangeMode::Delta && !error.is_source_error() =>
+                    if mode == RangeMode::Delta && !error.is_reader_error() =>
                 {
                     let sync = &job.assignment.request_id;
                     tracing::debug!(%sync, "a range is sent whole: {error}");

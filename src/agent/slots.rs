@@ -238,6 +238,10 @@ impl Slots {
             let why = format!("a dry run changes nothing: no {} is done", task.kind());
             return Err(TaskOutcome::failed(why).into());
         }
+        if job.assignment.relay.is_some() && !can_be_relayed(task) {
+            let why = format!("a relay sends batches and ranges: no {} is done there", task.kind());
+            return Err(TaskOutcome::failed(why).into());
+        }
         let outcome = match task {
             TaskSpec::Scan { dir, cursor } => {
                 let listing = Listing::Subtree { dir: dir.clone(), cursor: cursor.clone() };
@@ -367,6 +371,11 @@ fn report_shortage(
 fn only_writes(task: &TaskSpec) -> bool {
     use TaskSpec::{CleanUp, Commit, Discard, Prune, Range};
     matches!(task, Range { .. } | Commit { .. } | Discard | Prune { apply: true, .. } | CleanUp)
+}
+
+/// Whether the content that the task sends may come from a copy instead of the source.
+fn can_be_relayed(task: &TaskSpec) -> bool {
+    matches!(task, TaskSpec::Copy { .. } | TaskSpec::Range { .. })
 }
 
 fn invalid_manifest(error: ManifestError) -> Box<TaskOutcome> {

@@ -61,6 +61,9 @@ pub struct TransferControl {
     pub corruption: CorruptionCounter,
     /// Content that source and destination on this host can share is cloned.
     pub can_clone: bool,
+    /// Content is hashed also where no end verifies it and no digest is recorded: a relay verifies what it sends, or
+    /// relays will need the digests ([`WrittenFile::relay_digest`](super::outcome::WrittenFile::relay_digest)).
+    pub hashes_for_relays: bool,
 }
 
 impl TransferControl {

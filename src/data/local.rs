@@ -222,6 +222,8 @@ impl Local {
             (transfer.source.clone(), transfer.entry.clone(), transfer.span);
         let (checked, hashing) =
             (self.rules().receiver_hash_mode(), self.rules().sender_hash_mode());
+        let for_relays = self.control.hashes_for_relays.then(|| self.rules().hash_mode());
+        let hashing = hashing.or(for_relays);
         let (mut buffer, mut scratch) = self.pool.acquire_for_send(existing.is_some()).await;
         run_blocking(&self.control, move |control| {
             let file = open_version(&source, &entry)?;
@@ -287,18 +289,34 @@ impl FileCopier<'_> {
         let digest = if self.control.can_clone && self.try_clone(&file, &mut new)? {
             self.digest_cloned(&file)?
         } else {
-            // No network is between the two ends, so a digest is computed only where one is requested.
-            let returns_digests = self.claims.rules.returns_digests;
-            let mut hasher = returns_digests.then(|| ContentHasher::new(HashMode::Full));
+            let mut hasher = self.hashing().map(ContentHasher::new);
             let mut copier = CopySink::new(&mut new, &now.path, self.buffer, self.control);
             let span = Span { offset: 0, length: bytes };
             let read = read_whole(&file, span, &mut hasher, &mut copier);
             self.sent += copier.sent;
             read??;
-            hasher.map(ContentHasher::digest)
+            let found = hasher.map(ContentHasher::digest);
+            file.verify_digest(found)?;
+            found
         };
         NewFile::publish(new, now)?;
-        Ok(WrittenFile { bytes, digest })
+        Ok(self.written_file(&file, entry, digest))
+    }
+
+    /// No network is between the two ends, so a digest is computed only where one is requested.
+    fn hashing(&self) -> Option<HashMode> {
+        let rules = &self.claims.rules;
+        (rules.returns_digests || self.control.hashes_for_relays).then(|| rules.hash_mode())
+    }
+
+    /// `file` is at its place, with this [digest](Self::hashing); it was to be copied as `entry`.
+    fn written_file(&self, file: &SourceFile, entry: &Entry, found: Option<Digest>) -> WrittenFile {
+        let for_relays = self.control.hashes_for_relays;
+        WrittenFile {
+            bytes: file.size(),
+            digest: found.filter(|_| self.claims.rules.returns_digests),
+            relay_digest: found.filter(|_| for_relays && file.is_version(entry)),
+        }
     }
 
     /// Clones this version of `entry`; `None` where that cannot be.
@@ -309,7 +327,7 @@ impl FileCopier<'_> {
         }
         let digest = self.digest_cloned(&file)?;
         NewFile::publish(new, file.entry())?;
-        Ok(Some(WrittenFile { bytes: entry.size(), digest }))
+        Ok(Some(self.written_file(&file, entry, digest)))
     }
 
     fn try_clone(&mut self, file: &SourceFile, new: &mut NewFile) -> Result<bool, CopyError> {
@@ -324,12 +342,12 @@ impl FileCopier<'_> {
 
     /// Checks that the source is what was cloned, and reads it where its digest is requested.
     fn digest_cloned(&mut self, file: &SourceFile) -> Result<Option<Digest>, CopyError> {
-        if !self.claims.rules.returns_digests {
+        let Some(hashing) = self.hashing() else {
             file.verify_unchanged()?;
             return Ok(None);
-        }
+        };
         let control = self.control;
-        let digest = hash_file(file, HashMode::Full, self.buffer, || check_active(control))?;
+        let digest = hash_file(file, hashing, self.buffer, || check_active(control))?;
         Ok(Some(digest?))
     }
 

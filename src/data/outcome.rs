@@ -89,12 +89,15 @@ pub struct PackOutcome {
 }
 
 /// A file that is at its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WrittenFile {
     /// The length of its content (with its holes).
     pub bytes: u64,
-    /// Of its content, where that is hashed.
+    /// Of all bytes of its content, where that is hashed.
     pub digest: Option<Digest>,
+    /// The digest by which relays verify it ([`WriteRules::hash_mode`](crate::wire::options::WriteRules::hash_mode)),
+    /// where that is requested. `None` for a file that changed since its entry was read: relays send entries as they are.
+    pub relay_digest: Option<Digest>,
 }
 
 /// The sender's outcome of one file of a pack.

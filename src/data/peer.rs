@@ -13,7 +13,7 @@ use super::protocol::{
     ContentRequest, MAX_REPLY_BYTES, MIN_PROGRESS_BYTES, PACK, PackReply, RANGE, RangeHead,
     RangeReply, STALL_TIMEOUT, TICKET_HEADER, WriteOutcome,
 };
-use super::send::{FrameWriter, send_pack, send_range};
+use super::send::{FrameWriter, SendHashing, send_pack, send_range};
 use super::source_reader::RangeTransfer;
 use crate::fs::{BlockHashes, Tree};
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
@@ -172,7 +172,7 @@ impl Peer {
         dirs: Vec<ManifestDir>,
         files: Vec<Entry>,
     ) -> Result<PackOutcome, SendError> {
-        let (source, hashing) = (source.clone(), self.sent_hashing);
+        let (source, hashing) = (source.clone(), self.send_hashing());
         let size = files.iter().map(Entry::size).sum();
         let (dirs, files) = (Arc::new(dirs), Arc::new(files));
         let (table, sent) = (dirs.clone(), files.clone());
@@ -205,7 +205,7 @@ impl Peer {
             length: span.length,
             is_dense: false,
         };
-        let (source, file, hashing) = (source.clone(), entry.clone(), self.sent_hashing);
+        let (source, file, hashing) = (source.clone(), entry.clone(), self.send_hashing().mode);
         let size = (span.length, existing.is_some());
         let feed = move |feed: &mut FrameWriter<'_>| {
             send_range(&source, &head, &file, existing.as_deref(), hashing, feed)
@@ -217,6 +217,12 @@ impl Peer {
             self.control.corruption.record(&what, &self.worker);
         }
         Ok(WrittenRange::from_reply(entry, reply, sent)?)
+    }
+
+    fn send_hashing(&self) -> SendHashing {
+        let for_relays = self.control.hashes_for_relays;
+        let mode = self.sent_hashing.or(for_relays.then_some(self.hashing));
+        SendHashing { mode, for_relays }
     }
 
     /// How many pieces of a range are best sent at a time: one for each pair of NICs, as long as not

@@ -17,6 +17,15 @@ use crate::wire::outcome::EntryError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// How content is hashed while it is sent.
+#[derive(Debug, Clone, Copy)]
+pub struct SendHashing {
+    /// `None`: it is not.
+    pub mode: Option<HashMode>,
+    /// The digests are returned for relays.
+    pub for_relays: bool,
+}
+
 /// A buffer with this much in it is sent on after a file, so that the receiver has something to do.
 const FLUSH_BYTES: usize = 256 << 10;
 
@@ -127,7 +136,7 @@ pub fn send_pack(
     source: &Tree,
     dirs: &[ManifestDir],
     files: &[Entry],
-    hashing: Option<HashMode>,
+    hashing: SendHashing,
     writer: &mut FrameWriter<'_>,
 ) -> Result<Vec<SentFile>, Disconnected> {
     writer.append(&frame::dirs(dirs.to_vec()))?;
@@ -147,7 +156,7 @@ pub fn send_pack(
 fn send_file(
     source: &Tree,
     entry: &Entry,
-    hashing: Option<HashMode>,
+    hashing: SendHashing,
     writer: &mut FrameWriter<'_>,
 ) -> Result<SentFile, Disconnected> {
     let file = match source.open_source(entry) {
@@ -157,15 +166,17 @@ fn send_file(
     let now = file.entry();
     let bytes = now.size();
     writer.append(&frame::file(now))?;
-    let mut hasher = hashing.map(ContentHasher::new);
-    if let Err(error) = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, writer)? {
+    let mut hasher = hashing.mode.map(ContentHasher::new);
+    let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, writer)?;
+    let found = hasher.map(ContentHasher::digest);
+    if let Err(error) = read.and_then(|()| file.verify_digest(found)) {
         writer.append(&frame::abort())?;
         return Ok(SentFile::Aborted(error.to_entry_error()));
     }
-    let digest = hasher.map(ContentHasher::digest);
-    writer.end_content(digest)?;
-    let digest = digest.filter(|_| hashing == Some(HashMode::Full));
-    Ok(SentFile::Complete(WrittenFile { bytes, digest }))
+    writer.end_content(found)?;
+    let digest = found.filter(|_| hashing.mode == Some(HashMode::Full));
+    let relay_digest = found.filter(|_| hashing.for_relays && file.is_version(entry));
+    Ok(SentFile::Complete(WrittenFile { bytes, digest, relay_digest }))
 }
 
 /// Sends the range of `head` from the file of `entry`; with `existing` only the blocks that differ from

@@ -10,7 +10,7 @@ use crate::wire::AssignmentId;
 use crate::wire::manifest::Manifest;
 use crate::wire::outcome::ErrorClass;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::task::{Assignment, ScanPage, TaskResult, TaskSpec};
+use crate::wire::task::{Assignment, PoolMember, Relay, ScanPage, TaskResult, TaskSpec, WorkItem};
 use crate::wire::ticket::{Claims, Signer};
 use crate::wire::worker::{Endpoint, HeartbeatReply, WorkerHeartbeat, WorkerStatus};
 use axum::body::Bytes;
@@ -90,7 +90,11 @@ impl FakeMaster {
     }
 
     fn assignment(&self, n: u8, task: TaskSpec) -> Assignment {
-        let (src, dst) = (self.dir.path().join("src"), self.dir.path().join("dst"));
+        self.assignment_to("dst", n, task)
+    }
+
+    fn assignment_to(&self, destination: &str, n: u8, task: TaskSpec) -> Assignment {
+        let (src, dst) = (self.dir.path().join("src"), self.dir.path().join(destination));
         let claims = Claims {
             sync: 7,
             request_id: "demo-1".into(),
@@ -220,13 +224,17 @@ struct FakeMasterRun {
 
 impl FakeMasterRun {
     async fn new(script: FakeMasterScript) -> Self {
+        Self::with_paths(&["src", "dst"], script).await
+    }
+
+    async fn with_paths(names: &[&str], script: FakeMasterScript) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["src", "dst"] {
+        for name in names {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         fs::write(dir.path().join("src/f"), b"content").unwrap();
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
-        let paths = ["src", "dst"].map(|n| abs(&dir.path().join(n))).to_vec();
+        let paths = names.iter().map(|n| abs(&dir.path().join(n))).collect();
         let endpoint = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
         let config = AgentConfig {
             control_plane_address: Some("10.0.0.1".into()),
@@ -319,6 +327,51 @@ async fn an_assignment_is_executed_and_its_result_resent_until_it_is_accepted() 
     assert_eq!((third.success, report.files_done, report.bytes_done), (true, 1, 7));
     assert_eq!(report.writers[0].as_str(), "a");
     next_heartbeat(master, "nothing in hand", |h| h.assignments.is_empty()).await;
+    play.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_batch_is_sent_on_from_the_copy_with_the_manifest_that_its_report_returned() {
+    let paths = ["src", "dst", "dst2"];
+    let play = FakeMasterRun::with_paths(&paths, FakeMasterScript::default()).await;
+    let (master, dir) = (&play.master, play.master.dir.path());
+    let source = crate::agent::testing::tree(&dir.join("src"));
+    let entry = source.entry(&crate::wire::RelPath::new("f").unwrap()).unwrap();
+    let manifest = Manifest { dirs: vec![], entries: vec![entry] };
+    let task = TaskSpec::Copy { files: 1, dirs: 0, bytes: 7 };
+    let first = Assignment { report_held: true, ..master.assignment(1, task.clone()) };
+    master.update_script(|script| {
+        script.manifest = manifest.encode();
+        script.queue.push_back(first);
+    });
+    let held = master.wait_until("the first result", nth_result(0)).await.report.unwrap().held;
+    let Some(WorkItem::Copy { manifest, .. }) = held else { panic!("{held:?}") };
+    fs::remove_file(dir.join("src/f")).unwrap();
+    let relay = |n: u8, task: TaskSpec| Assignment {
+        relay: Some(Relay { path: abs(&dir.join("dst")), root: None, digest: None }),
+        // This agent under another name.
+        destination_workers: vec![PoolMember {
+            worker_id: "b".parse().unwrap(),
+            status: WorkerStatus::Idle,
+            storage_paths: vec![abs(&dir.join("dst2"))],
+            data_plane_endpoints: vec![format!("127.0.0.1:{}", play.port).parse().unwrap()],
+        }],
+        ..master.assignment_to("dst2", n, task)
+    };
+    master.update_script(|script| {
+        script.manifest = manifest.0;
+        script.queue.push_back(relay(2, task));
+    });
+    let sent = master.wait_until("the second result", nth_result(1)).await;
+    let report = sent.report.unwrap();
+    assert_eq!((sent.success, report.files_done, report.bytes_sent), (true, 1, 7));
+    assert_eq!(report.writers[0].as_str(), "b");
+    assert_eq!(fs::read(dir.join("dst2/f")).unwrap(), b"content");
+    // Nothing but content comes from a copy.
+    master.update_script(|script| script.queue.push_back(relay(3, root_scan())));
+    let refused = master.wait_until("the third result", nth_result(2)).await;
+    let message = refused.message.unwrap();
+    assert!(!refused.success && message.contains("no scan is done there"), "{message}");
     play.shut_down().await;
 }
 

@@ -4,6 +4,7 @@ mod fake_master;
 mod fidelity;
 mod late_replies;
 mod mirror;
+mod relay;
 
 use super::job::{AgentContext, Job, TaskOutcome, Writers};
 use super::testing::{abs, assignment, tree};
@@ -40,6 +41,8 @@ struct AgentFleet {
     options: SyncOptions,
     /// What its tickets let be deleted.
     allowance: u64,
+    /// The name of the destination.
+    destination: &'static str,
     serving: Vec<(Shutdown, JoinHandle<()>)>,
 }
 
@@ -47,7 +50,6 @@ impl AgentFleet {
     async fn new(receivers: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("src")).unwrap();
-        fs::create_dir(dir.path().join("dst")).unwrap();
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let mut fleet = AgentFleet {
             dir,
@@ -55,23 +57,32 @@ impl AgentFleet {
             members: Vec::new(),
             options: SyncOptions::default(),
             allowance: u64::MAX,
+            destination: "dst",
             serving: Vec::new(),
         };
+        fleet.add_destination("dst", receivers).await;
+        fleet
+    }
+
+    /// Adds a destination, which is used from now on, with agents that serve it.
+    async fn add_destination(&mut self, destination: &'static str, receivers: usize) {
+        self.destination = destination;
+        self.members.clear();
+        fs::create_dir(self.dst()).unwrap();
         for n in 0..receivers {
             let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
             let server = DataServer::bind(&[any]).await.unwrap();
             let endpoints = server.endpoints.available();
-            fleet.add_member(&format!("r{n}"), endpoints);
+            self.add_member(&format!("r{n}"), endpoints);
             let stop = Shutdown::new();
             let task = tokio::spawn(server.serve(
-                fleet.gate(),
-                fleet.roots(&["dst"]),
+                self.gate(),
+                self.roots(&[destination]),
                 BufferPools::new(64 << 20).receiving,
                 stop.clone(),
             ));
-            fleet.serving.push((stop, task));
+            self.serving.push((stop, task));
         }
-        fleet
     }
 
     fn add_member(&mut self, name: &str, data_plane_endpoints: Vec<Endpoint>) {
@@ -99,7 +110,7 @@ impl AgentFleet {
     }
 
     fn dst(&self) -> PathBuf {
-        self.dir.path().join("dst")
+        self.dir.path().join(self.destination)
     }
 
     /// Worker `a`, which holds `names`.
@@ -215,11 +226,18 @@ async fn copy_entries(
     cx: &AgentContext,
     manifest: &Manifest,
 ) -> (TaskOutcome, Vec<String>) {
-    let assignment = fleet.assignment(copy_task(manifest));
+    execute_copy(cx, &fleet.assignment(copy_task(manifest)), manifest).await
+}
+
+async fn execute_copy(
+    cx: &AgentContext,
+    assignment: &Assignment,
+    manifest: &Manifest,
+) -> (TaskOutcome, Vec<String>) {
     let writers = Writers::default();
     let job = Job {
         cx,
-        assignment: &assignment,
+        assignment,
         writers: &writers,
         deadline: &Deadline::default(),
         byte_counter: &Arc::default(),
@@ -366,16 +384,27 @@ async fn transfer_or_compare_ranges(
     at: (u64, u64),
     compare: bool,
 ) -> (TaskOutcome, Writers) {
-    let assignment = fleet.assignment(TaskSpec::Range { offset: at.0, length: at.1, compare });
+    let task = TaskSpec::Range { offset: at.0, length: at.1, compare };
+    execute_range(cx, &fleet.assignment(task), manifest).await
+}
+
+async fn execute_range(
+    cx: &AgentContext,
+    assignment: &Assignment,
+    manifest: &Manifest,
+) -> (TaskOutcome, Writers) {
+    let TaskSpec::Range { offset, length, compare } = assignment.task else {
+        panic!("{:?}", assignment.task)
+    };
     let writers = Writers::default();
     let job = Job {
         cx,
-        assignment: &assignment,
+        assignment,
         writers: &writers,
         deadline: &Deadline::default(),
         byte_counter: &Arc::default(),
     };
-    let outcome = range::transfer_range(job, manifest.clone(), at, compare).await;
+    let outcome = range::transfer_range(job, manifest.clone(), (offset, length), compare).await;
     (outcome.unwrap_or_else(|failed| *failed), writers)
 }
 
@@ -385,7 +414,7 @@ async fn run_destination_task(
     task: TaskSpec,
     manifest: Manifest,
 ) -> TaskOutcome {
-    let cx = fleet.context(&["dst"]);
+    let cx = fleet.context(&[fleet.destination]);
     let assignment = fleet.assignment(task.clone());
     let writers = Writers::default();
     let job = Job {

@@ -344,7 +344,7 @@ fn content(length: u64, seed: u64) -> Vec<u8> {
 /// What a file of this content gives when it is there.
 fn written(content: &[u8], hashed: bool) -> WrittenFile {
     let digest = hashed.then(|| blake3::hash(content).into());
-    WrittenFile { bytes: content.len() as u64, digest }
+    WrittenFile { bytes: content.len() as u64, digest, relay_digest: None }
 }
 
 /// The frames of one file.

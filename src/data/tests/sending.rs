@@ -4,11 +4,15 @@ use super::*;
 
 use crate::data::frame::{Frame, FrameReader};
 use crate::data::nics::Nic;
-use crate::data::send::send_range;
+use crate::data::send::{SendHashing, send_range};
 use crate::fs::BlockHashes;
 use crate::util::rate::Limiters;
 use crate::wire::content::HashMode;
 use crate::wire::preserve::Preserve;
+
+fn hashing(mode: HashMode) -> SendHashing {
+    SendHashing { mode: Some(mode), for_relays: false }
+}
 
 /// Hands on what is sent, piece by piece.
 struct ChannelSink(mpsc::Sender<Bytes>);
@@ -36,7 +40,7 @@ fn start_sending(world: &TestBed, name: &str) -> (mpsc::Receiver<Bytes>, Sending
             Arc::default(),
             Limiters::default(),
         );
-        send_pack(&source, &[], &[entry], Some(HashMode::SkipZeros), &mut feed)
+        send_pack(&source, &[], &[entry], hashing(HashMode::SkipZeros), &mut feed)
     });
     from.blocking_recv().unwrap();
     (from, sending)
@@ -96,7 +100,7 @@ fn sending_any_amount_uses_one_buffer() {
             Arc::default(),
             Limiters::default(),
         );
-        send_pack(&source, &[], &[entry], Some(HashMode::Full), &mut feed).unwrap()
+        send_pack(&source, &[], &[entry], hashing(HashMode::Full), &mut feed).unwrap()
     });
     let mut bytes = 0;
     while let Some(piece) = from.blocking_recv() {

@@ -345,7 +345,7 @@ async fn terabytes_of_holes_are_sent_and_compared_in_a_few_steps_without_digests
     for to in world.both_destinations(&rules) {
         let files = vec![entry.clone()];
         let packed = to.transfer_pack(&source, manifest.dirs.clone(), files).await.unwrap();
-        assert_eq!(packed.files, [Ok(WrittenFile { bytes: SIZE, digest: None })]);
+        assert_eq!(packed.files, [Ok(WrittenFile { bytes: SIZE, ..WrittenFile::default() })]);
         let results = to.offer(&offered).await.unwrap().results;
         assert_eq!(results, [Ok(OfferDecision::Done(EntryAction::Skip))]);
         fs::remove_file(world.dst().join("f")).unwrap();
