@@ -7,7 +7,7 @@
 //!
 //! 1. Data: `single_entries`, `failure_list`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
 //!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `task_table`,
-//!    `isolation`, `poll_queue`, `worker_health`, `worker_registry`, `pause`
+//!    `isolation`, `poll_queue`, `worker_rank`, `worker_health`, `worker_registry`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
@@ -76,6 +76,7 @@ mod views;
 mod work_items;
 mod worker_admin;
 mod worker_health;
+mod worker_rank;
 mod worker_registry;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use super::boot_ids::ROOT_SEPARATOR;
 use super::event::Now;
 use super::worker_health::WorkerHealth;
+use super::worker_rank::rank;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{
     DrainInfo, PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus,
@@ -41,15 +42,6 @@ pub(super) struct WorkerRegistry {
     pub(super) health: WorkerHealth,
     /// Changes when the set of workers that accept work changes.
     version: u64,
-}
-
-/// A pseudo-random order of workers that never changes.
-pub(super) fn rank(id: &WorkerId, salt: u32) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(id.as_str().as_bytes()).update(&salt.to_le_bytes());
-    let mut first = [0; 8];
-    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-    u64::from_le_bytes(first)
 }
 
 /// The length of the longest of `paths` that holds `path`.
