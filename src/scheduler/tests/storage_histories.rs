@@ -1,8 +1,10 @@
 //! Random histories of agents, mounts and masters against the table of storages.
 
 use super::storage_world::{StorageWorld, id_of, path, storage_id};
+use crate::scheduler::storage_table::StorageTable;
 use crate::wire::storage::StorageDeclaration;
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 const AGENTS: usize = 6;
 
@@ -105,5 +107,66 @@ proptest! {
         let before = answers(&world);
         world.pump();
         prop_assert_eq!(before, answers(&world));
+    }
+}
+
+/// Each value in a document, replaced by another one.
+fn with_one_value_replaced(document: &Value, by: &Value) -> Vec<Value> {
+    let mut found = vec![by.clone()];
+    match document {
+        Value::Object(members) => {
+            for (name, value) in members {
+                for other in with_one_value_replaced(value, by) {
+                    let mut copy = members.clone();
+                    copy[name] = other;
+                    found.push(Value::Object(copy));
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (at, value) in items.iter().enumerate() {
+                for other in with_one_value_replaced(value, by) {
+                    let mut copy = items.clone();
+                    copy[at] = other;
+                    found.push(Value::Array(copy));
+                }
+            }
+        }
+        _ => {}
+    }
+    found
+}
+
+#[test]
+fn a_damaged_record_is_refused_or_read_and_the_views_are_compared_again() {
+    let mut world = world();
+    for at in [0, 1, 3] {
+        world.agents[at].declared = Some(StorageDeclaration::Storage(storage_id("x")));
+    }
+    world.pump();
+    let records = world.records.clone();
+    for (key, value) in &records {
+        let document = serde_json::from_slice(value).unwrap();
+        for by in
+            [Value::Null, json!(true), json!(0), json!(2), json!(u64::MAX), json!("x"), json!([2])]
+        {
+            for damaged in with_one_value_replaced(&document, &by) {
+                let mut table = StorageTable::default();
+                let mut is_refused = false;
+                for (other, value) in &records {
+                    let text = if other == key { damaged.to_string() } else { String::new() };
+                    let value = if other == key { text.as_bytes() } else { value };
+                    is_refused |= table.load(other, value).is_err();
+                }
+                if !is_refused {
+                    world.table = table;
+                    (0..AGENTS).for_each(|at| world.restart(at));
+                    world.pump();
+                }
+            }
+        }
+    }
+    for key in ["n/", "n/x", "n/18446744073709551615", "y/w0", "y//", "y/w0/x", "z/1", ""] {
+        assert!(StorageTable::default().load(key, b"{}").is_err(), "{key}");
     }
 }
