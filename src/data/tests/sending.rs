@@ -29,9 +29,13 @@ impl FrameSink for ChannelSink {
 
 /// A source file being sent, of which the first piece has left.
 fn start_sending(world: &TestBed, name: &str) -> (mpsc::Receiver<Bytes>, SendingThread) {
-    let (to, mut from) = mpsc::channel(1);
     let source = tree(&world.src());
     let entry = source.entry(&rel(name)).unwrap();
+    start_sending_from(source, entry)
+}
+
+fn start_sending_from(source: Tree, entry: Entry) -> (mpsc::Receiver<Bytes>, SendingThread) {
+    let (to, mut from) = mpsc::channel(1);
     let sending = std::thread::spawn(move || {
         let mut to = ChannelSink(to);
         let mut feed = FrameWriter::new(
@@ -79,6 +83,48 @@ fn a_source_that_changes_while_it_is_sent_is_aborted() {
         };
         assert_eq!(error.class, ErrorClass::Changed, "{name}");
         assert!(all.ends_with(&[&frame::abort()[..], &frame::end(1)].concat()), "{name}");
+    }
+    runtime.block_on(world.shut_down());
+}
+
+fn open_to_write(path: &Path) -> fs::File {
+    fs::OpenOptions::new().write(true).open(path).unwrap()
+}
+
+#[test]
+fn a_copy_that_is_damaged_while_a_relay_sends_it_is_aborted() {
+    use std::os::unix::fs::FileExt as _;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let world = runtime.block_on(TestBed::new());
+    type Change = fn(&Path);
+    let changes: [(&str, Change, bool); 4] = [
+        ("cut", |p| open_to_write(p).set_len(10).unwrap(), true),
+        ("rewritten", |p| open_to_write(p).write_all_at(b"other", 7 << 20).unwrap(), true),
+        // The content is right all the same.
+        ("grown", |p| open_to_write(p).write_all_at(b"x", 8 << 20).unwrap(), false),
+        ("linked", |p| fs::hard_link(p, p.with_extension("2")).unwrap(), false),
+    ];
+    for (name, change, is_damage) in changes {
+        let content = vec![1; 8 << 20];
+        world.write(name, &content);
+        let relay = tree(&world.src()).for_relay();
+        let digest = Some(blake3::hash(&content).into());
+        let entry = Entry { digest, ..relay.entry(&rel(name)).unwrap() };
+        let (mut from, sending) = start_sending_from(relay, entry);
+        change(&world.src().join(name));
+        let mut all = Vec::new();
+        while let Some(piece) = from.blocking_recv() {
+            all.extend(piece);
+        }
+        let sent_files = sending.join().unwrap().unwrap();
+        match sent_files.as_slice() {
+            [SentFile::Aborted(error)] if is_damage => {
+                assert_eq!(error.class, ErrorClass::Damaged, "{name}");
+                assert!(all.ends_with(&[&frame::abort()[..], &frame::end(1)].concat()), "{name}");
+            }
+            [SentFile::Complete(_)] if !is_damage => {}
+            other => panic!("{name}: {other:?}"),
+        }
     }
     runtime.block_on(world.shut_down());
 }
