@@ -9,7 +9,7 @@ use crate::wire::options::SyncOptions;
 use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::task::{TaskReport, WorkItem};
 use crate::wire::{BytePath, Digest, RelPath};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// An entry that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +124,17 @@ impl<'a> BatchOutcome<'a> {
         let done = self.outcomes.iter().flatten().flatten();
         for (entry, EntryDone { file, .. }) in batch.entries.iter_mut().zip(done) {
             entry.digest = file.relay_digest.or(entry.digest.filter(|_| is_relay));
+        }
+        // The first name of a file was read, and the others were linked to it.
+        let linked = |entry: &Entry| {
+            entry
+                .digest
+                .filter(|_| entry.is_hardlinked)
+                .map(|digest| (entry.hardlink_key(), digest))
+        };
+        let digests: HashMap<u64, Digest> = batch.entries.iter().filter_map(linked).collect();
+        for entry in batch.entries.iter_mut().filter(|entry| entry.is_hardlinked) {
+            entry.digest = entry.digest.or(digests.get(&entry.hardlink_key()).copied());
         }
         (!batch.entries.is_empty()).then(|| copy_item(&batch))
     }
@@ -316,6 +327,41 @@ mod tests {
         let report = outcome.into_report(&SyncOptions::default());
         assert_eq!((report.warnings["owner"].count, report.bytes_sent), (1, 2));
         assert_eq!(report.actions[&EntryAction::Create], Tally { count: 1, bytes: 5 });
+    }
+
+    #[test]
+    fn a_held_batch_has_the_digests_of_what_was_read_for_all_names_of_a_file() {
+        let name = |path: &str, ino| Entry {
+            is_hardlinked: true,
+            version: FileVersion { ino, ..FileVersion::default() },
+            digest: Some(Digest([9; 32])),
+            ..file(path, 5)
+        };
+        let entries = vec![name("a", 1), name("b", 1), name("c", 2), file("d", 5), file("e", 5)];
+        let manifest = Manifest { dirs: vec![], entries };
+        let mut outcome = BatchOutcome::new(&manifest);
+        assert_eq!(outcome.held_batch(false), None);
+        let read = WrittenFile { relay_digest: Some(Digest([1; 32])), ..five_bytes() };
+        outcome.set_transferred(0, EntryAction::Create, read);
+        outcome.set_in_place(1, EntryAction::Create, five_bytes());
+        outcome.set_in_place(2, EntryAction::Skip, five_bytes());
+        outcome.set_failed(3, EntryError::new(b"d", None, "copy", "no"));
+        outcome.set_in_place(4, EntryAction::Skip, five_bytes());
+        let digests = |is_relay| {
+            let Some(WorkItem::Copy { manifest, .. }) = outcome.held_batch(is_relay) else {
+                panic!("nothing is held")
+            };
+            let entries = Manifest::decode(&manifest.0).unwrap().entries.into_iter();
+            entries
+                .map(|entry| (entry.path.to_string(), entry.digest.map(|digest| digest.0[0])))
+                .collect::<Vec<_>>()
+        };
+        let expect = |digests: [Option<u8>; 4]| {
+            ["a", "b", "c", "e"].map(str::to_owned).into_iter().zip(digests).collect::<Vec<_>>()
+        };
+        // An earlier digest counts where it is compared with what is sent: at a relay.
+        assert_eq!(digests(false), expect([Some(1), Some(1), None, None]));
+        assert_eq!(digests(true), expect([Some(1), Some(9), Some(9), None]));
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub(super) async fn copy_batch(
         match transferred.await {
             Ok(()) => {
                 let Assignment { options, relay, report_held, .. } = job.assignment;
-                let held = report_held.then(|| outcome.held_batch(relay.is_some())).flatten();
+                let reports_held = *report_held && !options.dry_run;
+                let held = reports_held.then(|| outcome.held_batch(relay.is_some())).flatten();
                 let report = TaskReport { held, ..outcome.into_report(options) };
                 return Ok(TaskOutcome::succeeded(report));
             }
