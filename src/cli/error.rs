@@ -59,13 +59,12 @@ impl CliError {
         self
     }
 
-    /// The text to print, with the exit code in its last line.
+    /// The text to print, with the exit code in its last line. Further lines of a message are indented, so that no text
+    /// of a document looks like another error.
     pub(super) fn render(&self) -> String {
-        let mut text = format!("error: {}", sanitize(&self.message));
-        for line in self.notes.iter().chain(&self.hint) {
-            text.push_str(&format!("\n  {}", sanitize(line)));
-        }
-        format!("{text}   (exit {})", self.exit.code())
+        let texts = [&self.message].into_iter().chain(&self.notes).chain(&self.hint);
+        let lines: Vec<String> = texts.flat_map(|text| text.lines()).map(sanitize).collect();
+        format!("error: {}   (exit {})", lines.join("\n  "), self.exit.code())
     }
 
     /// The last line on standard error with `-o json`.
@@ -173,6 +172,30 @@ mod tests {
             assert_eq!(lost.exit, Exit::Unreachable);
             assert!(lost.message.starts_with("the request may have been carried out"), "{lost:?}");
             assert_eq!(lost.hint, None, "the command adds how to find out");
+        }
+    }
+
+    #[test]
+    fn an_ambiguous_path_is_a_conflict_with_a_line_for_each_storage() {
+        let detail = "DST /scratch is several storages:\ns-1: gpu-1\ns-2: gpu-2\x1b";
+        let problem = Problem::new(ProblemCode::AmbiguousStorage, detail)
+            .with_hint("one of them: gpu-1:/scratch\neach of them: 'gpu-*:/scratch'");
+        let e = ClientError::Problem { problem: Box::new(problem), retry_after: None };
+        assert_eq!(
+            CliError::from(e).render(),
+            "error: DST /scratch is several storages:\n  s-1: gpu-1\n  s-2: gpu-2\\#033\n  \
+             one of them: gpu-1:/scratch\n  each of them: 'gpu-*:/scratch'   (exit 6)"
+        );
+        for (code, exit) in [
+            (ProblemCode::SameStorage, 6),
+            (ProblemCode::SeveralSources, 6),
+            (ProblemCode::NotSeveralDestinations, 6),
+            (ProblemCode::NoMatchingWorker, 2),
+            (ProblemCode::StorageNotFound, 3),
+        ] {
+            let problem = Box::new(Problem::new(code, "x"));
+            let e = ClientError::Problem { problem, retry_after: None };
+            assert_eq!(CliError::from(e).exit.code(), exit, "{code:?}");
         }
     }
 

@@ -55,10 +55,11 @@ exit_codes! {
     CopyStopped = 8, "a guard stopped a mirror before it copied (empty source …)";
     /// The sync was cancelled or deleted during the wait.
     Cancelled = 20, "the sync was cancelled or deleted during the wait";
-    /// The sync, worker or path does not exist.
-    NotFound = 3, "the sync, worker or path (SRC) does not exist";
-    /// The id is taken, or the state of the sync does not allow the command.
-    Conflict = 6, "the id is taken, or the state of the sync does not allow it";
+    /// The sync, worker, storage or path does not exist.
+    NotFound = 3, "the sync, worker, storage or path (SRC) does not exist";
+    /// The id is taken, the state of the sync does not allow the command, or a path is another storage on different
+    /// workers.
+    Conflict = 6, "the id is taken, the sync's state does not allow it, or a path is ambiguous";
     /// No master can be reached, or it can't answer now; a later attempt may succeed.
     Unreachable = 5, "the master can't be reached or can't answer now; try later";
     /// The sync failed as a whole or copied nothing, and a retry without a change fails again.
