@@ -6,7 +6,8 @@ use crate::config::LogFormat;
 use crate::util::units;
 use crate::wire::entry_report::FileState;
 use crate::wire::sync::SyncState;
-use crate::wire::{RequestId, WorkerId};
+use crate::wire::worker_selector::WorkerSelector;
+use crate::wire::{RequestId, StorageId, WorkerId};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -66,10 +67,19 @@ pub(super) struct GlobalArgs {
     pub(super) request_timeout: Duration,
 }
 
+impl GlobalArgs {
+    /// Whether results are text for people, which is neither JSON nor just ids.
+    pub(super) fn is_text(&self) -> bool {
+        self.output != OutputFormat::Json && !self.quiet
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OutputFormat {
     /// For people.
     Table,
+    /// As `table`, with more columns, and not fitted to the terminal.
+    Wide,
     /// The API's documents, unchanged.
     Json,
 }
@@ -100,6 +110,9 @@ pub(super) enum Command {
     /// List, drain and forget workers
     #[command(subcommand, visible_alias = "worker")]
     Workers(WorkersCommand),
+    /// Show the storages that workers see, and how it is known which are the same
+    #[command(subcommand, visible_alias = "storages")]
+    Storage(StorageCommand),
     /// Repair and maintenance commands
     #[command(subcommand)]
     Admin(AdminCommand),
@@ -269,10 +282,8 @@ pub(super) enum SyncCommand {
     Set {
         #[command(flatten)]
         syncs: SyncIdArgs,
-        /// Send no more than this from now on, all agents together, e.g. 100MiB/s; `none` or 0: as much as
-        /// they can
-        #[arg(long, value_name = "RATE", value_parser = parse_bwlimit, required = true)]
-        bwlimit: Bwlimit,
+        #[command(flatten)]
+        change: SyncChangeArgs,
     },
     /// Submit failed or cancelled syncs again, each under a new id; files already copied are skipped
     Retry {
@@ -317,6 +328,19 @@ pub(super) enum SyncCommand {
     },
     /// Compare a destination, mounted here, with the digests of its files; the source is not needed
     Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(super) struct SyncChangeArgs {
+    /// Send no more than this from now on, all agents together, e.g. 100MiB/s; `none` or 0: as much as
+    /// they can
+    #[arg(long, value_name = "RATE", value_parser = parse_bwlimit)]
+    pub(super) bwlimit: Option<Bwlimit>,
+    /// Copy to what these workers see at the destination path as well: ids, patterns and labels, e.g.
+    /// gpu-9,'gpu-1*',@rack=3
+    #[arg(long, value_name = "WORKERS", value_delimiter = ',')]
+    pub(super) add_destination: Vec<WorkerSelector>,
 }
 
 #[derive(Debug, Args)]
@@ -465,6 +489,18 @@ pub(super) enum WorkersCommand {
     Undrain(WorkerIdArgs),
     /// Forget workers that have stopped or send no heartbeats: their tasks go to others
     Forget(WorkerIdArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StorageCommand {
+    /// Show all storages; `-o wide` names all workers
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one storage with its workers
+    Show {
+        /// The storage's id
+        id: StorageId,
+    },
 }
 
 #[derive(Debug, Subcommand)]

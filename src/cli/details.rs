@@ -1,5 +1,6 @@
 //! One sync or one worker in full, as `Key: value` lines.
 
+use super::destinations::{complete_count, destination_lines};
 use super::options::to_cli_args;
 use super::progress::percent_done;
 use super::sanitize::sanitize;
@@ -8,7 +9,7 @@ use super::sync_text::{
     mapping_example, or_dash, outcome_label, readback_text, sent_text,
 };
 use super::table_layout::{Column, render_table};
-use super::tables::{age_text, storage_text};
+use super::tables::{age_text, labels_text};
 use crate::util::units;
 use crate::wire::StorageId;
 use crate::wire::sync::{SyncPhase, SyncProgress};
@@ -18,18 +19,18 @@ use std::time::Duration;
 
 /// The values of one key each, aligned.
 #[derive(Default)]
-struct Details(Vec<(&'static str, String)>);
+pub(super) struct Details(Vec<(&'static str, String)>);
 
 impl Details {
-    fn add(&mut self, key: &'static str, value: impl Into<String>) {
+    pub(super) fn add(&mut self, key: &'static str, value: impl Into<String>) {
         self.0.push((key, value.into()));
     }
 
-    fn add_some(&mut self, key: &'static str, value: Option<String>) {
+    pub(super) fn add_some(&mut self, key: &'static str, value: Option<String>) {
         self.0.extend(value.map(|value| (key, value)));
     }
 
-    fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let line = |(key, value): &(&str, String)| format!("{:<13}{value}\n", format!("{key}:"));
         self.0.iter().map(line).collect()
     }
@@ -48,7 +49,14 @@ pub(super) fn worker_details(worker: &WorkerView, now: Timestamp) -> String {
     let receiving = units::pluralize(worker.incoming_requests.into(), "request", "requests");
     details.add("Receiving", receiving);
     details.add("Slots", or_dash(worker.slots.map(|n| n.to_string())));
-    details.add("Storage", storage_text(worker));
+    for path in &worker.storage_paths {
+        // The keys are displayed paths.
+        let key = path.to_string();
+        let free = or_dash(worker.free_bytes.get(&key).map(|n| units::format_bytes(*n)));
+        let storage = worker.storage_ids.get(&key).map(|id| format!(", storage {id}"));
+        details.add("Storage", format!("{path} ({free}){}", storage.unwrap_or_default()));
+    }
+    details.add_some("Labels", labels_text(&worker.labels));
     details.add("Version", or_dash(worker.agent_version.as_deref().map(sanitize)));
     details.add_some("Reason", worker.reason.as_deref().map(sanitize));
     for path in &worker.unavailable_paths {
@@ -124,6 +132,10 @@ pub(super) fn sync_details(sync: &SyncProgress, now: Timestamp) -> String {
     details.add("Started", or_dash(sync.started_at.map(format_time)));
     details.add("Updated", format_time(sync.updated_at));
     details.add("Ended", or_dash(sync.ended_at.map(format_time)));
+    details.add_some(
+        "Complete",
+        complete_count(sync).map(|(complete, all)| format!("{complete} of {all} destinations")),
+    );
     details.add("Progress", or_dash(percent_done(sync).map(|p| format!("{p:.1} %"))));
     let [sent, skipped, total] =
         [sync.transferred_bytes, sync.bytes_skipped, sync.total_bytes].map(units::format_bytes);
@@ -162,6 +174,12 @@ pub(super) fn sync_details(sync: &SyncProgress, now: Timestamp) -> String {
         details.add("Unverified", format!("{tasks}, reported done without evidence"));
     }
     let mut text = details.render();
+    if !sync.destinations.is_empty() {
+        text.push_str("Destinations:\n");
+        for line in destination_lines(sync) {
+            text.push_str(&format!("  {line}\n"));
+        }
+    }
     if !sync.detail.is_empty() {
         text.push_str("Workers:\n");
         for (worker, activity) in &sync.detail {

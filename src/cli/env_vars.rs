@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn an_invalid_variable_is_reported_with_the_valid_values() {
         for (name, part) in [
-            ("CTL_OUTPUT", "must be one of table, json"),
+            ("CTL_OUTPUT", "must be one of table, wide, json"),
             ("CTL_PROGRESS", "must be one of auto, tty, plain, none"),
             ("CTL_WORKER_ID", "must be 1 to 128 characters"),
             ("CTL_LOG_FORMAT", "must be one of text, json"),

@@ -73,7 +73,9 @@ pub(super) async fn print_items(
         let mut body = client.download_files(&sync.id, &[]).await.map_err(record_error)?;
         match ctx.global.output {
             OutputFormat::Json => stream_to_stdout(&mut body).await?,
-            OutputFormat::Table => print_records(&mut body, write_item).await?,
+            OutputFormat::Table | OutputFormat::Wide => {
+                print_records(&mut body, write_item).await?
+            }
         }
     }
     Ok(())

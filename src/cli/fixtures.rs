@@ -5,6 +5,7 @@ pub(super) use crate::wire::testing::sync_progress as sync;
 use crate::client::{ClientOptions, MasterClient};
 use crate::wire::AbsPath;
 use crate::wire::outcome::{EntryError, ErrorClass, Side};
+use crate::wire::sync::{DestinationProgress, SyncState};
 use crate::wire::testing::worker_view;
 use crate::wire::worker::WorkerView;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +24,28 @@ pub(super) fn error(path: &str, operation: &str, errno: Option<&str>, message: &
         attempt: 1,
         class: ErrorClass::Permanent,
         ..EntryError::new(path.as_bytes(), side, operation, message)
+    }
+}
+
+/// A destination of 100 bytes in 10 files on the worker `id`, of which `percent` have arrived.
+pub(super) fn destination(id: &str, state: SyncState, percent: u64) -> DestinationProgress {
+    let percent = percent.min(100);
+    DestinationProgress {
+        request_id: format!("x.{id}").parse().unwrap(),
+        storage_id: format!("s-{id}").parse().unwrap(),
+        workers: vec![id.parse().unwrap()],
+        state,
+        outcome: None,
+        transferred_bytes: percent,
+        total_bytes: 100,
+        bytes_skipped: 0,
+        rate: (state == SyncState::Progress).then_some(1 << 20),
+        files_total: 10,
+        files_done: percent / 10,
+        files_skipped: 0,
+        failures: 0,
+        integrity_errors: 0,
+        reason: None,
     }
 }
 

@@ -159,7 +159,7 @@ pub(super) fn print_sync_end(
     exit: Exit,
     next: &NextSteps,
 ) -> Result<()> {
-    if ctx.global.output == OutputFormat::Table && !ctx.global.quiet {
+    if ctx.global.is_text() {
         console::write_data(outcome_report::result_text(sync).as_bytes())?;
     }
     let notes = if ctx.global.quiet { Vec::new() } else { outcome_report::note_lines(sync) };

@@ -2,10 +2,10 @@
 //! layer that prints.
 //!
 //! - Arguments: [`args`], `options`, `env_vars`, `files_from`, `path_args`; `flag_names` and `rsync_options` explain errors
-//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `admin`, `config`, `info`
+//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `storages`, `admin`, `config`, `info`
 //! - Processes: `master`, `agent` and `copy`, on `service`
 //! - Several ids: `resource`; waiting: `follow`, `wait`, `signals`, [`progress`]
-//! - Text: `tables`, `details` and `outcome_report`, on `sync_text`, `table_layout` and `sanitize`
+//! - Text: `tables`, `details`, `destinations` and `outcome_report`, on `sync_text`, `table_layout` and `sanitize`
 //! - Results: `console` writes them, `error` holds what ends a command early, [`exit`] the codes
 
 mod admin;
@@ -15,6 +15,7 @@ mod b3sum;
 mod config;
 mod console;
 mod copy;
+mod destinations;
 mod details;
 mod env_vars;
 mod error;
@@ -36,6 +37,7 @@ mod rsync_options;
 mod sanitize;
 mod service;
 mod signals;
+mod storages;
 mod submit;
 mod sync;
 mod sync_text;
@@ -96,8 +98,8 @@ impl Context {
     fn print(&self, document: &[u8], quiet: &str, text: &str) -> Result<()> {
         console::write_data(match self.global.output {
             OutputFormat::Json => document,
-            OutputFormat::Table if self.global.quiet => quiet.as_bytes(),
-            OutputFormat::Table => text.as_bytes(),
+            _ if self.global.quiet => quiet.as_bytes(),
+            OutputFormat::Table | OutputFormat::Wide => text.as_bytes(),
         })
     }
 }
@@ -150,6 +152,7 @@ fn run(ctx: &Context, command: Command) -> Result<Exit> {
             Command::Admin(command) => admin::run(ctx, command).await,
             Command::Config(command) => config::run(ctx, command),
             Command::Sync(command) => run_sync_command(ctx, command).await,
+            Command::Storage(command) => storages::run(ctx, command).await,
             Command::Workers(command) => workers::run(ctx, command).await,
             Command::Completion { shell } => info::print_completion(shell),
             Command::Version => info::print_version(ctx),
@@ -165,7 +168,7 @@ async fn run_sync_command(ctx: &Context, command: SyncCommand) -> Result<Exit> {
         SyncCommand::Submit(args) => submit::run(ctx, *args).await,
         SyncCommand::Status(args) => sync::show_status(ctx, args).await,
         SyncCommand::Wait(args) => sync::wait_for_syncs(ctx, args).await,
-        SyncCommand::Set { syncs, bwlimit } => sync::set_bwlimit(ctx, syncs.ids, bwlimit).await,
+        SyncCommand::Set { syncs, change } => sync::change(ctx, syncs.ids, change).await,
         SyncCommand::Retry { syncs, failed_only } => sync::retry(ctx, syncs.ids, failed_only).await,
         SyncCommand::Pause(syncs) => sync::set_paused(ctx, syncs.ids, true).await,
         SyncCommand::Resume(syncs) => sync::set_paused(ctx, syncs.ids, false).await,

@@ -1,6 +1,7 @@
 //! The report on a sync that has ended: one line of result (a table after a dry run), warnings, then the failures grouped
 //! by cause, each with the next step.
 
+use super::destinations::{complete_count, incomplete_lines};
 use super::exit::{Exit, root_error};
 use super::sanitize::sanitize;
 use super::sync_text::{
@@ -62,6 +63,9 @@ pub(super) fn result_text(sync: &SyncProgress) -> String {
     }
     if let Some(readback) = readback_text(sync) {
         line.push_str(&format!("; {readback}"));
+    }
+    if let Some((complete, all)) = complete_count(sync) {
+        line.push_str(&format!("; {complete} of {all} destinations complete"));
     }
     if sync.unverified > 0 {
         let tasks = units::pluralize(sync.unverified, "task", "tasks");
@@ -132,6 +136,11 @@ pub(super) fn problem_lines(sync: &SyncProgress, exit: Exit, next: &NextSteps) -
         return reason.chain(no_transfer).collect();
     }
     let mut lines = failure_lines(sync, &next.list_failures);
+    let destinations = incomplete_lines(sync);
+    if !destinations.is_empty() {
+        lines.push("  destinations that are not complete:".to_owned());
+        lines.extend(destinations.into_iter().map(|line| format!("    {line}")));
+    }
     // An error of SRC or DST itself is printed already.
     let printed = root_error(sync).map(|error| &error.message);
     if let Some(reason) = sync.reason.as_ref().filter(|reason| printed != Some(*reason)) {

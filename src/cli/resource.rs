@@ -133,9 +133,9 @@ pub(super) async fn for_each_resource<T: NamedResource>(
     let exit = try_each(ctx, &client, &ids, act, |result| {
         let Some((text, body)) = result else { return Ok(()) };
         bodies.push(body);
-        match ctx.global.output {
-            OutputFormat::Table if !ctx.global.quiet => console::write_data(text.as_bytes()),
-            _ => Ok(()),
+        match ctx.global.is_text() {
+            true => console::write_data(text.as_bytes()),
+            false => Ok(()),
         }
     })
     .await?;

@@ -92,7 +92,7 @@ pub(super) async fn run(ctx: &Context, args: SubmitArgs) -> Result<Exit> {
     }
     match ctx.global.output {
         _ if !ctx.global.quiet => console::print_note(&text),
-        OutputFormat::Table => console::write_data(id.as_str().as_bytes())?,
+        OutputFormat::Table | OutputFormat::Wide => console::write_data(id.as_str().as_bytes())?,
         OutputFormat::Json => {}
     }
     let options = WaitOptions { submitted_here: true, record_outputs, exit_code: args.exit_code };

@@ -1,6 +1,6 @@
 //! `ctl sync …`: status (one sync, or the list of all), wait, set, retry, pause, resume, reassign, cancel, delete.
 
-use super::args::{Bwlimit, OutputFormat, StatusArgs, WaitArgs};
+use super::args::{OutputFormat, StatusArgs, SyncChangeArgs, WaitArgs};
 use super::error::Result;
 use super::exit::Exit;
 use super::follow::{WaitOptions, next_steps, wait_and_report};
@@ -76,21 +76,35 @@ fn details_text(ctx: &Context, sync: &SyncProgress) -> String {
     text
 }
 
-pub(super) async fn set_bwlimit(
+pub(super) async fn change(
     ctx: &Context,
     ids: Vec<RequestId>,
-    bwlimit: Bwlimit,
+    change: SyncChangeArgs,
 ) -> Result<Exit> {
-    let patch = SyncPatch { bwlimit: Some(bwlimit.0), ..SyncPatch::default() };
+    let SyncChangeArgs { bwlimit, add_destination } = change;
+    let patch =
+        SyncPatch { bwlimit: bwlimit.map(|limit| limit.0), add_destinations: add_destination };
     for_each_resource(ctx, ids, async |client: &MasterClient, id: &RequestId| {
         let reply = client.update_sync(id, &patch).await?;
-        let text = match reply.bwlimit.map(|limit| units::format_rate(limit as f64)) {
-            Some(limit) => format!("Sync {id} sends at most {limit} from now on"),
-            None => format!("Sync {id} has no limit of its own from now on"),
-        };
-        Ok(Some((text, reply.body)))
+        Ok(Some((changed_text(id, &patch, &reply), reply.body)))
     })
     .await
+}
+
+/// A line for each change that was asked for.
+fn changed_text(id: &RequestId, patch: &SyncPatch, sync: &SyncProgress) -> String {
+    let limit = patch.bwlimit.map(|_| match sync.bwlimit {
+        Some(limit) => {
+            let limit = units::format_rate(limit as f64);
+            format!("Sync {id} sends at most {limit} from now on")
+        }
+        None => format!("Sync {id} has no limit of its own from now on"),
+    });
+    let added = (!patch.add_destinations.is_empty()).then(|| {
+        let all = units::pluralize(sync.destinations.len() as u64, "destination", "destinations");
+        format!("Sync {id} copies to {all} from now on")
+    });
+    limit.into_iter().chain(added).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool) -> Result<Exit> {
@@ -116,7 +130,7 @@ pub(super) async fn retry(ctx: &Context, ids: Vec<RequestId>, failed_only: bool)
         Ok(Some((text, reply.body)))
     };
     let exit = for_each_resource(ctx, ids, retry).await?;
-    if ctx.global.quiet && ctx.global.output == OutputFormat::Table {
+    if ctx.global.quiet && ctx.global.output != OutputFormat::Json {
         console::write_data(new_ids.take().as_bytes())?;
     }
     Ok(exit)
@@ -179,4 +193,29 @@ pub(super) async fn delete(
         Ok(Some((format!("Sync {id} {state}; copied files stay"), reply.body)))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::fixtures::{self, destination};
+
+    #[test]
+    fn a_change_is_confirmed_by_a_line_for_each_part_of_it() {
+        let id: RequestId = "x".parse().unwrap();
+        let limited = SyncProgress { bwlimit: Some(1 << 20), ..fixtures::sync("x") };
+        let limit = SyncPatch { bwlimit: Some(Some(1 << 20)), ..SyncPatch::default() };
+        assert_eq!(
+            changed_text(&id, &limit, &limited),
+            "Sync x sends at most 1.0 MiB/s from now on"
+        );
+        let destinations = vec![destination("w1", SyncState::Progress, 1)];
+        let sync = SyncProgress { destinations, ..fixtures::sync("x") };
+        let add_destinations = vec!["gpu-9".parse().unwrap()];
+        let both = SyncPatch { bwlimit: Some(None), add_destinations };
+        assert_eq!(
+            changed_text(&id, &both, &sync),
+            "Sync x has no limit of its own from now on\nSync x copies to 1 destination from now on"
+        );
+    }
 }

@@ -28,6 +28,32 @@ pub(super) fn display_id(sync: &SyncProgress) -> &str {
     sync.short_id.as_deref().unwrap_or(sync.request_id.as_str())
 }
 
+/// The highest percentage before the end.
+const MAX_PERCENT_BEFORE_END: f64 = 99.9;
+
+/// The percentage of the bytes, or without bytes of the files, that are done (each: done and total). `None` during the
+/// scan; below 100 until it is complete.
+pub(super) fn percent_of(
+    scan_done: bool,
+    is_complete: bool,
+    bytes: (u64, u64),
+    files: (u64, u64),
+) -> Option<f64> {
+    if !scan_done {
+        return None;
+    }
+    if is_complete {
+        return Some(100.0);
+    }
+    let (done, total) = if bytes.1 > 0 { bytes } else { files };
+    if total == 0 {
+        return Some(0.0);
+    }
+    // Rounded down: 99.96 must not be shown as 100.0.
+    let percent = (done as f64 / total as f64 * 1000.0).floor() / 10.0;
+    Some(percent.min(MAX_PERCENT_BEFORE_END))
+}
+
 /// More selectors in an address are only counted.
 const MAX_SHOWN_SELECTORS: usize = 8;
 
@@ -67,7 +93,12 @@ pub(super) fn mapping_example(source: &AbsPath, destination: &AbsPath) -> String
 
 /// What the state does not say of how a sync ended.
 pub(super) fn outcome_label(sync: &SyncProgress) -> Option<&'static str> {
-    match sync.outcome? {
+    outcome_text(sync.outcome?)
+}
+
+/// What a final state does not say of an outcome.
+pub(super) fn outcome_text(outcome: SyncOutcome) -> Option<&'static str> {
+    match outcome {
         SyncOutcome::Partial => Some("partial"),
         SyncOutcome::VanishedOnly => Some("files vanished or kept changing"),
         SyncOutcome::DeleteStopped => Some("copied, deletion stopped"),

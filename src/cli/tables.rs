@@ -9,6 +9,7 @@ use crate::util::units;
 use crate::wire::leader::MasterRole;
 use crate::wire::sync::{SyncProgress, SyncState};
 use crate::wire::worker::{WorkerList, WorkerView};
+use crate::wire::worker_selector::Labels;
 use jiff::Timestamp;
 use std::time::Duration;
 
@@ -97,6 +98,27 @@ pub(super) fn worker_table(list: &WorkerList, width: Option<usize>, now: Timesta
     render_table(&WORKER_COLUMNS, rows.collect(), width)
 }
 
+/// As [`worker_table`], with labels and versions, and not fitted to a terminal.
+pub(super) fn wide_worker_table(list: &WorkerList, now: Timestamp) -> String {
+    let mut columns = WORKER_COLUMNS.to_vec();
+    let reason = columns.len() - 1;
+    columns.splice(reason..reason, [Column::new("LABELS"), Column::new("VERSION")]);
+    let rows = list.active.iter().chain(&list.inactive).map(|worker| {
+        let mut row = worker_row(worker, now);
+        let labels = or_dash(labels_text(&worker.labels));
+        let version = or_dash(worker.agent_version.as_deref().map(sanitize));
+        row.splice(reason..reason, [labels, version]);
+        row
+    });
+    render_table(&columns, rows.collect(), None)
+}
+
+/// `rack=3, zone=b`; `None` without labels.
+pub(super) fn labels_text(labels: &Labels) -> Option<String> {
+    let all = labels.iter().map(|(key, value)| format!("{}={}", sanitize(key), sanitize(value)));
+    Some(all.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
+}
+
 fn worker_row(worker: &WorkerView, now: Timestamp) -> Vec<String> {
     let endpoints = worker.data_plane_endpoints.iter().map(|endpoint| match &endpoint.iface {
         Some(iface) => format!("{}%{}", sanitize(&endpoint.authority()), sanitize(iface)),
@@ -119,7 +141,7 @@ fn worker_row(worker: &WorkerView, now: Timestamp) -> Vec<String> {
 }
 
 /// The storage paths, each with its free bytes.
-pub(super) fn storage_text(worker: &WorkerView) -> String {
+fn storage_text(worker: &WorkerView) -> String {
     let paths = worker.storage_paths.iter().map(|path| {
         // The keys are displayed paths.
         let free = worker.free_bytes.get(&path.to_string()).map(|n| units::format_bytes(*n));

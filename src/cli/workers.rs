@@ -1,6 +1,6 @@
 //! `ctl workers …`.
 
-use super::args::WorkersCommand;
+use super::args::{OutputFormat, WorkersCommand};
 use super::error::Result;
 use super::exit::Exit;
 use super::resource::for_each_resource;
@@ -23,7 +23,10 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit> 
             let list = ctx.new_client()?.list_workers().await?;
             let all = list.active.iter().chain(&list.inactive);
             let ids: String = all.map(|worker| format!("{}\n", worker.worker_id)).collect();
-            let table = tables::worker_table(&list, terminal_width(), Timestamp::now());
+            let table = match ctx.global.output {
+                OutputFormat::Wide => tables::wide_worker_table(&list, Timestamp::now()),
+                _ => tables::worker_table(&list, terminal_width(), Timestamp::now()),
+            };
             ctx.print(&list.body, &ids, &table)?;
         }
         WorkersCommand::Show { id } => {

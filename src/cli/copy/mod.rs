@@ -78,7 +78,7 @@ pub(super) async fn run(ctx: &Context, args: CopyArgs) -> Result<Exit> {
         service::raise_open_file_limit()?;
     }
     let mut signals = signals::listen_for_signals()?;
-    if !ctx.global.quiet && ctx.global.output == OutputFormat::Table {
+    if ctx.global.is_text() {
         let (from, to) = (&paths.source, &paths.destination);
         let verb = if request.options.dry_run { "Comparing" } else { "Copying" };
         let example = match paths.source_is_dir {

@@ -56,6 +56,35 @@ fn the_sides_of_a_sync_are_shown_with_their_workers_and_storages() {
 }
 
 #[test]
+fn the_destinations_of_a_sync_are_listed() {
+    let destinations = vec![
+        fixtures::destination("gpu-1", SyncState::Progress, 50),
+        fixtures::destination("gpu-2", SyncState::Completed, 100),
+    ];
+    let text =
+        sync_details(&SyncProgress { destinations, scan_done: true, ..fixtures::sync("x") }, now());
+    assert!(text.contains("Complete:    1 of 2 destinations\n"), "{text}");
+    assert!(text.contains("Destinations:\n  gpu-1  PROGRESS   50 %"), "{text}");
+    assert!(!sync_details(&fixtures::sync("x"), now()).contains("Complete"));
+}
+
+#[test]
+fn a_worker_is_shown_with_its_labels_and_the_storage_of_each_path() {
+    let mut worker = fixtures::worker("st-02", true);
+    worker.labels =
+        [("rack".to_owned(), "3".to_owned()), ("gpu".to_owned(), "h100".to_owned())].into();
+    worker.storage_ids = [("/arch".to_owned(), "lustre-1".parse().unwrap())].into();
+    let text = worker_details(&worker, now());
+    for line in [
+        "Storage:     /arch (1.0 GiB), storage lustre-1",
+        "Storage:     /more (-)",
+        "Labels:      gpu=h100, rack=3",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} in {text}");
+    }
+}
+
+#[test]
 fn sync_details_have_one_key_per_line() {
     let text = sync_details(&fixtures::sync("x"), now());
     for line in text.lines() {

@@ -273,3 +273,21 @@ fn a_completed_sync_has_no_problem_lines() {
     let sync = SyncProgress { state: SyncState::Completed, ..fixtures::sync("x") };
     assert!(problem_lines(&sync, Exit::Ok, &next()).is_empty());
 }
+
+#[test]
+fn the_destinations_that_lack_something_are_listed_at_the_end() {
+    let destinations = vec![
+        fixtures::destination("gpu-1", SyncState::Failed, 50),
+        fixtures::destination("gpu-2", SyncState::Completed, 100),
+    ];
+    let sync = SyncProgress { destinations, scan_done: true, ..partial() };
+    assert!(
+        result_text(&sync).contains("; 1 of 2 destinations complete"),
+        "{}",
+        result_text(&sync)
+    );
+    let lines = problem_lines(&sync, Exit::Partial, &next());
+    let at = lines.iter().position(|line| line == "  destinations that are not complete:").unwrap();
+    assert!(lines[at + 1].starts_with("    gpu-1  FAILED  50 %"), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("gpu-2")), "{lines:?}");
+}

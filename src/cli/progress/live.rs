@@ -2,6 +2,7 @@
 
 use super::tracker::percent_done;
 use super::{ProgressEvent, ProgressMonitor, ProgressTracker};
+use crate::cli::destinations::destination_lines;
 use crate::cli::sanitize::sanitize;
 use crate::cli::sync_text::{display_id, eta_text, or_dash};
 use crate::cli::table_layout::{display_width, truncate_end, wrap_text};
@@ -137,6 +138,7 @@ fn render_lines(
             counts_text(sync),
         ],
     };
+    lines.extend(destination_lines(sync).into_iter().map(|line| format!("    {line}")));
     for line in &mut lines {
         *line = truncate_end(line, width);
     }
@@ -273,6 +275,23 @@ mod tests {
                 assert!(width >= MIN_BAR_COLUMNS || !line.contains('['), "{line}");
             }
         }
+    }
+
+    #[test]
+    fn each_destination_has_a_line_below_its_sync() {
+        let of = |id: &str, percent| fixtures::destination(id, SyncState::Progress, percent);
+        let destinations = (1..=10).map(|n| of(&format!("gpu-{n}"), n)).collect();
+        let sync = SyncProgress {
+            state: SyncState::Progress,
+            scan_done: true,
+            destinations,
+            ..fixtures::sync("run42")
+        };
+        let shown = lines(&sync, 70);
+        assert_eq!(shown.len(), 11, "{shown:?}");
+        assert!(shown[2].starts_with("    gpu-1  PROGRESS  1 %  1 B / 100 B"), "{shown:?}");
+        assert_eq!(shown[10], "    and 2 more: 2 PROGRESS 9 %…");
+        assert!(shown.iter().all(|line| line.chars().count() < 70), "{shown:?}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::tracker::percent_done;
 use super::{ProgressEvent, ProgressMonitor, ProgressTracker};
+use crate::cli::destinations::complete_count;
 use crate::cli::sanitize::sanitize;
 use crate::cli::sync_text::{format_time, or_dash};
 use crate::wire::RequestId;
@@ -99,6 +100,9 @@ pub(in crate::cli) fn progress_line(
         sync.failure_count(),
         sync.retries,
     );
+    if let Some((complete, all)) = complete_count(sync) {
+        line.push_str(&format!(" destinations={complete}/{all}"));
+    }
     if let Some(stalled) = tracker.stalled_for(sync, at) {
         line.push_str(&format!(" stalled_s={}", stalled.as_secs()));
     }
@@ -143,6 +147,20 @@ mod tests {
             "2026-02-03T14:10:52Z sync=run42 state=PROGRESS phase=SCANNING pct=- bytes=15/≥90 \
              rate_bps=- eta_s=- files=3/≥7 skipped=1 failed=1 retried=0"
         );
+    }
+
+    #[test]
+    fn a_line_counts_the_destinations_that_are_complete() {
+        let of = |id, state, percent| fixtures::destination(id, state, percent);
+        let destinations = vec![
+            of("w1", SyncState::Progress, 5),
+            of("w2", SyncState::Completed, 100),
+            of("w3", SyncState::Completed, 100),
+        ];
+        let sync = SyncProgress { destinations, ..scanning() };
+        let tracker = ProgressTracker::new(&sync, Instant::now());
+        let line = progress_line(&sync, &tracker, Instant::now(), now());
+        assert!(line.ends_with(" retried=0 destinations=2/3"), "{line}");
     }
 
     #[test]

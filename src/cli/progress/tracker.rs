@@ -1,5 +1,6 @@
 //! Derives from successive documents of a sync whether it makes progress and how much is done.
 
+use crate::cli::sync_text::percent_of;
 use crate::wire::sync::{SyncProgress, SyncState};
 use std::time::{Duration, Instant};
 
@@ -7,8 +8,6 @@ use std::time::{Duration, Instant};
 const STALL_AFTER: Duration = Duration::from_secs(10);
 /// The reason why a sync waits is shown after this: workers need time to register, also that of `ctl copy`.
 const REASON_DELAY: Duration = Duration::from_secs(2);
-/// The highest percentage before the end.
-const MAX_PERCENT_BEFORE_END: f64 = 99.9;
 
 /// Detects changes between successive documents of one sync.
 #[derive(Debug)]
@@ -55,23 +54,10 @@ impl ProgressTracker {
 /// The percentage of the bytes, or without bytes of the files, that are done. `None` during the scan; below 100 until
 /// the sync has completed.
 pub fn percent_done(sync: &SyncProgress) -> Option<f64> {
-    if !sync.scan_done {
-        return None;
-    }
-    if sync.state == SyncState::Completed && sync.failure_count() == 0 {
-        return Some(100.0);
-    }
-    let (done, total) = if sync.total_bytes > 0 {
-        (sync.transferred_bytes + sync.bytes_skipped, sync.total_bytes)
-    } else {
-        (sync.files_done + sync.files_skipped, sync.files_total)
-    };
-    if total == 0 {
-        return Some(0.0);
-    }
-    // Rounded down: 99.96 must not be shown as 100.0.
-    let percent = (done as f64 / total as f64 * 1000.0).floor() / 10.0;
-    Some(percent.min(MAX_PERCENT_BEFORE_END))
+    let is_complete = sync.state == SyncState::Completed && sync.failure_count() == 0;
+    let bytes = (sync.transferred_bytes + sync.bytes_skipped, sync.total_bytes);
+    let files = (sync.files_done + sync.files_skipped, sync.files_total);
+    percent_of(sync.scan_done, is_complete, bytes, files)
 }
 
 fn progress_counters(sync: &SyncProgress) -> [u64; 7] {

@@ -152,6 +152,20 @@ fn workers_show_their_storage_and_the_reason_of_their_state() {
 }
 
 #[test]
+fn the_wide_table_of_workers_has_their_labels() {
+    let labels =
+        [("rack".to_owned(), "3".to_owned()), ("gpu".to_owned(), "h100".to_owned())].into();
+    let labelled = WorkerView { labels, ..fixtures::worker("st-01", true) };
+    let plain = fixtures::worker("st-02", true);
+    let list = WorkerList { active: vec![labelled, plain], inactive: vec![] };
+    let text = wide_worker_table(&list, now());
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains("LABELS            VERSION  REASON"), "{text}");
+    assert!(lines[1].contains("gpu=h100, rack=3  -        no heartbeat"), "{text}");
+    assert!(!worker_table(&list, None, now()).contains("rack=3"));
+}
+
+#[test]
 fn a_worker_with_an_unavailable_path_is_active() {
     let path = AbsPath::new("/arch").unwrap();
     let unavailable_paths =
