@@ -20,7 +20,7 @@ impl Target {
     /// The path of the storage root leads elsewhere than to the open root.
     pub(super) fn prepare_write(&self) -> Result<()> {
         self.check_root_once()?;
-        self.tree.root.journal.record_write(&self.tree.path());
+        self.tree.root.journal.record_write(&self.tree.local_path());
         Ok(())
     }
 
@@ -37,7 +37,7 @@ impl Target {
 
     /// Runs a flush and records its outcome.
     pub(super) fn record_flush_outcome(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
-        let (journal, path) = (&self.tree.root.journal, self.tree.path());
+        let (journal, path) = (&self.tree.root.journal, self.tree.local_path());
         let begun = journal.begin_flush(&path);
         let done = flush();
         journal.end_flush(&path, begun, done.is_ok());

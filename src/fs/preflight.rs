@@ -106,7 +106,7 @@ impl Tree {
             Cause::Os(Errno::NOENT | Errno::NOTDIR) => Cause::SourceMissing,
             cause => cause,
         };
-        self.error("read", self.path().as_bytes(), cause)
+        self.error("read", &self.label(), cause)
     }
 }
 
@@ -120,7 +120,7 @@ impl Target {
         self.check_root()?;
         let failed = |cause| {
             let op = if matches!(cause, Cause::RootMismatch(_)) { "use" } else { "write to" };
-            self.tree.error(op, self.tree.path().as_bytes(), cause)
+            self.tree.error(op, &self.tree.label(), cause)
         };
         self.verify_root_writable(source).map_err(failed)
     }
@@ -189,7 +189,7 @@ impl Target {
 }
 
 /// Whether this process may access `name` in `dir` in this way, as far as the kernel reports it.
-fn check_access(dir: impl AsFd, name: &[u8], access: Access) -> SysResult<()> {
+pub(super) fn check_access(dir: impl AsFd, name: &[u8], access: Access) -> SysResult<()> {
     match rustix::fs::accessat(dir, name, access, AtFlags::EACCESS) {
         // An old kernel, or a container's filter.
         Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),

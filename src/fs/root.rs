@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct RootDir {
     fd: OwnedFd,
+    /// What requests call it.
+    name: AbsPath,
+    /// Where it is on this host.
     path: AbsPath,
     pub(super) journal: Arc<DirtyJournal>,
     pub(super) identity: RootFingerprint,
@@ -77,17 +80,30 @@ impl RootDir {
         Self::open_with_journal(path, Arc::default())
     }
 
-    /// The same, and what is written below it and not flushed is noted in `ledger`.
+    /// The same; unflushed writes below it are recorded in `ledger`.
     ///
     /// # Errors
-    /// Like [`RootDir::open`]; unflushed writes below it are recorded in `ledger`.
+    /// Like [`RootDir::open`].
     pub fn open_with_journal(path: &AbsPath, ledger: Arc<DirtyJournal>) -> Result<Arc<RootDir>> {
+        Self::open_named(path, path, ledger)
+    }
+
+    /// The same for a directory that requests call `name`, wherever it is on this host.
+    ///
+    /// # Errors
+    /// Like [`RootDir::open`].
+    pub fn open_named(
+        name: &AbsPath,
+        path: &AbsPath,
+        ledger: Arc<DirtyJournal>,
+    ) -> Result<Arc<RootDir>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || {
             let fd = rustix::fs::open(path.as_bytes(), flags, Mode::empty())?;
             let identity = RootFingerprint::read(&fd)?;
             Ok::<_, Errno>(RootDir {
                 fd,
+                name: name.clone(),
                 path: path.clone(),
                 journal: ledger,
                 identity,
@@ -96,13 +112,19 @@ impl RootDir {
             })
         };
         let opened = open();
-        let failed = |e| FsError::new(Side::Source, "open storage root", path.as_bytes(), e);
+        let label = describe_place(name, path);
+        let failed = |e| FsError::new(Side::Source, "open storage root", &label, e);
         opened.map(Arc::new).map_err(failed)
     }
 
-    /// As configured.
+    /// Where it is on this host, as configured.
     pub fn path(&self) -> &AbsPath {
         &self.path
+    }
+
+    /// Its name and its path, for messages.
+    pub(super) fn label(&self) -> Vec<u8> {
+        describe_place(&self.name, &self.path)
     }
 
     /// Bytes that this process may still write there.
@@ -111,7 +133,7 @@ impl RootDir {
     /// `fstatvfs` failed.
     pub fn free_bytes(&self) -> Result<u64> {
         let space = rustix::fs::fstatvfs(&self.fd)
-            .map_err(|e| FsError::new(Side::Destination, "measure", self.path.as_bytes(), e))?;
+            .map_err(|e| FsError::new(Side::Destination, "measure", &self.label(), e))?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
@@ -203,9 +225,19 @@ impl Tree {
         Tree { base, dir_cache: Arc::default(), ..self.clone() }
     }
 
-    /// Its absolute path, for messages.
+    /// Its absolute path, as requests name it.
     pub fn path(&self) -> AbsPath {
+        self.root.name.join(&self.base)
+    }
+
+    /// Its absolute path on this host.
+    pub(super) fn local_path(&self) -> AbsPath {
         self.root.path.join(&self.base)
+    }
+
+    /// The path that requests name and the one on this host, for messages.
+    pub(super) fn label(&self) -> Vec<u8> {
+        describe_place(&self.path(), &self.local_path())
     }
 
     /// The entry at `path`: lstat, and the text of a link.
@@ -403,6 +435,14 @@ impl Tree {
     pub(super) fn locate_below_root<'a>(&self, path: &'a RelPath) -> SysResult<ParentAndName<'a>> {
         let (above, name) = split_parent(path.as_bytes());
         Ok(ParentAndName { dir: Arc::new(open_dir_below(self.root.fd(), above)?), name })
+    }
+}
+
+/// A path that requests name; in parentheses where that is on this host, if it is another path.
+fn describe_place(name: &AbsPath, local: &AbsPath) -> Vec<u8> {
+    match name == local {
+        true => name.as_bytes().to_vec(),
+        false => [name.as_bytes(), b" (", local.as_bytes(), b" on the host)"].concat(),
     }
 }
 

@@ -41,8 +41,8 @@ impl Tree {
     pub fn check_root(&self) -> Result<()> {
         let reopened = self.reopened.then_some(RootUnavailable::Reopened);
         let lost = self.root.check_path().or(reopened);
-        let path = self.root.path().as_bytes();
-        let failed = |loss| self.error("use storage path", path, Cause::RootUnavailable(loss));
+        let path = self.root.label();
+        let failed = |loss| self.error("use storage path", &path, Cause::RootUnavailable(loss));
         lost.map_or(Ok(()), |loss| Err(failed(loss)))
     }
 

@@ -53,17 +53,17 @@ impl fmt::Display for RootUnavailable {
 /// What distinguishes one root from another, read when it is opened.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RootFingerprint {
-    dev: u64,
-    ino: u64,
+    pub(super) dev: u64,
+    pub(super) ino: u64,
     /// Of its inode, in seconds and nanoseconds; where the file system has it.
-    birth_time: Option<(i64, u32)>,
+    pub(super) birth_time: Option<(i64, u32)>,
     pub(super) mount: Option<MountId>,
 }
 
 /// The mount of a directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MountId {
-    id: u64,
+    pub(super) id: u64,
     /// Components of its mount point.
     mount_point_depth: usize,
 }

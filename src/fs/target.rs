@@ -86,7 +86,7 @@ impl Target {
     /// The destination `tree` of the sync with this number. Nothing is opened yet.
     pub fn new(tree: Tree, sync: SyncNo, options: TargetOptions) -> Target {
         Target {
-            suspect_span: tree.root.journal.suspect_span(&tree.path()),
+            suspect_span: tree.root.journal.suspect_span(&tree.local_path()),
             tree: tree.as_destination(),
             sync_no: sync,
             policy: Arc::new(MetadataPolicy::new(options.set_owner, &options.rules)),

@@ -5,6 +5,7 @@
 //! .ctl-<sync, 16 hex>-<hash of the path, 16 hex>-<attempt, 8 hex><slot, 8 hex>.tmp.part   small file, link
 //! .ctl-<0, 16 hex>-<hash of the path, 16 hex>-<generation, 16 hex>.part                   large file
 //! .ctl-<hash of the sync, 16 hex>.links.part                                              directory of anchors
+//! .ctl-<random, 32 hex>.probe.part                                                        at a storage root
 //! .ctl-trash                                                                              in the trash of a mirror
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! compute a name and occupy it in advance.
 
 use crate::wire::options::PartNameKey;
+use crate::wire::storage::ProbeName;
 use crate::wire::{RelPath, SyncNo};
 
 const NAME_PREFIX: &[u8] = b".ctl-";
@@ -67,9 +69,10 @@ pub(super) fn temp_file_name(
     format!("{}{attempt:08x}{slot:08x}.tmp.part", name_stem(key, sync, path)).into_bytes()
 }
 
-/// Whether `name` is [`TRASH_MARKER`] or one of [`part_file_name`], [`temp_file_name`] or [`anchor_dir_name`].
+/// Whether `name` is [`TRASH_MARKER`], one of [`part_file_name`], [`temp_file_name`] or [`anchor_dir_name`], or that of a
+/// probe file.
 pub fn is_internal_name(name: &[u8]) -> bool {
-    if name == TRASH_MARKER {
+    if name == TRASH_MARKER || ProbeName::is_valid(name) {
         return true;
     }
     let Some(rest) = name.strip_prefix(NAME_PREFIX) else { return false };
@@ -131,6 +134,11 @@ mod tests {
         assert!(is_internal_name(&part) && is_internal_name(&temp) && is_internal_name(&anchors));
         assert!(is_anchor_dir_name(&anchors) && !is_anchor_dir_name(&part));
         assert!(is_internal_name(TRASH_MARKER) && !is_anchor_dir_name(TRASH_MARKER));
+        let probe = ProbeName::new([0xf0; 16]).as_str().to_owned();
+        assert!(is_internal_name(probe.as_bytes()) && !is_anchor_dir_name(probe.as_bytes()));
+        for other in [probe.replace("f0", "F0"), probe.replace(".part", ""), format!("{probe}x")] {
+            assert!(!is_internal_name(other.as_bytes()), "{other}");
+        }
         let text = String::from_utf8(part).unwrap();
         for other in [
             ".ctl-notes".to_owned(),

@@ -20,6 +20,7 @@ use crate::wire::entry_report::EntryWarnings;
 use crate::wire::errno::is_resource_exhaustion;
 use crate::wire::manifest::{Entry, EntryKind, ManifestDir};
 use crate::wire::options::Links;
+use crate::wire::storage::ProbeName;
 use crate::wire::task::{Cursor, RootIdentity};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Stat};
@@ -317,7 +318,8 @@ impl Walk {
             self.tree.error("read metadata of", &full, Errno::NAMETOOLONG)
         })?;
         if is_internal_name(name) && name != TRASH_MARKER {
-            if !self.options.filter.excludes(&path, false) {
+            // Probe files come and go without any sync, so they are not reported as left behind.
+            if !ProbeName::is_valid(name) && !self.options.filter.excludes(&path, false) {
                 self.exclusions
                     .entry(UNFINISHED_SKIPPED.to_owned())
                     .or_default()

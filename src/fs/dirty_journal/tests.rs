@@ -1,6 +1,6 @@
 use super::super::target::Target;
 use super::super::testing::*;
-use super::super::{OfferDecision, RootDir, TargetOptions, Tree};
+use super::super::{OfferDecision, ProbeRecord, RootDir, TargetOptions, Tree};
 use super::*;
 use crate::wire::SyncNo;
 use crate::wire::entry_report::EntryAction;
@@ -15,10 +15,12 @@ fn boot(name: &str) -> Option<String> {
 }
 
 #[test]
-fn a_journal_is_read_and_written_as_recorded() {
+fn the_journals_of_an_agent_are_read_and_written_as_recorded() {
     let mut files = Samples::open("agent");
     let records = files.check_json::<Vec<JournalRecord>>("unflushed");
     assert_eq!(records.len(), 2);
+    let probes = files.check_json::<Vec<ProbeRecord>>("probes");
+    assert_eq!((probes.len(), probes[0].inode), (1, 2));
     files.finish();
 }
 

@@ -232,6 +232,19 @@ fn recent_internal_files_are_kept() {
 }
 
 #[test]
+fn a_probe_of_the_storage_is_kept_by_a_mirror_and_counted_nowhere() {
+    let site = TestSite::new();
+    let probe = crate::wire::storage::ProbeName::new([7; 16]);
+    site.write_file(format!("dst/{}", probe.as_str()), probe.as_str());
+    let page = PruneRequest { delete_excluded: true, ..prune_page("", &[]) };
+    for request in [page, prune_page("", &[]), count_only(&prune_page("", &[]))] {
+        let done = site.target_with_rules(rules()).prune_page(&request).unwrap();
+        assert_eq!((done.pruned, done.errors.len()), (PruneReport::default(), 0));
+        assert_eq!(sorted_names(&site.path("dst")), [probe.as_str().as_bytes()]);
+    }
+}
+
+#[test]
 fn other_mounts_are_neither_entered_nor_removed() {
     if !rustix::process::geteuid().is_root() {
         return;

@@ -78,7 +78,9 @@ fn names_of_any_bytes_and_of_full_length_are_listed_but_our_own_unfinished_ones_
     let full = [b'n'; 255];
     let ours = super::super::temp_names::part_file_name(&Default::default(), &rel("x"), 2);
     let names: [&[u8]; 6] = [b"new\nline", b"\xff\xfe", &full, b".ctl-notes", b"-rf", b" "];
-    for name in names.iter().copied().chain([ours.as_slice()]) {
+    // A probe of the storage is skipped as well, and not counted.
+    let probe = ProbeName::new([7; 16]);
+    for name in names.iter().copied().chain([ours.as_slice(), probe.as_str().as_bytes()]) {
         fs::write(site.path("src").join(os_str(name)), "").unwrap();
     }
     let want: BTreeSet<RelPath> = names.iter().map(rel).chain([rel("")]).collect();
