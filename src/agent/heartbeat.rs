@@ -3,9 +3,11 @@
 
 use super::job::AgentContext;
 use super::storage::StorageMonitor;
+use super::storage_checks::StorageChecker;
 use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::ticket_verifier::boottime;
+use crate::fs::ProbeJournal;
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::rlimits;
@@ -57,6 +59,8 @@ pub(super) struct Heartbeater {
     boot_id: Option<String>,
     cx: Arc<AgentContext>,
     storage: Arc<StorageMonitor>,
+    storage_checks: Arc<StorageChecker>,
+    labels: Mutex<Labels>,
     interval_ms: AtomicU64,
     draining: AtomicBool,
     stopped: AtomicBool,
@@ -70,14 +74,22 @@ pub(super) struct Heartbeater {
 }
 
 impl Heartbeater {
-    pub(super) fn new(config: AgentConfig, incarnation: String, cx: Arc<AgentContext>) -> Self {
+    pub(super) fn new(
+        config: AgentConfig,
+        incarnation: String,
+        cx: Arc<AgentContext>,
+        probes: ProbeJournal,
+    ) -> Self {
         let send_request = Arc::new(Notify::new());
+        let roots = &cx.roots;
         Heartbeater {
             interval_ms: AtomicU64::new(millis(config.heartbeat_interval)),
+            labels: Mutex::new(config.labels.clone()),
             config,
             incarnation,
             boot_id: boot_id(),
-            storage: StorageMonitor::new(cx.roots.clone(), send_request.clone()),
+            storage: StorageMonitor::new(roots.clone(), send_request.clone()),
+            storage_checks: StorageChecker::new(roots.clone(), probes, send_request.clone()),
             cx,
             draining: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
@@ -93,6 +105,19 @@ impl Heartbeater {
         if self.interval_ms.swap(ms, Ordering::Relaxed) != ms {
             self.send_soon();
         }
+    }
+
+    pub(super) fn set_labels(&self, labels: Labels) {
+        let mut current = self.labels.lock();
+        if *current != labels {
+            *current = labels;
+            self.send_soon();
+        }
+    }
+
+    /// Removes what this agent made to compare storages. From now on it makes no more of it.
+    pub(super) async fn remove_probes(&self) {
+        self.storage_checks.stop().await;
     }
 
     /// From now on heartbeats report that the agent accepts no work.
@@ -125,6 +150,7 @@ impl Heartbeater {
         let seed = uuid::Uuid::new_v4().as_u64_pair().0;
         loop {
             self.storage.start_measurements();
+            self.storage.wait_for_first_measurements().await;
             let mut wait = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
             match self.send(client).await {
                 Ok(requested) => {
@@ -200,6 +226,7 @@ impl Heartbeater {
         }
         limits.apply_heartbeat_limits(&reply.bwlimits);
         peers.set_silent(reply.unresponsive_workers);
+        self.storage_checks.apply(reply.storage_checks);
         self.is_registered.send_replace(true);
         Ok(reply.next_heartbeat_ms.map(|ms| Duration::from_millis(ms).max(MIN_INTERVAL)))
     }
@@ -239,9 +266,9 @@ impl Heartbeater {
             unavailable_paths: storage.unavailable,
             unavailable_endpoints: self.cx.endpoints.unavailable(),
             root_ids: storage.root_ids,
-            storages: Vec::new(),
-            storage_checks: Vec::new(),
-            labels: Labels::new(),
+            storages: storage.reports,
+            storage_checks: self.storage_checks.reports(),
+            labels: self.labels.lock().clone(),
         }
     }
 

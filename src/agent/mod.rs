@@ -7,7 +7,8 @@
 //! data server ◀── peers
 //! ```
 //!
-//! - [`lease_table`]: assignments and their deadlines; [`limits`]: bandwidth; [`heartbeat`] (with [`storage`]),
+//! - [`lease_table`]: assignments and their deadlines; [`limits`]: bandwidth; [`heartbeat`] (with [`storage`] and
+//!   [`storage_checks`]),
 //!   [`slots`] (with [`concurrency`]): the loops
 //! - [`job`]: what executors share; [`scan`] and [`prune`] (with [`batch`] and [`pages`]), [`copy`] (with
 //!   [`batch_outcome`]), [`range`], [`publish`]
@@ -32,6 +33,7 @@ mod range;
 mod scan;
 mod slots;
 mod storage;
+mod storage_checks;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -42,7 +44,7 @@ use crate::config::agent::initial_slots;
 use crate::config::{AgentConfig, NicConfig};
 use crate::data::nics::Nic;
 use crate::data::{BufferPools, DataServer, Endpoints, Peers, Roots, TicketVerifier};
-use crate::fs::DirtyJournal;
+use crate::fs::{DirtyJournal, ProbeJournal, ProbeRecord};
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
 use crate::util::units::{self, pluralize};
@@ -77,6 +79,7 @@ pub struct Agent {
     config: AgentConfig,
     config_changes: watch::Receiver<AgentConfig>,
     roots: Arc<Roots>,
+    probes: ProbeJournal,
     server: DataServer,
 }
 
@@ -89,10 +92,11 @@ impl Agent {
     pub async fn bind(config_changes: watch::Receiver<AgentConfig>) -> anyhow::Result<Self> {
         let config = config_changes.borrow().clone();
         let (paths, journal) = (config.storage_paths.clone(), open_dirty_journal(&config));
-        let open = move || Roots::open_available(&paths, journal());
-        let roots = tokio::task::spawn_blocking(open).await?;
+        let probes = open_probe_journal(&config);
+        let open = move || (Roots::open_available(&paths, journal()), probes());
+        let (roots, probes) = tokio::task::spawn_blocking(open).await?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
-        Ok(Agent { config, config_changes, roots: Arc::new(roots), server })
+        Ok(Agent { config, config_changes, roots: Arc::new(roots), probes, server })
     }
 
     /// The endpoints with the ports that the kernel chose.
@@ -103,7 +107,7 @@ impl Agent {
 
     /// Works until `shutdown`, then finishes its assignments, at most for the drain timeout.
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
-        let Agent { config, config_changes, roots, server } = self;
+        let Agent { config, config_changes, roots, probes, server } = self;
         let (endpoints, nics) = (server.endpoints.clone(), server.nics.clone());
         let requests = server.requests.clone();
         let buffers = BufferPools::new(config.buffer_memory);
@@ -139,7 +143,7 @@ impl Agent {
             corruption_counts: CorruptionCounts::default(),
         });
         let slots = Arc::new(Slots {
-            heartbeater: Heartbeater::new(config, incarnation, cx.clone()),
+            heartbeater: Heartbeater::new(config, incarnation, cx.clone(), probes),
             cx,
             client,
             shutdown: shutdown.clone(),
@@ -164,6 +168,7 @@ impl Agent {
             () = drained => {}
             _ = background => {}
         }
+        heartbeater.remove_probes().await;
         // Where it is lost, the master detects the stop by its heartbeat timeout.
         let _ = timeout(LAST_HEARTBEAT_TIMEOUT, heartbeater.send_stopped(client)).await;
         close_server.cancel();
@@ -204,10 +209,37 @@ fn open_dirty_journal(config: &AgentConfig) -> impl FnOnce() -> DirtyJournal + S
     }
 }
 
+/// The agent also works without a journal of its probe files.
+fn open_probe_journal(config: &AgentConfig) -> impl FnOnce() -> ProbeJournal + Send + use<> {
+    let (dir, worker) = (config.data_dir.clone(), config.worker_id.clone());
+    let paths = config.storage_paths.clone();
+    move || {
+        let Some(dir) = dir else { return ProbeJournal::default() };
+        let file = dir.join(format!("probes-{worker}.json"));
+        let journal = ProbeJournal::open(&file).unwrap_or_else(|e| {
+            tracing::warn!(
+                "cannot use {}: {e}; files `.ctl-….probe.part` that this agent left in its storage paths when it was \
+                 killed stay there; let the agent's user read it, or remove it",
+                file.display()
+            );
+            ProbeJournal::default()
+        });
+        let paths: Vec<_> = paths.iter().map(|path| &path.local_path).collect();
+        for ProbeRecord { path, name, .. } in journal.drop_other_paths(&paths) {
+            tracing::warn!(
+                "this agent was killed before it removed a file that it had made, and {path} is no storage path of \
+                 it any more; remove {} there",
+                name.as_str()
+            );
+        }
+        journal
+    }
+}
+
 /// An agent without storage or endpoints runs until they become available.
 fn warn_if_unusable(roots: &Roots, endpoints: &Endpoints) {
     if roots.all.iter().all(|root| root.open().is_err()) {
-        let paths: Vec<String> = roots.all.iter().map(|root| root.path.to_string()).collect();
+        let paths: Vec<String> = roots.all.iter().map(|root| root.config.to_string()).collect();
         tracing::error!(
             "NONE of the storage paths is available ({}): this agent gets no work until one of them is there",
             paths.join(", ")
@@ -238,6 +270,7 @@ async fn apply_config_changes(
             }
         }
         heartbeater.set_interval(config.heartbeat_interval);
+        heartbeater.set_labels(config.labels);
     }
 }
 

@@ -22,7 +22,8 @@ pub(crate) fn agent_config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>
     AgentConfig {
         worker_id: "a".parse().unwrap(),
         master_urls: vec![],
-        storage_paths,
+        storage_paths: storage_paths.into_iter().map(Into::into).collect(),
+        labels: Default::default(),
         control_plane_address: None,
         data_plane_endpoints: endpoints.into_iter().map(Into::into).collect(),
         heartbeat_interval: Duration::from_secs(1),

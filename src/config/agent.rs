@@ -7,11 +7,13 @@ use super::master_url::check_master_url;
 use super::nic::{self, NicConfig};
 use super::reader::{Diagnostics, Fields, Item, did_you_mean};
 use super::report::Pos;
+use super::storage_path::{StoragePath, read_labels, read_storage_paths};
 use crate::util::iface::is_link_local;
 use crate::util::units;
+use crate::wire::WorkerId;
 use crate::wire::path::quote;
 use crate::wire::worker::{DEFAULT_DATA_PORT, Endpoint};
-use crate::wire::{AbsPath, WorkerId};
+use crate::wire::worker_selector::Labels;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,7 +26,9 @@ pub struct AgentConfig {
     /// The URLs of the masters, in the order of attempts; at least one, without a trailing slash.
     pub master_urls: Vec<String>,
     /// The directories that it may read and write; at least one, without duplicates.
-    pub storage_paths: Vec<AbsPath>,
+    pub storage_paths: Vec<StoragePath>,
+    /// By which operators may select the worker.
+    pub labels: Labels,
     /// The address of the host for people; displayed, not used.
     pub control_plane_address: Option<String>,
     /// The addresses of the data plane; at least one.
@@ -71,11 +75,12 @@ fn core_count() -> usize {
 }
 
 /// The keys that only an agents file has, for the detection of the file kind.
-pub(super) const AGENT_KEYS: [&str; 8] = [
+pub(super) const AGENT_KEYS: [&str; 9] = [
     "master_url",
     "workers",
     "worker_id",
     "storage_paths",
+    "labels",
     "drain_timeout",
     "slots",
     "buffer_memory",
@@ -84,9 +89,6 @@ pub(super) const AGENT_KEYS: [&str; 8] = [
 
 /// With a longer interval a master with default settings revokes leases (30 s, three heartbeats).
 const MAX_SAFE_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Every heartbeat contains all storage paths.
-const MAX_STORAGE_PATHS: usize = 256;
 
 /// One worker with its positions in the file.
 pub(super) struct Worker {
@@ -109,6 +111,7 @@ struct SharedSettings {
     buffer_memory: u64,
     direct_io: bool,
     data_dir: PathBuf,
+    labels: Labels,
     log: LogConfig,
 }
 
@@ -142,6 +145,7 @@ impl SharedSettings {
         });
         fields.set("direct_io", &mut self.direct_io, |i| i.flag());
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
+        read_labels(fields, &mut self.labels);
         fields.read_map("log", |log| self.log.read(log));
     }
 }
@@ -167,6 +171,7 @@ pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> 
             buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
             direct_io: false,
             data_dir: env.state_dir.clone(),
+            labels: Labels::new(),
             log: LogConfig::default(),
         },
         ids: BTreeMap::new(),
@@ -314,6 +319,7 @@ impl WorkerReader {
             worker_id: id,
             master_urls: self.master_urls.clone(),
             storage_paths,
+            labels: shared.labels,
             control_plane_address,
             data_plane_endpoints: endpoints,
             heartbeat_interval: shared.heartbeat_interval,
@@ -374,45 +380,6 @@ fn default_endpoint(control: Option<&str>, fields: &Fields<'_>, at: Pos) -> Endp
         "127.0.0.1".to_owned()
     });
     Endpoint { iface: None, address, port: None }
-}
-
-fn read_storage_paths(item: &Item<'_>, allow_root: bool) -> Vec<(AbsPath, Pos)> {
-    let mut paths: Vec<(AbsPath, Pos)> = Vec::new();
-    let Some(items) = item.items() else { return paths };
-    if items.is_empty() || items.len() > MAX_STORAGE_PATHS {
-        item.error(format!("must name at least one and at most {MAX_STORAGE_PATHS} directories"));
-        return paths;
-    }
-    for item in items {
-        let read = |text: &str| {
-            AbsPath::new(text).map_err(|e| match text {
-                "" => format!("{e}"),
-                _ => format!("{} {e}", quote(text)),
-            })
-        };
-        let Some(path) = item.parse("an absolute path", read) else { continue };
-        if path.as_bytes() == b"/" && !allow_root {
-            item.error(
-                "`/` grants access to everything on the host — name the directories that hold the data, or set \
-                 `allow_root_path: true`",
-            );
-            continue;
-        }
-        if let Some((other, _)) = paths.iter().find(|(p, _)| p.contains(&path) || path.contains(p))
-        {
-            if *other == path {
-                item.warn(format!("{path} is given twice"));
-                continue;
-            }
-            let (inner, outer) =
-                if other.contains(&path) { (&path, other) } else { (other, &path) };
-            item.warn(format!(
-                "{inner} lies inside {outer}, which is given too: one of them is enough"
-            ));
-        }
-        paths.push((path, item.at));
-    }
-    paths
 }
 
 fn read_nics(list: Item<'_>) -> Vec<(NicConfig, Item<'_>)> {

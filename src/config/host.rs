@@ -54,6 +54,7 @@ pub(super) fn check_worker_on_host(worker: &Worker, severity: Severity, diagnost
         diagnostics.record(Some(at), severity, message);
     };
     for (path, at) in worker.config.storage_paths.iter().zip(&worker.path_positions) {
+        let path = &path.local_path;
         let target = Path::new(OsStr::from_bytes(path.as_bytes()));
         let what = match std::fs::symlink_metadata(target) {
             Ok(meta) if meta.is_dir() => continue,

@@ -14,6 +14,7 @@ pub mod nic;
 pub mod redis_url;
 pub mod reload;
 pub mod report;
+pub mod storage_path;
 pub mod store;
 
 mod document;
@@ -33,6 +34,7 @@ pub use nic::{NicConfig, NicSettings};
 pub use redis_url::RedisUrl;
 pub use reload::{Reload, ReloadReport};
 pub use report::{CheckReport, ConfigErrors, ConfigProblem, FileKind, Pos, Severity};
+pub use storage_path::StoragePath;
 pub use store::{RedisOptions, RedisTopology, StoreConfig};
 
 use document::{Entry, Node, NodeKind};

@@ -103,7 +103,7 @@ impl Reload for AgentConfig {
         let mut report = ReloadReport::default();
         reload_fields!(
             report, "", self, new: AgentConfig,
-            apply [heartbeat_interval, drain_timeout, bwlimit],
+            apply [heartbeat_interval, drain_timeout, bwlimit, labels],
             restart [worker_id, storage_paths, slots, buffer_memory, direct_io, data_dir],
             other [master_urls, control_plane_address, data_plane_endpoints, log]
         );
@@ -156,8 +156,12 @@ mod tests {
     }
 
     fn agent(shared: &str, worker: &str, endpoint: &str) -> AgentConfig {
+        let paths = match worker.contains("storage_paths") {
+            true => "",
+            false => "    storage_paths: [/a]\n",
+        };
         let text = format!(
-            "drain_timeout: 60s\n{shared}workers:\n  - worker_id: w\n    storage_paths: [/a]\n{worker}    network:\n      \
+            "drain_timeout: 60s\n{shared}workers:\n  - worker_id: w\n{paths}{worker}    network:\n      \
              control_plane_address: 10.0.0.1\n      data_plane_endpoints: [{endpoint}]\n"
         );
         let text = match text.contains("master_url") {
@@ -221,6 +225,8 @@ mod tests {
             ("heartbeat_interval: 1s\n", "", plain, "heartbeat_interval", true),
             ("bwlimit: 1MiB/s\n", "", plain, "bwlimit", true),
             ("", "    drain_timeout: 1s\n", plain, "drain_timeout", true),
+            ("labels: {rack: 3}\n", "", plain, "labels", true),
+            ("", "    labels: {rack: 3}\n", plain, "labels", true),
             ("log: {level: debug}\n", "", plain, "log.level", true),
             ("log: {format: json}\n", "", plain, "log.format", false),
             ("", "", "{address: 10.0.0.1, bwlimit: 1MiB/s}", "network.data_plane_endpoints", true),
@@ -231,6 +237,7 @@ mod tests {
             ("buffer_memory: 8MiB\n", "", plain, "buffer_memory", false),
             ("direct_io: true\n", "", plain, "direct_io", false),
             ("data_dir: /d\n", "", plain, "data_dir", false),
+            ("", "    storage_paths: [{path: /a, local: true}]\n", plain, "storage_paths", false),
         ] {
             let (old, new) = (agent("", "", plain), agent(shared, worker, endpoint));
             let mut running = old.clone();

@@ -2,6 +2,7 @@
 //! that another file system was mounted over, can be opened later.
 
 use super::ticket_verifier::{Refusal, TicketVerifier};
+use crate::config::StoragePath;
 use crate::fs::{DirtyJournal, FsError, RootDir, RootUnavailable, Target, TargetOptions, Tree};
 use crate::wire::ticket::{Claims, TicketError};
 use crate::wire::{AbsPath, SyncNo};
@@ -10,15 +11,15 @@ use std::sync::{Arc, OnceLock};
 
 /// The storage roots, of which some may not be there.
 pub struct Roots {
-    /// The longest path first, so that the innermost of nested roots is found.
+    /// The longest name first, so that the innermost of nested roots is found.
     pub all: Vec<StorageRoot>,
     ledger: Arc<DirtyJournal>,
 }
 
 /// A configured storage path.
 pub struct StorageRoot {
-    /// As configured.
-    pub path: AbsPath,
+    /// Its name, by which requests are found, and its place on this host.
+    pub config: StoragePath,
     open: RwLock<Result<Arc<RootDir>, FsError>>,
     /// The id of the root that was opened first.
     first_id: OnceLock<String>,
@@ -39,13 +40,22 @@ impl StorageRoot {
         loss.is_new_storage() || self.first_id.get().is_some_and(|first| *first == now.id())
     }
 
-    fn from_opened(path: &AbsPath, open: Result<Arc<RootDir>, FsError>) -> Self {
+    /// What requests call it.
+    pub fn name(&self) -> &AbsPath {
+        &self.config.name
+    }
+
+    fn from_opened(config: &StoragePath, open: Result<Arc<RootDir>, FsError>) -> Self {
         let first = OnceLock::new();
         if let Ok(root) = &open {
             first.get_or_init(|| root.id());
         }
-        StorageRoot { path: path.clone(), open: RwLock::new(open), first_id: first }
+        StorageRoot { config: config.clone(), open: RwLock::new(open), first_id: first }
     }
+}
+
+fn open_root(path: &StoragePath, ledger: &Arc<DirtyJournal>) -> Result<Arc<RootDir>, FsError> {
+    RootDir::open_named(&path.name, &path.local_path, ledger.clone())
 }
 
 impl Roots {
@@ -55,34 +65,32 @@ impl Roots {
     /// The first that can't be opened.
     #[cfg(test)]
     pub fn open(paths: &[AbsPath]) -> Result<Self, FsError> {
-        let roots = Self::open_available(paths, DirtyJournal::default());
+        let paths: Vec<StoragePath> = paths.iter().cloned().map(StoragePath::from).collect();
+        let roots = Self::open_available(&paths, DirtyJournal::default());
         roots.all.iter().try_for_each(|root| root.open().map(drop))?;
         Ok(roots)
     }
 
     /// Opens those that are there. What is written below them and not flushed is noted in `ledger`.
-    pub fn open_available(paths: &[AbsPath], ledger: DirtyJournal) -> Self {
+    pub fn open_available(paths: &[StoragePath], ledger: DirtyJournal) -> Self {
         let ledger = Arc::new(ledger);
-        let open = |path: &AbsPath| {
-            StorageRoot::from_opened(path, RootDir::open_with_journal(path, ledger.clone()))
-        };
+        let open = |path: &StoragePath| StorageRoot::from_opened(path, open_root(path, &ledger));
         let mut all: Vec<StorageRoot> = paths.iter().map(open).collect();
-        all.sort_by_key(|root| std::cmp::Reverse(root.path.as_bytes().len()));
+        all.sort_by_key(|root| std::cmp::Reverse(root.name().as_bytes().len()));
         Roots { all, ledger }
     }
 
-    /// Opens what `root`'s path leads to now, for all that begins from now on, where that may be used. True: it is
-    /// another root than before.
+    /// Opens what `root`'s path leads to now, for all that begins from now on, where that may be used.
     ///
     /// # Errors
     /// It can't be opened; a root that was open stays so.
-    pub fn reopen(&self, root: &StorageRoot) -> Result<bool, FsError> {
-        let opened = RootDir::open_with_journal(&root.path, self.ledger.clone());
+    pub fn reopen(&self, root: &StorageRoot) -> Result<(), FsError> {
+        let opened = open_root(&root.config, &self.ledger);
         let mut open = root.open.write();
         let now = match (&*open, &opened) {
             (Ok(before), Ok(now)) => match before.compare_with_reopened(now) {
                 Some(loss) if root.should_adopt(now, loss) => {
-                    let path = &root.path;
+                    let path = &root.config;
                     let how = match loss.is_new_storage() {
                         true => loss.to_string(),
                         false => "the directory that was used first is back".to_owned(),
@@ -90,7 +98,7 @@ impl Roots {
                     tracing::warn!("storage path {path}: {how}; it is used from now on");
                     now
                 }
-                _ => return Ok(false),
+                _ => return Ok(()),
             },
             (Ok(_), Err(error)) => return Err(error.clone()),
             (Err(_), Err(error)) => {
@@ -102,14 +110,14 @@ impl Roots {
         };
         root.first_id.get_or_init(|| now.id());
         *open = opened;
-        Ok(true)
+        Ok(())
     }
 
     /// The tree at `path`; `None` where no root holds it, or the innermost that does is not open: what is found at
     /// its path in an outer root is another directory.
     pub fn tree(&self, path: &AbsPath) -> Option<Tree> {
         let (root, below) =
-            self.all.iter().find_map(|root| Some((root, root.path.relativize(path)?)))?;
+            self.all.iter().find_map(|root| Some((root, root.name().relativize(path)?)))?;
         Some(Tree::new(root.open().ok()?, below))
     }
 

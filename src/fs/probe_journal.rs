@@ -122,12 +122,12 @@ mod tests {
             journal.add(record);
         }
         let journal = ProbeJournal::open(&file).unwrap();
-        assert_eq!(journal.records_of(&a.path), [a.clone()]);
-        assert_eq!(journal.drop_other_paths(&[&a.path, &b.path]), [gone.clone()]);
+        assert_eq!(journal.records_of(&a.path), vec![a.clone()]);
+        assert_eq!(journal.drop_other_paths(&[&a.path, &b.path]), vec![gone.clone()]);
         journal.remove(&a);
         let journal = ProbeJournal::open(&file).unwrap();
         assert_eq!((journal.records_of(&a.path), journal.records_of(&gone.path)), (vec![], vec![]));
-        assert_eq!(journal.records_of(&b.path), [b.clone()]);
+        assert_eq!(journal.records_of(&b.path), vec![b.clone()]);
         journal.remove(&b);
         assert!(!file.exists(), "an empty journal has no file");
         std::fs::write(&file, "[{").unwrap();

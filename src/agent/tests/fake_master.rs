@@ -1,5 +1,7 @@
 //! The whole agent against a master that follows a script.
 
+mod storage_checks;
+
 use crate::agent::Agent;
 use crate::agent::storage::StorageMonitor;
 use crate::agent::testing::{abs, agent_config, assignment};
@@ -10,6 +12,7 @@ use crate::wire::AssignmentId;
 use crate::wire::manifest::Manifest;
 use crate::wire::outcome::ErrorClass;
 use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::storage::StorageCheck;
 use crate::wire::task::{Assignment, PoolMember, Relay, ScanPage, TaskResult, TaskSpec, WorkItem};
 use crate::wire::ticket::{Claims, Signer};
 use crate::wire::worker::{Endpoint, HeartbeatReply, WorkerHeartbeat, WorkerStatus};
@@ -21,6 +24,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -45,6 +49,8 @@ struct FakeMasterScript {
     results_to_refuse: usize,
     /// Heartbeats are answered with 503.
     refuses_heartbeats: bool,
+    /// In the reply to each heartbeat.
+    storage_checks: Vec<StorageCheck>,
     /// Given only to a poll that comes a second time.
     second_poll_assignment: Option<Assignment>,
     heartbeats: Vec<WorkerHeartbeat>,
@@ -142,6 +148,7 @@ async fn handle_request(
             master.update_script(|script| {
                 script.heartbeats.push(serde_json::from_slice(&body).unwrap());
                 reply.revoked_assignments = std::mem::take(&mut script.revoked);
+                reply.storage_checks = script.storage_checks.clone();
                 deaf = script.refuses_heartbeats;
             });
             if deaf { away() } else { axum::Json(reply).into_response() }
@@ -228,6 +235,15 @@ impl FakeMasterRun {
     }
 
     async fn with_paths(names: &[&str], script: FakeMasterScript) -> Self {
+        Self::with_config(names, script, |_, config| config).await
+    }
+
+    /// With another configuration of the agent; the given directory holds its paths.
+    async fn with_config(
+        names: &[&str],
+        script: FakeMasterScript,
+        change: impl FnOnce(&Path, AgentConfig) -> AgentConfig,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in names {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -243,6 +259,7 @@ impl FakeMasterRun {
             slots: 2,
             ..agent_config(paths, vec![endpoint])
         };
+        let config = change(dir.path(), config);
         let script = Mutex::new(script);
         let master = Arc::new(FakeMaster { dir, signer, script, changed: Notify::new() });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -72,7 +72,7 @@ impl LateReplyFixture {
             lease_table: Arc::default(),
             limits: Default::default(),
             corruption_counts: CorruptionCounts::default(),
-            roots: Arc::new(Roots::open(&config.storage_paths).unwrap()),
+            roots: Arc::new(Roots::open(&[abs(dir.path())]).unwrap()),
             ticket_verifier: Arc::new(TicketVerifier::new()),
             peers: Peers::new(&[], BufferPools::new(64 << 20).sending),
             endpoints: Arc::default(),
@@ -82,7 +82,7 @@ impl LateReplyFixture {
         let slots = Slots {
             cx: cx.clone(),
             client: MasterClient::new(vec![url], ClientOptions::default()).unwrap(),
-            heartbeater: Heartbeater::new(config, "1".into(), cx),
+            heartbeater: Heartbeater::new(config, "1".into(), cx, Default::default()),
             shutdown: Shutdown::new(),
             next_poll_number: AtomicU64::new(0),
             concurrency: ConcurrencyController::new(1, 1, 1),

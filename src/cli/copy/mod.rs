@@ -279,7 +279,8 @@ fn agent_config(master: &Master, paths: &CopyPaths) -> Result<AgentConfig> {
     Ok(AgentConfig {
         worker_id: WORKER_ID.parse().map_err(|e| bad(format!("{e}")))?,
         master_urls: vec![master.url()],
-        storage_paths: paths.storage_paths.clone(),
+        storage_paths: paths.storage_paths.iter().cloned().map(Into::into).collect(),
+        labels: Default::default(),
         control_plane_address: None,
         data_plane_endpoints: vec![Endpoint { port: Some(0), ..loopback }.into()],
         heartbeat_interval: HEARTBEAT_INTERVAL,

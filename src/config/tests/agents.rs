@@ -1,6 +1,7 @@
 //! Agents files.
 
 use super::*;
+use crate::wire::storage::StorageDeclaration;
 
 #[test]
 fn both_forms_of_an_agents_file_give_the_same_worker() {
@@ -44,6 +45,97 @@ fn each_endpoint_has_separate_settings() {
     ] {
         assert!(problems.contains(part), "`{part}` in {problems}");
     }
+}
+
+#[test]
+fn a_storage_path_may_have_a_declaration_and_another_name() {
+    let text = "master_url: http://m\nworkers:\n  - worker_id: a\n    network: {data_plane_endpoints: [10.0.0.1]}\n    \
+                storage_paths:\n      - /d\n      - {path: /scratch/, local: true}\n      - {path: /mnt/b, as: /lustre, storage: lustre-1}\n      \
+                - {path: /mnt/c, as: /c, local: true}\n      - {path: /e, local: false}\n";
+    let loaded = agent(text, None).unwrap();
+    assert_eq!(format_problems(&loaded.warnings), Vec::<String>::new());
+    let paths: Vec<_> = loaded
+        .config
+        .storage_paths
+        .iter()
+        .map(|path| (path.to_string(), path.other_local_path().is_some(), path.declared.clone()))
+        .collect();
+    let lustre = StorageDeclaration::Storage("lustre-1".parse().unwrap());
+    assert_eq!(
+        paths,
+        [
+            ("/d".to_owned(), false, None),
+            ("/scratch".to_owned(), false, Some(StorageDeclaration::Local)),
+            ("/lustre (/mnt/b on this host)".to_owned(), true, Some(lustre)),
+            ("/c (/mnt/c on this host)".to_owned(), true, Some(StorageDeclaration::Local)),
+            ("/e".to_owned(), false, None),
+        ]
+    );
+}
+
+#[test]
+fn wrong_storage_paths_and_labels_are_reported_with_their_positions() {
+    let head = "master_url: http://m\nworkers:\n  - worker_id: a\n    network: {data_plane_endpoints: [10.0.0.1]}\n";
+    for (lines, expected) in [
+        (
+            "    storage_paths:\n      - {path: /d, local: true, storage: x}\n      - {as: /e}\n      - {path: f, storage: 'a b'}\n      \
+             - {path: /g, as: g, lokal: true}\n      - {path: /h, local: perhaps}\n      - {path: /i, storage: }\n      - {path: /j, as: /}\n",
+            &[
+                "6:42: error: workers[0].storage_paths[0].storage: another host may see a storage that has an id, and `local: true` says that none does — give one of the two",
+                "7:9: error: missing key `path` in workers[0].storage_paths[1], the directory on this host",
+                "8:16: error: workers[0].storage_paths[2].path: `f` must be absolute (start with `/`)",
+                "8:28: error: workers[0].storage_paths[2].storage: `a b` must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and not start with `-` or `.`",
+                "9:24: error: workers[0].storage_paths[3].as: `g` must be absolute (start with `/`)",
+                "9:27: error: unknown key `lokal` in workers[0].storage_paths[3] — did you mean `local`?",
+                "10:27: error: workers[0].storage_paths[4].local: expected `true` or `false`, found `perhaps`",
+                "11:20: error: workers[0].storage_paths[5].storage: expected the id of a storage, found nothing",
+                "12:24: error: workers[0].storage_paths[6].as: `/` grants access to everything on the host — name the directories that hold the data, or set `allow_root_path: true`",
+            ][..],
+        ),
+        (
+            "    storage_paths:\n      - /d\n      - {path: /e, as: /d}\n      - {path: /d, local: true}\n      - {path: /d, as: /f}\n      \
+             - {path: /g, as: /d/g}\n      - {path: /g/h, as: /h}\n",
+            &[
+                "7:9: error: workers[0].storage_paths[1]: requests call two directories /d — first on line 6; give one of them another name (`as: /NAME`)",
+                "8:9: error: workers[0].storage_paths[2]: requests call two directories /d — first on line 6; give one of them another name (`as: /NAME`)",
+                "9:9: warning: workers[0].storage_paths[3]: /d is given as /d and as /f: syncs of one name do not wait for those of the other",
+                "10:9: warning: workers[0].storage_paths[4]: /d/g (/g on this host) has a name inside /d, which is given too: requests for /d/g reach the former",
+                "11:9: warning: workers[0].storage_paths[5]: /h (/g/h on this host) lies inside /d/g (/g on this host), which is given too: one of them is enough",
+            ],
+        ),
+        (
+            "    storage_paths: [/d]\n    labels: {rack: 3, rack: 4, 'a b': c, zone: , room: 'x/y', list: [1]}\n",
+            &[
+                "6:23: error: workers[0].labels: duplicate key `rack` — first given on line 6",
+                "6:32: error: workers[0].labels: label `a b` must be 1 to 63 characters out of A-Z a-z 0-9 . _ -",
+                "6:42: error: workers[0].labels.zone: expected the value of a label, found nothing",
+                "6:56: error: workers[0].labels.room: `x/y` must be 1 to 63 characters out of A-Z a-z 0-9 . _ -",
+                "6:69: error: workers[0].labels.list: expected the value of a label, found a list",
+            ],
+        ),
+        (
+            "    storage_paths: [/d]\n    labels: [rack]\n",
+            &[
+                "6:13: error: workers[0].labels: expected keys and values (`key: value`), found a list",
+            ],
+        ),
+    ] {
+        let text = format!("{head}{lines}");
+        assert_lines(&text, &agent(&text, None).unwrap_err().problems, expected);
+    }
+    let many: String = (0..65).map(|n| format!("      k{n}: v\n")).collect();
+    let text = format!("{head}    storage_paths: [/d]\n    labels:\n{many}");
+    let error = agent(&text, None).unwrap_err().to_string();
+    assert!(error.contains("workers[0].labels: a worker has at most 64 labels, not 65"), "{error}");
+}
+
+#[test]
+fn labels_of_a_worker_are_added_to_those_for_all() {
+    let text = "master_url: http://m\nlabels: {rack: 3, site: north}\nworkers:\n  - worker_id: a\n    storage_paths: [/d]\n    \
+                labels: {rack: 4, gpu: a100}\n    network: {data_plane_endpoints: [10.0.0.1]}\n";
+    let labels = agent(text, None).unwrap().config.labels;
+    let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(labels, ["gpu=a100", "rack=4", "site=north"]);
 }
 
 #[test]
