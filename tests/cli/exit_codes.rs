@@ -117,7 +117,7 @@ fn errors_quote_the_arguments() {
         .assert_exit_code(0);
     let err =
         ctl(["sync", "list"]).env("CTL_OUTPUT", "xml").run().assert_exit_code(2).stderr_text();
-    assert!(err.contains("CTL_OUTPUT `xml` must be one of table, json"), "{err}");
+    assert!(err.contains("CTL_OUTPUT `xml` must be one of table, wide, json"), "{err}");
     ctl(["agent", "--worker-id", "w"]).run().assert_exit_code(2);
     let err = ctl(["copy", "x", "host:/b"]).run().assert_exit_code(2).stderr_text();
     assert!(err.contains("./host:/b"), "{err}");
