@@ -9,11 +9,12 @@ use super::leadership::store_unavailable;
 use super::requests::{GetFileRecords, GetSync, RetrySync};
 use super::submit_validation::{failures_unknown, retry_all_hint, retry_name_lists};
 use crate::scheduler::{
-    FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, decode_failures, failed_file_record,
+    FailedBatch, FailureLine, IdempotencyKey, RecordLogInfo, RetryScope, decode_failures,
+    failed_file_record,
 };
 use crate::util::units;
 use crate::wire::entry_report::{FileRecord, FileState};
-use crate::wire::manifest::{FileListPart, Manifest};
+use crate::wire::manifest::Manifest;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{RetryRequest, SubmitReply};
 use crate::wire::{BytePath, RequestId};
@@ -183,12 +184,18 @@ impl MasterHandle {
         retry: RetryRequest,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<SubmitReply, Problem> {
-        let only = if retry.failed_only { Some(self.read_failed_names(&id).await?) } else { None };
+        let only = match retry.failed_only {
+            true => self.read_failed(&id).await?,
+            false => RetryScope::All,
+        };
         self.send(RetrySync { id, new: retry.request_id, only, idempotency }).await
     }
 
-    async fn read_failed_names(&self, id: &RequestId) -> Result<Vec<FileListPart>, Problem> {
+    async fn read_failed(&self, id: &RequestId) -> Result<RetryScope, Problem> {
         let sync = self.send(GetSync { id: id.clone() }).await?;
+        if !sync.destinations.is_empty() {
+            return Ok(RetryScope::IncompleteDestinations);
+        }
         if sync.failures_unlisted > 0 {
             let (all, unlisted) = (sync.failure_count(), sync.failures_unlisted);
             let listed = units::format_count(all.saturating_sub(unlisted));
@@ -204,7 +211,7 @@ impl MasterHandle {
         while let Some(entries) = failures.next_entries().await? {
             names.extend(entries.into_iter().map(|entry| entry.path));
         }
-        retry_name_lists(id, &sync, names)
+        retry_name_lists(id, &sync, names).map(RetryScope::Names)
     }
 }
 

@@ -2,7 +2,7 @@
 //! its reply.
 
 use crate::scheduler::{
-    Event, IdempotencyKey, RecordLogInfo, Reply, StoredKeys, SyncPage, SyncQuery,
+    Event, IdempotencyKey, RecordLogInfo, Reply, RetryScope, StoredKeys, SyncPage, SyncQuery,
 };
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
@@ -71,7 +71,7 @@ requests! {
     SubmitSync { request: SyncRequest, list: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey> }
         => Event::Submit { request, list, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
     RetrySync {
-        id: RequestId, new: Option<RequestId>, only: Option<Vec<FileListPart>>, idempotency: Option<IdempotencyKey>
+        id: RequestId, new: Option<RequestId>, only: RetryScope, idempotency: Option<IdempotencyKey>
     }
         => Event::RetrySync { id, new, only, idempotency } => Reply::Submitted(reply) => reply, SubmitReply;
     ListSyncs { query: SyncQuery }

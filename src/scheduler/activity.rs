@@ -86,9 +86,8 @@ impl State {
         if !self.has_no_progress(sync) {
             return None;
         }
-        let request = &sync.request;
         let silent = self.workers.silent().find(|worker| {
-            worker.serves(&request.source_path) || worker.serves(&request.destination_path)
+            [sync.source(), sync.destination()].iter().any(|at| self.workers.serves(worker, *at))
         })?;
         let since_ms = self.last_tick_ms.unwrap_or(0).saturating_sub(silent.last_seen_ms);
         let since = units::format_duration(Duration::from_secs(since_ms / 1000));
@@ -124,10 +123,9 @@ impl State {
         let mut stalled: Vec<SyncNo> = Vec::new();
         for no in self.tasks.syncs() {
             let Some(sync) = self.syncs.get_mut(no) else { continue };
-            let request = &sync.request;
             let waits = sync.displayed_state() != SyncState::Progress
-                || self.workers.accepting(&request.source_path).next().is_none()
-                || self.workers.accepting(&request.destination_path).next().is_none();
+                || self.workers.accepting(sync.source()).next().is_none()
+                || self.workers.accepting(sync.destination()).next().is_none();
             if waits {
                 (sync.last_progress_ms, sync.stalled_since_ms) = (Some(now.mono_ms), None);
                 continue;

@@ -16,6 +16,13 @@ impl State {
     pub(super) fn advance_phase(&mut self, no: SyncNo, now: Now) {
         let Some(sync) = self.syncs.get(no) else { return };
         let active = sync.is_active();
+        if let (Some(group), false) = (sync.group(), active) {
+            self.update_group(group, now);
+        }
+        let Some(sync) = self.syncs.get(no) else { return };
+        if sync.is_group() && active {
+            return self.update_group(no, now);
+        }
         let idle = self.tasks.sync_tasks(no).is_empty() && sync.large_files.is_empty();
         if !active {
             self.release_paths(no, now);
@@ -47,6 +54,9 @@ impl State {
         }
         self.mark_changed(no, now);
         self.outbox.unmark_dirty(no);
+        // A group ends with the last of its destinations.
+        let group = self.syncs.get(no).and_then(SyncJob::group);
+        group.into_iter().for_each(|group| self.outbox.mark_dirty(group));
     }
 
     fn enter_phase(&mut self, no: SyncNo, phase: PhaseState) {

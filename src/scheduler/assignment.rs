@@ -32,7 +32,7 @@ impl State {
         let sync = self.syncs.get(task.sync)?;
         let lease = task.lease()?;
         let request = &sync.request;
-        let sources = self.workers.reachable(&request.source_path, &lease.worker, task.attempt);
+        let sources = self.workers.reachable(sync.source(), &lease.worker, task.attempt);
         let sources = sources
             .filter(|w| {
                 w.accepts_work() && (w.supports_options() || !sync.has_nondefault_options())
@@ -140,7 +140,8 @@ impl State {
             return;
         };
         let destination = &sync.request.destination_path;
-        let itself = self.workers.get(&lease.worker).filter(|w| w.serves(destination));
+        let itself = self.workers.get(&lease.worker);
+        let itself = itself.filter(|w| self.workers.serves(w, sync.destination()));
         let reached = self.reachable_writers(sync, &lease.worker, task.attempt).chain(itself);
         let reached = reached.filter(|w| w.last_heartbeat.incarnation.is_some());
         let reached: Vec<_> = reached

@@ -35,7 +35,7 @@ impl State {
             // Only a new share is compared with those of other workers.
             let peers = match self.bandwidth.granted_to(no, id) {
                 Some(_) => 1,
-                None => self.capable_workers(sync, &sync.request.source_path).count(),
+                None => self.capable_workers(sync, sync.source()).count(),
             };
             self.bandwidth.register(no, own, id, peers as u64, now.mono_ms);
         }

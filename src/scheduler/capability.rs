@@ -1,23 +1,24 @@
 //! Which workers can do what: read-only questions about workers, leases and waiting polls.
 
+use super::place::Place;
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::Worker;
 use super::{Caller, State};
-use crate::wire::{AbsPath, AssignmentId, WorkerId};
+use crate::wire::{AssignmentId, WorkerId};
 
 /// Maximum number of destination workers in an assignment.
 pub(super) const MAX_POOL_MEMBERS: usize = 64;
 
 impl State {
-    /// Active workers that serve `path` and support the options of a sync.
+    /// Active workers that serve a place and support the options of a sync.
     pub(super) fn capable_workers<'a>(
         &'a self,
         sync: &'a SyncJob,
-        path: &'a AbsPath,
+        place: Place<'a>,
     ) -> impl Iterator<Item = &'a Worker> {
         self.workers
-            .accepting(path)
+            .accepting(place)
             .filter(|w| w.supports_options() || !sync.has_nondefault_options())
     }
 
@@ -38,7 +39,7 @@ impl State {
         worker: &WorkerId,
         attempt: u32,
     ) -> impl Iterator<Item = &'a Worker> {
-        let near = self.workers.reachable(&sync.request.destination_path, worker, attempt);
+        let near = self.workers.reachable(sync.destination(), worker, attempt);
         near.filter(|w| w.supports_options() || !sync.has_nondefault_options())
             .take(MAX_POOL_MEMBERS)
     }
@@ -50,7 +51,7 @@ impl State {
 
     /// Waiting polls of workers that serve the source of a sync.
     pub(super) fn idle_polls<'a>(&'a self, sync: &'a SyncJob) -> impl Iterator<Item = Caller> {
-        let polls = self.poll_queue.polls_at(&sync.request.source_path);
+        let polls = self.poll_queue.polls_at(sync.source_storage);
         let able = |worker: &WorkerId| self.workers.get(worker).is_some_and(Worker::accepts_work);
         polls.filter(move |(_, poll)| able(&poll.worker)).map(|(caller, _)| caller)
     }

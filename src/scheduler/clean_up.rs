@@ -127,7 +127,10 @@ impl State {
     /// Deletes the stored parts of a name list. A sync that did not copy everything keeps them for
     /// a retry.
     pub(super) fn delete_name_list(&mut self, no: SyncNo) {
-        let Some(sync) = self.syncs.get_mut(no) else { return };
+        // The list of a group is kept until the group does not need it any more.
+        let Some(sync) = self.syncs.get_mut(no).filter(|sync| sync.group().is_none()) else {
+            return;
+        };
         let (owner, parts) = (sync.name_list_owner(), sync.name_list_parts.take().unwrap_or(0));
         for index in 0..parts {
             self.outbox.delete_blob(record_keys::name_list_key(owner, index));
@@ -136,7 +139,7 @@ impl State {
 
     /// Removes the tasks of a sync; an active one restarts. What the destination has already is skipped.
     pub(super) fn restart_sync(&mut self, no: SyncNo, now: Now) {
-        let Some(sync) = self.syncs.get(no) else { return };
+        let Some(sync) = self.syncs.get(no).filter(|sync| !sync.is_group()) else { return };
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
         let tasks = self.tasks.ids_of_sync(no);
         let active = sync.is_active();

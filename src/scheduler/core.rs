@@ -158,7 +158,7 @@ impl State {
         let Some(sync) = self.syncs.get(no) else { return };
         let most = self.settings.window_tasks;
         let mut window = 0;
-        for worker in self.workers.accepting(&sync.request.source_path) {
+        for worker in self.workers.accepting(sync.source()) {
             window += 4 * worker.last_heartbeat.slots.unwrap_or(1) as usize;
             if window >= most {
                 break;

@@ -12,16 +12,18 @@ impl State {
     /// The next deleter for a task that is leased to `leased`, if the present one must be replaced:
     /// `leased` itself if it serves the destination, else another worker.
     fn next_deleter<'a>(&'a self, sync: &'a SyncJob, leased: &WorkerId) -> Option<&'a Worker> {
-        let destination = &sync.request.destination_path;
+        let destination = sync.destination();
         let before = sync.deleter.as_ref();
         let stays = before.is_some_and(|deleter| {
-            let worker = self.workers.get(&deleter.worker).filter(|w| w.serves(destination));
+            let worker = self.workers.get(&deleter.worker);
+            let worker = worker.filter(|w| self.workers.serves(w, destination));
             !deleter.has_failed && worker.is_some_and(|worker| deleter.is_same_process(worker))
         });
         if stays {
             return None;
         }
-        let itself = self.workers.get(leased).filter(|w| w.accepts_work() && w.serves(destination));
+        let itself = self.workers.get(leased).filter(|w| w.accepts_work());
+        let itself = itself.filter(|w| self.workers.serves(w, destination));
         let reachable = itself.into_iter().chain(self.reachable_writers(sync, leased, 1));
         let reachable: Vec<&Worker> =
             reachable.filter(|w| w.last_heartbeat.incarnation.is_some()).collect();

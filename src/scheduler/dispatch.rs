@@ -74,12 +74,12 @@ impl State {
     /// The first poll after `after` that may find a task in the syncs `open`.
     fn next_candidate_poll(&self, open: &[RunnableSync], after: Option<Caller>) -> Option<Caller> {
         let next = |o: &RunnableSync| {
-            let request = &self.syncs.get(o.no)?.request;
-            let at = |wanted: bool, path| {
-                wanted.then(|| self.poll_queue.next_poll_at(path, after)).flatten()
+            let sync = self.syncs.get(o.no)?;
+            let at = |wanted: bool, storage| {
+                wanted.then(|| self.poll_queue.next_poll_at(storage, after)).flatten()
             };
-            let at_source = at(o.has_source_task, &request.source_path);
-            let at_destination = at(o.has_destination_task, &request.destination_path);
+            let at_source = at(o.has_source_task, sync.source_storage);
+            let at_destination = at(o.has_destination_task, sync.destination_storage);
             at_source.into_iter().chain(at_destination).min()
         };
         open.iter().filter_map(next).min()
@@ -110,11 +110,8 @@ impl State {
         }
         match caller {
             Some(caller) if poll.until_ms > now.mono_ms => {
-                let held = self
-                    .workers
-                    .get(&poll.worker)
-                    .map(|w| w.last_heartbeat.storage_paths.as_slice());
-                self.poll_queue.insert(caller, poll, held.unwrap_or_default());
+                let storages = self.workers.storages_of(&poll.worker);
+                self.poll_queue.insert(caller, poll, storages);
                 None
             }
             _ => Some(Reply::Assignment(None)),

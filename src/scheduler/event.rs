@@ -96,6 +96,17 @@ pub struct RecordLogInfo {
     pub failures: FailurePages,
 }
 
+/// What of an ended sync is tried again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RetryScope {
+    /// Everything.
+    All,
+    /// These names.
+    Names(Vec<FileListPart>),
+    /// The destinations that are not complete, of a sync with several.
+    IncompleteDestinations,
+}
+
 /// An input of the scheduler.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -134,8 +145,8 @@ pub enum Event {
         id: RequestId,
         /// The id of the new sync.
         new: Option<RequestId>,
-        /// Only these names.
-        only: Option<Vec<FileListPart>>,
+        /// What of it.
+        only: RetryScope,
         /// For safe repeats.
         idempotency: Option<IdempotencyKey>,
     },

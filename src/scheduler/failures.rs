@@ -75,7 +75,7 @@ impl State {
             return;
         }
         let Some(sync) = self.syncs.get(no) else { return };
-        let peers = self.capable_workers(sync, sync.storage_path(at_source));
+        let peers = self.capable_workers(sync, sync.place(at_source));
         let peers: Vec<WorkerId> = peers.map(|w| w.last_heartbeat.worker_id.clone()).collect();
         // Tasks that were reserved for other workers may be for none now.
         self.outbox
@@ -108,8 +108,8 @@ impl State {
 
     fn has_untried_worker(&self, task: &Task, tried: &BTreeSet<WorkerId>) -> bool {
         let Some(sync) = self.syncs.get(task.sync) else { return false };
-        let path = sync.storage_path(task.runs_at_source());
-        self.capable_workers(sync, path).any(|w| !tried.contains(&w.last_heartbeat.worker_id))
+        let place = sync.place(task.runs_at_source());
+        self.capable_workers(sync, place).any(|w| !tried.contains(&w.last_heartbeat.worker_id))
     }
 
     /// Queues a failed task: at once if another worker can take it, else after a delay.

@@ -1,12 +1,14 @@
 //! Heartbeats: they renew leases, and report storage paths, bandwidth and progress.
 
 use super::capability::MAX_POOL_MEMBERS;
+use super::place::Place;
+use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::{Worker, unavailable_path};
 use super::{Now, Reply, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerStatus};
-use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};
+use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeSet, HashSet};
 
 const MAX_WORKERS: usize = 16_384;
@@ -56,6 +58,7 @@ impl State {
                 || known.last_heartbeat.incarnation != heartbeat.incarnation
         });
         self.outbox.request_dispatch_if(has_changed);
+        let is_reporter = heartbeat.incarnation.is_some();
         let usage = std::mem::take(&mut heartbeat.usage);
         let moved = std::mem::take(&mut heartbeat.moved_bytes);
         let worker = Worker {
@@ -67,8 +70,11 @@ impl State {
             refused_incarnations: refused,
             drained: None,
         };
-        self.poll_queue.update_paths(&id, &worker.last_heartbeat.storage_paths);
+        let version = self.workers.storages.version();
         self.workers.insert(worker);
+        self.observe_storages(&id, now);
+        let has_changed = has_changed || self.workers.storages.version() != version;
+        self.outbox.request_dispatch_if(has_changed);
         if has_changed {
             self.handle_storage_change(&id, now);
         }
@@ -79,6 +85,9 @@ impl State {
         let moved = moved.into_iter().filter(|(a, _)| is_held(a)).collect();
         self.record_moved_bytes(&moved, now);
         self.update_limits(&id, usage, &mut reply, now);
+        if is_reporter {
+            self.request_storage_checks(&id, &mut reply);
+        }
         Ok(Reply::Heartbeat(reply))
     }
 
@@ -87,9 +96,11 @@ impl State {
         if self.workers.silent().next().is_none() {
             return Vec::new();
         }
-        let held = self.tasks.held_by(worker).filter_map(|task| self.syncs.get(task.sync));
-        let destinations: BTreeSet<&AbsPath> = held.map(|s| &s.request.destination_path).collect();
-        let silent = self.workers.silent().filter(|w| destinations.iter().any(|to| w.serves(to)));
+        let held: BTreeSet<SyncNo> = self.tasks.held_by(worker).map(|task| task.sync).collect();
+        let held: Vec<&SyncJob> = held.into_iter().filter_map(|no| self.syncs.get(no)).collect();
+        let silent = self.workers.silent();
+        let silent =
+            silent.filter(|w| held.iter().any(|s| self.workers.serves(w, s.destination())));
         silent.map(|w| w.last_heartbeat.worker_id.clone()).take(MAX_POOL_MEMBERS).collect()
     }
 
@@ -138,10 +149,12 @@ impl State {
         }
         let needs_lost_path = |task: &Task| {
             let Some(sync) = self.syncs.get(task.sync) else { return false };
-            let request = &sync.request;
-            let source = task.runs_at_source()
-                && unavailable_path(heartbeat, &request.source_path).is_some();
-            source || unavailable_path(heartbeat, &request.destination_path).is_some()
+            let worker = self.workers.get(&heartbeat.worker_id);
+            let is_lost = |place: Place<'_>| {
+                unavailable_path(heartbeat, place.path).is_some()
+                    && worker.is_some_and(|worker| self.workers.sees(worker, place))
+            };
+            task.runs_at_source() && is_lost(sync.source()) || is_lost(sync.destination())
         };
         let held = self.tasks.held_by(&heartbeat.worker_id);
         held.filter(|task| needs_lost_path(task)).map(|task| task.id).collect()

@@ -7,17 +7,19 @@
 //!
 //! 1. Data: `single_entries`, `failure_list`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
 //!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `task_table`,
-//!    `isolation`, `poll_queue`, `worker_rank`, `storage_types`, `storage_table`, `storage_compare`,
-//!    `storage_declarations`, `storage_observe`, `storage_records`, `worker_health`, `worker_registry`, `pause`
+//!    `isolation`, `worker_rank`, `storage_types`, `storage_table`, `storage_compare`,
+//!    `storage_declarations`, `storage_observe`, `storage_records`, `place`, `poll_queue`, `worker_health`,
+//!    `worker_registry`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
-//! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`
+//! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`,
+//!    `destinations`, `storage_binding`
 //! 6. Failures: `storage_pause`, `failures`, `lease_end`
 //! 7. Phases: `advance`
 //! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
 //! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
-//! 10. Time and operators: `retention`, `tick`, `views`, `storage_views`, `sync_admin`, `worker_admin`
+//! 10. Time and operators: `retention`, `tick`, `views`, `group_views`, `storage_views`, `sync_admin`, `worker_admin`
 //! 11. The store: `records`, `reconcile`
 
 mod activity;
@@ -32,6 +34,7 @@ mod clean_up;
 mod core;
 mod deferral;
 mod deletion;
+mod destinations;
 mod dispatch;
 mod duplicate_agents;
 pub mod event;
@@ -39,6 +42,7 @@ mod failure_list;
 mod failure_log;
 mod failures;
 mod file_records;
+mod group_views;
 mod heartbeat;
 mod isolation;
 mod keys;
@@ -51,6 +55,7 @@ mod overlap;
 mod pages;
 mod pause;
 mod phase;
+mod place;
 mod placement;
 mod poll_queue;
 mod recheck;
@@ -62,15 +67,12 @@ mod retention;
 mod single_entries;
 mod source_history;
 mod speed;
-#[cfg_attr(not(test), expect(dead_code, reason = "the state of the scheduler gets the table next"))]
+mod storage_binding;
 mod storage_compare;
 mod storage_declarations;
-#[cfg_attr(not(test), expect(dead_code, reason = "the state of the scheduler gets the table next"))]
 mod storage_observe;
 mod storage_pause;
-#[cfg_attr(not(test), expect(dead_code, reason = "the state of the scheduler gets the table next"))]
 mod storage_records;
-#[cfg_attr(not(test), expect(dead_code, reason = "the state of the scheduler gets the table next"))]
 mod storage_table;
 mod storage_types;
 mod storage_views;
@@ -94,8 +96,8 @@ mod worker_registry;
 mod tests;
 
 pub use event::{
-    Caller, Effect, Event, IdempotencyKey, Now, RecordLogInfo, Reply, StoredKeys, SyncPage,
-    SyncQuery,
+    Caller, Effect, Event, IdempotencyKey, Now, RecordLogInfo, Reply, RetryScope, StoredKeys,
+    SyncPage, SyncQuery,
 };
 #[cfg(test)]
 pub use failure_list::FailurePages;
@@ -204,6 +206,9 @@ pub struct State {
     /// The [version](WorkerRegistry::version) of the workers for which the windows were computed;
     /// `None`: the settings changed since.
     windows_version: Option<u64>,
+    /// What is known of storages and workers for which the sides of queued syncs were resolved;
+    /// `None`: not yet.
+    places_version: Option<(u64, u64)>,
     /// Number of leases so far; recorded in [`last_served`](sync_job::SyncJob::last_served).
     leases_granted: u64,
     /// Since when this master receives heartbeats.
@@ -220,6 +225,7 @@ impl State {
         if let (Some(caller), Some(reply)) = (caller, reply) {
             self.outbox.reply(caller, reply);
         }
+        self.update_places(now);
         self.update_windows();
         while let Some(no) = self.outbox.next_dirty() {
             self.advance_phase(no, now);

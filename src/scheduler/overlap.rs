@@ -1,8 +1,8 @@
 //! Syncs with overlapping paths run one after the other, in the order of submission.
 //!
-//! Storage is identified by path only, so paths are compared by whole components, whichever worker
-//! serves them. Two syncs conflict if the destination of one equals, contains or lies in the source
-//! or destination of the other; two syncs that read the same source do not. The later one stays
+//! Paths are compared by whole components. Two syncs conflict if the destination of one equals,
+//! contains or lies in the source or destination of the other, unless the two are known to be
+//! different storages; two syncs that read the same source do not conflict. The later one stays
 //! `QUEUED`. It waits only for earlier ones, so a cycle cannot occur.
 //!
 //! A sync *reserves its paths* while it is active, also while it is queued or paused: it continues
@@ -10,9 +10,10 @@
 //! its revoked leases have ended: until then a worker that was not informed may still write. A dry
 //! run writes nothing and blocks no other sync, but it waits like any other.
 
+use super::place::may_overlap;
 use super::sync_job::SyncJob;
 use super::{Now, State};
-use crate::wire::sync::SyncState;
+use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::{AbsPath, SyncNo, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,35 +23,6 @@ pub(super) struct PathReservations {
     holders: BTreeSet<SyncNo>,
     /// Each waiting sync and the first one that it waits for.
     waiting_for: BTreeMap<SyncNo, SyncNo>,
-}
-
-fn paths_overlap(a: &AbsPath, b: &AbsPath) -> bool {
-    a.contains(b) || b.contains(a)
-}
-
-/// The conflict that keeps `later` from running beside `earlier`: what `earlier` does with which
-/// path.
-pub(super) fn find_conflict<'a>(
-    earlier: &'a SyncJob,
-    later: &SyncJob,
-) -> Option<(&'static str, &'a AbsPath)> {
-    if earlier.is_dry_run() {
-        return None;
-    }
-    let mirror = |sync: &SyncJob| sync.request.options.delete.is_some();
-    if later.request.options.allow_overlap && !mirror(earlier) && !mirror(later) {
-        return None;
-    }
-    let (held, wanted) = (&earlier.request, &later.request);
-    let written = &held.destination_path;
-    if paths_overlap(written, &wanted.source_path)
-        || paths_overlap(written, &wanted.destination_path)
-    {
-        return Some(("writes to", written));
-    }
-    let read = earlier.is_active() && !later.is_dry_run();
-    (read && paths_overlap(&held.source_path, &wanted.destination_path))
-        .then_some(("reads", &held.source_path))
 }
 
 impl SyncJob {
@@ -63,26 +35,51 @@ impl SyncJob {
     /// Whether it requests the same as `other`, apart from the id.
     fn is_same_request(&self, other: &SyncJob) -> bool {
         let (ours, theirs) = (&self.request, &other.request);
-        (&ours.source_path, &ours.destination_path, &ours.options, ours.chunk_size_mb)
-            == (
-                &theirs.source_path,
-                &theirs.destination_path,
-                &theirs.options,
-                theirs.chunk_size_mb,
-            )
+        let sides = |request: &SyncRequest| {
+            let (from, to) = (request.source_path.clone(), request.destination_path.clone());
+            (from, request.source_workers.clone(), to, request.destination_workers.clone())
+        };
+        sides(ours) == sides(theirs)
+            && (&ours.options, ours.chunk_size_mb) == (&theirs.options, theirs.chunk_size_mb)
             && self.filter == other.filter
             && self.name_list_digest == other.name_list_digest
     }
 }
 
 impl State {
+    /// The conflict that keeps `later` from running beside `earlier`: what `earlier` does with which
+    /// path.
+    pub(super) fn find_conflict<'a>(
+        &self,
+        earlier: &'a SyncJob,
+        later: &SyncJob,
+    ) -> Option<(&'static str, &'a AbsPath)> {
+        if earlier.is_dry_run() {
+            return None;
+        }
+        let mirror = |sync: &SyncJob| sync.request.options.delete.is_some();
+        if later.request.options.allow_overlap && !mirror(earlier) && !mirror(later) {
+            return None;
+        }
+        let storages = &self.workers.storages;
+        let written = earlier.destination();
+        if may_overlap(storages, written, later.source())
+            || may_overlap(storages, written, later.destination())
+        {
+            return Some(("writes to", written.path));
+        }
+        let read = earlier.is_active() && !later.is_dry_run();
+        (read && may_overlap(storages, earlier.source(), later.destination()))
+            .then(|| ("reads", earlier.source().path))
+    }
+
     pub(super) fn is_waiting_for_overlap(&self, no: SyncNo) -> bool {
         self.path_reservations.waiting_for.contains_key(&no)
     }
 
     pub(super) fn overlap_reason(&self, sync: &SyncJob) -> Option<String> {
         let earlier = self.syncs.get(*self.path_reservations.waiting_for.get(&sync.no)?)?;
-        let (verb, path) = find_conflict(earlier, sync)?;
+        let (verb, path) = self.find_conflict(earlier, sync)?;
         let id = &earlier.id;
         let state = earlier.displayed_state();
         let more = match state {
@@ -122,14 +119,14 @@ impl State {
     }
 
     /// Finds the first sync that a queued sync has to wait for.
-    fn update_blocker(&mut self, no: SyncNo) {
+    pub(super) fn update_blocker(&mut self, no: SyncNo) {
         self.path_reservations.waiting_for.remove(&no);
         let Some(sync) = self.syncs.get(no).filter(|s| s.state == SyncState::Queued) else {
             return;
         };
         let mut earlier =
             self.path_reservations.holders.range(..no).filter_map(|no| self.syncs.get(*no));
-        if let Some(found) = earlier.find(|earlier| find_conflict(earlier, sync).is_some()) {
+        if let Some(found) = earlier.find(|earlier| self.find_conflict(earlier, sync).is_some()) {
             self.path_reservations.waiting_for.insert(no, found.no);
         }
     }

@@ -31,9 +31,8 @@ impl State {
             // Started syncs come first, each group in the order of submission.
             active.sort_by_key(|s| s.state == SyncState::Queued);
             let workable = active.into_iter().filter(|s| {
-                let request = &s.request;
-                self.workers.accepting(&request.source_path).next().is_some()
-                    && self.workers.accepting(&request.destination_path).next().is_some()
+                self.workers.accepting(s.source()).next().is_some()
+                    && self.workers.accepting(s.destination()).next().is_some()
                     || !self.tasks.sync_tasks(s.no).ready().pinned.is_empty()
             });
             active = workable.take(most).collect();
@@ -60,8 +59,8 @@ impl State {
     /// can write to the destination.
     fn can_read(&self, sync: &SyncJob, worker: &Worker) -> bool {
         worker.drained.is_none()
-            && worker.serves(&sync.request.source_path)
-            && self.capable_workers(sync, &sync.request.destination_path).next().is_some()
+            && self.workers.serves(worker, sync.source())
+            && self.capable_workers(sync, sync.destination()).next().is_some()
     }
 
     /// The best task of a sync for a worker. Commits come first (they free the window), then one
@@ -75,7 +74,7 @@ impl State {
             let task = self.tasks.get(**id).filter(|task| !self.isolation.contains(task.id));
             task.is_some_and(|task| self.is_eligible(sync, task, worker, now))
         };
-        if worker.serves(&sync.request.destination_path) {
+        if self.workers.serves(worker, sync.destination()) {
             let place = worker.boot_and_root(&sync.request.destination_path);
             let bound = queue.pinned.get(&place).into_iter().flatten().find(fits);
             if worker.drained.is_some() {
@@ -100,7 +99,7 @@ impl State {
     fn is_eligible(&self, sync: &SyncJob, task: &Task, worker: &Worker, now: Now) -> bool {
         let me = &worker.last_heartbeat.worker_id;
         let others = || {
-            let able = self.capable_workers(sync, sync.storage_path(task.runs_at_source()));
+            let able = self.capable_workers(sync, sync.place(task.runs_at_source()));
             able.map(|w| &w.last_heartbeat.worker_id).filter(|id| *id != me)
         };
         let spared = now.mono_ms < task.deprioritised_until_ms
@@ -133,7 +132,7 @@ impl State {
             self.can_read(sync, worker) && (!task.is_scan() || self.has_window_for_scans(sync))
         } else {
             let takes = task.pinned_to.is_some() || worker.drained.is_none();
-            takes && worker.serves(&sync.request.destination_path)
+            takes && self.workers.serves(worker, sync.destination())
         };
         there && self.is_eligible(sync, task, worker, now)
     }

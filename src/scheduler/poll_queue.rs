@@ -1,9 +1,10 @@
-//! Polls that wait for work, indexed by the paths that their workers serve: a new task examines
+//! Polls that wait for work, indexed by the storages that their workers see: a new task examines
 //! only polls that may take it.
 
 use super::WaitingPoll;
 use super::event::Caller;
-use crate::wire::{AbsPath, WorkerId};
+use super::storage_types::StorageNo;
+use crate::wire::WorkerId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
@@ -13,27 +14,25 @@ pub(super) struct PollQueue {
     /// Each with the time of its empty reply.
     deadlines: BTreeSet<(u64, Caller)>,
     by_worker: HashMap<WorkerId, WorkerPolls>,
-    /// By storage path of the worker.
-    by_path: HashMap<Vec<u8>, BTreeSet<Caller>>,
+    by_storage: HashMap<StorageNo, BTreeSet<Caller>>,
 }
 
 #[derive(Debug)]
 struct WorkerPolls {
-    /// The storage paths under which they are indexed.
-    paths: Vec<AbsPath>,
+    /// The storages under which they are indexed.
+    storages: Vec<StorageNo>,
     callers: BTreeSet<Caller>,
 }
 
 impl PollQueue {
-    pub(super) fn insert(&mut self, caller: Caller, poll: WaitingPoll, paths: &[AbsPath]) {
-        self.update_paths(&poll.worker, paths);
-        let of = self.by_worker.entry(poll.worker.clone());
-        let of =
-            of.or_insert_with(|| WorkerPolls { paths: paths.to_vec(), callers: BTreeSet::new() });
-        of.callers.insert(caller);
-        for path in paths {
-            self.by_path.entry(path.as_bytes().to_vec()).or_default().insert(caller);
+    pub(super) fn insert(&mut self, caller: Caller, poll: WaitingPoll, storages: Vec<StorageNo>) {
+        self.update_storages(&poll.worker, &storages);
+        for storage in &storages {
+            self.by_storage.entry(*storage).or_default().insert(caller);
         }
+        let of = self.by_worker.entry(poll.worker.clone());
+        let of = of.or_insert_with(|| WorkerPolls { storages, callers: BTreeSet::new() });
+        of.callers.insert(caller);
         self.deadlines.insert((poll.until_ms, caller));
         self.polls.insert(caller, poll);
     }
@@ -43,7 +42,7 @@ impl PollQueue {
         self.deadlines.remove(&(poll.until_ms, caller));
         if let Some(of) = self.by_worker.get_mut(&poll.worker) {
             of.callers.remove(&caller);
-            remove_from_index(&mut self.by_path, &of.paths, caller);
+            remove_from_index(&mut self.by_storage, &of.storages, caller);
             if of.callers.is_empty() {
                 self.by_worker.remove(&poll.worker);
             }
@@ -51,18 +50,32 @@ impl PollQueue {
         Some(poll)
     }
 
-    /// Updates the storage paths of a worker.
-    pub(super) fn update_paths(&mut self, worker: &WorkerId, paths: &[AbsPath]) {
-        let Some(of) = self.by_worker.get_mut(worker).filter(|of| of.paths != paths) else {
+    /// Updates the storages that a worker sees.
+    pub(super) fn update_storages(&mut self, worker: &WorkerId, storages: &[StorageNo]) {
+        let Some(of) = self.by_worker.get_mut(worker).filter(|of| of.storages != storages) else {
             return;
         };
         for caller in &of.callers {
-            remove_from_index(&mut self.by_path, &of.paths, *caller);
-            for path in paths {
-                self.by_path.entry(path.as_bytes().to_vec()).or_default().insert(*caller);
+            remove_from_index(&mut self.by_storage, &of.storages, *caller);
+            for storage in storages {
+                self.by_storage.entry(*storage).or_default().insert(*caller);
             }
         }
-        of.paths = paths.to_vec();
+        of.storages = storages.to_vec();
+    }
+
+    /// Two storages were found to be one.
+    pub(super) fn merge_storages(&mut self, from: StorageNo, into: StorageNo) {
+        let Some(callers) = self.by_storage.remove(&from) else { return };
+        for caller in &callers {
+            let worker = self.polls.get(caller).map(|poll| &poll.worker);
+            if let Some(of) = worker.and_then(|worker| self.by_worker.get_mut(worker)) {
+                of.storages.retain(|storage| *storage != from && *storage != into);
+                of.storages.push(into);
+                of.storages.sort_unstable();
+            }
+        }
+        self.by_storage.entry(into).or_default().extend(callers);
     }
 
     pub(super) fn get(&self, caller: Caller) -> Option<&WaitingPoll> {
@@ -78,21 +91,24 @@ impl PollQueue {
         self.by_worker.get(worker).into_iter().flat_map(|of| of.callers.iter().copied())
     }
 
-    /// Polls of workers that serve `path`; a poll may occur twice.
-    pub(super) fn polls_at<'a>(
-        &'a self,
-        path: &'a AbsPath,
-    ) -> impl Iterator<Item = (Caller, &'a WaitingPoll)> {
-        let sets = path.ancestors_from_root().filter_map(|p| self.by_path.get(p));
-        let callers = sets.flat_map(|set| set.iter());
+    /// Polls of workers that see a storage.
+    pub(super) fn polls_at(
+        &self,
+        storage: Option<StorageNo>,
+    ) -> impl Iterator<Item = (Caller, &WaitingPoll)> {
+        let callers =
+            storage.and_then(|storage| self.by_storage.get(&storage)).into_iter().flatten();
         callers.filter_map(|caller| Some((*caller, self.polls.get(caller)?)))
     }
 
-    /// The first poll after `after` of a worker that serves `path`.
-    pub(super) fn next_poll_at(&self, path: &AbsPath, after: Option<Caller>) -> Option<Caller> {
+    /// The first poll after `after` of a worker that sees a storage.
+    pub(super) fn next_poll_at(
+        &self,
+        storage: Option<StorageNo>,
+        after: Option<Caller>,
+    ) -> Option<Caller> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let sets = path.ancestors_from_root().filter_map(|p| self.by_path.get(p));
-        sets.filter_map(|set| set.range((from, Bound::Unbounded)).next().copied()).min()
+        self.by_storage.get(&storage?)?.range((from, Bound::Unbounded)).next().copied()
     }
 
     /// Removes the polls with a deadline of at most `now_ms`; returns them in the order of arrival.
@@ -111,15 +127,15 @@ impl PollQueue {
 }
 
 pub(super) fn remove_from_index(
-    at_path: &mut HashMap<Vec<u8>, BTreeSet<Caller>>,
-    paths: &[AbsPath],
+    at_storage: &mut HashMap<StorageNo, BTreeSet<Caller>>,
+    storages: &[StorageNo],
     caller: Caller,
 ) {
-    for path in paths {
-        if let Some(set) = at_path.get_mut(path.as_bytes()) {
+    for storage in storages {
+        if let Some(set) = at_storage.get_mut(storage) {
             set.remove(&caller);
             if set.is_empty() {
-                at_path.remove(path.as_bytes());
+                at_storage.remove(storage);
             }
         }
     }

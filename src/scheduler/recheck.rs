@@ -69,7 +69,8 @@ impl State {
         let Some(sync) = self.syncs.get(no) else { return false };
         let destination = &sync.request.destination_path;
         let replaced = sync.possible_writers.iter().find_map(|(id, then)| {
-            let worker = self.workers.get(id).filter(|w| w.is_active && w.serves(destination))?;
+            let worker = self.workers.get(id).filter(|w| w.is_active)?;
+            worker.available_root(destination)?;
             let now = worker.boot_and_root(destination)?;
             is_different_root(then.as_ref()?, &now).then(|| (id.clone(), now))
         });

@@ -13,6 +13,9 @@
 //! | `v/SYNC/FILE/RANGE` | the chaining value of a done range, 32 bytes |
 //! | `g/SYNC/DIGEST` | a large file with several names of which one is present |
 //! | `d/WORKER` | a drain order |
+//! | `n/last` | the last number of a storage |
+//! | `n/NUMBER` | a storage |
+//! | `y/WORKER/DIGEST` | a storage path of a worker, by a digest of the path |
 //! | `p/PAIR` | the file system of the source of a pair |
 //!
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
@@ -126,6 +129,7 @@ impl State {
             retention_clock: RetentionClock::start(meta.clock, now),
             poll_queue: PollQueue::default(),
             windows_version: None,
+            places_version: None,
             leases_granted: 0,
             leading_since_ms: now.mono_ms,
             last_tick_ms: None,
@@ -137,13 +141,22 @@ impl State {
             state.outbox.write_record(META_KEY.to_owned());
         }
         // A sync goes before its other records, a large file before its ranges, the writers before the flushes.
+        for kind in ["n/", "y/"] {
+            for (key, value) in records.iter().filter(|(key, _)| key.starts_with(kind)) {
+                state.workers.storages.load(key, value).map_err(|reason| {
+                    LoadError::Unreadable { key: key.clone(), reason: shorten(&reason) }
+                })?;
+            }
+        }
         for kind in ["s/", "x/", "r/", "w/", "o/", "d/", "l/", "v/", "p/", "g/", "t/"] {
             for (key, value) in records.iter().filter(|(key, _)| key.starts_with(kind)) {
                 state.load_record(key, value, now)?;
             }
         }
         for no in state.syncs.numbers() {
-            state.reserve_paths(no, now);
+            if state.syncs.get(no).is_some_and(|sync| !sync.is_group()) {
+                state.reserve_paths(no, now);
+            }
             state.outbox.mark_dirty(no);
         }
         Ok(state)
@@ -255,6 +268,7 @@ impl State {
         }
         let (kind, rest) = key.split_once('/')?;
         match kind {
+            "n" | "y" => return self.workers.storages.record(key),
             "p" => return serde_json::to_vec(self.source_history.0.get(key)?).ok(),
             "d" => {
                 return serde_json::to_vec(self.workers.drain_order(&rest.parse().ok()?)?).ok();
@@ -289,6 +303,7 @@ impl State {
         keys.extend(self.tasks.values().map(Task::record_key));
         keys.extend(self.source_history.0.keys().cloned());
         keys.extend(self.workers.drained_ids().map(drain_key));
+        keys.extend(self.workers.storages.record_keys());
         for sync in self.syncs.values() {
             keys.extend(sync.filter_key());
             keys.extend(sync.worker_record_keys());
@@ -304,9 +319,12 @@ impl State {
 }
 
 fn parse_record<T: for<'de> Deserialize<'de>>(key: &str, value: &[u8]) -> Result<T, LoadError> {
-    serde_json::from_slice(value).map_err(|e| {
-        // The error quotes the record, which may be long and hold anything.
-        let why: String = e.to_string().chars().take(300).collect();
-        LoadError::Unreadable { key: key.to_owned(), reason: escape_bytes(why.as_bytes()) }
-    })
+    serde_json::from_slice(value)
+        .map_err(|e| LoadError::Unreadable { key: key.to_owned(), reason: shorten(&e.to_string()) })
+}
+
+/// An error may quote the record, which may be long and hold anything.
+fn shorten(error: &str) -> String {
+    let why: String = error.chars().take(300).collect();
+    escape_bytes(why.as_bytes())
 }

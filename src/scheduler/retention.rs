@@ -168,7 +168,9 @@ impl State {
         let mut old: Vec<(u64, SyncNo)> = Vec::new();
         let mut ended = 0;
         for sync in self.syncs.values() {
-            let Some(ended_ms) = sync.ended_uptime_ms else { continue };
+            // Those of destinations are dropped with their group.
+            let ended_ms = sync.ended_uptime_ms.filter(|_| sync.group().is_none());
+            let Some(ended_ms) = ended_ms else { continue };
             ended += 1;
             let age_ms = uptime_ms.saturating_sub(ended_ms);
             if age_ms > self.settings.retention_ms && sync.revoked_leases.is_none() {
@@ -194,7 +196,9 @@ impl State {
         );
         self.retention_clock.count_dropped(old.len() as u64, now);
         self.outbox.write_record(record_keys::META_KEY.to_owned());
-        for (_, no) in old {
+        let parts = old.iter().flat_map(|(_, no)| self.syncs.destinations_of(*no));
+        let all: Vec<SyncNo> = parts.chain(old.iter().map(|(_, no)| *no)).collect();
+        for no in all {
             let tasks = self.tasks.ids_of_sync(no);
             tasks.into_iter().for_each(|id| drop(self.remove_task(id)));
             self.remove_sync(no, now);

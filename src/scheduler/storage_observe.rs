@@ -5,7 +5,7 @@
 //! 2. Its last storage, if the fingerprint looks alike and no other view there can be compared: after a restart of the
 //!    host. If other views are there, it is *unproved*. The first of them that comes back unchanged evicts it; the first
 //!    view that is found to be the same as the unproved one confirms it, and the others are out.
-//! 3. Its last storage, if it was alone there and the declared id is still the same.
+//! 3. Its last storage, if it was alone there: the storage is what the path leads to now.
 //! 4. A declared storage of which no fingerprint is known.
 //! 5. A storage of its own, which is then compared with the others of its path.
 
@@ -184,7 +184,7 @@ impl StorageTable {
         let is_same = known.is_some_and(|view| view.is_linked && facts.describe(view));
         let was_available = known.is_some_and(|view| view.is_available && !view.is_unreported);
         if !is_same {
-            self.place(worker, path, facts, changes, draw);
+            self.place_view(worker, path, facts, changes, draw);
         }
         let lacks_probe = |view: &View| view.report.is_some() && view.probe.name.is_none();
         if let Some(view) = self.view_mut(worker, path) {
@@ -239,7 +239,7 @@ impl StorageTable {
     }
 
     /// Finds the storage of a new or changed view.
-    fn place(
+    fn place_view(
         &mut self,
         worker: &WorkerId,
         path: &AbsPath,
@@ -273,7 +273,11 @@ impl StorageTable {
         }
         self.link(worker, path, no);
         changes.touched.insert(no);
-        if let Some(last) = last {
+        if let Some(last) = last.filter(|last| *last != no) {
+            let is_left = self.storages.get(&last).is_some_and(|s| s.linked.is_empty());
+            // What used the storage by this path goes on where the path leads now: nothing is left
+            // of the storage that it could be mixed with.
+            changes.merges.extend(is_left.then_some(Merge { from: last, into: no }));
             self.remove_if_empty(last);
         }
     }
@@ -323,11 +327,8 @@ impl StorageTable {
                 self.forget_results(no, path, changes);
                 return (Some(no), StorageEvidence::Single);
             }
-            let storage = self.storages.get(&no);
-            let is_empty = storage.is_some_and(|storage| storage.linked.is_empty());
-            let is_declared =
-                declared.is_some() && storage.is_some_and(|s| s.declared_id.as_ref() == declared);
-            if is_empty && (then.is_none() || is_declared) {
+            let is_empty = self.storages.get(&no).is_some_and(|storage| storage.linked.is_empty());
+            if is_empty {
                 self.forget_results(no, path, changes);
                 return (Some(no), StorageEvidence::Single);
             }

@@ -118,9 +118,10 @@ impl State {
         let Some(sync) = self.syncs.get(no) else { return };
         let Some(Pause::Storage { problem, .. }) = &sync.pause else { return };
         let StorageProblem::PathUnavailable { worker, at_source, flush } = problem else { return };
-        let path = sync.storage_path(*at_source);
-        let itself = self.workers.get(worker).is_some_and(|w| w.is_ready() && w.serves(path));
-        if itself || !flush && self.workers.accepting(path).next().is_some() {
+        let place = sync.place(*at_source);
+        let itself = self.workers.get(worker);
+        let itself = itself.is_some_and(|w| w.is_ready() && self.workers.serves(w, place));
+        if itself || !flush && self.workers.accepting(place).next().is_some() {
             self.end_storage_pause(no, now);
         }
     }
@@ -132,9 +133,10 @@ impl State {
             return false;
         };
         let Some(sync) = self.syncs.get(no) else { return false };
-        let path = sync.storage_path(*at_source);
-        let serves = self.workers.get(worker).is_some_and(|w| w.is_active && w.serves(path));
-        !serves && self.capable_workers(sync, path).next().is_some()
+        let place = sync.place(*at_source);
+        let serves = self.workers.get(worker);
+        let serves = serves.is_some_and(|w| w.is_active && self.workers.serves(w, place));
+        !serves && self.capable_workers(sync, place).next().is_some()
     }
 
     /// Whether the named worker serves the path again with another root than the assigned one: then
@@ -146,7 +148,8 @@ impl State {
         let Some(sync) = self.syncs.get(no) else { return false };
         let path = sync.storage_path(*at_source);
         let known = if *at_source { &sync.source_roots } else { &sync.possible_writers };
-        let here = self.workers.get(worker).filter(|w| w.is_ready() && w.serves(path));
+        let here = self.workers.get(worker);
+        let here = here.filter(|w| w.is_ready() && w.available_root(path).is_some());
         let here = here.and_then(|w| w.boot_and_root(path));
         let then = known.get(worker).and_then(Option::as_ref);
         then.zip(here).is_some_and(|(then, here)| is_different_root(then, &here))
@@ -158,11 +161,12 @@ impl State {
         sync: &SyncJob,
     ) -> Option<(StorageProblem, String)> {
         [true, false].into_iter().find_map(|at_source| {
-            let path = sync.storage_path(at_source);
-            if self.workers.accepting(path).next().is_some() {
+            let place = sync.place(at_source);
+            if self.workers.accepting(place).next().is_some() {
                 return None;
             }
-            let active = self.workers.all().filter(|w| w.is_active);
+            let path = place.path;
+            let active = self.workers.seeing(place).filter(|w| w.is_active);
             let mut lost =
                 active.filter_map(|w| Some((w, unavailable_path(&w.last_heartbeat, path)?)));
             let (worker, lost) = lost.next()?;

@@ -120,8 +120,9 @@ impl State {
             let boot = place.map(|place| boot_part(place));
             let writer = self.workers.get(bound);
             let under = || boot.into_iter().flat_map(|boot| self.workers.with_boot(boot));
-            let mut flushers =
-                under().chain(writer).filter(|w| w.is_ready() && w.serves(destination));
+            let mut flushers = under()
+                .chain(writer)
+                .filter(|w| w.is_ready() && w.available_root(destination).is_some());
             let waits = !sync.can_dispatch(now);
             if waits
                 || task.state != TaskState::Ready
@@ -136,7 +137,8 @@ impl State {
                 here.is_some_and(|w| w.last_heartbeat.boot_id.as_deref() != boot && !runs);
             let same_kernel = here.filter(|w| w.last_heartbeat.boot_id.as_deref() == boot);
             let replaced = same_kernel.is_some_and(|w| {
-                w.serves(destination) && w.boot_and_root(destination).as_ref() != place
+                w.available_root(destination).is_some()
+                    && w.boot_and_root(destination).as_ref() != place
             });
             let lost_path = here.and_then(|w| unavailable_path(&w.last_heartbeat, destination));
             if let (Some(path), false) = (lost_path, rebooted) {
@@ -191,10 +193,13 @@ impl State {
         let Some(sync) = self.syncs.get(no).filter(|s| s.state == SyncState::Progress) else {
             return;
         };
-        let path = sync.storage_path(at_source);
-        let Some(worker) = self.workers.get(id) else { return };
+        let place = sync.place(at_source);
+        let path = place.path;
+        let Some(worker) = self.workers.get(id).filter(|w| self.workers.sees(w, place)) else {
+            return;
+        };
         let Some(lost) = unavailable_path(&worker.last_heartbeat, path).cloned() else { return };
-        let served = self.workers.accepting(path).next().is_some();
+        let served = self.workers.accepting(sync.place(at_source)).next().is_some();
         let flush = match &sync.pause {
             None => (!served).then_some(false),
             Some(Pause::Operator) => None,
@@ -227,7 +232,7 @@ impl State {
         let Some(sync) = self.syncs.get(no).filter(|s| s.is_active()) else { return };
         let path = &sync.request.source_path;
         let then = sync.source_roots.get(id).and_then(Option::as_ref);
-        let here = self.workers.get(id).filter(|w| w.serves(path));
+        let here = self.workers.get(id).filter(|w| w.available_root(path).is_some());
         let here = here.and_then(|w| w.boot_and_root(path));
         let (Some(then), Some(here)) = (then, here) else { return };
         if !is_different_root(then, &here) {

@@ -1,14 +1,17 @@
 //! Operations on syncs: submit, retry, change, pause, cancel, delete.
 
+use super::destinations::{MAX_DESTINATIONS, too_many_destinations};
 use super::pause::Pause;
+use super::storage_types::StorageNo;
 use super::sync_job::SyncJob;
 use super::task::Task;
-use super::{IdempotencyKey, Now, Reply, State, record_keys};
+use super::{IdempotencyKey, Now, Reply, RetryScope, State, record_keys};
 use crate::util::shell_quote::quote_path;
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SubmitReply, SyncOutcome, SyncPatch, SyncRequest, SyncState};
 use crate::wire::task::TaskSpec;
+use crate::wire::worker_selector::WorkerSelector;
 use crate::wire::{Digest, RequestId, SyncNo};
 
 impl State {
@@ -41,9 +44,9 @@ impl State {
         if let Some(existing) = self.syncs.find(&id) {
             return Err(sync_exists(existing));
         }
-        let unserved = self.explain_unserved_paths(&request);
+        self.check_sides(&request)?;
         if std::mem::take(&mut request.options.no_queue)
-            && let Some(why) = unserved.first()
+            && let Some(why) = self.explain_unserved_request(&request).first()
         {
             let problem = Problem::new(ProblemCode::NoWorker, why);
             return Err(problem.with_hint(
@@ -65,14 +68,20 @@ impl State {
         }
         sync.has_name_list = sync.name_list_parts.is_some();
         self.syncs.insert(sync);
-        self.reserve_paths(no, now);
+        let is_group = self.syncs.get(no).is_some_and(SyncJob::is_group);
+        self.bind_storages(no, now);
         self.mark_changed(no, now);
         for (index, part) in parts.into_iter().flatten().enumerate() {
             self.outbox.put_blob(record_keys::name_list_key(no, index as u64), part);
         }
-        self.add_scans(no);
+        if !is_group {
+            self.reserve_paths(no, now);
+            self.add_scans(no);
+        }
         let note = self.describe_overlap(no);
-        Ok(Reply::Submitted(SubmitReply { note, warnings: unserved, ..submitted_reply(&id) }))
+        let sync = self.syncs.get(no);
+        let warnings = sync.map(|sync| self.explain_unserved_places(sync)).unwrap_or_default();
+        Ok(Reply::Submitted(SubmitReply { note, warnings, ..submitted_reply(&id) }))
     }
 
     /// The reply to an earlier submit with the same key.
@@ -88,7 +97,7 @@ impl State {
         });
         let Some((known, (_, first_body))) = known else { return Ok(None) };
         if first_body == body && request.request_id.as_ref().is_none_or(|id| *id == known.id) {
-            let warnings = self.explain_unserved_paths(request);
+            let warnings = self.explain_unserved_places(known);
             let reply = SubmitReply { warnings, ..submitted_reply(&known.id) };
             return Ok(Some(Reply::Submitted(reply)));
         }
@@ -113,12 +122,20 @@ impl State {
         &mut self,
         id: &RequestId,
         new: Option<RequestId>,
-        only: Option<Vec<FileListPart>>,
+        only: RetryScope,
         idempotency: Option<IdempotencyKey>,
         now: Now,
     ) -> Result<Reply, Problem> {
         let sync = self.syncs.require(id)?;
-        let mut request = SyncRequest { request_id: new, ..sync.as_submitted() };
+        let request = match only {
+            RetryScope::IncompleteDestinations => self.request_for_incomplete(sync)?,
+            RetryScope::All | RetryScope::Names(_) => sync.as_submitted(),
+        };
+        let only = match only {
+            RetryScope::Names(names) => Some(names),
+            RetryScope::All | RetryScope::IncompleteDestinations => None,
+        };
+        let mut request = SyncRequest { request_id: new, ..request };
         // A directory that could not be listed failed with all its entries. A sync with a name list
         // requested just those names.
         request.options.recursive |= only.is_some() && !sync.has_name_list;
@@ -139,6 +156,15 @@ impl State {
                 let problem = Problem::new(ProblemCode::SyncActive, detail);
                 return Err(problem.with_hint(format!("end it first: ctl sync cancel {id}")));
             }
+        }
+        if let (Some(group), true) = (sync.group(), sync.has_name_list && only.is_none()) {
+            let group =
+                self.syncs.get(group).map_or_else(String::new, |group| group.id.to_string());
+            let detail = format!(
+                "sync `{id}` shares its list of names with the other destinations of `{group}`"
+            );
+            return Err(Problem::new(ProblemCode::PartOfSync, detail)
+                .with_hint(format!("retry the whole: ctl sync retry {group} --failed-only")));
         }
         let from = match sync.name_list_parts {
             Some(parts) if only.is_none() => Some((sync.name_list_owner(), parts)),
@@ -161,17 +187,36 @@ impl State {
     }
 
     pub(super) fn cancel_sync(&mut self, id: &RequestId, now: Now) -> Result<Reply, Problem> {
-        self.cancel_active(self.syncs.require(id)?.no, now);
+        self.cancel_all(self.syncs.require(id)?.no, now);
         self.progress_reply(id)
     }
 
     pub(super) fn delete_sync(&mut self, id: &RequestId, now: Now) -> Result<Reply, Problem> {
         let sync = self.syncs.require(id)?;
+        if let Some(group) = sync.group().and_then(|group| self.syncs.get(group)) {
+            let detail = format!("sync `{id}` is one of the destinations of sync `{}`", group.id);
+            return Err(Problem::new(ProblemCode::PartOfSync, detail).with_hint(format!(
+                "delete the whole: ctl sync delete {}, or stop this destination: ctl sync cancel {id}",
+                group.id
+            )));
+        }
         let (no, cancelled) = (sync.no, sync.is_active());
-        self.cancel_active(no, now);
-        self.syncs.hide(id);
-        self.mark_changed(no, now);
+        self.cancel_all(no, now);
+        let parts = self.destinations_of(no).map(|one| one.id.clone());
+        for id in parts.chain([id.clone()]).collect::<Vec<_>>() {
+            self.syncs.hide(&id);
+        }
+        let parts: Vec<SyncNo> = self.syncs.destinations_of(no).collect();
+        parts.into_iter().chain([no]).for_each(|no| self.mark_changed(no, now));
         Ok(Reply::Deleted { cancelled })
+    }
+
+    /// Cancels a sync with its destinations.
+    fn cancel_all(&mut self, no: SyncNo, now: Now) {
+        let parts: Vec<SyncNo> = self.syncs.destinations_of(no).collect();
+        // First the whole, so that it does not end because all destinations ended.
+        self.cancel_active(no, now);
+        parts.into_iter().for_each(|part| self.cancel_active(part, now));
     }
 
     /// Cancels an active sync.
@@ -210,18 +255,64 @@ impl State {
         let sync = self.syncs.require_active(id, "it cannot be changed")?;
         let no = sync.no;
         if !change.add_destinations.is_empty() {
-            return Err(not_several_destinations(sync));
+            self.add_destinations(id, &change.add_destinations, now)?;
         }
-        if let Some(bwlimit) = change.bwlimit
+        let sync = self.syncs.get_mut(no);
+        if let (Some(sync), Some(bwlimit)) = (sync, change.bwlimit)
             && sync.bwlimit != bwlimit
         {
             sync.bwlimit = bwlimit;
-            self.bandwidth.set_own_limit(no, bwlimit);
+            match sync.is_group() {
+                true => self.share_bandwidth(no, now),
+                false => drop(self.bandwidth.set_own_limit(no, bwlimit)),
+            }
             self.mark_changed(no, now);
             // A worker without support for limits may be able to take its tasks now.
             self.outbox.request_dispatch();
         }
         self.progress_reply(id)
+    }
+
+    /// Adds destinations to a running group.
+    ///
+    /// # Errors
+    /// It is no active group, or the workers see no storage there that can be added.
+    fn add_destinations(
+        &mut self,
+        id: &RequestId,
+        workers: &[WorkerSelector],
+        now: Now,
+    ) -> Result<(), Problem> {
+        let sync = self.syncs.require_active(id, "no destination can be added")?;
+        let group = sync.no;
+        if !sync.is_group() {
+            let detail = format!("sync `{id}` has a single destination");
+            return Err(Problem::new(ProblemCode::NotSeveralDestinations, detail).with_hint(
+                format!(
+                    "copy to the other storage by a sync of its own: ctl sync submit {} WORKERS:{}",
+                    quote_path(&sync.request.source_path),
+                    quote_path(&sync.request.destination_path)
+                ),
+            ));
+        }
+        let request = SyncRequest { destination_workers: workers.to_vec(), ..sync.request.clone() };
+        let storages = self.resolve_added(&request)?;
+        let known: Vec<StorageNo> =
+            self.destinations_of(group).filter_map(|one| one.destination_storage).collect();
+        if let Some(storage) = storages.iter().find(|storage| known.contains(storage)) {
+            let detail = format!(
+                "{} is a destination of sync `{id}` already",
+                self.describe_storage(*storage)
+            );
+            return Err(Problem::new(ProblemCode::SameStorage, detail)
+                .with_hint(format!("ctl sync status {id} lists its destinations")));
+        }
+        if known.len() + storages.len() > MAX_DESTINATIONS {
+            return Err(too_many_destinations(known.len() + storages.len()));
+        }
+        self.expand_group(group, &storages, now);
+        self.mark_changed(group, now);
+        Ok(())
     }
 
     /// Pauses a sync, or resumes it, whatever paused it.
@@ -233,9 +324,12 @@ impl State {
     ) -> Result<Reply, Problem> {
         let refusal = if hold.is_some() { "it cannot be paused" } else { "it cannot be resumed" };
         let sync = self.syncs.require_active(id, refusal)?;
-        if sync.pause != hold {
-            let no = sync.no;
-            sync.pause = hold;
+        let no = sync.no;
+        let parts: Vec<SyncNo> = self.syncs.destinations_of(no).collect();
+        for no in parts.into_iter().chain([no]) {
+            let sync = self.syncs.get_mut(no).filter(|sync| sync.is_active());
+            let Some(sync) = sync.filter(|sync| sync.pause != hold) else { continue };
+            sync.pause.clone_from(&hold);
             self.mark_changed(no, now);
             self.outbox.request_dispatch();
         }
@@ -251,15 +345,6 @@ fn submitted_reply(id: &RequestId) -> SubmitReply {
         note: None,
         warnings: Vec::new(),
     }
-}
-
-fn not_several_destinations(sync: &SyncJob) -> Problem {
-    let detail = format!("sync `{}` is not a sync with several destinations", sync.id);
-    Problem::new(ProblemCode::NotSeveralDestinations, detail).with_hint(format!(
-        "copy to the other storage by a sync of its own: ctl sync submit {} WORKERS:{}",
-        quote_path(&sync.request.source_path),
-        quote_path(&sync.request.destination_path)
-    ))
 }
 
 fn digest_name_list(parts: &[Vec<u8>]) -> Digest {

@@ -7,7 +7,9 @@ use super::failure_list::FailureList;
 use super::large_file::LargeFile;
 use super::pause::Pause;
 use super::phase::{PhaseState, Recheck};
+use super::place::Place;
 use super::speed::Speed;
+use super::storage_types::StorageNo;
 use super::worker_registry::Worker;
 use crate::wire::entry_report::{EntryAction, EntryWarnings, Tally};
 use crate::wire::options::FilterSpec;
@@ -120,6 +122,19 @@ pub(super) struct RecordLog {
     pub(super) error: Option<String>,
 }
 
+/// What a sync is of a request with several destinations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum SyncPart {
+    /// It has one destination.
+    #[default]
+    Whole,
+    /// It has several destinations, with a sync for each ([`destinations`](super::destinations)).
+    Group,
+    /// It copies to one of the destinations of this sync.
+    Destination { of: SyncNo },
+}
+
 /// A sync.
 ///
 /// ```text
@@ -135,6 +150,16 @@ pub(super) struct SyncJob {
     pub(super) id: RequestId,
     /// As submitted, without file list and filter.
     pub(super) request: SyncRequest,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(super) part: SyncPart,
+    /// The storage that it reads. Until its first lease it follows what is known of storages, then
+    /// it stays.
+    pub(super) source_storage: Option<StorageNo>,
+    /// The storage that it writes; likewise.
+    pub(super) destination_storage: Option<StorageNo>,
+    /// Why one of them is not known.
+    #[serde(skip)]
+    pub(super) storage_reason: Option<String>,
     /// The filter may be long and never changes, so it has a record of its own that is not written
     /// with each counter.
     #[serde(skip)]
@@ -243,10 +268,20 @@ const MAX_CAUSE_CHARS: usize = 500;
 impl SyncJob {
     pub(super) fn new(no: SyncNo, id: RequestId, mut request: SyncRequest, wall_ms: i64) -> Self {
         let bwlimit = request.bwlimit.take();
+        // One worker sees one storage at a path.
+        let is_group = match request.destination_workers.as_slice() {
+            [] => false,
+            [one] => one.id().is_none(),
+            _ => true,
+        };
         let mut sync = SyncJob {
             no,
             id,
             request,
+            part: if is_group { SyncPart::Group } else { SyncPart::Whole },
+            source_storage: None,
+            destination_storage: None,
+            storage_reason: None,
             filter: FilterSpec::default(),
             filter_unsaved: false,
             bwlimit,
@@ -300,9 +335,39 @@ impl SyncJob {
         sync
     }
 
+    pub(super) fn is_group(&self) -> bool {
+        self.part == SyncPart::Group
+    }
+
+    /// The sync of which it is one destination.
+    pub(super) fn group(&self) -> Option<SyncNo> {
+        match self.part {
+            SyncPart::Destination { of } => Some(of),
+            SyncPart::Whole | SyncPart::Group => None,
+        }
+    }
+
+    /// Whether everything is at its destination.
+    pub(super) fn is_complete(&self) -> bool {
+        self.state == SyncState::Completed && self.outcome == Some(SyncOutcome::Full)
+    }
+
     /// The path at the source, or at the destination.
     pub(super) fn storage_path(&self, at_source: bool) -> &AbsPath {
-        if at_source { &self.request.source_path } else { &self.request.destination_path }
+        self.place(at_source).path
+    }
+
+    /// Where it reads, or where it writes.
+    pub(super) fn place(&self, at_source: bool) -> Place<'_> {
+        if at_source { self.source() } else { self.destination() }
+    }
+
+    pub(super) fn source(&self) -> Place<'_> {
+        Place { storage: self.source_storage, path: &self.request.source_path }
+    }
+
+    pub(super) fn destination(&self) -> Place<'_> {
+        Place { storage: self.destination_storage, path: &self.request.destination_path }
     }
 
     /// Whether its copy is not finished (clean-up aside).

@@ -4,7 +4,7 @@ use super::sync_job::SyncJob;
 use crate::wire::ids::MIN_ID_PREFIX_CHARS;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::{RequestId, SyncNo};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 #[derive(Debug, Default)]
@@ -12,6 +12,8 @@ pub(super) struct SyncTable {
     by_no: BTreeMap<SyncNo, SyncJob>,
     /// Without deleted ones.
     by_id: BTreeMap<RequestId, SyncNo>,
+    /// Each group with the syncs of its destinations.
+    by_group: BTreeMap<SyncNo, BTreeSet<SyncNo>>,
     last_no: u64,
 }
 
@@ -57,6 +59,10 @@ impl SyncTable {
         self.by_no.values()
     }
 
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut SyncJob> {
+        self.by_no.values_mut()
+    }
+
     /// In descending order, those before `no` only.
     pub(super) fn newest_before(&self, no: SyncNo) -> impl Iterator<Item = &SyncJob> {
         self.by_no.range(..no).rev().map(|(_, sync)| sync)
@@ -84,6 +90,9 @@ impl SyncTable {
         if !sync.is_deleted {
             self.by_id.insert(sync.id.clone(), sync.no);
         }
+        if let Some(group) = sync.group() {
+            self.by_group.entry(group).or_default().insert(sync.no);
+        }
         self.by_no.insert(sync.no, sync);
     }
 
@@ -100,7 +109,20 @@ impl SyncTable {
         if self.by_id.get(&sync.id) == Some(&no) {
             self.by_id.remove(&sync.id);
         }
+        if let Some((group, of)) =
+            sync.group().and_then(|group| Some((group, self.by_group.get_mut(&group)?)))
+        {
+            of.remove(&no);
+            if of.is_empty() {
+                self.by_group.remove(&group);
+            }
+        }
         Some(sync)
+    }
+
+    /// The syncs of the destinations of a group, in the order in which they were added.
+    pub(super) fn destinations_of(&self, group: SyncNo) -> impl Iterator<Item = SyncNo> {
+        self.by_group.get(&group).into_iter().flatten().copied()
     }
 
     /// See [`SyncProgress::short_id`](crate::wire::sync::SyncProgress::short_id).
@@ -108,8 +130,12 @@ impl SyncTable {
         if !id.is_generated() {
             return id.to_string();
         }
-        let before = self.by_id.range::<RequestId, _>(..id).next_back();
-        let after = self.by_id.range((Bound::Excluded(id), Bound::Unbounded)).next();
+        // Ids of destinations begin with that of their group, and are not looked for by a prefix.
+        let counts = |(_, no): &(&RequestId, &SyncNo)| {
+            self.by_no.get(no).is_some_and(|sync| sync.group().is_none())
+        };
+        let before = self.by_id.range::<RequestId, _>(..id).rfind(counts);
+        let after = self.by_id.range((Bound::Excluded(id), Bound::Unbounded)).find(counts);
         let shared = |(other, _): (&RequestId, &SyncNo)| {
             let pairs = id.as_str().bytes().zip(other.as_str().bytes());
             pairs.take_while(|(a, b)| a == b).count()
@@ -126,10 +152,6 @@ fn unknown_sync(id: &RequestId) -> Problem {
 
 #[cfg(test)]
 impl SyncTable {
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut SyncJob> {
-        self.by_no.values_mut()
-    }
-
     pub(super) fn len(&self) -> usize {
         self.by_no.len()
     }

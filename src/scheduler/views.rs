@@ -1,14 +1,15 @@
 //! Documents for operators: progress, lists, wait reasons.
 
 use super::phase::PhaseState;
+use super::storage_types::StorageNo;
 use super::sync_job::SyncJob;
 use super::task::TaskState;
-use super::{RecordLogInfo, Reply, State, SyncPage, SyncQuery};
+use super::{RecordLogInfo, State};
 use crate::util::units;
 use crate::wire::options::SyncOptions;
-use crate::wire::problem::Problem;
-use crate::wire::sync::{SyncPhase, SyncProgress, SyncRequest, SyncState};
-use crate::wire::{RequestId, SyncNo, WorkerId};
+use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::sync::{SyncPhase, SyncProgress, SyncState};
+use crate::wire::{RequestId, StorageId, WorkerId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
@@ -17,30 +18,8 @@ pub(super) fn timestamp(ms: i64) -> Timestamp {
 }
 
 impl State {
-    pub(super) fn progress_reply(&self, id: &RequestId) -> Result<Reply, Problem> {
-        Ok(Reply::Progress(Box::new(self.progress_document(self.syncs.require(id)?))))
-    }
-
-    pub(super) fn list_syncs(&self, select: &SyncQuery) -> Reply {
-        let states = &select.states;
-        let before = select.before.unwrap_or(SyncNo(u64::MAX));
-        let known = self.syncs.newest_before(before);
-        let begins = |sync: &SyncJob| {
-            let prefix = select.id_prefix.as_ref();
-            prefix.is_none_or(|prefix| sync.id.as_str().starts_with(prefix.as_str()))
-        };
-        let mut wanted = known
-            .filter(|s| !s.is_deleted && (states.is_empty() || states.contains(&s.state)))
-            .filter(|s| begins(s));
-        let limit = select.limit.unwrap_or(usize::MAX);
-        let page: Vec<&SyncJob> = wanted.by_ref().take(limit).collect();
-        let next = page.last().map(|last| last.no).filter(|_| wanted.next().is_some());
-        let syncs = page.into_iter().map(|sync| self.progress_document(sync)).collect();
-        Reply::Syncs(SyncPage { syncs, next })
-    }
-
-    /// The document for operators.
-    fn progress_document(&self, sync: &SyncJob) -> SyncProgress {
+    /// The document of a sync without those of its destinations.
+    pub(super) fn sync_document(&self, sync: &SyncJob) -> SyncProgress {
         let counters = &sync.counters;
         let listed =
             sync.phase > PhaseState::Copy || self.tasks.sync_tasks(sync.no).scan_count() == 0;
@@ -76,8 +55,8 @@ impl State {
             destination_path: sync.request.destination_path.clone(),
             source_workers: sync.request.source_workers.clone(),
             destination_workers: sync.request.destination_workers.clone(),
-            source_storage: None,
-            destination_storage: None,
+            source_storage: self.storage_id(sync.source_storage),
+            destination_storage: self.storage_id(sync.destination_storage),
             destinations: Vec::new(),
             transferred_bytes,
             total_bytes: counters.bytes_total,
@@ -121,12 +100,8 @@ impl State {
         }
     }
 
-    /// For each path that no active worker serves: the reason, with the nearest storage paths.
-    pub(super) fn explain_unserved_paths(&self, request: &SyncRequest) -> Vec<String> {
-        let paths = [(&request.source_path, "source"), (&request.destination_path, "destination")];
-        let unserved =
-            paths.into_iter().filter(|(path, _)| self.workers.accepting(path).next().is_none());
-        unserved.map(|(path, role)| self.workers.explain_unserved(path, role)).collect()
+    fn storage_id(&self, storage: Option<StorageNo>) -> Option<StorageId> {
+        self.workers.storages.id(storage?).cloned()
     }
 
     /// The number of leased tasks by worker and kind.
@@ -155,14 +130,12 @@ impl State {
         if let Some(reason) = self.overlap_reason(sync).or_else(|| self.loss_reason(sync)) {
             return Some(reason);
         }
-        let request = &sync.request;
-        if let Some(why) = self.explain_unserved_paths(request).into_iter().next() {
+        if let Some(why) = self.explain_unserved_places(sync).into_iter().next() {
             return Some(why);
         }
-        for (path, role) in
-            [(&request.source_path, "source"), (&request.destination_path, "destination")]
-        {
-            let mut able = self.capable_workers(sync, path);
+        for (place, role) in [(sync.source(), "source"), (sync.destination(), "destination")] {
+            let mut able = self.capable_workers(sync, place);
+            let path = place.path;
             let source = role == "source" && sync.is_limited();
             if !able.any(|w| w.supports_options() || !source) {
                 return Some(format!(
@@ -170,6 +143,10 @@ impl State {
                      this sync: install this version there"
                 ));
             }
+        }
+        if sync.is_group() {
+            let mut active = self.destinations_of(sync.no).filter(|one| one.is_active());
+            return active.find_map(|one| Some(format!("{}: {}", one.id, self.wait_reason(one)?)));
         }
         let tasks = || self.tasks.of_sync(sync.no);
         if tasks().any(|t| t.lease().is_some()) {
@@ -211,6 +188,14 @@ impl State {
 
     pub(super) fn record_log_info(&self, id: &RequestId) -> Result<RecordLogInfo, Problem> {
         let sync = self.syncs.require(id)?;
+        if sync.is_group() {
+            let first = self.destinations_of(sync.no).next().map(|one| one.id.to_string());
+            let detail = format!("sync `{id}` has a list of files for each of its destinations");
+            return Err(Problem::new(ProblemCode::NotRecorded, detail).with_hint(format!(
+                "name a destination, e.g. {}: ctl sync status {id} lists them",
+                first.as_deref().unwrap_or("ID@WORKER")
+            )));
+        }
         let options = &sync.request.options;
         Ok(RecordLogInfo {
             sync: sync.no,

@@ -12,8 +12,8 @@ use crate::wire::worker::{
     DrainInfo, DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerStatus,
     WorkerView,
 };
-use crate::wire::{RequestId, SyncNo, TaskId, WorkerId};
-use std::collections::BTreeSet;
+use crate::wire::{AbsPath, RequestId, StorageId, SyncNo, TaskId, WorkerId};
+use std::collections::{BTreeMap, BTreeSet};
 
 fn unknown_worker(worker: &WorkerId) -> Problem {
     Problem::new(ProblemCode::WorkerNotFound, format!("no worker `{worker}` is known"))
@@ -39,6 +39,15 @@ impl State {
         Ok(Reply::RequestIds(syncs.filter(|s| !s.is_deleted).map(|s| s.id.clone()).collect()))
     }
 
+    fn storage_ids_of(&self, worker: &Worker) -> BTreeMap<String, StorageId> {
+        let storages = &self.workers.storages;
+        let id_of = |path: &AbsPath| {
+            let no = storages.storage_of(&worker.last_heartbeat.worker_id, path)?;
+            Some((path.to_string(), storages.id(no)?.clone()))
+        };
+        worker.last_heartbeat.storage_paths.iter().filter_map(id_of).collect()
+    }
+
     fn syncs_of_worker(&self, id: &WorkerId) -> BTreeSet<SyncNo> {
         self.tasks.held_by(id).map(|task| task.sync).collect()
     }
@@ -60,7 +69,7 @@ impl State {
             data_plane_endpoints: heartbeat.data_plane_endpoints.clone(),
             control_plane_address: heartbeat.control_plane_address.clone(),
             labels: heartbeat.labels.clone(),
-            storage_ids: Default::default(),
+            storage_ids: self.storage_ids_of(worker),
             free_bytes: heartbeat.free_bytes.clone(),
             in_flight,
             incoming_requests: if worker.is_active { heartbeat.incoming_requests } else { 0 },
@@ -87,10 +96,10 @@ impl State {
         let lists = |task: &Task| {
             let before =
                 |lease: &Lease| now.mono_ms.saturating_sub(lease.granted_ms) >= drained_for_ms;
-            let destination = || Some(&self.syncs.get(task.sync)?.request.destination_path);
+            let destination = || Some(self.syncs.get(task.sync)?.destination());
             task.writes_destination()
                 && task.lease().is_some_and(before)
-                && destination().is_some_and(|path| worker.serves(path))
+                && destination().is_some_and(|place| self.workers.serves(worker, place))
         };
         self.tasks.leased().any(lists)
     }
@@ -139,10 +148,11 @@ impl State {
         now: Now,
     ) -> Result<Reply, Problem> {
         let no = self.syncs.require_active(id, "nothing is to be done")?.no;
+        let all: BTreeSet<SyncNo> = self.syncs.destinations_of(no).chain([no]).collect();
         let held: Vec<TaskId> = self
             .tasks
             .held_by(worker)
-            .filter(|task| task.sync == no && task.spec != TaskSpec::Flush)
+            .filter(|task| all.contains(&task.sync) && task.spec != TaskSpec::Flush)
             .map(|task| task.id)
             .collect();
         if held.is_empty() && self.workers.get(worker).is_none() {

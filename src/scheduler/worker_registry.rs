@@ -3,6 +3,9 @@
 
 use super::boot_ids::ROOT_SEPARATOR;
 use super::event::Now;
+use super::place::Place;
+use super::storage_table::StorageTable;
+use super::storage_types::StorageNo;
 use super::worker_health::WorkerHealth;
 use super::worker_rank::rank;
 use crate::wire::task::PoolMember;
@@ -31,8 +34,7 @@ pub(super) struct Worker {
 #[derive(Debug, Default)]
 pub(super) struct WorkerRegistry {
     by_id: BTreeMap<WorkerId, Worker>,
-    /// By storage path, each list sorted by rank.
-    by_path: HashMap<Vec<u8>, Vec<(u64, WorkerId)>>,
+    pub(super) storages: StorageTable,
     /// By boot id.
     by_boot: HashMap<String, BTreeSet<WorkerId>>,
     /// Drain orders, also for workers without a heartbeat yet.
@@ -42,11 +44,13 @@ pub(super) struct WorkerRegistry {
     pub(super) health: WorkerHealth,
     /// Changes when the set of workers that accept work changes.
     version: u64,
+    /// Changes when other workers are known, or when one has other labels.
+    selection_version: u64,
 }
 
-/// The length of the longest of `paths` that holds `path`.
-fn longest_prefix(paths: &[AbsPath], path: &AbsPath) -> Option<usize> {
-    paths.iter().filter(|p| p.contains(path)).map(|p| p.as_bytes().len()).max()
+/// The longest of `paths` that holds `path`.
+fn longest_prefix<'a>(paths: &'a [AbsPath], path: &AbsPath) -> Option<&'a AbsPath> {
+    paths.iter().filter(|p| p.contains(path)).max_by_key(|p| p.as_bytes().len())
 }
 
 /// The unavailable storage path of a worker that holds `path`. A path below an available one may
@@ -61,24 +65,32 @@ pub(super) fn unavailable_path<'a>(
         .iter()
         .filter(|one| one.path.contains(path))
         .max_by_key(length)?;
-    (longest_prefix(&heartbeat.storage_paths, path) < Some(length(&deepest_lost)))
-        .then_some(deepest_lost)
+    let deepest = longest_prefix(&heartbeat.storage_paths, path).map(|p| p.as_bytes().len());
+    (deepest < Some(length(&deepest_lost))).then_some(deepest_lost)
 }
 
 impl Worker {
-    /// Whether one of its available storage paths holds `path`.
-    pub(super) fn serves(&self, path: &AbsPath) -> bool {
-        self.last_heartbeat.storage_paths.iter().any(|s| s.contains(path))
-            && (self.last_heartbeat.unavailable_paths.is_empty()
-                || unavailable_path(&self.last_heartbeat, path).is_none())
+    /// The storage path through which it uses `path`, if that is available.
+    pub(super) fn available_root(&self, path: &AbsPath) -> Option<&AbsPath> {
+        let heartbeat = &self.last_heartbeat;
+        let root = longest_prefix(&heartbeat.storage_paths, path)?;
+        let is_available =
+            heartbeat.unavailable_paths.is_empty() || unavailable_path(heartbeat, path).is_none();
+        is_available.then_some(root)
+    }
+
+    /// The storage path that holds `path`, available or not.
+    pub(super) fn root(&self, path: &AbsPath) -> Option<&AbsPath> {
+        let heartbeat = &self.last_heartbeat;
+        let lost = unavailable_path(heartbeat, path).map(|lost| &lost.path);
+        lost.or_else(|| longest_prefix(&heartbeat.storage_paths, path))
     }
 
     /// Identifies where writes below `path` are until a flush: the kernel with the page cache, and
     /// the open storage root ([`BootIds`](super::boot_ids::BootIds)).
     pub(super) fn boot_and_root(&self, path: &AbsPath) -> Option<String> {
         let boot = self.last_heartbeat.boot_id.as_ref()?;
-        let paths = self.last_heartbeat.storage_paths.iter().filter(|p| p.contains(path));
-        let storage = paths.max_by_key(|p| p.as_bytes().len());
+        let storage = longest_prefix(&self.last_heartbeat.storage_paths, path);
         match storage.and_then(|path| self.last_heartbeat.root_ids.get(&path.to_string())) {
             Some(root) => Some(format!("{boot}{ROOT_SEPARATOR}{root}")),
             None => Some(boot.clone()),
@@ -125,7 +137,7 @@ impl Worker {
         }
     }
 
-    /// Its state, or why it does not serve `path`.
+    /// Its state, or why its storage path does not serve `path`.
     fn availability(&self, path: &AbsPath) -> String {
         if let Some(UnavailablePath { path, reason }) = unavailable_path(&self.last_heartbeat, path)
         {
@@ -198,6 +210,10 @@ impl WorkerRegistry {
         self.version
     }
 
+    pub(super) fn selection_version(&self) -> u64 {
+        self.selection_version
+    }
+
     pub(super) fn drain_order(&self, id: &WorkerId) -> Option<&DrainInfo> {
         self.drained.get(id)
     }
@@ -229,6 +245,11 @@ impl WorkerRegistry {
             let (old, new) = (&known.last_heartbeat, &worker.last_heartbeat);
             old.storage_paths == new.storage_paths && old.boot_id == new.boot_id
         });
+        let is_selected_alike = self.by_id.get(&id).is_some_and(|known| {
+            known.last_heartbeat.labels == worker.last_heartbeat.labels
+                && known.is_active == worker.is_active
+        });
+        self.selection_version += u64::from(!is_selected_alike);
         let able = |w: &Worker| {
             (w.accepts_work(), w.is_active, w.last_heartbeat.slots, w.last_heartbeat.protocol)
         };
@@ -239,13 +260,6 @@ impl WorkerRegistry {
             return;
         }
         self.remove_from_index(&id);
-        let filed = (rank(&id, 0), id.clone());
-        for path in &worker.last_heartbeat.storage_paths {
-            let list = self.by_path.entry(path.as_bytes().to_vec()).or_default();
-            if let Err(at) = list.binary_search(&filed) {
-                list.insert(at, filed.clone());
-            }
-        }
         if let Some(boot) = &worker.last_heartbeat.boot_id {
             self.by_boot.entry(boot.clone()).or_default().insert(id.clone());
         }
@@ -260,21 +274,13 @@ impl WorkerRegistry {
     /// Removes a worker, but not its drain order.
     pub(super) fn remove(&mut self, id: &WorkerId) {
         self.silent.remove(id);
+        self.selection_version += 1;
+        self.storages.forget(id);
         self.remove_from_index(id);
     }
 
     pub(super) fn remove_from_index(&mut self, id: &WorkerId) {
         let Some(worker) = self.by_id.remove(id) else { return };
-        let filed = (rank(id, 0), id.clone());
-        for path in &worker.last_heartbeat.storage_paths {
-            let Some(list) = self.by_path.get_mut(path.as_bytes()) else { continue };
-            if let Ok(at) = list.binary_search(&filed) {
-                list.remove(at);
-            }
-            if list.is_empty() {
-                self.by_path.remove(path.as_bytes());
-            }
-        }
         let boot = worker.last_heartbeat.boot_id.as_ref();
         if let Some((boot, of)) = boot.and_then(|boot| Some((boot, self.by_boot.get_mut(boot)?))) {
             of.remove(id);
@@ -291,9 +297,11 @@ impl WorkerRegistry {
         };
         worker.last_seen_ms = now.mono_ms;
         worker.last_seen_wall_ms = now.wall_ms;
+        self.storages.set_active(id, true);
         let back = !std::mem::replace(&mut worker.is_active, true);
         self.silent.remove(id);
         self.version += u64::from(back);
+        self.selection_version += u64::from(back);
         back
     }
 
@@ -311,8 +319,10 @@ impl WorkerRegistry {
             if worker.is_active && silent > timeout_ms {
                 tracing::warn!(worker = %id, "no heartbeat for {} s", silent / 1000);
                 worker.is_active = false;
+                self.storages.set_active(id, false);
                 self.silent.insert(id.clone());
                 self.version += 1;
+                self.selection_version += 1;
             }
         }
     }
@@ -321,35 +331,78 @@ impl WorkerRegistry {
         self.silent.iter().filter_map(|id| self.by_id.get(id))
     }
 
-    /// Workers that serve `path`, ordered by rank, starting at `from`.
-    fn serving<'a>(&'a self, path: &'a AbsPath, from: u64) -> impl Iterator<Item = &'a Worker> {
-        let lists = move || path.ancestors_from_root().filter_map(|p| self.by_path.get(p));
-        lists().enumerate().flat_map(move |(nth, list)| {
-            let (before, behind) = list.split_at(list.partition_point(|(at, _)| *at < from));
-            // Usually there is one list; a worker in several is returned with the first.
-            let listed = move |filed| lists().take(nth).any(|l| l.binary_search(filed).is_ok());
-            let new = behind.iter().chain(before).filter(move |filed| !listed(filed));
-            let known = new.filter_map(|(_, id)| self.by_id.get(id));
-            known.filter(|w| w.last_heartbeat.unavailable_paths.is_empty() || w.serves(path))
-        })
+    /// The storages that a worker sees, available or not.
+    pub(super) fn storages_of(&self, id: &WorkerId) -> Vec<StorageNo> {
+        let Some(worker) = self.by_id.get(id) else { return Vec::new() };
+        let heartbeat = &worker.last_heartbeat;
+        let lost = heartbeat.unavailable_paths.iter().map(|lost| &lost.path);
+        let roots = heartbeat.storage_paths.iter().chain(lost);
+        let mut found: Vec<_> =
+            roots.filter_map(|root| self.storages.storage_of(id, root)).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
     }
 
-    /// Workers that serve `path` and accept work.
-    pub(super) fn accepting<'a>(&'a self, path: &'a AbsPath) -> impl Iterator<Item = &'a Worker> {
-        self.serving(path, 0).filter(|w| w.accepts_work())
+    /// Whether a worker sees the storage of a place and can use it there.
+    pub(super) fn serves(&self, worker: &Worker, place: Place<'_>) -> bool {
+        let Some(storage) = place.storage else { return false };
+        let root = worker.available_root(place.path);
+        let id = &worker.last_heartbeat.worker_id;
+        root.is_some_and(|root| self.storages.storage_of(id, root) == Some(storage))
     }
 
-    /// Active workers that serve `path` and can be contacted (a stopping one still receives, a
+    /// Whether the storage path of a worker at a place leads to its storage, available or not.
+    pub(super) fn sees(&self, worker: &Worker, place: Place<'_>) -> bool {
+        let Some(storage) = place.storage else { return false };
+        let id = &worker.last_heartbeat.worker_id;
+        let root = worker.root(place.path);
+        root.is_some_and(|root| self.storages.storage_of(id, root) == Some(storage))
+    }
+
+    /// Workers that see a place, available or not.
+    pub(super) fn seeing<'a>(
+        &'a self,
+        place: Place<'a>,
+    ) -> impl Iterator<Item = &'a Worker> + use<'a> {
+        let list = place.storage.map_or(&[][..], |storage| self.storages.members(storage));
+        let known = list.iter().filter_map(|(_, id)| self.by_id.get(id));
+        known.filter(move |worker| self.sees(worker, place))
+    }
+
+    /// Workers that serve a place, ordered by rank, starting at `from`.
+    fn serving<'a>(
+        &'a self,
+        place: Place<'a>,
+        from: u64,
+    ) -> impl Iterator<Item = &'a Worker> + use<'a> {
+        let list = place.storage.map_or(&[][..], |storage| self.storages.members(storage));
+        let root = place.storage.and_then(|storage| self.storages.path(storage));
+        let (before, behind) = list.split_at(list.partition_point(|(at, _)| *at < from));
+        let known = behind.iter().chain(before).filter_map(|(_, id)| self.by_id.get(id));
+        // A worker uses the innermost of its storage paths, which may be of another storage.
+        known.filter(move |w| root.is_some() && w.available_root(place.path) == root)
+    }
+
+    /// Workers that serve a place and accept work.
+    pub(super) fn accepting<'a>(
+        &'a self,
+        place: Place<'a>,
+    ) -> impl Iterator<Item = &'a Worker> + use<'a> {
+        self.serving(place, 0).filter(|w| w.accepts_work())
+    }
+
+    /// Active workers that serve a place and can be contacted (a stopping one still receives, a
     /// drained one does not), starting with those assigned to the worker `of` at this attempt. Each
     /// worker starts elsewhere, always at the same place: so a few are enough for each, and all are
     /// used.
     pub(super) fn reachable<'a>(
         &'a self,
-        path: &'a AbsPath,
+        place: Place<'a>,
         of: &WorkerId,
         attempt: u32,
-    ) -> impl Iterator<Item = &'a Worker> {
-        self.serving(path, rank(of, attempt)).filter(|w| w.is_active && w.drained.is_none())
+    ) -> impl Iterator<Item = &'a Worker> + use<'a> {
+        self.serving(place, rank(of, attempt)).filter(|w| w.is_active && w.drained.is_none())
     }
 
     pub(super) fn with_boot(&self, boot: &str) -> impl Iterator<Item = &Worker> {
@@ -357,16 +410,20 @@ impl WorkerRegistry {
         ids.filter_map(|id| self.by_id.get(id))
     }
 
-    /// Why no worker serves `path`, with the nearest storage paths.
-    pub(super) fn explain_unserved(&self, path: &AbsPath, role: &str) -> String {
+    /// Why no worker serves a place, with the nearest storage paths.
+    pub(super) fn explain_unserved(&self, place: Place<'_>, role: &str) -> String {
+        let path = place.path;
         let idle: Vec<String> = self
             .by_id
             .values()
-            .filter(|w| {
-                w.is_active
-                    && (w.serves(path) || unavailable_path(&w.last_heartbeat, path).is_some())
+            .filter(|w| w.is_active && w.root(path).is_some())
+            .filter(|w| place.storage.is_none() || self.sees(w, place))
+            .map(|w| {
+                let id = &w.last_heartbeat.worker_id;
+                let contradiction = w.root(path).and_then(|at| self.storages.contradiction(id, at));
+                let why = contradiction.map_or_else(|| w.availability(path), str::to_owned);
+                format!("{id} ({why})")
             })
-            .map(|w| format!("{} ({})", w.last_heartbeat.worker_id, w.availability(path)))
             .collect();
         if !idle.is_empty() {
             return format!(

@@ -141,6 +141,12 @@ impl TryFrom<String> for WorkerSelector {
     }
 }
 
+impl From<WorkerId> for WorkerSelector {
+    fn from(id: WorkerId) -> Self {
+        WorkerSelector(Kind::Id(id))
+    }
+}
+
 impl From<WorkerSelector> for String {
     fn from(selector: WorkerSelector) -> String {
         selector.to_string()

@@ -3,6 +3,7 @@
 use super::*;
 use crate::wire::options::FilterSpec;
 use crate::wire::samples::Samples;
+use crate::wire::testing::storage_report;
 use crate::wire::worker::DrainRequest;
 use serde_json::Value;
 
@@ -18,6 +19,16 @@ fn world_with_every_record() -> World {
     submit_with(&mut world, "paused", SyncOptions::default());
     world.apply(Event::PauseSync("paused".parse().unwrap()));
     start_sync(&mut world);
+    // A storage that is known by its fingerprint, and a sync with a destination of a list.
+    let mut reporting = heartbeat("n", Some("1"), &["/nfs"], &[]);
+    reporting.storages = vec![storage_report("/nfs", "nfs4", 7)];
+    world.apply(Event::Heartbeat(reporting));
+    let workers = vec!["n*".parse().unwrap()];
+    let several = SyncRequest {
+        destination_workers: workers,
+        ..request(Some("several"), "/src/g", "/nfs/g")
+    };
+    world.apply(Event::Submit { request: several, list: None, idempotency: None });
     let order = DrainRequest { by: Some("alice".to_owned()), reason: Some("disk".to_owned()) };
     world.apply(Event::DrainWorker { worker: "d".parse().unwrap(), order: Some(order) });
     world
@@ -145,7 +156,7 @@ fn every_record_is_loaded_and_written_as_recorded() {
         records.insert(key, samples.read(&file, None));
     }
     let kinds: BTreeSet<&str> = records.keys().map(|key| key.split('/').next().unwrap()).collect();
-    let all = ["d", "g", "l", "meta", "o", "p", "r", "s", "t", "v", "w", "x"];
+    let all = ["d", "g", "l", "meta", "n", "o", "p", "r", "s", "t", "v", "w", "x", "y"];
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), all, "a kind of record has no sample");
     let state = State::load(Settings::default(), [9; 32], &records, START).unwrap();
     assert_eq!(

@@ -130,7 +130,24 @@ impl Play {
                 .filter(|(i, _, _)| *i == index)
                 .map(|(_, a, _)| a.assignment_id)
                 .collect();
+            let lacked = self.lacks_storage();
             self.world.heartbeat(name, &self.incarnations[index].to_string(), &[path], &in_hand);
+            self.note_restart(lacked);
+        }
+    }
+
+    /// Whether a sync has started and no worker names one of its storages any more.
+    fn lacks_storage(&self) -> bool {
+        let mut begun =
+            self.world.state.syncs.values().filter(|sync| sync.state == SyncState::Progress);
+        begun.any(|sync| sync.source_storage.is_none() || sync.destination_storage.is_none())
+    }
+
+    /// A sync restarts as soon as a storage is named again that all workers had ceased to name.
+    fn note_restart(&mut self, lacked: bool) {
+        if lacked && !self.lacks_storage() {
+            self.write_unreported(|_| true);
+            self.recorded.clear();
         }
     }
 
@@ -367,7 +384,9 @@ impl Play {
                 let incarnation = self.incarnations[index].to_string();
                 let beat = heartbeat(NAMES[index], Some(&incarnation), &[path], &[]);
                 let unavailable_paths = vec![unavailable_path(path)];
+                let lacked = self.lacks_storage();
                 self.world.apply(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat }));
+                self.note_restart(lacked);
             }
             Step::Reconcile => {
                 self.write_unreported(|_| true);
@@ -562,7 +581,7 @@ proptest! {
         prop_assert!(state.tasks.is_empty() && play.world.blobs.is_empty());
         prop_assert!(state.syncs.values().all(|s| s.large_files.is_empty() && s.state.is_final()));
         let pairs = play.world.records.keys().filter(|key| key.starts_with("p/")).count();
-        prop_assert_eq!(play.world.records.len() - pairs, 2 - usize::from(delete));
+        prop_assert_eq!(play.world.sync_records().len() - pairs, 2 - usize::from(delete));
         prop_assert!(!delete || play.world.lists.is_empty());
     }
 }

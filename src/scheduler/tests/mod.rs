@@ -7,6 +7,7 @@ mod blocked;
 mod counts;
 mod damaged_records;
 mod deleter;
+mod destinations;
 mod direction;
 mod dry_run;
 mod duplicate_agents;
@@ -26,9 +27,11 @@ mod reconcile;
 mod resource_shortage;
 mod retention;
 mod retry_sync;
+mod shared_paths;
 mod sim;
 mod stalls_and_quarantine;
 mod state_tables;
+mod storage_binding;
 mod storage_histories;
 mod storage_paths;
 mod storage_table;
@@ -91,6 +94,9 @@ impl World {
 
     /// Plays an event; its reply, unless it waits.
     fn apply(&mut self, event: Event) -> Option<Reply> {
+        if let Event::Heartbeat(heartbeat) = &event {
+            self.declare_shared(heartbeat);
+        }
         self.caller_count += 1;
         let caller = Caller(self.caller_count);
         let effects = self.state.apply(event, Some(caller), self.now);
@@ -159,6 +165,8 @@ impl World {
                 (Some(before), now) if *before == now => true,
                 // A waiting poll may start it at once. A world may start with records.
                 (None, now) => matches!(now, Queued | Progress) || self.caller_count == 1,
+                // The state of a group is that of its destinations until all of them ended.
+                (Some(Queued), now) if sync.is_group() => now.is_final(),
                 (Some(Queued), now) => matches!(now, Progress | Cancelled),
                 (Some(Progress), now) => matches!(now, Completed | Failed | Cancelled),
                 (Some(_), _) => false,
@@ -199,6 +207,8 @@ impl World {
         }
         self.check_overlaps();
         for sync in self.state.syncs.values() {
+            let has_tasks = self.state.tasks.of_sync(sync.no).next().is_some();
+            assert!(!sync.is_group() || !has_tasks, "a group has no tasks");
             let c = &sync.counters;
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
             assert!(c.dirs_done + c.dirs_failed <= c.dirs_total, "{c:?}");
@@ -249,7 +259,7 @@ impl World {
                 later.id
             );
             for earlier in begun().filter(|earlier| earlier.no < later.no) {
-                let conflict = super::overlap::find_conflict(earlier, later);
+                let conflict = self.state.find_conflict(earlier, later);
                 assert_eq!(conflict, None, "{} and {} run at once", earlier.id, later.id);
             }
         }
@@ -257,9 +267,10 @@ impl World {
 
     fn restart(&mut self) {
         self.seed_count += 1;
-        self.state =
-            State::load(Settings::default(), [self.seed_count; 32], &self.records, self.now)
-                .unwrap();
+        let storages = self.state.settings.storages.clone();
+        let settings = Settings { storages, ..Settings::default() };
+        let seed = [self.seed_count; 32];
+        self.state = State::load(settings, seed, &self.records, self.now).unwrap();
         self.replies.clear();
         self.apply(Event::Tick);
     }

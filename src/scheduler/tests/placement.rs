@@ -1,6 +1,7 @@
 //! What is found by files and indices is what a walk over everything finds.
 
 use super::*;
+use crate::scheduler::place::Place;
 use crate::scheduler::task::Task;
 use crate::scheduler::task::TaskState;
 use crate::scheduler::worker_registry::Worker;
@@ -16,22 +17,20 @@ fn choose_by_full_search(
     worker: &Worker,
     now: Now,
 ) -> Option<TaskId> {
-    let request = &sync.request;
     let pool: Vec<&Worker> = state.workers.all().filter(|w| w.accepts_work()).collect();
-    let able = |path: &AbsPath| -> Vec<&Worker> {
-        let held = pool.iter().copied().filter(|w| w.serves(path));
+    let able = |place: Place<'_>| -> Vec<&Worker> {
+        let held = pool.iter().copied().filter(|w| state.workers.serves(w, place));
         held.filter(|w| w.supports_options() || !sync.has_nondefault_options()).collect()
     };
     let tasks = || state.tasks.values().filter(|task| task.sync == sync.no);
     let scan_is_out = tasks().any(|t| t.is_scan() && t.lease().is_some());
     let at_source =
-        worker.serves(&request.source_path) && !able(&request.destination_path).is_empty();
-    let at_destination = worker.serves(&request.destination_path);
+        state.workers.serves(worker, sync.source()) && !able(sync.destination()).is_empty();
+    let at_destination = state.workers.serves(worker, sync.destination());
     let me = &worker.last_heartbeat.worker_id;
     let fit = |t: &Task| -> Option<Fit> {
-        let path =
-            if t.runs_at_source() { &request.source_path } else { &request.destination_path };
-        let elsewhere = able(path).iter().any(|o| {
+        let place = sync.place(t.runs_at_source());
+        let elsewhere = able(place).iter().any(|o| {
             let id = &o.last_heartbeat.worker_id;
             id != me && !t.failed_or_lost_on(id)
         });
@@ -47,7 +46,7 @@ fn choose_by_full_search(
             && (t.pinned_to.is_none() || state.can_flush(sync, t, worker))
             && !(state.workers.health.is_quarantined(me, now)
                 && t.pinned_to.is_none()
-                && able(path).iter().any(|o| {
+                && able(place).iter().any(|o| {
                     let id = &o.last_heartbeat.worker_id;
                     id != me
                         && !state.workers.health.is_quarantined(id, now)
@@ -85,15 +84,16 @@ impl World {
             state.workers.all().collect(),
         );
         for sync in working.iter().map(|no| &state.syncs[no]) {
-            for path in [&sync.request.source_path, &sync.request.destination_path] {
+            for place in [sync.source(), sync.destination()] {
                 let ids = |workers: Vec<&Worker>| -> Vec<WorkerId> {
                     let mut ids: Vec<_> =
                         workers.iter().map(|w| w.last_heartbeat.worker_id.clone()).collect();
                     ids.sort();
                     ids
                 };
-                let walked = taking.iter().copied().filter(|w| w.serves(path)).collect();
-                assert_eq!(ids(state.workers.accepting(path).collect()), ids(walked));
+                let walked = taking.iter().copied();
+                let walked = walked.filter(|w| state.workers.serves(w, place)).collect();
+                assert_eq!(ids(state.workers.accepting(place).collect()), ids(walked));
             }
             for worker in all.iter().take(12) {
                 let chosen = state.choose_task(sync.no, worker, self.now);
@@ -233,7 +233,7 @@ fn the_record_of_a_filter_goes_with_its_sync() {
     world.skip_days(61);
     world.advance(1_000);
     assert!(world.state.syncs.is_empty());
-    assert_eq!(world.records.keys().collect::<Vec<_>>(), ["meta"]);
+    assert_eq!(world.sync_records(), ["meta"]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn failures_and_a_transferred_name_list_are_left_unchanged() {
     world.post_page(&list, ScanPage { errors, ..page(&list, 0, vec![], None) });
     assert_eq!(world.progress("demo").state, SyncState::Failed);
     let id = "demo".parse().unwrap();
-    world.apply(Event::RetrySync { id, new: None, only: None, idempotency: None });
+    world.apply(Event::RetrySync { id, new: None, only: RetryScope::All, idempotency: None });
     assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);
     assert_eq!(reconcile(&mut world), ReconcileReply::default());
     assert_eq!(world.blobs.keys().collect::<Vec<_>>(), ["e/1/0", "f/1/0"]);

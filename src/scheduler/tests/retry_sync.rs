@@ -11,7 +11,7 @@ fn retry(world: &mut World, id: &str, only: Option<&[&str]>) -> Result<String, P
     let event = Event::RetrySync {
         id: id.parse().unwrap(),
         new: None,
-        only: only.map(names),
+        only: only.map_or(RetryScope::All, |only| RetryScope::Names(names(only))),
         idempotency: None,
     };
     match world.apply(event) {

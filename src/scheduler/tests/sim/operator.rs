@@ -95,9 +95,12 @@ impl Sim {
         body[..4].copy_from_slice(&number.to_le_bytes());
         let idempotency = Some(IdempotencyKey { key: format!("k{number}"), body: Digest(body) });
         let event = match wish.of {
-            Some(of) => {
-                Event::RetrySync { id: name(of), new: Some(name(number)), only: None, idempotency }
-            }
+            Some(of) => Event::RetrySync {
+                id: name(of),
+                new: Some(name(number)),
+                only: RetryScope::All,
+                idempotency,
+            },
             None => {
                 let id = name(number).as_str().to_owned();
                 let (source, to) = (format!("/src/t{}", wish.tree), format!("/dst/t{}", wish.tree));

@@ -8,6 +8,7 @@ use super::rng::SimRng;
 use super::storage_model::{StorageModel, Tree};
 use super::store::Store;
 use super::*;
+use crate::wire::storage::ConfiguredStorage;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
@@ -72,6 +73,15 @@ pub(super) struct Sim {
     pub(super) digest: u64,
 }
 
+/// A storage path that is one storage on all workers.
+fn shared_by_all(path: &str) -> ConfiguredStorage {
+    ConfiguredStorage {
+        id: path.trim_start_matches('/').parse().unwrap(),
+        paths: vec![AbsPath::new(path).unwrap()],
+        workers: vec!["*".parse().unwrap()],
+    }
+}
+
 impl Sim {
     pub(super) fn now(&self) -> Now {
         let skew_ms = if self.steady { 0 } else { self.skew_ms };
@@ -107,6 +117,7 @@ impl Sim {
             window_tasks: chance.within(4, 24) as usize,
             max_active_syncs: chance.within(1, 6) as usize,
             no_space_ms: chance.below(3) * 60_000,
+            storages: ["/src", "/dst"].map(shared_by_all).into(),
             ..Settings::default()
         };
         let loss = [0, 10, 50, 200][chance.below(4) as usize];

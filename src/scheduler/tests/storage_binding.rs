@@ -1,0 +1,259 @@
+//! Which storages the sides of a sync are, as workers with like-named paths come and go.
+
+use super::*;
+use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::storage::{StorageCheck, StorageCheckReport};
+use crate::wire::sync::SubmitReply;
+use crate::wire::testing::storage_report;
+use crate::wire::worker::HeartbeatReply;
+use crate::wire::worker_selector::WorkerSelector;
+
+/// The heartbeat of a worker on a host of its own, with a file system of `fs_type` at each path.
+pub(super) fn reported(worker: &str, paths: &[&str], fs_type: &str) -> WorkerHeartbeat {
+    let mut beat = heartbeat(worker, Some("1"), paths, &[]);
+    beat.boot_id = Some(format!("boot of {worker}"));
+    beat.root_ids = paths.iter().map(|path| ((*path).to_owned(), "1-2".to_owned())).collect();
+    beat.storages = paths.iter().map(|path| storage_report(path, fs_type, 7)).collect();
+    beat
+}
+
+pub(super) fn send(world: &mut World, beat: WorkerHeartbeat) -> HeartbeatReply {
+    match world.apply(Event::Heartbeat(beat)) {
+        Some(Reply::Heartbeat(reply)) => reply,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) fn selectors(text: &str) -> Vec<WorkerSelector> {
+    if text.is_empty() { Vec::new() } else { WorkerSelector::parse_list(text).unwrap() }
+}
+
+/// A request from `workers:path` to `workers:path`.
+pub(super) fn addressed(id: &str, from: (&str, &str), to: (&str, &str)) -> SyncRequest {
+    SyncRequest {
+        source_workers: selectors(from.0),
+        destination_workers: selectors(to.0),
+        ..request(Some(id), from.1, to.1)
+    }
+}
+
+pub(super) fn submit(world: &mut World, request: SyncRequest) -> Result<SubmitReply, Problem> {
+    match world.apply(Event::Submit { request, list: None, idempotency: None }) {
+        Some(Reply::Submitted(reply)) => Ok(reply),
+        Some(Reply::Refused(problem)) => Err(*problem),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A source and two nodes that have a disk of their own at `/scratch`.
+pub(super) fn local_disks() -> World {
+    let mut world = World::new();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    send(&mut world, reported("gpu-1", &["/scratch"], "ext4"));
+    send(&mut world, reported("gpu-2", &["/scratch"], "ext4"));
+    world
+}
+
+/// What an agent does that makes probe files and finds all others.
+fn carry_out(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
+    let done = |check: &StorageCheck| StorageCheckReport {
+        path: check.path.clone(),
+        made: check.make.clone(),
+        found: check.look_for.clone(),
+        missing: Vec::new(),
+        sample: None,
+        error: None,
+    };
+    checks.iter().map(done).collect()
+}
+
+/// Heartbeats of workers that see one storage, until nothing is left to compare.
+fn compare(world: &mut World, beats: &[WorkerHeartbeat]) {
+    let mut checks = vec![Vec::new(); beats.len()];
+    for round in 0.. {
+        assert!(round < 20, "the comparison does not end");
+        for (beat, checks) in beats.iter().zip(&mut checks) {
+            let storage_checks = carry_out(checks);
+            *checks =
+                send(world, WorkerHeartbeat { storage_checks, ..beat.clone() }).storage_checks;
+        }
+        if checks.iter().all(Vec::is_empty) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_path_that_is_another_storage_on_each_worker_is_refused_without_workers() {
+    let mut world = local_disks();
+    let problem =
+        submit(&mut world, addressed("demo", ("", "/src/a"), ("", "/scratch/b"))).unwrap_err();
+    assert!(problem.is(ProblemCode::AmbiguousStorage), "{problem:?}");
+    assert!(
+        problem.detail.contains("(gpu-1)") && problem.detail.contains("(gpu-2)"),
+        "{problem:?}"
+    );
+    let hint = problem.hint.unwrap();
+    assert!(hint.contains("gpu-1:/scratch/b") && hint.contains("'gpu-*:/scratch/b'"), "{hint}");
+    let problem =
+        submit(&mut world, addressed("demo", ("", "/scratch/b"), ("", "/src/a"))).unwrap_err();
+    assert!(problem.is(ProblemCode::AmbiguousStorage), "{problem:?}");
+    let several = addressed("demo", ("gpu-*", "/scratch/b"), ("", "/src/a"));
+    let problem = submit(&mut world, several).unwrap_err();
+    assert!(problem.is(ProblemCode::SeveralSources), "{problem:?}");
+    assert!(world.state.syncs.is_empty());
+}
+
+#[test]
+fn a_named_worker_gets_a_sync_alone() {
+    let mut world = local_disks();
+    submit(&mut world, addressed("demo", ("", "/src/a"), ("gpu-2", "/scratch/b"))).unwrap();
+    let scan = world.poll("s", "1").unwrap();
+    let pool: Vec<&str> = scan.destination_worker_pool.iter().map(|id| id.as_str()).collect();
+    assert_eq!(pool, ["gpu-2"]);
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
+    complete_kind(&mut world, "s", "copy");
+    assert_eq!(world.poll("gpu-1", "1"), None);
+}
+
+#[test]
+fn a_worker_that_turns_up_with_another_disk_gets_nothing_of_a_running_sync() {
+    let mut world = World::new();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    send(&mut world, reported("gpu-1", &["/scratch"], "ext4"));
+    submit(&mut world, addressed("demo", ("", "/src/a"), ("", "/scratch/b"))).unwrap();
+    submit(&mut world, addressed("later", ("", "/src/a"), ("", "/scratch/c"))).unwrap();
+    let scan = world.poll("s", "1").unwrap();
+    assert_eq!(scan.request_id.as_str(), "demo");
+    send(&mut world, reported("gpu-2", &["/scratch"], "ext4"));
+    send(&mut world, reported("s2", &["/src"], "ext4"));
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0), copy_item(1, 0)], None));
+    assert_eq!(world.poll("s2", "1"), None, "it has another source");
+    for _ in 0..2 {
+        let copy = complete_kind_by(&mut world, "s", "copy", "gpu-1");
+        let pool: Vec<&str> = copy.destination_worker_pool.iter().map(|id| id.as_str()).collect();
+        assert_eq!((pool, copy.source_worker_pool.len()), (vec!["gpu-1"], 1));
+    }
+    // What has not started waits, and says why.
+    let reason = world.progress("later").reason.unwrap();
+    assert!(reason.contains("different storages at the source path /src/a"), "{reason}");
+    assert_eq!(world.progress("later").state, SyncState::Queued);
+    world.apply(Event::CancelSync("later".parse().unwrap()));
+}
+
+/// The next task of a kind, which `writer` then wrote.
+fn complete_kind_by(world: &mut World, worker: &str, kind: &str, writer: &str) -> Assignment {
+    let task = poll_kind(world, worker, kind);
+    world.post_result(result(&task, true, all_done(&task, writer)));
+    task
+}
+
+#[test]
+fn workers_of_one_shared_storage_are_a_pool_once_they_were_compared() {
+    let mut world = World::new();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    let nodes = ["n1", "n2", "n3"].map(|node| reported(node, &["/lustre"], "lustre"));
+    for node in &nodes {
+        send(&mut world, node.clone());
+    }
+    let reply = submit(&mut world, addressed("demo", ("", "/src/a"), ("", "/lustre/b"))).unwrap();
+    assert!(reply.warnings[0].contains("not known yet"), "{reply:?}");
+    assert_eq!(world.poll("s", "1"), None, "it does not start on a guess");
+    compare(&mut world, &nodes);
+    let scan = world.poll("s", "1").expect("the scan");
+    assert_eq!(scan.destination_worker_pool.len(), 3);
+    // A restarted master needs no comparison.
+    world.restart();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    for node in &nodes {
+        assert!(send(&mut world, node.clone()).storage_checks.is_empty());
+    }
+    let storage = world.progress("demo").destination_storage.unwrap();
+    let Some(Reply::Storage(shown)) = world.apply(Event::GetStorage(storage)) else { panic!() };
+    assert_eq!((shown.workers.len(), shown.path.to_string().as_str()), (3, "/lustre"));
+}
+
+#[test]
+fn a_storage_is_not_copied_onto_itself() {
+    let mut world = local_disks();
+    let onto = |to: &str, path: &str| addressed("demo", ("gpu-1", "/scratch/a"), (to, path));
+    for (to, path) in [("gpu-1", "/scratch/a"), ("gpu-*", "/scratch/a"), ("gpu-1", "/scratch/a/b")]
+    {
+        let problem = submit(&mut world, onto(to, path)).unwrap_err();
+        assert!(problem.is(ProblemCode::SameStorage), "{to}:{path}: {problem:?}");
+    }
+    submit(&mut world, onto("gpu-2", "/scratch/a")).unwrap();
+    world.apply(Event::DeleteSync("demo".parse().unwrap()));
+    submit(&mut world, onto("gpu-1", "/scratch/b")).unwrap();
+}
+
+#[test]
+fn a_selector_without_a_worker_is_refused_with_the_workers_that_are_known() {
+    let mut world = local_disks();
+    for workers in ["gpu-7", "cpu-*", "@rack=3", "gpu-1,gpu-7"] {
+        let wrong = addressed("demo", ("", "/src/a"), (workers, "/scratch/b"));
+        let problem = submit(&mut world, wrong).unwrap_err();
+        assert!(problem.is(ProblemCode::NoMatchingWorker), "{problem:?}");
+        assert!(problem.detail.contains("gpu-1, gpu-2, s"), "{problem:?}");
+    }
+    let mut labelled = reported("gpu-2", &["/scratch"], "ext4");
+    labelled.labels = [("rack".to_owned(), "3".to_owned())].into();
+    send(&mut world, labelled);
+    submit(&mut world, addressed("demo", ("", "/src/a"), ("@rack=3", "/scratch/b"))).unwrap();
+    let of = world.progress("demo").destinations;
+    assert_eq!((of.len(), of[0].workers[0].as_str()), (1, "gpu-2"));
+}
+
+#[test]
+fn ten_thousand_selectors_are_resolved() {
+    let mut world = local_disks();
+    let many: Vec<WorkerSelector> =
+        (0..10_000).map(|n| if n % 2 == 0 { "gpu-1" } else { "gpu-*" }.parse().unwrap()).collect();
+    let request = SyncRequest {
+        destination_workers: many,
+        ..addressed("demo", ("", "/src/a"), ("", "/scratch/b"))
+    };
+    submit(&mut world, request).unwrap();
+    assert_eq!(world.progress("demo").destinations.len(), 2);
+}
+
+#[test]
+fn syncs_to_one_path_of_different_storages_run_at_once() {
+    let mut world = local_disks();
+    submit(&mut world, addressed("one", ("", "/src/a"), ("gpu-1", "/scratch/b"))).unwrap();
+    submit(&mut world, addressed("two", ("", "/src/a"), ("gpu-2", "/scratch/b"))).unwrap();
+    submit(&mut world, addressed("again", ("", "/src/a"), ("gpu-1", "/scratch/b"))).unwrap();
+    let started: BTreeSet<String> =
+        (0..2).map(|_| world.poll("s", "1").unwrap().request_id.to_string()).collect();
+    assert_eq!(started, ["one".to_owned(), "two".to_owned()].into());
+    assert_eq!(world.poll("s", "1"), None);
+    let reason = world.progress("again").reason.unwrap();
+    assert!(reason.contains("waits for sync one"), "{reason}");
+}
+
+#[test]
+fn a_worker_that_is_forgotten_and_returns_continues_its_sync_from_the_start() {
+    let mut world = World::new();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    send(&mut world, reported("d", &["/dst"], "ext4"));
+    world.submit("demo", "/src/a", "/dst/b");
+    let scan = world.poll("s", "1").unwrap();
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
+    for _ in 0..12 {
+        world.advance(5_000);
+        send(&mut world, reported("s", &["/src"], "ext4"));
+    }
+    let reply = world.apply(Event::ForgetWorker("d".parse().unwrap()));
+    assert!(matches!(reply, Some(Reply::Forgotten(_))), "{reply:?}");
+    let waits = world.progress("demo");
+    assert_eq!(waits.state, SyncState::Progress, "{waits:?}");
+    assert_eq!(waits.destination_storage, None);
+    send(&mut world, reported("d", &["/dst"], "ext4"));
+    for _ in 0..12 {
+        world.advance(5_000);
+        send(&mut world, reported("s", &["/src"], "ext4"));
+        send(&mut world, reported("d", &["/dst"], "ext4"));
+    }
+    assert_eq!(world.progress("demo").files_total, 0, "all is listed again");
+    assert_eq!(poll_kind(&mut world, "s", "scan").attempt, 1);
+}
