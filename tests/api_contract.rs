@@ -90,7 +90,7 @@ fn the_requests_of_the_guide_work_verbatim() {
         let nothing = run_curl(master, POLL);
         assert_eq!((nothing.status, nothing.text().as_str()), (200, "null"));
 
-        let other = HEARTBEAT.replace("worker-a", "worker-b").replace("/data/source", "/data");
+        let other = HEARTBEAT.replace("worker-a", "worker-b").replace("/data/source", "/data/dest");
         assert_eq!(run_curl(master, &other).status, 200);
         let assignment = run_curl(master, POLL).json();
         assert_eq!(assignment["request_id"], "demo-1");
@@ -98,7 +98,7 @@ fn the_requests_of_the_guide_work_verbatim() {
             let members = assignment[side].as_array().unwrap().iter();
             members.map(|m| m["worker_id"].clone()).collect()
         };
-        assert_eq!(pool("source_workers"), [json!("worker-a"), json!("worker-b")]);
+        assert_eq!(pool("source_workers"), [json!("worker-a")]);
         assert_eq!(pool("destination_workers"), [json!("worker-b")]);
         let endpoint = &assignment["destination_workers"][0]["data_plane_endpoints"][0];
         assert_eq!(endpoint["address"], "192.168.100.10");
@@ -297,7 +297,7 @@ fn a_scan_with_one_empty_page_is_not_a_full_sync() {
         let document = json!({
             "worker_id": "ghost",
             "status": "READY",
-            "storage_paths": [cluster.data_path("")],
+            "storage_paths": [src, cluster.data_path("ghost")],
             "data_plane_endpoints": ["127.0.0.1"],
             "protocol": 1,
             "incarnation": incarnation,
@@ -357,7 +357,7 @@ fn a_failure_reported_by_a_manual_agent_is_retried_and_then_listed() {
 
 #[test]
 fn an_agent_that_fails_every_task_does_no_harm_beside_a_working_one() {
-    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let mut cluster = Cluster::start_with_shared(StoreKind::Embedded, &["src"]);
     let (src, dst) = cluster.add_source_and_destination();
     write_many_files(&src, 300, 2_000);
     let storage = vec![src.clone()];
@@ -377,7 +377,7 @@ fn an_agent_that_fails_every_task_does_no_harm_beside_a_working_one() {
 
 #[test]
 fn the_tasks_of_a_silent_manual_agent_are_reassigned() {
-    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let mut cluster = Cluster::start_with_shared(StoreKind::Embedded, &["src", "dst"]);
     let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
     write_many_files(&src, 50, 100);
     let silent = ManualAgent {

@@ -171,8 +171,15 @@ impl StorageTable {
         merges
     }
 
-    /// The storage of another active view with the same directory open under the same kernel, unless it is the storage
-    /// of this view.
+    /// Whether no later directory can have the fingerprint of a view: its inode was made at this very time. Then the view
+    /// need not be active.
+    fn is_unique(&self, worker: &WorkerId, root: &AbsPath) -> bool {
+        let view = self.view(worker, root).filter(|view| view.is_linked);
+        view.and_then(View::fingerprint).is_some_and(|found| found.birth_time.is_some())
+    }
+
+    /// The storage of another view with the same directory open under the same kernel, unless it is the storage of this
+    /// view.
     pub(super) fn storage_with_same_root(
         &self,
         worker: &WorkerId,
@@ -182,7 +189,8 @@ impl StorageTable {
         let own = view.storage.filter(|_| view.is_linked);
         let (boot, id) = view.root()?;
         let peers = self.by_path.get(root)?.roots.get(&(boot.to_owned(), id.to_owned()))?;
-        peers.iter().filter(|peer| *peer != worker && self.is_present(peer, root)).find_map(
+        let others = peers.iter().filter(|peer| *peer != worker);
+        others.filter(|peer| self.is_present(peer, root) || self.is_unique(peer, root)).find_map(
             |peer| {
                 let peer = self.view(peer, root)?;
                 // A kernel uses the number of a device again after an unmount.

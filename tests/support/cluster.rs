@@ -78,11 +78,21 @@ impl Cluster {
         Self::start_with_redis((on == StoreKind::Redis).then(RedisServer::start), more)
     }
 
-    /// … with its state in that Redis.
+    /// … in which these directories of the data are one storage on all workers: agents without
+    /// fingerprints cannot be compared with others.
+    pub(crate) fn start_with_shared(on: StoreKind, shared: &[&str]) -> Cluster {
+        let declare =
+            |below: &&str| format!("  - {{id: {below}, paths: [DATA/{below}], workers: ['*']}}\n");
+        let lines: String = shared.iter().map(declare).collect();
+        Self::start_with(on, &format!("storages:\n{lines}"))
+    }
+
+    /// … with its state in that Redis. `DATA` in `more` stands for the directory of the data.
     pub(crate) fn start_with_redis(redis: Option<RedisServer>, more: &str) -> Cluster {
         let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
         tree::chmod(dir.path(), 0o755);
         let home = dir.path().canonicalize().expect("a real path");
+        let more = more.replace("DATA", home.join("data").to_str().expect("UTF-8"));
         let port = free_port();
         let mut config = format!(
             "listen: 127.0.0.1:{port}\ndata_dir: {}\nheartbeat_interval: 300ms\n\
