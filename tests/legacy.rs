@@ -71,7 +71,7 @@ fn a_legacy_agent_runs_a_whole_sync_and_its_outcome_is_not_full() {
 
 #[test]
 fn a_legacy_agent_works_beside_a_current_one_and_the_outcome_is_not_full() {
-    let mut cluster = Cluster::start(StoreKind::Embedded);
+    let mut cluster = Cluster::start_with_shared(StoreKind::Embedded, &["src"]);
     let (src, dst) = (make_dir(cluster.data_path("src")), make_dir(cluster.data_path("dst")));
     // Slow enough that it does not have all of the work before the other one has any.
     cluster.add_agent_with("a", &[&src], User::Same, "bwlimit: 4MiB/s\nslots: 1");

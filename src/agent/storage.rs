@@ -132,9 +132,10 @@ impl StorageMonitor {
         if !is_there && let Err(error) = self.roots.reopen(storage) {
             tracing::debug!("{error}");
         }
-        let measured = Measurement::of(storage);
+        let mut measured = Measurement::of(storage);
         {
             let mut state = self.path_states[index].lock();
+            measured.keep_fingerprint_of(state.measured.as_ref());
             let before = state.measured.as_ref().map(|before| &before.root_id);
             let is_first = before.is_none();
             let is_other = before != Some(&measured.root_id);
@@ -158,6 +159,16 @@ impl Measurement {
         let fingerprint = root.storage_fingerprint();
         let fingerprint = fingerprint.inspect_err(|error| tracing::debug!("{error}")).ok();
         Measurement { root_id: Some(root.id()), free_bytes, fingerprint }
+    }
+
+    /// A fingerprint that cannot be read now is as before if the directory is: its mount may be detached, or this process
+    /// out of descriptors.
+    fn keep_fingerprint_of(&mut self, before: Option<&Measurement>) {
+        if let Some(before) = before.filter(|before| before.root_id == self.root_id)
+            && self.fingerprint.is_none()
+        {
+            self.fingerprint.clone_from(&before.fingerprint);
+        }
     }
 }
 
