@@ -193,15 +193,14 @@ impl Job<'_> {
         Some(if relay.is_some() { tree.for_relay() } else { tree })
     }
 
-    /// Whether this host may write to the destination itself. A relay does not: a destination of the same path is another
-    /// storage, unless the assignment names this worker for another path.
-    fn may_write_locally(&self) -> bool {
+    /// Whether this host may write to the destination itself: it is one of the workers of the destination. A storage
+    /// path that holds the destination is not enough: under the same path it may be another storage. So is that of a
+    /// relay, unless the assignment names this worker for another path.
+    pub(super) fn may_write_locally(&self) -> bool {
         let Assignment { relay, destination_path, destination_workers, .. } = self.assignment;
-        relay.as_ref().is_none_or(|relay| {
-            let is_named =
-                destination_workers.iter().any(|member| member.worker_id == self.cx.worker_id);
-            is_named && relay.path != *destination_path
-        })
+        let is_named =
+            destination_workers.iter().any(|member| member.worker_id == self.cx.worker_id);
+        is_named && relay.as_ref().is_none_or(|relay| relay.path != *destination_path)
     }
 
     /// Fails for a range of a relay without the digest of the source.
@@ -273,7 +272,7 @@ pub(super) struct DestinationPicker<'a> {
 }
 
 impl DestinationPicker<'_> {
-    /// The next destination to try: this host where it holds the destination, else the least busy worker of the
+    /// The next destination to try: this host where it is one of the destination, else the least busy worker of the
     /// pool; `None` when all have failed. It counts as a writer until [`record_failure`](Self::record_failure).
     pub(super) fn pick_next(&mut self) -> Option<Destination> {
         let Job { cx, assignment, .. } = self.job;

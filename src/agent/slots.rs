@@ -278,7 +278,9 @@ impl Slots {
             return Ok(ScanEnd::from(error).into_outcome(job));
         }
         let Assignment { options, destination_path, task_digest, .. } = job.assignment;
-        let destination = self.cx.roots.tree(destination_path).and_then(|tree| tree.root_inode());
+        // Under the path of the destination this host may have another storage.
+        let destination = self.cx.roots.tree(destination_path).filter(|_| job.may_write_locally());
+        let destination = destination.and_then(|tree| tree.root_inode());
         let walk = WalkOptions { filter, links: options.links, destination };
         let scan_options = ScanOptions { walk, recursive: options.recursive };
         let sink = MasterPageSink { slots: self, assignment: job.assignment };

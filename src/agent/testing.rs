@@ -5,8 +5,10 @@ use crate::config::agent::DEFAULT_BUFFER_MEMORY_BYTES;
 use crate::config::{AgentConfig, LogConfig};
 use crate::fs::{RootDir, Tree};
 use crate::wire::manifest::Manifest;
-use crate::wire::task::{Assignment, PageAction, PageReply, ScanPage, TaskSpec, WorkItem};
-use crate::wire::worker::Endpoint;
+use crate::wire::task::{
+    Assignment, PageAction, PageReply, PoolMember, ScanPage, TaskSpec, WorkItem,
+};
+use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, Digest, RelPath, TaskId};
 use parking_lot::Mutex;
 use std::os::unix::ffi::OsStrExt as _;
@@ -41,7 +43,17 @@ pub(crate) fn tree(path: &Path) -> Tree {
     Tree::new(RootDir::open(&abs(path)).unwrap(), RelPath::root())
 }
 
-/// An assignment of worker `a` with that task, from `/src` to `/dst`.
+/// Worker `a` as one of the workers of a destination.
+pub(crate) fn itself() -> PoolMember {
+    PoolMember {
+        worker_id: "a".parse().unwrap(),
+        status: WorkerStatus::Idle,
+        storage_paths: vec![],
+        data_plane_endpoints: vec![],
+    }
+}
+
+/// An assignment of worker `a` with that task, from `/src` to `/dst`, which it may write to itself.
 pub(crate) fn assignment(task: TaskSpec) -> Assignment {
     Assignment {
         assignment_id: AssignmentId([1; 16]),
@@ -59,7 +71,7 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         chunk_size: 0,
         task,
         source_workers: vec![],
-        destination_workers: vec![],
+        destination_workers: vec![itself()],
         source_worker_pool: vec![],
         destination_worker_pool: vec![],
         ticket: String::new(),

@@ -32,15 +32,25 @@ impl State {
         same_place && (worker.last_heartbeat.worker_id == *bound || wrote.is_some())
     }
 
-    /// The workers through which a worker may write in an attempt.
+    /// The workers through which a worker may write in an attempt. If it serves the destination, it is the first: an
+    /// agent that is not listed does not write itself.
     pub(super) fn reachable_writers<'a>(
         &'a self,
         sync: &'a SyncJob,
         worker: &WorkerId,
         attempt: u32,
     ) -> impl Iterator<Item = &'a Worker> {
-        let near = self.workers.reachable(sync.destination(), worker, attempt);
-        near.filter(|w| w.supports_options() || !sync.has_nondefault_options())
+        let place = sync.destination();
+        let itself = self
+            .workers
+            .get(worker)
+            .filter(move |w| w.is_active && w.drained.is_none() && self.workers.serves(w, place));
+        let near = self.workers.reachable(place, worker, attempt);
+        let others = near.filter(move |w| w.last_heartbeat.worker_id != *worker);
+        itself
+            .into_iter()
+            .chain(others)
+            .filter(|w| w.supports_options() || !sync.has_nondefault_options())
             .take(MAX_POOL_MEMBERS)
     }
 

@@ -7,7 +7,7 @@ mod mirror;
 mod relay;
 
 use super::job::{AgentContext, Job, TaskOutcome, Writers};
-use super::testing::{abs, assignment, tree};
+use super::testing::{abs, assignment, itself, tree};
 use super::{copy, publish, range};
 use crate::data::{BufferPools, DataServer, Deadline, Peers, Roots, TicketVerifier};
 use crate::fs::is_internal_name;
@@ -154,7 +154,7 @@ impl AgentFleet {
             options: self.options.clone(),
             source_path: abs(&self.src()),
             destination_path: abs(&self.dst()),
-            destination_workers: self.members.clone(),
+            destination_workers: self.members.iter().cloned().chain([itself()]).collect(),
             ticket: self.signer.sign(&claims),
             ..assignment(task)
         }
@@ -290,6 +290,26 @@ async fn a_worker_with_both_paths_copies_alone() {
 }
 
 #[tokio::test]
+async fn a_worker_that_is_not_one_of_the_destination_does_not_write_below_its_own_path_of_that_name()
+ {
+    let fleet = AgentFleet::new(1).await;
+    write_sample_tree(&fleet);
+    let manifest = fleet.manifest(None);
+    // Worker `a` has a storage path of the same name.
+    let cx = fleet.context(&["src", "dst"]);
+    let assignment = Assignment {
+        destination_workers: fleet.members.clone(),
+        ..fleet.assignment(copy_task(&manifest))
+    };
+    let (done, wrote) = execute_copy(&cx, &assignment, &manifest).await;
+    assert_eq!((done.success, wrote), (true, vec!["r0".to_owned()]), "{done:?}");
+    let alone = Assignment { destination_workers: vec![], ..assignment };
+    let (done, wrote) = execute_copy(&cx, &alone, &manifest).await;
+    assert!(!done.success && done.report.returned && wrote.is_empty(), "{done:?}");
+    fleet.shut_down().await;
+}
+
+#[tokio::test]
 async fn one_failed_entry_is_reported_and_retried_alone() {
     let fleet = AgentFleet::new(1).await;
     write_sample_tree(&fleet);
@@ -350,8 +370,9 @@ async fn an_unavailable_peer_is_skipped_and_the_task_fails_when_all_are_unavaila
     assert!(!done.success && message.contains("worker away cannot be reached"), "{message}");
     assert!(!done.report.returned, "it was tried");
     assert_eq!(report_counts(&done.report), [0; 6]);
-    fleet.members.clear();
-    let (done, _) = copy_entries(&fleet, &cx, &manifest).await;
+    let nobody =
+        Assignment { destination_workers: vec![], ..fleet.assignment(copy_task(&manifest)) };
+    let (done, _) = execute_copy(&cx, &nobody, &manifest).await;
     assert!(done.message.unwrap().contains("no worker that holds the destination"));
     assert!(!done.success && done.report.returned, "a master without destination workers");
     fleet.shut_down().await;
