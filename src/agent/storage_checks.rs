@@ -1,4 +1,4 @@
-//! Carries out the checks by which the master compares storages: makes probe files, looks for those of other findingsers,
+//! Carries out the checks by which the master compares storages: makes probe files, looks for those of other workers,
 //! and reads samples. Each storage path has its own thread for this: a mount that hangs delays nothing else.
 //!
 //! The last reply to a heartbeat is what counts. Each reply starts the work again, also where it is the same: a probe
