@@ -8,7 +8,7 @@
 use crate::data::Roots;
 use crate::data::roots::StorageRoot;
 use crate::fs::{ProbeJournal, ProbeRecord, ProbeState, RootDir};
-use crate::wire::storage::{ProbeName, StorageCheck, StorageCheckReport};
+use crate::wire::storage::{ProbeName, ProbeSecret, StorageCheck, StorageCheckReport};
 use crate::wire::{AbsPath, RelPath};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -159,7 +159,8 @@ impl StorageChecker {
     ) -> Option<Outcome> {
         let opened = storage.open();
         let open_id = opened.as_ref().ok().map(|root| root.id());
-        let wanted = requested.and_then(|check| check.make.as_ref());
+        let wanted = requested.and_then(|check| check.make.as_ref()).map(ProbeSecret::name);
+        let wanted = wanted.as_ref();
         own_probes.retain(|probe| {
             let is_wanted =
                 Some(&probe.record.name) == wanted && open_id.as_ref() == Some(&probe.root.id());
@@ -172,8 +173,8 @@ impl StorageChecker {
         let mut findings = Findings::new(check);
         match &opened {
             Ok(root) if findings.check_path(root) => {
-                if let Some(name) = &check.make {
-                    self.make_probe(storage, root, name, own_probes, &mut findings);
+                if let Some(secret) = &check.make {
+                    self.make_probe(storage, root, secret, own_probes, &mut findings);
                 }
                 findings.look(root, check);
                 // What was found in a directory that is not at the path any more says nothing on the path.
@@ -222,10 +223,11 @@ impl StorageChecker {
         &self,
         storage: &StorageRoot,
         root: &Arc<RootDir>,
-        name: &ProbeName,
+        secret: &ProbeSecret,
         own_probes: &mut Vec<OwnProbe>,
         findings: &mut Findings,
     ) {
+        let name = &secret.name();
         let path = storage.config.local_path.clone();
         let record = ProbeRecord { path, inode: root.inode(), name: name.clone() };
         let is_own = own_probes.iter().any(|probe| probe.record == record)
@@ -235,7 +237,7 @@ impl StorageChecker {
             Ok(ProbeState::Found) if is_own => {}
             Ok(ProbeState::Missing) => {
                 self.journal.add(&record);
-                if let Err(error) = root.make_probe(name) {
+                if let Err(error) = root.make_probe(secret) {
                     // Where it could not be removed again, it is found at the next attempt.
                     if matches!(root.look_for_probe(name), Ok(ProbeState::Missing)) {
                         self.journal.remove(&record);
@@ -261,11 +263,12 @@ impl StorageChecker {
 impl Outcome {
     /// The part of it that replies to `requested`, which may have come later.
     fn answer(&self, requested: &StorageCheck) -> StorageCheckReport {
+        let requested_name = requested.make.as_ref().map(ProbeSecret::name);
         let is_requested = |name: &&ProbeName| requested.look_for.contains(name);
         let StorageCheckReport { path, made, found, missing, sample, error } = &self.report;
         StorageCheckReport {
             path: path.clone(),
-            made: made.clone().filter(|name| requested.make.as_ref() == Some(name)),
+            made: made.clone().filter(|name| requested_name.as_ref() == Some(name)),
             found: found.iter().filter(is_requested).cloned().collect(),
             missing: missing.iter().filter(is_requested).cloned().collect(),
             sample: sample.clone().filter(|_| requested.sample),

@@ -138,7 +138,7 @@ fn hash_bytes(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::wire::storage::ProbeName;
+    use crate::wire::storage::ProbeSecret;
     use std::fs;
     use std::os::unix::ffi::OsStrExt as _;
 
@@ -156,7 +156,7 @@ mod tests {
         let site = TestSite::new();
         let src = root(&site, "src");
         assert_eq!(sample(&src), None);
-        src.make_probe(&ProbeName::new([1; 16])).unwrap();
+        src.make_probe(&ProbeSecret::new([1; 16])).unwrap();
         assert_eq!(sample(&src), None);
     }
 

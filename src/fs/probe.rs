@@ -7,7 +7,7 @@ use super::error::{FsError, Result, Side};
 use super::inode::{meta_of, set_mtime, type_of};
 use super::ownership::PART_MODE;
 use super::root::RootDir;
-use crate::wire::storage::ProbeName;
+use crate::wire::storage::{ProbeName, ProbeSecret};
 use rustix::fd::AsFd as _;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -29,17 +29,18 @@ impl RootDir {
         self.identity.ino
     }
 
-    /// Makes the probe file `name`. When it returns, the file is on the file server, if there is one.
+    /// Makes the probe file with the content `secret`. When it returns, the file is on the file server, if there is one.
     ///
     /// # Errors
     /// A system call failed; `EEXIST`: something has the name.
-    pub fn make_probe(&self, name: &ProbeName) -> Result<()> {
+    pub fn make_probe(&self, secret: &ProbeSecret) -> Result<()> {
+        let name = secret.name();
         let make = || {
             let flags =
                 OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mode = Mode::from_raw_mode(PART_MODE);
             let file = rustix::fs::openat(self.fd(), name.as_str(), flags, mode)?;
-            let written = write_all(&file, name.as_str().as_bytes());
+            let written = write_all(&file, secret.as_str().as_bytes());
             // Network file systems report a full disk or an exceeded quota here.
             let written = written.and_then(|()| rustix::fs::fsync(&file));
             if written.is_err() {
@@ -82,9 +83,11 @@ impl RootDir {
                 return Ok(ProbeState::Other);
             }
             // One byte more than expected, so that a longer file is another one.
-            let mut content = vec![0; name.as_str().len() + 1];
+            let mut content = [0; ProbeSecret::LENGTH + 1];
             let length = read_up_to(&file, &mut content)?;
-            Ok(match &content[..length] == name.as_str().as_bytes() {
+            let secret = String::from_utf8(content[..length].to_vec()).ok();
+            let secret = secret.and_then(|text| ProbeSecret::try_from(text).ok());
+            Ok(match secret.is_some_and(|secret| secret.name() == *name) {
                 true => ProbeState::Found,
                 false => ProbeState::Other,
             })
@@ -148,15 +151,16 @@ mod tests {
     fn a_probe_is_found_until_it_is_removed_and_the_mtime_of_the_root_stays() {
         let site = TestSite::new();
         set_file_mtime(site.dir.path(), 77, 7);
-        let name = ProbeName::new([1; 16]);
+        let secret = ProbeSecret::new([1; 16]);
+        let name = secret.name();
         assert_eq!(site.root.look_for_probe(&name), Ok(ProbeState::Missing));
-        site.root.make_probe(&name).unwrap();
+        site.root.make_probe(&secret).unwrap();
         let meta = fs::metadata(site.path(name.as_str())).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
-        assert_eq!(fs::read_to_string(site.path(name.as_str())).unwrap(), name.as_str());
+        assert_eq!(fs::read_to_string(site.path(name.as_str())).unwrap(), secret.as_str());
         assert_eq!(site.root.look_for_probe(&name), Ok(ProbeState::Found));
         assert_eq!(site.root.look_for_probe(&ProbeName::new([2; 16])), Ok(ProbeState::Missing));
-        let again = site.root.make_probe(&name).unwrap_err();
+        let again = site.root.make_probe(&secret).unwrap_err();
         assert_eq!(again.errno(), Some(Errno::EXIST), "{again}");
         site.root.remove_probe(&name).unwrap();
         site.root.remove_probe(&name).unwrap();
@@ -168,9 +172,11 @@ mod tests {
     #[test]
     fn only_a_regular_file_with_the_right_content_is_a_probe() {
         let site = TestSite::new();
-        let name = ProbeName::new([1; 16]);
-        let (text, path) = (name.as_str(), site.path(name.as_str()));
-        for content in ["", "x", &text[1..], &format!("{text}x")] {
+        let secret = ProbeSecret::new([1; 16]);
+        let name = secret.name();
+        let (text, path) = (secret.as_str(), site.path(name.as_str()));
+        let other = ProbeSecret::new([2; 16]);
+        for content in ["", "x", &text[1..], &format!("{text}x"), name.as_str(), other.as_str()] {
             fs::write(&path, content).unwrap();
             assert_eq!(site.root.look_for_probe(&name), Ok(ProbeState::Other), "{content}");
         }

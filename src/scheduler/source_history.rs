@@ -21,8 +21,21 @@ pub(super) struct RememberedSource {
 #[derive(Debug, Default)]
 pub(super) struct SourceHistory(pub(super) BTreeMap<String, RememberedSource>);
 
+/// Selected workers see other storages than others at the same paths.
 fn request_key(request: &SyncRequest) -> String {
-    path_pair_key(&request.source_path, &request.destination_path)
+    let key = path_pair_key(&request.source_path, &request.destination_path);
+    if request.source_workers.is_empty() && request.destination_workers.is_empty() {
+        return key;
+    }
+    let mut hasher = blake3::Hasher::new_derive_key("longhaul 2026 workers of a source");
+    for side in [&request.source_workers, &request.destination_workers] {
+        hasher.update(&(side.len() as u64).to_le_bytes());
+        for selector in side {
+            hasher.update(selector.to_string().as_bytes()).update(b",");
+        }
+    }
+    hasher.update(key.as_bytes());
+    format!("p/{}", &hasher.finalize().to_hex()[..32])
 }
 
 /// The record of a pair, key and value: for a master with a temporary store.

@@ -11,7 +11,9 @@
 
 use super::storage_table::{Merge, StorageTable};
 use super::storage_types::{Comparison, Probe, StorageNo, View, is_same_directory};
-use crate::wire::storage::{ProbeName, StorageCheck, StorageCheckReport, StorageEvidence};
+use crate::wire::storage::{
+    ProbeName, ProbeSecret, StorageCheck, StorageCheckReport, StorageEvidence,
+};
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::BTreeSet;
 
@@ -303,7 +305,7 @@ impl StorageTable {
                 Step::AllFound => continue,
             };
             if makes {
-                check.make.clone_from(&view.probe.name);
+                check.make.clone_from(&view.probe.secret);
             } else if other.probe.is_made && check.look_for.len() < MAX_LOOKS {
                 check.look_for.extend(other.probe.name.clone());
             }
@@ -351,5 +353,6 @@ impl StorageTable {
 
 /// A probe file that does not exist yet.
 pub(super) fn new_probe(draw: &mut impl FnMut() -> [u8; 16]) -> Probe {
-    Probe { name: Some(ProbeName::new(draw())), ..Probe::default() }
+    let secret = ProbeSecret::new(draw());
+    Probe { name: Some(secret.name()), secret: Some(secret), ..Probe::default() }
 }

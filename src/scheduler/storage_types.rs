@@ -1,7 +1,7 @@
 //! The parts of the [table of storages](super::storage_table): a view, and a storage with the workers that see it.
 
 use crate::wire::storage::{
-    ProbeName, StorageDeclaration, StorageEvidence, StorageFingerprint, StorageReport,
+    ProbeName, ProbeSecret, StorageDeclaration, StorageEvidence, StorageFingerprint, StorageReport,
 };
 use crate::wire::{AbsPath, StorageId, WorkerId};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ pub(super) struct Probe {
     /// A new one for each period in which the file exists: a client of a network file system may remember for a while
     /// that a name is missing.
     pub(super) name: Option<ProbeName>,
+    /// Its content.
+    pub(super) secret: Option<ProbeSecret>,
     /// The last reply to a heartbeat named the file.
     pub(super) is_requested: bool,
     /// It exists: its agent reported it after it was requested.

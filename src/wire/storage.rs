@@ -63,9 +63,9 @@ pub struct StorageFingerprint {
 pub struct StorageCheck {
     /// The storage path.
     pub path: AbsPath,
-    /// A probe file of this name must exist in the directory of the path.
+    /// A probe file with this content must exist in the directory of the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub make: Option<ProbeName>,
+    pub make: Option<ProbeSecret>,
     /// Probe files to look for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub look_for: Vec<ProbeName>,
@@ -111,7 +111,7 @@ impl ProbeName {
         ProbeName(format!("{PROBE_PREFIX}{:032x}{PROBE_SUFFIX}", u128::from_be_bytes(random)))
     }
 
-    /// The file name, and the content of the file.
+    /// The file name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -123,6 +123,46 @@ impl ProbeName {
         random.is_some_and(|hex| {
             hex.len() == 32 && hex.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
         })
+    }
+}
+
+/// The content of a probe file: 32 hexadecimal digits. Its name is computed from it, and not the other way round: a user that only
+/// sees the name in one storage cannot make the file in another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ProbeSecret(String);
+
+impl ProbeSecret {
+    /// The length in bytes.
+    pub const LENGTH: usize = 32;
+
+    /// The content made of a random number.
+    pub fn new(random: [u8; 16]) -> Self {
+        ProbeSecret(format!("{:032x}", u128::from_be_bytes(random)))
+    }
+
+    /// The text of the content.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of the file.
+    pub fn name(&self) -> ProbeName {
+        let digest = blake3::derive_key("longhaul 2026 name of a probe file", self.0.as_bytes());
+        let mut first = [0; 16];
+        first.copy_from_slice(&digest[..16]);
+        ProbeName::new(first)
+    }
+}
+
+impl TryFrom<String> for ProbeSecret {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        match text.len() == Self::LENGTH && text.bytes().all(is_hex) {
+            true => Ok(ProbeSecret(text)),
+            false => Err("is not the content of a probe file"),
+        }
     }
 }
 
@@ -217,7 +257,12 @@ mod tests {
     fn probe_names_are_recognised_by_their_exact_form() {
         let name = ProbeName::new([0xab; 16]);
         assert_eq!(name.as_str(), ".ctl-abababababababababababababababab.probe.part");
-        assert_eq!(ProbeName::try_from(name.as_str().to_owned()), Ok(name));
+        assert_eq!(ProbeName::try_from(name.as_str().to_owned()).as_ref(), Ok(&name));
+        let secret = ProbeSecret::new([0xab; 16]);
+        assert_ne!(secret.name(), name);
+        assert_ne!(secret.name(), ProbeSecret::new([0xac; 16]).name());
+        assert_eq!(ProbeSecret::try_from("ab".repeat(16)), Ok(secret));
+        assert!(ProbeSecret::try_from("ab".repeat(15)).is_err());
         for bad in [
             "",
             "x",

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::storage::{StorageCheck, StorageCheckReport};
+use crate::wire::storage::{ProbeSecret, StorageCheck, StorageCheckReport};
 use crate::wire::sync::SubmitReply;
 use crate::wire::testing::storage_report;
 use crate::wire::worker::HeartbeatReply;
@@ -58,7 +58,7 @@ pub(super) fn local_disks() -> World {
 fn carry_out(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
     let done = |check: &StorageCheck| StorageCheckReport {
         path: check.path.clone(),
-        made: check.make.clone(),
+        made: check.make.as_ref().map(ProbeSecret::name),
         found: check.look_for.clone(),
         missing: Vec::new(),
         sample: None,

@@ -184,7 +184,7 @@ impl StorageWorld {
     fn carry_out(&mut self, at: usize, check: Option<StorageCheck>) {
         let agent = &mut self.agents[at];
         let files = &mut self.trees[agent.tree].files;
-        let make = check.as_ref().and_then(|check| check.make.clone());
+        let make = check.as_ref().and_then(|check| Some(check.make.as_ref()?.name()));
         if let Some(old) = agent.made.take_if(|made| Some(&*made) != make.as_ref()) {
             files.remove(&old);
         }

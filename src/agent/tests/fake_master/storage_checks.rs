@@ -4,7 +4,7 @@ use super::*;
 use crate::config::StoragePath;
 use crate::fs::{ProbeJournal, ProbeRecord};
 use crate::wire::AbsPath;
-use crate::wire::storage::{ProbeName, StorageCheckReport, StorageDeclaration};
+use crate::wire::storage::{ProbeName, ProbeSecret, StorageCheckReport, StorageDeclaration};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,8 +13,12 @@ async fn with_config(change: impl FnOnce(&Path, AgentConfig) -> AgentConfig) -> 
     FakeMasterRun::with_config(&["src", "dst"], FakeMasterScript::default(), change).await
 }
 
+fn secret(n: u8) -> ProbeSecret {
+    ProbeSecret::new([n; 16])
+}
+
 fn probe(n: u8) -> ProbeName {
-    ProbeName::new([n; 16])
+    secret(n).name()
 }
 
 fn check(path: &Path) -> StorageCheck {
@@ -22,7 +26,7 @@ fn check(path: &Path) -> StorageCheck {
 }
 
 fn make(path: &Path, n: u8) -> StorageCheck {
-    StorageCheck { make: Some(probe(n)), ..check(path) }
+    StorageCheck { make: Some(secret(n)), ..check(path) }
 }
 
 /// The place of a probe file below `dir`.
@@ -123,7 +127,7 @@ async fn a_probe_is_made_reported_and_removed_when_it_is_no_longer_named() {
     let report = report_of(master, &dst, |r| r.made.is_some()).await;
     assert_eq!((report.made, report.error), (Some(probe(1)), None));
     let made = fs::metadata(file(&dst, 1)).unwrap();
-    assert_eq!((made.mode() & 0o777, made.len()), (0o600, probe(1).as_str().len() as u64));
+    assert_eq!((made.mode() & 0o777, made.len()), (0o600, 32));
 
     // Another name takes its place.
     ask(master, vec![make(&dst, 2)]);
@@ -144,7 +148,7 @@ async fn a_probe_is_made_reported_and_removed_when_it_is_no_longer_named() {
 async fn probes_of_others_are_found_missing_or_something_else() {
     let play = FakeMasterRun::new(FakeMasterScript::default()).await;
     let (master, [src, dst]) = (&play.master, dirs(&play));
-    fs::write(file(&dst, 1), probe(1).as_str()).unwrap();
+    fs::write(file(&dst, 1), secret(1).as_str()).unwrap();
     let look = |names: Vec<ProbeName>| StorageCheck { look_for: names, ..check(&dst) };
     // The other path is asked for nothing, and a path that this agent does not have is ignored.
     ask(master, vec![look(vec![probe(1), probe(2)]), make(&src.join("below"), 3)]);
