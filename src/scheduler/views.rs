@@ -133,6 +133,11 @@ impl State {
         if let Some(why) = self.explain_unserved_places(sync).into_iter().next() {
             return Some(why);
         }
+        // It has no storage of its own to write to.
+        if sync.is_group() {
+            let mut active = self.destinations_of(sync.no).filter(|one| one.is_active());
+            return active.find_map(|one| Some(format!("{}: {}", one.id, self.wait_reason(one)?)));
+        }
         for (place, role) in [(sync.source(), "source"), (sync.destination(), "destination")] {
             let mut able = self.capable_workers(sync, place);
             let path = place.path;
@@ -143,10 +148,6 @@ impl State {
                      this sync: install this version there"
                 ));
             }
-        }
-        if sync.is_group() {
-            let mut active = self.destinations_of(sync.no).filter(|one| one.is_active());
-            return active.find_map(|one| Some(format!("{}: {}", one.id, self.wait_reason(one)?)));
         }
         let tasks = || self.tasks.of_sync(sync.no);
         if tasks().any(|t| t.lease().is_some()) {

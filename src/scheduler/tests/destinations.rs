@@ -67,6 +67,8 @@ fn each_destination_gets_everything_and_the_whole_is_their_sum() {
     copy_to(&mut world, "gpu-1", 3);
     let half = world.progress("demo");
     assert_eq!((half.state, half.files_done, half.files_total), (SyncState::Progress, 3, 3));
+    let reason = half.reason.unwrap();
+    assert!(reason.starts_with("demo@gpu-2: ") && reason.contains("paused"), "{reason}");
     let order: Vec<&str> = half.destinations.iter().map(|one| one.request_id.as_str()).collect();
     assert_eq!(order, ["demo@gpu-2", "demo@gpu-1"], "the slowest first");
     resume(&mut world, "demo@gpu-2");
