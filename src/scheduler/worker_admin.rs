@@ -9,8 +9,8 @@ use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::ReassignReply;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::{
-    DrainInfo, DrainReply, DrainRequest, ForgetWorkerReply, WorkerList, WorkerState, WorkerStatus,
-    WorkerView,
+    DrainInfo, DrainReply, DrainRequest, ForgetWorkerReply, UnavailablePath, WorkerList,
+    WorkerState, WorkerStatus, WorkerView,
 };
 use crate::wire::{AbsPath, RequestId, StorageId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +48,16 @@ impl State {
         worker.last_heartbeat.storage_paths.iter().filter_map(id_of).collect()
     }
 
+    /// The storage paths that are not used because their declarations are contradicted.
+    fn contradicted_paths(&self, worker: &Worker) -> Vec<UnavailablePath> {
+        let storages = &self.workers.storages;
+        let of_path = |path: &AbsPath| {
+            let reason = storages.contradiction(&worker.last_heartbeat.worker_id, path)?.to_owned();
+            Some(UnavailablePath { path: path.clone(), reason })
+        };
+        worker.last_heartbeat.storage_paths.iter().filter_map(of_path).collect()
+    }
+
     fn syncs_of_worker(&self, id: &WorkerId) -> BTreeSet<SyncNo> {
         self.tasks.held_by(id).map(|task| task.sync).collect()
     }
@@ -56,12 +66,27 @@ impl State {
         let heartbeat = &worker.last_heartbeat;
         let id = &heartbeat.worker_id;
         let in_flight = self.tasks.held_by(id).count() as u64;
+        let contradicted = self.contradicted_paths(worker);
         let reason = worker.idle_reason(now.mono_ms.saturating_sub(worker.last_seen_ms));
+        let reason = reason.or_else(|| {
+            let paths =
+                contradicted.iter().map(|one| format!("{} is not used: {}", one.path, one.reason));
+            (!contradicted.is_empty()).then(|| paths.collect::<Vec<_>>().join("; "))
+        });
         let unavailable = heartbeat.unavailable_paths.iter().map(|one| &one.path);
-        let is_drained = worker.drained.is_some();
+        // As an agent reports that finds none of its storage paths.
+        let has_no_path =
+            !contradicted.is_empty() && contradicted.len() == heartbeat.storage_paths.len();
+        let status = if worker.drained.is_some() {
+            WorkerStatus::Draining
+        } else if has_no_path && heartbeat.status.can_accept_work() {
+            WorkerStatus::Error
+        } else {
+            heartbeat.status
+        };
         WorkerView {
             worker_id: id.clone(),
-            status: if is_drained { WorkerStatus::Draining } else { heartbeat.status },
+            status,
             state: worker.state(in_flight, self.may_receive_writes(worker, now)),
             active: worker.is_active,
             last_heartbeat: timestamp(worker.last_seen_wall_ms),
@@ -78,7 +103,7 @@ impl State {
             agent_version: heartbeat.agent_version.clone(),
             reason: reason.or_else(|| self.workers.health.quarantine_reason(id)),
             nics: heartbeat.nics.clone(),
-            unavailable_paths: heartbeat.unavailable_paths.clone(),
+            unavailable_paths: [heartbeat.unavailable_paths.clone(), contradicted].concat(),
             unavailable_endpoints: heartbeat.unavailable_endpoints.clone(),
             drained: worker.drained.clone(),
         }

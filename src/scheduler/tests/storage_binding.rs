@@ -1,8 +1,9 @@
 //! Which storages the sides of a sync are, as workers with like-named paths come and go.
 
+use super::worker_admin::view;
 use super::*;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::storage::{ProbeSecret, StorageCheck, StorageCheckReport};
+use crate::wire::storage::{ProbeSecret, StorageCheck, StorageCheckReport, StorageDeclaration};
 use crate::wire::sync::SubmitReply;
 use crate::wire::testing::storage_report;
 use crate::wire::worker::HeartbeatReply;
@@ -67,8 +68,29 @@ fn carry_out(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
     checks.iter().map(done).collect()
 }
 
+/// … and finds none.
+fn find_nothing(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
+    let mut reports = carry_out(checks);
+    for report in &mut reports {
+        std::mem::swap(&mut report.found, &mut report.missing);
+    }
+    reports
+}
+
 /// Heartbeats of workers that see one storage, until nothing is left to compare.
 fn compare(world: &mut World, beats: &[WorkerHeartbeat]) {
+    compare_by(world, beats, carry_out);
+}
+
+fn compare_by(
+    world: &mut World,
+    beats: &[WorkerHeartbeat],
+    carry_out: fn(&[StorageCheck]) -> Vec<StorageCheckReport>,
+) {
+    // What a worker does first depends on what the others have reported.
+    for beat in beats {
+        send(world, beat.clone());
+    }
     let mut checks = vec![Vec::new(); beats.len()];
     for round in 0.. {
         assert!(round < 20, "the comparison does not end");
@@ -185,6 +207,56 @@ fn a_storage_is_not_copied_onto_itself() {
     submit(&mut world, onto("gpu-2", "/scratch/a")).unwrap();
     world.apply(Event::DeleteSync("demo".parse().unwrap()));
     submit(&mut world, onto("gpu-1", "/scratch/b")).unwrap();
+}
+
+/// An agent writes through itself if the assignment names it.
+#[test]
+fn an_assignment_names_the_worker_itself_exactly_where_it_sees_the_destination() {
+    let mut world = local_disks();
+    let from = ("gpu-1", "/scratch/a");
+    submit(&mut world, addressed("other", from, ("gpu-2", "/scratch/a"))).unwrap();
+    submit(&mut world, addressed("same", from, ("gpu-1", "/scratch/b"))).unwrap();
+    for _ in 0..2 {
+        let scan = world.poll("gpu-1", "1").unwrap();
+        let own = scan.request_id.as_str().starts_with("same");
+        let pool: Vec<&str> = scan.destination_worker_pool.iter().map(|id| id.as_str()).collect();
+        assert_eq!(pool, [if own { "gpu-1" } else { "gpu-2" }], "{}", scan.request_id);
+    }
+    // Also where an assignment names only some of the workers.
+    let nodes: Vec<_> =
+        (0..70).map(|n| reported(&format!("n{n}"), &["/lustre"], "lustre")).collect();
+    compare(&mut world, &nodes);
+    for n in (0..70).step_by(7) {
+        let (id, node) = (format!("s{n}"), format!("n{n}"));
+        let request = addressed(&id, ("", "/lustre/a"), ("", &format!("/lustre/b{n}")));
+        submit(&mut world, request).unwrap();
+        let scan = world.poll(&node, "1").unwrap();
+        assert_eq!(scan.destination_worker_pool.len(), 64);
+        assert!(scan.destination_worker_pool.iter().any(|id| id.as_str() == node), "{node}");
+    }
+}
+
+#[test]
+fn a_worker_of_which_every_declaration_is_wrong_is_in_error() {
+    let mut world = World::new();
+    let beats = ["w1", "w2"].map(|name| {
+        let mut beat = reported(name, &["/p"], "ext4");
+        beat.storages[0].declared = Some(StorageDeclaration::Storage("x".parse().unwrap()));
+        beat
+    });
+    compare_by(&mut world, &beats, find_nothing);
+    let shown = view(&mut world, "w1");
+    let why = "declared as storage `x`, but worker w2 sees another file tree at /p";
+    assert_eq!(shown.status, WorkerStatus::Error);
+    assert!(shown.reason.unwrap().starts_with(&format!("/p is not used: {why}")));
+    assert_eq!(shown.unavailable_paths.len(), 1);
+    assert!(shown.unavailable_paths[0].reason.starts_with(why));
+    // With another path it works.
+    let mut more = reported("w1", &["/p", "/q"], "ext4");
+    more.storages[0].declared.clone_from(&beats[0].storages[0].declared);
+    send(&mut world, more);
+    let shown = view(&mut world, "w1");
+    assert_eq!((shown.status, shown.unavailable_paths.len()), (WorkerStatus::Ready, 1));
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn code(reply: Reply) -> String {
     }
 }
 
-fn view(world: &mut World, worker: &str) -> WorkerView {
+pub(super) fn view(world: &mut World, worker: &str) -> WorkerView {
     let Some(Reply::Workers(list)) = world.apply(Event::ListWorkers) else { panic!() };
     let mut all = list.active.into_iter().chain(list.inactive);
     all.find(|view| view.worker_id.as_str() == worker).unwrap()
