@@ -16,6 +16,7 @@ pub(super) async fn check_roots(job: Job<'_>, source: &Tree) -> Result<(), Entry
     let resolved = source.path();
     // The master has compared the given paths.
     if resolved != *given
+        && job.may_write_locally()
         && let Some(mismatch) = RootMismatch::between_paths(&resolved, destination)
     {
         return Err(observed(FsError::root_mismatch(mismatch, destination.as_bytes())));
