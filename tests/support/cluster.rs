@@ -2,6 +2,7 @@
 
 use super::clock::Clock;
 use super::ctl::{Ctl, ctl};
+use super::host::Host;
 use super::http::{self, Response};
 use super::process::{Process, User, clean_command, ctl_binary};
 use super::redis::RedisServer;
@@ -12,7 +13,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The store of the master.
@@ -63,8 +65,8 @@ pub(crate) struct Agent {
     name: String,
     dir: PathBuf,
     user: User,
-    /// The boot id that replaces the one of the kernel.
-    boot_id: Option<String>,
+    /// Where it runs, if not on the host of the test.
+    host: Option<Arc<Host>>,
 }
 
 impl Cluster {
@@ -203,28 +205,49 @@ impl Cluster {
         storage: &[&Path],
         user: User,
         more: &str,
+        at: (&str, u16),
+    ) -> &mut Agent {
+        self.start_agent(name, &json!(storage), (user, None), more, at)
+    }
+
+    /// … on that host, with entries of `storage_paths`.
+    pub(crate) fn add_agent_on(
+        &mut self,
+        host: &Arc<Host>,
+        name: &str,
+        storage: &Value,
+        more: &str,
+    ) -> &mut Agent {
+        let urls = self.urls();
+        self.start_agent(name, storage, (User::Same, Some(host.clone())), more, (&urls, 0))
+    }
+
+    fn start_agent(
+        &mut self,
+        name: &str,
+        storage: &Value,
+        (user, host): (User, Option<Arc<Host>>),
+        more: &str,
         (urls, port): (&str, u16),
     ) -> &mut Agent {
-        let paths: Vec<String> = storage.iter().map(|p| quoted(p)).collect();
         let state = tree::make_dir(self.home().join("state-of-agents"));
         tree::chmod(&state, 0o777);
         let config = format!(
             "master_url: [{urls}]\nheartbeat_interval: {}ms\nlog: {{level: \"info,longhaul=debug\"}}\n\
              data_dir: {}\n{more}\n\
-             workers:\n  - worker_id: {name}\n    storage_paths: [{}]\n    network:\n      \
+             workers:\n  - worker_id: {name}\n    storage_paths: {storage}\n    network:\n      \
              data_plane_endpoints: [{{address: 127.0.0.1, port: {port}}}]\n",
             self.heartbeat_interval.as_millis(),
-            quoted(&state),
-            paths.join(", ")
+            quoted(&state)
         );
         let dir = self.master.dir.clone();
         std::fs::write(dir.join(format!("{name}.yml")), config).expect("write the configuration");
         let mut agent = Agent {
-            process: Agent::spawn(name, &dir, user, None),
+            process: Agent::spawn(name, &dir, user, host.as_deref()),
             name: name.to_owned(),
             dir,
             user,
-            boot_id: None,
+            host,
         };
         let master = &self.master;
         await_true(&format!("the master lists {name}"), || {
@@ -491,19 +514,11 @@ impl Master {
 }
 
 impl Agent {
-    fn spawn(name: &str, dir: &Path, user: User, boot: Option<&str>) -> Process {
+    fn spawn(name: &str, dir: &Path, user: User, host: Option<&Host>) -> Process {
         let program = ctl_binary(user, dir);
-        let mut command = match boot {
+        let mut command: Command = match host {
             None => clean_command(&program, dir, user),
-            Some(boot) => {
-                // In a mount namespace of its own, which ends with it.
-                let file = dir.join(format!("{name}.boot"));
-                std::fs::write(&file, format!("{boot}\n")).expect("write the boot's name");
-                let over = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
-                let mut command = clean_command(Path::new("unshare"), dir, user);
-                command.args(["--mount", "sh", "-c", over]).arg(file).arg(program);
-                command
-            }
+            Some(host) => host.command(&program),
         };
         command.args(["agent", "--worker-id", name, "--config"]);
         command.arg(dir.join(format!("{name}.yml")));
@@ -523,7 +538,7 @@ impl Agent {
     /// Starts it again, without waiting for it to be listed.
     pub(crate) fn restart(&mut self) {
         self.process.kill_9();
-        self.process = Self::spawn(&self.name, &self.dir, self.user, self.boot_id.as_deref());
+        self.process = Self::spawn(&self.name, &self.dir, self.user, self.host.as_deref());
     }
 
     /// Changes its configuration file, which it reads when it is started again.
@@ -535,7 +550,8 @@ impl Agent {
 
     /// … as after a restart of its host: under another boot of the kernel.
     pub(crate) fn restart_with_boot_id(&mut self, boot: &str) {
-        self.boot_id = Some(boot.to_owned());
+        self.process.kill_9();
+        self.host = Some(Host::start_with_boot_id(&self.dir, &self.name, boot));
         self.restart();
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod ctl;
 pub(crate) mod faults;
 pub(crate) mod guide;
+pub(crate) mod host;
 pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod redis;

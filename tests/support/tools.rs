@@ -1,5 +1,6 @@
 //! Independent checks: rsync, and the scripts of this repository.
 
+use super::host::Host;
 use super::process::{User, clean_command};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -36,10 +37,21 @@ pub(crate) fn make_torture(dir: &Path, user: User, home: &Path) {
 /// takes no path of 4,096 bytes: what lies there is for [`compare_trees`].
 #[track_caller]
 pub(crate) fn rsync_differences(source: &Path, destination: &Path) -> String {
+    differences_by(|| Command::new("rsync"), source, destination)
+}
+
+/// … of two trees as `host` has them.
+#[track_caller]
+pub(crate) fn rsync_differences_on(host: &Host, source: &Path, destination: &Path) -> String {
+    differences_by(|| host.command(Path::new("rsync")), source, destination)
+}
+
+#[track_caller]
+fn differences_by(rsync: impl Fn() -> Command, source: &Path, destination: &Path) -> String {
     let mut found = String::new();
     // Whole seconds, as it compares by itself, and to the nanosecond.
     for window in ["0", "-1"] {
-        let mut command = Command::new("rsync");
+        let mut command = rsync();
         command.args(["-aHAXSn", "--checksum", "--delete", "-i", "--exclude=level 08*"]);
         command.arg(format!("--modify-window={window}"));
         command.args([with_trailing_slash(source), with_trailing_slash(destination)]);
