@@ -10,6 +10,9 @@ use anyhow::Context as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use longhaul::client::{ClientError, ClientOptions, MasterClient};
 use longhaul::util::corruption::CorruptionCounter;
+use longhaul::wire::storage::{
+    ProbeSecret, StorageCheck, StorageCheckReport, StorageFingerprint, StorageReport,
+};
 use longhaul::wire::task::{
     Assignment, PageAction, RootIdentity, ScanPage, TaskReport, TaskResult, TaskSpec,
 };
@@ -71,6 +74,8 @@ struct Agent {
     path: AbsPath,
     number: usize,
     assignments: Mutex<Vec<AssignmentId>>,
+    /// What the last reply to a heartbeat asked for, so that storages can be compared.
+    checks: Mutex<Vec<StorageCheck>>,
 }
 
 impl Agent {
@@ -85,11 +90,31 @@ impl Agent {
             path: AbsPath::new(role.storage_path()).ok()?,
             number,
             assignments: Mutex::new(Vec::new()),
+            checks: Mutex::new(Vec::new()),
         })
     }
 
     fn incarnation(&self) -> String {
         format!("incarnation-{:08}", self.number)
+    }
+
+    /// Each path is a network file system that all its agents see.
+    fn storage_report(&self) -> StorageReport {
+        StorageReport {
+            path: self.path.clone(),
+            local_path: None,
+            declared: None,
+            fingerprint: StorageFingerprint {
+                fs_type: "lustre".to_owned(),
+                mount_source: "10.0.0.1@tcp:/scratch".to_owned(),
+                path_in_mount: self.path.to_string(),
+                fs_id: "66d23c179d24472f".to_owned(),
+                inode: 2,
+                birth_time: None,
+                device: 40,
+                read_only: false,
+            },
+        }
     }
 
     fn heartbeat(&self, slots: usize) -> WorkerHeartbeat {
@@ -121,10 +146,22 @@ impl Agent {
             unavailable_paths: Vec::new(),
             unavailable_endpoints: Vec::new(),
             root_ids: Default::default(),
-            storages: Vec::new(),
-            storage_checks: Vec::new(),
+            storages: vec![self.storage_report()],
+            storage_checks: self.checks.lock().iter().map(carry_out).collect(),
             labels: Default::default(),
         }
+    }
+}
+
+/// The probe file is made, and those of the others are found.
+fn carry_out(check: &StorageCheck) -> StorageCheckReport {
+    StorageCheckReport {
+        path: check.path.clone(),
+        made: check.make.as_ref().map(ProbeSecret::name),
+        found: check.look_for.clone(),
+        missing: Vec::new(),
+        sample: None,
+        error: None,
     }
 }
 
@@ -159,22 +196,26 @@ impl Fleet {
         }))
     }
 
-    /// Sends the first heartbeat of each agent.
+    /// Sends the first heartbeats of each agent, until their storages are compared.
     ///
     /// # Errors
     /// A heartbeat is refused.
     pub(crate) async fn register(self: &Arc<Self>) -> anyhow::Result<()> {
-        let heartbeats = stream::iter(&self.agents).map(|agent| async move {
-            let heartbeat = agent.heartbeat(self.slots);
-            self.heartbeat_client(agent)
-                .lock()
-                .await
-                .send_heartbeat(&heartbeat)
-                .await
-                .map(drop)
-                .context("register")
-        });
-        heartbeats.buffer_unordered(HEARTBEAT_CONNECTIONS).try_collect().await
+        loop {
+            let heartbeats = stream::iter(&self.agents).map(|agent| async move {
+                let heartbeat = agent.heartbeat(self.slots);
+                let client = self.heartbeat_client(agent).lock().await;
+                let reply = client.send_heartbeat(&heartbeat).await.context("register")?;
+                let is_compared = reply.storage_checks.is_empty();
+                *agent.checks.lock() = reply.storage_checks;
+                anyhow::Ok(is_compared)
+            });
+            let compared: Vec<bool> =
+                heartbeats.buffer_unordered(HEARTBEAT_CONNECTIONS).try_collect().await?;
+            if !compared.contains(&false) {
+                return Ok(());
+            }
+        }
     }
 
     fn heartbeat_client(&self, agent: &Agent) -> &tokio::sync::Mutex<MasterClient> {
@@ -215,7 +256,10 @@ impl Fleet {
             let due = Instant::now();
             let client = self.heartbeat_client(agent).lock().await;
             match client.send_heartbeat(&agent.heartbeat(self.slots)).await {
-                Ok(_) => self.meters.heartbeat.record(due.elapsed()),
+                Ok(reply) => {
+                    *agent.checks.lock() = reply.storage_checks;
+                    self.meters.heartbeat.record(due.elapsed());
+                }
                 Err(_) => self.meters.failed.record(due.elapsed()),
             }
         }
