@@ -289,7 +289,7 @@ pub(super) enum SyncCommand {
     Retry {
         #[command(flatten)]
         syncs: SyncIdArgs,
-        /// Only the entries that failed
+        /// Only the entries that failed; of a sync with several destinations only those that are not complete
         #[arg(long)]
         failed_only: bool,
     },

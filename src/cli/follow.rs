@@ -133,7 +133,10 @@ pub(super) fn next_steps(ctx: &Context, sync: &SyncProgress) -> NextSteps {
     let [from, to] = quoted_addresses(sync);
     let options = to_cli_args(&sync.options, None) + &bwlimit_arg(sync.bwlimit);
     NextSteps {
-        rerun: format!("{ctl} sync retry {id}"),
+        rerun: match sync.destinations.is_empty() {
+            true => format!("{ctl} sync retry {id}"),
+            false => format!("{ctl} sync retry {id} --failed-only"),
+        },
         preview_deletions: format!(
             "{ctl} sync submit {from} {to}{options} --dry-run --itemize --wait"
         ),

@@ -16,11 +16,11 @@ pub(super) fn paths_overlap(a: &AbsPath, b: &AbsPath) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-/// What is known of two storages. Those of which one storage path holds the other are not compared.
+/// What is known of two storages with paths of which one is, or holds, the other.
 pub(super) fn relation(storages: &StorageTable, a: StorageNo, b: StorageNo) -> Relation {
     match storages.path(a) == storages.path(b) {
         true => storages.relation(a, b),
-        false => Relation::Unknown,
+        false => Relation::Nested,
     }
 }
 

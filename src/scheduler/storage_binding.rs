@@ -303,8 +303,11 @@ impl State {
             return Err(too_many_destinations(destinations.len()));
         }
         let Some(source) = found[0].one() else { return Ok(()) };
+        let is_settled = |to: &StorageNo| {
+            *to == source || relation(&self.workers.storages, source, *to) == Relation::Nested
+        };
         let overlaps = |to: &StorageNo| {
-            *to == source && paths_overlap(&request.source_path, &request.destination_path)
+            is_settled(to) && paths_overlap(&request.source_path, &request.destination_path)
         };
         match destinations.iter().find(|to| overlaps(to)) {
             Some(to) => {
@@ -349,7 +352,9 @@ impl State {
             [first, others @ ..] => (*first, others),
         };
         let unknown = |a: StorageNo, b: StorageNo| {
-            relation(&self.workers.storages, a, b) != Relation::Different
+            // Nested ones never become known, so they count as several.
+            let relation = relation(&self.workers.storages, a, b);
+            matches!(relation, Relation::Unknown | Relation::LooksAlike)
         };
         if selectors.is_empty() {
             // Two different ones are enough for the decision.
@@ -425,13 +430,16 @@ impl State {
                 self.describe_storage(source)
             ));
         }
-        (relation(&self.workers.storages, source, destination) != Relation::Different).then(|| {
-            format!(
-                "it is not known yet whether {} and {} are one storage: they are being compared",
-                self.describe_storage(source),
-                self.describe_storage(destination)
-            )
-        })
+        let known = match relation(&self.workers.storages, source, destination) {
+            Relation::Different => return None,
+            Relation::Nested => "is not known: storage paths that hold each other are not compared",
+            Relation::Unknown | Relation::LooksAlike => "is not known yet: they are being compared",
+        };
+        Some(format!(
+            "{from} and {to} overlap, and whether {} and {} are one storage {known}",
+            self.describe_storage(source),
+            self.describe_storage(destination)
+        ))
     }
 
     /// The id of a storage and its workers.

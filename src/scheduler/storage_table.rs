@@ -24,13 +24,15 @@ pub(super) struct Merge {
     pub(super) into: StorageNo,
 }
 
-/// What is known of two storages with one path.
+/// What is known of two storages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Relation {
     /// They are two file trees.
     Different,
     /// They were not compared yet.
     Unknown,
+    /// Their paths are different, and one holds the other: they are never compared.
+    Nested,
     /// They cannot be compared now, because one of them has no active worker; their fingerprints agree.
     LooksAlike,
 }

@@ -260,6 +260,23 @@ fn a_worker_of_which_every_declaration_is_wrong_is_in_error() {
 }
 
 #[test]
+fn storage_paths_that_hold_each_other_are_several_storages() {
+    let mut world = World::new();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    send(&mut world, reported("w1", &["/data"], "nfs4"));
+    send(&mut world, reported("w2", &["/data/deep"], "nfs4"));
+    let to = |workers| addressed("demo", ("", "/src/a"), (workers, "/data/deep/b"));
+    let problem = submit(&mut world, to("")).unwrap_err();
+    assert!(problem.is(ProblemCode::AmbiguousStorage), "{problem:?}");
+    let within = addressed("demo", ("w1", "/data"), ("w2", "/data/deep/b"));
+    let problem = submit(&mut world, within).unwrap_err();
+    assert!(problem.is(ProblemCode::SameStorage), "{problem:?}");
+    assert!(problem.detail.contains("are not compared"), "{problem:?}");
+    submit(&mut world, to("w2")).unwrap();
+    assert_eq!(world.poll("s", "1").unwrap().destination_worker_pool[0].as_str(), "w2");
+}
+
+#[test]
 fn a_selector_without_a_worker_is_refused_with_the_workers_that_are_known() {
     let mut world = local_disks();
     for workers in ["gpu-7", "cpu-*", "@rack=3", "gpu-1,gpu-7"] {
