@@ -52,9 +52,13 @@ impl State {
         // The worker may have written under its present boot too, and the recheck finds that
         // correct: it must also flush.
         let destination = &sync.request.destination_path;
-        let place = self.workers.get(&bound).and_then(|worker| worker.boot_and_root(destination));
+        let writer = self.workers.get(&bound);
         sync.unflushed_writers.remove(&bound);
-        sync.unflushed_writers.add(&bound, place.as_ref());
+        // If its path leads to another storage now, it has nothing to flush there.
+        if let Some(writer) = writer.filter(|w| self.workers.serves(w, sync.destination())) {
+            let place = writer.boot_and_root(destination);
+            sync.unflushed_writers.add(&bound, place.as_ref());
+        }
         sync.possible_writers.remove(&bound);
         self.remove_task(flush);
         self.outbox.mark_dirty(no);
@@ -72,7 +76,8 @@ impl State {
             let worker = self.workers.get(id).filter(|w| w.is_active)?;
             worker.available_root(destination)?;
             let now = worker.boot_and_root(destination)?;
-            is_different_root(then.as_ref()?, &now).then(|| (id.clone(), now))
+            let flushes = self.workers.serves(worker, sync.destination());
+            is_different_root(then.as_ref()?, &now).then(|| (id.clone(), flushes.then_some(now)))
         });
         let Some((id, place)) = replaced else { return false };
         let Some(sync) = self.syncs.get_mut(no) else { return false };
@@ -83,7 +88,9 @@ impl State {
         sync.possible_writers.remove(&id);
         if compare {
             sync.recheck.is_pending = true;
-            sync.unflushed_writers.add(&id, Some(&place));
+            if let Some(place) = &place {
+                sync.unflushed_writers.add(&id, Some(place));
+            }
             return true;
         }
         let message = format!(

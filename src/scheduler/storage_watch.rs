@@ -122,7 +122,7 @@ impl State {
             let under = || boot.into_iter().flat_map(|boot| self.workers.with_boot(boot));
             let mut flushers = under()
                 .chain(writer)
-                .filter(|w| w.is_ready() && w.available_root(destination).is_some());
+                .filter(|w| w.is_ready() && self.workers.serves(w, sync.destination()));
             let waits = !sync.can_dispatch(now);
             if waits
                 || task.state != TaskState::Ready
