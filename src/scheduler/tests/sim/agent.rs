@@ -1,7 +1,9 @@
 //! A simulated agent: it polls, works and reports as the real one does. Requests are repeated until
 //! they are answered; work stops before its lease ends, counted from before the request.
 
+use super::storages::{Honesty, Mount, Storages};
 use super::*;
+use crate::wire::ticket::Claims;
 
 /// Work stops this long before its lease ends.
 const MARGIN_MS: u64 = 5_000;
@@ -38,6 +40,9 @@ pub(super) struct Work {
     pub(super) report: TaskReport,
     /// The agent through which it writes, and that one's incarnation.
     pub(super) through: Option<(usize, u64)>,
+    pub(super) claims: Claims,
+    /// A storage path does not lead to the expected directory.
+    pub(super) gone: Option<EntryError>,
 }
 
 /// A slot of an agent.
@@ -57,7 +62,8 @@ pub(super) struct Slot {
 pub(super) struct Agent {
     pub(super) name: WorkerId,
     pub(super) host: usize,
-    pub(super) paths: Vec<AbsPath>,
+    pub(super) mounts: Vec<Mount>,
+    pub(super) honesty: Honesty,
     pub(super) incarnation: u64,
     pub(super) slots: Vec<Slot>,
     pub(super) polls: u64,
@@ -70,6 +76,8 @@ pub(super) struct Agent {
     pub(super) beat: u64,
     /// The request of the last heartbeat, when it was sent, and what it listed.
     pub(super) beats: BTreeMap<u64, (u64, Vec<AssignmentId>)>,
+    /// The last heartbeat of which the reply was obeyed.
+    pub(super) last_reply: u64,
 }
 
 impl Work {
@@ -85,7 +93,8 @@ impl Agent {
         Agent {
             name: format!("w{number}").parse().unwrap(),
             host,
-            paths: paths.iter().map(|p| AbsPath::new(p).unwrap()).collect(),
+            mounts: paths.iter().map(|path| Mount::new(path)).collect(),
+            honesty: Honesty::Honest,
             incarnation: 0,
             slots: (0..slots).map(|_| slot()).collect(),
             polls: 0,
@@ -95,11 +104,19 @@ impl Agent {
             down: false,
             beat: 0,
             beats: BTreeMap::new(),
+            last_reply: 0,
         }
     }
 
-    pub(super) fn holds(&self, path: &AbsPath) -> bool {
-        self.paths.iter().any(|p| p.contains(path))
+    /// What it is, for the trace.
+    pub(super) fn describe(&self) -> String {
+        let mounts = self.mounts.iter().map(|m| format!("{} on {:?}", m.path, m.now));
+        let mounts: Vec<String> = mounts.collect();
+        let Agent { name, host, incarnation, honesty, .. } = self;
+        format!(
+            "{name}.{incarnation} begins on host {host}, {honesty:?}, with {}",
+            mounts.join(", ")
+        )
     }
 
     /// A new process: nothing is in hand.
@@ -108,6 +125,7 @@ impl Agent {
         self.draining = false;
         self.frozen_until = 0;
         self.beats.clear();
+        self.mounts.iter_mut().for_each(Mount::restart);
         for slot in &mut self.slots {
             (slot.doing, slot.work, slot.request) = (Activity::Rest, None, None);
         }
@@ -118,27 +136,27 @@ impl Agent {
         held.map(|work| work.a.assignment_id).collect()
     }
 
-    pub(super) fn heartbeat(&self, boot: u64) -> WorkerHeartbeat {
+    pub(super) fn heartbeat(&self, storages: &Storages) -> WorkerHeartbeat {
         let status = match (self.draining, self.slots.iter().any(|s| s.work.is_some())) {
             (true, _) => WorkerStatus::Draining,
             (false, true) => WorkerStatus::Transferring,
             (false, false) => WorkerStatus::Idle,
         };
-        WorkerHeartbeat {
+        let mut heartbeat = WorkerHeartbeat {
             unavailable_paths: Default::default(),
             unavailable_endpoints: Default::default(),
             root_ids: Default::default(),
             storages: Vec::new(),
             storage_checks: Vec::new(),
-            labels: Default::default(),
+            labels: [("rack".to_owned(), (self.host % 2).to_string())].into(),
             worker_id: self.name.clone(),
             status,
-            storage_paths: self.paths.clone(),
+            storage_paths: Vec::new(),
             data_plane_endpoints: vec!["127.0.0.1:1".parse().unwrap()],
             timestamp: None,
             control_plane_address: None,
             incarnation: Some(format!("{}-{}", self.name, self.incarnation)),
-            boot_id: Some(format!("host{}-{boot}", self.host)),
+            boot_id: None,
             free_bytes: BTreeMap::new(),
             assignments: self.in_hand(),
             moved_bytes: Default::default(),
@@ -148,7 +166,9 @@ impl Agent {
             protocol: Some(PROTOCOL_VERSION),
             usage: BTreeMap::new(),
             nics: Vec::new(),
-        }
+        };
+        storages.describe(self, &mut heartbeat);
+        heartbeat
     }
 
     /// A heartbeat was answered.

@@ -53,15 +53,12 @@ impl Sim {
         // One that stops in the middle of a range has written of it.
         let ran = (!back && !fails || writes) && self.execute(&mut work, second);
         let done = ran && !back && !fails;
-        if done && second && work.a.task == TaskSpec::Flush {
-            let (tree, host) = (self.tree_of(&work.a.source_path), self.agents[agent].host);
-            self.sites[tree].flush(host);
-        }
         work.report.returned = back;
         if !done {
             // A task that failed as a whole reports only its writers.
             let wrote = std::mem::take(&mut work.report.writers);
             work.report = TaskReport { returned: back, writers: wrote, ..TaskReport::default() };
+            work.report.failures.extend(work.gone.take());
         }
         let result = result_of(&work, done);
         self.agents[agent].slots[slot].work = Some(work);
@@ -120,8 +117,9 @@ impl Sim {
         let at = self.chance.below(members.len() as u64) as usize;
         let other = members.get(at).map(|m| m.worker_id.clone());
         let other = self.agents.iter().position(|a| Some(&a.name) == other.as_ref());
-        let here = self.agents[agent].holds(&work.a.destination_path);
-        let alone = matches!(work.a.task, TaskSpec::Commit { .. } | TaskSpec::Discard);
+        let here = members.iter().any(|member| member.worker_id == self.agents[agent].name);
+        let alone =
+            matches!(work.a.task, TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::Flush);
         work.through = match other {
             Some(other) if !(here && (alone || self.chance.permille(500))) => {
                 Some((other, self.agents[other].incarnation))
@@ -148,6 +146,7 @@ impl Sim {
         let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
         let assignment = work.a.assignment_id;
         let page = self.next_page(&mut work);
+        work.report.failures.extend(work.gone.take());
         let result = result_of(&work, false);
         self.agents[agent].slots[slot].work = Some(work);
         match page {

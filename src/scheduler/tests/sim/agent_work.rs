@@ -1,10 +1,12 @@
 //! What a simulated agent does with its assignments to the model of the data.
 
 use super::agent::Work;
-use super::storage_model::{Id, Item, PRUNE_PAGES, RANGE, WriteMark, ids};
+use super::storage_model::{Id, Item, PRUNE_PAGES, RANGE, StorageModel, WriteMark, ids};
+use super::storages::{Honesty, storage_gone};
 use super::world::Sim;
 use super::*;
 use crate::wire::options::Compare;
+use crate::wire::outcome::Side;
 
 fn number(path: &RelPath) -> usize {
     String::from_utf8(path.as_bytes()[1..].to_vec()).unwrap().parse().unwrap()
@@ -21,6 +23,15 @@ fn cursor(at: usize) -> Option<Cursor> {
 /// The name of a page in a list.
 pub(super) fn names(pages: &[usize]) -> FileListPart {
     FileListPart { paths: pages.iter().map(|at| place(*at)).collect() }
+}
+
+/// Where the destination of an assignment is used.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) disk: usize,
+    pub(super) mark: WriteMark,
+    /// It is the disk to which the sync is bound. Only an agent that is wrongly believed has another one.
+    pub(super) is_bound: bool,
 }
 
 impl Sim {
@@ -50,6 +61,9 @@ impl Sim {
     /// The next page of an agent; `None` if it cannot continue.
     pub(super) fn next_page(&mut self, work: &mut Work) -> Option<ScanPage> {
         let tree = self.tree_of(&work.a.source_path);
+        if !self.can_read(work) {
+            return None;
+        }
         let at = work.walk.pop_front();
         let mut found = page(&work.a, work.number, vec![], None);
         if let TaskSpec::Prune { apply, dir, .. } = &work.a.task {
@@ -99,8 +113,9 @@ impl Sim {
         at: usize,
         apply: bool,
     ) -> Option<PruneReport> {
-        let mark = if apply { Some(self.write_mark(work)?) } else { None };
-        let extras = self.sites[tree].extras.iter_mut().enumerate();
+        let target = self.target(work, apply)?;
+        let mark = apply.then_some(target.mark);
+        let extras = self.site(target, tree).extras.iter_mut().enumerate();
         let found = extras.filter(|(n, one)| n % PRUNE_PAGES == at && one.deleted.is_none());
         let mut extra = 0;
         for (_, one) in found {
@@ -108,28 +123,67 @@ impl Sim {
             one.deleted = mark.map(|mark| BTreeSet::from([mark]));
         }
         if apply && extra > 0 {
-            self.written(&work.a);
+            self.written(&work.a, target.disk);
         }
         Some(PruneReport { checked: 10 + extra, extraneous: extra, bytes: extra * 10 })
     }
 
-    /// The mark of a write; `None` if no worker can be written through.
-    fn write_mark(&mut self, work: &mut Work) -> Option<WriteMark> {
+    fn number_of(&self, worker: &crate::wire::WorkerId) -> usize {
+        worker.as_str()[1..].parse().unwrap()
+    }
+
+    /// Whether the holder of an assignment can read its source.
+    fn can_read(&mut self, work: &mut Work) -> bool {
+        let agent = self.number_of(&work.a.worker_id);
+        let expected = work.a.source_root.as_ref();
+        let is_expected = |_: &crate::wire::WorkerId, root: &str| {
+            expected.is_none_or(|expected| expected == root)
+        };
+        let Some(disk) = self.usable_root(agent, &work.a.source_path, is_expected) else {
+            work.gone = Some(storage_gone(Side::Source, &work.a.worker_id));
+            return false;
+        };
+        let is_honest = self.agents[agent].honesty != Honesty::ReadOnlyLiar;
+        self.judge.uses(&work.a, Side::Source, disk, is_honest);
+        true
+    }
+
+    /// Where the destination of an assignment is used; `None` if no worker can be used there.
+    fn target(&mut self, work: &mut Work, writes: bool) -> Option<Target> {
         let (agent, incarnation) = work.through?;
         let through = &self.agents[agent];
         if through.down || through.incarnation != incarnation || through.frozen_until > self.time {
             return None;
         }
         let (name, host) = (through.name.clone(), through.host);
-        if !work.report.writers.contains(&name) {
+        let is_believed = through.honesty == Honesty::ReadOnlyLiar;
+        let claims = &work.claims;
+        let is_expected = |name: &_, root: &_| claims.allows_root(name, root);
+        let Some(disk) = self.usable_root(agent, &work.a.destination_path, is_expected) else {
+            work.gone = Some(storage_gone(Side::Destination, &name));
+            return None;
+        };
+        let is_bound = self.judge.uses(&work.a, Side::Destination, disk, !is_believed);
+        if writes && !work.report.writers.contains(&name) {
             work.report.writers.push(name);
         }
-        Some(WriteMark { host, sync: self.judge.life(&work.a), by: work.a.assignment_id })
+        let (task, by) = (work.a.task_id, &work.a.worker_id);
+        self.trace(|_| format!("       {by} uses disk {disk} through w{agent} for task {task}"));
+        let mark = WriteMark { host, sync: self.judge.life(&work.a), by: work.a.assignment_id };
+        Some(Target { disk, mark, is_bound })
+    }
+
+    fn site(&mut self, target: Target, tree: usize) -> &mut StorageModel {
+        &mut self.storages.disks[target.disk].sites[tree]
     }
 
     /// Does a half of a task. False: it cannot be done.
     pub(super) fn execute(&mut self, work: &mut Work, second: bool) -> bool {
         let tree = self.tree_of(&work.a.source_path);
+        let reads = matches!(work.a.task, TaskSpec::Copy { .. } | TaskSpec::Range { .. });
+        if reads && !self.can_read(work) {
+            return false;
+        }
         match work.a.task.clone() {
             TaskSpec::Copy { .. } => self.copy(work, tree, second),
             TaskSpec::Range { offset, compare, .. } if second => {
@@ -137,18 +191,22 @@ impl Sim {
             }
             TaskSpec::Commit { in_place, .. } if second => self.publish(work, tree, in_place),
             TaskSpec::Discard if second => {
-                let sync = self.judge.life(&work.a);
+                let Some(target) = self.target(work, false) else { return false };
                 let id = ids(&work.manifest)[0];
-                self.sites[tree].parts.remove(&(sync, id));
+                self.site(target, tree).parts.remove(&(target.mark.sync, id));
                 self.trace(|_| format!("       {} discards entry {id}", work.a.worker_id));
                 true
             }
             TaskSpec::CleanUp if second => {
-                let sync = self.judge.life(&work.a);
-                self.sites[tree].kept.remove(&sync);
+                let Some(target) = self.target(work, false) else { return false };
+                self.site(target, tree).kept.remove(&target.mark.sync);
                 true
             }
-            TaskSpec::Flush if second => true,
+            TaskSpec::Flush if second => {
+                let Some(target) = self.target(work, false) else { return false };
+                self.site(target, tree).flush(target.mark.host);
+                true
+            }
             _ => true,
         }
     }
@@ -164,10 +222,9 @@ impl Sim {
         let all = ids(&work.manifest);
         let dry = work.a.options.dry_run;
         let (first, last) = all.split_at(all.len() / 2);
-        let mark = if dry { None } else { self.write_mark(work) };
-        if mark.is_none() && !dry {
-            return false;
-        }
+        let Some(target) = self.target(work, !dry) else { return false };
+        let mark = (!dry).then_some(target.mark);
+        self.judge.spoil(target, &all);
         let mut failed: Vec<Id> = vec![];
         let mut fault = self.random_fault();
         for id in if second { last } else { first } {
@@ -178,8 +235,8 @@ impl Sim {
                 continue;
             }
             let brought = match mark {
-                Some(mark) => self.sites[tree].write(*id, mark),
-                None => !self.sites[tree].there.contains_key(id),
+                Some(mark) => self.site(target, tree).write(*id, mark),
+                None => !self.site(target, tree).there.contains_key(id),
             };
             let report = &mut work.report;
             match (kind.dir, brought) {
@@ -195,11 +252,11 @@ impl Sim {
             }
         }
         if let Some(mark) = mark {
-            self.written(&work.a);
+            self.written(&work.a, target.disk);
             if work.a.options.preserve.contains(crate::wire::preserve::Attribute::Hardlinks)
                 && all.iter().any(|id| id % 3 == 0)
             {
-                self.sites[tree].kept.insert(mark.sync);
+                self.site(target, tree).kept.insert(mark.sync);
                 work.report.needs_clean_up = true;
             }
         }
@@ -225,7 +282,9 @@ impl Sim {
 
     fn range(&mut self, work: &mut Work, tree: usize, offset: u64, compare: bool) -> bool {
         let id = ids(&work.manifest)[0];
-        let there = self.sites[tree].there.contains_key(&id);
+        let Some(target) = self.target(work, !compare) else { return false };
+        self.judge.spoil(target, &[id]);
+        let there = self.site(target, tree).there.contains_key(&id);
         if compare {
             work.report.differs = !there;
             work.report.digest = there.then_some(Digest([7; 32]));
@@ -235,7 +294,6 @@ impl Sim {
             work.report.unchanged = true;
             return true;
         }
-        let Some(mark) = self.write_mark(work) else { return false };
         if let Some(error) = self.random_fault() {
             work.report.failures.push(error);
             return true;
@@ -245,8 +303,10 @@ impl Sim {
             work.report.replacement = Some(self.trees[tree].work(&Item::Large { id, group }));
             return true;
         }
-        self.written(&work.a);
-        self.sites[tree].parts.entry((mark.sync, id)).or_default().insert(offset, mark);
+        self.written(&work.a, target.disk);
+        let mark = target.mark;
+        let part = self.site(target, tree).parts.entry((mark.sync, id)).or_default();
+        part.insert(offset, mark);
         self.trace(|_| format!("       {} writes of entry {id} at {offset}", work.a.worker_id));
         work.report.digest = Some(Digest([7; 32]));
         true
@@ -254,27 +314,30 @@ impl Sim {
 
     fn publish(&mut self, work: &mut Work, tree: usize, in_place: bool) -> bool {
         let id = ids(&work.manifest)[0];
+        let Some(target) = self.target(work, !in_place) else { return false };
+        self.judge.spoil(target, &[id]);
         if in_place {
-            work.report.differs = !self.sites[tree].there.contains_key(&id);
+            work.report.differs = !self.site(target, tree).there.contains_key(&id);
             return true;
         }
-        let Some(mark) = self.write_mark(work) else { return false };
+        let mark = target.mark;
         let size = self.trees[tree].entries[id as usize].size;
-        let part = self.sites[tree].parts.get(&(mark.sync, id));
+        let site = self.site(target, tree);
+        let part = site.parts.get(&(mark.sync, id));
         let whole = part.is_some_and(|part| part.len() as u64 == size.div_ceil(RANGE));
         if !whole {
             // An earlier try may have published it: then there is nothing to publish any more.
-            if part.is_none() && self.sites[tree].there.contains_key(&id) {
+            if part.is_none() && site.there.contains_key(&id) {
                 return true;
             }
             work.report.part_lost = true;
             work.report.failures.push(error(ErrorClass::Transient));
             return true;
         }
-        let part = self.sites[tree].parts.remove(&(mark.sync, id)).unwrap_or_default();
+        let part = site.parts.remove(&(mark.sync, id)).unwrap_or_default();
         let marks = part.into_values().chain([mark]);
-        self.sites[tree].there.insert(id, marks.collect());
-        self.written(&work.a);
+        site.there.insert(id, marks.collect());
+        self.written(&work.a, target.disk);
         true
     }
 

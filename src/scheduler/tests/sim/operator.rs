@@ -3,17 +3,26 @@
 use super::agent_work::names;
 use super::master::Requester;
 use super::storage_model::Id;
+use super::storages::{DESTINATION, SOURCE};
 use super::world::{Sim, SimEvent};
 use super::*;
 use crate::scheduler::pause::Pause;
 use crate::wire::options::{Compare, Verify};
 use crate::wire::preserve::Preserve;
+use crate::wire::problem::ProblemCode;
+use crate::wire::sync::SyncPatch;
+use crate::wire::worker_selector::WorkerSelector;
+
+/// How long operators wait for a sync while its storages are not known.
+const MAX_WAIT_MS: u64 = 15 * 60 * 1000;
 
 /// A sync that an operator submits.
 #[derive(Debug, Clone)]
 pub(super) struct PlannedSync {
     pub(super) tree: usize,
     pub(super) options: SyncOptions,
+    pub(super) source_workers: Vec<WorkerSelector>,
+    pub(super) destination_workers: Vec<WorkerSelector>,
     /// The pages of a list.
     pub(super) list: Option<Vec<usize>>,
     pub(super) request: u64,
@@ -21,8 +30,10 @@ pub(super) struct PlannedSync {
     pub(super) acknowledged: bool,
     /// An operator cancelled or deleted it.
     pub(super) unwanted: bool,
-    /// It is the retry of another one.
-    pub(super) of: Option<u32>,
+    /// It is the retry of another one, or of one of its destinations.
+    pub(super) of: Option<crate::wire::RequestId>,
+    /// Of the destinations that lack something.
+    pub(super) of_incomplete: bool,
 }
 
 impl PlannedSync {
@@ -41,8 +52,10 @@ pub(super) fn name(number: u32) -> crate::wire::RequestId {
 }
 
 impl Sim {
+    /// The number of a sync, or of the sync of which it is one destination.
     pub(super) fn number(&self, id: &crate::wire::RequestId) -> u32 {
-        id.as_str()[1..].parse().unwrap()
+        let whole = id.as_str().split('@').next().unwrap_or_default();
+        whole[1..].parse().unwrap()
     }
 
     pub(super) fn tree_of(&self, source: &AbsPath) -> usize {
@@ -52,6 +65,13 @@ impl Sim {
 
     /// An operator submits a sync.
     pub(super) fn plan_sync(&mut self) {
+        self.plan_sync_to(|sim| {
+            let source = sim.random_selectors(SOURCE, &[600, 900, 950]);
+            [source, sim.random_selectors(DESTINATION, &[300, 500, 650])]
+        });
+    }
+
+    fn plan_sync_to(&mut self, workers: impl FnOnce(&mut Sim) -> [Vec<WorkerSelector>; 2]) {
         let tree = self.chance.below(self.trees.len() as u64) as usize;
         let list = self.chance.permille(200).then(|| {
             let pages = self.trees[tree].pages.len() as u64;
@@ -73,9 +93,13 @@ impl Sim {
             ..SyncOptions::default()
         };
         options.allow_overlap = beside && options.delete.is_none();
+        let [source_workers, destination_workers] = workers(self);
         let wish = PlannedSync {
             tree,
             options,
+            source_workers,
+            destination_workers,
+            of_incomplete: false,
             list,
             request: 0,
             acknowledged: false,
@@ -86,6 +110,14 @@ impl Sim {
         self.submit(self.wishes.len() as u32 - 1);
     }
 
+    /// The operators of a sync name one worker of each side: nothing is in its way.
+    pub(super) fn plan_clear_sync(&mut self) {
+        self.plan_sync_to(|sim| {
+            let mut one = |path| sim.random_selectors(path, &[0, 1000, 1000]);
+            [one(SOURCE), one(DESTINATION)]
+        });
+    }
+
     /// Sends the submit, or the retry, of a sync: for the first time or once more.
     pub(super) fn submit(&mut self, number: u32) {
         let request = self.request();
@@ -94,18 +126,26 @@ impl Sim {
         let mut body = [0; 32];
         body[..4].copy_from_slice(&number.to_le_bytes());
         let idempotency = Some(IdempotencyKey { key: format!("k{number}"), body: Digest(body) });
-        let event = match wish.of {
+        let event = match &wish.of {
             Some(of) => Event::RetrySync {
-                id: name(of),
+                id: of.clone(),
                 new: Some(name(number)),
-                only: RetryScope::All,
+                only: match wish.of_incomplete {
+                    true => RetryScope::IncompleteDestinations,
+                    false => RetryScope::All,
+                },
                 idempotency,
             },
             None => {
                 let id = name(number).as_str().to_owned();
                 let (source, to) = (format!("/src/t{}", wish.tree), format!("/dst/t{}", wish.tree));
                 let options = wish.options.clone();
-                let request = SyncRequest { options, ..super::request(Some(&id), &source, &to) };
+                let request = SyncRequest {
+                    options,
+                    source_workers: wish.source_workers.clone(),
+                    destination_workers: wish.destination_workers.clone(),
+                    ..super::request(Some(&id), &source, &to)
+                };
                 let list = wish.list.as_ref().map(|pages| {
                     let half = pages.len().div_ceil(2);
                     pages.chunks(half).map(names).collect()
@@ -124,7 +164,14 @@ impl Sim {
         match reply {
             // What ended well, or is not over, is not tried again.
             Reply::Refused(_) if wish.of.is_some() => wish.unwanted = true,
-            Reply::Refused(problem) => panic!("I17: a submit was refused: {}", problem.detail),
+            // At present its workers see several storages, or none is known.
+            Reply::Refused(problem) => {
+                use ProblemCode::{AmbiguousStorage, NoMatchingWorker, SeveralSources};
+                let codes = [AmbiguousStorage, NoMatchingWorker, SeveralSources];
+                let is_due = codes.into_iter().any(|code| problem.is(code));
+                assert!(is_due, "I17: a submit was refused: {}", problem.detail);
+                wish.unwanted = true;
+            }
             _ => {}
         }
     }
@@ -135,6 +182,41 @@ impl Sim {
             let known = wish.unwanted || state.syncs.find(&name(number as u32)).is_some();
             assert!(known || !wish.acknowledged, "I18: s{number} was acknowledged and is gone");
         }
+    }
+
+    /// Workers of a path: none in `chances[0]` of a thousand cases, one up to `chances[1]`, a list up to `chances[2]`,
+    /// else a pattern or a label.
+    fn random_selectors(&mut self, path: &str, chances: &[u64; 3]) -> Vec<WorkerSelector> {
+        let serves = |agent: &&super::agent::Agent| {
+            agent.mounts.iter().any(|mount| mount.path.as_bytes() == path.as_bytes())
+        };
+        let names = self.agents.iter().filter(serves).map(|agent| agent.name.to_string());
+        let names: Vec<String> = names.collect();
+        let count = match self.chance.below(1000) {
+            n if n < chances[0] => 0,
+            n if n < chances[1] => 1,
+            n if n < chances[2] => 2,
+            _ => {
+                let patterns = ["w*", "@rack=0", "@rack=*"];
+                return vec![self.chance.pick(&patterns).unwrap().parse().unwrap()];
+            }
+        };
+        (0..count).filter_map(|_| self.chance.pick(&names)?.parse().ok()).collect()
+    }
+
+    /// A sync of the master, or one of the destinations of it.
+    fn pick_id(&mut self, number: u32) -> crate::wire::RequestId {
+        let whole = name(number);
+        let Some(master) = self.master.as_ref().filter(|_| self.chance.permille(500)) else {
+            return whole;
+        };
+        let state = &master.state;
+        let parts = state.syncs.find(&whole).into_iter();
+        let parts: Vec<_> = parts
+            .flat_map(|sync| state.destinations_of(sync.no))
+            .map(|one| one.id.clone())
+            .collect();
+        self.chance.pick(&parts).cloned().unwrap_or(whole)
     }
 
     fn pick_sync(&mut self) -> Option<u32> {
@@ -148,32 +230,44 @@ impl Sim {
             return self.plan_sync();
         }
         let Some(number) = self.pick_sync() else { return };
-        let id = name(number);
+        let id = self.pick_id(number);
+        let is_whole = id == name(number);
         let event = match self.chance.below(100) {
             0..25 => return self.submit(number),
             25..45 => Event::PauseSync(id),
             45..65 => Event::ResumeSync(id),
             65..72 => Event::CancelSync(id),
-            72..77 => Event::DeleteSync(id),
-            77..85 => return self.retry_failed(number),
+            72..76 => Event::DeleteSync(id),
+            76..78 => {
+                let add_destinations = self.random_selectors(DESTINATION, &[0, 800, 1000]);
+                let change = SyncPatch { add_destinations, bwlimit: None };
+                Event::ChangeSync { id: name(number), change }
+            }
+            78..85 => return self.retry_failed(number, id),
             85..90 => Event::GetFileRecords(id),
             90..95 => Event::ListSyncs(SyncQuery::default()),
             _ => Event::ListWorkers,
         };
-        if matches!(event, Event::CancelSync(_) | Event::DeleteSync(_)) {
+        if is_whole && matches!(event, Event::CancelSync(_) | Event::DeleteSync(_)) {
             self.wishes[number as usize].unwanted = true;
         }
         let request = self.request();
         self.send(Requester::Operator(request), event);
     }
 
-    fn retry_failed(&mut self, number: u32) {
+    fn retry_failed(&mut self, number: u32, of: crate::wire::RequestId) {
         if self.wishes.len() >= 10 {
             return;
         }
         let old = &self.wishes[number as usize];
-        let new =
-            PlannedSync { of: Some(number), acknowledged: false, unwanted: false, ..old.clone() };
+        let of_incomplete = self.chance.permille(500);
+        let new = PlannedSync {
+            of: Some(of),
+            of_incomplete,
+            acknowledged: false,
+            unwanted: false,
+            ..old.clone()
+        };
         self.wishes.push(new);
         self.submit(self.wishes.len() as u32 - 1);
     }
@@ -190,18 +284,11 @@ impl Sim {
             25..50 => self.agents[agent].frozen_until = until,
             50..70 => self.agents[agent].cut_until = until,
             70..80 => self.agents[agent].draining = true,
-            80..90 => self.agents[agent].draining = false,
+            80..85 => self.agents[agent].draining = false,
+            85..90 => self.move_path(agent),
             _ => {
                 let host = self.agents[agent].host;
-                self.boots[host] += 1;
-                for site in &mut self.sites {
-                    site.lose_unflushed(host, &mut self.chance);
-                }
-                for other in 0..self.agents.len() {
-                    if self.agents[other].host == host {
-                        self.kill(other, ms / 3);
-                    }
-                }
+                self.reboot(host, ms / 3);
             }
         }
     }
@@ -284,12 +371,14 @@ impl Sim {
     pub(super) fn calm_down(&mut self) {
         self.trace(|_| "everybody behaves from now on".to_owned());
         self.calm = true;
+        self.calm_since = Some(self.time);
         self.restore_store();
         for agent in &mut self.agents {
             agent.frozen_until = agent.frozen_until.min(self.time);
             agent.cut_until = 0;
             agent.draining = false;
         }
+        self.calm_storages();
         self.master.iter_mut().for_each(|master| master.asleep_until = 0);
         // Messages to a suspended master arrive late: a deleted sync may be submitted again, and a
         // heartbeat of an ended process blocks its successor until that is noticed.
@@ -307,20 +396,49 @@ impl Sim {
         let Some(master) = &self.master else { return };
         let state = &master.state;
         let mut events: Vec<Event> = vec![];
-        let mut missing: Vec<u32> = vec![];
-        for number in 0..self.wishes.len() as u32 {
-            match state.syncs.find(&name(number)) {
-                Some(sync) if sync.pause == Some(Pause::Operator) && sync.is_active() => {
-                    events.push(Event::ResumeSync(name(number)));
-                }
-                None if !self.wishes[number as usize].unwanted => missing.push(number),
-                _ => {}
-            }
+        let is_paused = |sync: &&SyncJob| sync.pause == Some(Pause::Operator) && sync.is_active();
+        events.extend(
+            state.syncs.values().filter(is_paused).map(|s| Event::ResumeSync(s.id.clone())),
+        );
+        let is_missing = |number: &u32| {
+            !self.wishes[*number as usize].unwanted && state.syncs.find(&name(*number)).is_none()
+        };
+        let missing: Vec<u32> = (0..self.wishes.len() as u32).filter(is_missing).collect();
+        let stuck = self.calm_since.is_some_and(|since| self.time > since + MAX_WAIT_MS);
+        if stuck {
+            // Its workers see several storages, or none of them sees what they saw: it says so.
+            let waits = |sync: &&SyncJob| {
+                let lacks_destination = match sync.is_group() {
+                    true => state.destinations_of(sync.no).next().is_none(),
+                    false => sync.destination_storage.is_none(),
+                };
+                let is_unknown = sync.source_storage.is_none() || lacks_destination;
+                let has_reason = !state.explain_unserved_places(sync).is_empty();
+                sync.is_active() && is_unknown && has_reason && self.may_wait_for_ever(sync)
+            };
+            let waiting = state.syncs.values().filter(waits);
+            events.extend(waiting.map(|sync| Event::CancelSync(sync.id.clone())));
         }
         missing.into_iter().for_each(|number| self.submit(number));
         for event in events {
             let request = self.request();
             self.send(Requester::Operator(request), event);
         }
+    }
+
+    /// Whether the storages of a sync may stay unknown: the disks at its paths are several.
+    fn may_wait_for_ever(&self, sync: &SyncJob) -> bool {
+        let several = |path: &str, workers: &[WorkerSelector]| {
+            let selected = self.agents.iter().filter(|agent| {
+                let labels = agent.heartbeat(&self.storages).labels;
+                workers.is_empty() || workers.iter().any(|one| one.selects(&agent.name, &labels))
+            });
+            let mounts = selected.flat_map(|agent| &agent.mounts);
+            let there = mounts.filter(|mount| mount.path.as_bytes() == path.as_bytes());
+            let disks: BTreeSet<usize> = there.filter_map(|mount| Some(mount.now?.disk)).collect();
+            disks.len() != 1
+        };
+        several(SOURCE, &sync.request.source_workers)
+            || several(DESTINATION, &sync.request.destination_workers)
     }
 }

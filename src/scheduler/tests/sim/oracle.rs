@@ -1,15 +1,20 @@
 //! What must hold, checked after every event: the invariants by their numbers in the design.
 
+use super::agent_work::Target;
+use super::checks::{
+    conflicts_by_path, disk_of, entries_add_up, same_as_stored, storages_are_true,
+    tasks_are_in_one_place,
+};
 use super::operator::name;
-use super::storage_model::WriteMark;
+use super::storage_model::{Id, WriteMark};
 use super::store::Store;
 use super::world::Sim;
 use super::*;
-use crate::scheduler::large_file::LargeFileState;
+
 use crate::scheduler::pause::Pause;
-use crate::scheduler::phase::PhaseState;
 use crate::wire::options::Verify;
-use std::collections::HashMap;
+use crate::wire::outcome::Side;
+use std::collections::{HashMap, HashSet};
 
 /// A lease that was given.
 #[derive(Debug, Clone)]
@@ -24,6 +29,8 @@ pub(super) struct Grant {
     seq: Option<u64>,
     /// The store lost it, and no agent reports it.
     pub(super) void: bool,
+    /// The disks of its source and its destination: those of the workers that the scheduler then had for them.
+    disks: [Option<usize>; 2],
 }
 
 /// A sync as it was first seen.
@@ -52,6 +59,12 @@ pub(super) struct Oracle {
     behind: Option<u64>,
     /// It ever did.
     pub(super) forgetful: bool,
+    /// The disk of the destination of each sync.
+    bound: HashMap<u32, usize>,
+    /// Entries, each of a sync, that were copied through a worker that is wrongly believed to see the destination.
+    spoiled: HashSet<(u32, Id)>,
+    /// The version of the table of storages that was checked.
+    checked: u64,
     /// Results that were sent.
     pub(super) sent: Vec<TaskResult>,
     pub(super) events: u64,
@@ -100,14 +113,20 @@ impl Oracle {
         }
         for effect in effects {
             if let Effect::Reply(_, Reply::Assignment(Some(a))) = effect {
-                self.granted(a, state);
+                self.granted(a, state, sim);
             }
         }
         for sync in state.syncs.values() {
             entries_add_up(sync, state);
         }
         tasks_are_in_one_place(state);
-        conflicts_wait(state);
+        let version = state.workers.storages.version();
+        if std::mem::replace(&mut self.checked, version) != version {
+            storages_are_true(state, sim);
+        }
+        if !sim.storages.has_moves && sim.storages.is_honest {
+            self.conflicts_wait(state);
+        }
         self.follow_states(state, sim);
     }
 
@@ -126,7 +145,7 @@ impl Oracle {
     }
 
     /// I15: nothing is handed out of a sync that an operator paused.
-    fn granted(&mut self, a: &Assignment, state: &State) {
+    fn granted(&mut self, a: &Assignment, state: &State, sim: &Sim) {
         let id = a.assignment_id;
         let Some(task) = state.tasks.get(a.task_id) else { return };
         if self.grants.contains_key(&id) {
@@ -137,7 +156,13 @@ impl Oracle {
         let active = state.syncs[&task.sync].is_active();
         assert!(!(paused && active), "I15: a task of a paused sync was handed out");
         let life = self.lives[&task.sync].life;
+        let sync = &state.syncs[&task.sync];
+        let disks = [sync.source(), sync.destination()].map(|place| disk_of(state, place, sim));
+        if let Some(disk) = disks[1] {
+            self.bound.insert(life, disk);
+        }
         let grant = Grant {
+            disks,
             task: a.task_id,
             attempt: a.attempt,
             digest: a.task_digest,
@@ -193,7 +218,7 @@ impl Oracle {
                     format!("       sync {} ends: {:?} {:?}", sync.id, sync.state, sync.reason)
                 });
                 if sync.state == SyncState::Completed {
-                    self.completed(sync, life, sim);
+                    self.completed(sync, life, state, sim);
                 } else if sync.state == SyncState::Cancelled {
                     self.stopped.insert(life, sim.time);
                 }
@@ -207,10 +232,17 @@ impl Oracle {
         marks.iter().any(|mark| mark.sync == life && !void(mark))
     }
 
-    fn completed(&self, sync: &SyncJob, life: u32, sim: &Sim) {
+    fn completed(&self, sync: &SyncJob, life: u32, state: &State, sim: &Sim) {
+        if sync.is_group() {
+            let mut all = state.destinations_of(sync.no).peekable();
+            assert!(all.peek().is_some(), "I28: {} completed without a destination", sync.id);
+            let lacking = all.find(|one| one.state != SyncState::Completed);
+            let lacking = lacking.map(|one| &one.id);
+            return assert_eq!(lacking, None, "I28: {} completed before one of its parts", sync.id);
+        }
         let number = sim.number(&sync.id);
         let wish = &sim.wishes[number as usize];
-        let (site, entries) = (&sim.sites[wish.tree], wish.entries(sim));
+        let entries = wish.entries(sim);
         let (files, dirs, bytes) = sim.trees[wish.tree].sum(&entries);
         let c = &sync.counters;
         let sums = (c.files_total, c.dirs_total, c.bytes_total);
@@ -230,13 +262,18 @@ impl Oracle {
             assert_eq!(c.verified_files + c.repaired_files, files, "I12: not all was read back");
         }
         let none = BTreeSet::new();
+        let Some(disk) = self.bound.get(&life) else { return };
+        let site = &sim.storages.disks[*disk].sites[wish.tree];
         for id in entries {
+            if self.spoiled.contains(&(life, id)) {
+                continue;
+            }
             let lost = site.lost.get(&id).unwrap_or(&none);
             let there = site.there.get(&id);
             let others_fault = !lost.is_empty() && !self.explains_failure(lost, life);
             assert!(
                 there.is_some() || others_fault,
-                "I12: {} completed without entry {id}",
+                "I12: {} completed without entry {id} on disk {disk}",
                 sync.id
             );
             let unflushed = there.is_some_and(|marks| self.explains_failure(marks, life));
@@ -259,10 +296,13 @@ impl Oracle {
     }
 
     /// I14: after a cancel no agent writes for longer than a lease. A dry run writes nothing.
-    pub(super) fn writes(&self, a: &Assignment, time: u64, lease_ms: u64) {
+    pub(super) fn writes(&self, a: &Assignment, disk: usize, sim: &Sim) {
+        let (time, lease_ms) = (sim.time, sim.settings.lease_ms);
         assert!(!a.options.dry_run, "I12: a dry run wrote");
         let Some(grant) = self.grants.get(&a.assignment_id) else { return };
-        self.writes_alone(grant, a);
+        if !sim.storages.has_moves && sim.storages.is_honest {
+            self.writes_alone(grant, a, disk);
+        }
         if let Some(at) = self.stopped.get(&grant.life) {
             assert!(
                 time <= at + lease_ms,
@@ -273,19 +313,60 @@ impl Oracle {
     }
 
     /// I25: no sync writes after a later one that conflicts with it has started.
-    fn writes_alone(&self, grant: &Grant, a: &Assignment) {
+    fn writes_alone(&self, grant: &Grant, a: &Assignment, disk: usize) {
         let Some((sync, _)) = self.submitted.get(&grant.life) else { return };
         if grant.void || self.forgetful {
             return;
         }
-        let begun = self.submitted.values().filter(|(other, begun)| *begun && other.no > sync.no);
-        for (later, _) in begun {
+        let begun =
+            self.submitted.iter().filter(|(_, (other, begun))| *begun && other.no > sync.no);
+        let there = begun.filter(|(life, _)| self.bound.get(life) == Some(&disk));
+        for (_, (later, _)) in there {
             assert!(
                 !conflicts_by_path(sync, later),
                 "I25: {} writes when {} has begun",
                 a.request_id,
                 later.id
             );
+        }
+    }
+
+    /// I27: an assignment uses the disk that the scheduler had for its sync when it was given. True: it does. An agent
+    /// that is wrongly believed uses its own.
+    pub(super) fn uses(&self, a: &Assignment, side: Side, disk: usize, is_honest: bool) -> bool {
+        let Some(grant) = self.grants.get(&a.assignment_id) else { return true };
+        let bound = grant.disks[usize::from(side == Side::Destination)];
+        let is_bound = bound.map_or(is_honest, |bound| bound == disk);
+        assert!(
+            is_bound || !is_honest,
+            "I27: a {} of {} uses disk {disk} at the {side:?}, and not disk {bound:?}",
+            a.task.kind(),
+            a.request_id
+        );
+        is_bound
+    }
+
+    /// These entries are copied, or compared, where the destination is used.
+    pub(super) fn spoil(&mut self, target: Target, ids: &[Id]) {
+        if !target.is_bound {
+            self.spoiled.extend(ids.iter().map(|id| (target.mark.sync, *id)));
+        }
+    }
+
+    /// I25: of two syncs that conflict only one has started and not ended.
+    fn conflicts_wait(&self, state: &State) {
+        let begun = || state.syncs.values().filter(|sync| sync.state == SyncState::Progress);
+        let disk = |sync: &SyncJob| self.bound.get(&self.lives.get(&sync.no)?.life);
+        for later in begun() {
+            for earlier in begun().filter(|earlier| earlier.no < later.no) {
+                let is_one = disk(earlier).is_some() && disk(earlier) == disk(later);
+                assert!(
+                    !is_one || !conflicts_by_path(earlier, later),
+                    "I25: {} and {} run at once",
+                    earlier.id,
+                    later.id
+                );
+            }
         }
     }
 
@@ -375,119 +456,10 @@ impl Oracle {
     }
 }
 
-/// I1: every entry is waiting, leased, done or failed; I2: and counted once.
-fn entries_add_up(sync: &SyncJob, state: &State) {
-    let c = &sync.counters;
-    assert!(c.bytes_done + c.bytes_skipped <= c.bytes_total, "I2: too many bytes: {c:?}");
-    if !sync.is_active() || sync.mirror_stop.is_some() || sync.source_root_failed {
-        return;
-    }
-    let (mut files, mut dirs) = (c.files_done + c.files_skipped + c.files_failed, 0);
-    dirs += c.dirs_done + c.dirs_failed;
-    if sync.phase == PhaseState::Copy {
-        // One that was found there is counted.
-        files += sync
-            .large_files
-            .values()
-            .filter(|large| large.state != LargeFileState::AlreadyPresent)
-            .count() as u64;
-        for task in state.tasks.of_sync(sync.no) {
-            if let TaskSpec::Copy { files: f, dirs: d, .. } = task.spec {
-                files += f;
-                dirs += d;
-            }
-        }
-    }
-    let sums = (c.files_total, c.dirs_total);
-    assert_eq!((files, dirs), sums, "I1: entries of {} are nowhere or twice: {c:?}", sync.id);
-}
-
-/// I26: a worker that has an isolated task has no other, and only one of them runs.
-fn runs_alone(state: &State) {
-    for task in state.tasks.leased().filter(|task| state.isolation.contains(task.id)) {
-        let Some(lease) = task.lease() else { continue };
-        // One that was taken for dead may have become one of the worker's others.
-        let alone = state.tasks.held_by(&lease.worker).count() == 1;
-        assert!(alone, "I26: {} runs beside others on {}", task.id, lease.worker);
-    }
-}
-
-/// Whether two syncs conflict, by the rules of the documentation: each path of the simulation leads to
-/// one storage.
-fn conflicts_by_path(earlier: &SyncJob, later: &SyncJob) -> bool {
-    let overlap = |a: &AbsPath, b: &AbsPath| a.contains(b) || b.contains(a);
-    let mirrors = [earlier, later].iter().any(|sync| sync.request.options.delete.is_some());
-    if earlier.is_dry_run() || later.request.options.allow_overlap && !mirrors {
-        return false;
-    }
-    let (held, wanted) = (&earlier.request, &later.request);
-    let reads = earlier.is_active() && !later.is_dry_run();
-    overlap(&held.destination_path, &wanted.source_path)
-        || overlap(&held.destination_path, &wanted.destination_path)
-        || reads && overlap(&held.source_path, &wanted.destination_path)
-}
-
-/// I25: of two syncs that conflict only one has started and not ended.
-fn conflicts_wait(state: &State) {
-    let begun = || state.syncs.values().filter(|sync| sync.state == SyncState::Progress);
-    for later in begun() {
-        for earlier in begun().filter(|earlier| earlier.no < later.no) {
-            let conflict = state.find_conflict(earlier, later);
-            assert_eq!(conflict, None, "I25: {} and {} run at once", earlier.id, later.id);
-        }
-    }
-}
-
-/// I3: a task is in one place; I7: and there are not too many.
-fn tasks_are_in_one_place(state: &State) {
-    let (mut ready, mut leased, mut queued) = (0, 0, 0);
-    for task in state.tasks.values() {
-        match &task.state {
-            crate::scheduler::task::TaskState::Ready => ready += 1,
-            crate::scheduler::task::TaskState::Leased(lease) => {
-                leased += 1;
-                let filed = state.tasks.by_assignment(lease.assignment).map(|task| task.id);
-                assert_eq!(filed, Some(task.id), "I3: a lease that is not filed");
-            }
-            crate::scheduler::task::TaskState::Delayed { .. } => {}
-        }
-    }
-    runs_alone(state);
-    for sync in state.syncs.values() {
-        let queue = state.tasks.sync_tasks(sync.no).ready();
-        queued += queue.scans.len() + queue.at_source.len() + queue.at_destination.len();
-        queued += queue.pinned.values().map(BTreeSet::len).sum::<usize>();
-        // What is isolated is not counted: a batch of it is one task for each of its entries.
-        let copies = state.tasks.of_sync(sync.no).filter(|t| !state.isolation.contains(t.id));
-        let copies = copies.filter(|task| task.spec.kind() == "copy").count();
-        let most = state.settings.window_tasks + 3 * 18;
-        assert!(copies + sync.large_files.len() <= most, "I7: {} has too much out", sync.id);
-    }
-    assert_eq!(queued, ready, "I3: what is ready is queued, once");
-    assert_eq!(state.tasks.lease_count(), leased, "I3: what is leased is filed, once");
-}
-
-/// The store holds the state of the master.
-pub(super) fn same_as_stored(state: &State, store: &Store) {
-    let keys: BTreeSet<String> = state.record_keys().into_iter().collect();
-    let stored: BTreeSet<String> = store.records.keys().cloned().collect();
-    assert!(
-        stored.is_empty() || keys == stored,
-        "I18: the store holds other records than there are"
-    );
-    for (key, value) in &store.records {
-        assert_eq!(state.record(key).as_ref(), Some(value), "I18: {key} is not stored as it is");
-    }
-    for task in state.tasks.values().filter(|task| task.spec.kind() != "list") {
-        let there = task.manifest_key.iter().all(|key| store.blobs.contains_key(key));
-        assert!(there, "I18: {} {} has no manifest", task.spec.kind(), task.id);
-    }
-}
-
 impl Sim {
     /// Something was written under an assignment.
-    pub(super) fn written(&self, a: &Assignment) {
-        self.judge.writes(a, self.time, self.settings.lease_ms);
+    pub(super) fn written(&self, a: &Assignment, disk: usize) {
+        self.judge.writes(a, disk, self);
     }
 
     /// An old result comes once more, or one with something of it changed.
@@ -514,7 +486,7 @@ impl Sim {
         let Some(master) = &self.master else { return };
         let state = &master.state;
         same_as_stored(state, &self.store);
-        for sync in state.syncs.values() {
+        for sync in state.syncs.values().filter(|sync| !sync.is_group()) {
             let c = &sync.counters;
             let (files, dirs) =
                 (c.files_done + c.files_skipped + c.files_failed, c.dirs_done + c.dirs_failed);
@@ -541,7 +513,9 @@ impl Sim {
         let left = self.store.blobs.keys().filter(of_work).filter(|key| !kept.contains(*key));
         let left: Vec<&String> = left.collect();
         assert!(left.is_empty(), "I7: manifests or failures stay behind: {left:?}");
-        for site in self.sites.iter().filter(|_| !self.judge.forgetful) {
+        let is_exact = !self.judge.forgetful && !self.storages.has_moves && self.storages.is_honest;
+        let sites = self.storages.disks.iter().flat_map(|disk| &disk.sites);
+        for site in sites.filter(|_| is_exact) {
             assert!(site.parts.is_empty(), "I14: part files stay behind: {:?}", site.parts.keys());
             assert!(site.kept.is_empty(), "I14: names of files stay behind: {:?}", site.kept);
         }
@@ -554,11 +528,13 @@ impl Sim {
         if let Some(task) = state.tasks.values().next() {
             let sync = &state.syncs[&task.sync];
             return Some(format!(
-                "{} of {}: {:?}, {:?}",
+                "{} of {}: {:?}, {:?}, {:?}, {:?}",
                 task.spec.kind(),
                 sync.id,
                 task,
-                sync.pause
+                sync.pause,
+                state.overlap_reason(sync),
+                state.explain_unserved_places(sync)
             ));
         }
         let active = state.syncs.values().find(|sync| sync.is_active());

@@ -144,7 +144,7 @@ pub(super) struct Extra {
 }
 
 /// A destination.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct StorageModel {
     /// Complete entries under their own names, each with what of it is not on the disk yet.
     pub(super) there: BTreeMap<Id, BTreeSet<WriteMark>>,

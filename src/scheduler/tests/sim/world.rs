@@ -6,9 +6,9 @@ use super::operator::PlannedSync;
 use super::oracle::Oracle;
 use super::rng::SimRng;
 use super::storage_model::{StorageModel, Tree};
+use super::storages::{DESTINATION, SOURCE, Storages, claims_of};
 use super::store::Store;
 use super::*;
-use crate::wire::storage::ConfiguredStorage;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
@@ -24,6 +24,8 @@ pub(super) enum SimEvent {
     Request(Requester, Event),
     Answer(Requester, Reply),
     Beat(usize, u64),
+    /// An agent carries out what a heartbeat was answered with.
+    Check(usize, u64),
     Timer(usize, u64, usize, u64),
     Tick,
     /// The store is available again, and a master is elected.
@@ -46,9 +48,9 @@ pub(super) struct Sim {
     what: HashMap<u64, SimEvent>,
     count: u64,
     pub(super) trees: Vec<Tree>,
-    pub(super) sites: Vec<StorageModel>,
-    /// How often each host booted.
-    pub(super) boots: Vec<u64>,
+    /// What each destination has of each tree before all begins.
+    pub(super) sites_at_start: Vec<StorageModel>,
+    pub(super) storages: Storages,
     pub(super) agents: Vec<Agent>,
     pub(super) store: Store,
     pub(super) store_down: bool,
@@ -60,6 +62,7 @@ pub(super) struct Sim {
     pub(super) judge: Oracle,
     /// Nothing goes wrong any more.
     pub(super) calm: bool,
+    pub(super) calm_since: Option<u64>,
     /// Requests and answers lost, of a thousand; and faults of entries.
     pub(super) loss: u64,
     pub(super) faults: u64,
@@ -71,15 +74,6 @@ pub(super) struct Sim {
     pub(super) trace: Option<VecDeque<String>>,
     /// Sums up all that was decided.
     pub(super) digest: u64,
-}
-
-/// A storage path that is one storage on all workers.
-fn shared_by_all(path: &str) -> ConfiguredStorage {
-    ConfiguredStorage {
-        id: path.trim_start_matches('/').parse().unwrap(),
-        paths: vec![AbsPath::new(path).unwrap()],
-        workers: vec!["*".parse().unwrap()],
-    }
 }
 
 impl Sim {
@@ -112,12 +106,11 @@ impl Sim {
         let mut chance = SimRng::new(seed);
         let trees: Vec<Tree> =
             (0..chance.within(1, 3)).map(|_| Tree::generate(&mut chance)).collect();
-        let sites = trees.iter().map(|_| StorageModel::generate(&mut chance)).collect();
+        let sites_at_start = trees.iter().map(|_| StorageModel::generate(&mut chance)).collect();
         let settings = Settings {
             window_tasks: chance.within(4, 24) as usize,
             max_active_syncs: chance.within(1, 6) as usize,
             no_space_ms: chance.below(3) * 60_000,
-            storages: ["/src", "/dst"].map(shared_by_all).into(),
             ..Settings::default()
         };
         let loss = [0, 10, 50, 200][chance.below(4) as usize];
@@ -130,8 +123,8 @@ impl Sim {
             what: HashMap::new(),
             count: 0,
             trees,
-            sites,
-            boots: vec![],
+            sites_at_start,
+            storages: Storages::default(),
             agents: vec![],
             store: Store::default(),
             store_down: false,
@@ -141,6 +134,7 @@ impl Sim {
             wishes: vec![],
             judge: Oracle::default(),
             calm: false,
+            calm_since: None,
             loss,
             faults,
             poison: BTreeSet::new(),
@@ -171,20 +165,35 @@ impl Sim {
     }
 
     fn schedule_operators(&mut self) {
-        let agents = self.chance.within(2, 6) as usize;
-        let hosts = self.chance.within(1, agents as u64);
-        self.boots = vec![0; hosts as usize];
+        // In a few seeds there are many destinations.
+        let most = match self.chance.below(200) {
+            0 => 66,
+            1..8 => 16,
+            _ => 6,
+        };
+        let agents = self.chance.within(2, most) as usize;
+        let hosts = if most > 6 { agents as u64 } else { self.chance.within(1, agents as u64) };
+        self.storages = Storages::generate(&mut self.chance, hosts);
         for number in 0..agents {
             let paths: &[&str] = match (number, self.chance.below(3)) {
-                (0, 0) | (2.., 0) => &["/src", "/dst"],
-                (0, _) | (2.., 1) => &["/src"],
-                _ => &["/dst"],
+                (0, 0) | (2.., 0) => &[SOURCE, DESTINATION],
+                (0, _) => &[SOURCE],
+                (2.., 1) if most == 6 => &[SOURCE],
+                _ => &[DESTINATION],
             };
-            let host = self.chance.below(hosts) as usize;
+            let host = match most {
+                6 => self.chance.below(hosts) as usize,
+                _ => number,
+            };
             let slots = self.chance.within(1, 3);
             self.agents.push(Agent::new(number, host, paths, slots));
-            self.wake(number);
         }
+        let shared = |at: u64| [1, 1, 1, 0, 2][at as usize];
+        let sources = shared(self.chance.below(5));
+        let destinations = if most > 6 { 0 } else { shared(self.chance.below(5)) };
+        self.mount_all(if most > 6 { 1 } else { sources }, destinations);
+        self.spread_lies();
+        (0..agents).for_each(|number| self.wake(number));
     }
 
     /// Schedules an event in `after` milliseconds.
@@ -228,6 +237,7 @@ impl Sim {
             SimEvent::Timer(agent, incarnation, slot, timer) => {
                 self.timer(agent, incarnation, slot, timer);
             }
+            SimEvent::Check(agent, incarnation) => self.carry_out_checks(agent, incarnation),
             SimEvent::Tick => self.tick(),
             SimEvent::Read(epoch) => self.answer_entry_reads(epoch),
             SimEvent::StoreUp => self.restore_store(),
@@ -249,7 +259,7 @@ impl Sim {
     pub(super) fn wake(&mut self, agent: usize) {
         self.agents[agent].restart();
         let incarnation = self.agents[agent].incarnation;
-        self.trace(|sim| format!("{} begins, incarnation {incarnation}", sim.agents[agent].name));
+        self.trace(|sim| sim.agents[agent].describe());
         self.schedule(1, SimEvent::Beat(agent, incarnation));
         for slot in 0..self.agents[agent].slots.len() {
             self.timer_in(agent, slot, 500);
@@ -308,8 +318,16 @@ impl Sim {
             let after = a.frozen_until - self.time;
             return self.schedule(after, SimEvent::Beat(agent, incarnation));
         }
+        // What its paths lead to now is used from here on.
+        self.agents[agent].mounts.iter_mut().for_each(|mount| mount.open = mount.now);
+        self.send_one_heartbeat(agent);
+        let ms = self.chance.within(3_000, 6_000);
+        self.schedule(ms, SimEvent::Beat(agent, incarnation));
+    }
+
+    pub(super) fn send_one_heartbeat(&mut self, agent: usize) {
         let request = self.request();
-        let says = self.agents[agent].heartbeat(self.boots[self.agents[agent].host]);
+        let says = self.agents[agent].heartbeat(&self.storages);
         let time = self.time;
         let a = &mut self.agents[agent];
         a.beat += 1;
@@ -317,9 +335,8 @@ impl Sim {
         if a.beats.len() > 20 {
             a.beats.pop_first();
         }
+        let incarnation = a.incarnation;
         self.send(Requester::Agent(agent, incarnation, request), Event::Heartbeat(says));
-        let ms = self.chance.within(3_000, 6_000);
-        self.schedule(ms, SimEvent::Beat(agent, incarnation));
     }
 
     /// The timer of a slot; the one before does not count any more.
@@ -362,7 +379,8 @@ impl Sim {
     fn handle_reply(&mut self, agent: usize, request: u64, reply: Reply) {
         if let Reply::Heartbeat(reply) = &reply {
             let lease_ms = self.settings.lease_ms;
-            return self.agents[agent].handle_heartbeat_reply(request, reply, lease_ms);
+            self.agents[agent].handle_heartbeat_reply(request, reply, lease_ms);
+            return self.receive_checks(agent, request, &reply.storage_checks);
         }
         let slots = &mut self.agents[agent].slots;
         let asked =
@@ -399,7 +417,6 @@ impl Sim {
         }
         let deadline = s.since + self.settings.lease_ms;
         let work = Work {
-            a,
             manifest: vec![],
             deadline,
             number: 0,
@@ -407,6 +424,9 @@ impl Sim {
             spawn: 0,
             report: TaskReport::default(),
             through: None,
+            claims: claims_of(&a.ticket),
+            gone: None,
+            a,
         };
         s.work = Some(work);
         s.doing = Activity::Begun;
