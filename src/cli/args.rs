@@ -397,10 +397,10 @@ WORKERS are needed where a path is another storage on different workers (ctl sto
 separated by commas, e.g. gpu-1,gpu-2 or 'gpu-*' or @rack=3
 ", after_long_help = options::FILTER_HELP)]
 pub(super) struct SubmitArgs {
-    /// A directory, the contents of which are copied, or a file: [WORKERS:]/path on the storage hosts
+    /// A directory, the contents of which are copied, or a file: `[WORKERS:]/path` on the storage hosts
     #[arg(value_name = "SRC", required_unless_present = "file")]
     pub(super) source: Option<OsString>,
-    /// The new path of the contents (or of the file): [WORKERS:]/path; each storage that these workers see there gets a copy
+    /// The new path of the contents (or of the file): `[WORKERS:]/path`; each storage that these workers see there gets a copy
     #[arg(value_name = "DST", required_unless_present = "file")]
     pub(super) destination: Option<OsString>,
     /// Submit the request in this file, YAML or JSON as POST /sync accepts it; `-`: standard input

@@ -101,7 +101,7 @@ pub struct Window {
 /// length.
 ///
 /// # Errors
-/// It can't be opened, or is another version ([`Cause::Changed`]).
+/// It can't be opened, or is another version ([`Cause::Changed`](crate::fs::Cause::Changed)).
 pub fn split_into_windows(
     source: &Tree,
     entry: &Entry,
@@ -337,9 +337,7 @@ impl<S: Sink> DeltaReader<'_, S> {
 /// Opens the file for a range of it, provided that it is the version of `entry`.
 ///
 /// # Errors
-/// It can't be opened, or is another version ([`Cause::Changed`]).
-///
-/// [`Cause::Changed`]: crate::fs::Cause::Changed
+/// It can't be opened, or is another version ([`Cause::Changed`](crate::fs::Cause::Changed)).
 pub fn open_version(source: &Tree, entry: &Entry) -> Result<SourceFile, FsError> {
     require_version(source.open_for_range(entry)?, entry)
 }
@@ -352,7 +350,7 @@ fn require_version(file: SourceFile, entry: &Entry) -> Result<SourceFile, FsErro
 /// [one](super::buffer_pool::BLOCK_BUFFER_BYTES).
 ///
 /// # Errors
-/// It can't be read, or is another version ([`Cause::Changed`]).
+/// It can't be read, or is another version ([`Cause::Changed`](crate::fs::Cause::Changed)).
 pub fn hash_blocks(
     source: &Tree,
     entry: &Entry,
@@ -373,7 +371,7 @@ pub fn hash_blocks(
 /// [`READ_BYTES`]. It blocks as long as reading takes.
 ///
 /// # Errors
-/// It can't be read, or is another version ([`Cause::Changed`]).
+/// It can't be read, or is another version ([`Cause::Changed`](crate::fs::Cause::Changed)).
 pub fn hash_source(
     source: &Tree,
     entry: &Entry,
