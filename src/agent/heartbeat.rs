@@ -87,7 +87,7 @@ impl Heartbeater {
             labels: Mutex::new(config.labels.clone()),
             config,
             incarnation,
-            boot_id: boot_id(),
+            boot_id: boot_id().map(str::to_owned),
             storage: StorageMonitor::new(roots.clone(), send_request.clone()),
             storage_checks: StorageChecker::new(roots.clone(), probes, send_request.clone()),
             cx,

@@ -198,7 +198,7 @@ fn open_dirty_journal(config: &AgentConfig) -> impl FnOnce() -> DirtyJournal + S
     move || {
         let Some(dir) = dir else { return DirtyJournal::default() };
         let file = dir.join(format!("unflushed-{worker}.json"));
-        DirtyJournal::open(&file, boot_id()).unwrap_or_else(|e| {
+        DirtyJournal::open(&file, boot_id().map(str::to_owned)).unwrap_or_else(|e| {
             tracing::warn!(
                 "cannot use {}: {e}; after a crash of this host it is unknown what was not flushed; let the \
                  agent's user write there, set another data_dir, or remove what stands there",

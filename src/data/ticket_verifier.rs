@@ -100,7 +100,8 @@ impl TicketVerifier {
         TicketVerifier { agent, ..TicketVerifier::default() }
     }
 
-    /// Whether `claims` are for the storage root with the id `root` that this agent has open.
+    /// Whether `claims` are for the storage root `root` ([`Tree::root_id`](crate::fs::Tree::root_id)) that this agent
+    /// has open.
     pub fn allows_root(&self, claims: &Claims, root: &str) -> bool {
         self.agent.as_ref().is_none_or(|(worker, _)| claims.allows_root(worker, root))
     }

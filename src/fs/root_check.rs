@@ -7,6 +7,8 @@
 use super::error::{Cause, Result};
 use super::root::{RootDir, Tree};
 use super::root_identity::RootUnavailable;
+use crate::util::boot::boot_id;
+use crate::wire::worker::boot_and_root;
 
 impl RootDir {
     /// Why its path leads elsewhere than to the open directory; `None` where it does not. The result is kept for
@@ -27,7 +29,8 @@ impl RootDir {
         (self.id() != now.id()).then(|| self.identity.compare_mounts(now.identity.mount))
     }
 
-    /// A text that differs for another directory at the same path, and for another file system mounted there.
+    /// A text that differs for another directory at the same path, and for another file system mounted there, as long
+    /// as the kernel runs. After a reboot another directory may have it.
     pub fn id(&self) -> String {
         self.identity.to_string()
     }
@@ -46,9 +49,11 @@ impl Tree {
         lost.map_or(Ok(()), |loss| Err(failed(loss)))
     }
 
-    /// A text that distinguishes its storage root from every other one at the same path.
+    /// Its storage root as the master names it in assignments and tickets: the [id](RootDir::id) and the kernel that
+    /// gave it.
     pub fn root_id(&self) -> String {
-        self.root.id()
+        let id = self.root.id();
+        boot_id().map_or_else(|| id.clone(), |boot| boot_and_root(boot, &id))
     }
 }
 

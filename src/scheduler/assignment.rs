@@ -1,6 +1,6 @@
 //! The document of a leased task: workers, ticket, expected roots; and which workers it can reach.
 
-use super::boot_ids::unambiguous_root;
+use super::boot_ids::{is_only_root_under, names_root};
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::Worker;
@@ -9,7 +9,7 @@ use crate::wire::options::WriteRules;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{Assignment, PoolMember, TaskSpec};
 use crate::wire::ticket::{Claims, TICKET_LIFETIME_SECONDS};
-use crate::wire::{AssignmentId, TaskId, WorkerId};
+use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};
 use std::collections::BTreeMap;
 
 /// Maximum number of source workers in an assignment: agents contact the destination's.
@@ -67,7 +67,11 @@ impl State {
             _ => pool_members(self.reachable_writers(sync, &lease.worker, task.attempt)),
         };
         self.add_expected_roots(&mut claims, sync, task, &destination_workers);
-        let source_root = self.current_root(&lease.worker, sync.source_roots.get(&lease.worker));
+        let source_root = self.expected_root(
+            &lease.worker,
+            &request.source_path,
+            sync.source_roots.get(&lease.worker),
+        );
         Some(Assignment {
             assignment_id: lease.assignment,
             request_id: sync.id.clone(),
@@ -88,7 +92,7 @@ impl State {
             source_workers,
             destination_workers,
             ticket: self.keys.sign(&claims),
-            source_root: source_root.map(str::to_owned),
+            source_root,
             relay: None,
             report_held: false,
             bwlimit: task
@@ -175,23 +179,37 @@ impl State {
         let Some(lease) = task.lease() else { return };
         let itself = std::iter::once(&lease.worker);
         for worker in members.iter().map(|member| &member.worker_id).chain(itself) {
-            let place = match (&task.spec, &task.pinned_to) {
-                (TaskSpec::Flush, Some(bound)) => sync.unflushed_writers.get(bound),
-                _ => sync.possible_writers.get(worker),
+            let root = match (&task.spec, &task.pinned_to) {
+                // A flush of another root makes nothing safe that is here.
+                (TaskSpec::Flush, Some(bound)) => {
+                    let wrote = sync.unflushed_writers.get(bound).cloned().flatten();
+                    wrote.filter(|place| names_root(place))
+                }
+                _ => {
+                    let path = &sync.request.destination_path;
+                    self.expected_root(worker, path, sync.possible_writers.get(worker))
+                }
             };
-            if let Some(root) = self.current_root(worker, place) {
-                claims.restrict_to_root(worker, root);
+            if let Some(root) = root {
+                claims.restrict_to_root(worker, &root);
             }
         }
     }
 
-    /// The recorded root of a worker, if it runs under the kernel that numbered the root.
-    fn current_root<'a>(
+    /// The root at which a worker may act for a sync: `recorded`, the only one that the sync used under the present
+    /// boot of its kernel, else the one of the last heartbeat, by which the scheduler decided that the worker serves
+    /// the storage. What was done at other roots is compared again ([`recheck`](super::recheck)); until a heartbeat
+    /// reports another root, nothing is done there. `None`: the worker reports no roots.
+    fn expected_root(
         &self,
         worker: &WorkerId,
-        place: Option<&'a Option<String>>,
-    ) -> Option<&'a str> {
-        let boot = self.workers.get(worker)?.last_heartbeat.boot_id.as_ref()?;
-        unambiguous_root(place?.as_ref()?, boot)
+        path: &AbsPath,
+        recorded: Option<&Option<String>>,
+    ) -> Option<String> {
+        let worker = self.workers.get(worker)?;
+        let boot = worker.last_heartbeat.boot_id.as_ref()?;
+        let recorded = recorded.and_then(Option::as_ref);
+        let recorded = recorded.filter(|place| is_only_root_under(place, boot)).cloned();
+        recorded.or_else(|| worker.boot_and_root(path).filter(|place| names_root(place)))
     }
 }

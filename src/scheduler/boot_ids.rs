@@ -3,10 +3,8 @@
 //! own, and only changed ones are written.
 
 use crate::wire::WorkerId;
+use crate::wire::worker::{ROOT_SEPARATOR, boot_and_root};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Separates boot id and root id; neither contains it.
-pub(super) const ROOT_SEPARATOR: char = '#';
 
 /// Takes the place of a root id after the worker had several roots open: no single root has all
 /// that was written.
@@ -20,9 +18,14 @@ fn root_part(place: &str) -> Option<&str> {
     place.split_once(ROOT_SEPARATOR).map(|(_, root)| root)
 }
 
-/// The root id, if it is the only root that was written to under this boot.
-pub(super) fn unambiguous_root<'a>(place: &'a str, boot: &str) -> Option<&'a str> {
-    root_part(place).filter(|root| boot_part(place) == boot && *root != MULTIPLE_ROOTS)
+/// Whether `place` names the only root that was used under this boot.
+pub(super) fn is_only_root_under(place: &str, boot: &str) -> bool {
+    root_part(place).is_some_and(|root| boot_part(place) == boot && root != MULTIPLE_ROOTS)
+}
+
+/// Whether `place` names a root, and not only a kernel.
+pub(super) fn names_root(place: &str) -> bool {
+    root_part(place).is_some()
 }
 
 /// Whether one kernel numbered both roots, with different numbers. Another kernel numbers its file
@@ -59,7 +62,7 @@ impl BootIds {
     /// in `place`. True: the entry changed.
     pub(super) fn record_root_change(&mut self, worker: &WorkerId, place: &str) -> bool {
         let Some(Some(then)) = self.by_worker.get_mut(worker) else { return false };
-        let several = format!("{}{ROOT_SEPARATOR}{MULTIPLE_ROOTS}", boot_part(then));
+        let several = boot_and_root(boot_part(then), MULTIPLE_ROOTS);
         if *then == several || !is_different_root(then, place) {
             return false;
         }

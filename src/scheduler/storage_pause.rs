@@ -1,6 +1,5 @@
 //! Pauses for storage that is full or not served, and their end.
 
-use super::boot_ids::is_different_root;
 use super::pause::{Pause, StorageProblem};
 use super::sync_job::SyncJob;
 use super::task::Task;
@@ -139,8 +138,8 @@ impl State {
         !serves && self.capable_workers(sync, place).next().is_some()
     }
 
-    /// Whether the named worker serves the path again with another root than the assigned one: then
-    /// there is nothing to wait for.
+    /// Whether the named worker serves the path again with another root than the one that the sync
+    /// used, or under another boot: then there is nothing to wait for.
     fn is_replaced(&self, no: SyncNo, problem: &StorageProblem) -> bool {
         let StorageProblem::PathUnavailable { worker, at_source, .. } = problem else {
             return false;
@@ -152,7 +151,7 @@ impl State {
         let here = here.filter(|w| w.is_ready() && w.available_root(path).is_some());
         let here = here.and_then(|w| w.boot_and_root(path));
         let then = known.get(worker).and_then(Option::as_ref);
-        then.zip(here).is_some_and(|(then, here)| is_different_root(then, &here))
+        then.zip(here).is_some_and(|(then, here)| *then != here)
     }
 
     /// The path that a worker reports as unavailable and that no other worker serves, if any.

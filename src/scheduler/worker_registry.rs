@@ -1,7 +1,6 @@
 //! Workers as their heartbeats describe them. Only drain orders are stored: a restarted master
 //! learns the rest within a heartbeat interval.
 
-use super::boot_ids::ROOT_SEPARATOR;
 use super::event::Now;
 use super::place::Place;
 use super::storage_table::StorageTable;
@@ -11,6 +10,7 @@ use super::worker_rank::rank;
 use crate::wire::task::PoolMember;
 use crate::wire::worker::{
     DrainInfo, PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus,
+    boot_and_root,
 };
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -92,7 +92,7 @@ impl Worker {
         let boot = self.last_heartbeat.boot_id.as_ref()?;
         let storage = longest_prefix(&self.last_heartbeat.storage_paths, path);
         match storage.and_then(|path| self.last_heartbeat.root_ids.get(&path.to_string())) {
-            Some(root) => Some(format!("{boot}{ROOT_SEPARATOR}{root}")),
+            Some(root) => Some(boot_and_root(boot, root)),
             None => Some(boot.clone()),
         }
     }

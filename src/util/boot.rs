@@ -1,10 +1,17 @@
 //! The boot id of the kernel.
 
-/// The random id of the current boot of the kernel; equal for all processes (and containers) of a
-/// host. `None` if `/proc` is not readable.
-pub fn boot_id() -> Option<String> {
+use std::sync::LazyLock;
+
+/// No process survives its kernel.
+static BOOT_ID: LazyLock<Option<String>> = LazyLock::new(|| {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+});
+
+/// The random id of the current boot of the kernel; equal for all processes (and containers) of a
+/// host. `None` if `/proc` is not readable.
+pub fn boot_id() -> Option<&'static str> {
+    BOOT_ID.as_deref()
 }
 
 #[cfg(test)]

@@ -218,9 +218,9 @@ pub struct Assignment {
     pub destination_worker_pool: Vec<WorkerId>,
     /// The permission to act on the destination.
     pub ticket: String,
-    /// The id of the storage root from which this worker reads the source
-    /// ([`WorkerHeartbeat::root_ids`](crate::wire::worker::WorkerHeartbeat::root_ids)), if the worker reported one. Those
-    /// of the destination are in the ticket.
+    /// The storage root from which this worker reads the source
+    /// ([`boot_and_root`](crate::wire::worker::boot_and_root)), if the worker reported one. Those of the destination are
+    /// in the ticket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_root: Option<String>,
     /// For [`TaskSpec::Copy`] and [`TaskSpec::Range`]: the content is read from a copy, not from the source.
@@ -246,7 +246,7 @@ pub struct Assignment {
 pub struct Relay {
     /// The root of the copy, as the worker names it.
     pub path: AbsPath,
-    /// The id of the storage root of the copy, like [`Assignment::source_root`].
+    /// The storage root of the copy, like [`Assignment::source_root`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
     /// For a range: the [`TaskReport::digest`] of the task that read it at the source. The digests of a batch are in

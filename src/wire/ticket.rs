@@ -77,12 +77,13 @@ pub struct DeleteGrant {
 }
 
 impl Claims {
-    /// Restricts `worker` to the storage root with the id `root`: writes to another one would count as writes to this one.
+    /// Restricts `worker` to the storage root `root` (a [`boot_and_root`](super::worker::boot_and_root)): writes to
+    /// another one would count as writes to this one.
     pub fn restrict_to_root(&mut self, worker: &WorkerId, root: &str) {
         self.roots.insert(short_digest(worker.as_str()), short_digest(root));
     }
 
-    /// Whether `worker` may write to the storage root with the id `root`. Without a restriction it may write to any.
+    /// Whether `worker` may write to the storage root `root`. Without a restriction it may write to any.
     pub fn allows_root(&self, worker: &WorkerId, root: &str) -> bool {
         let expected = self.roots.get(&short_digest(worker.as_str()));
         expected.is_none_or(|expected| *expected == short_digest(root))

@@ -19,6 +19,15 @@ pub const DEFAULT_DATA_PORT: u16 = 8889;
 /// change that the other side cannot read raises it.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// Separates boot id and root id in [`boot_and_root`]; neither contains it.
+pub const ROOT_SEPARATOR: char = '#';
+
+/// The open root with this id ([`WorkerHeartbeat::root_ids`]) under this boot of the kernel: each kernel numbers its
+/// file systems anew, and may give the number of one to another.
+pub fn boot_and_root(boot_id: &str, root_id: &str) -> String {
+    format!("{boot_id}{ROOT_SEPARATOR}{root_id}")
+}
+
 text_enum! {
     /// The status that an agent reports.
     #[derive(Hash)]
@@ -239,7 +248,7 @@ pub struct WorkerHeartbeat {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable_endpoints: Vec<UnavailableEndpoint>,
     /// For each storage path an id of the directory that is open there. It changes if the path leads to another
-    /// directory.
+    /// directory, as long as the kernel runs; see [`boot_and_root`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub root_ids: BTreeMap<String, String>,
     /// What identifies each of `storage_paths`. A path without an entry is taken for a storage of this worker alone,

@@ -308,7 +308,7 @@ async fn a_heartbeat_reports_the_resources_of_the_agent_and_polls_follow_it() {
     assert_eq!((first.status, first.slots), (WorkerStatus::Idle, Some(2)));
     assert_eq!(first.data_plane_endpoints[0].port, Some(play.port));
     assert_eq!(first.storage_paths.len(), 2);
-    assert_eq!(first.boot_id, crate::util::boot::boot_id());
+    assert_eq!(first.boot_id.as_deref(), crate::util::boot::boot_id());
     assert_eq!(first.control_plane_address.as_deref(), Some("10.0.0.1"));
     let incarnation = first.incarnation.unwrap();
     assert!(query.contains("wait=20s") && query.contains(&format!("incarnation={incarnation}")));

@@ -1,11 +1,14 @@
 //! A destination sends on what it holds: the source is not read again.
 
 use super::*;
+use crate::fs::RootDir;
+use crate::util::boot::boot_id;
 use crate::wire::content::BLOCK_BYTES;
 use crate::wire::manifest::Entry;
 use crate::wire::options::{Compare, Verify};
 use crate::wire::outcome::{EntryError, Side};
 use crate::wire::task::Relay;
+use crate::wire::worker::boot_and_root;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -272,20 +275,29 @@ async fn a_copy_below_another_storage_root_than_the_assigned_one_is_not_read() {
     write_sample_tree(&fleet);
     let held = copy_first(&fleet, &fleet.manifest(None)).await;
     fleet.add_destination("dst2", 1).await;
-    let other = first_copy(&fleet, None).map(|relay| Relay { root: Some("1-2".into()), ..relay });
-    let assignment = Assignment { relay: other, ..fleet.assignment(copy_task(&held)) };
+    let number = RootDir::open(&abs(&fleet.dir.path().join("dst"))).unwrap().id();
     let cx = fleet.context(&["dst"]);
-    let job = Job {
-        cx: &cx,
-        assignment: &assignment,
-        writers: &Writers::default(),
-        deadline: &Deadline::default(),
-        byte_counter: &Arc::default(),
-    };
-    let refused = job.check_source_root().await.unwrap_err();
-    let error = &refused.report.failures[0];
-    assert_eq!((error.class, error.side), (ErrorClass::StorageGone, Some(Side::Relay)));
-    assert_eq!(error.worker_id.as_ref().unwrap().as_str(), "a");
+    for (root, is_assigned) in [
+        (boot_and_root(boot_id().unwrap(), "1-2"), false),
+        (boot_and_root("an earlier boot", &number), false),
+        (boot_and_root(boot_id().unwrap(), &number), true),
+    ] {
+        let relay = first_copy(&fleet, None).map(|r| Relay { root: Some(root.clone()), ..r });
+        let assignment = Assignment { relay, ..fleet.assignment(copy_task(&held)) };
+        let job = Job {
+            cx: &cx,
+            assignment: &assignment,
+            writers: &Writers::default(),
+            deadline: &Deadline::default(),
+            byte_counter: &Arc::default(),
+        };
+        let checked = job.check_source_root().await;
+        assert_eq!(checked.is_ok(), is_assigned, "{root}: {checked:?}");
+        let Err(refused) = checked else { continue };
+        let error = &refused.report.failures[0];
+        assert_eq!((error.class, error.side), (ErrorClass::StorageGone, Some(Side::Relay)));
+        assert_eq!(error.worker_id.as_ref().unwrap().as_str(), "a");
+    }
     fleet.shut_down().await;
 }
 

@@ -6,9 +6,11 @@ use crate::data::handlers::DOCUMENT_PATHS;
 use crate::data::protocol::{BLOCK_DIGESTS, CLEAN_UP, OFFER, PRUNE, ROOT_CHECK};
 use crate::data::prune_messages::PruneRequest;
 use crate::fs::RootKind;
+use crate::util::boot::boot_id;
 use crate::wire::content::BLOCK_BYTES;
 use crate::wire::options::FilterSpec;
 use crate::wire::ticket::CLOCK_LEEWAY_SECONDS;
+use crate::wire::worker::boot_and_root;
 
 /// Each verb with a body that does something where it is let in.
 fn verbs() -> [(&'static str, Vec<u8>); 7] {
@@ -242,5 +244,28 @@ async fn a_ticket_for_another_root_at_the_same_path_allows_nothing() {
     }
     gone("clean-up", &to.request(CleanUpRequest::default()).await.unwrap().unwrap_err());
     assert_eq!(names(world.dir.path()), ["dst", "dst/extra", "other", "src", "src/planted"]);
+    world.shut_down().await;
+}
+
+/// Another kernel may have given the number of this root to another directory.
+#[tokio::test]
+async fn a_ticket_for_the_root_of_another_boot_allows_nothing() {
+    let world = TestBed::new().await;
+    world.write("planted", b"abc");
+    let source = tree(&world.src());
+    let entry = source.entry(&RelPath::new("planted").unwrap()).unwrap();
+    let number = RootDir::open(&abs(&world.dst())).unwrap().id();
+    let here = boot_and_root(boot_id().unwrap(), &number);
+    for (root, allowed) in
+        [(boot_and_root("an earlier boot", &number), false), (number, false), (here, true)]
+    {
+        let mut claims = world.claims(&world.dst());
+        claims.restrict_to_root(&"b".parse().unwrap(), &root);
+        let to = world.remote(&world.signer.sign(&claims));
+        let packed = to.transfer_pack(&source, vec![], vec![entry.clone()]).await.unwrap();
+        let class = packed.files[0].as_ref().err().map(|error| error.class);
+        assert_eq!(class, (!allowed).then_some(ErrorClass::StorageGone), "{root}");
+        assert_eq!(world.dst().join("planted").exists(), allowed, "{root}");
+    }
     world.shut_down().await;
 }

@@ -43,12 +43,23 @@ fn storage_gone(worker: &str, side: &str) -> EntryError {
     }
 }
 
-/// The ticket of `task` allows worker `d` to act on the root `root` only.
+/// The ticket of `task` allows worker `d` to act on the root `root` (boot and id) only.
 #[track_caller]
 fn assert_roots(world: &World, task: &Assignment, root: &str) {
     let (claims, worker) = (claims(world, task), "d".parse().unwrap());
     assert!(claims.allows_root(&worker, root), "{root}");
-    assert!(!claims.allows_root(&worker, "another root"));
+    let number = root.split_once('#').unwrap().1;
+    for other in ["another root", number, &format!("another boot#{number}")] {
+        assert!(!claims.allows_root(&worker, other), "{other}");
+    }
+}
+
+/// A heartbeat of `worker` after its host was rebooted: the root at its storage path has the id `id`.
+fn reboot(world: &mut World, worker: &str, path: &str, id: &str) {
+    let mut beat = heartbeat(worker, Some("2"), &[path], &[]);
+    beat.boot_id = Some("a later boot".to_owned());
+    beat.root_ids.insert(path.to_owned(), id.to_owned());
+    assert!(matches!(world.apply(Event::Heartbeat(beat)), Some(Reply::Heartbeat(_))));
 }
 
 fn post_failure(world: &mut World, task: &Assignment, error: EntryError) {
@@ -214,7 +225,7 @@ fn a_flush_of_an_unavailable_root_does_not_count_and_is_repeated_when_it_is_back
     let mut world = default_copying(1);
     complete_kind(&mut world, "s", "copy");
     let flush = poll_kind(&mut world, "d", "flush");
-    assert_roots(&world, &flush, "d1");
+    assert_roots(&world, &flush, "boot#d1");
     post_failure(&mut world, &flush, storage_gone("d", "destination"));
     assert_eq!(world.progress("demo").state, SyncState::Paused);
     send_heartbeat(&mut world, "d", None, &[]);
@@ -280,7 +291,7 @@ fn writes_to_a_replaced_root_are_compared_again_and_never_count_as_done() {
         world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
         complete_kind(&mut world, "s", "copy");
         let flush = complete_kind(&mut world, "d", "flush");
-        assert_roots(&world, &flush, "d2");
+        assert_roots(&world, &flush, "boot#d2");
         let end = world.progress("demo");
         assert_eq!((end.state, end.repaired_files), (SyncState::Completed, 1), "{end:?}");
     }
@@ -377,11 +388,12 @@ fn with_no_wait_time_unavailable_storage_fails_the_sync_by_name() {
 fn an_assignment_is_for_the_roots_that_its_work_is_counted_for() {
     let mut world = default_copying(2);
     let copy = poll_kind(&mut world, "s", "copy");
-    assert_eq!(copy.source_root.as_deref(), Some("s1"));
-    assert_roots(&world, &copy, "d1");
+    assert_eq!(copy.source_root.as_deref(), Some("boot#s1"));
+    assert_roots(&world, &copy, "boot#d1");
     send_heartbeat(&mut world, "d", Some("d2"), &[]);
     world.post_result(result(&copy, true, all_done(&copy, "d")));
-    complete_kind(&mut world, "s", "copy");
+    let copy = complete_kind(&mut world, "s", "copy");
+    assert_roots(&world, &copy, "boot#d2");
     // The root of before is back: nothing else shows that one of the two files is not there.
     send_heartbeat(&mut world, "d", Some("d1"), &[]);
     world.advance(1_000);
@@ -395,12 +407,50 @@ fn an_assignment_is_for_the_roots_that_its_work_is_counted_for() {
     world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0), copy_item(1, 0)], None));
     for _ in 0..2 {
         let copy = complete_kind(&mut world, "s", "copy");
-        assert_roots(&world, &copy, "d1");
+        assert_roots(&world, &copy, "boot#d1");
     }
     let flush = complete_kind(&mut world, "d", "flush");
-    assert_roots(&world, &flush, "d1");
+    assert_roots(&world, &flush, "boot#d1");
     let end = world.progress("demo");
     assert_eq!((end.state, end.repaired_files), (SyncState::Completed, 2), "{end:?}");
+}
+
+/// After a reboot another disk may have the number of the root that was written to. Only the heartbeats of the new boot
+/// say what is there.
+#[test]
+fn an_assignment_is_for_the_boot_of_the_last_heartbeat_though_the_sync_used_an_earlier_one() {
+    let mut world = default_copying(3);
+    complete_kind(&mut world, "s", "copy");
+    for (worker, path, id) in [("d", "/dst", "d1"), ("s", "/src", "s1")] {
+        reboot(&mut world, worker, path, id);
+    }
+    let copy = world.poll("s", "2").unwrap();
+    assert_eq!(copy.source_root.as_deref(), Some("a later boot#s1"));
+    assert_roots(&world, &copy, "a later boot#d1");
+    // The path leads elsewhere under this boot: the record of the sync names the earlier one.
+    reboot(&mut world, "d", "/dst", "d2");
+    let copy = world.poll("s", "2").unwrap();
+    assert_roots(&world, &copy, "a later boot#d2");
+}
+
+#[test]
+fn a_dry_run_looks_at_the_root_of_the_last_heartbeat_only() {
+    let options = SyncOptions { dry_run: true, ..SyncOptions::default() };
+    let mut world = copying(options, 1);
+    let copy = poll_kind(&mut world, "s", "copy");
+    assert_roots(&world, &copy, "boot#d1");
+}
+
+#[test]
+fn a_late_report_of_a_root_of_an_earlier_boot_does_not_pause_the_sync() {
+    let mut world = default_copying(1);
+    let copy = poll_kind(&mut world, "s", "copy");
+    reboot(&mut world, "d", "/dst", "d1");
+    post_failure(&mut world, &copy, storage_gone("d", "destination"));
+    assert_eq!(world.progress("demo").state, SyncState::Progress);
+    world.advance(2_000);
+    let copy = poll_kind(&mut world, "s", "copy");
+    assert_roots(&world, &copy, "a later boot#d1");
 }
 
 #[test]

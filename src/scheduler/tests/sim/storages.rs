@@ -15,6 +15,7 @@ use crate::wire::storage::{
 };
 use crate::wire::testing::storage_report;
 use crate::wire::ticket::Claims;
+use crate::wire::worker::boot_and_root;
 use std::collections::HashMap;
 
 pub(super) const SOURCE: &str = "/src";
@@ -142,9 +143,10 @@ impl Storages {
 
     fn mount(&mut self, host: usize, disk: usize) -> Root {
         let boot = self.boot_id(host);
-        // No kernel reuses the number of another one: tickets name numbers only.
-        let next = self.truth.len() as u64 + 1;
-        let root = Root { disk, number: *self.hosts[host].mounts.entry(disk).or_insert(next) };
+        // Each kernel begins with 1: after a reboot another disk may have the number of this one.
+        let mounts = &mut self.hosts[host].mounts;
+        let next = mounts.len() as u64 + 1;
+        let root = Root { disk, number: *mounts.entry(disk).or_insert(next) };
         self.truth.insert((boot, root.id()), disk);
         root
     }
@@ -409,8 +411,7 @@ impl Sim {
         }
     }
 
-    /// The disk that an agent may use for an assignment at a path: it is mounted, open, and the one with the expected
-    /// number.
+    /// The disk that an agent may use for an assignment at a path: it is mounted, open, and the expected one.
     pub(super) fn usable_root(
         &self,
         agent: usize,
@@ -420,7 +421,8 @@ impl Sim {
         let a = &self.agents[agent];
         let mount = a.mounts.iter().find(|mount| mount.path.contains(path))?;
         let root = mount.open.filter(|root| mount.now == Some(*root))?;
-        is_expected(&a.name, &root.id()).then_some(root.disk)
+        let here = boot_and_root(&self.storages.boot_id(a.host), &root.id());
+        is_expected(&a.name, &here).then_some(root.disk)
     }
 
     /// Whether reports of an agent are believed that are not true.
