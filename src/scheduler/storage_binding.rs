@@ -263,7 +263,7 @@ impl State {
             Resolution::Several(storages) => Ok(storages),
             Resolution::Unserved => {
                 let place = Place { storage: None, path: side.path };
-                let why = self.workers.explain_unserved(place, side.role);
+                let why = self.workers.explain_unserved(place, side.role, side.workers);
                 Err(Problem::new(ProblemCode::NoWorker, why)
                     .with_hint("start an agent there that serves the path, then add it"))
             }
@@ -514,9 +514,13 @@ impl State {
             if let Some((reason, _)) = self.explain_resolution(side, &found) {
                 return Some(reason);
             }
-            let place = Place { storage: found.one(), path: side.path };
-            let is_served = self.workers.accepting(place).next().is_some();
-            (!is_served).then(|| self.workers.explain_unserved(place, side.role))
+            let storages = match found.all() {
+                [] => vec![None],
+                all => all.iter().copied().map(Some).collect(),
+            };
+            let mut places = storages.into_iter().map(|storage| Place { storage, path: side.path });
+            let unserved = places.find(|place| self.workers.accepting(*place).next().is_none());
+            unserved.map(|place| self.workers.explain_unserved(place, side.role, side.workers))
         };
         [source_side(request), destination_side(request)].into_iter().filter_map(explain).collect()
     }
@@ -539,9 +543,15 @@ impl State {
             all.dedup();
             return all;
         }
-        let places = [(sync.source(), "source"), (sync.destination(), "destination")];
+        let sides = [
+            (sync.source(), source_side(&sync.request)),
+            (sync.destination(), destination_side(&sync.request)),
+        ];
         let unserved =
-            places.into_iter().filter(|(at, _)| self.workers.accepting(*at).next().is_none());
-        unserved.map(|(at, role)| self.workers.explain_unserved(at, role)).collect()
+            sides.into_iter().filter(|(at, _)| self.workers.accepting(*at).next().is_none());
+        let explain = |(at, side): (Place<'_>, RequestedSide<'_>)| {
+            self.workers.explain_unserved(at, side.role, side.workers)
+        };
+        unserved.map(explain).collect()
     }
 }

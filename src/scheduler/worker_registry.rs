@@ -12,8 +12,12 @@ use crate::wire::worker::{
     DrainInfo, PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerState, WorkerStatus,
     boot_and_root,
 };
+use crate::wire::worker_selector::WorkerSelector;
 use crate::wire::{AbsPath, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Maximum number of storage paths, workers and selectors that a reason names of each.
+const MAX_NAMED: usize = 5;
 
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
@@ -95,6 +99,12 @@ impl Worker {
             Some(root) => Some(boot_and_root(boot, root)),
             None => Some(boot.clone()),
         }
+    }
+
+    /// Whether one of `selectors` selects it, or there are none.
+    fn is_selected(&self, selectors: &[WorkerSelector]) -> bool {
+        let WorkerHeartbeat { worker_id, labels, .. } = &self.last_heartbeat;
+        selectors.is_empty() || selectors.iter().any(|one| one.selects(worker_id, labels))
     }
 
     /// Whether it reads the options and limits of an assignment and a ticket. Agents of the predecessor ignore them:
@@ -410,14 +420,22 @@ impl WorkerRegistry {
         ids.filter_map(|id| self.by_id.get(id))
     }
 
-    /// Why no worker serves a place, with the nearest storage paths.
-    pub(super) fn explain_unserved(&self, place: Place<'_>, role: &str) -> String {
+    /// Why no worker that `selectors` select serves a place, with the nearest storage paths.
+    pub(super) fn explain_unserved(
+        &self,
+        place: Place<'_>,
+        role: &str,
+        selectors: &[WorkerSelector],
+    ) -> String {
         let path = place.path;
-        let idle: Vec<String> = self
-            .by_id
-            .values()
-            .filter(|w| w.is_active && w.root(path).is_some())
-            .filter(|w| place.storage.is_none() || self.sees(w, place))
+        let address = describe_address(selectors, path);
+        let is_meant = |w: &Worker| match place.storage {
+            Some(_) => self.sees(w, place),
+            None => w.is_selected(selectors),
+        };
+        let active = || self.by_id.values().filter(|w| w.is_active && w.root(path).is_some());
+        let idle: Vec<String> = active()
+            .filter(|w| is_meant(w))
             .map(|w| {
                 let id = &w.last_heartbeat.worker_id;
                 let contradiction = w.root(path).and_then(|at| self.storages.contradiction(id, at));
@@ -427,12 +445,12 @@ impl WorkerRegistry {
             .collect();
         if !idle.is_empty() {
             return format!(
-                "no worker that serves the {role} path {path} takes work: {}",
+                "no worker that serves the {role} path {address} takes work: {}",
                 idle.join(", ")
             );
         }
         let mut near: Vec<(usize, bool, String, String)> = Vec::new();
-        for worker in self.by_id.values() {
+        for worker in self.by_id.values().filter(|w| selectors.is_empty() || is_meant(w)) {
             for storage in &worker.last_heartbeat.storage_paths {
                 let shared = storage.shared_components(path);
                 let note = if worker.is_active { "" } else { ", inactive" };
@@ -441,15 +459,32 @@ impl WorkerRegistry {
             }
         }
         near.sort_by(|a, b| (b.0, b.1, &a.2, &a.3).cmp(&(a.0, a.1, &b.2, &b.3)));
-        let listed: Vec<String> =
-            near.iter().take(5).map(|(_, _, path, label)| format!("{path} ({label})")).collect();
-        if listed.is_empty() {
-            format!("no active worker serves the {role} path {path}: no worker has reported yet")
-        } else {
-            format!(
-                "no active worker serves the {role} path {path}; nearest storage paths: {}",
-                listed.join(", ")
-            )
+        let listed: Vec<String> = near
+            .iter()
+            .take(MAX_NAMED)
+            .map(|(_, _, path, label)| format!("{path} ({label})"))
+            .collect();
+        let mut why = format!("no active worker serves the {role} path {address}");
+        match (listed.is_empty(), selectors.is_empty()) {
+            (true, true) => why.push_str(": no worker has reported yet"),
+            (true, false) => why.push_str(": no selected worker has a storage path"),
+            (false, _) => why += &format!("; nearest storage paths: {}", listed.join(", ")),
         }
+        let others: Vec<&str> =
+            active().take(MAX_NAMED).map(|w| w.last_heartbeat.worker_id.as_str()).collect();
+        if !selectors.is_empty() && !others.is_empty() {
+            why += &format!("; workers with this path that are not meant: {}", others.join(", "));
+        }
+        why
     }
+}
+
+/// The address `[WORKERS:]/path`, with the first of many selectors.
+fn describe_address(selectors: &[WorkerSelector], path: &AbsPath) -> String {
+    let mut named: Vec<String> =
+        selectors.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+    if selectors.len() > MAX_NAMED {
+        named.push(format!("+{}", selectors.len() - MAX_NAMED));
+    }
+    if named.is_empty() { path.to_string() } else { format!("{}:{path}", named.join(",")) }
 }

@@ -346,3 +346,78 @@ fn a_worker_that_is_forgotten_and_returns_continues_its_sync_from_the_start() {
     assert_eq!(world.progress("demo").files_total, 0, "all is listed again");
     assert_eq!(poll_kind(&mut world, "s", "scan").attempt, 1);
 }
+
+/// The addresses that a submit warns about.
+fn unserved(world: &mut World, id: &str, from: (&str, &str), to: (&str, &str)) -> Vec<String> {
+    submit(world, addressed(id, from, to)).unwrap().warnings
+}
+
+#[test]
+fn the_reason_of_a_sync_that_no_selected_worker_serves_names_the_selection() {
+    let mut world = local_disks();
+    send(&mut world, reported("w91", &["/other"], "ext4"));
+    // Others serve the path. The sync may not use them.
+    let warnings = unserved(&mut world, "demo", ("", "/src/a"), ("w9*", "/scratch/b"));
+    assert_eq!(
+        warnings,
+        [
+            "no active worker serves the destination path w9*:/scratch/b; nearest storage paths: /other (w91); \
+          workers with this path that are not meant: gpu-1, gpu-2"
+        ]
+    );
+    assert_eq!(world.progress("demo").reason.as_ref(), Some(&warnings[0]));
+    let warnings = unserved(&mut world, "from", ("w91,gpu-1", "/src/a"), ("gpu-2", "/scratch/c"));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("the source path w91,gpu-1:/src/a; nearest"), "{warnings:?}");
+    // One of them is silent later.
+    submit(&mut world, addressed("one", ("", "/src/a"), ("gpu-2", "/scratch/d"))).unwrap();
+    let timeout = world.state.settings.heartbeat_timeout_ms;
+    for _ in 0..=timeout / 10_000 {
+        world.advance(10_000);
+        send(&mut world, reported("s", &["/src"], "ext4"));
+        send(&mut world, reported("gpu-1", &["/scratch"], "ext4"));
+    }
+    let reason = world.progress("one").reason.unwrap();
+    assert!(
+        reason.contains("path gpu-2:/scratch/d; nearest storage paths: /scratch (gpu-2, inactive)"),
+        "{reason}"
+    );
+    // A worker that is selected and takes no work is named, others are not.
+    world.apply(Event::CancelSync("one".parse().unwrap()));
+    let beat = reported("w92", &["/scratch"], "ext4");
+    send(&mut world, WorkerHeartbeat { status: WorkerStatus::Error, ..beat });
+    let reason = world.progress("demo").reason.unwrap();
+    assert_eq!(
+        reason,
+        "no worker that serves the destination path w92:/scratch/b takes work: w92 (ERROR)"
+    );
+}
+
+#[test]
+fn many_selectors_are_cut_in_a_reason() {
+    let mut world = local_disks();
+    let many: Vec<String> = (0..9).map(|n| format!("x{n}")).collect();
+    for worker in &many {
+        send(&mut world, reported(worker, &["/other"], "ext4"));
+    }
+    let warnings = unserved(&mut world, "demo", ("", "/src/a"), (&many.join(","), "/scratch/b"));
+    assert!(warnings[0].contains(" x0,x1,x2,x3,x4,+4:/scratch/b; "), "{warnings:?}");
+}
+
+#[test]
+fn several_destinations_that_are_served_need_not_wait() {
+    let mut world = local_disks();
+    let mut request = addressed("demo", ("", "/src/a"), ("gpu-*", "/scratch/b"));
+    request.options.no_queue = true;
+    submit(&mut world, request.clone()).unwrap();
+    // One of them takes no work.
+    let beat = reported("gpu-2", &["/scratch"], "ext4");
+    send(&mut world, WorkerHeartbeat { status: WorkerStatus::Error, ..beat });
+    request.request_id = Some("more".parse().unwrap());
+    let refused = submit(&mut world, request).unwrap_err();
+    assert!(refused.is(ProblemCode::NoWorker), "{refused:?}");
+    assert!(
+        refused.detail.contains("destination path gpu-*:/scratch/b takes work: gpu-2 (ERROR)"),
+        "{refused:?}"
+    );
+}
