@@ -4,6 +4,7 @@ mod fake_master;
 mod fidelity;
 mod late_replies;
 mod mirror;
+mod preflight;
 mod relay;
 
 use super::job::{AgentContext, Job, TaskOutcome, Writers};

@@ -421,3 +421,91 @@ fn several_destinations_that_are_served_need_not_wait() {
         "{refused:?}"
     );
 }
+
+/// Workers `n1` and `n2` see one storage, and each wrote a file of a sync to it. Neither has flushed.
+fn written_by_two() -> World {
+    let mut world = World::new();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    let nodes = ["n1", "n2"].map(|node| reported(node, &["/lustre"], "lustre"));
+    compare(&mut world, &nodes);
+    submit(&mut world, addressed("demo", ("", "/src/a"), ("", "/lustre/b"))).unwrap();
+    let scan = poll_kind(&mut world, "s", "scan");
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0), copy_item(1, 0)], None));
+    for writer in ["n1", "n2"] {
+        complete_kind_by(&mut world, "s", "copy", writer);
+    }
+    world
+}
+
+/// `n1` has another storage at its path now.
+fn moved(boot: &str, incarnation: &str) -> WorkerHeartbeat {
+    let beat = reported("n1", &["/lustre"], "ext4");
+    WorkerHeartbeat {
+        boot_id: Some(boot.to_owned()),
+        incarnation: Some(incarnation.to_owned()),
+        root_ids: [("/lustre".to_owned(), "7-2".to_owned())].into(),
+        ..beat
+    }
+}
+
+/// The source is walked again, `n2` alone has to flush, and the sync ends.
+#[track_caller]
+fn recheck_through_n2(world: &mut World) {
+    world.advance(1_000);
+    let scan = poll_kind(world, "s", "scan");
+    assert_eq!(scan.options.compare, crate::wire::options::Compare::Checksum);
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0), copy_item(1, 0)], None));
+    for _ in 0..2 {
+        let copy = complete_kind_by(world, "s", "copy", "n2");
+        let pool: Vec<&str> = copy.destination_worker_pool.iter().map(|id| id.as_str()).collect();
+        assert_eq!(pool, ["n2"]);
+    }
+    world.advance(1_000);
+    while let Some(flush) = world.poll("n2", "1") {
+        assert_eq!(flush.task, TaskSpec::Flush);
+        world.post_result(result(&flush, true, TaskReport::default()));
+    }
+    world.advance(1_000);
+    let end = world.progress("demo");
+    assert_eq!((end.state, end.repaired_files), (SyncState::Completed, 2), "{end:?}");
+}
+
+#[test]
+fn a_writer_with_another_storage_at_its_path_after_a_reboot_has_nothing_to_flush() {
+    let mut world = written_by_two();
+    send(&mut world, moved("a later boot", "2"));
+    world.advance(1_000);
+    complete_kind(&mut world, "n2", "flush");
+    recheck_through_n2(&mut world);
+}
+
+#[test]
+fn a_writer_with_another_storage_at_its_path_after_its_flush_has_nothing_to_flush() {
+    let mut world = written_by_two();
+    let flush = poll_kind(&mut world, "n1", "flush");
+    world.post_result(result(&flush, true, TaskReport::default()));
+    send(&mut world, moved("boot of n1", "1"));
+    let flush = poll_kind(&mut world, "n2", "flush");
+    world.post_result(result(&flush, true, TaskReport::default()));
+    recheck_through_n2(&mut world);
+}
+
+/// Nothing may be done there, also no flush. The sync does not wait for that without end.
+#[test]
+fn a_writer_that_is_not_used_any_more_is_not_waited_for_without_end() {
+    let mut world = written_by_two();
+    let mut wrong = reported("n1", &["/lustre"], "lustre");
+    wrong.storages[0].declared = Some(StorageDeclaration::Local);
+    send(&mut world, wrong.clone());
+    assert!(view(&mut world, "n1").reason.unwrap().contains("declared as `local`"));
+    assert_eq!(world.poll("n1", "1"), None);
+    complete_kind(&mut world, "n2", "flush");
+    for _ in 0..70 {
+        world.advance(10_000);
+        send(&mut world, wrong.clone());
+        send(&mut world, reported("n2", &["/lustre"], "lustre"));
+    }
+    let end = world.progress("demo");
+    assert_eq!(end.state, SyncState::Failed, "{end:?}");
+    assert!(end.errors[0].message.contains("did not return to flush it"), "{:?}", end.errors);
+}
