@@ -7,6 +7,7 @@ use longhaul::wire::sync::SyncState;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use support::await_true;
 use support::cluster::{Cluster, StoreKind, assert_complete};
 use support::process::Process;
@@ -133,4 +134,30 @@ fn a_hanging_storage_path_is_reported_as_unavailable_while_heartbeats_continue()
     drop(hung);
     assert_complete(&cluster.await_end(&id), census(&src));
     assert_eq!(worker_view(&cluster, "a")["unavailable_paths"], Value::Null);
+}
+
+/// The master takes an agent for active until its heartbeats are missing for a while, and gives out tasks for it.
+#[test]
+fn an_agent_that_is_killed_and_started_again_within_the_heartbeat_timeout_fails_no_file() {
+    const FILES: usize = 16;
+    let mut cluster = Cluster::start_with(StoreKind::Embedded, "defaults: {max_retries: 1}\n");
+    cluster.set_heartbeat_timeout(Duration::from_secs(600));
+    let (src, dst) = cluster.add_source_and_destination();
+    for i in 0..FILES {
+        write_file(src.join(format!("f{i}")), random_bytes(MIB, i as u64));
+    }
+    let id = cluster.submit_with(&src, &dst, json!({"chunk_size_mb": 1, "bwlimit": "4MiB/s"}));
+    await_true("some of it has arrived", || cluster.progress(&id).transferred_bytes > 0);
+    cluster.agents.get_mut("b").unwrap().kill_9();
+    // Each file is tried more often than a failed task is repeated.
+    await_true("every file is tried again and again", || {
+        let sync = cluster.progress(&id);
+        assert_eq!((sync.state, sync.files_failed), (SyncState::Progress, 0), "{sync:#?}");
+        sync.retries >= 3 * FILES as u64
+    });
+    assert_eq!(worker_view(&cluster, "b")["worker_id"], "b", "it counts as active");
+    cluster.agents.get_mut("b").unwrap().restart();
+    let sync = cluster.await_end(&id);
+    assert_complete(&sync, census(&src));
+    assert_same(&src, &dst, exact_comparison());
 }

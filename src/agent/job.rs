@@ -256,7 +256,13 @@ impl Job<'_> {
     }
 
     pub(super) fn destination_picker(&self) -> DestinationPicker<'_> {
-        DestinationPicker { job: *self, failed_tries: BTreeMap::new(), last_error: None }
+        DestinationPicker {
+            job: *self,
+            failed_tries: BTreeMap::new(),
+            last_error: None,
+            unreachable: BTreeSet::new(),
+            has_failed_otherwise: false,
+        }
     }
 }
 
@@ -269,6 +275,10 @@ pub(super) struct DestinationPicker<'a> {
     job: Job<'a>,
     failed_tries: BTreeMap<WorkerId, u32>,
     last_error: Option<String>,
+    /// Workers that could not be reached, or had just started …
+    unreachable: BTreeSet<WorkerId>,
+    /// … and whether anything else went wrong.
+    has_failed_otherwise: bool,
 }
 
 impl DestinationPicker<'_> {
@@ -289,6 +299,7 @@ impl DestinationPicker<'_> {
                 }
                 Err(refused) => {
                     self.failed_tries.insert(cx.worker_id.clone(), MAX_TRIES_PER_WORKER);
+                    self.has_failed_otherwise = true;
                     self.last_error = Some(refused.to_string());
                 }
             }
@@ -317,6 +328,10 @@ impl DestinationPicker<'_> {
             }
             _ => self.job.mark_wrote(worker),
         }
+        match error.is_worker_down() {
+            true => drop(self.unreachable.insert(worker.clone())),
+            false => self.has_failed_otherwise = true,
+        }
         self.last_error = Some(error.to_string());
     }
 
@@ -329,7 +344,12 @@ impl DestinationPicker<'_> {
     /// The outcome of the task when no destination is left.
     pub(super) fn fail_exhausted(&mut self) -> TaskOutcome {
         if let Some(error) = self.last_error.take() {
-            return TaskOutcome::failed(error);
+            let mut outcome = TaskOutcome::failed(error);
+            if !self.has_failed_otherwise {
+                outcome.report.unreachable =
+                    std::mem::take(&mut self.unreachable).into_iter().collect();
+            }
+            return outcome;
         }
         let Assignment { destination_path, destination_workers, .. } = self.job.assignment;
         let why = format!("no worker that holds the destination {destination_path} is active");

@@ -4,7 +4,7 @@ use super::job::{Job, TaskOutcome};
 use crate::fs::FsError;
 use crate::wire::outcome::EntryError;
 use crate::wire::task::{PageAction, PageReply, ScanPage, TaskReport};
-use crate::wire::{Digest, RelPath};
+use crate::wire::{Digest, RelPath, WorkerId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -28,30 +28,33 @@ pub(super) enum ScanEnd {
     Failed {
         message: String,
         error: Option<EntryError>,
+        /// See [`TaskReport::unreachable`].
+        unreachable: Vec<WorkerId>,
     },
 }
 
 impl ScanEnd {
     pub(super) fn failed(message: String) -> Self {
-        ScanEnd::Failed { message, error: None }
+        ScanEnd::Failed { message, error: None, unreachable: Vec::new() }
     }
 
     /// The outcome of the task; `None` where no result is sent.
     pub(super) fn into_outcome(self, job: Job<'_>) -> Option<TaskOutcome> {
-        let ScanEnd::Failed { message, error } = self else { return None };
+        let ScanEnd::Failed { message, error, unreachable } = self else { return None };
         let worker = &job.cx.worker_id;
         let failures = error.into_iter().map(|error| match error.worker_id {
             Some(_) => error,
             None => job.with_observer(error, worker),
         });
-        let report = TaskReport { failures: failures.collect(), ..TaskReport::default() };
+        let failures = failures.collect();
+        let report = TaskReport { failures, unreachable, ..TaskReport::default() };
         Some(TaskOutcome { report, ..TaskOutcome::failed(message) })
     }
 }
 
 impl From<EntryError> for ScanEnd {
     fn from(error: EntryError) -> Self {
-        ScanEnd::Failed { message: error.to_string(), error: Some(error) }
+        ScanEnd::Failed { message: error.to_string(), error: Some(error), unreachable: Vec::new() }
     }
 }
 

@@ -166,7 +166,11 @@ impl<S: PageSink> Pruner<'_, S> {
         loop {
             let Some(to) = self.destination.take().or_else(|| self.picker.pick_next()) else {
                 let outcome = self.picker.fail_exhausted();
-                return Err(ScanEnd::failed(outcome.message.unwrap_or_default()));
+                return Err(ScanEnd::Failed {
+                    message: outcome.message.unwrap_or_default(),
+                    error: None,
+                    unreachable: outcome.report.unreachable,
+                });
             };
             match to.request(request.clone()).await {
                 Ok(mut outcome) => {

@@ -7,6 +7,7 @@ use crate::fs::{FsError, OfferDecision};
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::outcome::{EntryError, Side};
+use crate::wire::problem::ProblemCode;
 use crate::wire::{Digest, RelPath, WorkerId};
 
 /// Why a request to a destination brought nothing.
@@ -43,6 +44,17 @@ pub enum SendError {
     /// This host failed.
     #[error("{0}")]
     Internal(String),
+}
+
+impl SendError {
+    /// Whether no process of the worker takes requests: none runs, or one that has just started.
+    pub fn is_worker_down(&self) -> bool {
+        match self {
+            SendError::Unreachable { .. } => true,
+            SendError::Refused { code, .. } => code == ProblemCode::NotReady.as_str(),
+            SendError::ConnectionFailed { .. } | SendError::Internal(_) => false,
+        }
+    }
 }
 
 fn format_attempts(attempted: &[(String, String)]) -> String {

@@ -7,7 +7,7 @@ use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::units;
 use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::sync::FailedStep;
-use crate::wire::task::TaskSpec;
+use crate::wire::task::{TaskReport, TaskSpec};
 use crate::wire::{BytePath, TaskId, WorkerId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,21 +26,12 @@ impl State {
         errors: Vec<EntryError>,
         now: Now,
     ) {
-        let Some(task) = self.tasks.get_mut(id) else { return };
-        task.history.failed_on.insert(worker.clone());
-        task.history.last_error = Some(reason.clone());
-        let task = task.clone();
-        if matches!(task.spec, TaskSpec::Prune { apply: true, .. })
-            && let Some(deleter) = self.syncs.get_mut(task.sync).and_then(|s| s.deleter.as_mut())
-        {
-            deleter.has_failed = true;
-            self.mark_changed(task.sync, now);
-        }
+        let Some(task) = self.record_attempt(id, worker, &reason, now) else { return };
         if self.pause_on_storage_errors(&task, &errors, now) {
             return self.requeue_after_backoff(id, now);
         }
         if task.hit_resource_shortage(&errors) {
-            self.edit_task(id, |task| task.history.resource_retries += 1);
+            self.edit_task(id, |task| task.history.uncharged_retries += 1);
             return self.requeue_after_backoff(id, now);
         }
         if task.spec == TaskSpec::Discard && task.history.failures >= 3 {
@@ -64,6 +55,81 @@ impl State {
         }
         self.edit_task(id, |task| task.history.failures += 1);
         self.requeue_after_backoff(id, now);
+    }
+
+    /// Records a failed attempt, whether or not it is charged.
+    fn record_attempt(
+        &mut self,
+        id: TaskId,
+        worker: &WorkerId,
+        reason: &str,
+        now: Now,
+    ) -> Option<Task> {
+        let task = self.tasks.get_mut(id)?;
+        task.history.failed_on.insert(worker.clone());
+        task.history.last_error = Some(reason.to_owned());
+        let task = task.clone();
+        if matches!(task.spec, TaskSpec::Prune { apply: true, .. })
+            && let Some(deleter) = self.syncs.get_mut(task.sync).and_then(|s| s.deleter.as_mut())
+        {
+            deleter.has_failed = true;
+            self.mark_changed(task.sync, now);
+        }
+        Some(task)
+    }
+
+    /// Whether a task failed only because no worker of the destination could be reached, and at least one of them has
+    /// sent nothing since the first such failure: it may be restarting. After the heartbeat time-out it is not active,
+    /// and gets no tasks. One that sends heartbeats all the same is charged for once between two of them.
+    pub(super) fn is_destination_awaited(&self, id: TaskId, report: &TaskReport) -> bool {
+        let Some(task) = self.tasks.get(id).filter(|task| task.may_retry_uncharged()) else {
+            return false;
+        };
+        if report.unreachable.is_empty() || !report.failures.is_empty() {
+            return false;
+        }
+        task.history.unreached_since_ms.is_none_or(|since| {
+            let is_alive = |id| self.workers.get(id).is_some_and(|w| w.was_heard_since(since));
+            !report.unreachable.iter().all(is_alive)
+        })
+    }
+
+    /// Queues a task for which [`is_destination_awaited`](Self::is_destination_awaited) holds.
+    pub(super) fn retry_when_reachable(
+        &mut self,
+        id: TaskId,
+        worker: &WorkerId,
+        reason: String,
+        unreachable: &[WorkerId],
+        now: Now,
+    ) {
+        let Some(task) = self.record_attempt(id, worker, &reason, now) else { return };
+        // Failures of another process of a worker are not those of the one before.
+        let is_other_process = |since: &u64| {
+            let since_ms = |id| self.workers.get(id).map(|w| w.process_since_ms);
+            unreachable.iter().filter_map(since_ms).any(|began| began > *since)
+        };
+        let since = task.history.unreached_since_ms.filter(|since| !is_other_process(since));
+        self.edit_task(id, |task| {
+            task.history.uncharged_retries += 1;
+            task.history.unreached_since_ms = Some(since.unwrap_or(now.mono_ms));
+        });
+        self.requeue_after_backoff(id, now);
+    }
+
+    /// A worker is back: tasks that failed because it could not be reached are not delayed any longer.
+    pub(super) fn end_waits_for_destination(&mut self, worker: &WorkerId) {
+        let Some(worker) = self.workers.get(worker).filter(|w| w.is_active) else { return };
+        let syncs = self.tasks.syncs().filter_map(|no| self.syncs.get(no));
+        let served = syncs.filter(|sync| self.workers.serves(worker, sync.destination()));
+        let waiting = |task: &&Task| {
+            task.history.unreached_since_ms.is_some()
+                && matches!(task.state, TaskState::Delayed { .. })
+        };
+        let tasks = served.flat_map(|sync| self.tasks.of_sync(sync.no)).filter(waiting);
+        let tasks: Vec<TaskId> = tasks.map(|task| task.id).collect();
+        self.outbox.request_dispatch_if(!tasks.is_empty());
+        tasks.into_iter().for_each(|id| self.store_task_state(id, TaskState::Ready));
     }
 
     /// Records the outcome or the expired lease of a task that is still leased.
@@ -121,7 +187,7 @@ impl State {
         // Spread tasks that failed together; the delay of a task is deterministic.
         let seed = task.id.0 ^ task.sync.0.rotate_left(32);
         let wait = RETRY_BACKOFF.jittered_delay(
-            (task.history.failures + task.history.resource_retries).saturating_sub(1),
+            (task.history.failures + task.history.uncharged_retries).saturating_sub(1),
             seed,
         );
         let wait = u64::try_from(wait.as_millis());

@@ -61,7 +61,13 @@ impl State {
         let is_reporter = heartbeat.incarnation.is_some();
         let usage = std::mem::take(&mut heartbeat.usage);
         let moved = std::mem::take(&mut heartbeat.moved_bytes);
+        let same_process = self
+            .workers
+            .get(&id)
+            .filter(|known| known.last_heartbeat.incarnation == heartbeat.incarnation);
+        let is_back = same_process.is_none_or(|known| !known.is_active);
         let worker = Worker {
+            process_since_ms: same_process.map_or(now.mono_ms, |known| known.process_since_ms),
             is_active: heartbeat.status != WorkerStatus::Stopped,
             last_heartbeat: heartbeat,
             last_seen_ms: now.mono_ms,
@@ -77,6 +83,9 @@ impl State {
         self.outbox.request_dispatch_if(has_changed);
         if has_changed {
             self.handle_storage_change(&id, now);
+        }
+        if is_back {
+            self.end_waits_for_destination(&id);
         }
         // After the storage check: a sync that restarts or stops revokes its leases.
         let is_held =

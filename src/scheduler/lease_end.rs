@@ -171,7 +171,7 @@ impl State {
     /// Queues a task again; its next lease has a higher attempt.
     pub(super) fn requeue_task(&mut self, id: TaskId, now: Now) {
         let Some(task) = self.tasks.get(id) else { return };
-        if task.attempt.saturating_sub(task.history.resource_retries) >= MAX_ATTEMPTS {
+        if task.attempt.saturating_sub(task.history.uncharged_retries) >= MAX_ATTEMPTS {
             let worker = task.lease().map(|lease| format!(", last on worker {}", lease.worker));
             let worker = worker.unwrap_or_default();
             let why = format!("its lease expired or was returned {MAX_ATTEMPTS} times{worker}");

@@ -58,10 +58,18 @@ impl State {
         self.judge_worker(id, &result.worker_id, failed, now);
         if result.success {
             self.complete_task(id, &result.worker_id, report, verified, now);
-        } else {
-            let why = result.message.unwrap_or_else(|| "the agent gave no reason".to_owned());
-            self.retry_or_fail_task(id, &result.worker_id, why, report.failures, now);
+            return ack(ResultOutcome::Applied);
         }
+        let why = result.message.unwrap_or_else(|| "the agent gave no reason".to_owned());
+        if self.is_destination_awaited(id, &report) {
+            self.retry_when_reachable(id, &result.worker_id, why, &report.unreachable, now);
+            return ack(ResultOutcome::Applied);
+        }
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.history.unreached_since_ms =
+                (!report.unreachable.is_empty()).then_some(now.mono_ms);
+        }
+        self.retry_or_fail_task(id, &result.worker_id, why, report.failures, now);
         ack(ResultOutcome::Applied)
     }
 
@@ -250,13 +258,14 @@ impl State {
         );
         let mut history = task.history.clone();
         history.failed_on.insert(worker.clone());
+        history.unreached_since_ms = None;
         let waits = self.pause_on_storage_errors(task, &report.failures, now);
         let met_shortage = !waits && task.hit_resource_shortage(&report.failures);
         let is_charged = !waits && !met_shortage;
         let again = !is_charged || self.is_retry_useful(task, &history.failed_on, &report.failures);
         // A full disk or a lack of descriptors is not charged to the task.
         history.failures += u32::from(is_charged);
-        history.resource_retries += u32::from(met_shortage);
+        history.uncharged_retries += u32::from(met_shortage);
         if let (Some(item), true) = (retry, again) {
             history.last_error = report.failures.first().map(|e| match e.path.0.is_empty() {
                 true => e.to_string(),

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Attempts that failed for lack of resources and are not charged; they are half a minute apart.
-const MAX_RESOURCE_RETRIES: u32 = 120;
+/// Maximum number of failed attempts that are not charged; they are half a minute apart.
+const MAX_UNCHARGED_RETRIES: u32 = 120;
 
 /// Time for which other workers are preferred after a loss or a revoked lease.
 pub(super) const DEPRIORITISED_MS: u64 = 5 * 60 * 1000;
@@ -63,8 +63,13 @@ pub(super) struct Task {
 pub(super) struct RetryHistory {
     /// Number of failed attempts.
     pub(super) failures: u32,
-    /// Failed attempts for lack of descriptors or memory, which are not charged.
-    pub(super) resource_retries: u32,
+    /// Failed attempts that are not charged: for lack of descriptors or memory, or while the workers of the destination
+    /// may be restarting.
+    #[serde(rename = "resource_retries")]
+    pub(super) uncharged_retries: u32,
+    /// Since when no worker of the destination could be reached, on the scheduler's clock, as far as that is not charged.
+    #[serde(skip)]
+    pub(super) unreached_since_ms: Option<u64>,
     /// Workers that failed it: others are preferred.
     pub(super) failed_on: BTreeSet<WorkerId>,
     /// Processes with which it was lost.
@@ -147,8 +152,12 @@ impl Task {
         // run.
         let may_have_lost_data =
             |e: &EntryError| self.spec == TaskSpec::Flush && e.os_error() == Some(Errno::NOMEM);
-        self.history.resource_retries < MAX_RESOURCE_RETRIES
+        self.may_retry_uncharged()
             && errors.iter().any(|e| e.is_resource_exhaustion() && !may_have_lost_data(e))
+    }
+
+    pub(super) fn may_retry_uncharged(&self) -> bool {
+        self.history.uncharged_retries < MAX_UNCHARGED_RETRIES
     }
 
     /// Whether workers that serve the source do it (else: the destination).

@@ -26,6 +26,8 @@ pub(super) struct Worker {
     pub(super) last_seen_ms: u64,
     /// In milliseconds since 1970.
     pub(super) last_seen_wall_ms: i64,
+    /// When the first heartbeat of its process arrived, on the scheduler's clock.
+    pub(super) process_since_ms: u64,
     /// As of the last tick.
     pub(super) is_active: bool,
     pub(super) previous_incarnation: Option<String>,
@@ -111,6 +113,11 @@ impl Worker {
     /// they would write in a dry run, and copy excluded entries.
     pub(super) fn supports_options(&self) -> bool {
         self.last_heartbeat.protocol == Some(PROTOCOL_VERSION)
+    }
+
+    /// Whether the process that was known at `since_ms`, or one before it, has sent something after that.
+    pub(super) fn was_heard_since(&self, since_ms: u64) -> bool {
+        self.last_seen_ms > since_ms && self.process_since_ms <= since_ms
     }
 
     pub(super) fn accepts_work(&self) -> bool {

@@ -449,6 +449,10 @@ pub struct TaskReport {
     /// The workers that wrote to the destination, in this attempt and in failed ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub writers: Vec<WorkerId>,
+    /// The workers of the destination, where the task failed because none of them could be reached. They may be
+    /// restarting.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<WorkerId>,
     /// One error for each failed entry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<EntryError>,

@@ -151,12 +151,17 @@ impl Cluster {
 
     /// Sets the interval of agents that are started from now on, and a heartbeat timeout of the master that fits.
     pub(crate) fn set_heartbeat_interval(&mut self, interval: Duration) {
+        self.heartbeat_interval = interval;
+        self.set_heartbeat_timeout(10 * interval);
+    }
+
+    /// Starts the master again with this heartbeat timeout.
+    pub(crate) fn set_heartbeat_timeout(&mut self, timeout: Duration) {
         let path = self.home().join("master.yml");
         let config = std::fs::read_to_string(&path).expect("its file");
-        let timeout = format!("worker_heartbeat_timeout: {}s", 10 * interval.as_secs());
+        let timeout = format!("worker_heartbeat_timeout: {}s", timeout.as_secs());
         std::fs::write(&path, config.replace("worker_heartbeat_timeout: 3s", &timeout))
             .expect("write it");
-        self.heartbeat_interval = interval;
         self.master.restart();
     }
 

@@ -370,6 +370,7 @@ async fn an_unavailable_peer_is_skipped_and_the_task_fails_when_all_are_unavaila
     let message = done.message.unwrap();
     assert!(!done.success && message.contains("worker away cannot be reached"), "{message}");
     assert!(!done.report.returned, "it was tried");
+    assert_eq!(done.report.unreachable, ["away".parse().unwrap()]);
     assert_eq!(report_counts(&done.report), [0; 6]);
     let nobody =
         Assignment { destination_workers: vec![], ..fleet.assignment(copy_task(&manifest)) };

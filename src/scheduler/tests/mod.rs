@@ -37,6 +37,7 @@ mod storage_paths;
 mod storage_table;
 mod storage_world;
 mod transfer_progress;
+mod unreachable_destinations;
 mod unverified;
 mod worker_admin;
 mod worker_losses;

@@ -43,6 +43,8 @@ pub(super) struct Work {
     pub(super) claims: Claims,
     /// A storage path does not lead to the expected directory.
     pub(super) gone: Option<EntryError>,
+    /// The process through which it writes has ended.
+    pub(super) unreachable: Option<WorkerId>,
 }
 
 /// A slot of an agent.

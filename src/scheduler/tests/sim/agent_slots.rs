@@ -59,6 +59,7 @@ impl Sim {
             let wrote = std::mem::take(&mut work.report.writers);
             work.report = TaskReport { returned: back, writers: wrote, ..TaskReport::default() };
             work.report.failures.extend(work.gone.take());
+            work.report.unreachable.extend(work.unreachable.take());
         }
         let result = result_of(&work, done);
         self.agents[agent].slots[slot].work = Some(work);
@@ -147,6 +148,7 @@ impl Sim {
         let assignment = work.a.assignment_id;
         let page = self.next_page(&mut work);
         work.report.failures.extend(work.gone.take());
+        work.report.unreachable.extend(work.unreachable.take());
         let result = result_of(&work, false);
         self.agents[agent].slots[slot].work = Some(work);
         match page {

@@ -152,7 +152,11 @@ impl Sim {
     fn target(&mut self, work: &mut Work, writes: bool) -> Option<Target> {
         let (agent, incarnation) = work.through?;
         let through = &self.agents[agent];
-        if through.down || through.incarnation != incarnation || through.frozen_until > self.time {
+        if through.down || through.incarnation != incarnation {
+            work.unreachable = Some(through.name.clone());
+            return None;
+        }
+        if through.frozen_until > self.time {
             return None;
         }
         let (name, host) = (through.name.clone(), through.host);

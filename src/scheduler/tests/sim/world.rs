@@ -426,6 +426,7 @@ impl Sim {
             through: None,
             claims: claims_of(&a.ticket),
             gone: None,
+            unreachable: None,
             a,
         };
         s.work = Some(work);
