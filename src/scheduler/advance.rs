@@ -17,13 +17,17 @@ impl State {
         let Some(sync) = self.syncs.get(no) else { return };
         let active = sync.is_active();
         if let (Some(group), false) = (sync.group(), active) {
+            self.update_group_scans(group, now);
             self.update_group(group, now);
         }
         let Some(sync) = self.syncs.get(no) else { return };
         if sync.is_group() && active {
+            self.update_group_scans(no, now);
             return self.update_group(no, now);
         }
-        let idle = self.tasks.sync_tasks(no).is_empty() && sync.large_files.is_empty();
+        let idle = self.tasks.sync_tasks(no).is_empty()
+            && sync.large_files.is_empty()
+            && !sync.follows_group();
         if !active {
             self.release_paths(no, now);
         }
@@ -62,10 +66,10 @@ impl State {
     fn enter_phase(&mut self, no: SyncNo, phase: PhaseState) {
         self.clear_hardlink_groups(no);
         let Some(sync) = self.syncs.get_mut(no) else { return };
-        sync.phase = phase;
+        let before = std::mem::replace(&mut sync.phase, phase);
         if phase == PhaseState::Readback {
             if sync.recheck.is_pending {
-                sync.recheck.begin();
+                sync.recheck.begin(before);
                 // They describe the previous pass.
                 (sync.counters.verified_files, sync.counters.repaired_files) = (0, 0);
             }

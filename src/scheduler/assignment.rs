@@ -2,12 +2,12 @@
 
 use super::boot_ids::{is_only_root_under, names_root};
 use super::sync_job::SyncJob;
-use super::task::Task;
+use super::task::{Lease, LeasedRelay, Task};
 use super::worker_registry::Worker;
 use super::{Now, Reply, State};
 use crate::wire::options::WriteRules;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::task::{Assignment, PoolMember, TaskSpec};
+use crate::wire::task::{Assignment, PoolMember, Relay, TaskSpec};
 use crate::wire::ticket::{Claims, TICKET_LIFETIME_SECONDS};
 use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};
 use std::collections::BTreeMap;
@@ -82,7 +82,10 @@ impl State {
             lease_seconds: self.settings.lease_ms / 1000,
             source_path: request.source_path.clone(),
             destination_path: request.destination_path.clone(),
-            chunk_size_mb: request.chunk_size_mb,
+            chunk_size_mb: match sync.is_group() {
+                true => self.shared_chunk_mib(sync),
+                false => request.chunk_size_mb,
+            },
             chunk_offset,
             chunk_size,
             task: task.spec.clone(),
@@ -93,14 +96,24 @@ impl State {
             destination_workers,
             ticket: self.keys.sign(&claims),
             source_root,
-            relay: None,
-            report_held: false,
+            relay: self.relay_of(lease),
+            report_held: task.unit.is_some() && lease.relay.is_none(),
             bwlimit: task
                 .spec
                 .sends_content()
                 .then(|| self.bandwidth.granted_to(sync.no, &lease.worker))
                 .flatten(),
         })
+    }
+
+    /// The copy that the worker of a lease sends.
+    fn relay_of(&self, lease: &Lease) -> Option<Relay> {
+        let LeasedRelay { holder, digest } = lease.relay.as_ref()?;
+        let holder = self.syncs.get(*holder)?;
+        let path = holder.request.destination_path.clone();
+        let recorded = holder.possible_writers.get(&lease.worker);
+        let root = self.expected_root(&lease.worker, &path, recorded);
+        Some(Relay { path, root, digest: *digest })
     }
 
     pub(super) fn get_manifest(
@@ -119,18 +132,22 @@ impl State {
     /// Records the root from which a worker reads the source.
     pub(super) fn record_source_reader(&mut self, id: TaskId, worker: &WorkerId, now: Now) {
         let Some(task) = self.tasks.get(id).filter(|task| task.runs_at_source()) else { return };
-        if task.spec == TaskSpec::CleanUp {
+        if task.spec == TaskSpec::CleanUp || task.lease().is_some_and(|l| l.relay.is_some()) {
             return;
         }
-        let Some(sync) = self.syncs.get_mut(task.sync) else { return };
-        if sync.source_roots.get(worker).is_some() {
-            return;
-        }
-        let known = self.workers.get(worker);
-        if let Some(place) = known.and_then(|w| w.boot_and_root(&sync.request.source_path)) {
-            sync.source_roots.add(worker, Some(&place));
-            let no = sync.no;
-            self.mark_changed(no, now);
+        // What it reads may be sent on to other destinations.
+        let sync = self.syncs.get(task.sync);
+        let group = sync.filter(|sync| sync.shares_source()).and_then(SyncJob::group);
+        for no in [Some(task.sync), group].into_iter().flatten() {
+            let Some(sync) = self.syncs.get_mut(no) else { continue };
+            if sync.source_roots.get(worker).is_some() {
+                continue;
+            }
+            let known = self.workers.get(worker);
+            if let Some(place) = known.and_then(|w| w.boot_and_root(&sync.request.source_path)) {
+                sync.source_roots.add(worker, Some(&place));
+                self.mark_changed(no, now);
+            }
         }
     }
 

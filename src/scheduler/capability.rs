@@ -22,6 +22,13 @@ impl State {
             .filter(|w| w.supports_options() || !sync.has_nondefault_options())
     }
 
+    /// Where the content of a task is read: at the source, or at the destination of which it sends the copy.
+    pub(super) fn read_place<'a>(&'a self, sync: &'a SyncJob, task: &Task) -> Place<'a> {
+        let relay = task.lease().and_then(|lease| lease.relay.as_ref());
+        let holder = relay.and_then(|relay| self.syncs.get(relay.holder));
+        holder.map_or(sync.source(), SyncJob::destination)
+    }
+
     /// A flush is done by the worker that wrote, or by one under the same kernel with the same open
     /// root, because they share a page cache. After a reboot no worker can flush what was only in
     /// the cache.

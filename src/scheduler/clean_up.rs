@@ -3,7 +3,7 @@
 use super::boot_ids::BootIds;
 use super::large_file::{LargeFile, LargeFileState};
 use super::phase::PhaseState;
-use super::sync_job::{MirrorStop, SyncJob};
+use super::sync_job::{MirrorStop, ScanOwner, SyncJob};
 use super::task::{Task, TaskState};
 use super::{Effect, Now, State, record_keys};
 use crate::wire::task::TaskSpec;
@@ -31,6 +31,16 @@ impl State {
         }
         self.abandon_tasks(no, now);
         self.mark_changed(no, now);
+    }
+
+    /// The scans of its group find no work for a sync any more, and other destinations get nothing from it.
+    pub(super) fn leave_group_scans(&mut self, no: SyncNo, next: ScanOwner) {
+        let Some(sync) = self.syncs.get_mut(no) else { return };
+        let Some(group) = sync.group() else { return };
+        sync.scan_owner = next;
+        self.outbox.write_record(sync.record_key());
+        self.relays.remove_holder_everywhere(group, no);
+        self.outbox.mark_dirty(group);
     }
 
     /// Removes a large file that will not be published, and adds a task that deletes its part file.
@@ -77,6 +87,7 @@ impl State {
     /// Removes all tasks of a sync. Part files are deleted later, and so are temporary files of
     /// batches that were ever leased: a killed worker leaves some, and no retry reuses them.
     pub(super) fn abandon_tasks(&mut self, no: SyncNo, now: Now) {
+        self.leave_group_scans(no, ScanOwner::GroupBefore);
         let Some(sync) = self.syncs.get(no) else { return };
         let writes = !sync.is_dry_run();
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
@@ -139,6 +150,7 @@ impl State {
 
     /// Removes the tasks of a sync; an active one restarts. What the destination has already is skipped.
     pub(super) fn restart_sync(&mut self, no: SyncNo, now: Now) {
+        self.leave_group_scans(no, ScanOwner::Itself);
         let Some(sync) = self.syncs.get(no).filter(|sync| !sync.is_group()) else { return };
         let larges: Vec<TaskId> = sync.large_files.keys().copied().collect();
         let tasks = self.tasks.ids_of_sync(no);

@@ -1,5 +1,6 @@
 //! The operations that every other file builds on: tasks and records change, and the indexes of them with them.
 
+use super::relay_table::{UnitNo, UnitTask};
 use super::sync_job::SyncJob;
 use super::task::{Task, TaskState, task_digest};
 use super::{Effect, Now, State, record_keys};
@@ -17,6 +18,41 @@ impl State {
         let Some(task) = self.tasks.get(id) else { return };
         let boot = self.pinned_boot(task);
         self.tasks.set_state(id, state, boot.as_ref());
+        self.update_unit(id);
+    }
+
+    fn update_unit(&mut self, id: TaskId) {
+        let Some((task, unit)) = self.tasks.get(id).and_then(|task| Some((task, task.unit?)))
+        else {
+            return;
+        };
+        let sender = task.lease().map(|lease| lease.relay.as_ref().map(|relay| relay.holder));
+        let is_ready = task.state == TaskState::Ready;
+        self.relays.update_task(unit, task.sync, UnitTask { id, is_ready, sender });
+    }
+
+    /// Adds a task to a unit.
+    pub(super) fn join_unit(&mut self, id: TaskId, unit: UnitNo) {
+        self.tasks.set_unit(id, Some(unit));
+        self.update_unit(id);
+        self.outbox.request_dispatch();
+    }
+
+    /// Makes a task an ordinary one, that reads the source.
+    pub(super) fn leave_unit(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        if let Some(unit) = task.unit {
+            self.relays.remove_task(unit, task.sync);
+            self.tasks.set_unit(id, None);
+            self.outbox.request_dispatch();
+        }
+    }
+
+    /// A sync does not need a manifest any more.
+    pub(super) fn release_manifest(&mut self, no: SyncNo, key: String) {
+        if self.shared_manifests.release(&key, no) {
+            self.outbox.delete_blob(key);
+        }
     }
 
     /// Changes the state of a task, and stores it.
@@ -109,11 +145,14 @@ impl State {
     pub(super) fn remove_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.remove(id)?;
         self.isolation.remove(id);
+        if let Some(unit) = task.unit {
+            self.relays.remove_task(unit, task.sync);
+        }
         self.outbox.write_record(task.record_key());
         // The manifest of a large file is removed with the file, a name list with the sync.
         let shared = task.large_file.is_some() || matches!(task.spec, TaskSpec::List { .. });
         if let (Some(blob), false) = (&task.manifest_key, shared) {
-            self.outbox.delete_blob(blob.clone());
+            self.release_manifest(task.sync, blob.clone());
         }
         self.outbox.mark_dirty(task.sync);
         // A scan may wait for the space in the window.
@@ -129,10 +168,6 @@ impl State {
             self.outbox.extend(sync.take_unsaved_keys().into_iter().map(Effect::WriteRecord));
             self.outbox.mark_dirty(no);
         }
-    }
-
-    pub(super) fn has_window_for_scans(&self, sync: &SyncJob) -> bool {
-        self.window_fill(sync) < 0.5
     }
 
     /// How full the window of a sync is: a scan is suspended at 1 and continues below 0.5.

@@ -1,5 +1,6 @@
-//! Syncs with several destinations. Such a sync is a *group*: it has no tasks. For each destination storage there is
-//! one sync of its own, with counters, phases, guards and outcome as any other; the group sums them up.
+//! Syncs with several destinations. Such a sync is a *group*. For each destination storage there is one sync of its own,
+//! with counters, phases, guards and outcome as any other; the group sums them up. The only tasks of the group are the
+//! scans that its destinations share ([`shared_scan`](super::shared_scan)).
 //!
 //! ```text
 //! no destination is known yet  | the sides are known        | one sync for each destination
@@ -9,7 +10,7 @@
 //! ```
 
 use super::storage_types::StorageNo;
-use super::sync_job::{SyncJob, SyncPart};
+use super::sync_job::{ScanOwner, SyncJob, SyncPart};
 use super::{Now, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SyncOutcome, SyncRequest, SyncState};
@@ -46,13 +47,20 @@ impl State {
 
     /// Adds the syncs of the destinations of a group.
     pub(super) fn expand_group(&mut self, group: SyncNo, storages: &[StorageNo], now: Now) {
+        let is_first = self.syncs.destinations_of(group).next().is_none();
+        let whole = self.syncs.get(group);
+        // Those that are added later need what was found before.
+        let share = is_first && storages.len() > 1 && whole.is_some_and(SyncJob::can_share_scans);
         for storage in storages {
-            self.add_destination(group, *storage, now);
+            self.add_destination(group, *storage, share, now);
+        }
+        if share {
+            self.add_scans(group);
         }
         self.share_bandwidth(group, now);
     }
 
-    fn add_destination(&mut self, group: SyncNo, storage: StorageNo, now: Now) {
+    fn add_destination(&mut self, group: SyncNo, storage: StorageNo, shares_scans: bool, now: Now) {
         let Some(whole) = self.syncs.get(group) else { return };
         let Some(id) = self.destination_id(whole, storage) else { return };
         let worker = self.first_worker(storage);
@@ -67,6 +75,9 @@ impl State {
         sync.source_storage = source;
         sync.destination_storage = Some(storage);
         sync.pause = pause;
+        if shares_scans {
+            sync.scan_owner = ScanOwner::Group;
+        }
         if let (owner, Some(parts), digest) = lists {
             (sync.name_list_stored_under, sync.name_list_parts) = (Some(owner), Some(parts));
             (sync.name_list_digest, sync.has_name_list) = (digest, true);
@@ -74,7 +85,9 @@ impl State {
         self.syncs.insert(sync);
         self.reserve_paths(no, now);
         self.mark_changed(no, now);
-        self.add_scans(no);
+        if !shares_scans {
+            self.add_scans(no);
+        }
     }
 
     /// The id of the sync of one destination: that of the whole, and the storage or its worker.

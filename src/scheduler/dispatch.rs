@@ -2,8 +2,9 @@
 
 use super::boot_ids::boot_part;
 use super::isolation::IsolationDecision;
-use super::placement::RunnableSync;
-use super::task::{Lease, TaskState};
+use super::placement::{Choice, RunnableSync};
+use super::sync_job::SyncJob;
+use super::task::{Lease, LeasedRelay, TaskState};
 use super::{Caller, Now, Reply, State, WaitingPoll};
 use crate::wire::sync::SyncState;
 use crate::wire::task::{Assignment, TaskSpec};
@@ -17,6 +18,7 @@ impl State {
         if self.poll_queue.is_empty() {
             return;
         }
+        self.update_relays(now);
         let mut open = self.runnable_syncs(now);
         for caller in self.polls_for_pinned_tasks(&open) {
             if self.dispatch_poll(caller, &open, now) {
@@ -80,7 +82,11 @@ impl State {
             };
             let at_source = at(o.has_source_task, sync.source_storage);
             let at_destination = at(o.has_destination_task, sync.destination_storage);
-            at_source.into_iter().chain(at_destination).min()
+            let holders = self.relays.possible_holders(o.no);
+            let at_holders = holders.filter_map(|holder| {
+                self.poll_queue.next_poll_at(self.syncs.get(holder)?.destination_storage, after)
+            });
+            at_source.into_iter().chain(at_destination).chain(at_holders).min()
         };
         open.iter().filter_map(next).min()
     }
@@ -104,6 +110,7 @@ impl State {
             let again = self.tasks.get(id).and_then(|task| self.build_assignment(task, now));
             return Some(Reply::Assignment(again.map(Box::new)));
         }
+        self.update_relays(now);
         let open = self.runnable_syncs(now);
         if let Some(assignment) = self.assign_task(&poll, &open, now) {
             return Some(Reply::Assignment(Some(Box::new(assignment))));
@@ -140,20 +147,25 @@ impl State {
         }
         match self.decide_isolation(&poll.worker, open, now) {
             IsolationDecision::Ordinary => {}
-            IsolationDecision::RunAlone(id) => return self.grant_lease(id, poll, now),
+            IsolationDecision::RunAlone(id) => {
+                return self.grant_lease(Choice::from_source(id), poll, now);
+            }
             IsolationDecision::Wait => return None,
         }
         let worker = self.workers.get(&poll.worker)?;
         let mut turn: Vec<(u64, SyncNo)> =
             open.iter().filter_map(|o| Some((self.syncs.get(o.no)?.last_served, o.no))).collect();
         turn.sort_unstable();
-        let id = turn.into_iter().find_map(|(_, no)| self.choose_task(no, worker, now))?;
-        self.grant_lease(id, poll, now)
+        let choice = turn.into_iter().find_map(|(_, no)| self.choose_task(no, worker, now))?;
+        self.grant_lease(choice, poll, now)
     }
 
-    fn grant_lease(&mut self, id: TaskId, poll: &WaitingPoll, now: Now) -> Option<Assignment> {
+    fn grant_lease(&mut self, choice: Choice, poll: &WaitingPoll, now: Now) -> Option<Assignment> {
         let assignment = AssignmentId(self.keys.draw());
+        let id = choice.task;
         let task = self.tasks.get_mut(id)?;
+        let digest = task.unit.and_then(|unit| self.relays.range_digest(unit));
+        let relay = choice.holder.map(|holder| LeasedRelay { holder, digest });
         task.attempt += 1;
         let lease = Lease {
             assignment,
@@ -164,6 +176,7 @@ impl State {
             granted_ms: now.mono_ms,
             next_page: 0,
             moved_bytes: 0,
+            relay,
         };
         let (key, no, again) = (task.record_key(), task.sync, task.attempt > 1);
         let sends = task.spec.sends_content();
@@ -183,9 +196,14 @@ impl State {
         }
         self.leases_granted += 1;
         let served = self.leases_granted;
+        let group = self.syncs.get(no).and_then(SyncJob::group);
+        if let Some(group) = group.and_then(|group| self.syncs.get_mut(group)) {
+            group.last_served = served;
+        }
+        self.start_followers(no, now);
         if let Some(sync) = self.syncs.get_mut(no) {
             sync.last_served = served;
-            let first = sync.state == SyncState::Queued;
+            let first = sync.state == SyncState::Queued && !sync.is_group();
             if first {
                 sync.state = SyncState::Progress;
                 sync.started_ms.get_or_insert(now.wall_ms);

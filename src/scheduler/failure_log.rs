@@ -1,11 +1,11 @@
 //! Records failures: in the counters, in the [failure list](super::failure_list) and in the file records.
 
+use super::State;
 use super::failure_list::{
     FailedBatch, FailureList, FailurePages, MAX_PAGE_BYTES, OpenPage, failure_page_key,
     failure_record,
 };
 use super::sync_job::SyncJob;
-use super::{Effect, State};
 use crate::wire::SyncNo;
 use crate::wire::outcome::EntryError;
 use crate::wire::sync::FailedStep;
@@ -70,9 +70,7 @@ impl State {
         let entries = if batch.is_some() { count } else { 1 };
         let is_listed = failed.add(record.clone(), batch, max_entries);
         let listed = if is_listed { entries } else { 0 };
-        if !is_listed {
-            self.outbox.extend(manifest.map(Effect::DeleteBlob));
-        }
+        let dropped = manifest.filter(|_| !is_listed);
         failed.unlisted_count = failed.unlisted_count.saturating_add(count.saturating_sub(listed));
         if failed.open_page.lines.len() >= MAX_PAGE_BYTES {
             let key = failure_page_key(no, failed.open_page_no());
@@ -82,6 +80,9 @@ impl State {
         sync.record_error(error, count);
         if sync.records_files() {
             self.append_file_records(no, [record].into_iter());
+        }
+        if let Some(manifest) = dropped {
+            self.release_manifest(no, manifest);
         }
     }
 
@@ -102,7 +103,8 @@ impl State {
 
     pub(super) fn delete_failure_list(&mut self, no: SyncNo) {
         let Some(sync) = self.syncs.get_mut(no) else { return };
-        self.outbox.extend(sync.failure_blob_keys().map(Effect::DeleteBlob));
+        let keys: Vec<String> = sync.failure_blob_keys().collect();
         sync.failure_list = FailureList::default();
+        keys.into_iter().for_each(|key| self.release_manifest(no, key));
     }
 }

@@ -5,10 +5,10 @@ use super::{Now, State};
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::units;
-use crate::wire::outcome::{EntryError, ErrorClass};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::sync::FailedStep;
 use crate::wire::task::{TaskReport, TaskSpec};
-use crate::wire::{BytePath, TaskId, WorkerId};
+use crate::wire::{BytePath, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ impl State {
         reason: &str,
         now: Now,
     ) -> Option<Task> {
+        // It is repeated from the source.
+        self.leave_unit(id);
         let task = self.tasks.get_mut(id)?;
         task.history.failed_on.insert(worker.clone());
         task.history.last_error = Some(reason.to_owned());
@@ -163,7 +165,9 @@ impl State {
         }
         let may_pass = |e: &EntryError| {
             use ErrorClass::{Changed, Damaged, StorageGone, Transient};
+            // What a relay could not send is sent from the source.
             matches!(e.class, Transient | Changed | StorageGone | Damaged)
+                || e.side == Some(Side::Relay)
         };
         if errors.iter().any(may_pass) {
             return task.history.failures < most;
@@ -262,18 +266,9 @@ impl State {
                 self.record_failure(task.sync, error, count, None);
             }
             TaskSpec::Scan { .. } | TaskSpec::List { .. } => {
-                let counts = sync.counts_entries();
-                let step = if counts { FailedStep::List } else { FailedStep::ReadBack };
-                let unfit = error.class == ErrorClass::InvalidRequest;
-                let of_root = match &task.spec {
-                    TaskSpec::Scan { dir, cursor } => dir.is_root() && cursor.is_none(),
-                    // An unusable root is no error of a listed name.
-                    _ => unfit || error.path.0.is_empty() && error.class == ErrorClass::Permanent,
-                };
-                sync.source_root_failed |= counts && of_root;
-                // A listed name or directory must exist: its absence is an error.
-                let class = if unfit { error.class } else { ErrorClass::Permanent };
-                self.record_failed_step(task.sync, step, EntryError { class, ..error });
+                for no in self.scan_receivers(task.sync) {
+                    self.record_failed_scan(no, &task.spec, error.clone(), now);
+                }
             }
             TaskSpec::Flush | TaskSpec::Prune { .. } | TaskSpec::CleanUp => {
                 if let Some(bound) = &task.pinned_to {
@@ -290,6 +285,24 @@ impl State {
             TaskSpec::Discard => {}
         }
         self.mark_changed(task.sync, now);
+    }
+
+    /// A scan of a sync, or of its group, failed.
+    fn record_failed_scan(&mut self, no: SyncNo, spec: &TaskSpec, error: EntryError, now: Now) {
+        let Some(sync) = self.syncs.get_mut(no) else { return };
+        let counts = sync.counts_entries();
+        let step = if counts { FailedStep::List } else { FailedStep::ReadBack };
+        let unfit = error.class == ErrorClass::InvalidRequest;
+        let of_root = match spec {
+            TaskSpec::Scan { dir, cursor } => dir.is_root() && cursor.is_none(),
+            // An unusable root is no error of a listed name.
+            _ => unfit || error.path.0.is_empty() && error.class == ErrorClass::Permanent,
+        };
+        sync.source_root_failed |= counts && of_root;
+        // A listed name or directory must exist: its absence is an error.
+        let class = if unfit { error.class } else { ErrorClass::Permanent };
+        self.record_failed_step(no, step, EntryError { class, ..error });
+        self.mark_changed(no, now);
     }
 
     /// Keeps the manifest of a failed batch, if the error names no entry of it.

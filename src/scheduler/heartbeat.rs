@@ -163,7 +163,8 @@ impl State {
                 unavailable_path(heartbeat, place.path).is_some()
                     && worker.is_some_and(|worker| self.workers.sees(worker, place))
             };
-            task.runs_at_source() && is_lost(sync.source()) || is_lost(sync.destination())
+            task.runs_at_source() && is_lost(self.read_place(sync, task))
+                || is_lost(sync.destination())
         };
         let held = self.tasks.held_by(&heartbeat.worker_id);
         held.filter(|task| needs_lost_path(task)).map(|task| task.id).collect()

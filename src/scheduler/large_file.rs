@@ -1,5 +1,6 @@
 //! Files of more than one range.
 
+use super::relay_table::SharedFileNo;
 use crate::wire::{BytePath, Digest, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,9 @@ pub(super) struct LargeFile {
     pub(super) range_digests: Vec<Option<Digest>>,
     #[serde(skip)]
     pub(super) ranges_done: u64,
+    /// The file that other destinations get as well.
+    #[serde(skip)]
+    pub(super) shared: Option<SharedFileNo>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

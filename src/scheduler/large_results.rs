@@ -3,7 +3,7 @@
 use super::large_file::LargeFileState;
 use super::phase::PhaseState;
 use super::task::Task;
-use super::work_items::item_name;
+use super::work_items::{FoundLargeFile, item_name};
 use super::{Now, State};
 use crate::util::units;
 use crate::wire::outcome::{EntryError, ErrorClass, Side};
@@ -66,6 +66,12 @@ impl State {
                 counters.bytes_done = counters.bytes_done.saturating_add(length);
                 counters.kept_bytes = counters.kept_bytes.saturating_add(kept);
             }
+        }
+        if let Some(shared) = large.shared.filter(|_| !comparing) {
+            // Of a copy that a relay sent the digest is known from the source.
+            let relay = task.lease().and_then(|lease| lease.relay.as_ref());
+            let digest = relay.map_or(report.digest, |relay| relay.digest);
+            self.relays.record_range(shared, index, task.sync, digest);
         }
         let keys = [large.record_key(), large.range_record_key(index)];
         keys.into_iter().for_each(|key| self.outbox.write_record(key));
@@ -176,12 +182,13 @@ impl State {
                 sync.counters.bytes_total = sync.counters.bytes_total.saturating_sub(old_size);
             }
             match item {
-                WorkItem::Large { manifest, size, range_length, hardlink_group: group } => {
+                WorkItem::Large { manifest, size, range_length, hardlink_group } => {
                     if counts {
                         sync.counters.add_bytes_total(size);
                     }
-                    let sizes = (size, range_length);
-                    self.add_large_file(task.sync, manifest.0, sizes, restarts + 1, group);
+                    let restarts = restarts + 1;
+                    let found = FoundLargeFile { size, range_length, hardlink_group, restarts };
+                    self.add_large_file(task.sync, manifest.0, found);
                 }
                 copy @ WorkItem::Copy { .. } => {
                     // It is small now. `add_work_item` counts it again.
@@ -213,6 +220,10 @@ impl State {
         if let Some(error) = report.failures.first() {
             let why = error.to_string();
             return self.retry_or_fail_task(task.id, worker, why, report.failures, now);
+        }
+        let large = self.syncs.get_mut(task.sync).and_then(|sync| sync.large_files.get_mut(&file));
+        if let Some(shared) = large.and_then(|large| large.shared.take()) {
+            self.relays.leave_file(shared, task.sync, true);
         }
         if let Some(large) = self.remove_large_file(task.sync, file) {
             self.count_large_file(task.sync, large.size, !in_place, report);

@@ -9,7 +9,7 @@ use super::worker_registry::Worker;
 use crate::util::units;
 use crate::wire::task::{TaskSpec, WorkItem};
 use crate::wire::worker::WorkerStatus;
-use crate::wire::{TaskId, WorkerId};
+use crate::wire::{SyncNo, TaskId, WorkerId};
 
 /// No agent can receive a task, end and report as another process in less time. So the poll that
 /// got the task had waited in the queue, and its process had already ended.
@@ -45,6 +45,7 @@ impl State {
     /// A worker died while it held a task.
     pub(super) fn handle_worker_loss(&mut self, id: TaskId, now: Now) {
         self.mark_possible_writes(id, now);
+        self.leave_unit_after_loss(id);
         let most = self.settings.max_worker_losses as usize;
         let Some(task) = self.tasks.get_mut(id) else { return };
         let Some(lease) = task.lease() else { return };
@@ -81,7 +82,7 @@ impl State {
         self.fail_task(id, why, None, now);
         let Some(blob) = left else { return };
         if self.syncs.get(no).is_none_or(SyncJob::is_dry_run) {
-            return self.outbox.delete_blob(blob);
+            return self.release_manifest(no, blob);
         }
         self.add_discard(no, Some(blob), blob_bytes, true, now);
     }
@@ -154,7 +155,16 @@ impl State {
     /// reach must flush.
     pub(super) fn requeue_lost(&mut self, id: TaskId, now: Now) {
         self.mark_possible_writes(id, now);
+        self.leave_unit_after_loss(id);
         self.requeue_task(id, now);
+    }
+
+    /// The destination of a sync could not be reached: others do not wait for what it sends to them, or could send.
+    pub(super) fn stop_relays_of(&mut self, no: SyncNo, now: Now) {
+        let Some(group) = self.syncs.get(no).and_then(SyncJob::group) else { return };
+        let sent = self.relays.sent_by(group, no);
+        sent.into_iter().for_each(|id| self.requeue_lost(id, now));
+        self.relays.remove_holder_everywhere(group, no);
     }
 
     /// A worker with a lease on a writing task may have written through any reachable worker.

@@ -6,7 +6,7 @@
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
 //! 1. Data: `single_entries`, `failure_list`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
-//!    `phase`, `bandwidth`, `source_history`, `validate`, `task`, `large_file`, `task_table`,
+//!    `phase`, `bandwidth`, `source_history`, `validate`, `relay_table`, `task`, `shared_manifests`, `large_file`, `task_table`,
 //!    `isolation`, `worker_rank`, `storage_types`, `storage_table`, `storage_compare`,
 //!    `storage_declarations`, `storage_observe`, `storage_records`, `place`, `poll_queue`, `worker_health`,
 //!    `worker_registry`, `pause`
@@ -14,7 +14,7 @@
 //! 3. Changes that keep the indexes in step: `core`
 //! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
 //! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`,
-//!    `destinations`, `storage_binding`
+//!    `destinations`, `shared_scan`, `relays`, `storage_binding`
 //! 6. Failures: `storage_pause`, `failures`, `lease_end`
 //! 7. Phases: `advance`
 //! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
@@ -62,8 +62,12 @@ mod recheck;
 mod reconcile;
 mod record_keys;
 mod records;
+mod relay_table;
+mod relays;
 mod results;
 mod retention;
+mod shared_manifests;
+mod shared_scan;
 mod single_entries;
 mod source_history;
 mod speed;
@@ -118,6 +122,8 @@ use keys::Keys;
 use outbox::Outbox;
 use pause::Pause;
 use poll_queue::PollQueue;
+use relay_table::RelayTable;
+use shared_manifests::SharedManifests;
 use sync_table::SyncTable;
 use task_table::TaskTable;
 use worker_registry::WorkerRegistry;
@@ -203,6 +209,10 @@ pub struct State {
     isolation: isolation::Isolation,
     retention_clock: retention::RetentionClock,
     poll_queue: PollQueue,
+    relays: RelayTable,
+    /// Nothing happened since [`State::update_relays`] that decides which destinations can send and receive.
+    relays_are_current: bool,
+    shared_manifests: SharedManifests,
     /// The [version](WorkerRegistry::version) of the workers for which the windows were computed;
     /// `None`: the settings changed since.
     windows_version: Option<u64>,
@@ -220,6 +230,8 @@ impl State {
     /// Applies an event; returns writes and replies. The writes must be durable before any reply is
     /// sent.
     pub fn apply(&mut self, event: Event, caller: Option<Caller>, now: Now) -> Vec<Effect> {
+        // A lease changes nothing for others.
+        self.relays_are_current &= matches!(event, Event::Poll { .. } | Event::CancelPoll(_));
         let reply = self.handle_event(event, caller, now);
         let reply = reply.unwrap_or_else(|problem| Some(Reply::Refused(Box::new(problem))));
         if let (Some(caller), Some(reply)) = (caller, reply) {

@@ -43,19 +43,27 @@ impl State {
             let detail = format!("an invalid page of worker {worker}: {why}");
             return Err(Problem::new(ProblemCode::InvalidPage, detail));
         }
-        if let Some(stop_now) = self.check_source_root(no, &page) {
-            self.stop_mirror(no, stop_now, now);
+        for receiver in self.scan_receivers(no) {
+            if let Some(stop_now) = self.check_source_root(receiver, &page) {
+                self.stop_mirror(receiver, stop_now, now);
+            }
+        }
+        let receivers = self.scan_receivers(no);
+        if receivers.is_empty() || self.tasks.get(id).is_none() {
             return Ok(STOP);
         }
-        self.mark_progress(no, now);
-        self.count_integrity_errors(no, page.integrity_errors);
-        // Later pages continue a walk that is already counted.
-        if page.page == 0 && !is_proven {
-            self.count_unverified(no);
+        // What the agent found before is of all its tasks.
+        self.count_integrity_errors(receivers[0], page.integrity_errors);
+        for receiver in &receivers {
+            self.mark_progress(*receiver, now);
+            // Later pages continue a walk that is already counted.
+            if page.page == 0 && !is_proven {
+                self.count_unverified(*receiver);
+            }
         }
         let (next, used_up) = (page.next.clone(), page.allowance_used_up);
-        self.apply_page(no, &spec, page, |error| error.attribute(worker, attempt));
-        self.mark_changed(no, now);
+        self.apply_page(no, &receivers, &spec, page, |error| error.attribute(worker, attempt));
+        receivers.iter().for_each(|receiver| self.mark_changed(*receiver, now));
         if let Some(stop_now) =
             self.syncs.get(no).and_then(|sync| sync.guard_excess_deletions(used_up))
         {
@@ -67,6 +75,7 @@ impl State {
             return Ok(PageReply { action: PageAction::Done, max_subtrees: 0 });
         };
         self.edit_task(id, |task| task.spec = next);
+        self.detach_laggards(no, now);
         if let Some(lease) = self.tasks.lease_mut(id) {
             lease.next_page += 1;
             lease.deadline_ms = now.mono_ms + self.settings.lease_ms;
@@ -74,20 +83,29 @@ impl State {
         Ok(self.continue_walk(id))
     }
 
-    /// Applies a page of the walk `spec`.
+    /// Applies a page of the walk `spec` of a sync to those that get what it finds.
     fn apply_page(
         &mut self,
         no: SyncNo,
+        receivers: &[SyncNo],
         spec: &TaskSpec,
-        page: ScanPage,
+        mut page: ScanPage,
         sign: impl Fn(&mut EntryError),
     ) {
-        for item in page.work {
-            self.add_work_item(no, item, None);
+        for item in std::mem::take(&mut page.work) {
+            self.add_found_item(no, receivers, item);
         }
-        for dir in page.subtrees {
+        for dir in std::mem::take(&mut page.subtrees) {
             self.add_task(Task::new(no, subtree_spec(spec, dir)));
         }
+        page.errors.iter_mut().for_each(sign);
+        for receiver in receivers {
+            self.record_page(*receiver, page.clone());
+        }
+    }
+
+    /// Counts and records what a page reports, without the work.
+    fn record_page(&mut self, no: SyncNo, page: ScanPage) {
         if let Some(pruned) = page.pruned {
             self.count_extraneous(no, pruned);
         }
@@ -115,8 +133,7 @@ impl State {
         if noted {
             sync.add_metadata_warnings(page.warnings);
         }
-        for mut error in page.errors {
-            sign(&mut error);
+        for error in page.errors {
             self.record_failure(no, error, 1, None);
         }
         if recorded {
@@ -149,7 +166,7 @@ impl State {
         let Some(sync) = self.tasks.get(id).and_then(|t| self.syncs.get(t.sync)) else {
             return STOP;
         };
-        if self.window_fill(sync) < 1.0 {
+        if self.scan_window_fill(sync) < 1.0 {
             let ready = self.tasks.sync_tasks(sync.no).ready();
             let ready = ready.at_source.len() + ready.scans.len();
             let most = MAX_REQUESTED_SUBTREES as usize + ready;

@@ -16,7 +16,7 @@
 use super::event::Now;
 use super::task::Task;
 use crate::wire::WorkerId;
-use crate::wire::outcome::{EntryError, ErrorClass};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::task::TaskSpec;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,10 @@ impl StorageProblem {
     pub(super) fn from_error(error: &EntryError, task: &Task) -> Option<StorageProblem> {
         if error.is_no_space() {
             return Some(StorageProblem::NoSpace);
+        }
+        // The content can be read at the source.
+        if error.side == Some(Side::Relay) {
+            return None;
         }
         let is_gone = error.class == ErrorClass::StorageGone;
         Some(StorageProblem::PathUnavailable {

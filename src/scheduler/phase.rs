@@ -1,5 +1,6 @@
 //! The phase machine of a sync: which phase follows when it has no tasks left.
 
+use crate::wire::is_default;
 use serde::{Deserialize, Serialize};
 
 /// The phase of an active sync. It ends when the sync has no tasks left; a phase that is not needed is skipped.
@@ -83,7 +84,7 @@ pub(super) struct PhaseFacts {
     pub(super) stopped: bool,
     /// A recheck is pending …
     pub(super) recheck: bool,
-    /// … or was made before: what was counted before it is still valid.
+    /// … or was made after extraneous entries were counted: the count is still valid.
     pub(super) rechecked: bool,
     /// Extraneous entries were counted.
     pub(super) extraneous: bool,
@@ -144,6 +145,12 @@ pub(super) struct Recheck {
     /// It starts as soon as the sync has no tasks.
     pub(super) is_pending: bool,
     pub(super) count: u32,
+    /// Content at the destination was found damaged: the sync is compared again also if it restarts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(super) has_damage: bool,
+    /// One began after extraneous entries were counted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(super) is_after_count: bool,
 }
 
 impl Recheck {
@@ -151,8 +158,11 @@ impl Recheck {
         self.count > 0
     }
 
-    pub(super) fn begin(&mut self) {
-        *self = Recheck { is_pending: false, count: self.count + 1 };
+    /// Begins a recheck after the phase `before`.
+    pub(super) fn begin(&mut self, before: PhaseState) {
+        self.is_pending = false;
+        self.count += 1;
+        self.is_after_count |= before >= PhaseState::CountExtraneous;
     }
 }
 

@@ -34,6 +34,16 @@ impl SyncJob {
 }
 
 impl State {
+    /// Content of a sync was found damaged at its destination: all is compared again before it ends. False: that cannot
+    /// help.
+    pub(super) fn request_recheck(&mut self, no: SyncNo) -> bool {
+        let Some(sync) = self.syncs.get_mut(no) else { return false };
+        let can_help = sync.recheck.is_pending || sync.can_recheck();
+        (sync.recheck.is_pending, sync.recheck.has_damage) = (can_help, true);
+        self.outbox.mark_dirty(no);
+        can_help
+    }
+
     /// The host of a pending flush was rebooted: the sync is rechecked. False: a recheck cannot
     /// help.
     pub(super) fn recheck_after_reboot(&mut self, flush: TaskId, now: Now) -> bool {

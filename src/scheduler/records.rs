@@ -18,7 +18,7 @@
 //! | `y/WORKER/DIGEST` | a storage path of a worker, by a digest of the path |
 //! | `p/PAIR` | the file system of the source of a pair |
 //!
-//! Blobs, never parsed here: `m/SYNC/TASK` (manifests), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
+//! Blobs, never parsed here: `m/SYNC/TASK` (manifests; destinations share those of their group), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
 //! (failures). Records are JSON, readable for an operator.
 
 use super::keys::{Keys, derive_name_key};
@@ -27,6 +27,7 @@ use super::outbox::Outbox;
 use super::poll_queue::PollQueue;
 use super::record_keys::{META_KEY, drain_key, group_key};
 use super::retention::{RetentionClock, StoredClock};
+use super::shared_manifests::is_shared_manifest;
 use super::source_history::SourceHistory;
 use super::sync_job::SyncJob;
 use super::sync_table::SyncTable;
@@ -128,6 +129,9 @@ impl State {
             isolation: Default::default(),
             retention_clock: RetentionClock::start(meta.clock, now),
             poll_queue: PollQueue::default(),
+            relays: Default::default(),
+            relays_are_current: false,
+            shared_manifests: Default::default(),
             windows_version: None,
             places_version: None,
             leases_granted: 0,
@@ -173,6 +177,9 @@ impl State {
                 if let Some(lingering) = &mut sync.revoked_leases {
                     lingering.until_ms = now.mono_ms.saturating_add(self.settings.lease_ms);
                 }
+                for key in &sync.failure_list.batches {
+                    self.load_manifest_owner(sync.no, key);
+                }
                 self.syncs.insert(sync);
             }
             "x" => {
@@ -200,6 +207,7 @@ impl State {
                     return Err(unreadable(format!("{size} bytes in ranges of {length}")));
                 }
                 large.range_digests = vec![None; large.range_count() as usize];
+                self.load_manifest_owner(large.sync, &large.manifest_key);
                 if let Some(sync) = self.syncs.get_mut(large.sync) {
                     self.tasks.add_manifest_bytes(large.sync, large.manifest_bytes);
                     sync.large_files.insert(large.id, large);
@@ -230,9 +238,18 @@ impl State {
         Ok(())
     }
 
+    fn load_manifest_owner(&mut self, no: SyncNo, key: &str) {
+        if is_shared_manifest(key, no) {
+            self.shared_manifests.add_owner(key, no);
+        }
+    }
+
     fn load_task(&mut self, mut task: Task, now: Now) {
         if self.syncs.get(task.sync).is_none() {
             return;
+        }
+        if let Some(key) = &task.manifest_key {
+            self.load_manifest_owner(task.sync, key);
         }
         task.waiting_since_ms = now.mono_ms;
         match &mut task.state {

@@ -39,6 +39,7 @@ impl State {
             None => TaskReport::default(),
         };
         self.record_work(id, &report, now);
+        self.handle_damaged_copies(id, &result.worker_id, &report.failures, now);
         if report.returned {
             // A worker that wrote may have left something: the next attempt must not be the first.
             let unbegun = report.writers.is_empty();
@@ -61,6 +62,9 @@ impl State {
             return ack(ResultOutcome::Applied);
         }
         let why = result.message.unwrap_or_else(|| "the agent gave no reason".to_owned());
+        if !report.unreachable.is_empty() {
+            self.stop_relays_of(no, now);
+        }
         if self.is_destination_awaited(id, &report) {
             self.retry_when_reachable(id, &result.worker_id, why, &report.unreachable, now);
             return ack(ResultOutcome::Applied);
@@ -177,7 +181,8 @@ impl State {
             return self.retry_or_fail_task(id, worker, why, Vec::new(), now);
         }
         if !verified {
-            self.count_unverified(task.sync);
+            let all = self.scan_receivers(task.sync);
+            all.into_iter().for_each(|no| self.count_unverified(no));
         }
         match &task.spec {
             TaskSpec::Copy { .. } => self.complete_batch(&task, worker, report, now),
@@ -207,6 +212,7 @@ impl State {
 
     fn complete_batch(&mut self, task: &Task, worker: &WorkerId, mut report: TaskReport, now: Now) {
         self.remove_task(task.id);
+        self.share_copied_batch(task, &report);
         if report.bytes_done > 0 && report.failures.iter().all(|e| !e.is_no_space()) {
             self.resume_after_write(task.sync, now);
         }

@@ -179,7 +179,8 @@ impl State {
         let has_started = sync.state != SyncState::Queued;
         let is_active = sync.is_active();
         let fixed = [
-            sync.source_storage.filter(|_| has_started),
+            // What others read may be sent on to it before it has a task.
+            sync.source_storage.filter(|_| has_started || sync.shares_source()),
             sync.destination_storage.filter(|_| has_started || sync.group().is_some()),
         ];
         for (side, fixed) in found.iter_mut().zip(fixed) {

@@ -151,7 +151,24 @@ impl StorageTable {
             touched.extend(self.cancel_comparisons_of(worker, &path));
         }
         touched.insert(a.min(b));
-        self.merge(a, b, evidence)
+        let merge = self.merge(a, b, evidence);
+        self.cancel_weaker_comparisons(a.min(b), touched);
+        merge
+    }
+
+    /// Cancels the comparisons of a storage through a view that cannot make a probe file, if another view of it can: what
+    /// only the worker of the first one reports as found is no proof for the others.
+    fn cancel_weaker_comparisons(&mut self, no: StorageNo, touched: &mut BTreeSet<StorageNo>) {
+        let Some(path) = self.path(no).cloned() else { return };
+        let makes = |worker: &WorkerId| self.view(worker, &path).is_some_and(View::can_make_probe);
+        if !self.comparable_view(no).is_some_and(makes) {
+            return;
+        }
+        let weaker = self.views_of(no).filter(|(_, view)| !view.can_make_probe());
+        let weaker: Vec<WorkerId> = weaker.map(|(worker, _)| worker.clone()).collect();
+        for worker in weaker {
+            touched.extend(self.cancel_comparisons_of(&worker, &path));
+        }
     }
 
     /// Merges the storage of a view with those of views that have the same directory open under the same kernel.

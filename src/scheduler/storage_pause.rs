@@ -63,8 +63,11 @@ impl State {
             Some(Pause::Storage { since_ms, .. }) => since_ms.unwrap_or(now.mono_ms),
             None => now.mono_ms,
         };
-        let known =
-            matches!(&sync.pause, Some(Pause::Storage { reason: known, .. }) if *known == why);
+        let known = matches!(
+            &sync.pause,
+            Some(Pause::Storage { reason: known, problem: before, .. })
+                if *known == why && *before == problem
+        );
         let probe_ms = now.mono_ms.saturating_add(STORAGE_PROBE_INTERVAL_MS);
         if sync.pause.is_none() {
             tracing::warn!(sync = %sync.id, why, "the sync waits for its storage");

@@ -21,6 +21,7 @@ use crate::wire::sync::SyncState;
 use crate::wire::task::TaskSpec;
 use crate::wire::worker::UnavailablePath;
 use crate::wire::{SyncNo, TaskId, WorkerId};
+use std::collections::BTreeSet;
 
 /// Maximum time to wait for a silent worker that has not flushed, before its writes count as lost.
 const FLUSH_TIMEOUT_MS: u64 = 10 * 60 * 1000;
@@ -178,7 +179,11 @@ impl State {
 
     /// A heartbeat reports other storage paths or roots than the previous one.
     pub(super) fn handle_storage_change(&mut self, id: &WorkerId, now: Now) {
-        for no in self.tasks.syncs().collect::<Vec<_>>() {
+        let mut all: BTreeSet<SyncNo> = self.tasks.syncs().collect();
+        // A destination that follows the scans of its group may have no task at present.
+        let followers = all.iter().flat_map(|no| self.syncs.destinations_of(*no));
+        all.extend(followers.collect::<Vec<_>>());
+        for no in all {
             self.resume_if_served(no, now);
             for at_source in [true, false] {
                 self.pause_if_unavailable(no, id, at_source, now);
@@ -229,9 +234,14 @@ impl State {
 
     /// A worker reads the source from another root than before.
     fn restart_if_source_replaced(&mut self, no: SyncNo, id: &WorkerId, now: Now) {
-        let Some(sync) = self.syncs.get(no).filter(|s| s.is_active()) else { return };
+        let Some(sync) = self.syncs.get(no).filter(|s| s.is_active() && !s.is_group()) else {
+            return;
+        };
         let path = &sync.request.source_path;
-        let then = sync.source_roots.get(id).and_then(Option::as_ref);
+        // What other destinations read may have been sent on to it.
+        let group = sync.group().filter(|_| sync.shares_source());
+        let shared = group.and_then(|group| self.syncs.get(group)?.source_roots.get(id));
+        let then = sync.source_roots.get(id).or(shared).and_then(Option::as_ref);
         let here = self.workers.get(id).filter(|w| w.available_root(path).is_some());
         let here = here.and_then(|w| w.boot_and_root(path));
         let (Some(then), Some(here)) = (then, here) else { return };

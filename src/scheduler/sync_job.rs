@@ -135,6 +135,19 @@ pub(super) enum SyncPart {
     Destination { of: SyncNo },
 }
 
+/// Which scans find the work of a sync in the phase [`PhaseState::Copy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ScanOwner {
+    /// Scans of its own.
+    #[default]
+    Itself,
+    /// Those of its group ([`shared_scan`](super::shared_scan)).
+    Group,
+    /// Those of its group until they ended, or until it got their rest as scans of its own.
+    GroupBefore,
+}
+
 /// A sync.
 ///
 /// ```text
@@ -152,6 +165,8 @@ pub(super) struct SyncJob {
     pub(super) request: SyncRequest,
     #[serde(default, skip_serializing_if = "is_default")]
     pub(super) part: SyncPart,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(super) scan_owner: ScanOwner,
     /// The storage that it reads. Until its first lease it follows what is known of storages, then
     /// it stays.
     pub(super) source_storage: Option<StorageNo>,
@@ -279,6 +294,7 @@ impl SyncJob {
             id,
             request,
             part: if is_group { SyncPart::Group } else { SyncPart::Whole },
+            scan_owner: ScanOwner::Itself,
             source_storage: None,
             destination_storage: None,
             storage_reason: None,
@@ -347,6 +363,11 @@ impl SyncJob {
         }
     }
 
+    /// Whether the scans of its group find more work for it.
+    pub(super) fn follows_group(&self) -> bool {
+        self.is_active() && self.scan_owner == ScanOwner::Group
+    }
+
     /// Whether everything is at its destination.
     pub(super) fn is_complete(&self) -> bool {
         self.state == SyncState::Completed && self.outcome == Some(SyncOutcome::Full)
@@ -412,7 +433,10 @@ impl SyncJob {
         self.has_hard_failures = false;
         self.source_root_failed = false;
         self.phase = PhaseState::Copy;
-        self.recheck = Recheck::default();
+        // What is damaged at the destination looks like the source: it is still to be compared.
+        let Recheck { is_pending, has_damage, .. } = self.recheck;
+        let is_pending = is_pending || has_damage || self.recheck.has_begun();
+        self.recheck = Recheck { is_pending, has_damage, ..Recheck::default() };
         self.metadata_warnings.clear();
         self.blocked = BlockedEntries::default();
         self.source_root = None;

@@ -71,6 +71,13 @@ impl SyncJob {
             || options.manifest
     }
 
+    /// Whether its destinations can share scans and send each other what they got: content is moved, and the destination
+    /// does not compare it with the source first.
+    pub(super) fn can_share_scans(&self) -> bool {
+        let options = &self.request.options;
+        !options.dry_run && !options.manifest && options.compare != Compare::Checksum
+    }
+
     /// Whether the first range of a large file decides if the others are compared.
     pub(super) fn probes_first_range(&self) -> bool {
         self.phase == PhaseState::Copy
@@ -99,7 +106,7 @@ impl SyncJob {
             hard_failure: self.has_hard_failures || self.source_root_failed,
             stopped: self.mirror_stop.is_some(),
             recheck: self.recheck.is_pending,
-            rechecked: self.recheck.has_begun(),
+            rechecked: self.recheck.is_after_count,
             extraneous: self.counters.extraneous.extraneous > 0,
             blocked: !self.blocked.is_empty(),
             anchors: self.needs_clean_up,

@@ -125,6 +125,12 @@ impl SyncTable {
         self.by_group.get(&group).into_iter().flatten().copied()
     }
 
+    /// The destinations of a group that get what its scans find.
+    pub(super) fn followers_of(&self, group: SyncNo) -> impl Iterator<Item = &SyncJob> {
+        let all = self.by_group.get(&group).into_iter().flatten();
+        all.filter_map(|no| self.get(*no)).filter(|one| one.follows_group())
+    }
+
     /// See [`SyncProgress::short_id`](crate::wire::sync::SyncProgress::short_id).
     pub(super) fn short_id(&self, id: &RequestId) -> String {
         if !id.is_generated() {

@@ -1,5 +1,6 @@
 //! Tasks.
 
+use super::relay_table::UnitNo;
 use crate::util::units;
 use crate::wire::outcome::EntryError;
 use crate::wire::task::TaskSpec;
@@ -55,6 +56,9 @@ pub(super) struct Task {
     /// never poll.
     #[serde(skip)]
     pub(super) deprioritised_until_ms: u64,
+    /// What other destinations of the sync get as well.
+    #[serde(skip)]
+    pub(super) unit: Option<UnitNo>,
     pub(super) state: TaskState,
 }
 
@@ -115,6 +119,19 @@ pub(super) struct Lease {
     /// Content bytes moved so far, as reported.
     #[serde(skip)]
     pub(super) moved_bytes: u64,
+    /// The copy that is sent; `None`: the source is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) relay: Option<LeasedRelay>,
+}
+
+/// The copy of another destination that a worker sends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct LeasedRelay {
+    /// The sync of that destination.
+    pub(super) holder: SyncNo,
+    /// Of a range: the digest that it has at the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) digest: Option<Digest>,
 }
 
 impl Task {
@@ -134,6 +151,7 @@ impl Task {
             pinned_to: None,
             waiting_since_ms: 0,
             deprioritised_until_ms: 0,
+            unit: None,
             state: TaskState::Ready,
         }
     }

@@ -1,6 +1,7 @@
 //! The task table: all tasks, their leases, and the indexes by which they are found. A task changes its state only
 //! here, so that the indexes always agree with it.
 
+use super::relay_table::UnitNo;
 use super::task::{Lease, Task, TaskState};
 use crate::wire::{AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -43,6 +44,8 @@ pub(super) struct ReadyQueue {
     pub(super) scans: BTreeSet<TaskId>,
     /// For workers that serve the source.
     pub(super) at_source: BTreeSet<TaskId>,
+    /// For workers that serve the source, or a destination with a copy; their units say which.
+    pub(super) in_units: BTreeSet<TaskId>,
     /// For workers that serve the destination.
     pub(super) at_destination: BTreeSet<TaskId>,
     /// Flushes, by the boot id and root that were written to (`None`: not reported): for the
@@ -115,6 +118,7 @@ impl ReadyQueue {
     fn queue_for(&mut self, task: &Task) -> &mut BTreeSet<TaskId> {
         match (task.is_scan(), task.runs_at_source()) {
             (true, _) => &mut self.scans,
+            (false, true) if task.unit.is_some() => &mut self.in_units,
             (false, true) => &mut self.at_source,
             (false, false) => &mut self.at_destination,
         }
@@ -257,6 +261,16 @@ impl TaskTable {
         }
         self.remove_manifest_bytes(task.sync, task.manifest_bytes);
         Some(task)
+    }
+
+    /// Adds a task to a unit, or removes it from its unit.
+    pub(super) fn set_unit(&mut self, id: TaskId, unit: Option<UnitNo>) {
+        let Some(task) = self.tasks.get_mut(&id).filter(|task| task.pinned_to.is_none()) else {
+            return;
+        };
+        self.indexes.remove(task);
+        task.unit = unit;
+        self.indexes.insert(task, None);
     }
 
     /// Changes the state of a task. `boot`: the boot id and root under which the worker wrote that it is pinned to.

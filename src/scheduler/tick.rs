@@ -57,7 +57,10 @@ impl State {
         }
         let timeout = self.settings.heartbeat_timeout_ms;
         let slept_ms = if slept { gap } else { 0 };
+        let version = self.workers.version();
         self.workers.mark_silent(now, slept_ms, timeout, WORKER_RETENTION_MS);
+        // What only a silent worker could send is sent from the source now.
+        self.outbox.request_dispatch_if(self.workers.version() != version);
         self.tick_limits(now);
         self.check_pending_flushes(now);
         self.tick_pauses(now);

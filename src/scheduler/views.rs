@@ -21,8 +21,7 @@ impl State {
     /// The document of a sync without those of its destinations.
     pub(super) fn sync_document(&self, sync: &SyncJob) -> SyncProgress {
         let counters = &sync.counters;
-        let listed =
-            sync.phase > PhaseState::Copy || self.tasks.sync_tasks(sync.no).scan_count() == 0;
+        let listed = sync.phase > PhaseState::Copy || self.scan_tasks_left(sync) == 0;
         let phase = match (sync.state, sync.phase) {
             (SyncState::Queued, _) => SyncPhase::Waiting,
             (SyncState::Progress, PhaseState::Copy) if listed => SyncPhase::Transferring,
@@ -100,6 +99,13 @@ impl State {
         }
     }
 
+    /// The number of scan tasks of which it gets the work.
+    fn scan_tasks_left(&self, sync: &SyncJob) -> usize {
+        let of = |no| self.tasks.sync_tasks(no).scan_count();
+        let of_group = sync.group().filter(|_| sync.follows_group()).map_or(0, of);
+        of(sync.no) + of_group
+    }
+
     fn storage_id(&self, storage: Option<StorageNo>) -> Option<StorageId> {
         self.workers.storages.id(storage?).cloned()
     }
@@ -149,7 +155,11 @@ impl State {
                 ));
             }
         }
-        let tasks = || self.tasks.of_sync(sync.no);
+        let shared = sync.group().filter(|_| sync.follows_group());
+        let tasks = || {
+            let shared = shared.into_iter().flat_map(|group| self.tasks.of_sync(group));
+            self.tasks.of_sync(sync.no).chain(shared)
+        };
         if tasks().any(|t| t.lease().is_some()) {
             return self.silence_reason(sync);
         }

@@ -2,6 +2,8 @@
 //! links to it.
 
 use super::large_file::{LargeFile, LargeFileState};
+use super::relay_table::SharedFileNo;
+use super::shared_manifests::shared_manifest_key;
 use super::task::{RetryHistory, Task};
 use super::{State, record_keys};
 use crate::wire::manifest::Manifest;
@@ -23,7 +25,55 @@ fn first_entry_name(manifest: &[u8]) -> BytePath {
     first.map_or_else(BytePath::default, |entry| BytePath(entry.path.as_bytes().to_vec()))
 }
 
+/// A stored manifest.
+#[derive(Debug, Clone)]
+pub(super) struct StoredManifest {
+    pub(super) key: String,
+    /// In bytes.
+    pub(super) length: u64,
+    pub(super) digest: Digest,
+    /// The name of its first entry.
+    pub(super) first_name: BytePath,
+}
+
+impl StoredManifest {
+    fn new(key: String, manifest: &[u8]) -> Self {
+        let (length, digest) = (manifest.len() as u64, blake3::hash(manifest).into());
+        StoredManifest { key, length, digest, first_name: first_entry_name(manifest) }
+    }
+}
+
+/// A large file that a scan found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FoundLargeFile {
+    pub(super) size: u64,
+    /// The requested length of its ranges.
+    pub(super) range_length: u64,
+    pub(super) hardlink_group: Option<Digest>,
+    /// Number of restarts after changes of the source.
+    pub(super) restarts: u32,
+}
+
 impl State {
+    /// Stores a manifest that destinations of a group share.
+    pub(super) fn store_shared_manifest(
+        &mut self,
+        group: SyncNo,
+        manifest: Vec<u8>,
+    ) -> StoredManifest {
+        let key = shared_manifest_key(group, self.allocate_task_id().0);
+        let stored = StoredManifest::new(key.clone(), &manifest);
+        self.outbox.put_blob(key, manifest);
+        stored
+    }
+
+    /// Adds a task with a manifest that other destinations share.
+    pub(super) fn add_task_sharing(&mut self, task: Task, manifest: &StoredManifest) -> TaskId {
+        self.shared_manifests.add_owner(&manifest.key, task.sync);
+        let (manifest_key, manifest_bytes) = (Some(manifest.key.clone()), manifest.length);
+        self.add_task_of(Task { manifest_key, manifest_bytes, ..task }, &manifest.digest.0)
+    }
+
     pub(super) fn large_file(&self, no: SyncNo, file: TaskId) -> Option<&LargeFile> {
         self.syncs.get(no)?.large_files.get(&file)
     }
@@ -37,37 +87,69 @@ impl State {
     }
 
     /// Adds a large file and its first ranges. The caller counts its total.
-    pub(super) fn add_large_file(
-        &mut self,
-        no: SyncNo,
-        manifest: Vec<u8>,
-        (size, length): (u64, u64),
-        restarts: u32,
-        group: Option<Digest>,
-    ) {
-        let Some(sync) = self.syncs.get(no) else { return };
-        let known = group.is_some_and(|group| sync.hardlink_groups.contains(&group));
-        let begun =
-            group.is_some() && sync.large_files.values().any(|large| large.hardlink_group == group);
-        if known || sync.is_dry_run() {
-            // Another name of it is present and can be linked to, or nothing is sent.
-            let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: size };
+    pub(super) fn add_large_file(&mut self, no: SyncNo, manifest: Vec<u8>, found: FoundLargeFile) {
+        if self.is_copied_whole(no, found.hardlink_group) {
+            let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: found.size };
             self.add_task_with(Task::new(no, spec), manifest);
             return;
         }
+        let id = self.allocate_task_id();
+        let stored = StoredManifest::new(format!("m/{no}/{id}"), &manifest);
+        self.outbox.put_blob(stored.key.clone(), manifest);
+        self.insert_large_file(no, id, stored, found, None);
+    }
+
+    /// Adds a large file that other destinations get as well.
+    pub(super) fn add_large_file_sharing(
+        &mut self,
+        no: SyncNo,
+        manifest: &StoredManifest,
+        found: FoundLargeFile,
+        shared: SharedFileNo,
+    ) {
+        if self.is_copied_whole(no, found.hardlink_group) {
+            let spec = TaskSpec::Copy { files: 1, dirs: 0, bytes: found.size };
+            self.add_task_sharing(Task::new(no, spec), manifest);
+            return;
+        }
+        let id = self.allocate_task_id();
+        self.shared_manifests.add_owner(&manifest.key, no);
+        self.relays.join_file(shared, no, id);
+        self.insert_large_file(no, id, manifest.clone(), found, Some(shared));
+    }
+
+    /// Whether a large file is a batch of one entry: another name of it is present and can be linked to, or nothing is
+    /// sent.
+    fn is_copied_whole(&self, no: SyncNo, group: Option<Digest>) -> bool {
+        self.syncs.get(no).is_some_and(|sync| {
+            sync.is_dry_run() || group.is_some_and(|group| sync.hardlink_groups.contains(&group))
+        })
+    }
+
+    fn insert_large_file(
+        &mut self,
+        no: SyncNo,
+        id: TaskId,
+        manifest: StoredManifest,
+        found: FoundLargeFile,
+        shared: Option<SharedFileNo>,
+    ) {
+        let Some(sync) = self.syncs.get(no) else { return };
+        let FoundLargeFile { size, range_length, hardlink_group: group, restarts } = found;
+        let begun =
+            group.is_some() && sync.large_files.values().any(|large| large.hardlink_group == group);
         // Lengths come from agents: keep the arithmetic safe and the number of ranges bounded.
         let least = crate::wire::task::range_length(size, 1 << 20);
-        let range_length = length.clamp(1024, 1 << 62).next_power_of_two().max(least);
-        let id = self.allocate_task_id();
+        let range_length = range_length.clamp(1024, 1 << 62).next_power_of_two().max(least);
         let large = LargeFile {
             id,
             sync: no,
-            path: first_entry_name(&manifest),
+            path: manifest.first_name,
             size,
             range_length,
-            manifest_key: format!("m/{no}/{id}"),
-            manifest_bytes: manifest.len() as u64,
-            manifest_digest: blake3::hash(&manifest).into(),
+            manifest_key: manifest.key,
+            manifest_bytes: manifest.length,
+            manifest_digest: manifest.digest,
             next_range: 0,
             restarts,
             state: LargeFileState::Waiting,
@@ -77,12 +159,26 @@ impl State {
             has_unhashed_range: false,
             range_digests: Vec::new(),
             ranges_done: 0,
+            shared,
         };
-        self.outbox.put_blob(large.manifest_key.clone(), manifest);
         self.tasks.add_manifest_bytes(no, large.manifest_bytes);
         self.store_large_file(large);
         if !begun {
             self.start_large_file(no, id);
+        }
+    }
+
+    /// Adds a range task to the unit of its range.
+    fn join_range_unit(&mut self, id: TaskId, shared: SharedFileNo, index: u64) {
+        let Some((files, complete)) = self.relays.members_of_file(shared) else { return };
+        let has_range = |(no, file): (&SyncNo, &TaskId)| {
+            let large = self.large_file(*no, *file)?;
+            let is_kept = large.state == LargeFileState::Sending;
+            large.range_digests.get(index as usize)?.filter(|_| is_kept).map(|_| *no)
+        };
+        let holders = files.iter().filter_map(has_range).chain(complete.iter().copied()).collect();
+        if let Some(unit) = self.relays.range_unit(shared, index, holders) {
+            self.join_unit(id, unit);
         }
     }
 
@@ -122,11 +218,21 @@ impl State {
             specs.push(TaskSpec::Commit { range_length, chain, in_place: compare });
         }
         let (record, manifest) = (large.record_key(), large.manifest_digest);
+        let (shared, range_length) = (large.shared, large.range_length);
         let manifest_key = Some(large.manifest_key.clone());
         for spec in specs {
             let (manifest_key, large_file) = (manifest_key.clone(), Some(id));
             let task = Task { manifest_key, large_file, ..Task::new(no, spec) };
-            self.add_task_of(task, &manifest.0);
+            let range = match (shared, &task.spec) {
+                (Some(shared), TaskSpec::Range { offset, compare: false, .. }) => {
+                    Some((shared, offset / range_length))
+                }
+                _ => None,
+            };
+            let added = self.add_task_of(task, &manifest.0);
+            if let Some((shared, index)) = range {
+                self.join_range_unit(added, shared, index);
+            }
         }
         if is_changed {
             self.outbox.write_record(record);
@@ -147,6 +253,10 @@ impl State {
     pub(super) fn restart_ranges(&mut self, mut large: LargeFile) {
         let (no, file) = (large.sync, large.id);
         self.remove_ranges(no, &large);
+        // Its part file holds nothing that could be sent on, and what it lacks now the others got long ago.
+        if let Some(shared) = large.shared.take() {
+            self.relays.leave_file(shared, no, false);
+        }
         (large.next_range, large.ranges_done, large.has_unhashed_range) = (0, 0, false);
         large.range_digests.clear();
         self.store_large_file(large);
@@ -168,7 +278,7 @@ impl State {
     /// Removes a large file with its tasks, manifest and range records.
     pub(super) fn remove_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
         let large = self.detach_large_file(no, file)?;
-        self.outbox.delete_blob(large.manifest_key.clone());
+        self.release_manifest(no, large.manifest_key.clone());
         Some(large)
     }
 
@@ -176,6 +286,9 @@ impl State {
     pub(super) fn detach_large_file(&mut self, no: SyncNo, file: TaskId) -> Option<LargeFile> {
         let sync = self.syncs.get_mut(no)?;
         let large = sync.large_files.remove(&file)?;
+        if let Some(shared) = large.shared {
+            self.relays.leave_file(shared, no, false);
+        }
         self.tasks.remove_manifest_bytes(no, large.manifest_bytes);
         self.outbox.write_record(large.record_key());
         self.remove_ranges(no, &large);
@@ -237,6 +350,15 @@ impl State {
         }
     }
 
+    /// Counts entries that a scan found for a sync.
+    pub(super) fn count_found(&mut self, no: SyncNo, files: u64, dirs: u64, bytes: u64) {
+        if let Some(sync) = self.syncs.get_mut(no).filter(|sync| sync.counts_entries()) {
+            sync.counters.files_total += files;
+            sync.counters.dirs_total += dirs;
+            sync.counters.add_bytes_total(bytes);
+        }
+    }
+
     /// Adds the work that a walk found, or that is tried again after the attempts of `again`.
     pub(super) fn add_work_item(
         &mut self,
@@ -244,25 +366,23 @@ impl State {
         item: WorkItem,
         again: Option<RetryHistory>,
     ) -> Option<TaskId> {
-        let sync = self.syncs.get_mut(no)?;
-        let first = again.is_none() && sync.counts_entries();
+        self.syncs.get(no)?;
+        let is_first = again.is_none();
         match item {
             WorkItem::Copy { manifest, files, dirs, bytes } => {
-                if first {
-                    sync.counters.files_total += files;
-                    sync.counters.dirs_total += dirs;
-                    sync.counters.add_bytes_total(bytes);
+                if is_first {
+                    self.count_found(no, files, dirs, bytes);
                 }
                 let spec = TaskSpec::Copy { files, dirs, bytes };
                 let history = again.unwrap_or_default();
                 Some(self.add_task_with(Task { history, ..Task::new(no, spec) }, manifest.0))
             }
-            WorkItem::Large { manifest, size, range_length, hardlink_group: group } => {
-                if first {
-                    sync.counters.files_total += 1;
-                    sync.counters.add_bytes_total(size);
+            WorkItem::Large { manifest, size, range_length, hardlink_group } => {
+                if is_first {
+                    self.count_found(no, 1, 0, size);
                 }
-                self.add_large_file(no, manifest.0, (size, range_length), 0, group);
+                let found = FoundLargeFile { size, range_length, hardlink_group, restarts: 0 };
+                self.add_large_file(no, manifest.0, found);
                 None
             }
         }

@@ -254,7 +254,7 @@ fn a_guard_during_a_recheck_does_not_report_a_complete_copy() {
     complete_kind(&mut world, "s", "copy");
     let sync = world.state.syncs.values_mut().next().unwrap();
     sync.phase = phase::PhaseState::Readback;
-    sync.recheck.begin();
+    sync.recheck.begin(phase::PhaseState::Flush);
     let page = ScanPage {
         root: Some(RootState { file_system: "fs-2".into(), empty: false }),
         ..page(&scan, 0, vec![], None)

@@ -24,6 +24,7 @@ mod overlap;
 mod pause;
 mod placement;
 mod reconcile;
+mod relays;
 mod resource_shortage;
 mod retention;
 mod retry_sync;
@@ -44,6 +45,7 @@ mod worker_losses;
 
 use super::single_entries::SingleEntry;
 use super::sync_job::SyncJob;
+use super::task::Task;
 use super::*;
 use crate::wire::entry_report::{FileRecord, FileState};
 use crate::wire::manifest::FileListPart;
@@ -208,8 +210,8 @@ impl World {
         }
         self.check_overlaps();
         for sync in self.state.syncs.values() {
-            let has_tasks = self.state.tasks.of_sync(sync.no).next().is_some();
-            assert!(!sync.is_group() || !has_tasks, "a group has no tasks");
+            let mut tasks = self.state.tasks.of_sync(sync.no);
+            assert!(!sync.is_group() || tasks.all(Task::is_scan), "a group has scans only");
             let c = &sync.counters;
             assert!(c.files_done + c.files_skipped + c.files_failed <= c.files_total, "{c:?}");
             assert!(c.dirs_done + c.dirs_failed <= c.dirs_total, "{c:?}");

@@ -38,6 +38,7 @@ fn choose_by_full_search(
             || t.spec == TaskSpec::Flush
             || (!sync.has_nondefault_options() && t.spec != TaskSpec::CleanUp);
         let may = t.state == TaskState::Ready
+            && t.unit.is_none()
             && knows
             && (worker.drained.is_none() || t.spec == TaskSpec::Flush)
             && (worker.supports_options() || sync.bwlimit.is_none() || !t.spec.sends_content())
@@ -83,7 +84,10 @@ impl World {
             state.workers.all().filter(|w| w.accepts_work()).collect(),
             state.workers.all().collect(),
         );
-        for sync in working.iter().map(|no| &state.syncs[no]) {
+        let in_unit = |task: &Task| Some((task.id, task.sync, task.unit?));
+        state.relays.check(state.tasks.values().filter_map(in_unit).collect());
+        let working = working.iter().map(|no| &state.syncs[no]);
+        for sync in working.filter(|sync| !sync.is_group()) {
             for place in [sync.source(), sync.destination()] {
                 let ids = |workers: Vec<&Worker>| -> Vec<WorkerId> {
                     let mut ids: Vec<_> =
@@ -96,7 +100,7 @@ impl World {
                 assert_eq!(ids(state.workers.accepting(place).collect()), ids(walked));
             }
             for worker in all.iter().take(12) {
-                let chosen = state.choose_task(sync.no, worker, self.now);
+                let chosen = state.choose_task(sync.no, worker, self.now).map(|c| c.task);
                 assert_eq!(
                     chosen,
                     choose_by_full_search(state, sync, worker, self.now),

@@ -1,6 +1,7 @@
 //! A simulated agent: it polls, works and reports as the real one does. Requests are repeated until
 //! they are answered; work stops before its lease ends, counted from before the request.
 
+use super::storage_model::Row;
 use super::storages::{Honesty, Mount, Storages};
 use super::*;
 use crate::wire::ticket::Claims;
@@ -38,6 +39,8 @@ pub(super) struct Work {
     pub(super) walk: std::collections::VecDeque<usize>,
     pub(super) spawn: u32,
     pub(super) report: TaskReport,
+    /// The entries that did not fail, with the digests that relays need.
+    pub(super) held: Vec<Row>,
     /// The agent through which it writes, and that one's incarnation.
     pub(super) through: Option<(usize, u64)>,
     pub(super) claims: Claims,
@@ -66,6 +69,8 @@ pub(super) struct Agent {
     pub(super) host: usize,
     pub(super) mounts: Vec<Mount>,
     pub(super) honesty: Honesty,
+    /// It reports entries as copied, and digests, that are not so.
+    pub(super) forges: bool,
     pub(super) incarnation: u64,
     pub(super) slots: Vec<Slot>,
     pub(super) polls: u64,
@@ -97,6 +102,7 @@ impl Agent {
             host,
             mounts: paths.iter().map(|path| Mount::new(path)).collect(),
             honesty: Honesty::Honest,
+            forges: false,
             incarnation: 0,
             slots: (0..slots).map(|_| slot()).collect(),
             polls: 0,

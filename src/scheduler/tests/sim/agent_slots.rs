@@ -114,7 +114,13 @@ impl Sim {
         }
         let Some(mut work) = self.agents[agent].slots[slot].work.take() else { return };
         let itself = (agent, self.agents[agent].incarnation);
-        let members = &work.a.destination_workers;
+        let relays_same_path =
+            work.a.relay.as_ref().is_some_and(|relay| relay.path == work.a.destination_path);
+        let mut members = work.a.destination_workers.clone();
+        if relays_same_path {
+            // There it has the copy, and not the destination.
+            members.retain(|member| member.worker_id != self.agents[agent].name);
+        }
         let at = self.chance.below(members.len() as u64) as usize;
         let other = members.get(at).map(|m| m.worker_id.clone());
         let other = self.agents.iter().position(|a| Some(&a.name) == other.as_ref());
@@ -186,6 +192,13 @@ impl Sim {
                     work.spawn = spawn;
                     return self.post(agent, slot);
                 }
+            }
+            (Activity::Report, Reply::Result(reply)) => {
+                let is_applied = reply.outcome == Some(ResultOutcome::Applied);
+                if let Some(work) = s.work.take().filter(|_| is_applied) {
+                    self.judge.note_held(&work, self.time);
+                }
+                self.agents[agent].slots[slot].stop_work();
             }
             (Activity::Page, Reply::Refused(problem)) => {
                 panic!("I6: an honest page was refused: {}", problem.detail);

@@ -1,8 +1,11 @@
 //! What a simulated agent does with its assignments to the model of the data.
 
 use super::agent::Work;
-use super::storage_model::{Id, Item, PRUNE_PAGES, RANGE, StorageModel, WriteMark, ids};
-use super::storages::{Honesty, storage_gone};
+use super::relay_work::Origin;
+use super::storage_model::{
+    Content, Id, Item, PRUNE_PAGES, Piece, RANGE, Row, StorageModel, Stored, WriteMark, ids, rows,
+};
+use super::storages::storage_gone;
 use super::world::Sim;
 use super::*;
 use crate::wire::options::Compare;
@@ -24,6 +27,9 @@ fn cursor(at: usize) -> Option<Cursor> {
 pub(super) fn names(pages: &[usize]) -> FileListPart {
     FileListPart { paths: pages.iter().map(|at| place(*at)).collect() }
 }
+
+/// All entries that a source does not have.
+pub(super) const EXTRAS: Id = Id::MAX;
 
 /// Where the destination of an assignment is used.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +120,7 @@ impl Sim {
         apply: bool,
     ) -> Option<PruneReport> {
         let target = self.target(work, apply)?;
+        self.judge.spoil(target, &[EXTRAS]);
         let mark = apply.then_some(target.mark);
         let extras = self.site(target, tree).extras.iter_mut().enumerate();
         let found = extras.filter(|(n, one)| n % PRUNE_PAGES == at && one.deleted.is_none());
@@ -128,12 +135,15 @@ impl Sim {
         Some(PruneReport { checked: 10 + extra, extraneous: extra, bytes: extra * 10 })
     }
 
-    fn number_of(&self, worker: &crate::wire::WorkerId) -> usize {
+    pub(super) fn number_of(&self, worker: &crate::wire::WorkerId) -> usize {
         worker.as_str()[1..].parse().unwrap()
     }
 
-    /// Whether the holder of an assignment can read its source.
+    /// Whether the holder of an assignment can read its source, or the copy that it sends on.
     fn can_read(&mut self, work: &mut Work) -> bool {
+        if work.a.relay.is_some() {
+            return self.relayed_disk(work).is_some();
+        }
         let agent = self.number_of(&work.a.worker_id);
         let expected = work.a.source_root.as_ref();
         let is_expected = |_: &crate::wire::WorkerId, root: &str| {
@@ -143,7 +153,7 @@ impl Sim {
             work.gone = Some(storage_gone(Side::Source, &work.a.worker_id));
             return false;
         };
-        let is_honest = self.agents[agent].honesty != Honesty::ReadOnlyLiar;
+        let is_honest = !self.is_wrongly_believed(&work.a.worker_id);
         self.judge.uses(&work.a, Side::Source, disk, is_honest);
         true
     }
@@ -160,7 +170,7 @@ impl Sim {
             return None;
         }
         let (name, host) = (through.name.clone(), through.host);
-        let is_believed = through.honesty == Honesty::ReadOnlyLiar;
+        let is_believed = self.is_wrongly_believed(&through.name);
         let claims = &work.claims;
         let is_expected = |name: &_, root: &_| claims.allows_root(name, root);
         let Some(disk) = self.usable_root(agent, &work.a.destination_path, is_expected) else {
@@ -177,7 +187,7 @@ impl Sim {
         Some(Target { disk, mark, is_bound })
     }
 
-    fn site(&mut self, target: Target, tree: usize) -> &mut StorageModel {
+    pub(super) fn site(&mut self, target: Target, tree: usize) -> &mut StorageModel {
         &mut self.storages.disks[target.disk].sites[tree]
     }
 
@@ -197,7 +207,11 @@ impl Sim {
             TaskSpec::Discard if second => {
                 let Some(target) = self.target(work, false) else { return false };
                 let id = ids(&work.manifest)[0];
-                self.site(target, tree).parts.remove(&(target.mark.sync, id));
+                let now = self.time;
+                let site = self.site(target, tree);
+                if site.parts.remove(&(target.mark.sync, id)).is_some() {
+                    site.lost_parts.insert(id, now);
+                }
                 self.trace(|_| format!("       {} discards entry {id}", work.a.worker_id));
                 true
             }
@@ -223,48 +237,50 @@ impl Sim {
     }
 
     fn copy(&mut self, work: &mut Work, tree: usize, second: bool) -> bool {
-        let all = ids(&work.manifest);
+        let all = rows(&work.manifest);
         let dry = work.a.options.dry_run;
         let (first, last) = all.split_at(all.len() / 2);
+        let Some(origin) = self.origin(work) else { return false };
         let Some(target) = self.target(work, !dry) else { return false };
-        let mark = (!dry).then_some(target.mark);
-        self.judge.spoil(target, &all);
-        let mut failed: Vec<Id> = vec![];
-        let mut fault = self.random_fault();
-        for id in if second { last } else { first } {
-            let kind = self.trees[tree].entries[*id as usize];
-            if let Some(error) = fault.take() {
-                work.report.failures.push(error);
-                failed.push(*id);
-                continue;
-            }
-            let brought = match mark {
-                Some(mark) => self.site(target, tree).write(*id, mark),
-                None => !self.site(target, tree).there.contains_key(id),
+        self.judge.spoil(target, &ids(&work.manifest));
+        let mut failed: Vec<Row> = vec![];
+        let mut fault = self.random_fault(origin);
+        for row in if second { last } else { first } {
+            let kind = self.trees[tree].entries[row.id as usize];
+            let copied = match fault.take() {
+                Some(error) => Err(error),
+                None => self.copy_entry(work, (tree, origin), target, *row),
             };
             let report = &mut work.report;
-            match (kind.dir, brought) {
-                (true, _) => report.dirs_done += 1,
-                (false, true) => {
+            match (kind.dir, copied) {
+                (_, Err(error)) => {
+                    report.failures.push(error);
+                    failed.push(*row);
+                }
+                (true, Ok(_)) => report.dirs_done += 1,
+                (false, Ok(true)) => {
                     report.files_done += 1;
                     report.bytes_done += kind.size;
                 }
-                (false, false) => {
+                (false, Ok(false)) => {
                     report.files_skipped += 1;
                     report.bytes_skipped += kind.size;
                 }
             }
         }
-        if let Some(mark) = mark {
+        if !dry {
             self.written(&work.a, target.disk);
             if work.a.options.preserve.contains(crate::wire::preserve::Attribute::Hardlinks)
-                && all.iter().any(|id| id % 3 == 0)
+                && all.iter().any(|row| row.id % 3 == 0)
             {
-                self.site(target, tree).kept.insert(mark.sync);
+                self.site(target, tree).kept.insert(target.mark.sync);
                 work.report.needs_clean_up = true;
             }
         }
         self.retry_item(work, tree, &failed);
+        if second && work.a.report_held && !dry {
+            self.report_held(work, tree);
+        }
         if second && work.a.options.record {
             let state = FileState::Done;
             work.report.records.push(record(&format!("{}", work.a.task_id), state));
@@ -273,46 +289,58 @@ impl Sim {
     }
 
     /// A batch of what failed.
-    fn retry_item(&mut self, work: &mut Work, tree: usize, failed: &[Id]) {
+    fn retry_item(&mut self, work: &mut Work, tree: usize, failed: &[Row]) {
         let mut again = match &work.report.retry {
-            Some(WorkItem::Copy { manifest, .. }) => ids(&manifest.0),
+            Some(WorkItem::Copy { manifest, .. }) => rows(&manifest.0),
             _ => vec![],
         };
         again.extend(failed);
         if !again.is_empty() {
-            work.report.retry = Some(self.trees[tree].batch(&again));
+            work.report.retry = Some(self.trees[tree].batch_of(&again));
         }
     }
 
     fn range(&mut self, work: &mut Work, tree: usize, offset: u64, compare: bool) -> bool {
-        let id = ids(&work.manifest)[0];
+        let row = rows(&work.manifest)[0];
+        let id = row.id;
+        let Some(origin) = self.origin(work) else { return false };
         let Some(target) = self.target(work, !compare) else { return false };
         self.judge.spoil(target, &[id]);
-        let there = self.site(target, tree).there.contains_key(&id);
+        let there = self.site(target, tree).there.get(&id).map(|stored| stored.content_at(offset));
         if compare {
-            work.report.differs = !there;
-            work.report.digest = there.then_some(Digest([7; 32]));
+            let site = self.site(target, tree);
+            site.read_back(id, target.mark.host);
+            work.report.differs = there != Some(Content::SOURCE);
+            work.report.digest = there.map(|content| content.range_digest(id, offset));
             return true;
         }
-        if there && work.a.options.compare == Compare::SizeTime {
+        if there.is_some() && work.a.options.compare == Compare::SizeTime {
             work.report.unchanged = true;
             return true;
         }
-        if let Some(error) = self.random_fault() {
+        if let Some(error) = self.random_fault(origin) {
             work.report.failures.push(error);
             return true;
         }
-        if self.chance.permille(if self.calm { 0 } else { 10 }) {
-            let group = self.group_of(tree, id);
+        if origin == Origin::Source && self.chance.permille(if self.calm { 0 } else { 10 }) {
+            let group = self.trees[tree].group_of(id);
             work.report.replacement = Some(self.trees[tree].work(&Item::Large { id, group }));
             return true;
         }
+        let content = match self.read_range(work, (tree, origin), row, offset) {
+            Ok(content) => content,
+            Err(error) => {
+                work.report.failures.push(error);
+                return true;
+            }
+        };
         self.written(&work.a, target.disk);
-        let mark = target.mark;
+        let (mark, damage) = (target.mark, self.damage_of(content, false));
         let part = self.site(target, tree).parts.entry((mark.sync, id)).or_default();
-        part.insert(offset, mark);
+        part.insert(offset, Piece { mark, damage });
+        self.damage_later(target.disk, tree, id, offset);
         self.trace(|_| format!("       {} writes of entry {id} at {offset}", work.a.worker_id));
-        work.report.digest = Some(Digest([7; 32]));
+        work.report.digest = Some(self.reported_range_digest(work, content, id, offset));
         true
     }
 
@@ -324,6 +352,7 @@ impl Sim {
             work.report.differs = !self.site(target, tree).there.contains_key(&id);
             return true;
         }
+        self.check_chain(work, tree, id);
         let mark = target.mark;
         let size = self.trees[tree].entries[id as usize].size;
         let site = self.site(target, tree);
@@ -339,29 +368,30 @@ impl Sim {
             return true;
         }
         let part = site.parts.remove(&(mark.sync, id)).unwrap_or_default();
-        let marks = part.into_values().chain([mark]);
-        site.there.insert(id, marks.collect());
+        let marks = part.values().map(|piece| piece.mark).chain([mark]).collect();
+        let damaged = part.into_iter().filter_map(|(at, piece)| Some((at, piece.damage?)));
+        site.there.insert(id, Stored { marks, damage: damaged.collect() });
         self.written(&work.a, target.disk);
         true
     }
 
-    fn group_of(&self, tree: usize, wanted: Id) -> Option<Digest> {
-        let items = self.trees[tree].pages.iter().flatten();
-        items.into_iter().find_map(|item| match item {
-            Item::Large { id, group } if *id == wanted => *group,
-            _ => None,
-        })
-    }
-
     /// What goes wrong with an entry, now and then.
-    fn random_fault(&mut self) -> Option<EntryError> {
+    fn random_fault(&mut self, origin: Origin) -> Option<EntryError> {
         if self.calm || !self.chance.permille(self.faults) {
             return None;
         }
         let class = [ErrorClass::Transient, ErrorClass::Permanent, ErrorClass::Vanished];
         let class = class[self.chance.below(3) as usize];
         let full = self.chance.permille(200) && class == ErrorClass::Transient;
-        let errno = if full { "ENOSPC" } else { "EIO" };
-        Some(EntryError { errno: Some(errno.to_owned()), ..error(class) })
+        let errno = Some(if full { "ENOSPC" } else { "EIO" }.to_owned());
+        match origin {
+            Origin::Source => Some(EntryError { errno, ..error(class) }),
+            // What a relay lacks is reported as damaged, and nothing else of it vanishes.
+            Origin::Relay { .. } if class == ErrorClass::Vanished => None,
+            Origin::Relay { .. } => {
+                let side = Some(if full { Side::Destination } else { Side::Relay });
+                Some(EntryError { errno, side, ..error(class) })
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::scheduler::large_file::LargeFileState;
 use crate::scheduler::phase::PhaseState;
 use crate::scheduler::place::Place;
+use crate::scheduler::sync_job::ScanOwner;
 
 /// I1: every entry is waiting, leased, done or failed; I2: and counted once.
 pub(super) fn entries_add_up(sync: &SyncJob, state: &State) {
@@ -68,8 +69,14 @@ pub(super) fn disk_of(state: &State, place: Place<'_>, sim: &Sim) -> Option<usiz
 }
 
 /// I27: the views of a storage are views of one disk, as far as their agents say the truth.
-pub(super) fn storages_are_true(state: &State, sim: &Sim) {
+pub(super) fn storages_are_true(state: &State, sim: &mut Sim) {
     let storages = &state.workers.storages;
+    for no in storages.numbers() {
+        let all = || storages.views_of(no).map(|(worker, _)| worker);
+        if all().any(|worker| sim.is_wrongly_believed(worker)) {
+            sim.storages.misled.extend(all().cloned());
+        }
+    }
     for no in storages.numbers() {
         let Some(path) = storages.path(no) else { continue };
         let mut seen: Option<(usize, &crate::wire::WorkerId)> = None;
@@ -103,13 +110,18 @@ pub(super) fn tasks_are_in_one_place(state: &State) {
     for sync in state.syncs.values() {
         let queue = state.tasks.sync_tasks(sync.no).ready();
         queued += queue.scans.len() + queue.at_source.len() + queue.at_destination.len();
+        queued += queue.in_units.len();
         queued += queue.pinned.values().map(BTreeSet::len).sum::<usize>();
         // What is isolated is not counted: a batch of it is one task for each of its entries.
         let copies = state.tasks.of_sync(sync.no).filter(|t| !state.isolation.contains(t.id));
         let copies = copies.filter(|task| task.spec.kind() == "copy").count();
-        let most = state.settings.window_tasks + 3 * 18;
+        // A destination that follows the scans of its group gets work for several windows.
+        let windows = if sync.scan_owner == ScanOwner::Itself { 1 } else { 4 };
+        let most = windows * state.settings.window_tasks + 3 * 18;
         assert!(copies + sync.large_files.len() <= most, "I7: {} has too much out", sync.id);
     }
+    let in_unit = |task: &crate::scheduler::task::Task| Some((task.id, task.sync, task.unit?));
+    state.relays.check(state.tasks.values().filter_map(in_unit).collect());
     assert_eq!(queued, ready, "I3: what is ready is queued, once");
     assert_eq!(state.tasks.lease_count(), leased, "I3: what is leased is filed, once");
 }
@@ -123,7 +135,13 @@ pub(super) fn same_as_stored(state: &State, store: &Store) {
         "I18: the store holds other records than there are"
     );
     for (key, value) in &store.records {
-        assert_eq!(state.record(key).as_ref(), Some(value), "I18: {key} is not stored as it is");
+        let text = |value: &Vec<u8>| String::from_utf8_lossy(value).into_owned();
+        let (now, stored) = (state.record(key), text(value));
+        assert!(
+            now.as_ref() == Some(value),
+            "I18: {key} is not stored as it is: {:?}, and not {stored:?}",
+            now.as_ref().map(text)
+        );
     }
     for task in state.tasks.values().filter(|task| task.spec.kind() != "list") {
         let there = task.manifest_key.iter().all(|key| store.blobs.contains_key(key));

@@ -2,6 +2,7 @@
 //! answer, fall, and follow each other.
 
 use super::master::{CommitEnd, Master, Requester};
+use super::storage_model::{Row, rows};
 use super::store::Writes;
 use super::world::{Sim, SimEvent};
 use super::*;
@@ -288,11 +289,11 @@ impl Sim {
         };
         let tree = self.tree_of(&sync.request.source_path);
         let manifest = self.store.blobs.get(key).map_or(&[][..], Vec::as_slice);
-        let single = |id: u32| SingleEntry {
-            path: BytePath(format!("{id}").into_bytes()),
-            item: self.trees[tree].batch(&[id]),
+        let single = |row: Row| SingleEntry {
+            path: BytePath(format!("{}", row.id).into_bytes()),
+            item: self.trees[tree].batch_of(&[row]),
         };
-        super::storage_model::ids(manifest).into_iter().map(single).collect()
+        rows(manifest).into_iter().map(single).collect()
     }
 
     pub(super) fn tick(&mut self) {

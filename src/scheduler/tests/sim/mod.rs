@@ -21,9 +21,12 @@ mod agent_slots;
 mod agent_work;
 mod checks;
 mod election;
+mod many_destinations;
 mod master;
 mod operator;
 mod oracle;
+mod relay_oracle;
+mod relay_work;
 mod rng;
 mod storage_model;
 mod storages;
@@ -36,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Sim;
 
 /// Seeds that found something once, with the steps that it took.
-const PINNED: [(u64, usize); 11] = [
+const PINNED: [(u64, usize); 18] = [
     (55, 24),
     (74, 96),
     (95, 126),
@@ -48,6 +51,13 @@ const PINNED: [(u64, usize); 11] = [
     (10113, 457),
     (12117, 52),
     (13620, 500),
+    (51, 72),
+    (63, 212),
+    (226, 99),
+    (562, 175),
+    (161, 467),
+    (314, 0),
+    (5268, 0),
 ];
 /// Default number of seeds …
 const SEEDS: u64 = 150;

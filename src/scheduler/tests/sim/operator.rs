@@ -67,7 +67,8 @@ impl Sim {
     pub(super) fn plan_sync(&mut self) {
         self.plan_sync_to(|sim| {
             let source = sim.random_selectors(SOURCE, &[600, 900, 950]);
-            [source, sim.random_selectors(DESTINATION, &[300, 500, 650])]
+            let chances = if sim.is_cluster { [30, 100, 300] } else { [300, 500, 650] };
+            [source, sim.random_selectors(DESTINATION, &chances)]
         });
     }
 
@@ -79,11 +80,12 @@ impl Sim {
         });
         // Half of the syncs that are no mirrors run beside others of their tree.
         let beside = self.wishes.len() % 2 == 1;
+        let compares = if self.is_cluster { 100 } else { 300 };
         let mut on = |parts| self.chance.permille(parts);
         let dry_run = on(150);
         let links = if on(500) { ["all"] } else { ["no-hardlinks"] };
         let mut options = SyncOptions {
-            compare: if on(300) { Compare::Checksum } else { Compare::SizeTime },
+            compare: if on(compares) { Compare::Checksum } else { Compare::SizeTime },
             verify: if on(250) && !dry_run { Verify::Readback } else { Verify::Transfer },
             delete: (on(300) && list.is_none())
                 .then(|| DeleteOptions { max_percent: 100, ..DeleteOptions::default() }),
@@ -291,6 +293,13 @@ impl Sim {
                 self.reboot(host, ms / 3);
             }
         }
+    }
+
+    /// An agent dies, and does not return.
+    pub(super) fn kill_for_good(&mut self, agent: usize) {
+        self.trace(|sim| format!("{} dies", sim.agents[agent].name));
+        self.agents[agent].down = true;
+        self.agents[agent].restart();
     }
 
     pub(super) fn kill(&mut self, agent: usize, ms: u64) {

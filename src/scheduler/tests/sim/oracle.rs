@@ -1,11 +1,12 @@
 //! What must hold, checked after every event: the invariants by their numbers in the design.
 
-use super::agent_work::Target;
+use super::agent_work::{EXTRAS, Target};
 use super::checks::{
     conflicts_by_path, disk_of, entries_add_up, same_as_stored, storages_are_true,
     tasks_are_in_one_place,
 };
 use super::operator::name;
+use super::relay_oracle::{RelayGrant, RelayLog};
 use super::storage_model::{Id, WriteMark};
 use super::store::Store;
 use super::world::Sim;
@@ -31,12 +32,19 @@ pub(super) struct Grant {
     pub(super) void: bool,
     /// The disks of its source and its destination: those of the workers that the scheduler then had for them.
     disks: [Option<usize>; 2],
+    pub(super) sync: SyncNo,
+    /// When it was given.
+    pub(super) at: u64,
+    /// The sync with several destinations that its sync is a part of.
+    pub(super) group: Option<SyncNo>,
+    /// Of a relay: the copy that it sends on.
+    pub(super) relay: Option<RelayGrant>,
 }
 
 /// A sync as it was first seen.
 #[derive(Debug, Clone, PartialEq)]
-struct SyncRun {
-    life: u32,
+pub(super) struct SyncRun {
+    pub(super) life: u32,
     name: crate::wire::RequestId,
     ended: Option<SyncState>,
 }
@@ -47,7 +55,7 @@ pub(super) struct Oracle {
     pub(super) grants: HashMap<AssignmentId, Grant>,
     current: HashMap<TaskId, AssignmentId>,
     fresh: Vec<AssignmentId>,
-    lives: BTreeMap<SyncNo, SyncRun>,
+    pub(super) lives: BTreeMap<SyncNo, SyncRun>,
     count: u32,
     /// Each sync as submitted, and whether its start is stored.
     submitted: HashMap<u32, (SyncJob, bool)>,
@@ -62,12 +70,16 @@ pub(super) struct Oracle {
     /// The disk of the destination of each sync.
     bound: HashMap<u32, usize>,
     /// Entries, each of a sync, that were copied through a worker that is wrongly believed to see the destination.
-    spoiled: HashSet<(u32, Id)>,
+    pub(super) spoiled: HashSet<(u32, Id)>,
+    /// What is known of relays and of damage.
+    pub(super) relays: RelayLog,
     /// The version of the table of storages that was checked.
     checked: u64,
     /// Results that were sent.
     pub(super) sent: Vec<TaskResult>,
     pub(super) events: u64,
+    /// The whole state is checked after so many events; 0: after each.
+    pub(super) check_interval: u64,
 }
 
 /// What is known before an event.
@@ -80,6 +92,7 @@ pub(super) struct Before {
 impl Oracle {
     pub(super) fn before(&mut self, state: &State, event: &Event) -> Before {
         let Event::Result(result) = event else { return Before { may_count: None, task: None } };
+        self.relays.note_result(result);
         if self.sent.len() < 200 {
             self.sent.push(result.clone());
         }
@@ -107,14 +120,28 @@ impl Oracle {
             return;
         }
         self.events += 1;
-        self.check_known(state, sim);
+        let is_due = self.events.is_multiple_of(self.check_interval.max(1));
+        let is_known = |a: &Assignment| {
+            state.tasks.get(a.task_id).is_none_or(|task| self.lives.contains_key(&task.sync))
+        };
+        let mut given = effects.iter().filter_map(|effect| match effect {
+            Effect::Reply(_, Reply::Assignment(Some(a))) => Some(a),
+            _ => None,
+        });
+        if is_due || !given.all(|a| is_known(a)) {
+            self.check_known(state, sim);
+        }
         if let Some(may_count) = before.may_count {
             self.result(may_count, before.task, effects);
+            self.damage_was_reported(effects, state);
         }
         for effect in effects {
             if let Effect::Reply(_, Reply::Assignment(Some(a))) = effect {
                 self.granted(a, state, sim);
             }
+        }
+        if !is_due {
+            return;
         }
         for sync in state.syncs.values() {
             entries_add_up(sync, state);
@@ -158,11 +185,16 @@ impl Oracle {
         let life = self.lives[&task.sync].life;
         let sync = &state.syncs[&task.sync];
         let disks = [sync.source(), sync.destination()].map(|place| disk_of(state, place, sim));
+        let relay = self.relay_grant(a, sync, state, sim);
         if let Some(disk) = disks[1] {
             self.bound.insert(life, disk);
         }
         let grant = Grant {
             disks,
+            sync: sync.no,
+            at: sim.time,
+            group: sync.group(),
+            relay,
             task: a.task_id,
             attempt: a.attempt,
             digest: a.task_digest,
@@ -211,6 +243,7 @@ impl Oracle {
             if sync.state == SyncState::Progress {
                 self.fresh_starts.push(known.life);
             }
+            self.relays.follow_phase(known.life, sync.phase, sim.time);
             if !sync.is_active() {
                 known.ended = Some(sync.state);
                 let life = known.life;
@@ -227,7 +260,7 @@ impl Oracle {
     }
 
     /// Whether something that was lost, or is not on the disk yet, is to be blamed on a sync.
-    fn explains_failure(&self, marks: &BTreeSet<WriteMark>, life: u32) -> bool {
+    pub(super) fn explains_failure(&self, marks: &BTreeSet<WriteMark>, life: u32) -> bool {
         let void = |mark: &WriteMark| self.grants.get(&mark.by).is_none_or(|grant| grant.void);
         marks.iter().any(|mark| mark.sync == life && !void(mark))
     }
@@ -261,29 +294,11 @@ impl Oracle {
         if wish.options.verify == Verify::Readback {
             assert_eq!(c.verified_files + c.repaired_files, files, "I12: not all was read back");
         }
-        let none = BTreeSet::new();
         let Some(disk) = self.bound.get(&life) else { return };
         let site = &sim.storages.disks[*disk].sites[wish.tree];
-        for id in entries {
-            if self.spoiled.contains(&(life, id)) {
-                continue;
-            }
-            let lost = site.lost.get(&id).unwrap_or(&none);
-            let there = site.there.get(&id);
-            let others_fault = !lost.is_empty() && !self.explains_failure(lost, life);
-            assert!(
-                there.is_some() || others_fault,
-                "I12: {} completed without entry {id} on disk {disk}",
-                sync.id
-            );
-            let unflushed = there.is_some_and(|marks| self.explains_failure(marks, life));
-            assert!(
-                !unflushed,
-                "I12: {} completed, entry {id} is not on the disk: {there:?}",
-                sync.id
-            );
-        }
-        for extra in site.extras.iter().filter(|_| wish.options.delete.is_some()) {
+        entries.iter().for_each(|id| self.entry_is_there(sync, life, (*disk, site), *id));
+        let deletes = wish.options.delete.is_some() && !self.spoiled.contains(&(life, EXTRAS));
+        for extra in site.extras.iter().filter(|_| deletes) {
             let others_fault = !extra.lost.is_empty() && !self.explains_failure(&extra.lost, life);
             let gone =
                 extra.deleted.as_ref().is_some_and(|marks| !self.explains_failure(marks, life));
@@ -382,7 +397,8 @@ impl Oracle {
                 grant.seq = Some(store.seq);
             }
         }
-        if self.events.is_multiple_of(64) {
+        self.relays.damage_is_stored();
+        if self.events.is_multiple_of(64 * self.check_interval.max(1)) {
             same_as_stored(state, store);
         }
     }
@@ -439,6 +455,7 @@ impl Oracle {
         self.lives.retain(same);
         self.fresh.clear();
         self.fresh_starts.clear();
+        self.relays.damage_is_lost(behind.is_some());
         self.current.clear();
         let leases = state.tasks.values().filter_map(|task| Some((task.id, task.lease()?)));
         self.current.extend(leases.map(|(id, lease)| (id, lease.assignment)));

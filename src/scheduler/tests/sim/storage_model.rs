@@ -1,5 +1,5 @@
 //! The model of the data: the contents of the sources, and which of it is at the destinations, on
-//! the disk or in the cache of a host. The scheduler is checked against it.
+//! the disk or in the cache of a host, and with which content. The scheduler is checked against it.
 
 use super::rng::SimRng;
 use super::*;
@@ -54,6 +54,20 @@ impl Tree {
         tree
     }
 
+    /// Batches of small files, and large files of so many ranges: a page for each.
+    pub(super) fn of_sizes(batches: u32, files: u32, ranges: &[u64]) -> Tree {
+        let mut tree = Tree { entries: vec![], pages: vec![], subtrees: vec![] };
+        for _ in 0..batches {
+            let batch = (0..files).map(|_| tree.entry(false, 10)).collect();
+            tree.pages.push(vec![Item::Batch(batch)]);
+        }
+        for ranges in ranges {
+            let id = tree.entry(false, ranges * RANGE - 5);
+            tree.pages.push(vec![Item::Large { id, group: None }]);
+        }
+        tree
+    }
+
     fn item(&mut self, chance: &mut SimRng) -> Item {
         if chance.permille(300) {
             let size = chance.within(1, 6) * RANGE - 5;
@@ -100,7 +114,7 @@ impl Tree {
         match item {
             Item::Batch(ids) => self.batch(ids),
             Item::Large { id, group } => WorkItem::Large {
-                manifest: manifest(&[*id]),
+                manifest: manifest(&[Row { id: *id, digest: None }]),
                 size: self.entries[*id as usize].size,
                 range_length: RANGE,
                 hardlink_group: *group,
@@ -108,20 +122,83 @@ impl Tree {
         }
     }
 
-    pub(super) fn batch(&self, ids: &[Id]) -> WorkItem {
-        let (files, dirs, bytes) = self.sum(ids);
-        WorkItem::Copy { manifest: manifest(ids), files, dirs, bytes }
+    fn batch(&self, ids: &[Id]) -> WorkItem {
+        let rows: Vec<Row> = ids.iter().map(|id| Row { id: *id, digest: None }).collect();
+        self.batch_of(&rows)
+    }
+
+    pub(super) fn batch_of(&self, rows: &[Row]) -> WorkItem {
+        let ids: Vec<Id> = rows.iter().map(|row| row.id).collect();
+        let (files, dirs, bytes) = self.sum(&ids);
+        WorkItem::Copy { manifest: manifest(rows), files, dirs, bytes }
+    }
+
+    /// The names of one large file with several names.
+    pub(super) fn names_of(&self, id: Id) -> Vec<Id> {
+        let Some(group) = self.group_of(id) else { return vec![] };
+        let names = self.pages.iter().flatten().filter_map(|item| match item {
+            Item::Large { id, group: Some(of) } if *of == group => Some(*id),
+            _ => None,
+        });
+        names.collect()
+    }
+
+    pub(super) fn group_of(&self, wanted: Id) -> Option<Digest> {
+        self.pages.iter().flatten().find_map(|item| match item {
+            Item::Large { id, group } if *id == wanted => *group,
+            _ => None,
+        })
+    }
+
+    /// The offsets of the ranges of a file.
+    pub(super) fn range_offsets(&self, id: Id) -> impl Iterator<Item = u64> {
+        (0..self.entries[id as usize].size).step_by(RANGE as usize)
     }
 }
 
+/// The content of a file, or of a range of it, as far as it is not that of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Content(pub(super) u32);
+
+impl Content {
+    pub(super) const SOURCE: Content = Content(0);
+
+    /// The digest of the range of a file that has this content.
+    pub(super) fn range_digest(self, id: Id, offset: u64) -> Digest {
+        let mut digest = [7; 32];
+        digest[..4].copy_from_slice(&self.0.to_le_bytes());
+        digest[4..8].copy_from_slice(&id.to_le_bytes());
+        digest[8..16].copy_from_slice(&offset.to_le_bytes());
+        Digest(digest)
+    }
+}
+
+/// An entry of a manifest, with the content of which it has the digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) id: Id,
+    pub(super) digest: Option<Content>,
+}
+
 /// A manifest of this model: the scheduler does not look into it.
-fn manifest(ids: &[Id]) -> Base64Bytes {
-    Base64Bytes(ids.iter().flat_map(|id| id.to_le_bytes()).collect())
+fn manifest(rows: &[Row]) -> Base64Bytes {
+    let words = rows.iter().flat_map(|row| [row.id, row.digest.map_or(0, |c| c.0 + 1)]);
+    Base64Bytes(words.flat_map(u32::to_le_bytes).collect())
 }
 
 /// … and back.
+pub(super) fn rows(manifest: &[u8]) -> Vec<Row> {
+    let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let row = |bytes: &[u8]| Row {
+        id: word(&bytes[..4]),
+        digest: word(&bytes[4..]).checked_sub(1).map(Content),
+    };
+    manifest.chunks_exact(8).map(row).collect()
+}
+
+/// The entries of a manifest.
 pub(super) fn ids(manifest: &[u8]) -> Vec<Id> {
-    manifest.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect()
+    rows(manifest).into_iter().map(|row| row.id).collect()
 }
 
 /// Something that is in the cache of a host only.
@@ -143,13 +220,46 @@ pub(super) struct Extra {
     pub(super) lost: BTreeSet<WriteMark>,
 }
 
+/// Content at a destination that is not that of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Damage {
+    pub(super) content: Content,
+    /// It was right when it was written, and the disk changed it later; or it is of an agent that reports what it has
+    /// not done. No sync is to blame that did not compare it later.
+    pub(super) is_excused: bool,
+    pub(super) since: u64,
+}
+
+/// A complete entry under its own name.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Stored {
+    /// What of it is not on the disk yet.
+    pub(super) marks: BTreeSet<WriteMark>,
+    /// By the offsets of its ranges; 0 for a small file.
+    pub(super) damage: BTreeMap<u64, Damage>,
+}
+
+impl Stored {
+    pub(super) fn content_at(&self, offset: u64) -> Content {
+        self.damage.get(&offset).map_or(Content::SOURCE, |damage| damage.content)
+    }
+}
+
+/// A range in a part file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) mark: WriteMark,
+    pub(super) damage: Option<Damage>,
+}
+
 /// A destination.
 #[derive(Debug, Default, Clone)]
 pub(super) struct StorageModel {
-    /// Complete entries under their own names, each with what of it is not on the disk yet.
-    pub(super) there: BTreeMap<Id, BTreeSet<WriteMark>>,
+    pub(super) there: BTreeMap<Id, Stored>,
     /// Part files by the life of the sync and the entry: ranges by their offsets.
-    pub(super) parts: BTreeMap<(u32, Id), BTreeMap<u64, WriteMark>>,
+    pub(super) parts: BTreeMap<(u32, Id), BTreeMap<u64, Piece>>,
+    /// Files of which a part was removed, or lost when a host lost power, and when.
+    pub(super) lost_parts: BTreeMap<Id, u64>,
     pub(super) extras: Vec<Extra>,
     /// Syncs that keep something for the names of one file.
     pub(super) kept: BTreeSet<u32>,
@@ -163,19 +273,45 @@ impl StorageModel {
         StorageModel { extras, ..StorageModel::default() }
     }
 
-    /// Writes an entry unless it is there. Whether it was written.
-    pub(super) fn write(&mut self, id: Id, mark: WriteMark) -> bool {
-        if self.there.contains_key(&id) {
-            return false;
+    /// Writes a small file or a directory.
+    pub(super) fn write(&mut self, id: Id, mark: WriteMark, damage: Option<Damage>) {
+        let damage = damage.into_iter().map(|damage| (0, damage)).collect();
+        self.there.insert(id, Stored { marks: BTreeSet::from([mark]), damage });
+    }
+
+    /// A host compared an entry: what it sees of the writes of others was written back.
+    pub(super) fn read_back(&mut self, id: Id, host: usize) {
+        if let Some(stored) = self.there.get_mut(&id) {
+            stored.marks.retain(|mark| mark.host == host);
         }
-        self.there.insert(id, BTreeSet::from([mark]));
-        true
+    }
+
+    /// What a relay reads of an entry at an offset: from the part file, if there is one.
+    pub(super) fn read(&self, id: Id, offset: u64, may_be_part: bool) -> Option<Content> {
+        let mut parts = self.parts.iter().filter(|((_, of), _)| may_be_part && *of == id);
+        let piece = parts.find_map(|(_, part)| part.get(&offset));
+        let content = |damage: Damage| damage.content;
+        let in_part = piece.map(|piece| piece.damage.map_or(Content::SOURCE, content));
+        in_part.or_else(|| Some(self.there.get(&id)?.content_at(offset)))
+    }
+
+    /// The disk changes what it has of an entry at an offset. False: it has nothing of it.
+    pub(super) fn spoil(&mut self, id: Id, offset: u64, damage: Damage) -> bool {
+        let parts = self.parts.iter_mut().filter(|((_, of), _)| *of == id);
+        let pieces: Vec<&mut Piece> = parts.filter_map(|(_, part)| part.get_mut(&offset)).collect();
+        let stored = self.there.get_mut(&id);
+        let has_it = stored.is_some() || !pieces.is_empty();
+        pieces.into_iter().for_each(|piece| piece.damage = Some(damage));
+        if let Some(stored) = stored {
+            stored.damage.insert(offset, damage);
+        }
+        has_it
     }
 
     /// What a host wrote is on the disk now.
     pub(super) fn flush(&mut self, host: usize) {
         let elsewhere = |mark: &WriteMark| mark.host != host;
-        self.there.values_mut().for_each(|marks| marks.retain(elsewhere));
+        self.there.values_mut().for_each(|stored| stored.marks.retain(elsewhere));
         for extra in &mut self.extras {
             extra.deleted.iter_mut().for_each(|marks| marks.retain(elsewhere));
         }
@@ -183,10 +319,10 @@ impl StorageModel {
     }
 
     /// A host lost power: what it had not flushed is gone, or was written back in time.
-    pub(super) fn lose_unflushed(&mut self, host: usize, chance: &mut SimRng) {
+    pub(super) fn lose_unflushed(&mut self, host: usize, now: u64, chance: &mut SimRng) {
         let ids: Vec<Id> = self.there.keys().copied().collect();
         for id in ids {
-            let Some(marks) = self.there.get_mut(&id) else { continue };
+            let Some(Stored { marks, .. }) = self.there.get_mut(&id) else { continue };
             let hit: BTreeSet<WriteMark> =
                 marks.iter().filter(|m| m.host == host).copied().collect();
             if hit.is_empty() {
@@ -199,8 +335,12 @@ impl StorageModel {
                 marks.retain(|m| m.host != host);
             }
         }
-        for part in self.parts.values_mut() {
-            part.retain(|_, mark| mark.host != host);
+        for ((_, id), part) in &mut self.parts {
+            let before = part.len();
+            part.retain(|_, piece| piece.mark.host != host);
+            if part.len() < before {
+                self.lost_parts.insert(*id, now);
+            }
         }
         for extra in &mut self.extras {
             let Some(marks) = &mut extra.deleted else { continue };

@@ -118,6 +118,8 @@ pub(super) struct Storages {
     pub(super) has_moves: bool,
     /// All agents say the truth, and answer.
     pub(super) is_honest: bool,
+    /// Workers of a storage with a worker that is wrongly believed: what it reports joined them with others.
+    pub(super) misled: BTreeSet<WorkerId>,
 }
 
 impl Storages {
@@ -230,6 +232,11 @@ impl Sim {
                     .for_each(|host| self.storages.add(path, Some(host), &sites));
             }
         }
+        self.mount_agents();
+    }
+
+    /// Mounts a disk at each path of each agent.
+    pub(super) fn mount_agents(&mut self) {
         for agent in 0..self.agents.len() {
             let host = self.agents[agent].host;
             for at in 0..self.agents[agent].mounts.len() {
@@ -309,7 +316,7 @@ impl Sim {
     pub(super) fn reboot(&mut self, host: usize, ms: u64) {
         for disk in &mut self.storages.disks {
             for site in &mut disk.sites {
-                site.lose_unflushed(host, &mut self.chance);
+                site.lose_unflushed(host, self.time, &mut self.chance);
             }
         }
         self.storages.hosts[host].boots += 1;
@@ -428,6 +435,7 @@ impl Sim {
     /// Whether reports of an agent are believed that are not true.
     pub(super) fn is_wrongly_believed(&self, worker: &WorkerId) -> bool {
         let agent = self.agents.iter().find(|agent| agent.name == *worker);
-        agent.is_some_and(|agent| agent.honesty == Honesty::ReadOnlyLiar)
+        let is_liar = agent.is_some_and(|agent| agent.honesty == Honesty::ReadOnlyLiar);
+        is_liar || self.storages.misled.contains(worker)
     }
 }

@@ -5,7 +5,7 @@ use super::master::{Master, Requester};
 use super::operator::PlannedSync;
 use super::oracle::Oracle;
 use super::rng::SimRng;
-use super::storage_model::{StorageModel, Tree};
+use super::storage_model::{Id, StorageModel, Tree};
 use super::storages::{DESTINATION, SOURCE, Storages, claims_of};
 use super::store::Store;
 use super::*;
@@ -28,6 +28,13 @@ pub(super) enum SimEvent {
     Check(usize, u64),
     Timer(usize, u64, usize, u64),
     Tick,
+    /// A disk changes what it has of an entry of a tree, at an offset.
+    Damage {
+        disk: usize,
+        tree: usize,
+        id: Id,
+        offset: u64,
+    },
     /// The store is available again, and a master is elected.
     StoreUp,
     Term,
@@ -39,6 +46,17 @@ pub(super) enum SimEvent {
 /// See the module.
 pub(super) struct Sim {
     pub(super) chance: SimRng,
+    /// For damage and forgery, so that histories without them stay as they are.
+    pub(super) fault_chance: SimRng,
+    /// Ranges that their disk changes after they were written, of a thousand; and how many it changed.
+    pub(super) damage_permille: u64,
+    pub(super) damage_count: u32,
+    /// An agent reports what it has not done.
+    pub(super) has_forgers: bool,
+    /// Most syncs have several destinations.
+    pub(super) is_cluster: bool,
+    /// Agents die, and there is no other fault.
+    pub(super) is_exact: bool,
     pub(super) time: u64,
     /// By how much the master's wall clock is off.
     pub(super) skew_ms: i64,
@@ -103,6 +121,15 @@ impl Sim {
     }
 
     pub(super) fn start(seed: u64, traced: bool) -> Sim {
+        let mut sim = Sim::without_agents(seed, traced);
+        sim.spread_poison(seed);
+        sim.schedule_operators();
+        sim.begin();
+        sim
+    }
+
+    /// A world without agents, in which nothing happens yet.
+    pub(super) fn without_agents(seed: u64, traced: bool) -> Sim {
         let mut chance = SimRng::new(seed);
         let trees: Vec<Tree> =
             (0..chance.within(1, 3)).map(|_| Tree::generate(&mut chance)).collect();
@@ -115,7 +142,7 @@ impl Sim {
         };
         let loss = [0, 10, 50, 200][chance.below(4) as usize];
         let faults = [0, 5, 50, 200][chance.below(4) as usize];
-        let mut sim = Sim {
+        Sim {
             time: START_MS,
             skew_ms: 0,
             steady: false,
@@ -144,12 +171,20 @@ impl Sim {
             trace: traced.then(VecDeque::new),
             digest: 0,
             chance,
-        };
-        sim.spread_poison(seed);
-        sim.schedule_operators();
-        sim.elect_master();
-        sim.schedule(100, SimEvent::Tick);
-        sim
+            fault_chance: SimRng::new(!seed),
+            damage_permille: 0,
+            damage_count: 0,
+            has_forgers: false,
+            // None of them is pinned.
+            is_cluster: seed % 5 == 1,
+            is_exact: false,
+        }
+    }
+
+    /// The first master is elected.
+    pub(super) fn begin(&mut self) {
+        self.elect_master();
+        self.schedule(100, SimEvent::Tick);
     }
 
     /// In one of four seeds an entry of each tree kills the agents that copy it.
@@ -166,9 +201,10 @@ impl Sim {
 
     fn schedule_operators(&mut self) {
         // In a few seeds there are many destinations.
-        let most = match self.chance.below(200) {
-            0 => 66,
-            1..8 => 16,
+        let most = match (self.chance.below(200), self.is_cluster) {
+            (0, _) => 66,
+            (1..8, _) => 16,
+            (_, true) => 8,
             _ => 6,
         };
         let agents = self.chance.within(2, most) as usize;
@@ -193,6 +229,7 @@ impl Sim {
         let destinations = if most > 6 { 0 } else { shared(self.chance.below(5)) };
         self.mount_all(if most > 6 { 1 } else { sources }, destinations);
         self.spread_lies();
+        self.spread_damage();
         (0..agents).for_each(|number| self.wake(number));
     }
 
@@ -239,6 +276,9 @@ impl Sim {
             }
             SimEvent::Check(agent, incarnation) => self.carry_out_checks(agent, incarnation),
             SimEvent::Tick => self.tick(),
+            SimEvent::Damage { disk, tree, id, offset } => {
+                self.damage_entry(disk, tree, id, offset)
+            }
             SimEvent::Read(epoch) => self.answer_entry_reads(epoch),
             SimEvent::StoreUp => self.restore_store(),
             SimEvent::Term => {
@@ -423,6 +463,7 @@ impl Sim {
             walk: VecDeque::new(),
             spawn: 0,
             report: TaskReport::default(),
+            held: vec![],
             through: None,
             claims: claims_of(&a.ticket),
             gone: None,
