@@ -77,6 +77,17 @@ impl State {
         self.path_reservations.waiting_for.contains_key(&no)
     }
 
+    /// Whether another sync writes where an ended one wrote. What is left to be removed there are part files, and the
+    /// other one may be continuing them.
+    pub(super) fn is_destination_in_use(&self, ended: &SyncJob) -> bool {
+        let holders = self.path_reservations.holders.iter().filter_map(|no| self.syncs.get(*no));
+        let mut writers = holders.filter(|sync| {
+            sync.no != ended.no && sync.state == SyncState::Progress && !sync.is_dry_run()
+        });
+        let storages = &self.workers.storages;
+        writers.any(|sync| may_overlap(storages, sync.destination(), ended.destination()))
+    }
+
     pub(super) fn overlap_reason(&self, sync: &SyncJob) -> Option<String> {
         let earlier = self.syncs.get(*self.path_reservations.waiting_for.get(&sync.no)?)?;
         let (verb, path) = self.find_conflict(earlier, sync)?;
@@ -153,6 +164,8 @@ impl State {
         self.path_reservations.waiting_for.remove(&no);
         if self.path_reservations.holders.remove(&no) {
             self.update_waiting_syncs(no);
+            // What ended syncs left there can be removed now.
+            self.outbox.request_dispatch();
         }
     }
 

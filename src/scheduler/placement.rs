@@ -64,6 +64,7 @@ impl State {
             };
             active = workable.filter(has_slot).collect();
         }
+        let ended = ended.into_iter().filter(|sync| !self.is_destination_in_use(sync));
         let open = active.into_iter().chain(ended).map(|sync| {
             let ready = self.tasks.sync_tasks(sync.no).ready();
             RunnableSync {

@@ -218,3 +218,24 @@ fn leftovers_of_a_deleted_sync_are_removed_once_and_then_its_record() {
         assert_eq!(world.state.syncs.len(), usize::from(again));
     }
 }
+
+#[test]
+fn a_part_file_of_an_ended_sync_is_kept_while_another_sync_may_continue_it() {
+    let (mut world, scan) = scanning();
+    world.post_page(&scan, page(&scan, 0, vec![large_item(2)], None));
+    complete_kind(&mut world, "s", "range");
+    world.apply(Event::CancelSync("demo".parse().unwrap()));
+    expire_lease(&mut world, "1");
+    // It has the same part file, and ranges of it may be equal.
+    world.submit("again", "/src/a", "/dst/b");
+    let scan = poll_kind(&mut world, "s", "scan");
+    assert!(world.poll("d", "1").is_none(), "the part file belongs to the other sync now");
+    world.post_page(&scan, page(&scan, 0, vec![large_item(2)], None));
+    complete_kind(&mut world, "s", "range");
+    complete_kind(&mut world, "s", "range");
+    complete_kind(&mut world, "d", "commit");
+    complete_kind(&mut world, "d", "flush");
+    assert_eq!(world.progress("again").state, SyncState::Completed);
+    complete_kind(&mut world, "d", "discard");
+    assert!(world.state.tasks.is_empty() && world.blobs.is_empty());
+}
