@@ -5,18 +5,18 @@ use longhaul::wire::sync::{DestinationProgress, SyncOutcome};
 use std::path::PathBuf;
 
 /// The large file of the source, in MiB.
-const LARGE_MIB: usize = 32;
+pub(super) const LARGE_MIB: usize = 32;
 
 /// Workers `g1`, `g2`, … with a disk each at `dst`, and a source.
-struct Nodes {
-    cluster: Cluster,
-    src: PathBuf,
-    dst: PathBuf,
-    hosts: Vec<Arc<Host>>,
+pub(super) struct Nodes {
+    pub(super) cluster: Cluster,
+    pub(super) src: PathBuf,
+    pub(super) dst: PathBuf,
+    pub(super) hosts: Vec<Arc<Host>>,
 }
 
 impl Nodes {
-    fn start(count: usize) -> Nodes {
+    pub(super) fn start(count: usize) -> Nodes {
         let (cluster, src) = start_with_source();
         let dst = make_dir(cluster.data_path("dst"));
         let mut nodes = Nodes { cluster, src, dst, hosts: Vec::new() };
@@ -39,12 +39,12 @@ impl Nodes {
     }
 
     #[track_caller]
-    fn assert_copied(&self, at: usize) {
+    pub(super) fn assert_copied(&self, at: usize) {
         assert_copied_on(&self.hosts[at - 1], &self.src, &self.dst);
     }
 
     /// What is at the destination of a node, for the test.
-    fn tree(&self, at: usize) -> PathBuf {
+    pub(super) fn tree(&self, at: usize) -> PathBuf {
         self.hosts[at - 1].path(&self.dst)
     }
 
@@ -58,12 +58,12 @@ impl Nodes {
 }
 
 /// The destination of a worker in the document of a sync.
-fn of_worker<'a>(sync: &'a SyncProgress, worker: &str) -> &'a DestinationProgress {
+pub(super) fn of_worker<'a>(sync: &'a SyncProgress, worker: &str) -> &'a DestinationProgress {
     let is_of = |one: &&DestinationProgress| one.workers.iter().any(|id| id.as_str() == worker);
     sync.destinations.iter().find(is_of).unwrap_or_else(|| panic!("{worker}: {sync:#?}"))
 }
 
-fn is_complete(one: &DestinationProgress) -> bool {
+pub(super) fn is_complete(one: &DestinationProgress) -> bool {
     one.state == SyncState::Completed && one.outcome == Some(SyncOutcome::Full)
 }
 
@@ -102,7 +102,7 @@ fn a_destination_that_dies_is_named_and_completed_by_a_retry_that_sends_only_wha
     assert_eq!((end.state, end.outcome), (SyncState::Failed, Some(SyncOutcome::Partial)));
     assert!(has_reason(&end, &format!("1 of 3 destinations are not complete: {part}")), "{end:#?}");
 
-    // What of the large file was there is removed with the cancelled sync.
+    // What of the large file was there is continued by the retry, or removed before with the cancelled sync.
     let parts = part_files(&nodes.tree(1)).iter().map(|part| census(part).bytes).sum::<u64>();
     let present = census(&nodes.tree(1)).bytes - parts;
     assert!(present > 0, "g1 holds complete files");

@@ -8,6 +8,7 @@ mod support;
 mod addressing;
 mod groups;
 mod identity;
+mod relays;
 
 use longhaul::wire::storage::{StorageList, StorageView};
 use longhaul::wire::sync::{SyncProgress, SyncState};
