@@ -62,7 +62,7 @@ serve() {
   local nics=$1 host role n endpoints
   shift
   mkdir -p "$work/src" "$work/dst" "$work/state"
-  printf 'listen: 10.77.0.254:8888\ndata_dir: %s\n' "$work/state/master" >"$work/state/master.yml"
+  printf 'listen: 10.77.0.254:8888\ninsecure: true\ndata_dir: %s\n' "$work/state/master" >"$work/state/master.yml"
   printf 'master_url: http://10.77.0.254:8888\ndata_dir: %s\nworkers:\n' "$work/state/agents" >"$work/state/agents.yml"
   for agent in "$@"; do
     host=${agent%:*} role=${agent#*:} endpoints=""

@@ -57,7 +57,7 @@ class Bench:
         shutil.rmtree(f"{self.dir}/dst/out", ignore_errors=True)
         os.makedirs(state)
         with open(f"{state}/master.yml", "w") as file:
-            file.write(f"listen: 10.77.0.254:8888\ndata_dir: {state}/master\n")
+            file.write(f"listen: 10.77.0.254:8888\ninsecure: true\ndata_dir: {state}/master\n")
         with open(f"{state}/agents.yml", "w") as file:
             file.write(f"master_url: http://10.77.0.254:8888\ndata_dir: {state}/agents\nworkers:\n")
             for host, path in ((1, "src"), (2, "dst")):

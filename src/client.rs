@@ -16,6 +16,7 @@ mod workers;
 pub use download::Download;
 pub use error::{ClientError, FailedAttempt, Result};
 
+use crate::identity::{ServerTrust, client_config};
 use crate::util::corruption::CorruptionCounter;
 use crate::wire::leader::Readiness;
 use crate::wire::problem::Problem;
@@ -48,6 +49,8 @@ pub struct ClientOptions {
     pub takeover_timeout: Duration,
     /// How long a command is sent again after its reply was lost, counted from the first attempt.
     pub resend_timeout: Duration,
+    /// The servers that are accepted at `https` URLs.
+    pub trust: ServerTrust,
 }
 
 impl Default for ClientOptions {
@@ -56,6 +59,7 @@ impl Default for ClientOptions {
             request_timeout: Duration::from_secs(30),
             takeover_timeout: Duration::ZERO,
             resend_timeout: Duration::ZERO,
+            trust: ServerTrust::default(),
         }
     }
 }
@@ -99,18 +103,26 @@ pub struct MasterClient {
 }
 
 impl MasterClient {
-    /// A client for `urls`: `http://host:port[/prefix]`, or just `host:port` or `host` (port 8888); one string may hold
+    /// A client for `urls`: `http[s]://host:port[/prefix]`, or just `host:port` or `host` (port 8888); one string may hold
     /// several, separated by commas. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`ClientError::InvalidUrl`] for no URL at all, one that can't be parsed, a scheme other than
-    /// `http`, or one with a user name or password in it.
+    /// [`ClientError::InvalidUrl`] for no URL at all, one that can't be parsed, another scheme, one with a user
+    /// name or password in it, or one with `https` if no server is trusted.
     pub fn new(urls: Vec<String>, options: ClientOptions) -> Result<Self> {
         let parts = urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty());
         let mut base_urls: Vec<String> = Vec::new();
         let mut all_local = true;
         for part in parts {
             let url = parse_master_url(part)?;
+            if url.scheme() == "https" && options.trust.is_empty() {
+                return Err(ClientError::InvalidUrl {
+                    url: url.to_string(),
+                    message: "the certificate of its authority is not given; copy ca.pem of the master's data_dir, \
+                              and name it by ca_file in the agent's file, --ca-file or CTL_CA_FILE"
+                        .to_owned(),
+                });
+            }
             all_local &= is_loopback(&url);
             let base = url.as_str().trim_end_matches('/').to_owned();
             if !base_urls.contains(&base) {
@@ -123,8 +135,14 @@ impl MasterClient {
                 message: "is empty; give at least one, e.g. http://127.0.0.1:8888".to_owned(),
             });
         }
+        let set_up_failed = |message: String| ClientError::InvalidUrl {
+            url: base_urls.join(","),
+            message: format!("cannot set up an HTTP client: {message}"),
+        };
+        let tls = client_config(&options.trust).map_err(|e| set_up_failed(e.to_string()))?;
         let build = |read_timeout: Option<Duration>| {
             let mut builder = reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT.min(options.request_timeout))
                 .tcp_nodelay(true)
@@ -136,10 +154,7 @@ impl MasterClient {
                 // A proxy for other hosts must not get requests to this host.
                 builder = builder.no_proxy();
             }
-            builder.build().map_err(|e| ClientError::InvalidUrl {
-                url: base_urls.join(","),
-                message: format!("cannot set up an HTTP client: {}", error_chain(&e)),
-            })
+            builder.build().map_err(|e| set_up_failed(error_chain(&e)))
         };
         let (http, streaming_http) = (build(None)?, build(Some(options.request_timeout))?);
         let last_answered = watch::Sender::new(None);

@@ -13,11 +13,13 @@
 //! ```
 //!
 //! Modules, lowest layer first; imports point only downwards (`tests/layers.rs` holds them to it):
-//! `wire ← util ← config ← {store, client, fs} ← {scheduler, data} ← {master, agent} ← cli ← main`.
+//! `wire ← util ← identity ← config ← {store, client, fs} ← {scheduler, data} ← {master, agent} ← cli ← main`.
 
 pub mod wire;
 
 pub mod util;
+
+pub mod identity;
 
 pub mod config;
 

@@ -9,9 +9,10 @@ use syn::visit::Visit;
 use walkdir::WalkDir;
 
 /// Lowest first; those in one line are siblings.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["wire"],
     &["util"],
+    &["identity"],
     &["config"],
     &["store", "client", "fs"],
     &["scheduler", "data"],

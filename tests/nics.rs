@@ -150,7 +150,7 @@ impl Lab {
         let (src, dst) = (make_dir(self.path("src")), make_dir(self.path("dst")));
         let master = self.path("master.yml");
         let text = format!(
-            "listen: 10.77.0.254:8888\ndata_dir: {}\nheartbeat_interval: 300ms\n\
+            "listen: 10.77.0.254:8888\ninsecure: true\ndata_dir: {}\nheartbeat_interval: 300ms\n\
              worker_heartbeat_timeout: 3s\nlease: 5s\n",
             make_dir(self.path("state")).display()
         );

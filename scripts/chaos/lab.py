@@ -113,7 +113,7 @@ class Lab:
             port, config = 8888 + number, f"{self.dir}/master{number}.yml"
             urls.append(f"http://{self.MASTERS}:{port}")
             with open(config, "w") as file:
-                file.write(f"listen: {self.MASTERS}:{port}\ndata_dir: {self.dir}/state/master{number}\n"
+                file.write(f"listen: {self.MASTERS}:{port}\ninsecure: true\ndata_dir: {self.dir}/state/master{number}\n"
                            f"installation: lab\nredis: {{host: 127.0.0.1, port: 6379}}\n{beat}{self.times}")
             argv = [self.args.ctl, "master", "--config", config]
             self.masters.append(Host(self, f"master{number}", space, argv))

@@ -45,6 +45,7 @@ use crate::config::{AgentConfig, NicConfig};
 use crate::data::nics::Nic;
 use crate::data::{BufferPools, DataServer, Endpoints, Peers, Roots, TicketVerifier};
 use crate::fs::{DirtyJournal, ProbeJournal, ProbeRecord};
+use crate::identity::ServerTrust;
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
 use crate::util::units::{self, pluralize};
@@ -181,13 +182,15 @@ impl Agent {
 /// Binds and serves until `shutdown`.
 ///
 /// # Errors
-/// See [`Agent::bind`]; an invalid master URL.
+/// See [`Agent::bind`]; an invalid master URL; [`IdentityError`](crate::identity::IdentityError).
 pub async fn run(
     config_changes: watch::Receiver<AgentConfig>,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let master_urls = config_changes.borrow().master_urls.clone();
-    let client = MasterClient::new(master_urls, ClientOptions::default())?;
+    let config = config_changes.borrow().clone();
+    let trust = config.ca_file.as_deref().map(ServerTrust::from_file).transpose()?;
+    let options = ClientOptions { trust: trust.unwrap_or_default(), ..ClientOptions::default() };
+    let client = MasterClient::new(config.master_urls, options)?;
     Agent::bind(config_changes).await?.serve(client, shutdown).await;
     Ok(())
 }

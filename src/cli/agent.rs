@@ -1,9 +1,9 @@
 //! `ctl agent`.
 
-use super::args::AgentArgs;
+use super::args::{AgentArgs, GlobalArgs};
 use super::error::{CliError, Result};
 use super::exit::Exit;
-use super::{Context, config, service};
+use super::{Context, config, load_trust, service};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::{AgentConfig, Env, Loaded, Severity, check_file, load_agent};
 
@@ -26,7 +26,7 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit> {
     }
     let load = || {
         let Loaded { config, warnings } = load_agent(file, worker_id, &env)?;
-        Ok(Loaded { config: apply_overrides(config, &args, &ctx.global.master_url)?, warnings })
+        Ok(Loaded { config: apply_overrides(config, &args, &ctx.global)?, warnings })
     };
     service::run(ctx, &args.log, hangups, load()?, load, crate::agent::run).await
 }
@@ -35,10 +35,13 @@ pub(super) async fn run(ctx: &Context, args: AgentArgs) -> Result<Exit> {
 fn apply_overrides(
     mut config: AgentConfig,
     args: &AgentArgs,
-    master_url: &[String],
+    global: &GlobalArgs,
 ) -> Result<AgentConfig> {
-    if !master_url.is_empty() {
-        let client = MasterClient::new(master_url.to_vec(), ClientOptions::default())?;
+    config.ca_file = global.ca_file.clone().or(config.ca_file);
+    if !global.master_url.is_empty() {
+        let trust = load_trust(config.ca_file.as_deref())?;
+        let options = ClientOptions { trust, ..ClientOptions::default() };
+        let client = MasterClient::new(global.master_url.clone(), options)?;
         config.master_urls = client.urls().to_vec();
     }
     if let Some(interval) = args.heartbeat_interval {

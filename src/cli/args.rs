@@ -46,6 +46,9 @@ pub(super) struct GlobalArgs {
     #[arg(long, global = true, value_name = "URL", value_delimiter = ',')]
     #[arg(help_heading = "Global options")]
     pub(super) master_url: Vec<String>,
+    /// The certificate of the master's authority, for https:// URLs: ca.pem of its data_dir [env: CTL_CA_FILE]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(super) ca_file: Option<PathBuf>,
     /// Print text, or exactly the JSON of the API [env: CTL_OUTPUT]
     #[arg(short, long, global = true, value_name = "FORMAT")]
     #[arg(default_value = "table", help_heading = "Global options")]
@@ -136,15 +139,19 @@ pub(super) struct MasterArgs {
     /// The configuration, e.g. example_master.yml [default: every setting has its default] [env: CTL_CONFIG]
     #[arg(short, long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// The API's address and port [default: as configured]
+    /// The API's address and port [default: as configured]; may be given several times. Addresses other than loopback
+    /// are served with TLS
     #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["host", "port"])]
-    pub(super) listen: Option<SocketAddr>,
+    pub(super) listen: Vec<SocketAddr>,
     /// Serve the API on this address
     #[arg(long, value_name = "ADDR")]
     pub(super) host: Option<IpAddr>,
     /// Serve the API on this port; 0: any that is free
     #[arg(long, value_name = "PORT")]
     pub(super) port: Option<u16>,
+    /// Serve plain HTTP on all addresses: every host that reaches them has all rights
+    #[arg(long)]
+    pub(super) insecure: bool,
     /// The directory of the master's files
     #[arg(long, value_name = "DIR")]
     pub(super) data_dir: Option<PathBuf>,

@@ -27,6 +27,8 @@ pub(super) fn apply_env_vars(
     {
         cli.global.master_url = urls.split(',').map(str::to_owned).collect();
     }
+    cli.global.ca_file =
+        cli.global.ca_file.take().or_else(|| var("CTL_CA_FILE").map(PathBuf::from));
     if !typed("output") {
         cli.global.output = read_choice("CTL_OUTPUT", &var)?.unwrap_or(cli.global.output);
     }

@@ -78,15 +78,17 @@ fn status_document(master: &MasterStatus) -> Value {
 
 /// The command line overrides the file.
 fn apply_overrides(mut config: MasterConfig, args: &MasterArgs) -> MasterConfig {
-    if let Some(listen) = args.listen {
-        config.listen = listen;
+    if !args.listen.is_empty() {
+        config.listen.clone_from(&args.listen);
     }
-    if let Some(host) = args.host {
-        config.listen.set_ip(host);
+    if args.host.is_some() || args.port.is_some() {
+        config.listen.truncate(1);
     }
-    if let Some(port) = args.port {
-        config.listen.set_port(port);
+    for address in &mut config.listen {
+        address.set_ip(args.host.unwrap_or(address.ip()));
+        address.set_port(args.port.unwrap_or(address.port()));
     }
+    config.insecure |= args.insecure;
     if let Some(dir) = &args.data_dir {
         config.data_dir.clone_from(dir);
         if let StoreConfig::Embedded { dir: store } = &mut config.store {
@@ -111,10 +113,16 @@ mod tests {
             };
             apply_overrides(load_master(None, &Env::empty()).unwrap().config, &args)
         };
-        assert_eq!(of("ctl master").listen.to_string(), "127.0.0.1:8888");
-        assert_eq!(of("ctl master --listen [::1]:5").listen.to_string(), "[::1]:5");
-        assert_eq!(of("ctl master --port 0").listen.to_string(), "127.0.0.1:0");
-        assert_eq!(of("ctl master --host 0.0.0.0").listen.to_string(), "0.0.0.0:8888");
+        let listen = |line: &str| {
+            let addresses = of(line).listen;
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(listen("ctl master"), "127.0.0.1:8888");
+        assert_eq!(listen("ctl master --listen [::1]:5"), "[::1]:5");
+        assert_eq!(listen("ctl master --listen [::1]:5 --listen 10.0.0.1:6"), "[::1]:5 10.0.0.1:6");
+        assert_eq!(listen("ctl master --port 0"), "127.0.0.1:0");
+        assert_eq!(listen("ctl master --host 0.0.0.0"), "0.0.0.0:8888");
+        assert!(of("ctl master --insecure").insecure && !of("ctl master").insecure);
         let moved = of("ctl master --data-dir /d");
         assert_eq!(moved.store, StoreConfig::Embedded { dir: "/d".into() });
         assert_eq!(moved.data_dir, std::path::PathBuf::from("/d"));

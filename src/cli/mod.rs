@@ -48,10 +48,14 @@ mod wait;
 mod workers;
 
 use crate::client::{ClientOptions, MasterClient};
+use crate::identity::ServerTrust;
+use crate::util::shell_quote::quote_for_shell;
 use args::{Cli, Command, GlobalArgs, OutputFormat, SyncCommand};
 use clap::{CommandFactory, FromArgMatches};
 use error::{CliError, Result};
 use exit::Exit;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -73,10 +77,16 @@ impl Context {
         let urls = global.master_url.join(",");
         let is_default =
             urls.is_empty() || std::env::var("CTL_MASTER_URL").is_ok_and(|url| url == urls);
-        let ctl_command = match is_default {
+        let mut ctl_command = match is_default {
             true => "ctl".to_owned(),
             false => format!("ctl --master-url {urls}"),
         };
+        let ca_file = global.ca_file.as_ref().map(|file| file.as_os_str());
+        if let Some(file) =
+            ca_file.filter(|file| std::env::var_os("CTL_CA_FILE").as_deref() != Some(*file))
+        {
+            ctl_command += &format!(" --ca-file {}", quote_for_shell(file.as_bytes()));
+        }
         Context { global, ctl_command }
     }
 
@@ -90,6 +100,7 @@ impl Context {
             request_timeout: self.global.request_timeout,
             takeover_timeout: TAKEOVER_TIMEOUT,
             resend_timeout: RESEND_TIMEOUT,
+            trust: load_trust(self.global.ca_file.as_deref())?,
         };
         Ok(MasterClient::new(urls, options)?)
     }
@@ -102,6 +113,16 @@ impl Context {
             OutputFormat::Table | OutputFormat::Wide => text.as_bytes(),
         })
     }
+}
+
+/// The servers that are accepted at `https` URLs: those of the authorities in this file.
+///
+/// # Errors
+/// The file cannot be used.
+fn load_trust(ca_file: Option<&Path>) -> Result<ServerTrust> {
+    let trust = ca_file.map(ServerTrust::from_file).transpose();
+    let trust = trust.map_err(|e| CliError::new(e.to_string()).with_exit(Exit::Config))?;
+    Ok(trust.unwrap_or_default())
 }
 
 /// Runs the command line of this process.

@@ -7,6 +7,7 @@ use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::sanitize::sanitize;
 use crate::config::{ConfigProblem, Loaded, LogConfig, LogFormat, Reload, ReloadReport};
+use crate::identity::IdentityError;
 use crate::store::StoreError;
 use crate::util::{logging, repeated_warnings, rlimits, shutdown};
 use std::convert::Infallible;
@@ -169,11 +170,12 @@ fn cancel_on_signals() -> CancellationToken {
     token
 }
 
-/// Why a service ended. A store that only an operator can repair ends with the code of an invalid configuration, so that
+/// Why a service ended. A store, or an identity, that only an operator can repair ends with the code of an invalid configuration, so that
 /// a service manager does not restart the service without end.
 pub(super) fn service_error(e: &anyhow::Error) -> CliError {
     let mut causes = e.chain().filter_map(|cause| cause.downcast_ref::<StoreError>());
     let is_unusable = causes.any(|cause| matches!(cause, StoreError::Unusable(_)));
+    let is_unusable = is_unusable || e.chain().any(|cause| cause.is::<IdentityError>());
     let exit = if is_unusable { Exit::Config } else { Exit::Error };
     CliError::new(format!("{e:#}")).with_exit(exit)
 }

@@ -200,6 +200,13 @@ impl MasterClient {
                     sanitize(location)
                 ))
             })?;
+            if next.scheme() == "http" && url.starts_with("https:") {
+                return Err(AttemptError::NoReply(format!(
+                    "sent the request on to {}, which is not protected by TLS; set advertise_url of that master to \
+                     an https:// URL",
+                    sanitize(next.as_str().strip_suffix(path).unwrap_or(next.as_str()))
+                )));
+            }
             url = next.into();
             let next = url.strip_suffix(path);
             if attempts.iter().any(|attempt| Some(attempt.url.as_str()) == next) {

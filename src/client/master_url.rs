@@ -7,15 +7,15 @@ use reqwest::Url;
 /// The port of a master if only a host is given.
 const DEFAULT_MASTER_PORT: u16 = 8888;
 
-/// Parses a master URL; `http://` may be left out, and then the port too.
+/// Parses a master URL, which has the scheme `http` or `https`; `http://` may be left out, and then the port too.
 pub(super) fn parse_master_url(text: &str) -> Result<Url> {
     let bad = |message: String| ClientError::InvalidUrl { url: sanitize(text), message };
     let whole = text.contains("://");
     let full = if whole { text.to_owned() } else { format!("http://{text}") };
     let mut url =
         Url::parse(&full).map_err(|e| bad(format!("{e}; expected e.g. http://host:8888")))?;
-    if url.scheme() != "http" {
-        return Err(bad(format!("scheme `{}` is not served, use http", url.scheme())));
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(bad(format!("scheme `{}` is not served, use http or https", url.scheme())));
     }
     if !url.username().is_empty() || url.password().is_some() {
         // Without the password.

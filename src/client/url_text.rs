@@ -1,5 +1,6 @@
 //! URLs and errors as text.
 
+use crate::identity::describe_tls_error;
 use reqwest::Url;
 use std::error::Error;
 use std::time::Duration;
@@ -14,14 +15,18 @@ pub(super) fn has_port(text: &str) -> bool {
     authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'))
 }
 
-/// A URL with its port, also if that is the default one of `http`.
+/// A URL with its port, also if that is the default one of its scheme.
 pub(super) fn with_port(url: &str) -> String {
-    match url.strip_prefix("http://") {
-        Some(rest) if !has_port(rest) => {
+    let schemes = [("http://", 80), ("https://", 443)];
+    let known = schemes.into_iter().find_map(|(scheme, port)| {
+        Some((scheme, port, url.strip_prefix(scheme).filter(|rest| !has_port(rest))?))
+    });
+    match known {
+        Some((scheme, port, rest)) => {
             let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            format!("http://{authority}:80{path}")
+            format!("{scheme}{authority}:{port}{path}")
         }
-        _ => url.to_owned(),
+        None => url.to_owned(),
     }
 }
 
@@ -34,6 +39,9 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 pub(super) fn describe_transport_error(e: &reqwest::Error, timeout: Duration) -> String {
     if e.is_timeout() && !e.is_connect() {
         return format!("no complete reply within {} s", timeout.as_secs_f32());
+    }
+    if let Some(error) = causes(e).find_map(tls_error) {
+        return format!("no TLS connection: {}", describe_tls_error(error));
     }
     let last = causes(e).last().unwrap_or(e);
     let what = if e.is_connect() { "cannot connect" } else { "the connection broke" };
@@ -52,6 +60,14 @@ type DynError = dyn Error + 'static;
 
 fn causes(e: &DynError) -> impl Iterator<Item = &DynError> {
     std::iter::successors(Some(e), |&e| e.source())
+}
+
+/// The error of TLS, which may be inside of several I/O errors.
+fn tls_error(cause: &DynError) -> Option<&rustls::Error> {
+    match cause.downcast_ref::<std::io::Error>() {
+        Some(outer) => tls_error(outer.get_ref()?),
+        None => cause.downcast_ref(),
+    }
 }
 
 pub(super) fn error_chain(e: &DynError) -> String {

@@ -25,6 +25,8 @@ pub struct AgentConfig {
     pub worker_id: WorkerId,
     /// The URLs of the masters, in the order of attempts; at least one, without a trailing slash.
     pub master_urls: Vec<String>,
+    /// The certificate of the master's authority, in PEM, for `https` URLs.
+    pub ca_file: Option<PathBuf>,
     /// The directories that it may read and write; at least one, without duplicates.
     pub storage_paths: Vec<StoragePath>,
     /// By which operators may select the worker.
@@ -155,6 +157,7 @@ pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> 
     let Some(fields) = Item::root(root, diagnostics).fields() else { return Vec::new() };
     let from_file = fields.get("master_url").map(|i| read_master_urls(&i));
     let from_env = env.master_url.as_deref().map(|text| env_master_urls(text, diagnostics));
+    let ca_file = fields.get("ca_file").and_then(|item| item.absolute_path());
     if from_file.is_none() && from_env.is_none() {
         fields.report_missing(
                 "master_url",
@@ -163,6 +166,7 @@ pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> 
     }
     let mut reader = WorkerReader {
         master_urls: from_env.or(from_file).unwrap_or_default(),
+        ca_file,
         shared: SharedSettings {
             heartbeat_interval: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(60),
@@ -233,6 +237,7 @@ pub(super) fn select_worker(
 
 struct WorkerReader {
     master_urls: Vec<String>,
+    ca_file: Option<PathBuf>,
     shared: SharedSettings,
     /// The first position of each id.
     ids: BTreeMap<WorkerId, Pos>,
@@ -318,6 +323,7 @@ impl WorkerReader {
         let config = AgentConfig {
             worker_id: id,
             master_urls: self.master_urls.clone(),
+            ca_file: self.ca_file.clone(),
             storage_paths,
             labels: shared.labels,
             control_plane_address,

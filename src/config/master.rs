@@ -7,6 +7,7 @@ use super::master_url::check_master_url;
 use super::reader::{Diagnostics, Fields, Item};
 use super::storages::read_storages;
 use super::store::{StoreConfig, check_name};
+use crate::identity::OperatorCertificate;
 use crate::util::timetable::Timetable;
 use crate::util::units;
 use crate::wire::path::quote;
@@ -19,8 +20,13 @@ use std::time::Duration;
 /// All settings of a master, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MasterConfig {
-    /// The address of the API. Port 0: the kernel chooses.
-    pub listen: SocketAddr,
+    /// The addresses of the API, at least one. Port 0: the kernel chooses. Loopback addresses serve plain HTTP, others
+    /// TLS.
+    pub listen: Vec<SocketAddr>,
+    /// The certificate of the API for TLS; `None`: one of the own authority.
+    pub tls: Option<OperatorCertificate>,
+    /// Serves plain HTTP on all addresses, without any check of clients.
+    pub insecure: bool,
     /// The URL for clients and other masters; `None`: that of `listen`, if it is a specific address.
     pub advertise_url: Option<String>,
     /// The name of the installation, equal for all its masters. `None`: a generated name.
@@ -81,8 +87,10 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 13] = [
+pub(super) const MASTER_KEYS: [&str; 15] = [
     "listen",
+    "tls",
+    "insecure",
     "advertise_url",
     "installation",
     "leadership_lease",
@@ -106,7 +114,9 @@ impl MasterConfig {
     /// Serves this host only, with the state in `state_dir`.
     fn defaults(env: &Env) -> Self {
         MasterConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8888)),
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8888))],
+            tls: None,
+            insecure: false,
             advertise_url: None,
             installation: None,
             leadership_lease: Duration::from_secs(5),
@@ -153,6 +163,8 @@ impl MasterConfig {
 
     fn read_fields(&mut self, fields: &Fields<'_>) {
         fields.set("listen", &mut self.listen, read_listen);
+        fields.read_map("tls", |tls| self.tls = read_tls(tls));
+        fields.set("insecure", &mut self.insecure, |i| i.flag());
         let url = |i: &Item<'_>| i.parse("a URL", check_master_url).map(Some);
         fields.set("advertise_url", &mut self.advertise_url, url);
         let name = |i: &Item<'_>| i.parse("a name", check_name).map(Some);
@@ -235,7 +247,34 @@ impl SyncDefaults {
     }
 }
 
-fn read_listen(item: &Item<'_>) -> Option<SocketAddr> {
+/// One address or a list of them.
+fn read_listen(item: &Item<'_>) -> Option<Vec<SocketAddr>> {
+    let items = item.items_or_self();
+    if items.is_empty() {
+        item.error("must name at least one address");
+    }
+    let mut addresses = Vec::new();
+    for item in items {
+        match read_address(&item)? {
+            address if address.port() != 0 && addresses.contains(&address) => {
+                item.error(format!("{address} is given twice"));
+            }
+            address => addresses.push(address),
+        }
+    }
+    (!addresses.is_empty()).then_some(addresses)
+}
+
+fn read_tls(fields: &Fields<'_>) -> Option<OperatorCertificate> {
+    let file = |key, hint| fields.require(key, hint)?.absolute_path();
+    let cert_file = file("cert_file", ": the certificate of the API, in PEM");
+    let key_file = file("key_file", ": the private key of the certificate, in PEM");
+    let ca_file =
+        file("ca_file", ": the certificate of its authority, in PEM, which clients trust");
+    Some(OperatorCertificate { cert_file: cert_file?, key_file: key_file?, ca_file: ca_file? })
+}
+
+fn read_address(item: &Item<'_>) -> Option<SocketAddr> {
     item.parse("an address and port such as `127.0.0.1:8888`", |text| {
         let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |p| format!("127.0.0.1:{p}"));
         text.parse().map_err(|_| {

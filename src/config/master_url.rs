@@ -7,12 +7,12 @@ use url::Url;
 pub(super) fn check_master_url(text: &str) -> Result<String, String> {
     let example = "write for example `http://127.0.0.1:8888`";
     if !text.contains("://") {
-        return Err(format!("{} has no `http://` in front — {example}", quote(text)));
+        return Err(format!("{} has no `http://` or `https://` in front — {example}", quote(text)));
     }
     let url =
         Url::parse(text).map_err(|cause| format!("{} is not a URL ({cause})", quote(text)))?;
-    if url.scheme() != "http" {
-        return Err(format!("{} is not an `http://` URL — {example}", quote(text)));
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("{} is not an `http://` or `https://` URL — {example}", quote(text)));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(format!("must not carry a user name or password — {example}"));

@@ -63,7 +63,7 @@ impl Reload for MasterConfig {
             report, "", self, new: MasterConfig,
             apply [heartbeat_interval, retention, bwlimit, storages],
             restart [
-                listen, advertise_url, installation, leadership_lease, data_dir,
+                listen, tls, insecure, advertise_url, installation, leadership_lease, data_dir,
                 worker_heartbeat_timeout, lease, poll_wait_max
             ],
             other [store, limits, defaults, log]
@@ -104,7 +104,7 @@ impl Reload for AgentConfig {
         reload_fields!(
             report, "", self, new: AgentConfig,
             apply [heartbeat_interval, drain_timeout, bwlimit, labels],
-            restart [worker_id, storage_paths, slots, buffer_memory, direct_io, data_dir],
+            restart [worker_id, ca_file, storage_paths, slots, buffer_memory, direct_io, data_dir],
             other [master_urls, control_plane_address, data_plane_endpoints, log]
         );
         reload_fields!(
@@ -191,6 +191,8 @@ mod tests {
             ("log: {file: /var/log/ctl.log}", "log.file", true),
             ("log: {format: json}", "log.format", false),
             ("listen: 0.0.0.0:1", "listen", false),
+            ("insecure: true", "insecure", false),
+            ("tls: {cert_file: /c, key_file: /k, ca_file: /a}", "tls", false),
             ("advertise_url: http://a:1", "advertise_url", false),
             ("installation: a", "installation", false),
             ("leadership_lease: 9s", "leadership_lease", false),
@@ -233,6 +235,7 @@ mod tests {
             ("", "", "{address: 10.0.0.1, weight: 7}", "network.data_plane_endpoints", false),
             ("", "", "10.0.0.2", "network.data_plane_endpoints", false),
             ("master_url: http://n:1\n", "", plain, "master_url", false),
+            ("ca_file: /ca.pem\n", "", plain, "ca_file", false),
             ("slots: 3\n", "", plain, "slots", false),
             ("buffer_memory: 8MiB\n", "", plain, "buffer_memory", false),
             ("direct_io: true\n", "", plain, "direct_io", false),

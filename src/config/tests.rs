@@ -194,7 +194,10 @@ fn the_environment_overrides_the_file() {
          CTL_LOG_LEVEL: error: `loud` is not a log level: use one of off, error, warn, info, debug, trace"
     );
     let shown = load(&bad).unwrap_err().to_string();
-    assert!(shown.contains("CTL_MASTER_URL: error: `m:1` has no `http://` in front"), "{shown}");
+    assert!(
+        shown.contains("CTL_MASTER_URL: error: `m:1` has no `http://` or `https://` in front"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(super) struct MasterIdentity {
     pub(super) name: String,
     /// Without passwords.
     pub(super) store_location: String,
+    /// What an operator should change.
+    pub(super) warnings: Vec<String>,
 }
 
 impl LeadershipStatus {
@@ -83,6 +85,7 @@ impl LeadershipStatus {
             leader: leader.cloned(),
             store,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            warnings: identity.warnings.clone(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The master: it decides what is copied, and stores each decision before it replies.
 //!
 //! - `http`: the API
+//! - `listeners`: its addresses, and TLS
 //! - `handle`, `requests`, `channel`: from the API to the state actor
 //! - `election`, `leadership`, `leader_lease`: leader election among several masters
 //! - `state_actor`, `pending_commit`: the loop that applies events to the state and commits the effects
@@ -18,6 +19,7 @@ mod handle;
 mod http;
 mod leader_lease;
 mod leadership;
+mod listeners;
 mod name_key;
 mod pending_commit;
 mod requests;
@@ -39,12 +41,11 @@ use election::LeaderElection;
 use handle::MasterHandle;
 use http::HttpLimits;
 use leadership::{LeadershipStatus, MasterIdentity, NoLeaderReason};
+use listeners::Listeners;
 use name_key::NameKeyFile;
 use std::future::ready;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -55,9 +56,6 @@ const RECORDS_DIR: &str = "records";
 /// File descriptors that are not used for connections.
 const RESERVED_FILE_DESCRIPTORS: usize = 64;
 const MIN_CONNECTIONS: usize = 16;
-/// The kernel limits it to `net.core.somaxconn`. When a master starts, all agents connect at once: with the usual 128
-/// most of them would retry for seconds.
-const LISTEN_BACKLOG: u32 = 8_192;
 
 /// A running master.
 pub struct Master {
@@ -67,12 +65,12 @@ pub struct Master {
 }
 
 impl Master {
-    /// Binds the address and answers requests from then on: with the URL of the leader while another master leads, with
+    /// Binds the addresses and answers requests from then on: with the URL of the leader while another master leads, with
     /// 503 while none does. The changes to the configuration that [`Reload`](crate::config::Reload) applies take effect
     /// at once.
     ///
     /// # Errors
-    /// The address cannot be bound, or the embedded store cannot be used.
+    /// An address cannot be bound, TLS cannot be set up, or the embedded store cannot be used.
     pub async fn start(
         config: watch::Receiver<MasterConfig>,
         shutdown: CancellationToken,
@@ -145,7 +143,7 @@ impl Master {
         Ok(master)
     }
 
-    /// The URL of the API, e.g. `http://127.0.0.1:8888`.
+    /// The URL of the first listener of the API, e.g. `http://127.0.0.1:8888`.
     pub fn url(&self) -> String {
         self.url.clone()
     }
@@ -181,22 +179,21 @@ impl MasterStartup {
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
         let config = &self.config.borrow().clone();
-        let listener = bind_listener(config.listen).with_context(|| {
-            format!("listen on {}: choose another with --listen ADDR:PORT", config.listen)
-        })?;
-        let address = listener.local_addr().context("read the bound address")?;
-        // The address shows the URL for other hosts, unless it stands for all addresses of this one.
-        let local_url = (!address.ip().is_unspecified()).then(|| format!("http://{address}"));
-        let advertised = config.advertise_url.clone().or(local_url);
+        let listeners = Listeners::bind(config)?;
+        let advertised = config.advertise_url.clone().or_else(|| listeners.advertised_url());
         // Unique among masters: only one process of a host can be bound to the address.
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let url = advertised.clone().unwrap_or_else(|| format!("http://{address}"));
+        let local_url = listeners.url(0);
+        let url = advertised.clone().unwrap_or_else(|| local_url.clone());
         let name = format!("{host} {url}");
         let (status, status_receiver) = watch::channel(LeadershipStatus::NoLeader(
             NoLeaderReason::Transition("this master has just started"),
         ));
-        let identity =
-            MasterIdentity { name: name.clone(), store_location: config.store.location() };
+        let identity = MasterIdentity {
+            name: name.clone(),
+            store_location: config.store.location(),
+            warnings: listeners.warnings,
+        };
         let handle = MasterHandle::new(status_receiver, identity, self.spool.clone());
         let limits = HttpLimits {
             max_connections: raise_connection_limit(config.limits.max_connections),
@@ -226,18 +223,17 @@ impl MasterStartup {
             shutdown: self.shutdown.clone(),
             api_ended: CancellationToken::new(),
         };
-        tracing::info!(%address, "API listening");
         let api_ended = election.api_ended.clone();
         let election = election.run(open);
-        let api = http::serve(listener, handle.clone(), limits, self.shutdown.clone());
+        let api = http::serve(listeners.all, handle.clone(), limits, self.shutdown.clone());
         let shutdown = self.shutdown;
         let task = tokio::spawn(async move {
             let _apply_changes = apply_changes;
             serve_and_lead(election, api, api_ended, shutdown).await
         });
         let url = match self.path_secret {
-            Some(secret) => format!("http://{address}/{secret}"),
-            None => format!("http://{address}"),
+            Some(secret) => format!("{local_url}/{secret}"),
+            None => local_url,
         };
         Ok(Master { url, handle, task })
     }
@@ -292,13 +288,6 @@ async fn serve_and_lead(
         let _ = api.await;
     }
     result.context("the task of the leader election")?
-}
-
-fn bind_listener(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(LISTEN_BACKLOG)
 }
 
 /// Raises the limit of open files. Returns how many of the `wanted` connections fit.

@@ -97,6 +97,23 @@ pub fn read_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Checks that users other than the owner and the group of the file `path` may not use it: a key that a service manager
+/// hands over often belongs to a group.
+///
+/// # Errors
+/// A system call failed; other users may read or write the file ([`io::ErrorKind::PermissionDenied`]).
+pub fn check_closed_to_others(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.mode() & 0o7777;
+    if mode & 0o007 == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "it has the mode {mode:04o}, so other users may use it; run: chmod o= {}",
+        path.display()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

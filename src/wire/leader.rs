@@ -70,4 +70,7 @@ pub struct Readiness {
     pub store: StoreStatus,
     /// The version of this master.
     pub version: String,
+    /// What an operator should change although the master works.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

@@ -51,6 +51,7 @@ problem_codes! {
     BodyReadFailed "body_read_failed" 400 "the body could not be read to its end"
     InvalidJson "invalid_json" 400 "the body is not valid JSON, is not UTF-8, or has a key twice"
     InvalidParameter "invalid_parameter" 400 "a query parameter or a header is unknown, repeated or has an invalid value"
+    TlsRequired "tls_required" 400 "the address serves TLS, and the request is plain HTTP; use an https:// URL"
     InvalidFrame "invalid_frame" 400 "data port: the body is not a valid sequence of frames"
     NoTicket "no_ticket" 401 "data port: the request has no ticket"
     ForeignOrigin "foreign_origin" 403 "the request comes from a web page of another site"

@@ -7,9 +7,10 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// The layers with their contents, lowest first, as in `src/lib.rs`.
-const LAYERS: [(&str, &str); 11] = [
+const LAYERS: [(&str, &str); 12] = [
     ("util", "Helpers of all layers"),
     ("wire", "Documents that cross a process boundary"),
+    ("identity", "Certificates and TLS"),
     ("config", "Configuration files"),
     ("store", "Where the master keeps its state"),
     ("scheduler", "Decisions of the master, without input and output"),

@@ -10,6 +10,7 @@ pub(crate) mod faults;
 pub(crate) mod guide;
 pub(crate) mod host;
 pub(crate) mod http;
+pub(crate) mod lab;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod relay;

@@ -200,7 +200,7 @@ impl InProcessServices {
     async fn start(paths: &CopyPaths, known: Option<&str>) -> Result<InProcessServices> {
         let failed = |e: anyhow::Error| service::service_error(&e);
         let mut config = load_master(None, &Env::empty())?.config;
-        config.listen.set_port(0);
+        config.listen = vec![([127, 0, 0, 1], 0).into()];
         // The user of the command can free space and run it again.
         config.limits.no_space_timeout = Duration::ZERO;
         let store = EmbeddedStore::open_in_memory().map_err(|e| failed(e.into()))?;
@@ -279,6 +279,7 @@ fn agent_config(master: &Master, paths: &CopyPaths) -> Result<AgentConfig> {
     Ok(AgentConfig {
         worker_id: WORKER_ID.parse().map_err(|e| bad(format!("{e}")))?,
         master_urls: vec![master.url()],
+        ca_file: None,
         storage_paths: paths.storage_paths.iter().cloned().map(Into::into).collect(),
         labels: Default::default(),
         control_plane_address: None,
@@ -301,7 +302,7 @@ mod tests {
     #[tokio::test]
     async fn the_master_of_a_copy_only_answers_under_its_secret_url() {
         let mut config = load_master(None, &Env::empty()).unwrap().config;
-        config.listen.set_port(0);
+        config.listen = vec![([127, 0, 0, 1], 0).into()];
         let stop = CancellationToken::new();
         let store = EmbeddedStore::open_in_memory().unwrap();
         let master =

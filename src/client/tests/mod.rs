@@ -102,9 +102,17 @@ async fn an_invalid_reply_names_the_url_and_is_sanitized() {
 #[test]
 fn invalid_urls_are_refused() {
     let of = |url: &str| MasterClient::new(vec![url.to_owned()], ClientOptions::default());
-    for bad in
-        ["", " , ", "https://m:1", "http://u:pw@m", "ftp://m", "http://", "http://m/?a", "m n"]
-    {
+    for bad in [
+        "",
+        " , ",
+        "https://m:1",
+        "ftps://m",
+        "http://u:pw@m",
+        "ftp://m",
+        "http://",
+        "http://m/?a",
+        "m n",
+    ] {
         let e = of(bad).unwrap_err();
         assert!(matches!(e, ClientError::InvalidUrl { .. }), "{bad}");
         assert!(!e.to_string().contains("pw"), "{e}");

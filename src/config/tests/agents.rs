@@ -182,12 +182,12 @@ fn all_errors_in_an_agents_file_are_reported_together() {
             ][..],
         ),
         (
-            "master_url: [m:8888, 'https://m', 'http://u:p@m', 'http://m?x']\nworkers:\n  a:\n    worker_id: z\n    storage_paths: /d\n    slots: 0\n",
+            "master_url: [m:8888, 'ftps://m', 'http://u:p@m', 'http://m?x']\nworkers:\n  a:\n    worker_id: z\n    storage_paths: /d\n    slots: 0\n",
             &[
-                "1:14: error: master_url[0]: `m:8888` has no `http://` in front — write for example `http://127.0.0.1:8888`",
-                "1:22: error: master_url[1]: `https://m` is not an `http://` URL — write for example `http://127.0.0.1:8888`",
-                "1:35: error: master_url[2]: must not carry a user name or password — write for example `http://127.0.0.1:8888`",
-                "1:51: error: master_url[3]: `http://m?x` has a query or fragment — write for example `http://127.0.0.1:8888`",
+                "1:14: error: master_url[0]: `m:8888` has no `http://` or `https://` in front — write for example `http://127.0.0.1:8888`",
+                "1:22: error: master_url[1]: `ftps://m` is not an `http://` or `https://` URL — write for example `http://127.0.0.1:8888`",
+                "1:34: error: master_url[2]: must not carry a user name or password — write for example `http://127.0.0.1:8888`",
+                "1:50: error: master_url[3]: `http://m?x` has a query or fragment — write for example `http://127.0.0.1:8888`",
                 "3:3: warning: workers.a: no `network.data_plane_endpoints`: it serves on 127.0.0.1:8889, which only agents on the same host reach",
                 "4:16: error: workers.a.worker_id: differs from the name of the entry, `a`",
                 "5:20: error: workers.a.storage_paths: expected a list (`- one` lines, or `[one, two]`), found `/d`",

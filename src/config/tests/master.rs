@@ -9,7 +9,7 @@ fn a_master_without_keys_serves_this_host_from_an_embedded_store() {
         let loaded = with_file(text, |path| load_master(Some(path), &env)).unwrap();
         assert_eq!(loaded, load_master(None, &env).unwrap(), "{text:?}");
         assert_eq!(loaded.config.store, StoreConfig::Embedded { dir: "/state".into() });
-        assert_eq!(loaded.config.listen, ([127, 0, 0, 1], 8888).into());
+        assert_eq!(loaded.config.listen, [([127, 0, 0, 1], 8888).into()]);
         assert_eq!(loaded.config.defaults.chunk_size_mb, 64);
     }
     let own = master("data_dir: /var/x\n").unwrap().config;

@@ -19,7 +19,7 @@ mod sync_options;
 #[cfg(test)]
 mod tests;
 
-pub(super) use server::serve;
+pub(super) use server::{ApiListener, serve};
 
 #[cfg(test)]
 pub(in crate::master) use request_documents::read_sync_request;

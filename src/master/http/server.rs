@@ -7,21 +7,25 @@ use super::routes::{ApiState, router};
 use crate::master::handle::MasterHandle;
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem, ProblemCode};
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
 use socket2::SockRef;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -31,6 +35,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Closes a connection if the client acknowledges no data for this time.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The first byte of a TLS connection (RFC 8446, section 5.1).
+const TLS_HANDSHAKE_RECORD: u8 = 22;
 /// How long and how much is read from a client after the last response: if a socket is closed with unread bytes, the
 /// kernel discards the response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,10 +45,17 @@ const MAX_LINGER_BYTES: usize = 256 << 20;
 const ACCEPT_RETRY_BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 
-/// Serves the API on `listener` until `shutdown`. Polls end then, and other requests in progress have
+/// A bound address of the API.
+pub(in crate::master) struct ApiListener {
+    pub(in crate::master) listener: TcpListener,
+    /// `None`: plain HTTP.
+    pub(in crate::master) tls: Option<Arc<ServerConfig>>,
+}
+
+/// Serves the API on `listeners` until `shutdown`. Polls end then, and other requests in progress have
 /// [`HttpLimits::drain_timeout`] to end.
 pub(in crate::master) async fn serve(
-    listener: TcpListener,
+    listeners: Vec<ApiListener>,
     handle: MasterHandle,
     limits: HttpLimits,
     shutdown: CancellationToken,
@@ -56,9 +69,23 @@ pub(in crate::master) async fn serve(
     };
     let router = router(app);
     let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let serving = listeners.into_iter().map(|listener| {
+        let (router, permits, shutdown) = (router.clone(), &permits, shutdown.clone());
+        serve_listener(listener, router, permits, limits.drain_timeout, shutdown)
+    });
+    futures_util::future::join_all(serving).await;
+}
+
+async fn serve_listener(
+    ApiListener { listener, tls }: ApiListener,
+    router: Router,
+    permits: &Arc<Semaphore>,
+    drain_timeout: Duration,
+    shutdown: CancellationToken,
+) {
     let mut connections = JoinSet::new();
-    while let Some((stream, permit)) = next_connection(&listener, &permits, &shutdown).await {
-        let connection = serve_connection(stream, router.clone(), shutdown.clone());
+    while let Some((stream, permit)) = next_connection(&listener, permits, &shutdown).await {
+        let connection = serve_connection(stream, tls.clone(), router.clone(), shutdown.clone());
         connections.spawn(async move {
             connection.await;
             drop(permit);
@@ -67,7 +94,7 @@ pub(in crate::master) async fn serve(
     }
     drop(listener);
     let remaining = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(limits.drain_timeout, remaining).await.is_err() {
+    if tokio::time::timeout(drain_timeout, remaining).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
             "closing connections that did not end in time"
@@ -114,12 +141,62 @@ fn is_client_error(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let addresses =
         ConnectionAddresses { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
     if let Err(error) = set_socket_options(&stream) {
         tracing::debug!(%error, "socket options can't be set");
     }
+    let Some(tls) = tls else {
+        return serve_requests(stream, addresses, router, shutdown).await;
+    };
+    let handshake = tokio::time::timeout(HEADER_TIMEOUT, accept_tls(stream, tls));
+    match handshake.await {
+        Ok(Ok(stream)) => serve_requests(stream, addresses, router, shutdown).await,
+        Ok(Err(error)) => tracing::debug!(%error, client = ?addresses.client, "no TLS connection"),
+        Err(_) => tracing::debug!(client = ?addresses.client, "the TLS handshake took too long"),
+    }
+}
+
+/// The TLS handshake. A client that sends plain HTTP gets a reply that names the URL scheme.
+async fn accept_tls(
+    mut stream: TcpStream,
+    tls: Arc<ServerConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first[0] != TLS_HANDSHAKE_RECORD {
+        let problem = Problem::new(
+            ProblemCode::TlsRequired,
+            "this address serves TLS only, and the request is plain HTTP",
+        )
+        .with_hint(
+            "use https:// in the URL of the master, and name its ca.pem by ca_file or CTL_CA_FILE",
+        );
+        let body = serde_json::to_string(&problem)?;
+        let head = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: {PROBLEM_CONTENT_TYPE}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            problem.status,
+            problem.title,
+            body.len()
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).await?;
+        close_gracefully(stream).await;
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent plain HTTP"));
+    }
+    TlsAcceptor::from(tls).accept(stream).await
+}
+
+async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    addresses: ConnectionAddresses,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(addresses);
@@ -156,7 +233,7 @@ fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Closes the sending side, and waits for the client to close its side.
-async fn close_gracefully(mut stream: TcpStream) {
+async fn close_gracefully<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let drain = async {
         stream.shutdown().await?;
         let mut discarded = vec![0; 16 << 10];

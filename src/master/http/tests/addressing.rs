@@ -142,7 +142,8 @@ async fn start_follower(url: Option<&str>) -> (SocketAddr, CancellationToken) {
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
     let handle = MasterHandle::new(status, MasterIdentity::default(), Spool::temporary());
-    tokio::spawn(serve(listener, handle, HttpLimits::default(), shutdown.clone()));
+    let listeners = vec![ApiListener { listener, tls: None }];
+    tokio::spawn(serve(listeners, handle, HttpLimits::default(), shutdown.clone()));
     (addr, shutdown)
 }
 

@@ -7,7 +7,7 @@ mod hostile;
 mod parsers;
 mod storages;
 
-use super::{HttpLimits, serve};
+use super::{ApiListener, HttpLimits, serve};
 use crate::config::{Env, load_master};
 use crate::master::channel::{ActorHealth, ActorRequest, BlobReader};
 use crate::master::handle::MasterHandle;
@@ -83,9 +83,10 @@ async fn start_server_with(limits: HttpLimits) -> TestServer {
     let spool = Spool::temporary();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
+    let listeners = vec![ApiListener { listener, tls: None }];
     let shutdown = CancellationToken::new();
     let handle = MasterHandle::for_actor(requests, health_receiver, blobs, spool.clone());
-    let server = tokio::spawn(serve(listener, handle, limits, shutdown.clone()));
+    let server = tokio::spawn(serve(listeners, handle, limits, shutdown.clone()));
     TestServer { addr, events, unanswered, health, spool, shutdown, server }
 }
 

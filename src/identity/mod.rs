@@ -1,0 +1,37 @@
+//! Identities of the programs of an installation, by certificates of its own certificate authority (CA), and TLS 1.3
+//! that checks them.
+//!
+//! - `name`: `longhaul://INSTALLATION/master` and its like, which a certificate carries as a URI
+//! - `authority`: the CA: its files, and the certificates that it issues
+//! - `server`, `client`: TLS of the API of a master, and of its clients
+//!
+//! A certificate of the own CA is checked by its URI, not by the name of a host. TLS has one crypto provider
+//! (aws-lc-rs), one version (1.3) and no resumption: each handshake checks the certificates of both sides again.
+
+mod authority;
+mod client;
+mod name;
+mod server;
+
+pub use authority::{CertificateAuthority, HostName};
+pub use client::{ServerTrust, client_config, describe_tls_error};
+pub use name::{Identity, Role};
+pub use server::{ApiCertificate, OperatorCertificate, server_config};
+
+use rustls::crypto::CryptoProvider;
+use std::sync::{Arc, OnceLock};
+
+/// A reason for which identities or TLS cannot be used before an operator changes something. The message names what to
+/// change.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct IdentityError(pub String);
+
+/// The crypto provider of all TLS connections.
+fn crypto_provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! The listeners of the API: plain HTTP on loopback, TLS on all other addresses.
+
+use super::http::ApiListener;
+use crate::config::MasterConfig;
+use crate::identity::{
+    ApiCertificate, CertificateAuthority, HostName, IdentityError, server_config,
+};
+use anyhow::Context as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpSocket};
+use url::{Host, Url};
+
+/// The kernel limits it to `net.core.somaxconn`. When a master starts, all agents connect at once: with the usual 128
+/// most of them would retry for seconds.
+const LISTEN_BACKLOG: u32 = 8_192;
+
+/// Bound listeners, in the order of the configuration; at least one.
+pub(super) struct Listeners {
+    pub(super) all: Vec<ApiListener>,
+    addresses: Vec<SocketAddr>,
+    /// What an operator should change.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Listeners {
+    /// Binds the addresses of the configuration. Addresses other than loopback get TLS, unless the configuration is
+    /// `insecure`. Blocks for a few file operations.
+    ///
+    /// # Errors
+    /// An address cannot be bound; [`IdentityError`] if TLS is needed and cannot be set up.
+    pub(super) fn bind(config: &MasterConfig) -> anyhow::Result<Listeners> {
+        let mut listeners =
+            Listeners { all: Vec::new(), addresses: Vec::new(), warnings: Vec::new() };
+        let needs_tls = |address: &&SocketAddr| !config.insecure && !is_loopback(address.ip());
+        let tls = match config.listen.iter().find(needs_tls) {
+            None => None,
+            Some(address) => Some(set_up_tls(config).map_err(|e| {
+                IdentityError(format!(
+                    "cannot serve TLS on {address}: {e}; correct that, or listen on loopback only (listen: \
+                     127.0.0.1:8888), or serve plain HTTP to every host that reaches the address (--insecure)"
+                ))
+            })?),
+        };
+        for address in &config.listen {
+            let listener = bind_listener(*address).with_context(|| {
+                format!("listen on {address}: choose another with --listen ADDR:PORT")
+            })?;
+            let bound = listener.local_addr().context("read the bound address")?;
+            let tls = tls.clone().filter(|_| needs_tls(&address));
+            if tls.is_none() && !is_loopback(bound.ip()) {
+                let warning = format!(
+                    "{bound} serves plain HTTP without authentication (insecure): every host that reaches it has all \
+                     rights"
+                );
+                tracing::warn!("INSECURE: {warning}");
+                listeners.warnings.push(warning);
+            }
+            tracing::info!(address = %bound, tls = tls.is_some(), "API listening");
+            listeners.all.push(ApiListener { listener, tls });
+            listeners.addresses.push(bound);
+        }
+        Ok(listeners)
+    }
+
+    /// The URL of the first listener that other hosts reach, or of the first one that has a specific address. `None`: the
+    /// addresses stand for all of this host.
+    pub(super) fn advertised_url(&self) -> Option<String> {
+        let specific = || {
+            let all = self.addresses.iter().enumerate();
+            all.filter(|(_, address)| !address.ip().is_unspecified())
+        };
+        let remote = specific().find(|(_, address)| !is_loopback(address.ip()));
+        remote.or_else(|| specific().next()).map(|(index, _)| self.url(index))
+    }
+
+    /// The URL of a listener.
+    pub(super) fn url(&self, index: usize) -> String {
+        let scheme = if self.all[index].tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.addresses[index])
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+fn set_up_tls(config: &MasterConfig) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
+    let authority =
+        CertificateAuthority::load_or_create(&config.data_dir, config.installation.as_deref())?;
+    let certificate = match &config.tls {
+        Some(files) => ApiCertificate::Operator(files.clone()),
+        None => ApiCertificate::Own(host_names(config)),
+    };
+    tracing::info!(authority = %authority.hash().to_hex(), "the API is served with TLS");
+    server_config(&Arc::new(authority), certificate)
+}
+
+/// The names by which clients may reach this master.
+fn host_names(config: &MasterConfig) -> Vec<HostName> {
+    let specific = config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+    let mut names: Vec<HostName> = specific.map(HostName::Address).collect();
+    let nodename = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if nodename.is_ascii() && !nodename.is_empty() {
+        names.push(HostName::Dns(nodename));
+    }
+    let advertised = config.advertise_url.as_deref().and_then(|url| Url::parse(url).ok());
+    match advertised.as_ref().and_then(Url::host) {
+        Some(Host::Domain(name)) => names.push(HostName::Dns(name.to_owned())),
+        Some(Host::Ipv4(address)) => names.push(HostName::Address(address.into())),
+        Some(Host::Ipv6(address)) => names.push(HostName::Address(address.into())),
+        None => {}
+    }
+    names
+}
+
+fn bind_listener(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(LISTEN_BACKLOG)
+}

@@ -1,0 +1,150 @@
+//! A cluster in a network namespace of its own, in which the loopback interface has another address as well: a master
+//! there is not on loopback. It needs root.
+
+use super::await_true;
+use super::process::{
+    CommandOutput, Process, RunningCommand, User, clean_command, ctl_binary, is_root,
+};
+use super::{MAX_WAIT, tree};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The address of the namespace that is not loopback.
+pub(crate) const ADDRESS: &str = "10.99.0.1";
+
+pub(crate) struct Lab {
+    // Dropped in this order: processes before their namespace and their files.
+    master: Option<Process>,
+    agents: Vec<(String, Process)>,
+    /// Keeps the namespace, and does nothing else.
+    namespace: Process,
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// A namespace in which nothing runs.
+    #[track_caller]
+    pub(crate) fn new() -> Lab {
+        assert!(is_root(), "this test needs root, for a network namespace: run it as root");
+        let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
+        let mut command = clean_command(Path::new("unshare"), dir.path(), User::Same);
+        let set_up = format!(
+            "ip link set lo up && ip address add {ADDRESS}/32 dev lo && exec sleep infinity"
+        );
+        command.args(["--net", "sh", "-c", &set_up]);
+        let namespace = Process::start("the namespace", command, &dir.path().join("namespace.log"));
+        let program = format!("/proc/{}/comm", namespace.pid());
+        await_true("the namespace has its address", || {
+            std::fs::read_to_string(&program).is_ok_and(|name| name == "sleep\n")
+        });
+        Lab { master: None, agents: Vec::new(), namespace, dir }
+    }
+
+    /// A path below the directory of the lab.
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().canonicalize().expect("a real path").join(below)
+    }
+
+    /// `ctl`, in the namespace.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = clean_command(Path::new("nsenter"), self.dir.path(), User::Same);
+        command.arg(format!("--net=/proc/{}/ns/net", self.namespace.pid())).arg("--");
+        command.arg(ctl_binary(User::Same, self.dir.path())).args(args);
+        command
+    }
+
+    /// `ctl ARGS…` with a master and the certificate of its authority, to its end.
+    pub(crate) fn ctl(&self, args: &[&str], url: &str, ca: Option<&Path>) -> CommandOutput {
+        let mut command = self.command(args);
+        command.env("CTL_MASTER_URL", url);
+        if let Some(ca) = ca {
+            command.env("CTL_CA_FILE", ca);
+        }
+        RunningCommand::start(command, None).finish(MAX_WAIT)
+    }
+
+    fn master_command(&self, config: &str, args: &[&str]) -> Command {
+        let state = tree::make_dir(self.path("state"));
+        let text = format!(
+            "data_dir: {}\nheartbeat_interval: 300ms\nworker_heartbeat_timeout: 3s\nlease: 5s\n{config}",
+            state.display()
+        );
+        let file = tree::write_file(self.path("master.yml"), text);
+        let mut command = self.command(&["master", "--config"]);
+        command.arg(file).args(args);
+        command
+    }
+
+    /// A master to its end.
+    pub(crate) fn run_master(&self, config: &str, args: &[&str]) -> CommandOutput {
+        RunningCommand::start(self.master_command(config, args), None).finish(MAX_WAIT)
+    }
+
+    /// Starts a master with its state in `state`, and waits until it listens.
+    #[track_caller]
+    pub(crate) fn start_master(&mut self, config: &str) {
+        let command = self.master_command(config, &[]);
+        let log = self.path("master.log");
+        let mut master = Process::start("master", command, &log);
+        await_true("the master leads", || {
+            if let Some(status) = master.try_exit_status() {
+                panic!("the master ended with {status}:\n{}", master.log());
+            }
+            master.log().contains("leader ready")
+        });
+        self.master = Some(master);
+    }
+
+    pub(crate) fn master_log(&self) -> String {
+        self.master.as_ref().map_or_else(String::new, Process::log)
+    }
+
+    /// Starts an agent with one storage path.
+    pub(crate) fn start_agent(&mut self, name: &str, storage: &Path, config: &str) {
+        let text = format!(
+            "master_url: https://{ADDRESS}:8888\nheartbeat_interval: 300ms\ndata_dir: {}\n{config}\
+             workers:\n  - worker_id: {name}\n    storage_paths: ['{}']\n    network:\n      \
+             data_plane_endpoints: [{{address: 127.0.0.1, port: 0}}]\n",
+            self.path(&format!("state-{name}")).display(),
+            storage.display()
+        );
+        let file = tree::write_file(self.path(&format!("{name}.yml")), text);
+        let mut command = self.command(&["agent", "--config"]);
+        command.arg(file);
+        let log = self.path(&format!("{name}.log"));
+        let process = Process::start(&format!("agent {name}"), command, &log);
+        self.agents.push((name.to_owned(), process));
+    }
+
+    /// Waits until the master has these active workers, in this order.
+    #[track_caller]
+    pub(crate) fn await_workers(&self, names: &[&str]) {
+        let all: String = names.iter().map(|name| format!("{name}\n")).collect();
+        let (url, ca) = (format!("https://{ADDRESS}:8888"), self.path("state/ca.pem"));
+        await_true(&format!("the workers are {names:?}"), || {
+            self.ctl(&["workers", "list", "-q"], &url, Some(&ca)).stdout_text() == all
+        });
+    }
+
+    /// Waits until the log of an agent has a text.
+    #[track_caller]
+    pub(crate) fn await_agent_log(&self, name: &str, text: &str) {
+        let (_, agent) = self.agents.iter().find(|(known, _)| known == name).expect("its agent");
+        await_true(&format!("the log of {name} has `{text}`"), || agent.log().contains(text));
+    }
+
+    /// The certificate of another installation's authority.
+    pub(crate) fn make_other_authority(&self) -> PathBuf {
+        let other = tree::make_dir(self.path("other"));
+        let mut command = self.command(&["master", "--listen"]);
+        command.arg(format!("{ADDRESS}:0")).arg("--data-dir").arg(&other);
+        let mut master = Process::start("another master", command, &self.path("other.log"));
+        await_true("the other master has its authority", || {
+            if let Some(status) = master.try_exit_status() {
+                panic!("the master ended with {status}:\n{}", master.log());
+            }
+            master.log().contains("API listening")
+        });
+        other.join("ca.pem")
+    }
+}
