@@ -29,6 +29,8 @@ pub struct MasterConfig {
     pub insecure: bool,
     /// The URL for clients and other masters; `None`: that of `listen`, if it is a specific address.
     pub advertise_url: Option<String>,
+    /// The users of this host, besides root and the user of the master, the agents of which may connect over loopback.
+    pub local_agent_uids: Vec<u32>,
     /// The name of the installation, equal for all its masters. `None`: a generated name.
     pub installation: Option<String>,
     /// The time that this master remains the leader without a renewal in the store: after it another one takes over.
@@ -87,11 +89,12 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 15] = [
+pub(super) const MASTER_KEYS: [&str; 16] = [
     "listen",
     "tls",
     "insecure",
     "advertise_url",
+    "local_agent_uids",
     "installation",
     "leadership_lease",
     "redis",
@@ -118,6 +121,7 @@ impl MasterConfig {
             tls: None,
             insecure: false,
             advertise_url: None,
+            local_agent_uids: Vec::new(),
             installation: None,
             leadership_lease: Duration::from_secs(5),
             data_dir: env.state_dir.clone(),
@@ -167,6 +171,9 @@ impl MasterConfig {
         fields.set("insecure", &mut self.insecure, |i| i.flag());
         let url = |i: &Item<'_>| i.parse("a URL", check_master_url).map(Some);
         fields.set("advertise_url", &mut self.advertise_url, url);
+        fields.set("local_agent_uids", &mut self.local_agent_uids, |i| {
+            i.items()?.iter().map(|uid| uid.number(1..=u64::from(u32::MAX) - 1)).collect()
+        });
         let name = |i: &Item<'_>| i.parse("a name", check_name).map(Some);
         fields.set("installation", &mut self.installation, name);
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);

@@ -61,7 +61,7 @@ impl Reload for MasterConfig {
         let mut report = ReloadReport::default();
         reload_fields!(
             report, "", self, new: MasterConfig,
-            apply [heartbeat_interval, retention, bwlimit, storages],
+            apply [heartbeat_interval, retention, bwlimit, storages, local_agent_uids],
             restart [
                 listen, tls, insecure, advertise_url, installation, leadership_lease, data_dir,
                 worker_heartbeat_timeout, lease, poll_wait_max

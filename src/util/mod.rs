@@ -13,6 +13,7 @@
 //! - [`rlimits`]: resource limits of this process
 //! - `shell_quote`: words for a shell
 //! - [`shutdown`]: the shutdown of the process
+//! - [`socket_owner`]: the user at the other end of a connection within this host
 //! - [`suggest`]: suggestions for mistyped words
 //! - [`timetable`]: limits by the time of the week
 //! - [`unique_id`]: random ids
@@ -29,6 +30,7 @@ pub mod repeated_warnings;
 pub mod rlimits;
 pub(crate) mod shell_quote;
 pub mod shutdown;
+pub mod socket_owner;
 pub mod suggest;
 pub mod timetable;
 pub mod unique_id;

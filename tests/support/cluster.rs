@@ -4,7 +4,7 @@ use super::clock::Clock;
 use super::ctl::{Ctl, ctl};
 use super::host::Host;
 use super::http::{self, Response};
-use super::process::{Process, User, clean_command, ctl_binary};
+use super::process::{NOBODY, Process, User, clean_command, ctl_binary};
 use super::redis::RedisServer;
 use super::tree::{self, Census};
 use super::{await_some, await_true};
@@ -97,7 +97,7 @@ impl Cluster {
         let more = more.replace("DATA", home.join("data").to_str().expect("UTF-8"));
         let port = free_port();
         let mut config = format!(
-            "listen: 127.0.0.1:{port}\ndata_dir: {}\nheartbeat_interval: 300ms\n\
+            "listen: 127.0.0.1:{port}\nlocal_agent_uids: [{NOBODY}]\ndata_dir: {}\nheartbeat_interval: 300ms\n\
              worker_heartbeat_timeout: 3s\nlease: 5s\nlog: {{level: \"info,longhaul=debug,longhaul::master::http=info\"}}\n{more}",
             quoted(&tree::make_dir(home.join("state")))
         );

@@ -18,7 +18,7 @@ pub(crate) enum User {
 }
 
 /// The ids of `nobody`.
-const NOBODY: u32 = 65_534;
+pub(crate) const NOBODY: u32 = 65_534;
 
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -1,16 +1,19 @@
 //! The API of operators and agents, over HTTP/1.1.
 //!
-//! A request passes through `server` (connections, time limits), `middleware` (checks for every request), `routes` and
-//! `params`, `body` and `request_documents` (reading and validation), and the
+//! A request passes through `server` (connections, time limits), `middleware` (checks for every request), `access` and
+//! `principal` (from where it comes, and what it may do), `routes` and `params`, `body` and `request_documents` (reading and validation), and the
 //! [`MasterHandle`](super::handle::MasterHandle) to the state actor. Bodies are JSON, whatever the content type says,
 //! except multipart. Every error is a problem document. No decision is made here.
 
+mod access;
+mod api_state;
 mod audit_log;
 mod body;
 mod json;
 mod middleware;
 mod object_reader;
 mod params;
+mod principal;
 mod request_documents;
 mod response;
 mod routes;

@@ -3,10 +3,10 @@
 use crate::master::file_records::ChunkReceiver;
 use crate::store::Backup;
 use crate::util::checksum;
-use crate::wire::problem::{self, Problem};
+use crate::wire::problem::{self, Problem, ProblemCode};
 use axum::body::Body;
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::io::{self, Read};
@@ -40,6 +40,9 @@ impl IntoResponse for ProblemResponse {
         let headers = response.headers_mut();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         // The rest of the body is not read.
         if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
@@ -106,6 +109,12 @@ pub(super) fn backup_response(backup: Backup) -> Response {
     headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
     insert_checksum(headers, &checksum);
     response
+}
+
+/// The 405; the header `Allow` is added by the caller.
+pub(super) async fn method_not_allowed(method: Method) -> ProblemResponse {
+    let detail = format!("{method} is not allowed here; see the Allow header");
+    ProblemResponse(Problem::new(ProblemCode::MethodNotAllowed, detail))
 }
 
 fn serialize_response(

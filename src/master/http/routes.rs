@@ -1,22 +1,20 @@
 //! The routes of the API. Each reads its request, sends it to the state actor, and writes the response.
 
-use super::body::{self, BodyBudget, BufferedBody};
+use super::api_state::{ApiState, MAX_BODY_BYTES};
+use super::body;
 use super::params::{self, InPath, PathId, QueryParams};
 use super::response::{
-    ProblemResponse, RouteResult, backup_response, binary_response, json_response, ok_json,
-    stream_response,
+    ProblemResponse, RouteResult, backup_response, binary_response, json_response,
+    method_not_allowed, ok_json, stream_response,
 };
-use super::{HttpLimits, middleware, request_documents};
+use super::{access, middleware, request_documents};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
-use crate::master::handle::MasterHandle;
 use crate::master::requests::{
     CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetStorage,
     GetSync, GetWorker, ListStorages, ListSyncs, ListWorkerSyncs, ListWorkers, PauseSync, PostPage,
     PostResult, ReassignTasks, Reconcile, Request, ResumeSync, SendHeartbeat, SubmitSync,
 };
-use crate::master::validation_errors::ValidationErrors;
 use crate::scheduler::{IdempotencyKey, SyncQuery};
-use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::entry_report::FileState;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
 use crate::wire::leader::ReadinessStatus;
@@ -27,15 +25,13 @@ use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
 use axum::Router;
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::header::{LINK, LOCATION};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, on, post};
 use serde::Serialize;
-use serde_json::{Value, json as object};
-use std::sync::Arc;
+use serde_json::json as object;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 /// The limit for a scan page, which contains manifests.
 const MAX_PAGE_BYTES: usize = 32 << 20;
@@ -43,88 +39,59 @@ const MAX_PAGE_BYTES: usize = 32 << 20;
 const MAX_RESULT_BYTES: usize = 32 << 20;
 /// The limit for a heartbeat, which lists all assignments of the worker.
 const MAX_HEARTBEAT_BYTES: usize = 4 << 20;
-/// The limit for other bodies, except those of `POST /sync`.
-const MAX_BODY_BYTES: usize = 1 << 20;
 /// The wait of a poll without the parameter `wait` (that of the predecessor).
 const DEFAULT_POLL_WAIT: Duration = Duration::from_secs(1);
 
 /// The `page_token` of the next page.
 static NEXT_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-next-token");
 
-#[derive(Clone)]
-pub(super) struct ApiState {
-    pub(super) handle: MasterHandle,
-    pub(super) limits: Arc<HttpLimits>,
-    pub(super) budget: BodyBudget,
-    /// Cancelled when the server stops: polls end at once.
-    pub(super) stopping: CancellationToken,
-}
-
-impl ApiState {
-    /// Reads and validates a JSON document.
-    async fn read_document<T: Send + 'static>(
-        &self,
-        request: HttpRequest,
-        limit: usize,
-        read: impl FnOnce(Value) -> Result<T, ValidationErrors> + Send + 'static,
-    ) -> Result<T, Problem> {
-        let body = self.read_request_body(request, limit).await?;
-        body::decode_body(body, move |bytes| request_documents::parse(bytes, read)).await
-    }
-
-    async fn read_request_body(
-        &self,
-        request: HttpRequest,
-        limit: usize,
-    ) -> Result<BufferedBody, Problem> {
-        let (head, body) = request.into_parts();
-        let read = body::read_body(&head.headers, body, limit, &self.budget).await;
-        read.inspect_err(|problem| {
-            if problem.is(ProblemCode::ChecksumMismatch) {
-                let (method, path) = (&head.method, head.uri.path());
-                let text = "a request was corrupted in transit; the client sends it again";
-                warn_ratelimited!(text, %method, path, "{text}");
-            }
-        })
-    }
+/// Each path with its handlers. A path may stand twice, with different methods.
+pub(super) fn routes() -> Vec<(String, MethodRouter<ApiState>)> {
+    vec![
+        ("/sync".into(), post(submit_sync).get(list_syncs)),
+        (
+            "/sync/{id}".into(),
+            by_id(MethodFilter::GET, |id| GetSync { id }).patch(change_sync).delete(delete_sync),
+        ),
+        ("/sync/{id}/cancel".into(), by_id(MethodFilter::POST, |id| CancelSync { id })),
+        ("/sync/{id}/retry".into(), post(retry_sync)),
+        ("/sync/{id}/pause".into(), by_id(MethodFilter::POST, |id| PauseSync { id })),
+        ("/sync/{id}/resume".into(), by_id(MethodFilter::POST, |id| ResumeSync { id })),
+        ("/sync/{id}/reassign".into(), post(reassign_tasks)),
+        ("/sync/{id}/files".into(), get(get_file_records)),
+        ("/sync/{id}/manifest".into(), get(get_digests)),
+        ("/workers".into(), get(list_workers)),
+        (format!("/workers/{HEARTBEAT}"), post(post_heartbeat)),
+        (format!("/workers/{RESULT}"), post(post_result)),
+        ("/workers/{id}".into(), by_id(MethodFilter::GET, |id| GetWorker { id })),
+        ("/workers/{id}".into(), by_id(MethodFilter::DELETE, |id| ForgetWorker { id })),
+        ("/workers/{id}/requests".into(), by_id(MethodFilter::GET, |id| ListWorkerSyncs { id })),
+        ("/workers/{id}/drain".into(), post(drain_worker)),
+        ("/workers/{id}/undrain".into(), post(undrain_worker)),
+        ("/workers/{id}/assignment".into(), post(poll_assignment)),
+        ("/workers/{id}/assignments/{assignment}/manifest".into(), get(get_manifest)),
+        ("/workers/{id}/assignments/{assignment}/page".into(), post(post_page)),
+        ("/storages".into(), get(list_storages)),
+        ("/storages/{id}".into(), by_id(MethodFilter::GET, |id| GetStorage { id })),
+        ("/admin/reconcile".into(), post(reconcile_records)),
+        ("/admin/confirm-clock".into(), post(confirm_clock)),
+        ("/admin/backup".into(), get(get_backup)),
+        ("/healthz".into(), get(healthz)),
+        ("/livez".into(), get(healthz)),
+        ("/readyz".into(), get(readyz)),
+        ("/version".into(), get(version)),
+    ]
 }
 
 /// All routes, at the root and below `/v1`.
 pub(super) fn router(app: ApiState) -> Router {
-    let api = Router::new()
-        .route("/sync", post(submit_sync).get(list_syncs))
-        .route(
-            "/sync/{id}",
-            by_id(MethodFilter::GET, |id| GetSync { id }).patch(change_sync).delete(delete_sync),
-        )
-        .route("/sync/{id}/cancel", by_id(MethodFilter::POST, |id| CancelSync { id }))
-        .route("/sync/{id}/retry", post(retry_sync))
-        .route("/sync/{id}/pause", by_id(MethodFilter::POST, |id| PauseSync { id }))
-        .route("/sync/{id}/resume", by_id(MethodFilter::POST, |id| ResumeSync { id }))
-        .route("/sync/{id}/reassign", post(reassign_tasks))
-        .route("/sync/{id}/files", get(get_file_records))
-        .route("/sync/{id}/manifest", get(get_digests))
-        .route("/workers", get(list_workers))
-        .route(&format!("/workers/{HEARTBEAT}"), post(post_heartbeat))
-        .route(&format!("/workers/{RESULT}"), post(post_result))
-        .route("/workers/{id}", by_id(MethodFilter::GET, |id| GetWorker { id }))
-        .route("/workers/{id}", by_id(MethodFilter::DELETE, |id| ForgetWorker { id }))
-        .route("/workers/{id}/requests", by_id(MethodFilter::GET, |id| ListWorkerSyncs { id }))
-        .route("/workers/{id}/drain", post(drain_worker))
-        .route("/workers/{id}/undrain", post(undrain_worker))
-        .route("/workers/{id}/assignment", post(poll_assignment))
-        .route("/workers/{id}/assignments/{assignment}/manifest", get(get_manifest))
-        .route("/workers/{id}/assignments/{assignment}/page", post(post_page))
-        .route("/storages", get(list_storages))
-        .route("/storages/{id}", by_id(MethodFilter::GET, |id| GetStorage { id }))
-        .route("/admin/reconcile", post(reconcile_records))
-        .route("/admin/confirm-clock", post(confirm_clock))
-        .route("/admin/backup", get(get_backup))
-        .route("/healthz", get(healthz))
-        .route("/livez", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/version", get(version))
+    let add = |api: Router<ApiState>, (path, handlers): (String, _)| api.route(&path, handlers);
+    let api = routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .method_not_allowed_fallback(method_not_allowed);
+    // Innermost, so that it has the route of the request.
+    let api = api.layer(from_fn_with_state(app.clone(), access::authorize));
     let api = Router::new().merge(api.clone()).nest("/v1", api);
     let advertised =
         app.limits.advertise_url.as_deref().and_then(middleware::AdvertisedHost::from_url);
@@ -479,9 +446,4 @@ async fn route_not_found() -> ProblemResponse {
         Problem::new(ProblemCode::RouteNotFound, detail)
             .with_hint("the paths are /sync, /sync/{id}, /workers, /workers/{id}, /storages, /storages/{id}, /healthz, /livez, /readyz, /version"),
     )
-}
-
-async fn method_not_allowed(method: Method) -> ProblemResponse {
-    let detail = format!("{method} is not allowed here; see the Allow header");
-    ProblemResponse(Problem::new(ProblemCode::MethodNotAllowed, detail))
 }

@@ -1,9 +1,11 @@
 //! Accepts and serves connections.
 
 use super::HttpLimits;
+use super::api_state::ApiState;
 use super::body::BodyBudget;
 use super::middleware::ConnectionAddresses;
-use super::routes::{ApiState, router};
+use super::principal::LoopbackOwner;
+use super::routes::router;
 use crate::master::handle::MasterHandle;
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -149,6 +151,7 @@ async fn serve_connection(
 ) {
     let addresses =
         ConnectionAddresses { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
+    let owner = LoopbackOwner::default();
     if let Err(error) = set_socket_options(&stream) {
         tracing::debug!(%error, "socket options can't be set");
     }
@@ -200,6 +203,7 @@ async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(addresses);
+        request.extensions_mut().insert(owner.clone());
         Box::pin(router.clone().oneshot(request))
     });
     let mut conn = http1::Builder::new()

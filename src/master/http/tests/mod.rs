@@ -1,5 +1,6 @@
 //! The routes over real sockets, with a scripted actor.
 
+mod access;
 mod addressing;
 mod api;
 mod documented_requests;

@@ -1,0 +1,53 @@
+//! What all routes share: the state actor, the limits, and the reading of bodies.
+
+use super::body::{self, BodyBudget, BufferedBody};
+use super::{HttpLimits, request_documents};
+use crate::master::handle::MasterHandle;
+use crate::master::validation_errors::ValidationErrors;
+use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::problem::{Problem, ProblemCode};
+use axum::extract::Request as HttpRequest;
+use serde_json::Value;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// The limit for other bodies, except those of `POST /sync`.
+pub(super) const MAX_BODY_BYTES: usize = 1 << 20;
+
+#[derive(Clone)]
+pub(super) struct ApiState {
+    pub(super) handle: MasterHandle,
+    pub(super) limits: Arc<HttpLimits>,
+    pub(super) budget: BodyBudget,
+    /// Cancelled when the server stops: polls end at once.
+    pub(super) stopping: CancellationToken,
+}
+
+impl ApiState {
+    /// Reads and validates a JSON document.
+    pub(super) async fn read_document<T: Send + 'static>(
+        &self,
+        request: HttpRequest,
+        limit: usize,
+        read: impl FnOnce(Value) -> Result<T, ValidationErrors> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let body = self.read_request_body(request, limit).await?;
+        body::decode_body(body, move |bytes| request_documents::parse(bytes, read)).await
+    }
+
+    pub(super) async fn read_request_body(
+        &self,
+        request: HttpRequest,
+        limit: usize,
+    ) -> Result<BufferedBody, Problem> {
+        let (head, body) = request.into_parts();
+        let read = body::read_body(&head.headers, body, limit, &self.budget).await;
+        read.inspect_err(|problem| {
+            if problem.is(ProblemCode::ChecksumMismatch) {
+                let (method, path) = (&head.method, head.uri.path());
+                let text = "a request was corrupted in transit; the client sends it again";
+                warn_ratelimited!(text, %method, path, "{text}");
+            }
+        })
+    }
+}

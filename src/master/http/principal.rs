@@ -1,0 +1,92 @@
+//! From where a request comes: the principal of its connection and headers.
+//!
+//! Over loopback the kernel reports the user at the other end, so that a host needs no set-up. A header of a proxy voids
+//! this: the connection then belongs to the proxy and not to the client.
+
+use super::middleware::ConnectionAddresses;
+use crate::util::socket_owner::{ask_socket_owner, search_socket_owner};
+use crate::wire::problem::{Problem, ProblemCode};
+use axum::http::{HeaderMap, HeaderName};
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+
+/// Headers with which a proxy reports that a request is not its own.
+const FORWARDING_HEADERS: [&str; 2] = ["forwarded", "via"];
+/// … and the beginning of the other ones.
+const FORWARDING_PREFIX: &str = "x-forwarded-";
+
+/// From where a request comes. An extension of the request and of its response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::master) enum Principal {
+    /// A process of this host, connected over loopback.
+    LocalUser {
+        /// Its user.
+        uid: u32,
+    },
+    /// A client without credentials, on an address where none are asked for.
+    Nobody,
+}
+
+/// The user at the other end of a connection over loopback; `None`: the kernel names none. It is asked at the first
+/// request and holds for the connection.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LoopbackOwner(Arc<OnceCell<Option<u32>>>);
+
+impl LoopbackOwner {
+    async fn find(&self, addresses: ConnectionAddresses) -> Option<u32> {
+        let (Some(client), Some(local)) = (addresses.client, addresses.local) else { return None };
+        let find = || async {
+            if let Some(uid) = ask_socket_owner(client, local) {
+                return Some(uid);
+            }
+            let found =
+                tokio::task::spawn_blocking(move || search_socket_owner(client, local)).await;
+            match found {
+                Ok(Ok(owner)) => owner,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the kernel does not report the owner of a connection");
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the search for the owner of a connection failed");
+                    None
+                }
+            }
+        };
+        *self.0.get_or_init(find).await
+    }
+}
+
+/// The one rule of what a connection without other credentials stands for.
+///
+/// # Errors
+/// 401: a proxy forwards the request, or the kernel names no user at the other end.
+pub(super) async fn identify(
+    addresses: ConnectionAddresses,
+    owner: &LoopbackOwner,
+    headers: &HeaderMap,
+) -> Result<Principal, Problem> {
+    let is_loopback = addresses.local.is_some_and(|local| local.ip().to_canonical().is_loopback());
+    if !is_loopback {
+        return Ok(Principal::Nobody);
+    }
+    if let Some(header) = headers.keys().find(|name| is_forwarding_header(name)) {
+        let detail = format!(
+            "the request came through a proxy (it has the header `{header}`), so the connection does not show its user"
+        );
+        return Err(Problem::new(ProblemCode::NoCredentials, detail)
+            .with_hint("send the request to the master directly, from the master's host"));
+    }
+    match owner.find(addresses).await {
+        Some(uid) => Ok(Principal::LocalUser { uid }),
+        None => Err(Problem::new(
+            ProblemCode::LocalUser,
+            "the kernel names no user of this connection: its process has ended, or it belongs to another network namespace",
+        )
+        .with_hint("send the request again, from a process on the master's host that stays until it has the response")),
+    }
+}
+
+fn is_forwarding_header(name: &HeaderName) -> bool {
+    FORWARDING_HEADERS.contains(&name.as_str()) || name.as_str().starts_with(FORWARDING_PREFIX)
+}
