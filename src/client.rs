@@ -5,14 +5,17 @@
 //! given, to the next one. A follower's `307` is followed, and the leader that it names is tried first from then on.
 //! Requests that wait at a former leader are sent to its successor.
 
+mod credentials;
 mod download;
 mod error;
 mod exchange;
 mod list;
 mod master_url;
+mod tokens;
 mod url_text;
 mod workers;
 
+pub use credentials::Credentials;
 pub use download::Download;
 pub use error::{ClientError, FailedAttempt, Result};
 
@@ -30,6 +33,8 @@ use master_url::parse_master_url;
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Deref;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -51,6 +56,8 @@ pub struct ClientOptions {
     pub resend_timeout: Duration,
     /// The servers that are accepted at `https` URLs.
     pub trust: ServerTrust,
+    /// The tokens to send.
+    pub credentials: Credentials,
 }
 
 impl Default for ClientOptions {
@@ -60,6 +67,7 @@ impl Default for ClientOptions {
             takeover_timeout: Duration::ZERO,
             resend_timeout: Duration::ZERO,
             trust: ServerTrust::default(),
+            credentials: Credentials::default(),
         }
     }
 }
@@ -90,16 +98,23 @@ pub struct MasterStatus {
 }
 
 /// A client of one master, or of several of which one leads. Cheap to share behind an `Arc`.
-#[derive(Debug)]
 pub struct MasterClient {
     http: reqwest::Client,
     /// For replies of any length: only their pauses are bounded.
     streaming_http: reqwest::Client,
     /// Without a trailing slash, in the given order.
     base_urls: Vec<String>,
+    /// The tokens for base URLs. A redirect to another URL gets none.
+    tokens: BTreeMap<String, String>,
     /// The base URL of the master that replied last, which is tried first.
     last_answered: watch::Sender<Option<String>>,
     options: ClientOptions,
+}
+
+impl fmt::Debug for MasterClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MasterClient").field("base_urls", &self.base_urls).finish_non_exhaustive()
+    }
 }
 
 impl MasterClient {
@@ -113,6 +128,7 @@ impl MasterClient {
         let parts = urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty());
         let mut base_urls: Vec<String> = Vec::new();
         let mut all_local = true;
+        let mut tokens = BTreeMap::new();
         for part in parts {
             let url = parse_master_url(part)?;
             if url.scheme() == "https" && options.trust.is_empty() {
@@ -125,6 +141,9 @@ impl MasterClient {
             }
             all_local &= is_loopback(&url);
             let base = url.as_str().trim_end_matches('/').to_owned();
+            if let Some(token) = options.credentials.token_for(&url)? {
+                tokens.insert(base.clone(), token);
+            }
             if !base_urls.contains(&base) {
                 base_urls.push(base);
             }
@@ -158,7 +177,7 @@ impl MasterClient {
         };
         let (http, streaming_http) = (build(None)?, build(Some(options.request_timeout))?);
         let last_answered = watch::Sender::new(None);
-        Ok(MasterClient { http, streaming_http, base_urls, last_answered, options })
+        Ok(MasterClient { http, streaming_http, base_urls, tokens, last_answered, options })
     }
 
     /// The base URLs in the given order.

@@ -2,6 +2,7 @@
 
 use super::exit;
 use super::options::{self, SyncOptionArgs};
+use super::token_args::{AuthCommand, TokenCommand};
 use crate::config::LogFormat;
 use crate::util::units;
 use crate::wire::entry_report::FileState;
@@ -116,6 +117,12 @@ pub(super) enum Command {
     /// Show the storages that workers see, and how it is known which are the same
     #[command(subcommand, visible_alias = "storages")]
     Storage(StorageCommand),
+    /// Create, list and revoke tokens of operators
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Store a token for commands of this user, show as what the master serves it
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Repair and maintenance commands
     #[command(subcommand)]
     Admin(AdminCommand),
@@ -543,7 +550,7 @@ pub(super) enum ConfigCommand {
 }
 
 /// A duration above zero.
-fn parse_positive_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     match units::parse_duration(text)? {
         Duration::ZERO => Err("must be more than 0".to_owned()),
         some => Ok(some),

@@ -1,9 +1,10 @@
 //! The command line: parses the arguments, runs one command, and turns the result into text and an exit code. The only
 //! layer that prints.
 //!
-//! - Arguments: [`args`], `options`, `env_vars`, `files_from`, `path_args`; `flag_names` and `rsync_options` explain errors
-//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `storages`, `admin`, `config`, `info`
+//! - Arguments: [`args`], `token_args`, `options`, `env_vars`, `files_from`, `path_args`; `flag_names` and `rsync_options` explain errors
+//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `storages`, `tokens`, `admin`, `config`, `info`
 //! - Processes: `master`, `agent` and `copy`, on `service`
+//! - Tokens of this user: `credentials`
 //! - Several ids: `resource`; waiting: `follow`, `wait`, `signals`, [`progress`]
 //! - Text: `tables`, `details`, `destinations` and `outcome_report`, on `sync_text`, `table_layout` and `sanitize`
 //! - Results: `console` writes them, `error` holds what ends a command early, [`exit`] the codes
@@ -15,6 +16,7 @@ mod b3sum;
 mod config;
 mod console;
 mod copy;
+mod credentials;
 mod destinations;
 mod details;
 mod env_vars;
@@ -43,11 +45,13 @@ mod sync;
 mod sync_text;
 mod table_layout;
 mod tables;
+mod token_args;
+mod tokens;
 mod verify;
 mod wait;
 mod workers;
 
-use crate::client::{ClientOptions, MasterClient};
+use crate::client::{ClientOptions, Credentials, MasterClient};
 use crate::identity::ServerTrust;
 use crate::util::shell_quote::quote_for_shell;
 use args::{Cli, Command, GlobalArgs, OutputFormat, SyncCommand};
@@ -90,8 +94,13 @@ impl Context {
         Context { global, ctl_command }
     }
 
-    /// A client of the given masters, or of the default one.
+    /// A client of the given masters, or of the default one, with the tokens of this user.
     fn new_client(&self) -> Result<MasterClient> {
+        self.new_client_with(credentials::load_credentials()?)
+    }
+
+    /// … with other tokens.
+    fn new_client_with(&self, credentials: Credentials) -> Result<MasterClient> {
         let mut urls = self.global.master_url.clone();
         if urls.is_empty() {
             urls.push(args::DEFAULT_MASTER_URL.to_owned());
@@ -101,6 +110,7 @@ impl Context {
             takeover_timeout: TAKEOVER_TIMEOUT,
             resend_timeout: RESEND_TIMEOUT,
             trust: load_trust(self.global.ca_file.as_deref())?,
+            credentials,
         };
         Ok(MasterClient::new(urls, options)?)
     }
@@ -171,6 +181,8 @@ fn run(ctx: &Context, command: Command) -> Result<Exit> {
             Command::Agent(args) => agent::run(ctx, args).await,
             Command::Copy(args) => copy::run(ctx, *args).await,
             Command::Admin(command) => admin::run(ctx, command).await,
+            Command::Token(command) => tokens::run_token_command(ctx, command).await,
+            Command::Auth(command) => tokens::run_auth_command(ctx, command).await,
             Command::Config(command) => config::run(ctx, command),
             Command::Sync(command) => run_sync_command(ctx, command).await,
             Command::Storage(command) => storages::run(ctx, command).await,

@@ -6,6 +6,7 @@ use super::exit::Exit;
 use super::flag_names::name_flags;
 use super::{Context, console};
 use crate::client::{ClientError, MasterClient};
+use crate::wire::token::TokenId;
 use crate::wire::{RequestId, WorkerId};
 use bytes::Bytes;
 
@@ -30,6 +31,12 @@ impl NamedResource for RequestId {
 
     async fn resolve_prefix(&self, client: &MasterClient) -> Result<Option<Self>, ClientError> {
         client.resolve_id_prefix(self).await
+    }
+}
+
+impl NamedResource for TokenId {
+    fn status_command(&self) -> String {
+        "token list".to_owned()
     }
 }
 

@@ -225,6 +225,9 @@ impl MasterClient {
             let builder = self.http.request(request.method.clone(), url);
             builder.timeout(request.timeout).header(ACCEPT, "application/json")
         };
+        if let Some(token) = self.token_for(url) {
+            builder = builder.bearer_auth(token);
+        }
         if let Some(key) = &request.idempotency_key {
             builder = builder.header("idempotency-key", key);
         }
@@ -264,6 +267,14 @@ impl MasterClient {
         }
         reply.body = body;
         Ok(reply)
+    }
+
+    /// The token of the master that a request goes to.
+    fn token_for(&self, url: &str) -> Option<&String> {
+        let is_below = |base: &String| {
+            url.strip_prefix(base.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        self.tokens.iter().find(|(base, _)| is_below(base)).map(|(_, token)| token)
     }
 
     /// The base URLs to try, that of the master that replied last first.

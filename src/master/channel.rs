@@ -1,6 +1,6 @@
 //! The channel to the actor that owns the state, for one term of leadership.
 
-use crate::scheduler::{Event, Reply};
+use crate::scheduler::{Event, Reply, TokenTable};
 use crate::store::{AdmissionBlock, Backup};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub(super) struct ActorChannel {
     pub(super) health: watch::Receiver<ActorHealth>,
     pub(super) blobs: BlobReader,
     pub(super) backup: BackupMaker,
+    /// The tokens as they are stored.
+    pub(super) tokens: watch::Receiver<Arc<TokenTable>>,
     /// Why the store accepts no new syncs, if it does not.
     pub(super) admission_block: watch::Receiver<Option<AdmissionBlock>>,
 }

@@ -5,12 +5,13 @@
 //! more, which still holds the whole state in memory. So a follower that finds the store behind what it has seen waits
 //! for the leader to write it back, before it leads with what is left.
 
-use super::channel::{ActorChannel, BackupMaker, BlobReader};
+use super::admin_token::AdminTokenFile;
+use super::channel::{ActorChannel, ActorRequest, BackupMaker, BlobReader};
 use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
 use super::name_key::NameKeyFile;
 use super::state_actor::{Callers, StateActor};
-use crate::scheduler::{LoadError, SECRET_RECORD, Settings, State, without_secret};
+use crate::scheduler::{Event, LoadError, SECRET_RECORD, Settings, State, without_secret};
 use crate::store::{
     AcquireOutcome, AdmissionBlock, Candidate, Fence, Redaction, Spool, Store, StoreError,
 };
@@ -21,7 +22,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,7 @@ pub(super) struct LeaderElection {
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
     pub(super) name_key_file: NameKeyFile,
+    pub(super) admin_token_file: AdminTokenFile,
     pub(super) status: watch::Sender<LeadershipStatus>,
     /// Ends the candidacy. A leader continues until `api_ended`.
     pub(super) shutdown: CancellationToken,
@@ -199,6 +201,10 @@ impl LeaderElection {
         };
 
         let (requests_sender, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
+        if state.tokens().is_empty() {
+            self.create_first_token(&requests_sender).await;
+        }
+        let (tokens, token_receiver) = watch::channel(state.tokens());
         let (health, health_receiver) = watch::channel(Ok(()));
         let (admission, admission_block) = watch::channel(None);
         let channel = ActorChannel {
@@ -206,6 +212,7 @@ impl LeaderElection {
             health: health_receiver,
             blobs: blob_reader(Arc::clone(store)),
             backup: backup_maker(Arc::clone(store)),
+            tokens: token_receiver,
             admission_block,
         };
         let actor = StateActor {
@@ -217,6 +224,7 @@ impl LeaderElection {
             spool: self.spool.clone(),
             settings,
             callers: Callers::default(),
+            tokens,
             manifest_reads: Vec::new(),
             shutdown: self.api_ended.clone(),
         };
@@ -229,6 +237,18 @@ impl LeaderElection {
         };
         self.set_no_leader(NoLeaderReason::Transition("this master is no longer the leader"));
         Ok(result?)
+    }
+
+    /// Creates the token of the first administrator. Its file is written first: without the
+    /// record it is replaced at the next start.
+    async fn create_first_token(&self, requests: &mpsc::Sender<ActorRequest>) {
+        let file = self.admin_token_file.clone();
+        let made = tokio::task::spawn_blocking(move || file.create()).await;
+        if let Ok(Some(record)) = made {
+            let event = Event::CreateToken(Box::new(record));
+            // The queue is empty; no caller waits for the reply.
+            let _ = requests.try_send(ActorRequest { event, reply: oneshot::channel().0 });
+        }
     }
 
     /// Reads the state from the store. `None`: shutdown came first.

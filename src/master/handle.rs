@@ -7,7 +7,7 @@
 use super::channel::{ActorChannel, ActorRequest};
 use super::leadership::{LeadershipStatus, MasterIdentity, not_leader, store_unavailable};
 use super::requests::{GetManifestKey, PollAssignment, Request, SubmitSync};
-use crate::scheduler::Reply;
+use crate::scheduler::{Event, Grant, Reply};
 use crate::store::{AdmissionBlock, Backup, Spool};
 use crate::wire::leader::Readiness;
 use crate::wire::problem::{Problem, ProblemCode};
@@ -31,6 +31,8 @@ pub(super) struct MasterHandle {
     status: watch::Receiver<LeadershipStatus>,
     identity: Arc<MasterIdentity>,
     pub(super) spool: Spool,
+    /// The rights of the operator; `None`: all.
+    grant: Option<Arc<Grant>>,
 }
 
 impl MasterHandle {
@@ -39,7 +41,12 @@ impl MasterHandle {
         identity: MasterIdentity,
         spool: Spool,
     ) -> Self {
-        MasterHandle { status, identity: Arc::new(identity), spool }
+        MasterHandle { status, identity: Arc::new(identity), spool, grant: None }
+    }
+
+    /// A handle for requests of an operator with these rights.
+    pub(super) fn restricted_to(&self, grant: Arc<Grant>) -> Self {
+        MasterHandle { grant: Some(grant), ..self.clone() }
     }
 
     /// A handle to one actor, without an election.
@@ -55,7 +62,8 @@ impl MasterHandle {
         let admission_block = watch::Sender::new(None).subscribe();
         let backup: super::channel::BackupMaker =
             Arc::new(|| Box::pin(std::future::ready(Ok(None))));
-        let channel = ActorChannel { requests, health, blobs, backup, admission_block };
+        let tokens = watch::Sender::new(Default::default()).subscribe();
+        let channel = ActorChannel { requests, health, blobs, backup, tokens, admission_block };
         let status = LeadershipStatus::Leader(leader, channel);
         MasterHandle::new(watch::Sender::new(status).subscribe(), MasterIdentity::default(), spool)
     }
@@ -223,7 +231,14 @@ impl MasterHandle {
         let channel = self.channel()?;
         let deadline = Instant::now() + timeout;
         let (reply_to, reply) = oneshot::channel();
-        let request = ActorRequest { event: request.into_event(), reply: reply_to };
+        let event = match &self.grant {
+            None => request.into_event(),
+            Some(grant) => Event::Restricted {
+                grant: Arc::clone(grant),
+                event: Box::new(request.into_event()),
+            },
+        };
+        let request = ActorRequest { event, reply: reply_to };
         match timeout_at(deadline, channel.requests.send(request)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(shutting_down()),

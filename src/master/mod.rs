@@ -11,6 +11,7 @@
 //! Order of a start: bind the address and answer, follow, lead, load the state. Order of a stop: the API completes
 //! accepted requests, then the state actor commits and releases the lease.
 
+mod admin_token;
 mod channel;
 mod election;
 mod failure_reader;
@@ -36,6 +37,7 @@ use crate::store::{
 };
 use crate::util::rlimits;
 use crate::wire::options::PartNameKey;
+use admin_token::AdminTokenFile;
 use anyhow::Context as _;
 use election::LeaderElection;
 use handle::MasterHandle;
@@ -82,6 +84,7 @@ impl Master {
             path_secret: None,
             name_key: name_key_file.load(),
             name_key_file,
+            admin_token_file: AdminTokenFile::in_dir(&current.data_dir),
             max_failed_entries: None,
             config,
             shutdown,
@@ -129,6 +132,7 @@ impl Master {
             path_secret: Some(uuid::Uuid::new_v4().simple().to_string()),
             name_key: Some(name_key),
             name_key_file: NameKeyFile::default(),
+            admin_token_file: AdminTokenFile::default(),
             // They would need memory, and cannot be read after this process.
             max_failed_entries: Some(0),
             config: watch::channel(config.clone()).1,
@@ -164,6 +168,7 @@ struct MasterStartup {
     path_secret: Option<String>,
     name_key: Option<PartNameKey>,
     name_key_file: NameKeyFile,
+    admin_token_file: AdminTokenFile,
     /// `None`: the default of the scheduler.
     max_failed_entries: Option<u64>,
     shutdown: CancellationToken,
@@ -219,6 +224,7 @@ impl MasterStartup {
             settings: settings_receiver,
             spool: self.spool,
             name_key_file: self.name_key_file,
+            admin_token_file: self.admin_token_file,
             status,
             shutdown: self.shutdown.clone(),
             api_ended: CancellationToken::new(),

@@ -3,12 +3,14 @@
 
 use crate::scheduler::{
     Event, IdempotencyKey, RecordLogInfo, Reply, RetryScope, StoredKeys, SyncPage, SyncQuery,
+    TokenRecord,
 };
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest};
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
+use crate::wire::token::{TokenId, TokenList, TokenView};
 use crate::wire::worker::{
     DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
     WorkerView,
@@ -101,6 +103,12 @@ requests! {
         => Event::ListStorages => Reply::Storages(reply) => reply, StorageList;
     GetStorage { id: StorageId }
         => Event::GetStorage(id) => Reply::Storage(reply) => *reply, StorageView;
+    CreateToken { record: TokenRecord }
+        => Event::CreateToken(Box::new(record)) => Reply::Token(reply) => *reply, TokenView;
+    ListTokens {}
+        => Event::ListTokens => Reply::Tokens(reply) => reply, TokenList;
+    RevokeToken { id: TokenId }
+        => Event::RevokeToken(id) => Reply::Token(reply) => *reply, TokenView;
     Reconcile {}
         => Event::Reconcile(StoredKeys::default()) => Reply::Reconciled(reply) => *reply, ReconcileReply;
     ConfirmClock {}

@@ -10,7 +10,9 @@ use super::channel::{ActorHealth, ActorRequest};
 use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::store_unavailable;
 use super::pending_commit::PendingCommit;
-use crate::scheduler::{Caller, Event, Now, Reply, Settings, State, StoredKeys, single_entries};
+use crate::scheduler::{
+    Caller, Event, Now, Reply, Settings, State, StoredKeys, TokenTable, single_entries,
+};
 use crate::store::{Batch, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -46,6 +48,8 @@ pub(super) struct StateActor<S> {
     pub(super) spool: Spool,
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) callers: Callers,
+    /// The tokens for the API.
+    pub(super) tokens: watch::Sender<Arc<TokenTable>>,
     /// Keys of manifests that the state needs, each with its task.
     pub(super) manifest_reads: Vec<(TaskId, String)>,
     /// Ends the term of leadership.
@@ -205,6 +209,7 @@ impl<S: Store> StateActor<S> {
             {
                 return Ok(wrote);
             }
+            self.publish_tokens();
             self.manifest_reads.append(&mut pending.manifest_reads);
             self.remove_record_files(std::mem::take(&mut pending.dropped_records)).await;
             let undelivered = self.callers.send_replies(std::mem::take(&mut pending.replies));
@@ -217,6 +222,17 @@ impl<S: Store> StateActor<S> {
                 pending.add_effects(self.state.apply(returned, None, current_time()));
             }
         }
+    }
+
+    /// Publishes the tokens after the commit that changed them and before its reply: a revoked token is refused from the
+    /// next request on.
+    fn publish_tokens(&self) {
+        let current = self.state.tokens();
+        self.tokens.send_if_modified(|published| {
+            let is_changed = !Arc::ptr_eq(published, &current);
+            *published = current;
+            is_changed
+        });
     }
 
     /// Reads the manifests that the state needs. While the store is unavailable they remain requested, until the next

@@ -2,7 +2,9 @@
 
 use super::Settings;
 use super::failure_list::FailurePages;
+use super::grant::Grant;
 use super::single_entries::SingleEntry;
+use super::token_table::TokenRecord;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
@@ -11,12 +13,14 @@ use crate::wire::sync::{
     ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest, SyncState,
 };
 use crate::wire::task::{Assignment, PageReply, ResultReply, ScanPage, TaskResult};
+use crate::wire::token::{TokenId, TokenList, TokenView};
 use crate::wire::worker::{
     DrainReply, DrainRequest, ForgetWorkerReply, HeartbeatReply, WorkerHeartbeat, WorkerList,
     WorkerView,
 };
 use crate::wire::{AbsPath, AssignmentId, Digest, RequestId, StorageId, SyncNo, TaskId, WorkerId};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// A caller that waits for a [`Reply`]; numbered by the owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +55,8 @@ pub struct SyncQuery {
     pub id_prefix: Option<RequestId>,
     /// Maximum number of syncs.
     pub limit: Option<usize>,
+    /// Only syncs within its scopes.
+    pub grant: Option<Arc<Grant>>,
 }
 
 /// The result of a query.
@@ -227,6 +233,19 @@ pub enum Event {
         /// Each entry as a batch of its own; empty if the manifest cannot be read.
         entries: Vec<SingleEntry>,
     },
+    /// Store a new token.
+    CreateToken(Box<TokenRecord>),
+    /// List all tokens.
+    ListTokens,
+    /// Revoke a token.
+    RevokeToken(TokenId),
+    /// An event of an operator that is not an administrator.
+    Restricted {
+        /// Its rights.
+        grant: Arc<Grant>,
+        /// The event.
+        event: Box<Event>,
+    },
     /// Accept the wall clock as it is.
     ConfirmClock,
     /// The store lost committed data: active syncs restart from their scan.
@@ -273,6 +292,10 @@ pub enum Reply {
     Reassigned(ReassignReply),
     /// To `Reconcile`.
     Reconciled(Box<ReconcileReply>),
+    /// To `CreateToken` and `RevokeToken`.
+    Token(Box<TokenView>),
+    /// To `ListTokens`.
+    Tokens(TokenList),
     /// To `ConfirmClock`.
     ClockConfirmed(ConfirmClockReply),
     /// To `Poll`.

@@ -46,7 +46,12 @@ impl State {
             // The document of a group lists its destinations.
             .filter(|s| !s.is_deleted && s.group().is_none())
             .filter(|s| states.is_empty() || states.contains(&self.unpaused_state(s)))
-            .filter(|s| begins(s));
+            .filter(|s| begins(s))
+            .filter(|s| {
+                select.grant.as_ref().is_none_or(|grant| {
+                    grant.contains(&s.request.source_path, &s.request.destination_path)
+                })
+            });
         let limit = select.limit.unwrap_or(usize::MAX);
         let page: Vec<&SyncJob> = wanted.by_ref().take(limit).collect();
         let next = page.last().map(|last| last.no).filter(|_| wanted.next().is_some());

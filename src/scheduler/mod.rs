@@ -5,8 +5,9 @@
 //! An event goes one way: validation, the phase machine of its sync, tasks, placement, effects. So the files form a
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
-//! 1. Data: `single_entries`, `failure_list`, `record_keys`, `event`, `outbox`, `keys`, `speed`, `blocked`, `boot_ids`,
-//!    `phase`, `bandwidth`, `source_history`, `validate`, `relay_table`, `task`, `shared_manifests`, `large_file`, `task_table`,
+//! 1. Data: `single_entries`, `failure_list`, `record_keys`, `grant`, `token_table`, `event`, `outbox`, `keys`, `speed`,
+//!    `blocked`, `boot_ids`, `phase`, `bandwidth`, `source_history`, `validate`, `relay_table`, `task`,
+//!    `shared_manifests`, `large_file`, `task_table`,
 //!    `isolation`, `worker_rank`, `storage_types`, `storage_table`, `storage_compare`,
 //!    `storage_declarations`, `storage_observe`, `storage_records`, `place`, `poll_queue`, `worker_health`,
 //!    `worker_registry`, `pause`
@@ -19,7 +20,8 @@
 //! 7. Phases: `advance`
 //! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
 //! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
-//! 10. Time and operators: `retention`, `tick`, `views`, `group_views`, `storage_views`, `sync_admin`, `worker_admin`
+//! 10. Time and operators: `retention`, `tick`, `views`, `group_views`, `storage_views`, `sync_admin`, `worker_admin`,
+//!     `tokens`, `restricted_events`
 //! 11. The store: `records`, `reconcile`
 
 mod activity;
@@ -42,6 +44,7 @@ mod failure_list;
 mod failure_log;
 mod failures;
 mod file_records;
+mod grant;
 mod group_views;
 mod heartbeat;
 mod isolation;
@@ -64,6 +67,7 @@ mod record_keys;
 mod records;
 mod relay_table;
 mod relays;
+mod restricted_events;
 mod results;
 mod retention;
 mod shared_manifests;
@@ -88,6 +92,8 @@ mod sync_table;
 mod task;
 mod task_table;
 mod tick;
+mod token_table;
+mod tokens;
 mod validate;
 mod views;
 mod work_items;
@@ -107,10 +113,12 @@ pub use event::{
 pub use failure_list::FailurePages;
 pub use failure_list::{FailedBatch, FailureLine, decode_failures, failed_file_record};
 pub use file_records::MAX_LINE_BYTES;
+pub use grant::Grant;
 pub use record_keys::META_KEY as SECRET_RECORD;
 pub use records::{LoadError, without_secret};
 pub use single_entries::single_entries;
 pub use source_history::source_history_record;
+pub use token_table::{TokenRecord, TokenRefusal, TokenTable};
 
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
@@ -124,6 +132,7 @@ use pause::Pause;
 use poll_queue::PollQueue;
 use relay_table::RelayTable;
 use shared_manifests::SharedManifests;
+use std::sync::Arc;
 use sync_table::SyncTable;
 use task_table::TaskTable;
 use worker_registry::WorkerRegistry;
@@ -208,6 +217,8 @@ pub struct State {
     path_reservations: overlap::PathReservations,
     isolation: isolation::Isolation,
     retention_clock: retention::RetentionClock,
+    /// Shared with the snapshot of the API; copied before a change.
+    tokens: Arc<TokenTable>,
     poll_queue: PollQueue,
     relays: RelayTable,
     /// Nothing happened since [`State::update_relays`] that decides which destinations can send and receive.
@@ -305,6 +316,14 @@ impl State {
             Event::ManifestEntries { task, entries } => {
                 self.split_isolated_task(task, entries, now);
                 Reply::Done
+            }
+            Event::CreateToken(record) => self.create_token(*record, now)?,
+            Event::ListTokens => self.list_tokens(),
+            Event::RevokeToken(id) => self.revoke_token(&id, now)?,
+            Event::Restricted { grant, mut event } => {
+                self.check_grant(&grant, &mut event)?;
+                let reply = self.handle_event(*event, caller, now)?;
+                return Ok(reply.map(|reply| self.restrict_reply(&grant, reply)));
             }
             Event::ConfirmClock => self.confirm_clock(now),
             Event::Reconcile(stored) => self.reconcile(&stored, now),

@@ -16,6 +16,7 @@
 //! | `n/last` | the last number of a storage |
 //! | `n/NUMBER` | a storage |
 //! | `y/WORKER/DIGEST` | a storage path of a worker, by a digest of the path |
+//! | `k/TOKEN` | a token of an operator |
 //! | `p/PAIR` | the file system of the source of a pair |
 //!
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests; destinations share those of their group), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
@@ -43,6 +44,7 @@ use crate::wire::{Digest, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Meta {
@@ -128,6 +130,7 @@ impl State {
             path_reservations: Default::default(),
             isolation: Default::default(),
             retention_clock: RetentionClock::start(meta.clock, now),
+            tokens: Default::default(),
             poll_queue: PollQueue::default(),
             relays: Default::default(),
             relays_are_current: false,
@@ -152,7 +155,7 @@ impl State {
                 })?;
             }
         }
-        for kind in ["s/", "x/", "r/", "w/", "o/", "d/", "l/", "v/", "p/", "g/", "t/"] {
+        for kind in ["s/", "x/", "r/", "w/", "o/", "d/", "k/", "l/", "v/", "p/", "g/", "t/"] {
             for (key, value) in records.iter().filter(|(key, _)| key.starts_with(kind)) {
                 state.load_record(key, value, now)?;
             }
@@ -200,6 +203,7 @@ impl State {
                 let order = parse_record(key, value)?;
                 self.workers.set_drained(&rest.parse().map_err(|_| bad_key())?, Some(order));
             }
+            "k" => Arc::make_mut(&mut self.tokens).insert(parse_record(key, value)?),
             "l" => {
                 let mut large: LargeFile = parse_record(key, value)?;
                 if large.range_length == 0 || large.range_count() > MAX_RANGES {
@@ -287,6 +291,7 @@ impl State {
         match kind {
             "n" | "y" => return self.workers.storages.record(key),
             "p" => return serde_json::to_vec(self.source_history.0.get(key)?).ok(),
+            "k" => return serde_json::to_vec(self.tokens.get(&rest.parse().ok()?)?).ok(),
             "d" => {
                 return serde_json::to_vec(self.workers.drain_order(&rest.parse().ok()?)?).ok();
             }
@@ -321,6 +326,7 @@ impl State {
         keys.extend(self.source_history.0.keys().cloned());
         keys.extend(self.workers.drained_ids().map(drain_key));
         keys.extend(self.workers.storages.record_keys());
+        keys.extend(self.tokens.record_keys());
         for sync in self.syncs.values() {
             keys.extend(sync.filter_key());
             keys.extend(sync.worker_record_keys());

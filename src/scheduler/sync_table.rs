@@ -151,7 +151,7 @@ impl SyncTable {
     }
 }
 
-fn unknown_sync(id: &RequestId) -> Problem {
+pub(super) fn unknown_sync(id: &RequestId) -> Problem {
     Problem::new(ProblemCode::SyncNotFound, format!("there is no sync `{id}`"))
         .with_hint("list the syncs with: ctl sync list")
 }

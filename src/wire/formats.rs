@@ -26,6 +26,7 @@ use super::task::{
     ResultReply, RootIdentity, RootState, ScanPage, TaskReport, TaskResult, TaskSpec, WorkItem,
 };
 use super::ticket::{Claims, DeleteGrant, PrunePermit};
+use super::token::{AuthStatus, CreatedToken, Right, Role, TokenList, TokenRequest};
 use super::worker::{
     BandwidthUsage, DrainInfo, DrainReply, DrainRequest, Endpoint, ForgetWorkerReply,
     HeartbeatReply, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat, WorkerList,
@@ -51,6 +52,12 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_json::<EntryWarning>("entry_warning");
     http.check_json::<ReassignRequest>("reassign_request");
     http.check_json::<ReassignReply>("reassign_reply");
+    http.check_json::<TokenRequest>("token_request");
+    http.check_json::<CreatedToken>("created_token");
+    http.check_json::<TokenList>("token_list");
+    http.check_json::<AuthStatus>("auth_status");
+    http.check_words::<Role>("words_role");
+    http.check_words::<Right>("words_right");
     http.check_json::<WorkerHeartbeat>("heartbeat");
     http.check_json::<HeartbeatReply>("heartbeat_reply");
     http.check_json::<BandwidthUsage>("bandwidth_usage");

@@ -14,6 +14,7 @@
 //! - [`content`]: hash trees of content
 //! - [`manifest`]: the entries of a batch, opaque to the master
 //! - [`ticket`]: the signed permission to act on one destination root
+//! - [`token`]: tokens of operators
 //! - [`problem`]: errors over HTTP (RFC 9457)
 
 pub mod address;
@@ -43,6 +44,7 @@ pub mod task;
 pub(crate) mod testing;
 mod text_enum;
 pub mod ticket;
+pub mod token;
 pub mod worker;
 pub mod worker_selector;
 

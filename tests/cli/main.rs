@@ -9,6 +9,7 @@ mod access;
 mod copy;
 mod exit_codes;
 mod output;
+mod tokens;
 
 use rustix::process::Signal;
 use serde_json::json;

@@ -1,5 +1,6 @@
 //! Documents, lists and URLs; the replies of masters are scripted.
 
+mod credentials;
 mod failover;
 mod fake_master;
 mod resend;

@@ -1,73 +1,116 @@
 //! What a principal may do: the table of all routes, and the layer of the router that obeys it. A route without a row
-//! cannot be reached.
+//! cannot be reached. Which syncs and options an operator may use is checked by the scheduler.
 
 use super::api_state::ApiState;
+use super::bearer::{read_token, verify_token};
 use super::middleware::ConnectionAddresses;
 use super::principal::{LoopbackOwner, Principal, identify};
 use super::response::{ProblemResponse, method_not_allowed};
 use crate::wire::problem::{Problem, ProblemCode};
-use axum::extract::{MatchedPath, Request, State};
+use crate::wire::token::Role;
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::ALLOW;
-use axum::http::{HeaderValue, Method};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use std::convert::Infallible;
+use std::time::Instant;
 
-/// A group of principals that may use a route.
+/// The principals that may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// Every client: probes of load balancers have no credentials.
     Everyone,
     /// Agents.
     Agents,
-    /// Operators.
-    Operators,
+    /// Every client with valid credentials.
+    Identified,
+    /// Operators with this role or one that includes it.
+    Operators(Role),
 }
 
-use Access::{Agents, Everyone, Operators};
+use Access::{Agents, Everyone, Identified};
+const VIEWERS: Access = Access::Operators(Role::Viewer);
+const OPERATORS: Access = Access::Operators(Role::Operator);
+const ADMINS: Access = Access::Operators(Role::Admin);
 
 /// Every route: method, path, and the principals that may use it. `GET` includes `HEAD`.
 pub(super) const ROUTES: &[(&str, &str, Access)] = &[
-    ("GET", "/sync", Operators),
-    ("POST", "/sync", Operators),
-    ("GET", "/sync/{id}", Operators),
-    ("PATCH", "/sync/{id}", Operators),
-    ("DELETE", "/sync/{id}", Operators),
-    ("POST", "/sync/{id}/cancel", Operators),
-    ("POST", "/sync/{id}/retry", Operators),
-    ("POST", "/sync/{id}/pause", Operators),
-    ("POST", "/sync/{id}/resume", Operators),
-    ("POST", "/sync/{id}/reassign", Operators),
-    ("GET", "/sync/{id}/files", Operators),
-    ("GET", "/sync/{id}/manifest", Operators),
-    ("GET", "/workers", Operators),
+    ("GET", "/sync", VIEWERS),
+    ("POST", "/sync", OPERATORS),
+    ("GET", "/sync/{id}", VIEWERS),
+    ("PATCH", "/sync/{id}", OPERATORS),
+    ("DELETE", "/sync/{id}", OPERATORS),
+    ("POST", "/sync/{id}/cancel", OPERATORS),
+    ("POST", "/sync/{id}/retry", OPERATORS),
+    ("POST", "/sync/{id}/pause", OPERATORS),
+    ("POST", "/sync/{id}/resume", OPERATORS),
+    ("POST", "/sync/{id}/reassign", OPERATORS),
+    ("GET", "/sync/{id}/files", VIEWERS),
+    ("GET", "/sync/{id}/manifest", VIEWERS),
+    ("GET", "/workers", VIEWERS),
     ("POST", "/workers/heartbeat", Agents),
     ("POST", "/workers/result", Agents),
-    ("GET", "/workers/{id}", Operators),
-    ("DELETE", "/workers/{id}", Operators),
-    ("GET", "/workers/{id}/requests", Operators),
-    ("POST", "/workers/{id}/drain", Operators),
-    ("POST", "/workers/{id}/undrain", Operators),
+    ("GET", "/workers/{id}", VIEWERS),
+    ("DELETE", "/workers/{id}", ADMINS),
+    ("GET", "/workers/{id}/requests", VIEWERS),
+    ("POST", "/workers/{id}/drain", ADMINS),
+    ("POST", "/workers/{id}/undrain", ADMINS),
     ("POST", "/workers/{id}/assignment", Agents),
     ("GET", "/workers/{id}/assignments/{assignment}/manifest", Agents),
     ("POST", "/workers/{id}/assignments/{assignment}/page", Agents),
-    ("GET", "/storages", Operators),
-    ("GET", "/storages/{id}", Operators),
-    ("POST", "/admin/reconcile", Operators),
-    ("POST", "/admin/confirm-clock", Operators),
-    ("GET", "/admin/backup", Operators),
+    ("GET", "/storages", VIEWERS),
+    ("GET", "/storages/{id}", VIEWERS),
+    ("POST", "/admin/reconcile", ADMINS),
+    ("POST", "/admin/confirm-clock", ADMINS),
+    ("GET", "/admin/backup", ADMINS),
+    ("GET", "/admin/tokens", ADMINS),
+    ("POST", "/admin/tokens", ADMINS),
+    ("DELETE", "/admin/tokens/{id}", ADMINS),
+    ("GET", "/auth/status", Identified),
     ("GET", "/healthz", Everyone),
     ("GET", "/livez", Everyone),
     ("GET", "/readyz", Everyone),
     ("GET", "/version", Everyone),
 ];
 
-/// The rules of this master for [`authorize`].
+/// The state for the handler of a request. Its [`MasterHandle`](crate::master::handle::MasterHandle) has the rights of
+/// the principal.
+pub(super) struct App(pub(super) ApiState);
+
+impl FromRequestParts<ApiState> for App {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Infallible> {
+        let mut app = state.clone();
+        if let Some(grant) = parts.extensions.get::<Principal>().and_then(Principal::grant) {
+            app.handle = app.handle.restricted_to(grant);
+        }
+        Ok(App(app))
+    }
+}
+
+/// The rules of this master for connections over loopback.
 #[derive(Debug, Clone)]
-struct Rules {
+pub(super) struct LocalRules {
     /// The user of this process.
     own_uid: u32,
     /// The users of this host that run agents.
     agent_uids: Vec<u32>,
+}
+
+impl LocalRules {
+    pub(super) fn of(app: &ApiState) -> Self {
+        LocalRules {
+            own_uid: rustix::process::geteuid().as_raw(),
+            agent_uids: app.limits.config.borrow().local_agent_uids.clone(),
+        }
+    }
+
+    pub(super) fn is_admin(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.own_uid
+    }
 }
 
 /// Refuses what the principal may not do. The routes of a private master are behind the secret in its path already.
@@ -77,30 +120,27 @@ pub(super) async fn authorize(
     next: Next,
 ) -> Response {
     if app.limits.path_secret.is_some() {
+        request.extensions_mut().insert(Principal::Nobody);
         return next.run(request).await;
     }
-    let path =
-        request.extensions().get::<MatchedPath>().map(MatchedPath::as_str).unwrap_or_default();
-    let path = path.strip_prefix("/v1").unwrap_or(path).to_owned();
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let path = path.map(|path| path.strip_prefix("/v1").unwrap_or(path)).unwrap_or_default();
+    let path = path.to_owned();
     let Some(access) = find_access(request.method(), &path) else {
         return refuse_method(request.method().clone(), &path).await;
     };
     if access == Everyone {
         return next.run(request).await;
     }
-    let rules = Rules {
-        own_uid: rustix::process::geteuid().as_raw(),
-        agent_uids: app.limits.config.borrow().local_agent_uids.clone(),
-    };
     let unknown = ConnectionAddresses { local: None, client: None };
     let addresses = request.extensions().get::<ConnectionAddresses>().copied().unwrap_or(unknown);
     let owner = request.extensions().get::<LoopbackOwner>().cloned().unwrap_or_default();
     let headers = request.headers().clone();
-    let principal = match identify(addresses, &owner, &headers).await {
+    let principal = match authenticate(&app, addresses, &owner, &headers).await {
         Ok(principal) => principal,
         Err(problem) => return ProblemResponse(problem).into_response(),
     };
-    let mut response = match check_access(&principal, access, &rules) {
+    let mut response = match check_access(&principal, access, &LocalRules::of(&app)) {
         Ok(()) => {
             request.extensions_mut().insert(principal.clone());
             next.run(request).await
@@ -111,6 +151,30 @@ pub(super) async fn authorize(
     response
 }
 
+/// A token overrides what the connection stands for.
+///
+/// # Errors
+/// 401 for a token that is not valid, 429 after several; 401 as [`identify`]; 503 while this master does not lead.
+async fn authenticate(
+    app: &ApiState,
+    addresses: ConnectionAddresses,
+    owner: &LoopbackOwner,
+    headers: &HeaderMap,
+) -> Result<Principal, Problem> {
+    let read = match read_token(headers) {
+        Ok(None) => return identify(addresses, owner, headers).await,
+        Ok(Some(token)) => {
+            let tokens = app.handle.leader_channel()?.tokens.borrow().clone();
+            let now_ms = Timestamp::now().as_millisecond();
+            verify_token(&tokens, &token, now_ms).cloned()
+        }
+        Err(problem) => Err(problem),
+    };
+    let client = addresses.client.map(|client| client.ip());
+    read.map(Principal::token)
+        .map_err(|problem| app.failures.count(client, Instant::now(), problem))
+}
+
 fn find_access(method: &Method, path: &str) -> Option<Access> {
     let method = if method == Method::HEAD { "GET" } else { method.as_str() };
     let row = ROUTES.iter().find(|(known, route, _)| *known == method && *route == path);
@@ -119,17 +183,34 @@ fn find_access(method: &Method, path: &str) -> Option<Access> {
 
 /// # Errors
 /// 401 `local_user`, 403 `role_missing`.
-fn check_access(principal: &Principal, access: Access, rules: &Rules) -> Result<(), Problem> {
-    let uid = match principal {
-        Principal::Nobody => return Ok(()),
-        Principal::LocalUser { uid } => *uid,
-    };
-    let own = rules.own_uid;
-    if uid == 0 || uid == own {
+fn check_access(principal: &Principal, access: Access, rules: &LocalRules) -> Result<(), Problem> {
+    match principal {
+        Principal::Nobody => Ok(()),
+        Principal::LocalUser { uid } => check_local_user(*uid, access, rules),
+        Principal::Token { view, .. } => {
+            let needed = match access {
+                Everyone | Identified => return Ok(()),
+                Access::Operators(role) if role <= view.role => return Ok(()),
+                Access::Operators(role) => format!("the role `{}`", role.as_str()),
+                Agents => "an agent".to_owned(),
+            };
+            let (id, role) = (&view.id, view.role.as_str());
+            let detail =
+                format!("the token {id} has the role `{role}`; this request needs {needed}");
+            Err(Problem::new(ProblemCode::RoleMissing, detail).with_hint(
+                "use another token (ctl auth login), or have an administrator create one: ctl token create --role ROLE",
+            ))
+        }
+    }
+}
+
+fn check_local_user(uid: u32, access: Access, rules: &LocalRules) -> Result<(), Problem> {
+    if rules.is_admin(uid) {
         return Ok(());
     }
+    let own = rules.own_uid;
     if rules.agent_uids.contains(&uid) {
-        if access == Agents {
+        if matches!(access, Agents | Identified) {
             return Ok(());
         }
         let detail =
@@ -144,17 +225,18 @@ fn check_access(principal: &Principal, access: Access, rules: &Rules) -> Result<
         Agents => format!(
             "run the agent as that user, or add `local_agent_uids: [{uid}]` to the master's file and reload it (kill -HUP)"
         ),
-        Everyone | Operators => user_hint(own),
+        Everyone | Identified | Access::Operators(_) => user_hint(own),
     };
     Err(Problem::new(ProblemCode::LocalUser, detail).with_hint(hint))
 }
 
 /// How a command is run as a user that may run it.
 fn user_hint(own: u32) -> String {
-    match own {
-        0 => "run the command as root: sudo ctl …".to_owned(),
-        own => format!("run the command as that user: sudo -u '#{own}' ctl …"),
-    }
+    let run = match own {
+        0 => "run the command as root (sudo ctl …)".to_owned(),
+        own => format!("run the command as that user (sudo -u '#{own}' ctl …)"),
+    };
+    format!("{run}, or use a token: ctl auth login --token-file FILE")
 }
 
 /// The 405 of a method that has no row.
@@ -162,7 +244,9 @@ async fn refuse_method(method: Method, path: &str) -> Response {
     let rows = ROUTES.iter().filter(|(_, route, _)| *route == path);
     let allowed: Vec<&str> = rows
         .flat_map(
-            |(method, _, _)| if *method == "GET" { vec!["GET", "HEAD"] } else { vec![*method] },
+            |(method, _, _)| {
+                if *method == "GET" { vec!["GET", "HEAD"] } else { vec![*method] }
+            },
         )
         .collect();
     let mut response = method_not_allowed(method).await.into_response();

@@ -1,5 +1,6 @@
 //! What all routes share: the state actor, the limits, and the reading of bodies.
 
+use super::bearer::FailureCounter;
 use super::body::{self, BodyBudget, BufferedBody};
 use super::{HttpLimits, request_documents};
 use crate::master::handle::MasterHandle;
@@ -21,6 +22,8 @@ pub(super) struct ApiState {
     pub(super) budget: BodyBudget,
     /// Cancelled when the server stops: polls end at once.
     pub(super) stopping: CancellationToken,
+    /// Tokens that were refused.
+    pub(super) failures: Arc<FailureCounter>,
 }
 
 impl ApiState {

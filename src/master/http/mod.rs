@@ -8,6 +8,7 @@
 mod access;
 mod api_state;
 mod audit_log;
+mod bearer;
 mod body;
 mod json;
 mod middleware;
@@ -21,8 +22,10 @@ mod server;
 mod sync_options;
 #[cfg(test)]
 mod tests;
+mod token_routes;
 
 pub(super) use server::{ApiListener, serve};
+pub(super) use token_routes::new_token;
 
 #[cfg(test)]
 pub(in crate::master) use request_documents::read_sync_request;

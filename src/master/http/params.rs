@@ -6,6 +6,7 @@ use super::response::ProblemResponse;
 use crate::util::suggest::closest_match;
 use crate::util::units;
 use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::token::TokenId;
 use crate::wire::{AssignmentId, RequestId, StorageId, WorkerId};
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::Uri;
@@ -33,6 +34,10 @@ impl InPath for WorkerId {
 
 impl InPath for StorageId {
     const DESCRIPTION: &'static str = "storage with this id";
+}
+
+impl InPath for TokenId {
+    const DESCRIPTION: &'static str = "token with this id";
 }
 
 impl InPath for (WorkerId, AssignmentId) {

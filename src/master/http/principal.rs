@@ -4,8 +4,10 @@
 //! this: the connection then belongs to the proxy and not to the client.
 
 use super::middleware::ConnectionAddresses;
+use crate::scheduler::Grant;
 use crate::util::socket_owner::{ask_socket_owner, search_socket_owner};
 use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::token::{Role, TokenView};
 use axum::http::{HeaderMap, HeaderName};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
@@ -23,8 +25,32 @@ pub(in crate::master) enum Principal {
         /// Its user.
         uid: u32,
     },
+    /// The bearer of a token.
+    Token {
+        /// The token.
+        view: Arc<TokenView>,
+        /// Its rights; `None`: all, as an administrator.
+        grant: Option<Arc<Grant>>,
+    },
     /// A client without credentials, on an address where none are asked for.
     Nobody,
+}
+
+impl Principal {
+    pub(super) fn token(view: TokenView) -> Self {
+        let is_restricted = view.role != Role::Admin;
+        let grant = || Arc::new(Grant { scopes: view.scopes.clone(), may: view.may.clone() });
+        let grant = is_restricted.then(grant);
+        Principal::Token { view: Arc::new(view), grant }
+    }
+
+    /// The rights of an operator that is not an administrator.
+    pub(super) fn grant(&self) -> Option<Arc<Grant>> {
+        match self {
+            Principal::Token { grant, .. } => grant.clone(),
+            Principal::LocalUser { .. } | Principal::Nobody => None,
+        }
+    }
 }
 
 /// The user at the other end of a connection over loopback; `None`: the kernel names none. It is asked at the first
@@ -75,7 +101,7 @@ pub(super) async fn identify(
             "the request came through a proxy (it has the header `{header}`), so the connection does not show its user"
         );
         return Err(Problem::new(ProblemCode::NoCredentials, detail)
-            .with_hint("send the request to the master directly, from the master's host"));
+            .with_hint("send a token (ctl auth login), or send the request to the master directly, from the master's host"));
     }
     match owner.find(addresses).await {
         Some(uid) => Ok(Principal::LocalUser { uid }),

@@ -1,5 +1,6 @@
 //! The routes of the API. Each reads its request, sends it to the state actor, and writes the response.
 
+use super::access::App;
 use super::api_state::{ApiState, MAX_BODY_BYTES};
 use super::body;
 use super::params::{self, InPath, PathId, QueryParams};
@@ -7,7 +8,7 @@ use super::response::{
     ProblemResponse, RouteResult, backup_response, binary_response, json_response,
     method_not_allowed, ok_json, stream_response,
 };
-use super::{access, middleware, request_documents};
+use super::{access, middleware, request_documents, token_routes};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::requests::{
     CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetStorage,
@@ -28,7 +29,7 @@ use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, get, on, post};
+use axum::routing::{MethodFilter, MethodRouter, delete, get, on, post};
 use serde::Serialize;
 use serde_json::json as object;
 use std::time::Duration;
@@ -76,6 +77,9 @@ pub(super) fn routes() -> Vec<(String, MethodRouter<ApiState>)> {
         ("/admin/reconcile".into(), post(reconcile_records)),
         ("/admin/confirm-clock".into(), post(confirm_clock)),
         ("/admin/backup".into(), get(get_backup)),
+        ("/admin/tokens".into(), get(token_routes::list_tokens).post(token_routes::create_token)),
+        ("/admin/tokens/{id}".into(), delete(token_routes::revoke_token)),
+        ("/auth/status".into(), get(token_routes::auth_status)),
         ("/healthz".into(), get(healthz)),
         ("/livez".into(), get(healthz)),
         ("/readyz".into(), get(readyz)),
@@ -135,12 +139,12 @@ where
     I: InPath + 'static,
     R: Request<Reply: Serialize + Send> + Send + 'static,
 {
-    on(method, async move |State(app): State<ApiState>, PathId(id): PathId<I>| -> RouteResult {
+    on(method, async move |App(app): App, PathId(id): PathId<I>| -> RouteResult {
         Ok(ok_json(&app.handle.send(to_request(id)).await?))
     })
 }
 
-async fn submit_sync(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
+async fn submit_sync(App(app): App, request: HttpRequest) -> RouteResult {
     let key = idempotency_key(request.headers())?;
     let max_bytes = app.limits.config.borrow().limits.max_file_list_bytes;
     let limit = usize::try_from(max_bytes).unwrap_or(usize::MAX);
@@ -179,7 +183,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     })
 }
 
-async fn list_syncs(State(app): State<ApiState>, uri: Uri) -> RouteResult {
+async fn list_syncs(App(app): App, uri: Uri) -> RouteResult {
     let params = QueryParams::parse(&uri, &["state", "limit", "page_token", "id_prefix"])?;
     let names = params.get("state").into_iter().flat_map(|text| text.split(','));
     let states = names
@@ -197,7 +201,7 @@ async fn list_syncs(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     let id_prefix = params.get("id_prefix").map(str::parse::<RequestId>).transpose();
     let id_prefix =
         id_prefix.map_err(|rule| params::invalid_parameter(format!("id_prefix {rule}")))?;
-    let query = SyncQuery { states, before, id_prefix, limit };
+    let query = SyncQuery { states, before, id_prefix, limit, grant: None };
     let page = app.handle.send(ListSyncs { query: query.clone() }).await?;
     let mut response = ok_json(&page.syncs);
     if let Some(next) = page.next {
@@ -227,7 +231,7 @@ fn add_next_page_headers(headers: &mut HeaderMap, query: &SyncQuery, next: SyncN
 }
 
 async fn change_sync(
-    State(app): State<ApiState>,
+    App(app): App,
     PathId(id): PathId<RequestId>,
     request: HttpRequest,
 ) -> RouteResult {
@@ -236,7 +240,7 @@ async fn change_sync(
     Ok(ok_json(&app.handle.send(ChangeSync { id, change }).await?))
 }
 
-async fn delete_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>) -> RouteResult {
+async fn delete_sync(App(app): App, PathId(id): PathId<RequestId>) -> RouteResult {
     let mut reply = object!({"status": "deleted"});
     if app.handle.send(DeleteSync { id }).await? {
         reply["cancelled"] = true.into();
@@ -245,7 +249,7 @@ async fn delete_sync(State(app): State<ApiState>, PathId(id): PathId<RequestId>)
 }
 
 async fn retry_sync(
-    State(app): State<ApiState>,
+    App(app): App,
     PathId(id): PathId<RequestId>,
     request: HttpRequest,
 ) -> RouteResult {
@@ -263,7 +267,7 @@ async fn retry_sync(
 }
 
 async fn reassign_tasks(
-    State(app): State<ApiState>,
+    App(app): App,
     PathId(id): PathId<RequestId>,
     request: HttpRequest,
 ) -> RouteResult {
@@ -272,11 +276,7 @@ async fn reassign_tasks(
     Ok(ok_json(&app.handle.send(ReassignTasks { id, worker: reassign.worker_id }).await?))
 }
 
-async fn get_file_records(
-    State(app): State<ApiState>,
-    PathId(id): PathId<RequestId>,
-    uri: Uri,
-) -> RouteResult {
+async fn get_file_records(App(app): App, PathId(id): PathId<RequestId>, uri: Uri) -> RouteResult {
     let params = QueryParams::parse(&uri, &["state"])?;
     let names = params.get("state").into_iter().flat_map(|text| text.split(','));
     let states = names
@@ -289,11 +289,7 @@ async fn get_file_records(
     Ok(stream_response("application/x-ndjson", chunks))
 }
 
-async fn get_digests(
-    State(app): State<ApiState>,
-    PathId(id): PathId<RequestId>,
-    uri: Uri,
-) -> RouteResult {
+async fn get_digests(App(app): App, PathId(id): PathId<RequestId>, uri: Uri) -> RouteResult {
     let lines = match QueryParams::parse(&uri, &["lines"])?.get("lines") {
         None | Some("readable") => DigestLines::Checkable,
         Some("others") => DigestLines::Uncheckable,
@@ -303,13 +299,13 @@ async fn get_digests(
     Ok(stream_response("text/plain", chunks))
 }
 
-async fn post_heartbeat(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
+async fn post_heartbeat(App(app): App, request: HttpRequest) -> RouteResult {
     let read = request_documents::read_heartbeat;
     let heartbeat = app.read_document(request, MAX_HEARTBEAT_BYTES, read).await?;
     Ok(ok_json(&app.handle.send(SendHeartbeat { heartbeat }).await?))
 }
 
-async fn list_workers(State(app): State<ApiState>, uri: Uri) -> RouteResult {
+async fn list_workers(App(app): App, uri: Uri) -> RouteResult {
     let params = QueryParams::parse(&uri, &["status"])?;
     let status = params.get("status");
     if status.is_some_and(|status| !["active", "inactive"].contains(&status)) {
@@ -324,12 +320,12 @@ async fn list_workers(State(app): State<ApiState>, uri: Uri) -> RouteResult {
     Ok(ok_json(&list))
 }
 
-async fn list_storages(State(app): State<ApiState>) -> RouteResult {
+async fn list_storages(App(app): App) -> RouteResult {
     Ok(ok_json(&app.handle.send(ListStorages {}).await?))
 }
 
 async fn drain_worker(
-    State(app): State<ApiState>,
+    App(app): App,
     PathId(worker): PathId<WorkerId>,
     request: HttpRequest,
 ) -> RouteResult {
@@ -341,15 +337,12 @@ async fn drain_worker(
     Ok(ok_json(&app.handle.send(DrainWorker { worker, order }).await?))
 }
 
-async fn undrain_worker(
-    State(app): State<ApiState>,
-    PathId(worker): PathId<WorkerId>,
-) -> RouteResult {
+async fn undrain_worker(App(app): App, PathId(worker): PathId<WorkerId>) -> RouteResult {
     Ok(ok_json(&app.handle.send(DrainWorker { worker, order: None }).await?))
 }
 
 async fn poll_assignment(
-    State(app): State<ApiState>,
+    App(app): App,
     PathId(worker): PathId<WorkerId>,
     uri: Uri,
     request: HttpRequest,
@@ -371,15 +364,12 @@ async fn poll_assignment(
 /// The worker and the assignment of a URL.
 type AssignmentPath = PathId<(WorkerId, AssignmentId)>;
 
-async fn get_manifest(
-    State(app): State<ApiState>,
-    PathId((worker, assignment)): AssignmentPath,
-) -> RouteResult {
+async fn get_manifest(App(app): App, PathId((worker, assignment)): AssignmentPath) -> RouteResult {
     Ok(binary_response(app.handle.manifest(worker, assignment).await?))
 }
 
 async fn post_page(
-    State(app): State<ApiState>,
+    App(app): App,
     PathId((worker, assignment)): AssignmentPath,
     request: HttpRequest,
 ) -> RouteResult {
@@ -388,21 +378,21 @@ async fn post_page(
     Ok(ok_json(&app.handle.send(PostPage { worker, assignment, page }).await?))
 }
 
-async fn post_result(State(app): State<ApiState>, request: HttpRequest) -> RouteResult {
+async fn post_result(App(app): App, request: HttpRequest) -> RouteResult {
     let read = request_documents::read_result;
     let result = app.read_document(request, MAX_RESULT_BYTES, read).await?;
     Ok(ok_json(&app.handle.send(PostResult { result }).await?))
 }
 
-async fn reconcile_records(State(app): State<ApiState>) -> RouteResult {
+async fn reconcile_records(App(app): App) -> RouteResult {
     Ok(ok_json(&app.handle.send(Reconcile {}).await?))
 }
 
-async fn confirm_clock(State(app): State<ApiState>) -> RouteResult {
+async fn confirm_clock(App(app): App) -> RouteResult {
     Ok(ok_json(&app.handle.send(ConfirmClock {}).await?))
 }
 
-async fn get_backup(State(app): State<ApiState>) -> RouteResult {
+async fn get_backup(App(app): App) -> RouteResult {
     Ok(backup_response(app.handle.backup().await?))
 }
 
@@ -410,7 +400,7 @@ async fn healthz() -> RouteResult {
     Ok(ok_json(&object!({"status": "ok"})))
 }
 
-async fn readyz(State(app): State<ApiState>, uri: Uri) -> RouteResult {
+async fn readyz(App(app): App, uri: Uri) -> RouteResult {
     let params = QueryParams::parse(&uri, &["verbose"])?;
     if params.get("verbose").is_none() {
         return match app.handle.refusal() {

@@ -2,6 +2,7 @@
 
 use super::HttpLimits;
 use super::api_state::ApiState;
+use super::bearer::FailureCounter;
 use super::body::BodyBudget;
 use super::middleware::ConnectionAddresses;
 use super::principal::LoopbackOwner;
@@ -68,6 +69,7 @@ pub(in crate::master) async fn serve(
         budget: BodyBudget::new(limits.max_total_body_bytes),
         limits: Arc::clone(&limits),
         stopping: shutdown.clone(),
+        failures: Arc::new(FailureCounter::default()),
     };
     let router = router(app);
     let permits = Arc::new(Semaphore::new(limits.max_connections));
@@ -151,7 +153,6 @@ async fn serve_connection(
 ) {
     let addresses =
         ConnectionAddresses { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
-    let owner = LoopbackOwner::default();
     if let Err(error) = set_socket_options(&stream) {
         tracing::debug!(%error, "socket options can't be set");
     }
@@ -200,6 +201,7 @@ async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     router: Router,
     shutdown: CancellationToken,
 ) {
+    let owner = LoopbackOwner::default();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(addresses);

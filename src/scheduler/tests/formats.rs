@@ -4,6 +4,7 @@ use super::*;
 use crate::wire::options::FilterSpec;
 use crate::wire::samples::Samples;
 use crate::wire::testing::storage_report;
+use crate::wire::token::Role;
 use crate::wire::worker::DrainRequest;
 use serde_json::Value;
 
@@ -31,6 +32,7 @@ fn world_with_every_record() -> World {
     world.apply(Event::Submit { request: several, list: None, idempotency: None });
     let order = DrainRequest { by: Some("alice".to_owned()), reason: Some("disk".to_owned()) };
     world.apply(Event::DrainWorker { worker: "d".parse().unwrap(), order: Some(order) });
+    world.apply(Event::CreateToken(Box::new(tokens::token_record("0123456789ab", Role::Operator))));
     world
 }
 
@@ -156,7 +158,7 @@ fn every_record_is_loaded_and_written_as_recorded() {
         records.insert(key, samples.read(&file, None));
     }
     let kinds: BTreeSet<&str> = records.keys().map(|key| key.split('/').next().unwrap()).collect();
-    let all = ["d", "g", "l", "meta", "n", "o", "p", "r", "s", "t", "v", "w", "x", "y"];
+    let all = ["d", "g", "k", "l", "meta", "n", "o", "p", "r", "s", "t", "v", "w", "x", "y"];
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), all, "a kind of record has no sample");
     let state = State::load(Settings::default(), [9; 32], &records, START).unwrap();
     assert_eq!(

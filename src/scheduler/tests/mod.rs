@@ -37,6 +37,7 @@ mod storage_histories;
 mod storage_paths;
 mod storage_table;
 mod storage_world;
+mod tokens;
 mod transfer_progress;
 mod unreachable_destinations;
 mod unverified;

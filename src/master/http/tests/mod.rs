@@ -7,6 +7,7 @@ mod documented_requests;
 mod hostile;
 mod parsers;
 mod storages;
+mod tokens;
 
 use super::{ApiListener, HttpLimits, serve};
 use crate::config::{Env, load_master};
@@ -226,7 +227,12 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             status: "ack".into(),
             outcome: result.assignment_id.map(|_| ResultOutcome::Applied),
         }),
-        Event::CancelPoll(_)
+        // The tests of tokens use a real master.
+        Event::CreateToken(_)
+        | Event::ListTokens
+        | Event::RevokeToken(_)
+        | Event::Restricted { .. }
+        | Event::CancelPoll(_)
         | Event::ManifestEntries { .. }
         | Event::StoreLost
         | Event::FileRecordsLost { .. }
