@@ -149,6 +149,8 @@ impl Agent {
             storages: vec![self.storage_report()],
             storage_checks: self.checks.lock().iter().map(carry_out).collect(),
             labels: Default::default(),
+            tickets: Vec::new(),
+            ended_seen: None,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Heartbeats: they report the resources and the work of this agent. The replies renew or revoke its leases and
-//! bring the ticket key and the limits.
+//! bring ticket keys, tickets, ended syncs and limits.
 
 use super::job::AgentContext;
 use super::storage::StorageMonitor;
@@ -220,9 +220,16 @@ impl Heartbeater {
             }
         };
         lease_table.apply_renewal(&heartbeat.assignments, sent, &reply.revoked_assignments);
-        if let (Some(key), Some(time)) = (&reply.ticket_key, reply.time) {
-            let updated = ticket_verifier.update(key, time);
-            updated.map_err(|e| format!("the master's ticket key: {e}"))?;
+        lease_table.replace_tickets(&reply.tickets);
+        if let (Some(time), false) = (reply.time, reply.ticket_keys.is_empty()) {
+            let updated = ticket_verifier.update(&reply.ticket_keys, time);
+            if updated.map_err(|e| format!("the master's ticket keys: {e}"))? {
+                // Tickets of running assignments may need to be renewed.
+                self.send_soon();
+            }
+        }
+        if let Some(ended) = &reply.ended_syncs {
+            ticket_verifier.add_ended_syncs(ended);
         }
         limits.apply_heartbeat_limits(&reply.bwlimits);
         peers.set_silent(reply.unresponsive_workers);
@@ -269,6 +276,8 @@ impl Heartbeater {
             storages: storage.reports,
             storage_checks: self.storage_checks.reports(),
             labels: self.labels.lock().clone(),
+            tickets: self.cx.lease_table.tickets_to_renew(&self.cx.ticket_verifier),
+            ended_seen: self.cx.ticket_verifier.ended_seen(),
         }
     }
 

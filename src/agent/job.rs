@@ -5,8 +5,8 @@ use super::corruption_count::CorruptionCounts;
 use super::lease_table::LeaseTable;
 use super::limits::SendLimits;
 use crate::data::{
-    ActiveRequests, Deadline, Destination, Endpoints, Local, Peers, Roots, SendError,
-    TicketVerifier, TransferControl,
+    ActiveRequests, CurrentTicket, Deadline, Destination, Endpoints, Local, Peers, Roots,
+    SendError, TicketVerifier, TransferControl,
 };
 use crate::fs::{Cause, Filter, FsError, Side, Target, Tree};
 use crate::util::rate::RateLimiter;
@@ -111,6 +111,7 @@ pub(super) struct Job<'a> {
     pub(super) assignment: &'a Assignment,
     pub(super) writers: &'a Writers,
     pub(super) deadline: &'a Deadline,
+    pub(super) ticket: &'a CurrentTicket,
     /// Counts the content bytes that are transferred.
     pub(super) byte_counter: &'a Arc<RateLimiter>,
 }
@@ -172,7 +173,7 @@ impl Job<'_> {
         let tree = tree.preserving(self.assignment.options.preserve);
         if self.assignment.relay.is_some() {
             // Links in the path of a destination are not followed, and what it got just now is in the page cache.
-            let claims = self.cx.ticket_verifier.verify(&self.assignment.ticket);
+            let claims = self.cx.ticket_verifier.verify(&self.ticket.text());
             let claims = claims.map_err(|refused| TaskOutcome::failed(refused.to_string()))?;
             return Ok(tree.with_part_names(claims.rules.part_name_key));
         }
@@ -244,7 +245,7 @@ impl Job<'_> {
 
     /// The destination, where a storage path of this worker holds it and the ticket permits writing.
     pub(super) fn open_target(&self) -> JobResult<Target> {
-        let admitted = self.cx.roots.authorize(&self.cx.ticket_verifier, &self.assignment.ticket);
+        let admitted = self.cx.roots.authorize(&self.cx.ticket_verifier, &self.ticket.text());
         let (_, target) = admitted.map_err(|e| TaskOutcome::failed(e.to_string()))?;
         Ok(target)
     }
@@ -290,7 +291,7 @@ impl DestinationPicker<'_> {
             && cx.roots.tree(&assignment.destination_path).is_some()
             && !self.failed_tries.contains_key(&cx.worker_id)
         {
-            match cx.roots.authorize(&cx.ticket_verifier, &assignment.ticket) {
+            match cx.roots.authorize(&cx.ticket_verifier, &self.job.ticket.text()) {
                 Ok((claims, target)) => {
                     self.job.mark_requested(&cx.worker_id);
                     let local = Local::new(target, claims, cx.peers.pool.clone())
@@ -310,7 +311,7 @@ impl DestinationPicker<'_> {
         let member = cx.peers.choose(&assignment.destination_workers, &excluded)?;
         self.job.mark_requested(&member.worker_id);
         let rules = assignment.options.write_rules();
-        let peer = cx.peers.peer(member, &assignment.ticket, &rules);
+        let peer = cx.peers.peer(member, self.job.ticket.clone(), &rules);
         Some(Destination::Remote(peer.with_control(self.job.transfer_control())))
     }
 

@@ -4,11 +4,12 @@
 //! got or renewed it was sent, and work stops [`LEASE_MARGIN`] before its end. The next worker of the task therefore
 //! never runs at the same time as a writer of this lease.
 
-use crate::data::Deadline;
 use crate::data::ticket_verifier::boottime;
+use crate::data::{CurrentTicket, Deadline, TicketVerifier};
 use crate::util::rate::RateLimiter;
 use crate::wire::AssignmentId;
 use crate::wire::task::{Assignment, TaskSpec};
+use crate::wire::ticket::lifetime_seconds;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,6 +19,8 @@ use tokio::sync::watch;
 
 /// Work stops this long before its lease ends, or a quarter of the lease where that is shorter.
 pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// The tickets of a heartbeat have together at most this length. Half of their life is left for the others.
+const MAX_RENEWAL_BYTES: usize = 64 << 10;
 /// A timer until the next expiry would be late after a suspension: tokio's clock stands still then, `boottime` does not.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -38,6 +41,7 @@ struct Lease {
     is_scan: bool,
     /// A limiter without a limit: it only counts.
     byte_counter: Arc<RateLimiter>,
+    ticket: CurrentTicket,
     stop_reason: watch::Sender<Option<StopReason>>,
 }
 
@@ -70,6 +74,7 @@ impl LeaseTable {
             deadline: Deadline::new(since + working_time(length)),
             is_scan: matches!(assignment.task, Scan { .. } | List { .. } | Prune { .. }),
             byte_counter: Arc::default(),
+            ticket: (&assignment.ticket).into(),
             stop_reason: watch::Sender::default(),
         }));
         Some(AssignmentGuard { id, lease: lease.clone(), table: self.clone() })
@@ -102,6 +107,33 @@ impl LeaseTable {
                 lease.stop_work(StopReason::Revoked);
             } else if listed.contains(id) {
                 lease.deadline.extend(sent + working_time(lease.length));
+            }
+        }
+    }
+
+    /// The tickets that need to be [renewed](TicketVerifier::needs_renewal), of a few KiB each, as many as a heartbeat
+    /// may have.
+    pub(super) fn tickets_to_renew(&self, verifier: &TicketVerifier) -> Vec<String> {
+        let mut room = MAX_RENEWAL_BYTES;
+        let mut tickets = Vec::new();
+        for lease in self.leases.lock().values() {
+            let ticket = lease.ticket.text();
+            if ticket.len() <= room
+                && verifier.needs_renewal(&ticket, lifetime_seconds(lease.length))
+            {
+                room -= ticket.len();
+                tickets.push(ticket.to_string());
+            }
+        }
+        tickets
+    }
+
+    /// Replaces tickets of assignments that are still held.
+    pub(super) fn replace_tickets(&self, tickets: &BTreeMap<AssignmentId, String>) {
+        let leases = self.leases.lock();
+        for (id, ticket) in tickets {
+            if let Some(lease) = leases.get(id) {
+                lease.ticket.replace(ticket);
             }
         }
     }
@@ -168,6 +200,10 @@ impl AssignmentGuard {
 
     pub(super) fn deadline(&self) -> &Deadline {
         &self.lease.deadline
+    }
+
+    pub(super) fn ticket(&self) -> &CurrentTicket {
+        &self.lease.ticket
     }
 
     pub(super) fn byte_counter(&self) -> &Arc<RateLimiter> {

@@ -164,6 +164,7 @@ impl Slots {
             assignment: &assignment,
             writers: &writers,
             deadline: guard.deadline(),
+            ticket: guard.ticket(),
             byte_counter: guard.byte_counter(),
         };
         let outcome = tokio::select! {

@@ -13,13 +13,12 @@ use super::buffer_pool::{GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
 use super::frame::{self, FrameReader};
 use super::handlers::{self, DRAIN_BYTES, DRAIN_TIMEOUT, RequestFailure};
 use super::meter::{TrafficCounter, into_socket};
-use super::protocol::{
-    ContentRequest, FRAME_HEADER_BYTES, MAX_TICKET_BYTES, STREAM, UPGRADE_PROTOCOL,
-};
+use super::protocol::{ContentRequest, FRAME_HEADER_BYTES, STREAM, UPGRADE_PROTOCOL};
 use super::server_context::ConnectionContext;
 use super::socket_reader::SocketReader;
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
+use crate::wire::ticket::MAX_TICKET_BYTES;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -83,10 +82,8 @@ pub(super) async fn serve_stream(
         let (frame, refused) = match reply {
             Ok(document) => (frame::reply(&document), false),
             Err(failure) => {
+                failure.log(peer, "a stream");
                 let problem = failure.into_problem();
-                if problem.status < 500 {
-                    context.log_failure(peer, &problem.detail);
-                }
                 (frame::refusal(&serde_json::to_vec(&problem).unwrap_or_default()), true)
             }
         };

@@ -17,13 +17,12 @@
 use super::protocol::{
     ContentRequest, DirTable, FRAME_HEADER_BYTES, MAX_CONTENT_FRAME_BYTES, RangeHead,
 };
-use super::ticket_verifier::boottime;
+use super::ticket_verifier::{StreamPermit, boottime};
 use crate::fs::ReuseSource;
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::wire::Digest;
 use crate::wire::manifest::{Entry, MAX_MANIFEST_BYTES, MAX_MANIFEST_ENTRIES, ManifestDir};
 use bytes::{Buf, Bytes};
-use std::time::Duration;
 
 /// A request on a stream ([`ContentRequest`]).
 pub const REQUEST: u8 = b'Q';
@@ -151,14 +150,14 @@ pub struct FrameReader<P> {
     unread: Bytes,
     /// What is still to come of the content frame begun last.
     content_left: usize,
-    /// When the ticket of the request ends ([`boottime`]).
-    pub ticket_expiry: Duration,
+    /// What the ticket of the request allows; `None` before a request.
+    pub permit: Option<StreamPermit>,
 }
 
 impl<P: ChunkSource> FrameReader<P> {
     /// Reads from `source`.
     pub fn new(source: P) -> Self {
-        FrameReader { source, unread: Bytes::new(), content_left: 0, ticket_expiry: Duration::MAX }
+        FrameReader { source, unread: Bytes::new(), content_left: 0, permit: None }
     }
 
     /// The next frame.
@@ -169,6 +168,8 @@ impl<P: ChunkSource> FrameReader<P> {
         if self.content_left > 0 {
             return self.next_content();
         }
+        let permit = self.permit.as_ref().map_or(Ok(()), StreamPermit::check);
+        permit.map_err(FrameError::unexpected)?;
         let (kind, length) = parse_header(self.read_array()?);
         let allowed = match kind {
             DIRS | FILE | RANGE => 1..=MAX_MANIFEST_BYTES,
@@ -321,7 +322,7 @@ impl<P: ChunkSource> FrameReader<P> {
     /// It disconnected, or its ticket ended.
     pub fn check_active_and_ticket(&self) -> Result<(), FrameError> {
         self.check_active()?;
-        if boottime() >= self.ticket_expiry {
+        if self.permit.as_ref().is_some_and(|permit| boottime() >= permit.until) {
             return Err(FrameError::unexpected("the ticket ended while a hole was hashed"));
         }
         Ok(())

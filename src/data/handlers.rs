@@ -7,8 +7,8 @@ use super::control_messages::{
 };
 use super::frame::{FrameError, FrameReader};
 use super::protocol::{
-    BLOCK_DIGESTS, CLEAN_UP, ContentRequest, MAX_TICKET_BYTES, OFFER, PACK, PROBE, PRUNE, RANGE,
-    ROOT_CHECK, TICKET_HEADER,
+    BLOCK_DIGESTS, CLEAN_UP, ContentRequest, OFFER, PACK, PROBE, PRUNE, RANGE, ROOT_CHECK,
+    TICKET_HEADER,
 };
 use super::prune_messages::PruneRequest;
 use super::receive::{receive_pack, receive_range};
@@ -17,10 +17,11 @@ use super::socket_reader::SocketReader;
 use super::ticket_verifier::{self, Refusal};
 use crate::fs::Target;
 use crate::util::checksum;
+use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use crate::wire::outcome::sanitize_text;
 use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem, ProblemCode};
-use crate::wire::ticket::Claims;
+use crate::wire::ticket::{Claims, MAX_TICKET_BYTES};
 use crate::wire::worker::PROTOCOL_VERSION;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -41,11 +42,13 @@ pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct RequestFailure {
     code: ProblemCode,
     detail: String,
+    /// The cause by which repeated lines of the log are counted.
+    cause: &'static str,
 }
 
 impl RequestFailure {
     pub(super) fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
-        RequestFailure { code, detail: detail.into() }
+        RequestFailure { code, detail: detail.into(), cause: "a data connection ended" }
     }
 
     /// A request that is not valid.
@@ -57,6 +60,16 @@ impl RequestFailure {
     pub(super) fn damaged(what: &str) -> Self {
         let detail = format!("{what}: {}", checksum::CHECKSUM_MISMATCH);
         RequestFailure::new(ProblemCode::ChecksumMismatch, detail)
+    }
+
+    /// Logs it, unless it is a fault of this host, which has been logged.
+    pub(super) fn log(&self, peer: SocketAddr, what: &str) {
+        let RequestFailure { code, detail, cause } = self;
+        tracing::debug!(%peer, what, code = code.as_str(), "{detail}");
+        if code.status() < 500 {
+            // One line a minute for each cause: peers can make any number of mistakes.
+            warn_ratelimited!(cause, %peer, "{cause}: {what}: {detail}");
+        }
     }
 
     fn unknown_path(path: &str) -> Self {
@@ -95,9 +108,13 @@ impl From<Refusal> for RequestFailure {
             Refusal::NoTicket => ProblemCode::NoTicket,
             Refusal::DryRun(_) => ProblemCode::DryRun,
             Refusal::NoDeletion | Refusal::OtherReceiver => ProblemCode::DeletionNotAllowed,
-            Refusal::Ticket(_) | Refusal::NoRoot(_) => ProblemCode::TicketRefused,
+            Refusal::Ticket(_)
+            | Refusal::NoRoot(_)
+            | Refusal::OtherVerb(_)
+            | Refusal::OtherWorker(_)
+            | Refusal::Ended(_) => ProblemCode::TicketRefused,
         };
-        RequestFailure::new(code, refused.to_string())
+        RequestFailure { cause: refused.cause(), ..RequestFailure::new(code, refused.to_string()) }
     }
 }
 
@@ -122,11 +139,8 @@ pub(super) async fn handle_request(
             response
         }
         Err(failure) => {
+            failure.log(peer, &path);
             let problem = failure.into_problem();
-            tracing::debug!(%peer, path, status = problem.status, "{}", problem.detail);
-            if problem.status < 500 {
-                context.log_failure(peer, &format!("{path}: {}", problem.detail));
-            }
             let status =
                 StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let body = serde_json::to_vec(&problem).unwrap_or_default();
@@ -204,14 +218,14 @@ pub(super) fn content_handler(
 ) -> Result<ContentHandler, RequestFailure> {
     let (claims, target) = context.roots.authorize(&context.verifier, &request.ticket)?;
     ticket_verifier::check_permission(&claims, &request.verb)?;
-    let end = context.verifier.expires_at(&claims);
+    let permit = context.verifier.stream_permit(&claims);
     let is_pack = match request.verb.as_str() {
         PACK => true,
         RANGE => false,
         other => return Err(RequestFailure::unknown_path(&sanitize_text(other))),
     };
     Ok(Box::new(move |frames, mut buffer| {
-        frames.ticket_expiry = end;
+        frames.permit = Some(permit);
         let buffer = buffer.content_mut();
         let reply = match is_pack {
             true => minicbor::to_vec(receive_pack(frames, &target, &claims, buffer)?),

@@ -145,7 +145,7 @@ impl Local {
         source: &Tree,
         manifest: &Manifest,
     ) -> Result<CloneOutcome, SendError> {
-        ticket_verifier::check_permission(&self.claims, PACK)?;
+        ticket_verifier::check_permission(&self.claims, RANGE)?;
         if !self.control.can_clone {
             return Ok(CloneOutcome::Unavailable);
         }

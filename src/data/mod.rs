@@ -10,7 +10,7 @@
 //! them ([`buffer_pool`]); the slowest stage limits the others.
 //!
 //! - [`protocol`], [`control_messages`], [`prune_messages`]: paths, limits, requests, replies; [`frame`]: how content travels
-//! - [`ticket_verifier`]: tickets and what they allow; [`roots`]: the storage roots that a ticket must lie under
+//! - [`ticket_verifier`]: tickets and what they allow; [`current_ticket`]: renewal; [`roots`]: the storage roots that a ticket must lie under
 //! - [`server`], [`handlers`], [`content_server`], [`receive`]: the receiving end;
 //!   [`content_writer`]: how it and a copy on one host write
 //! - [`peers`], [`peer`], [`content_client`], [`send`]: the sending end; [`routes`] (with [`route_ranking`],
@@ -27,6 +27,7 @@ pub mod content_client;
 pub mod content_server;
 pub mod content_writer;
 pub mod control_messages;
+pub mod current_ticket;
 pub mod deadline;
 pub mod delta;
 pub mod destination;
@@ -63,6 +64,7 @@ pub mod ticket_verifier;
 pub use active_requests::ActiveRequests;
 pub use buffer_pool::BufferPools;
 pub use control_messages::{CleanUpRequest, RootCheckRequest};
+pub use current_ticket::CurrentTicket;
 pub use deadline::{Deadline, TransferControl};
 pub use destination::Destination;
 pub use endpoints::Endpoints;

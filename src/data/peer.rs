@@ -5,6 +5,7 @@ use super::buffer_pool::Buffer;
 use super::connect::ConnectionKind;
 use super::content_client::{ContentClient, ContentReply, Disconnected, FrameSink, parse_problem};
 use super::control_messages::ControlRequest;
+use super::current_ticket::CurrentTicket;
 use super::deadline::TransferControl;
 use super::outcome::{PackOutcome, RangeError, SendError, SentFile, WrittenRange};
 use super::peers::Peers;
@@ -25,7 +26,7 @@ use crate::wire::options::WriteRules;
 use crate::wire::outcome::sanitize_text;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::PoolMember;
-use crate::wire::ticket::TICKET_LIFETIME_SECONDS;
+use crate::wire::ticket::MAX_TICKET_SECONDS;
 use crate::wire::worker::Endpoint;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -40,8 +41,8 @@ use std::time::Duration;
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2 * STALL_TIMEOUT.as_secs());
 /// … and later for each so many bytes of content that have to be read for it.
 const MIN_READ_BYTES_PER_SECOND: u64 = 1 << 20;
-/// A prune or clean-up is answered when it is done; it may take the lifetime of the ticket.
-const LONG_REPLY_TIMEOUT: Duration = Duration::from_secs(TICKET_LIFETIME_SECONDS as u64);
+/// A prune or clean-up is answered when it is done; it may take as long as a ticket can be valid.
+const LONG_REPLY_TIMEOUT: Duration = Duration::from_secs(MAX_TICKET_SECONDS as u64);
 /// A request is sent at most so many times more, over other routes, before its worker has failed.
 const MAX_RESENDS: usize = 4;
 /// At most so many requests per pair of NICs are under way before ranges are sent in one piece at a time.
@@ -71,7 +72,7 @@ type CompletedExchange<T> = (ContentClient, ContentReply, Result<T, Disconnected
 pub struct Peer {
     pub(super) worker: WorkerId,
     endpoints: Vec<Endpoint>,
-    ticket: String,
+    ticket: CurrentTicket,
     /// How content is compared …
     pub(super) hashing: HashMode,
     /// … and sent, where that is with its digest.
@@ -85,12 +86,17 @@ pub struct Peer {
 impl Peers {
     /// A peer for `member`, with `ticket`, which has these `rules`. It counts as busy until it is
     /// dropped.
-    pub fn peer(self: &Arc<Self>, member: &PoolMember, ticket: &str, rules: &WriteRules) -> Peer {
+    pub fn peer(
+        self: &Arc<Self>,
+        member: &PoolMember,
+        ticket: impl Into<CurrentTicket>,
+        rules: &WriteRules,
+    ) -> Peer {
         self.acquire(&member.worker_id);
         Peer {
             worker: member.worker_id.clone(),
             endpoints: member.data_plane_endpoints.clone(),
-            ticket: ticket.to_owned(),
+            ticket: ticket.into(),
             hashing: rules.hash_mode(),
             sent_hashing: rules.sender_hash_mode(),
             control: TransferControl::default(),
@@ -305,7 +311,8 @@ impl Peer {
     {
         let stream = pooled.connection.as_mut().and_then(|connection| connection.stream.take());
         let stream = stream.ok_or_else(|| RequestError::Connection("it is gone".to_owned()))?;
-        let request = ContentRequest { verb: verb.to_owned(), ticket: self.ticket.clone() };
+        let request =
+            ContentRequest { verb: verb.to_owned(), ticket: self.ticket.text().to_string() };
         let nic = pooled.nic().map(|nic| nic.rate.clone());
         let limiters = nic.into_iter().fold(control.limiters.clone(), Limiters::with);
         let progress = Arc::new(AtomicU64::new(0));
@@ -393,7 +400,7 @@ impl Peer {
     ) -> Result<(StatusCode, Bytes), String> {
         let request = Request::post(path)
             .header(HOST, pooled.peer())
-            .header(TICKET_HEADER, &self.ticket)
+            .header(TICKET_HEADER, &*self.ticket.text())
             .header(checksum::CHECKSUM_HEADER, checksum::header_value(&document))
             .body(Full::new(document))
             .map_err(|e| e.to_string())?;

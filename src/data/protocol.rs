@@ -7,6 +7,7 @@ use crate::fs::OfferDecision;
 use crate::wire::entry_report::{EntryWarning, EntryWarnings};
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::outcome::{EntryError, sanitize_text};
+use crate::wire::ticket::Verb;
 use crate::wire::{BytePath, Digest, RelPath};
 use minicbor::{Decode, Encode};
 use std::time::Duration;
@@ -29,6 +30,20 @@ pub const CLEAN_UP: &str = "/v1/clean-up";
 pub const ROOT_CHECK: &str = "/v1/root-check";
 /// Whether an agent is there; needs no ticket.
 pub const PROBE: &str = "/v1/probe";
+/// The request with this path, if it needs a ticket.
+pub fn verb_of(path: &str) -> Option<Verb> {
+    Some(match path {
+        OFFER => Verb::Offer,
+        PACK => Verb::Pack,
+        RANGE => Verb::Range,
+        BLOCK_DIGESTS => Verb::BlockDigests,
+        PRUNE => Verb::Prune,
+        CLEAN_UP => Verb::CleanUp,
+        ROOT_CHECK => Verb::RootCheck,
+        _ => return None,
+    })
+}
+
 /// What a connection is upgraded to.
 pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-1";
 /// The request header that carries the ticket.
@@ -36,8 +51,6 @@ pub const TICKET_HEADER: &str = "x-longhaul-ticket";
 
 /// The kind and the length before the payload of a frame.
 pub const FRAME_HEADER_BYTES: usize = 5;
-/// A ticket is a few hundred bytes and one path; nothing longer is looked at.
-pub const MAX_TICKET_BYTES: usize = 16 << 10;
 /// The longest content frame, and the size of the pooled buffers, in bytes.
 pub const MAX_CONTENT_FRAME_BYTES: usize = 1 << 20;
 /// The longest reply that a sender accepts, in bytes: a fault for each of the entries of a manifest.

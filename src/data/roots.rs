@@ -131,7 +131,7 @@ impl Roots {
         gate: &TicketVerifier,
         ticket: &str,
     ) -> Result<(Claims, Target), Refusal> {
-        let claims = gate.verify(ticket)?;
+        let claims = gate.admit(ticket)?;
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Malformed)?;
         let tree = self.tree(&path).ok_or_else(|| Refusal::NoRoot(path.to_string()))?;
         let assigned = gate.allows_root(&claims, &tree.root_id());

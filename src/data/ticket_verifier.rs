@@ -1,12 +1,17 @@
-//! Verifies tickets by the key and the clock of the master.
+//! Verifies tickets by the keys and the clock of the master, and by the syncs of which it reported the end.
 
-use super::protocol::{CLEAN_UP, PACK, PRUNE, RANGE};
+use super::protocol::{CLEAN_UP, PACK, PRUNE, RANGE, verb_of};
 use crate::fs::DeletionBudget;
-use crate::wire::WorkerId;
-use crate::wire::ticket::{CLOCK_LEEWAY_SECONDS, Claims, PrunePermit, TicketError, Verifier};
+use crate::wire::ticket::{
+    CLOCK_LEEWAY_SECONDS, Claims, MAX_TICKET_SECONDS, PrunePermit, TicketError, Verb, Verbs,
+    Verifier,
+};
+use crate::wire::worker::{EndedCursor, EndedSyncs};
+use crate::wire::{SyncNo, WorkerId};
 use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Time since the machine booted, sleep included; it never jumps, whatever is done to the wall clock.
@@ -38,20 +43,55 @@ pub enum Refusal {
         "the ticket does not allow to delete: only that of a task that deletes does, in a sync with `--delete`"
     )]
     NoDeletion,
+    /// Its task needs no such request.
+    #[error("the ticket does not allow `{0}`: its task needs no such request")]
+    OtherVerb(String),
+    /// It is for other workers.
+    #[error("the ticket is for other workers than {0}")]
+    OtherWorker(WorkerId),
+    /// Its sync has ended.
+    #[error("the sync of the ticket, `{0}`, has ended")]
+    Ended(String),
     /// Its deletions are for another agent.
     #[error("the ticket allows to delete through another agent, or before this one was restarted")]
     OtherReceiver,
 }
 
-/// Whether a ticket with these `claims` allows the verb at all.
+impl Refusal {
+    /// What is wrong, without the parts that differ between requests.
+    pub fn cause(&self) -> &'static str {
+        use TicketError::{Expired, Forged, Malformed, TooLong, UnknownKey};
+        match self {
+            Refusal::NoKey => "ticket refused, the master was not reached yet",
+            Refusal::NoTicket => "request without a ticket",
+            Refusal::Ticket(Malformed) => "ticket refused, not readable",
+            Refusal::Ticket(Forged) => "ticket refused, wrong signature",
+            Refusal::Ticket(Expired(_)) => "ticket refused, expired",
+            Refusal::Ticket(UnknownKey) => "ticket refused, unknown key",
+            Refusal::Ticket(TooLong(_)) => "ticket refused, valid for too long",
+            Refusal::NoRoot(_) => "ticket refused, other storage path",
+            Refusal::DryRun(_) => "ticket refused, dry run",
+            Refusal::NoDeletion => "ticket refused, no deletion",
+            Refusal::OtherVerb(_) => "ticket refused, other request",
+            Refusal::OtherWorker(_) => "ticket refused, other receiver",
+            Refusal::Ended(_) => "ticket refused, its sync has ended",
+            Refusal::OtherReceiver => "ticket refused, deletion through another agent",
+        }
+    }
+}
+
+/// Whether a ticket with these `claims` allows the request with this path at all.
 ///
 /// # Errors
-/// [`Refusal::DryRun`] and [`Refusal::NoDeletion`].
+/// [`Refusal::DryRun`], [`Refusal::NoDeletion`] and [`Refusal::OtherVerb`].
 pub fn check_permission(claims: &Claims, verb: &str) -> Result<(), Refusal> {
     match verb {
         PACK | RANGE | CLEAN_UP if claims.rules.dry_run => Err(Refusal::DryRun(verb.to_owned())),
         PRUNE if claims.prune.is_none() || !claims.rules.delete => Err(Refusal::NoDeletion),
-        _ => Ok(()),
+        _ => match verb_of(verb) {
+            Some(one) if !claims.verbs.allows(one) => Err(Refusal::OtherVerb(verb.to_owned())),
+            _ => Ok(()),
+        },
     }
 }
 
@@ -70,6 +110,12 @@ pub fn check_prune_permission(claims: &Claims, apply: bool) -> Result<(), Refusa
 
 /// So many grants of deletions are remembered.
 const MAX_GRANTS: usize = 1024;
+/// A ticket of an ended sync is of no use after this time, and its end is forgotten. A stream that it began ends.
+const MAX_USE: Duration = Duration::from_secs((MAX_TICKET_SECONDS + CLOCK_LEEWAY_SECONDS) as u64);
+/// The clock of the master moved against that of this host by more than requests take, in seconds.
+const CLOCK_JUMP_SECONDS: u64 = 5;
+/// What the clean-up after a sync needs.
+const AFTER_THE_END: Verbs = Verbs::of(&[Verb::CleanUp]);
 
 /// What heartbeats teach an agent about tickets. Everything is refused until the first.
 #[derive(Default)]
@@ -79,12 +125,69 @@ pub struct TicketVerifier {
     agent: Option<(WorkerId, String)>,
     /// What was deleted under each grant, the one that was used last at the end.
     deletions: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
+    ended: Arc<EndedList>,
+    /// Up to where the master reported the ends of syncs.
+    ended_seen: Mutex<Option<EndedCursor>>,
 }
 
 struct MasterState {
     verifier: Verifier,
     /// The master's clock minus that of this host ([`boottime`]), in seconds.
     clock_offset_seconds: i64,
+}
+
+/// The syncs that have ended, with the time ([`boottime`]) at which that is forgotten.
+#[derive(Default)]
+struct EndedList {
+    syncs: RwLock<BTreeMap<SyncNo, Duration>>,
+    /// There is one. Streams check it at each frame.
+    has_any: AtomicBool,
+}
+
+impl EndedList {
+    fn contains(&self, sync: SyncNo) -> bool {
+        self.has_any.load(Ordering::Acquire) && self.syncs.read().contains_key(&sync)
+    }
+
+    fn add(&self, ended: &[SyncNo], now: Duration) {
+        let mut syncs = self.syncs.write();
+        syncs.retain(|_, until| *until > now);
+        syncs.extend(ended.iter().map(|sync| (*sync, now + MAX_USE)));
+        self.has_any.store(!syncs.is_empty(), Ordering::Release);
+    }
+
+    fn clear(&self) {
+        self.syncs.write().clear();
+        self.has_any.store(false, Ordering::Release);
+    }
+}
+
+/// The permission of a stream, which lasts longer than the ticket that began it: the sender gets another ticket
+/// meanwhile. It ends with the sync.
+#[derive(Clone)]
+pub struct StreamPermit {
+    sync: SyncNo,
+    ended: Arc<EndedList>,
+    /// When work ends that a few bytes can make long ([`boottime`]).
+    pub(super) until: Duration,
+}
+
+#[cfg(test)]
+impl StreamPermit {
+    /// The same with another end.
+    pub(super) fn ending_at(self, until: Duration) -> Self {
+        StreamPermit { until, ..self }
+    }
+}
+
+impl StreamPermit {
+    /// Fails once the sync has ended.
+    ///
+    /// # Errors
+    /// A message.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        if self.ended.contains(self.sync) { Err("its sync has ended") } else { Ok(()) }
+    }
 }
 
 impl TicketVerifier {
@@ -128,27 +231,45 @@ impl TicketVerifier {
         Ok(Some(DeletionBudget::new(used, deletion.max_entries)))
     }
 
-    /// Stores the key and the time (seconds since 1970) of a heartbeat's reply.
+    /// Stores the public keys and the time (seconds since 1970) of a heartbeat's reply. Returns whether tickets that
+    /// were valid may not be so now: the keys changed, or the clock jumped.
     ///
     /// # Errors
     /// A key that is none; what was known stays.
-    pub fn update(&self, key: &str, time: i64) -> Result<(), TicketError> {
-        let verifier = Verifier::new(key)?;
-        let clock_offset_seconds = time - boottime().as_secs() as i64;
+    pub fn update<T: AsRef<str>>(&self, keys: &[T], time: i64) -> Result<bool, TicketError> {
+        let verifier = Verifier::new(keys)?;
+        let clock_offset_seconds = time.saturating_sub(boottime().as_secs() as i64);
         let mut master = self.master.write();
+        let is_news = master.as_ref().is_some_and(|known| {
+            known.verifier != verifier
+                || known.clock_offset_seconds.abs_diff(clock_offset_seconds) > CLOCK_JUMP_SECONDS
+        });
+        if master.as_ref().is_some_and(|known| !known.verifier.shares_key_with(&verifier)) {
+            // Another store, which gives the numbers of syncs anew.
+            self.ended.clear();
+        }
         *master = Some(MasterState { verifier, clock_offset_seconds });
-        Ok(())
+        Ok(is_news)
     }
 
-    /// When a ticket with these `claims` ends ([`boottime`]).
-    pub fn expires_at(&self, claims: &Claims) -> Duration {
-        let master = self.master.read();
-        let clock_offset_seconds = master.as_ref().map_or(0, |master| master.clock_offset_seconds);
-        let end = claims
-            .expires
-            .saturating_add(CLOCK_LEEWAY_SECONDS)
-            .saturating_sub(clock_offset_seconds);
-        Duration::from_secs(u64::try_from(end).unwrap_or(0))
+    /// Stores which syncs a heartbeat's reply reports as ended.
+    pub fn add_ended_syncs(&self, ended: &EndedSyncs) {
+        self.ended.add(&ended.syncs, boottime());
+        *self.ended_seen.lock() = Some(ended.cursor);
+    }
+
+    /// What heartbeats say about the syncs that were reported as ended.
+    pub fn ended_seen(&self) -> Option<EndedCursor> {
+        *self.ended_seen.lock()
+    }
+
+    /// The permission of a stream that begins now with a ticket with these `claims`.
+    pub(super) fn stream_permit(&self, claims: &Claims) -> StreamPermit {
+        StreamPermit {
+            sync: SyncNo(claims.sync),
+            ended: self.ended.clone(),
+            until: boottime() + MAX_USE,
+        }
     }
 
     /// What `ticket` allows.
@@ -158,8 +279,42 @@ impl TicketVerifier {
     pub fn verify(&self, ticket: &str) -> Result<Claims, Refusal> {
         let master = self.master.read();
         let master = master.as_ref().ok_or(Refusal::NoKey)?;
-        let now = boottime().as_secs() as i64 + master.clock_offset_seconds;
-        Ok(master.verifier.verify(ticket, now)?)
+        Ok(master.verifier.verify(ticket, master.now())?)
+    }
+
+    /// What `ticket` allows at this agent, now.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify); [`Refusal::OtherWorker`], [`Refusal::Ended`].
+    pub fn admit(&self, ticket: &str) -> Result<Claims, Refusal> {
+        let claims = self.verify(ticket)?;
+        if let Some((worker, _)) = &self.agent
+            && !claims.allows_receiver(worker)
+        {
+            return Err(Refusal::OtherWorker(worker.clone()));
+        }
+        // What an ended sync left is removed with tickets that allow no more than that.
+        if !claims.verbs.are_within(AFTER_THE_END) && self.ended.contains(SyncNo(claims.sync)) {
+            return Err(Refusal::Ended(claims.request_id));
+        }
+        Ok(claims)
+    }
+
+    /// Whether the holder of `ticket`, which lives for `lifetime_seconds` when it is new, needs another one: half of
+    /// that is over, or it is not valid.
+    pub fn needs_renewal(&self, ticket: &str, lifetime_seconds: i64) -> bool {
+        let master = self.master.read();
+        let Some(master) = master.as_ref() else { return false };
+        let now = master.now();
+        let claims = master.verifier.verify(ticket, now);
+        claims.map_or(true, |claims| claims.expires.saturating_sub(now) <= lifetime_seconds / 2)
+    }
+}
+
+impl MasterState {
+    /// Seconds since 1970 by the clock of the master.
+    fn now(&self) -> i64 {
+        (boottime().as_secs() as i64).saturating_add(self.clock_offset_seconds)
     }
 }
 
@@ -180,29 +335,102 @@ mod tests {
             rules: Default::default(),
             prune: None,
             roots: Default::default(),
+            verbs: Verbs::ALL,
+            receivers: Default::default(),
         }
+    }
+
+    fn new_signer() -> Signer {
+        Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap()
     }
 
     #[test]
     fn ticket_expiry_is_checked_against_the_masters_clock() {
-        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let signer = new_signer();
         let gate = TicketVerifier::new();
         let good = signer.sign(&claims(5_000));
         assert_eq!(gate.verify(&good), Err(Refusal::NoKey));
         // The master's clock is in 1970; the clock of this host has no effect.
-        gate.update(&signer.public_key(), 4_999).unwrap();
+        gate.update(&[signer.public_key()], 4_999).unwrap();
         assert_eq!(gate.verify(&good), Ok(claims(5_000)));
         let late = 5_000 + CLOCK_LEEWAY_SECONDS + 10;
-        gate.update(&signer.public_key(), late).unwrap();
+        gate.update(&[signer.public_key()], late).unwrap();
         assert!(matches!(gate.verify(&good), Err(Refusal::Ticket(TicketError::Expired(_)))));
     }
 
     #[test]
     fn an_invalid_key_does_not_replace_a_valid_one() {
-        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let signer = new_signer();
         let gate = TicketVerifier::new();
-        gate.update(&signer.public_key(), 0).unwrap();
-        assert!(gate.update("nonsense", 0).is_err());
+        gate.update(&[signer.public_key()], 0).unwrap();
+        assert!(gate.update(&["nonsense"], 0).is_err());
         assert!(gate.verify(&signer.sign(&claims(10))).is_ok());
+    }
+
+    #[test]
+    fn a_ticket_is_accepted_by_its_receivers_only() {
+        let signer = new_signer();
+        let [b, c] = ["b", "c"].map(|id| id.parse::<WorkerId>().unwrap());
+        let mut claims = claims(500);
+        claims.allow_receiver(&b);
+        let ticket = signer.sign(&claims);
+        let admit = |worker: &WorkerId| {
+            let gate = TicketVerifier::for_agent(worker, "");
+            gate.update(&[signer.public_key()], 0).unwrap();
+            gate.admit(&ticket)
+        };
+        assert_eq!(admit(&b), Ok(claims));
+        assert_eq!(admit(&c), Err(Refusal::OtherWorker(c)));
+    }
+
+    #[test]
+    fn the_end_of_a_sync_ends_its_tickets_and_streams_but_not_its_clean_up() {
+        let (signer, gate) = (new_signer(), TicketVerifier::new());
+        gate.update(&[signer.public_key()], 0).unwrap();
+        let (copy, other) = (claims(500), Claims { sync: 2, ..claims(500) });
+        let clean_up = Claims { verbs: AFTER_THE_END, ..claims(500) };
+        let streams = [&copy, &other].map(|claims| gate.stream_permit(claims));
+        let of = |claims: &Claims| gate.admit(&signer.sign(claims)).is_ok();
+        assert!(of(&copy) && of(&other) && streams.iter().all(|stream| stream.check().is_ok()));
+        let cursor = EndedCursor { term: 5, position: 1 };
+        gate.add_ended_syncs(&EndedSyncs { cursor, syncs: vec![SyncNo(1)] });
+        assert_eq!(gate.ended_seen(), Some(cursor));
+        assert_eq!(gate.admit(&signer.sign(&copy)), Err(Refusal::Ended("r".into())));
+        assert!(of(&other) && of(&clean_up));
+        assert!(streams[0].check().is_err() && streams[1].check().is_ok());
+        // A key was added, then the first one removed: still the same numbers.
+        let [second, third] = [new_signer(), new_signer()];
+        assert!(gate.update(&[signer.public_key(), second.public_key()], 0).unwrap());
+        assert!(gate.update(&[second.public_key()], 0).unwrap());
+        assert!(gate.admit(&second.sign(&copy)).is_err());
+        assert!(!gate.update(&[second.public_key()], 0).unwrap());
+        // Another store: the number is that of another sync.
+        gate.update(&[third.public_key()], 0).unwrap();
+        assert!(gate.admit(&third.sign(&copy)).is_ok());
+    }
+
+    #[test]
+    fn ends_are_forgotten_when_no_ticket_of_the_sync_can_be_valid() {
+        let list = EndedList::default();
+        list.add(&[SyncNo(1)], Duration::ZERO);
+        list.add(&[SyncNo(2)], MAX_USE - Duration::from_secs(1));
+        assert!(list.contains(SyncNo(1)) && list.contains(SyncNo(2)));
+        list.add(&[], MAX_USE);
+        assert!(!list.contains(SyncNo(1)) && list.contains(SyncNo(2)));
+        list.add(&[], 2 * MAX_USE);
+        assert!(!list.contains(SyncNo(2)));
+    }
+
+    #[test]
+    fn a_ticket_is_renewed_at_half_of_its_life_and_when_it_is_invalid() {
+        let (signer, gate) = (new_signer(), TicketVerifier::new());
+        let ticket = signer.sign(&claims(1_060));
+        assert!(!gate.needs_renewal(&ticket, 60), "no master has answered yet");
+        for (now, expected) in [(1_000, false), (1_020, false), (1_031, true), (5_000, true)] {
+            gate.update(&[signer.public_key()], now).unwrap();
+            assert_eq!(gate.needs_renewal(&ticket, 60), expected, "{now}");
+        }
+        gate.update(&[new_signer().public_key()], 1_000).unwrap();
+        assert!(gate.needs_renewal(&ticket, 60), "of another key");
     }
 }

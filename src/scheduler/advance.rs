@@ -117,6 +117,7 @@ impl State {
         self.clear_hardlink_groups(no);
         self.clear_worker_records(no);
         self.release_paths(no, now);
+        self.ended_syncs.add(no, now.mono_ms);
     }
 }
 

@@ -1,16 +1,12 @@
-//! The document of a leased task: workers, ticket, expected roots; and which workers it can reach.
+//! The document of a leased task: workers, ticket, expected root of the source; and through which workers it may write.
 
-use super::boot_ids::{is_only_root_under, names_root};
 use super::sync_job::SyncJob;
 use super::task::{Lease, LeasedRelay, Task};
 use super::worker_registry::Worker;
 use super::{Now, Reply, State};
-use crate::wire::options::WriteRules;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{Assignment, PoolMember, Relay, TaskSpec};
-use crate::wire::ticket::{Claims, TICKET_LIFETIME_SECONDS};
-use crate::wire::{AbsPath, AssignmentId, TaskId, WorkerId};
-use std::collections::BTreeMap;
+use crate::wire::{AssignmentId, TaskId, WorkerId};
 
 /// Maximum number of source workers in an assignment: agents contact the destination's.
 const MAX_SOURCE_MEMBERS: usize = 8;
@@ -39,22 +35,6 @@ impl State {
             })
             .take(MAX_SOURCE_MEMBERS);
         let options = sync.task_options(&task.spec);
-        let mut claims = Claims {
-            sync: sync.no.0,
-            request_id: sync.id.to_string(),
-            assignment: lease.assignment.0,
-            attempt: task.attempt,
-            worker: lease.worker.to_string(),
-            destination: request.destination_path.as_bytes().to_vec(),
-            expires: now.wall_ms.div_euclid(1000) + TICKET_LIFETIME_SECONDS,
-            rules: WriteRules {
-                part_name_key: self.keys.name_key(),
-                chunk_bytes: u64::from(request.chunk_size_mb) << 20,
-                ..sync.write_rules(&task.spec, &options)
-            },
-            prune: sync.prune_permit(&task.spec),
-            roots: BTreeMap::new(),
-        };
         let large = task.large_file.and_then(|file| sync.large_files.get(&file));
         let (chunk_offset, chunk_size) = task.spec.content_extent(large.map(|file| file.size));
         let source_workers = pool_members(sources);
@@ -66,7 +46,7 @@ impl State {
             }
             _ => pool_members(self.reachable_writers(sync, &lease.worker, task.attempt)),
         };
-        self.add_expected_roots(&mut claims, sync, task, &destination_workers);
+        let ticket = self.build_ticket(sync, task, &options, &destination_workers, now)?;
         let source_root = self.expected_root(
             &lease.worker,
             &request.source_path,
@@ -94,7 +74,7 @@ impl State {
             destination_worker_pool: worker_ids(&destination_workers),
             source_workers,
             destination_workers,
-            ticket: self.keys.sign(&claims),
+            ticket,
             source_root,
             relay: self.relay_of(lease),
             report_held: task.unit.is_some() && lease.relay.is_none(),
@@ -183,50 +163,5 @@ impl State {
         if changed {
             self.mark_changed(no, now);
         }
-    }
-
-    /// Adds the roots for which the writes of a task count to its ticket.
-    fn add_expected_roots(
-        &self,
-        claims: &mut Claims,
-        sync: &SyncJob,
-        task: &Task,
-        members: &[PoolMember],
-    ) {
-        let Some(lease) = task.lease() else { return };
-        let itself = std::iter::once(&lease.worker);
-        for worker in members.iter().map(|member| &member.worker_id).chain(itself) {
-            let root = match (&task.spec, &task.pinned_to) {
-                // A flush of another root makes nothing safe that is here.
-                (TaskSpec::Flush, Some(bound)) => {
-                    let wrote = sync.unflushed_writers.get(bound).cloned().flatten();
-                    wrote.filter(|place| names_root(place))
-                }
-                _ => {
-                    let path = &sync.request.destination_path;
-                    self.expected_root(worker, path, sync.possible_writers.get(worker))
-                }
-            };
-            if let Some(root) = root {
-                claims.restrict_to_root(worker, &root);
-            }
-        }
-    }
-
-    /// The root at which a worker may act for a sync: `recorded`, the only one that the sync used under the present
-    /// boot of its kernel, else the one of the last heartbeat, by which the scheduler decided that the worker serves
-    /// the storage. What was done at other roots is compared again ([`recheck`](super::recheck)); until a heartbeat
-    /// reports another root, nothing is done there. `None`: the worker reports no roots.
-    fn expected_root(
-        &self,
-        worker: &WorkerId,
-        path: &AbsPath,
-        recorded: Option<&Option<String>>,
-    ) -> Option<String> {
-        let worker = self.workers.get(worker)?;
-        let boot = worker.last_heartbeat.boot_id.as_ref()?;
-        let recorded = recorded.and_then(Option::as_ref);
-        let recorded = recorded.filter(|place| is_only_root_under(place, boot)).cloned();
-        recorded.or_else(|| worker.boot_and_root(path).filter(|place| names_root(place)))
     }
 }

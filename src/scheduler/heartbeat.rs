@@ -42,8 +42,9 @@ impl State {
         let (before, refused) = self.resolve_incarnations(&id, restarted, &heartbeat, now);
         let mut reply = HeartbeatReply { status: "ok".to_owned(), ..HeartbeatReply::default() };
         if heartbeat.incarnation.is_some() {
-            reply.ticket_key = Some(self.keys.public_key());
-            reply.time = Some(now.wall_ms.div_euclid(1000));
+            reply.ticket_keys = self.keys.public_keys();
+            reply.time = Some(self.ticket_clock.seconds(now));
+            reply.ended_syncs = self.ended_syncs.since(heartbeat.ended_seen);
             reply.unresponsive_workers = self.silent_destinations(&id);
         }
         let process = heartbeat.incarnation.as_ref();
@@ -61,6 +62,7 @@ impl State {
         let is_reporter = heartbeat.incarnation.is_some();
         let usage = std::mem::take(&mut heartbeat.usage);
         let moved = std::mem::take(&mut heartbeat.moved_bytes);
+        let tickets = std::mem::take(&mut heartbeat.tickets);
         let same_process = self
             .workers
             .get(&id)
@@ -90,6 +92,7 @@ impl State {
         // After the storage check: a sync that restarts or stops revokes its leases.
         let is_held =
             |a: &AssignmentId| valid.contains(a) && self.tasks.by_assignment(*a).is_some();
+        reply.tickets = self.renew_tickets(&id, &tickets, &valid, now);
         reply.revoked_assignments = in_hand.into_iter().filter(|a| !is_held(a)).collect();
         let moved = moved.into_iter().filter(|(a, _)| is_held(a)).collect();
         self.record_moved_bytes(&moved, now);

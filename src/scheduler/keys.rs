@@ -1,7 +1,7 @@
 //! The keys of the master and its random bytes.
 
 use crate::wire::options::PartNameKey;
-use crate::wire::ticket::{Claims, Signer, TicketError};
+use crate::wire::ticket::{Claims, Signer, TicketError, Verifier};
 
 /// See [`blake3::derive_key`].
 const NAME_KEY_CONTEXT: &str = "longhaul 2026 key of the names of unfinished files";
@@ -12,6 +12,8 @@ pub(super) fn derive_name_key(signer_key: &[u8]) -> [u8; 32] {
 
 pub(super) struct Keys {
     signer: Signer,
+    /// Of the tickets of this master.
+    verifier: Verifier,
     /// The key of `signer` as it is stored.
     signer_key: Vec<u8>,
     name_key: PartNameKey,
@@ -29,16 +31,28 @@ impl Keys {
     ) -> Result<Keys, TicketError> {
         let name_key = name_key.unwrap_or_else(|| PartNameKey(derive_name_key(&signer_key)));
         let signer = Signer::from_pkcs8(&signer_key)?;
-        Ok(Keys { signer, signer_key, name_key, seed, draw_count: 0 })
+        let verifier = Verifier::new(&[signer.public_key()])?;
+        Ok(Keys { signer, verifier, signer_key, name_key, seed, draw_count: 0 })
     }
 
     pub(super) fn sign(&self, claims: &Claims) -> String {
         self.signer.sign(claims)
     }
 
-    /// The public key that verifies tickets.
-    pub(super) fn public_key(&self) -> String {
-        self.signer.public_key()
+    /// The claims of a ticket of this master, however old.
+    pub(super) fn verify(&self, ticket: &str) -> Option<Claims> {
+        self.verifier.verify_signature(ticket).ok()
+    }
+
+    /// The public keys that verify tickets.
+    pub(super) fn public_keys(&self) -> Vec<String> {
+        vec![self.signer.public_key()]
+    }
+
+    /// A random number of this start.
+    pub(super) fn term(&self) -> u32 {
+        let [a, b, c, d, ..] = *blake3::keyed_hash(&self.seed, b"term").as_bytes();
+        u32::from_le_bytes([a, b, c, d])
     }
 
     pub(super) fn signer_key(&self) -> &[u8] {

@@ -13,12 +13,13 @@
 //!    `worker_registry`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
 //! 3. Changes that keep the indexes in step: `core`
-//! 4. Questions and records: `capability`, `activity`, `file_records`, `failure_log`, `overlap`, `deferral`
+//! 4. Questions and records: `capability`, `activity`, `ended_syncs`, `file_records`, `failure_log`, `overlap`,
+//!    `deferral`
 //! 5. New work and its removal: `work_items`, `clean_up`, `mirror_guards`, `recheck`, `deletion`,
 //!    `destinations`, `shared_scan`, `relays`, `storage_binding`
 //! 6. Failures: `storage_pause`, `failures`, `lease_end`
 //! 7. Phases: `advance`
-//! 8. Placement: `bandwidth_limits`, `placement`, `assignment`, `dispatch`
+//! 8. Placement: `bandwidth_limits`, `placement`, `tickets`, `assignment`, `dispatch`
 //! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
 //! 10. Time and operators: `retention`, `tick`, `views`, `group_views`, `storage_views`, `sync_admin`, `worker_admin`,
 //!     `tokens`, `restricted_events`
@@ -39,6 +40,7 @@ mod deletion;
 mod destinations;
 mod dispatch;
 mod duplicate_agents;
+mod ended_syncs;
 pub mod event;
 mod failure_list;
 mod failure_log;
@@ -94,6 +96,7 @@ mod task_table;
 mod tick;
 mod token_table;
 mod tokens;
+mod tickets;
 mod validate;
 mod views;
 mod work_items;
@@ -235,6 +238,8 @@ pub struct State {
     /// Since when this master receives heartbeats.
     leading_since_ms: u64,
     last_tick_ms: Option<u64>,
+    ticket_clock: tickets::TicketClock,
+    ended_syncs: ended_syncs::EndedSyncLog,
 }
 
 impl State {
@@ -346,10 +351,10 @@ impl State {
         }))
     }
 
-    /// The public key that verifies tickets.
+    /// The public keys that verify tickets.
     #[cfg(test)]
-    pub fn ticket_key(&self) -> String {
-        self.keys.public_key()
+    pub fn ticket_keys(&self) -> Vec<String> {
+        self.keys.public_keys()
     }
 
     /// The key for the names of part files.

@@ -22,6 +22,7 @@
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests; destinations share those of their group), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
 //! (failures). Records are JSON, readable for an operator.
 
+use super::ended_syncs::EndedSyncLog;
 use super::keys::{Keys, derive_name_key};
 use super::large_file::LargeFile;
 use super::outbox::Outbox;
@@ -34,6 +35,7 @@ use super::sync_job::SyncJob;
 use super::sync_table::SyncTable;
 use super::task::{Task, TaskState};
 use super::task_table::TaskTable;
+use super::tickets::TicketClock;
 use super::worker_registry::WorkerRegistry;
 use super::{Now, Settings, State};
 use crate::wire::options::PartNameKey;
@@ -119,9 +121,12 @@ impl State {
         let name_key = name_key.map(PartNameKey).or(settings.name_key);
         let is_restored = meta.signer_key.0.is_empty();
         let signer_key = if is_restored { Signer::generate()? } else { meta.signer_key.0 };
+        let keys = Keys::new(signer_key, name_key, seed)?;
         let mut state = State {
             settings,
-            keys: Keys::new(signer_key, name_key, seed)?,
+            ticket_clock: TicketClock::start(now),
+            ended_syncs: EndedSyncLog::new(keys.term()),
+            keys,
             syncs: SyncTable::default(),
             tasks: TaskTable::default(),
             workers: WorkerRegistry::default(),
@@ -166,6 +171,7 @@ impl State {
             }
             state.outbox.mark_dirty(no);
         }
+        state.load_ended_syncs(now);
         Ok(state)
     }
 

@@ -227,6 +227,7 @@ impl State {
         sync.outcome = Some(SyncOutcome::Cancelled);
         (sync.ended_ms, sync.ended_uptime_ms) = (Some(now.wall_ms), Some(uptime_ms));
         sync.reason = Some("cancelled by an operator".to_owned());
+        self.ended_syncs.add(no, now.mono_ms);
         // A worker with such a task never reports what it left or how far a clean-up came.
         let keeps = sync.keeps_hard_links();
         let leaves = |task: &Task| {

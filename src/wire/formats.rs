@@ -25,15 +25,15 @@ use super::task::{
     Assignment, Cursor, PageAction, PageReply, PoolMember, PruneReport, Relay, ResultOutcome,
     ResultReply, RootIdentity, RootState, ScanPage, TaskReport, TaskResult, TaskSpec, WorkItem,
 };
-use super::ticket::{Claims, DeleteGrant, PrunePermit};
 use super::token::{AuthStatus, CreatedToken, Right, Role, TokenList, TokenRequest};
+use super::ticket::{Claims, DeleteGrant, PrunePermit, Verb, Verbs};
 use super::worker::{
     BandwidthUsage, DrainInfo, DrainReply, DrainRequest, Endpoint, ForgetWorkerReply,
     HeartbeatReply, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat, WorkerList,
     WorkerState, WorkerStatus, WorkerView,
 };
 use super::{Digest, RelPath};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
 fn every_document_of_the_api_is_read_and_written_as_recorded() {
@@ -208,6 +208,8 @@ fn claims_of_tickets_are_read_and_written_as_recorded() {
         rules: rules.clone(),
         prune,
         roots: BTreeMap::from([(1, 2)]),
+        verbs: Verbs::of(&[Verb::Offer, Verb::Pack]),
+        receivers: BTreeSet::from([3, 4]),
     };
     tickets.check_cbor("write", &claims(None));
     tickets.check_cbor("count", &claims(Some(PrunePermit::Count)));

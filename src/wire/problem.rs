@@ -63,7 +63,7 @@ problem_codes! {
     OptionNotAllowed "option_not_allowed" 403 "the token has not the right that an option of the sync needs"
     PathNotAllowed "path_not_allowed" 403 "the source or the destination is outside of the scopes of the token"
     RoleMissing "role_missing" 403 "the user or the token may not use this route"
-    TicketRefused "ticket_refused" 403 "data port: the ticket is invalid, expired, or for a path that is not open"
+    TicketRefused "ticket_refused" 403 "data port: the ticket is invalid, expired, of an ended sync, or for another request, worker or path"
     DigestRequired "digest_required" 403 "data port: content came without a digest, which the ticket requires"
     DryRun "dry_run" 403 "data port: the ticket is of a dry run and allows no write"
     DeletionNotAllowed "deletion_not_allowed" 403 "data port: the ticket allows no deletion, or names another agent"

@@ -3,6 +3,7 @@
 use super::entry_report::{EntryAction, EntryWarnings, FileRecord, Tally};
 use super::options::SyncOptions;
 use super::outcome::EntryError;
+use super::ticket::{Verb, Verbs};
 use super::worker::{Endpoint, WorkerStatus};
 use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId, is_default};
 use base64::Engine as _;
@@ -124,6 +125,24 @@ impl TaskSpec {
             TaskSpec::Prune { .. } => "prune",
             TaskSpec::CleanUp => "clean_up",
             TaskSpec::Flush => "flush",
+        }
+    }
+
+    /// The requests to other agents that the task needs.
+    pub fn verbs(&self) -> Verbs {
+        const NONE: Verbs = Verbs::of(&[]);
+        const COPY: Verbs = Verbs::of(&[Verb::Offer, Verb::Pack]);
+        const RANGE: Verbs = Verbs::of(&[Verb::Offer, Verb::Range, Verb::BlockDigests]);
+        const COMPARE: Verbs = Verbs::of(&[Verb::Offer, Verb::BlockDigests]);
+        match self {
+            TaskSpec::Scan { .. } | TaskSpec::List { .. } => Verbs::of(&[Verb::RootCheck]),
+            TaskSpec::Copy { .. } => COPY,
+            TaskSpec::Range { compare: false, .. } => RANGE,
+            TaskSpec::Range { compare: true, .. } => COMPARE,
+            TaskSpec::Prune { .. } => Verbs::of(&[Verb::Prune]),
+            TaskSpec::CleanUp => Verbs::of(&[Verb::CleanUp]),
+            // They are executed where the destination is.
+            TaskSpec::Commit { .. } | TaskSpec::Discard | TaskSpec::Flush => NONE,
         }
     }
 

@@ -4,7 +4,7 @@ use super::path::quote;
 use super::storage::{StorageCheck, StorageCheckReport, StorageReport};
 use super::text_enum::text_enum;
 use super::worker_selector::Labels;
-use super::{AbsPath, AssignmentId, RequestId, StorageId, WorkerId, is_default};
+use super::{AbsPath, AssignmentId, RequestId, StorageId, SyncNo, WorkerId, is_default};
 use jiff::Timestamp;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
@@ -261,6 +261,32 @@ pub struct WorkerHeartbeat {
     /// By which operators may select it.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Tickets of some of `assignments`, for which it needs new ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tickets: Vec<String>,
+    /// The [`EndedSyncs::cursor`] of the last reply that had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_seen: Option<EndedCursor>,
+}
+
+/// How far an agent has read the list of ended syncs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndedCursor {
+    /// Random for each term of a master, which has a list of its own.
+    pub term: u32,
+    /// The number of entries before the next one.
+    pub position: u64,
+}
+
+/// Syncs that have ended: agents refuse their tickets, but not those of a clean-up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndedSyncs {
+    /// For the next heartbeat.
+    pub cursor: EndedCursor,
+    /// Their numbers.
+    pub syncs: Vec<SyncNo>,
 }
 
 /// A storage path of a worker that is currently not served.
@@ -330,9 +356,9 @@ pub struct NicReport {
 pub struct HeartbeatReply {
     /// Always `ok`.
     pub status: String,
-    /// The Ed25519 public key for the verification of tickets, base64.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ticket_key: Option<String>,
+    /// The Ed25519 public keys for the verification of tickets, base64: more than one while a key is replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ticket_keys: Vec<String>,
     /// The clock of the master, seconds since 1970: the expiry of a ticket is compared with it, not with the clock of the
     /// agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -340,6 +366,12 @@ pub struct HeartbeatReply {
     /// Assignments of the heartbeat that are no longer valid: the agent stops them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked_assignments: Vec<AssignmentId>,
+    /// New tickets for assignments of the heartbeat, instead of its [`tickets`](WorkerHeartbeat::tickets).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tickets: BTreeMap<AssignmentId, String>,
+    /// Syncs that have ended since the last reply that the agent has read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_syncs: Option<EndedSyncs>,
     /// Workers that serve the destination of one of the assignments and sent no heartbeat within the timeout.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unresponsive_workers: Vec<WorkerId>,

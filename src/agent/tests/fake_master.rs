@@ -8,20 +8,22 @@ use crate::agent::testing::{abs, agent_config, assignment};
 use crate::client::{ClientOptions, MasterClient};
 use crate::config::AgentConfig;
 use crate::util::shutdown::Shutdown;
-use crate::wire::AssignmentId;
 use crate::wire::manifest::Manifest;
 use crate::wire::outcome::ErrorClass;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::storage::StorageCheck;
 use crate::wire::task::{Assignment, PoolMember, Relay, ScanPage, TaskResult, TaskSpec, WorkItem};
-use crate::wire::ticket::{Claims, Signer};
-use crate::wire::worker::{Endpoint, HeartbeatReply, WorkerHeartbeat, WorkerStatus};
+use crate::wire::ticket::{Claims, Signer, Verbs};
+use crate::wire::worker::{
+    EndedCursor, EndedSyncs, Endpoint, HeartbeatReply, WorkerHeartbeat, WorkerStatus,
+};
+use crate::wire::{AssignmentId, SyncNo};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -53,6 +55,8 @@ struct FakeMasterScript {
     storage_checks: Vec<StorageCheck>,
     /// Given only to a poll that comes a second time.
     second_poll_assignment: Option<Assignment>,
+    tickets: BTreeMap<AssignmentId, String>,
+    ended_syncs: Option<EndedSyncs>,
     heartbeats: Vec<WorkerHeartbeat>,
     polls: Vec<String>,
     results: Vec<TaskResult>,
@@ -99,9 +103,9 @@ impl FakeMaster {
         self.assignment_to("dst", n, task)
     }
 
-    fn assignment_to(&self, destination: &str, n: u8, task: TaskSpec) -> Assignment {
-        let (src, dst) = (self.dir.path().join("src"), self.dir.path().join(destination));
-        let claims = Claims {
+    fn claims_to(&self, destination: &str, n: u8) -> Claims {
+        let dst = self.dir.path().join(destination);
+        let mut claims = Claims {
             sync: 7,
             request_id: "demo-1".into(),
             assignment: [n; 16],
@@ -112,7 +116,16 @@ impl FakeMaster {
             rules: Default::default(),
             prune: None,
             roots: Default::default(),
+            verbs: Verbs::ALL,
+            receivers: Default::default(),
         };
+        claims.allow_receiver(&claims.worker.parse().unwrap());
+        claims
+    }
+
+    fn assignment_to(&self, destination: &str, n: u8, task: TaskSpec) -> Assignment {
+        let (src, dst) = (self.dir.path().join("src"), self.dir.path().join(destination));
+        let claims = self.claims_to(destination, n);
         Assignment {
             assignment_id: AssignmentId([n; 16]),
             attempt: 3,
@@ -136,7 +149,9 @@ async fn handle_request(
         ("POST", "heartbeat") => {
             let mut reply = HeartbeatReply {
                 status: "ok".into(),
-                ticket_key: Some(master.signer.public_key()),
+                ticket_keys: vec![master.signer.public_key()],
+                tickets: Default::default(),
+                ended_syncs: None,
                 time: Some(NOW),
                 revoked_assignments: vec![],
                 unresponsive_workers: Vec::new(),
@@ -149,6 +164,8 @@ async fn handle_request(
                 script.heartbeats.push(serde_json::from_slice(&body).unwrap());
                 reply.revoked_assignments = std::mem::take(&mut script.revoked);
                 reply.storage_checks = script.storage_checks.clone();
+                reply.tickets = script.tickets.clone();
+                reply.ended_syncs = script.ended_syncs.clone();
                 deaf = script.refuses_heartbeats;
             });
             if deaf { away() } else { axum::Json(reply).into_response() }
@@ -316,6 +333,48 @@ async fn a_heartbeat_reports_the_resources_of_the_agent_and_polls_follow_it() {
     next_heartbeat(master, "its interface", |h| h.nics.iter().any(|n| n.endpoint == endpoint))
         .await;
     next_heartbeat(master, "free bytes", |h| h.free_bytes.values().all(|n| *n > 0)).await;
+    play.shut_down().await;
+}
+
+/// Half of the life of the first ticket is over: the agent sends it until it has another one. The end of a sync reaches
+/// the data port with the next heartbeat.
+#[tokio::test]
+async fn tickets_are_renewed_by_heartbeats_and_those_of_ended_syncs_refused() {
+    let play = FakeMasterRun::new(FakeMasterScript::default()).await;
+    let master = &play.master;
+    let sign = |life: i64| {
+        let mut claims = master.claims_to("dst", 4);
+        claims.expires = NOW + life;
+        master.signer.sign(&claims)
+    };
+    let (old, new) = (sign(20), sign(600));
+    let scan = Assignment { ticket: old.clone(), ..master.assignment(4, root_scan()) };
+    let id = scan.assignment_id;
+    master.update_script(|script| script.queue.push_back(scan));
+    next_heartbeat(master, "the old ticket", |h| h.tickets == [old.as_str()]).await;
+    master.update_script(|script| drop(script.tickets.insert(id, new.clone())));
+    next_heartbeat(master, "the new one is used", |h| {
+        h.assignments == [id] && h.tickets.is_empty()
+    })
+    .await;
+    let client = reqwest::Client::new();
+    let offer = async || {
+        let url = format!("http://127.0.0.1:{}/v1/offer", play.port);
+        let body = Manifest::default().encode();
+        let sent = client.post(url).header("x-longhaul-ticket", &new).body(body).send().await;
+        let reply = sent.unwrap();
+        (
+            reply.status().as_u16(),
+            String::from_utf8_lossy(&reply.bytes().await.unwrap()).into_owned(),
+        )
+    };
+    assert_eq!(offer().await.0, 200);
+    let cursor = EndedCursor { term: 1, position: 1 };
+    let ended = EndedSyncs { cursor, syncs: vec![SyncNo(7)] };
+    master.update_script(|script| script.ended_syncs = Some(ended));
+    next_heartbeat(master, "it is read", |h| h.ended_seen == Some(cursor)).await;
+    let (status, problem) = offer().await;
+    assert!(status == 403 && problem.contains("has ended"), "{status} {problem}");
     play.shut_down().await;
 }
 

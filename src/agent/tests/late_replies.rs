@@ -39,7 +39,9 @@ async fn reply_late(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
     }
     let reply = HeartbeatReply {
         status: "ok".into(),
-        ticket_key: None,
+        ticket_keys: Vec::new(),
+        tickets: Default::default(),
+        ended_syncs: None,
         time: None,
         revoked_assignments: vec![],
         unresponsive_workers: vec![],

@@ -19,7 +19,7 @@ use crate::wire::options::SyncOptions;
 use crate::wire::outcome::ErrorClass;
 use crate::wire::preserve::Preserve;
 use crate::wire::task::{Assignment, Base64Bytes, PoolMember, TaskReport, TaskSpec, WorkItem};
-use crate::wire::ticket::{Claims, DeleteGrant, PrunePermit, Signer};
+use crate::wire::ticket::{Claims, DeleteGrant, PrunePermit, Signer, Verbs};
 use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{Digest, RelPath};
 use std::collections::BTreeSet;
@@ -97,7 +97,7 @@ impl AgentFleet {
 
     fn gate(&self) -> Arc<TicketVerifier> {
         let gate = TicketVerifier::new();
-        gate.update(&self.signer.public_key(), NOW).unwrap();
+        gate.update(&[self.signer.public_key()], NOW).unwrap();
         Arc::new(gate)
     }
 
@@ -150,6 +150,8 @@ impl AgentFleet {
                 _ => None,
             },
             roots: Default::default(),
+            verbs: Verbs::ALL,
+            receivers: Default::default(),
         };
         Assignment {
             options: self.options.clone(),
@@ -241,6 +243,7 @@ async fn execute_copy(
         assignment,
         writers: &writers,
         deadline: &Deadline::default(),
+        ticket: &(&assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let outcome = copy::copy_batch(job, manifest.clone(), manifest.encode().into()).await;
@@ -425,6 +428,7 @@ async fn execute_range(
         assignment,
         writers: &writers,
         deadline: &Deadline::default(),
+        ticket: &(&assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let outcome = range::transfer_range(job, manifest.clone(), (offset, length), compare).await;
@@ -445,6 +449,7 @@ async fn run_destination_task(
         assignment: &assignment,
         writers: &writers,
         deadline: &Deadline::default(),
+        ticket: &(&assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let outcome = match task {

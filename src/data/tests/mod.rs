@@ -19,7 +19,9 @@ use super::frame;
 use super::outcome::{RangeError, RangeMode, SendError, SentFile, WrittenFile, WrittenRange};
 use super::protocol::{ContentRequest, PACK, RANGE, RangeHead, STALL_TIMEOUT, UPGRADE_PROTOCOL};
 use super::send::{FrameWriter, send_pack};
-use super::{DataServer, Deadline, Destination, Local, Peers, Roots, TicketVerifier};
+use super::{
+    ActiveRequests, DataServer, Deadline, Destination, Local, Peers, Roots, TicketVerifier,
+};
 use crate::fs::{DeletionBudget, OfferDecision, RootDir, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
 use crate::wire::content::merge_ranges;
@@ -29,7 +31,7 @@ use crate::wire::options::WriteRules;
 use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::problem::Problem;
 use crate::wire::task::PoolMember;
-use crate::wire::ticket::{Claims, DeleteGrant, PrunePermit, Signer};
+use crate::wire::ticket::{Claims, DeleteGrant, PrunePermit, Signer, Verbs};
 use crate::wire::worker::{Endpoint, WorkerStatus};
 use crate::wire::{AbsPath, Digest, RelPath, SyncNo};
 use bytes::Bytes;
@@ -65,6 +67,8 @@ fn tree(path: &Path) -> Tree {
 struct TestBed {
     dir: TempDir,
     signer: Signer,
+    gate: Arc<TicketVerifier>,
+    requests: Arc<ActiveRequests>,
     endpoint: Endpoint,
     stop: Shutdown,
     server_task: JoinHandle<()>,
@@ -114,16 +118,17 @@ impl TestBed {
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let gate = TicketVerifier::for_agent(&"b".parse().unwrap(), "");
         if key {
-            gate.update(&signer.public_key(), NOW).unwrap();
+            gate.update(&[signer.public_key()], NOW).unwrap();
         }
         let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
         let (gate, roots) = (Arc::new(gate), Arc::new(roots));
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
         let server = DataServer::bind(&[any]).await.unwrap().with_stall_timeout(stall_timeout);
         let endpoint = server.endpoints.available()[0].clone();
+        let requests = server.requests.clone();
         let stop = Shutdown::new();
-        let serving = tokio::spawn(server.serve(gate, roots, pool, stop.clone()));
-        TestBed { dir, signer, endpoint, stop, server_task: serving }
+        let serving = tokio::spawn(server.serve(gate.clone(), roots, pool, stop.clone()));
+        TestBed { dir, signer, gate, requests, endpoint, stop, server_task: serving }
     }
 
     fn src(&self) -> PathBuf {
@@ -135,7 +140,7 @@ impl TestBed {
     }
 
     fn claims(&self, destination: &Path) -> Claims {
-        Claims {
+        let mut claims = Claims {
             sync: 7,
             request_id: "demo-1".into(),
             assignment: [1; 16],
@@ -146,7 +151,11 @@ impl TestBed {
             rules: Default::default(),
             prune: None,
             roots: Default::default(),
-        }
+            verbs: Verbs::ALL,
+            receivers: Default::default(),
+        };
+        claims.allow_receiver(&"b".parse().unwrap());
+        claims
     }
 
     /// Those of a task with these `rules`, which prunes where they are of a mirror.
@@ -554,7 +563,7 @@ async fn a_request_over_a_pooled_connection_survives_the_peers_restart() {
     let TestBed { dir, signer, server_task: serving, .. } = world;
     serving.await.unwrap();
     let gate = TicketVerifier::new();
-    gate.update(&signer.public_key(), NOW).unwrap();
+    gate.update(&[signer.public_key()], NOW).unwrap();
     let roots = Roots::open(&[abs(&dir.path().join("dst"))]).unwrap();
     let (gate, roots) = (Arc::new(gate), Arc::new(roots));
     let server = DataServer::bind(&[endpoint]).await.unwrap();

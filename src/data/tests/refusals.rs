@@ -9,8 +9,9 @@ use crate::fs::RootKind;
 use crate::util::boot::boot_id;
 use crate::wire::content::BLOCK_BYTES;
 use crate::wire::options::FilterSpec;
-use crate::wire::ticket::CLOCK_LEEWAY_SECONDS;
+use crate::wire::ticket::{CLOCK_LEEWAY_SECONDS, MAX_TICKET_SECONDS, Verb};
 use crate::wire::worker::boot_and_root;
+use crate::wire::worker::{EndedCursor, EndedSyncs};
 
 /// Each verb with a body that does something where it is let in.
 fn verbs() -> [(&'static str, Vec<u8>); 7] {
@@ -83,7 +84,11 @@ async fn every_refused_request_has_its_code_and_changes_nothing() {
     };
     let dry = Some((403, "dry_run"));
     let too_long = Some((401, "no_ticket"));
-    let table: [(&str, String, [Refusal; 7]); 13] = [
+    let forged = {
+        let key = sign(&|_| ()).split_once('.').map(|(key, _)| key.to_owned()).unwrap();
+        format!("{key}.{}", stranger.sign(&claims).split_once('.').unwrap().1)
+    };
+    let table: [(&str, String, [Refusal; 7]); 17] = [
         ("expired", sign(&|c| c.expires = NOW - 3_600), all(TICKET_REFUSED)),
         (
             "just expired",
@@ -91,7 +96,22 @@ async fn every_refused_request_has_its_code_and_changes_nothing() {
             all(TICKET_REFUSED),
         ),
         ("from long ago", sign(&|c| c.expires = i64::MIN / 2), all(TICKET_REFUSED)),
-        ("forged", stranger.sign(&claims), all(TICKET_REFUSED)),
+        ("signed with an unknown key", stranger.sign(&claims), all(TICKET_REFUSED)),
+        ("forged", forged, all(TICKET_REFUSED)),
+        (
+            "for longer than the master signs one",
+            sign(&|c| c.expires = NOW + MAX_TICKET_SECONDS + 100),
+            all(TICKET_REFUSED),
+        ),
+        ("for no request", sign(&|c| c.verbs = Verbs::default()), all(TICKET_REFUSED)),
+        (
+            "for other workers",
+            sign(&|c| {
+                c.receivers.clear();
+                c.allow_receiver(&"c".parse().unwrap());
+            }),
+            all(TICKET_REFUSED),
+        ),
         ("broken", "nonsense".to_owned(), all(TICKET_REFUSED)),
         ("empty", String::new(), all(TICKET_REFUSED)),
         (
@@ -163,6 +183,69 @@ async fn every_refused_request_has_its_code_and_changes_nothing() {
     let (verb, body) = &verbs()[1];
     assert!(world.post(verb, &late, body).await.starts_with("HTTP/1.1 200"));
     assert_eq!(world.names(), ["kept"]);
+    world.shut_down().await;
+}
+
+/// The requests of all tasks: what a ticket of one of them allows is refused to none, and every other request is.
+#[tokio::test]
+async fn a_ticket_allows_only_the_requests_that_its_task_needs() {
+    use Verb::{BlockDigests, CleanUp, Offer, Pack, Prune, Range, RootCheck};
+    // The body of an accepted range has no end: its outcome is of no interest here.
+    let stall = Duration::from_secs(1);
+    let world = TestBed::with_stall_timeout(stall, std::env::temp_dir(), test_pool()).await;
+    let order = [Offer, BlockDigests, Prune, CleanUp, RootCheck, Pack, Range];
+    let mirror = WriteRules { delete: true, ..WriteRules::default() };
+    for allowed in order {
+        let claims = Claims { verbs: Verbs::of(&[allowed]), ..world.claims_with(&mirror) };
+        let ticket = world.signer.sign(&claims);
+        for ((verb, body), other) in verbs().iter().zip(order) {
+            let reply = world.post(verb, &ticket, body).await;
+            let is_refused = reply.contains("its task needs no such request");
+            assert_eq!(
+                is_refused,
+                other != allowed,
+                "{verb} with a ticket for {allowed:?}: {reply}"
+            );
+            assert_eq!(reply.starts_with("HTTP/1.1 403"), is_refused, "{verb}: {reply}");
+        }
+    }
+    world.shut_down().await;
+}
+
+/// Also what is being received ends: a peer could send on for ever.
+#[tokio::test]
+async fn requests_and_streams_of_an_ended_sync_are_refused() {
+    let world = TestBed::new().await;
+    let entry = file_entry("f", 3);
+    let ask = ContentRequest { verb: PACK.to_owned(), ticket: world.ticket() };
+    let mut stream = world.stream().await;
+    let begin = [&frame::ask(&ask)[..], &frame::dirs(vec![]), &frame::file(&entry)].concat();
+    stream.write_all(&begin).await.unwrap();
+    // The file has been begun.
+    while world.requests.active() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let cursor = EndedCursor { term: 1, position: 1 };
+    world.gate.add_ended_syncs(&EndedSyncs { cursor, syncs: vec![SyncNo(7)] });
+    let digest: Digest = blake3::hash(b"abc").into();
+    let rest =
+        [&frame::content_header(3)[..], b"abc", &frame::digest(&digest), &frame::end(1)].concat();
+    stream.write_all(&rest).await.unwrap();
+    let (kind, document) = streams::read_reply(&mut stream).await;
+    let document = String::from_utf8_lossy(&document).into_owned();
+    assert!(kind == frame::REFUSAL && document.contains("its sync has ended"), "{document}");
+    for (verb, body) in verbs() {
+        let reply = world.post(verb, &world.ticket(), &body).await;
+        assert!(
+            reply.starts_with("HTTP/1.1 403") && reply.contains("has ended"),
+            "{verb}: {reply}"
+        );
+    }
+    let clean_up = Claims { verbs: Verbs::of(&[Verb::CleanUp]), ..world.claims(&world.dst()) };
+    let (verb, body) = &verbs()[3];
+    let reply = world.post(verb, &world.signer.sign(&clean_up), body).await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    assert_eq!(world.names(), Vec::<String>::new());
     world.shut_down().await;
 }
 

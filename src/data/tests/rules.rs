@@ -137,9 +137,9 @@ async fn only_the_ticket_of_a_mirror_allows_deletion() {
     }
     // The rules are signed: the same ticket with one claim swapped is invalid.
     let mirror = world.ticket_with(&rules(|r| r.delete = true));
-    let (claims, _) = mirror.split_once('.').unwrap();
+    let (claims, _) = mirror.rsplit_once('.').unwrap();
     let plain = world.ticket();
-    let (_, signature) = plain.split_once('.').unwrap();
+    let (_, signature) = plain.rsplit_once('.').unwrap();
     let forged = format!("{claims}.{signature}");
     let reply = world.post("/v1/prune", &forged, &cbor(&prune(true, &[]))).await;
     assert_refused(&reply, 403, "ticket_refused");

@@ -209,7 +209,7 @@ async fn a_long_range_is_sent_over_all_pairs_of_nics_at_a_time() {
         port: Some(0),
     });
     let gate = TicketVerifier::new();
-    gate.update(&world.signer.public_key(), NOW).unwrap();
+    gate.update(&[world.signer.public_key()], NOW).unwrap();
     let roots = Roots::open(&[abs(&world.dst())]).unwrap();
     let (gate, roots) = (Arc::new(gate), Arc::new(roots));
     let server = DataServer::bind(&ends).await.unwrap();

@@ -6,8 +6,10 @@ use crate::data::frame::FrameReader;
 use crate::data::hash_source;
 use crate::data::receive::{receive_pack, receive_range};
 use crate::data::tests::damage::ScriptedChunks;
+use crate::data::ticket_verifier::boottime;
 use crate::wire::content::{BLOCK_BYTES, HashMode, ZERO_DIGEST};
 use crate::wire::preserve::Preserve;
+use crate::wire::ticket::{CLOCK_LEEWAY_SECONDS, MAX_TICKET_SECONDS};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::time::Duration;
 
@@ -174,10 +176,12 @@ async fn hashing_of_a_long_hole_ends_with_the_ticket() {
     let range = [&frame::range(&head)[..], &frame::hole(1 << 46)].concat();
     let rules = WriteRules { returns_digests: true, ..WriteRules::default() };
     let (claims, target) = (world.claims_with(&rules), world.target_with(&rules));
+    let gate = TicketVerifier::new();
     for left in [Duration::ZERO, Duration::from_millis(20)] {
         let ended = |body: &Vec<u8>| {
             let mut frames = FrameReader::new(ScriptedChunks::whole(body.clone()));
-            frames.ticket_expiry = crate::data::ticket_verifier::boottime() + left;
+            let until = boottime() + left;
+            frames.permit = Some(gate.stream_permit(&claims).ending_at(until));
             frames
         };
         let outcome = receive_pack(&mut ended(&pack), &target, &claims, &mut gather_buffer());
@@ -193,15 +197,10 @@ async fn hashing_of_a_long_hole_ends_with_the_ticket() {
     }
     world.target().remove_part_file(&entry).unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
-    // The end of a ticket by this host's clock.
-    let gate = crate::data::ticket_verifier::TicketVerifier::new();
-    let signer =
-        crate::wire::ticket::Signer::from_pkcs8(&crate::wire::ticket::Signer::generate().unwrap());
-    gate.update(&signer.unwrap().public_key(), claims.expires - 100).unwrap();
-    let left =
-        gate.expires_at(&claims).saturating_sub(crate::data::ticket_verifier::boottime()).as_secs();
-    let want = 100 + crate::wire::ticket::CLOCK_LEEWAY_SECONDS as u64;
-    assert!((want - 60..=want).contains(&left), "{left}");
+    let now = boottime();
+    let left = gate.stream_permit(&claims).until.saturating_sub(now).as_secs();
+    let most = (MAX_TICKET_SECONDS + CLOCK_LEEWAY_SECONDS) as u64;
+    assert!((most..most + 60).contains(&left), "{left}");
     world.shut_down().await;
 }
 

@@ -15,6 +15,7 @@ use crate::wire::problem::Problem;
 use crate::wire::storage::{StorageCheckReport, StorageReport};
 use crate::wire::sync::{CHUNK_MIB_RANGE, ReassignRequest, RetryRequest, SyncPatch, SyncRequest};
 use crate::wire::task::TaskResult;
+use crate::wire::ticket::MAX_TICKET_BYTES;
 use crate::wire::worker::{
     DrainRequest, Endpoint, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat,
 };
@@ -158,6 +159,11 @@ object_reader! {
     }
 }
 
+/// A ticket that is to be renewed.
+fn read_ticket(value: Value) -> Result<String, ValidationErrors> {
+    string(MAX_TICKET_BYTES)(value)
+}
+
 object_reader! {
     /// `POST /workers/heartbeat`.
     pub(super) fn read_heartbeat -> WorkerHeartbeat {
@@ -184,6 +190,8 @@ object_reader! {
         storages: or_default(array(MAX_STORAGE_PATHS, read_storage_report)),
         storage_checks: or_default(array(MAX_STORAGE_PATHS, read_storage_check)),
         labels: or_default(read_labels),
+        tickets: or_default(array(MAX_HELD_ASSIGNMENTS, read_ticket)),
+        ended_seen: optional(deserialize),
     }
 }
 
@@ -316,6 +324,7 @@ mod tests {
     use crate::wire::sync::DEFAULT_CHUNK_MIB;
     use crate::wire::task::{TaskReport, WorkItem};
     use crate::wire::testing::storage_report;
+    use crate::wire::worker::EndedCursor;
     use crate::wire::worker::{BandwidthUsage, WorkerStatus};
     use crate::wire::{AssignmentId, BytePath, Digest};
     use serde_json::json;
@@ -481,6 +490,8 @@ mod tests {
                 error: Some("e".into()),
             }],
             labels: [("rack".to_owned(), "3".to_owned())].into(),
+            tickets: vec!["0.AA.AA".into()],
+            ended_seen: Some(EndedCursor { term: 5, position: 6 }),
             nics: vec![NicReport {
                 endpoint: "10.0.0.1:9000".into(),
                 iface: Some("ib0".into()),

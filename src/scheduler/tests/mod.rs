@@ -38,6 +38,7 @@ mod storage_paths;
 mod storage_table;
 mod storage_world;
 mod tokens;
+mod tickets;
 mod transfer_progress;
 mod unreachable_destinations;
 mod unverified;
@@ -394,6 +395,8 @@ fn heartbeat(
         storages: Vec::new(),
         storage_checks: Vec::new(),
         labels: Default::default(),
+        tickets: Vec::new(),
+        ended_seen: None,
     }
 }
 
@@ -560,7 +563,7 @@ fn assert_completed(world: &mut World, files: u64, retries: u64) {
 }
 
 fn claims(world: &World, a: &Assignment) -> Claims {
-    let verifier = Verifier::new(&world.state.ticket_key()).unwrap();
+    let verifier = Verifier::new(&world.state.ticket_keys()).unwrap();
     verifier.verify(&a.ticket, world.now.wall_ms / 1000).unwrap()
 }
 

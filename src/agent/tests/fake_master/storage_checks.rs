@@ -97,7 +97,7 @@ async fn each_path_is_identified_from_the_first_heartbeat_on_by_its_name() {
     let mut assignment = master.assignment(9, TaskSpec::Copy { files: 1, dirs: 0, bytes: 7 });
     assignment.source_path = AbsPath::new("/src").unwrap();
     assignment.destination_path = AbsPath::new("/dst").unwrap();
-    assignment.ticket = master.signer.sign(&Claims {
+    let mut claims = Claims {
         sync: 7,
         request_id: "demo-1".into(),
         assignment: [9; 16],
@@ -108,7 +108,11 @@ async fn each_path_is_identified_from_the_first_heartbeat_on_by_its_name() {
         rules: Default::default(),
         prune: None,
         roots: Default::default(),
-    });
+        verbs: Verbs::ALL,
+        receivers: Default::default(),
+    };
+    claims.allow_receiver(&assignment.worker_id);
+    assignment.ticket = master.signer.sign(&claims);
     master.update_script(|script| {
         script.manifest = manifest.encode();
         script.queue.push_back(assignment);

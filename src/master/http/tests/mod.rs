@@ -155,7 +155,9 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         Event::DeleteSync(_) => Reply::Deleted { cancelled: false },
         Event::Heartbeat(_) => Reply::Heartbeat(HeartbeatReply {
             status: "ok".into(),
-            ticket_key: None,
+            ticket_keys: Vec::new(),
+            tickets: Default::default(),
+            ended_syncs: None,
             time: None,
             revoked_assignments: vec![],
             unresponsive_workers: Vec::new(),

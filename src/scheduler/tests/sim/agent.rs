@@ -174,6 +174,8 @@ impl Agent {
             protocol: Some(PROTOCOL_VERSION),
             usage: BTreeMap::new(),
             nics: Vec::new(),
+            tickets: Vec::new(),
+            ended_seen: None,
         };
         storages.describe(self, &mut heartbeat);
         heartbeat
