@@ -70,13 +70,13 @@ fn after_a_clean_stop_the_database_file_alone_is_the_store() {
     assert!(!log.contains("is missing"), "{log}");
 }
 
-/// The key that signs tickets, as the database stores it.
+/// The key that signs tickets, sealed, as the database stores it.
 fn read_signing_key(database: &std::path::Path) -> String {
     let connection = rusqlite::Connection::open(database).unwrap();
     let select = "SELECT value FROM records WHERE key = 'meta'";
     let meta: Vec<u8> = connection.query_row(select, [], |row| row.get(0)).unwrap();
     let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
-    meta["signer_key"].as_str().unwrap().to_owned()
+    meta["ticket_keys"][0]["sealed"].as_str().unwrap().to_owned()
 }
 
 #[test]

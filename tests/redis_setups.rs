@@ -82,7 +82,10 @@ impl Master {
         let home = dir.join(format!("master-{port}"));
         std::fs::create_dir(&home).unwrap();
         let address = format!("127.0.0.1:{port}");
-        let text = format!("listen: {address}\ndata_dir: {}\n{more}", home.display());
+        let secrets = dir.join("secrets.key");
+        support::cluster::write_private(&secrets, &[5; 32]);
+        let (data, secrets) = (home.display(), secrets.display());
+        let text = format!("listen: {address}\ndata_dir: {data}\nsecrets_file: {secrets}\n{more}");
         std::fs::write(home.join("master.yml"), text).unwrap();
         // With a password it is refused else.
         support::tree::chmod(home.join("master.yml"), 0o600);

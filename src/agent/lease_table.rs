@@ -9,7 +9,7 @@ use crate::data::{CurrentTicket, Deadline, TicketVerifier};
 use crate::util::rate::RateLimiter;
 use crate::wire::AssignmentId;
 use crate::wire::task::{Assignment, TaskSpec};
-use crate::wire::ticket::lifetime_seconds;
+use crate::wire::ticket::{SignedTicket, lifetime_seconds};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -74,7 +74,7 @@ impl LeaseTable {
             deadline: Deadline::new(since + working_time(length)),
             is_scan: matches!(assignment.task, Scan { .. } | List { .. } | Prune { .. }),
             byte_counter: Arc::default(),
-            ticket: (&assignment.ticket).into(),
+            ticket: (&*assignment.ticket).into(),
             stop_reason: watch::Sender::default(),
         }));
         Some(AssignmentGuard { id, lease: lease.clone(), table: self.clone() })
@@ -113,7 +113,7 @@ impl LeaseTable {
 
     /// The tickets that need to be [renewed](TicketVerifier::needs_renewal), of a few KiB each, as many as a heartbeat
     /// may have.
-    pub(super) fn tickets_to_renew(&self, verifier: &TicketVerifier) -> Vec<String> {
+    pub(super) fn tickets_to_renew(&self, verifier: &TicketVerifier) -> Vec<SignedTicket> {
         let mut room = MAX_RENEWAL_BYTES;
         let mut tickets = Vec::new();
         for lease in self.leases.lock().values() {
@@ -122,14 +122,14 @@ impl LeaseTable {
                 && verifier.needs_renewal(&ticket, lifetime_seconds(lease.length))
             {
                 room -= ticket.len();
-                tickets.push(ticket.to_string());
+                tickets.push(ticket.to_string().into());
             }
         }
         tickets
     }
 
     /// Replaces tickets of assignments that are still held.
-    pub(super) fn replace_tickets(&self, tickets: &BTreeMap<AssignmentId, String>) {
+    pub(super) fn replace_tickets(&self, tickets: &BTreeMap<AssignmentId, SignedTicket>) {
         let leases = self.leases.lock();
         for (id, ticket) in tickets {
             if let Some(lease) = leases.get(id) {

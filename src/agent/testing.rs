@@ -75,7 +75,7 @@ pub(crate) fn assignment(task: TaskSpec) -> Assignment {
         destination_workers: vec![itself()],
         source_worker_pool: vec![],
         destination_worker_pool: vec![],
-        ticket: String::new(),
+        ticket: Default::default(),
         source_root: None,
         relay: None,
         report_held: false,

@@ -1,13 +1,13 @@
 //! `ctl admin …`: maintenance of the installation.
 
 use super::Context;
-use super::args::AdminCommand;
+use super::args::{AdminCommand, RotateCommand};
 use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::pending_file::PendingFile;
 use super::sanitize::display_path;
 use crate::util::{checksum, units};
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use serde_json::json;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -21,6 +21,10 @@ pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit> {
         AdminCommand::Reconcile => {
             let reply = ctx.new_client()?.reconcile().await?;
             ctx.print(&reply.body, "", &reconcile_text(&reply))?;
+        }
+        AdminCommand::Rotate { key: RotateCommand::TicketKey } => {
+            let reply = ctx.new_client()?.rotate_ticket_key().await?;
+            ctx.print(&reply.body, "", &rotation_text(&reply))?;
         }
         AdminCommand::ConfirmClock => {
             let reply = ctx.new_client()?.confirm_clock().await?;
@@ -71,6 +75,16 @@ fn confirmation_text(reply: &ConfirmClockReply) -> String {
     )
 }
 
+fn rotation_text(reply: &RotateTicketKeyReply) -> String {
+    let [signs_in, valid] = [reply.signs_in_seconds, reply.previous_valid_seconds]
+        .map(|seconds| units::format_duration(Duration::from_secs(seconds)));
+    format!(
+        "Tickets are signed with the key {} in {signs_in}, when all agents have its public key; those of the key {} are \
+         accepted for {valid}",
+        reply.key_id, reply.previous_key_id
+    )
+}
+
 fn reconcile_text(reply: &ReconcileReply) -> String {
     let mut lines: Vec<String> = Vec::new();
     for task in &reply.requeued {
@@ -100,6 +114,18 @@ fn reconcile_text(reply: &ReconcileReply) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rotation_names_both_keys_and_their_times() {
+        let text = rotation_text(&RotateTicketKeyReply {
+            key_id: "b1".into(),
+            signs_in_seconds: 45,
+            previous_key_id: "a1".into(),
+            previous_valid_seconds: 1005,
+        });
+        assert!(text.contains("the key b1 in 45s") && text.contains("the key a1 are"), "{text}");
+        assert!(text.contains("accepted for 16m45s"), "{text}");
+    }
 
     #[test]
     fn the_confirmation_of_the_clock_names_its_offset() {

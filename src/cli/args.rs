@@ -518,11 +518,22 @@ pub(super) enum StorageCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum RotateCommand {
+    /// The key that signs tickets, by which agents accept data from each other
+    TicketKey,
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum AdminCommand {
     /// Requeue tasks that no worker holds; removes orphaned records from the store
     Reconcile,
     /// Accept the leading master's wall clock, so that ended syncs are removed again after their retention
     ConfirmClock,
+    /// Replace a key of the installation, without a stop
+    Rotate {
+        #[command(subcommand)]
+        key: RotateCommand,
+    },
     /// Copy the embedded store of a running master into FILE, which must not exist yet
     #[command(
         after_help = "FILE is made readable for its owner only. It does not contain the key that signs tickets: a restored store creates a new one.\n\

@@ -7,9 +7,10 @@ use super::error::{CliError, Result};
 use super::exit::Exit;
 use super::sanitize::sanitize;
 use crate::config::{ConfigProblem, Loaded, LogConfig, LogFormat, Reload, ReloadReport};
-use crate::identity::IdentityError;
+use crate::identity::{IdentityError, SealingError};
+use crate::scheduler::{KeyError, LoadError};
 use crate::store::StoreError;
-use crate::util::{logging, repeated_warnings, rlimits, shutdown};
+use crate::util::{core_dumps, logging, repeated_warnings, rlimits, shutdown};
 use std::convert::Infallible;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -32,6 +33,9 @@ pub(super) async fn run<C: Reload, F: Future<Output = anyhow::Result<()>>>(
 ) -> Result<Exit> {
     let verbose = ctx.global.verbose;
     init_process(loaded.config.log(), log_args, verbose, &loaded.warnings)?;
+    if let Err(error) = core_dumps::disable() {
+        tracing::warn!(%error, "core dumps of this process cannot be disabled: they would contain keys");
+    }
     let shutdown = cancel_on_signals();
     let (sender, config) = watch::channel(loaded.config);
     let level = |config: &LogConfig| effective_log_level(config, log_args, verbose).to_owned();
@@ -173,9 +177,12 @@ fn cancel_on_signals() -> CancellationToken {
 /// Why a service ended. A store, or an identity, that only an operator can repair ends with the code of an invalid configuration, so that
 /// a service manager does not restart the service without end.
 pub(super) fn service_error(e: &anyhow::Error) -> CliError {
-    let mut causes = e.chain().filter_map(|cause| cause.downcast_ref::<StoreError>());
-    let is_unusable = causes.any(|cause| matches!(cause, StoreError::Unusable(_)));
-    let is_unusable = is_unusable || e.chain().any(|cause| cause.is::<IdentityError>());
+    let is_unusable = e.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(StoreError::Unusable(_)))
+            || cause.is::<IdentityError>()
+            || cause.is::<SealingError>()
+            || matches!(cause.downcast_ref(), Some(LoadError::Keys(KeyError::Sealing(_))))
+    });
     let exit = if is_unusable { Exit::Config } else { Exit::Error };
     CliError::new(format!("{e:#}")).with_exit(exit)
 }
@@ -192,5 +199,10 @@ mod tests {
         };
         assert_eq!(of(StoreError::Unusable("maxmemory-policy".into())), 78);
         assert_eq!(of(StoreError::Unavailable("refused".into())), 1);
+        let sealed = service_error(&anyhow::Error::new(LoadError::from(KeyError::from(
+            SealingError::Damaged,
+        ))));
+        assert_eq!(sealed.exit.code(), 78);
+        assert_eq!(service_error(&SealingError::Damaged.into()).exit.code(), 78);
     }
 }

@@ -1,7 +1,7 @@
 //! Commands of operators to workers, storages and the master.
 
 use super::{MasterClient, Reply, Result};
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{ReassignReply, ReassignRequest};
 use crate::wire::worker::{
@@ -88,6 +88,14 @@ impl MasterClient {
     /// Any [`ClientError`](super::ClientError).
     pub async fn reconcile(&self) -> Result<Reply<ReconcileReply>> {
         self.fetch_json(self.new_command(Method::POST, "/admin/reconcile")).await
+    }
+
+    /// `POST /admin/rotate-ticket-key`: replaces the key that signs tickets.
+    ///
+    /// # Errors
+    /// Any [`ClientError`](super::ClientError).
+    pub async fn rotate_ticket_key(&self) -> Result<Reply<RotateTicketKeyReply>> {
+        self.fetch_json(self.new_command(Method::POST, "/admin/rotate-ticket-key")).await
     }
 
     /// `POST /admin/confirm-clock`: confirms that the wall clock of the leader is right.

@@ -20,6 +20,8 @@ pub struct Env {
     /// The default of `data_dir`: `/var/lib/longhaul` for root, for others
     /// `$XDG_STATE_HOME/longhaul` or `~/.local/state/longhaul`.
     pub state_dir: PathBuf,
+    /// `CREDENTIALS_DIRECTORY`: where systemd puts the credentials of a service (`LoadCredential=`).
+    pub credentials_dir: Option<PathBuf>,
 }
 
 impl Env {
@@ -31,6 +33,7 @@ impl Env {
             log_level: None,
             agent_log_level: None,
             state_dir: SYSTEM_STATE_DIR.into(),
+            credentials_dir: None,
         }
     }
 
@@ -49,6 +52,7 @@ impl Env {
                 var("XDG_STATE_HOME").map(PathBuf::from),
                 var("HOME").map(PathBuf::from),
             ),
+            credentials_dir: var("CREDENTIALS_DIRECTORY").map(PathBuf::from),
         }
     }
 }

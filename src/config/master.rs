@@ -37,6 +37,10 @@ pub struct MasterConfig {
     pub leadership_lease: Duration,
     /// The directory for files of the master.
     pub data_dir: PathBuf,
+    /// The file of the key that seals secrets in the store; `None`: a file of systemd's credentials or of `data_dir`.
+    pub secrets_file: Option<PathBuf>,
+    /// The directory of systemd's credentials of this service.
+    pub credentials_dir: Option<PathBuf>,
     /// The store of the state.
     pub store: StoreConfig,
     /// The heartbeat interval of agents; the minimum of the two settings below depends on it.
@@ -89,13 +93,14 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 16] = [
+pub(super) const MASTER_KEYS: [&str; 17] = [
     "listen",
     "tls",
     "insecure",
     "advertise_url",
     "local_agent_uids",
     "installation",
+    "secrets_file",
     "leadership_lease",
     "redis",
     "scheduler",
@@ -125,6 +130,8 @@ impl MasterConfig {
             installation: None,
             leadership_lease: Duration::from_secs(5),
             data_dir: env.state_dir.clone(),
+            secrets_file: None,
+            credentials_dir: env.credentials_dir.clone(),
             store: StoreConfig::Embedded { dir: env.state_dir.clone() },
             heartbeat_interval: Duration::from_secs(5),
             worker_heartbeat_timeout: Duration::from_secs(45),
@@ -177,6 +184,8 @@ impl MasterConfig {
         let name = |i: &Item<'_>| i.parse("a name", check_name).map(Some);
         fields.set("installation", &mut self.installation, name);
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
+        let file = |i: &Item<'_>| i.absolute_path().map(Some);
+        fields.set("secrets_file", &mut self.secrets_file, file);
         self.store = StoreConfig::Embedded { dir: self.data_dir.clone() };
         // Files of the predecessor contain this key; the only scheduler is the round robin one.
         if let Some(item) = fields.get("scheduler") {

@@ -2,6 +2,7 @@
 
 use crate::wire::path::quote;
 use crate::wire::worker::is_malformed_ipv4;
+use std::borrow::Cow;
 use std::fmt;
 use url::Url;
 
@@ -14,10 +15,10 @@ const DEFAULT_REDIS_URL: &str = "redis://localhost:6379/0";
 pub struct RedisUrl(Url);
 
 /// The credentials of a URL that is made of parts.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(super) struct RedisLogin<'a> {
     pub(super) username: Option<&'a str>,
-    pub(super) password: Option<&'a str>,
+    pub(super) password: Option<Cow<'a, str>>,
     pub(super) tls: bool,
 }
 
@@ -50,13 +51,27 @@ impl RedisUrl {
         url.set_port(Some(port)).map_err(|()| invalid())?;
         url.set_path(&format!("/{db}"));
         url.set_username(login.username.unwrap_or_default()).map_err(|()| invalid())?;
-        url.set_password(login.password).map_err(|()| invalid())?;
+        url.set_password(login.password.as_deref()).map_err(|()| invalid())?;
         if login.tls { RedisUrl(url).with_tls() } else { Ok(RedisUrl(url)) }
     }
 
     /// The URL with TLS. A socket is an error.
     pub(super) fn with_tls(mut self) -> Result<Self, String> {
         self.0.set_scheme("rediss").map_err(|()| "TLS is for hosts, not for sockets".to_owned())?;
+        Ok(self)
+    }
+
+    /// The URL with a password from a file.
+    pub(super) fn with_password(mut self, password: &str) -> Result<Self, String> {
+        if self.has_password() {
+            return Err("has a password — give it in `password_file` only".to_owned());
+        }
+        if self.0.has_host() {
+            let refused = |()| "takes no password".to_owned();
+            self.0.set_password(Some(password)).map_err(refused)?;
+        } else {
+            self.0.query_pairs_mut().append_pair("pass", password);
+        }
         Ok(self)
     }
 

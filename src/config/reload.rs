@@ -64,6 +64,7 @@ impl Reload for MasterConfig {
             apply [heartbeat_interval, retention, bwlimit, storages, local_agent_uids],
             restart [
                 listen, tls, insecure, advertise_url, installation, leadership_lease, data_dir,
+                secrets_file, credentials_dir,
                 worker_heartbeat_timeout, lease, poll_wait_max
             ],
             other [store, limits, defaults, log]

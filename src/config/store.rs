@@ -3,10 +3,14 @@
 use super::RedisUrl;
 use super::reader::{Fields, Item};
 use super::redis_url::RedisLogin;
+use crate::util::private_files;
 use crate::wire::path::quote;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 const DEFAULT_NAMESPACE: &str = "default";
+/// A longer file holds no password.
+const MAX_PASSWORD_BYTES: u64 = 4096;
 
 /// The store of the state of a master.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,11 +95,13 @@ impl StoreConfig {
         let login = read_login(fields, fields.get("tls").and_then(|i| i.flag()).unwrap_or(false));
         let url = read_url(fields, &login);
         let tls = url.as_ref().map_or(login.tls, RedisUrl::is_tls);
-        let options = RedisOptions::read(fields, &RedisLogin { tls, ..login });
+        let options = RedisOptions::read(fields, &RedisLogin { tls, ..login.clone() });
         let (mut namespace, mut allow_volatile) = (DEFAULT_NAMESPACE.to_owned(), false);
         fields.set("namespace", &mut namespace, |i| i.parse("a name", check_name));
         fields.set("allow_volatile", &mut allow_volatile, |i| i.flag());
-        if url.as_ref().is_some_and(RedisUrl::has_password) {
+        // The password of a file is not in this one.
+        if fields.get("password_file").is_none() && url.as_ref().is_some_and(RedisUrl::has_password)
+        {
             fields.item.mark_secret();
         }
         Some(StoreConfig::Redis { url: url?, options, namespace, allow_volatile })
@@ -138,8 +144,27 @@ impl RedisOptions {
 
 fn read_login<'a>(fields: &Fields<'a>, tls: bool) -> RedisLogin<'a> {
     let username = fields.get("username").and_then(|i| i.text());
-    let password = fields.get("password").and_then(|i| i.secret());
-    RedisLogin { username, password, tls }
+    let password = fields.get("password").and_then(|i| i.secret()).map(Cow::Borrowed);
+    let file = fields.get("password_file").and_then(|item| {
+        if password.is_some() {
+            item.error("give either `password` or `password_file`");
+        }
+        read_password_file(&item)
+    });
+    RedisLogin { username, password: password.or(file.map(Cow::Owned)), tls }
+}
+
+/// The first line of a file that no other user may read.
+fn read_password_file(item: &Item<'_>) -> Option<String> {
+    let file = item.absolute_path()?;
+    let text = private_files::read_file(&file, MAX_PASSWORD_BYTES).map_err(|e| e.to_string());
+    let text = text.and_then(|bytes| {
+        let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+        let password = text.lines().next().unwrap_or_default();
+        if password.is_empty() { Err("it is empty".to_owned()) } else { Ok(password.to_owned()) }
+    });
+    let shown = file.display();
+    text.map_err(|e| item.error(format!("the password cannot be read from {shown}: {e}"))).ok()
 }
 
 /// `url`, or the URL of `host`, `port` and `db`.
@@ -153,7 +178,10 @@ fn read_url(fields: &Fields<'_>, login: &RedisLogin<'_>) -> Option<RedisUrl> {
             if parts.iter().any(|key| fields.get(key).is_some()) {
                 item.error("give either `url` or `host`, `port`, `db`, not both");
             }
-            let url = item.parse("a Redis URL", str::parse::<RedisUrl>)?;
+            let mut url = item.parse("a Redis URL", str::parse::<RedisUrl>)?;
+            if let Some(password) = login.password.as_deref() {
+                url = url.with_password(password).map_err(|e| item.error(e)).ok()?;
+            }
             if login.tls { url.with_tls().map_err(|e| fields.item.error(e)) } else { Ok(url) }
         }
         None => {

@@ -32,7 +32,7 @@ impl From<&String> for CurrentTicket {
     }
 }
 
-/// A ticket is a secret: whoever has it may write to its destination.
+/// A ticket is a secret: its holder may write to its destination.
 impl fmt::Debug for CurrentTicket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("CurrentTicket(…)")

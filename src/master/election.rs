@@ -11,6 +11,7 @@ use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
 use super::name_key::NameKeyFile;
 use super::state_actor::{Callers, StateActor};
+use crate::identity::SealingError;
 use crate::scheduler::{Event, LoadError, SECRET_RECORD, Settings, State, without_secret};
 use crate::store::{
     AcquireOutcome, AdmissionBlock, Candidate, Fence, Redaction, Spool, Store, StoreError,
@@ -41,6 +42,9 @@ const MAX_QUEUED_REQUESTS: usize = 1024;
 struct LeaderInfo {
     url: Option<String>,
     since: Timestamp,
+    /// The id of the key with which its master seals secrets in the store.
+    #[serde(default)]
+    sealed_with: String,
 }
 
 /// The parameters of a candidate.
@@ -108,7 +112,9 @@ impl LeaderElection {
         let mut behind_since = None;
         loop {
             let (url, since) = (self.url.clone(), Timestamp::now());
-            let info = serde_json::to_string(&LeaderInfo { url: url.clone(), since })?;
+            let sealed_with = self.settings.borrow().sealer.key_id();
+            let info = LeaderInfo { url: url.clone(), since, sealed_with };
+            let info = serde_json::to_string(&info)?;
             let candidate = Candidate { name: self.name.clone(), info, last_seen: *last_seen };
             let acquire = || async {
                 let requested_at_ms = current_time().mono_ms;
@@ -128,7 +134,7 @@ impl LeaderElection {
                 }
                 AcquireOutcome::Held { holder, holder_info, fence, retry_after_ms } => {
                     (*last_seen, behind_since) = (fence, None);
-                    self.set_follower(holder, &holder_info, fence.epoch);
+                    self.set_follower(holder, &holder_info, fence.epoch)?;
                     Duration::from_millis(retry_after_ms).min(ACQUIRE_INTERVAL)
                 }
                 AcquireOutcome::Behind(fence) => {
@@ -160,9 +166,17 @@ impl LeaderElection {
     }
 
     /// Another master leads. Changes the status only if it is not known yet.
-    fn set_follower(&self, name: String, info: &str, epoch: u64) {
+    ///
+    /// # Errors
+    /// That master seals secrets with another key: this one could never lead.
+    fn set_follower(&self, name: String, info: &str, epoch: u64) -> Result<(), SealingError> {
         // Empty while a new holder of a file lock has not written its info.
         let info = serde_json::from_str::<LeaderInfo>(info).ok();
+        let sealed_with = info.as_ref().map_or("", |info| info.sealed_with.as_str()).to_owned();
+        let own = self.settings.borrow().sealer.key_id();
+        if !sealed_with.is_empty() && sealed_with != own {
+            return Err(SealingError::OtherKey { sealed_with, own });
+        }
         let since = info.as_ref().map(|info| info.since);
         let leader = Leader { name, url: info.and_then(|info| info.url), epoch, since };
         self.status.send_if_modified(|status| {
@@ -175,6 +189,7 @@ impl LeaderElection {
             *status = LeadershipStatus::Follower(leader.clone());
             true
         });
+        Ok(())
     }
 
     fn set_no_leader(&self, reason: NoLeaderReason) {

@@ -31,6 +31,7 @@ mod testing;
 mod validation_errors;
 
 use crate::config::{MasterConfig, StoreConfig};
+use crate::identity::Sealer;
 use crate::scheduler::Settings;
 use crate::store::{
     EmbeddedStore, Installation, RedisStore, RedisStoreConfig, Spool, Store, StoreError,
@@ -72,7 +73,8 @@ impl Master {
     /// at once.
     ///
     /// # Errors
-    /// An address cannot be bound, TLS cannot be set up, or the embedded store cannot be used.
+    /// An address cannot be bound, TLS cannot be set up, the embedded store cannot be used, or the key that seals secrets
+    /// cannot be read.
     pub async fn start(
         config: watch::Receiver<MasterConfig>,
         shutdown: CancellationToken,
@@ -83,6 +85,11 @@ impl Master {
             spool: Spool::in_dir(current.data_dir.join(RECORDS_DIR)),
             path_secret: None,
             name_key: name_key_file.load(),
+            sealer: Sealer::load(
+                current.secrets_file.as_deref(),
+                current.credentials_dir.as_deref(),
+                &current.data_dir,
+            )?,
             name_key_file,
             admin_token_file: AdminTokenFile::in_dir(&current.data_dir),
             max_failed_entries: None,
@@ -131,6 +138,7 @@ impl Master {
             spool: Spool::temporary(),
             path_secret: Some(uuid::Uuid::new_v4().simple().to_string()),
             name_key: Some(name_key),
+            sealer: Sealer::for_this_process()?,
             name_key_file: NameKeyFile::default(),
             admin_token_file: AdminTokenFile::default(),
             // They would need memory, and cannot be read after this process.
@@ -167,6 +175,7 @@ struct MasterStartup {
     spool: Spool,
     path_secret: Option<String>,
     name_key: Option<PartNameKey>,
+    sealer: Sealer,
     name_key_file: NameKeyFile,
     admin_token_file: AdminTokenFile,
     /// `None`: the default of the scheduler.
@@ -210,7 +219,9 @@ impl MasterStartup {
             drain_timeout: Duration::from_secs(10),
             config: self.config.clone(),
         };
-        let mut settings = Settings { name_key: self.name_key, ..scheduler_settings(config) };
+        let sealer = self.sealer.clone();
+        let mut settings =
+            Settings { name_key: self.name_key, ..scheduler_settings(config, sealer) };
         if let Some(max) = self.max_failed_entries {
             settings.max_failed_entries = max;
         }
@@ -263,10 +274,10 @@ async fn apply_config_changes(
 ) {
     while config.changed().await.is_ok() {
         let config = config.borrow_and_update().clone();
-        // The name key is not in the configuration.
+        // The keys are not in the configuration.
         settings.send_modify(|current| {
-            let name_key = current.name_key.take();
-            *current = Settings { name_key, ..scheduler_settings(&config) };
+            let (name_key, sealer) = (current.name_key.take(), current.sealer.clone());
+            *current = Settings { name_key, ..scheduler_settings(&config, sealer) };
         });
     }
     // Keeps `settings` open: the state actor waits for its changes.
@@ -312,7 +323,7 @@ fn raise_connection_limit(wanted: usize) -> usize {
     possible.min(wanted)
 }
 
-fn scheduler_settings(config: &MasterConfig) -> Settings {
+fn scheduler_settings(config: &MasterConfig, sealer: Sealer) -> Settings {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Settings {
         lease_ms: ms(config.lease),
@@ -326,6 +337,6 @@ fn scheduler_settings(config: &MasterConfig) -> Settings {
         bwlimit: config.bwlimit.clone(),
         zone: jiff::tz::TimeZone::system(),
         storages: config.storages.clone(),
-        ..Settings::default()
+        ..Settings::new(sealer)
     }
 }

@@ -5,7 +5,7 @@ use crate::scheduler::{
     Event, IdempotencyKey, RecordLogInfo, Reply, RetryScope, StoredKeys, SyncPage, SyncQuery,
     TokenRecord,
 };
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest};
@@ -111,6 +111,8 @@ requests! {
         => Event::RevokeToken(id) => Reply::Token(reply) => *reply, TokenView;
     Reconcile {}
         => Event::Reconcile(StoredKeys::default()) => Reply::Reconciled(reply) => *reply, ReconcileReply;
+    RotateTicketKey {}
+        => Event::RotateTicketKey => Reply::TicketKeyRotated(reply) => reply, RotateTicketKeyReply;
     ConfirmClock {}
         => Event::ConfirmClock => Reply::ClockConfirmed(reply) => reply, ConfirmClockReply;
 }

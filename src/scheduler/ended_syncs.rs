@@ -1,14 +1,12 @@
 //! The syncs that have ended lately, for the agents: they refuse tickets of these.
 
+use super::keys::MAX_TICKET_USE_MS;
 use super::sync_job::SyncJob;
 use super::{Now, State};
 use crate::wire::SyncNo;
-use crate::wire::ticket::{CLOCK_LEEWAY_SECONDS, MAX_TICKET_SECONDS};
 use crate::wire::worker::{EndedCursor, EndedSyncs};
 use std::collections::VecDeque;
 
-/// No ticket is accepted for longer than this after it was signed, in milliseconds.
-const MAX_USE_MS: u64 = ((MAX_TICKET_SECONDS + CLOCK_LEEWAY_SECONDS) * 1000) as u64;
 /// A reply names at most so many; the next one has more.
 const MAX_REPORTED: usize = 4096;
 
@@ -30,7 +28,11 @@ impl EndedSyncLog {
 
     /// Adds a sync that ended at `now_ms`, and removes those of which no ticket can be valid any more.
     pub(super) fn add(&mut self, sync: SyncNo, now_ms: u64) {
-        while self.entries.front().is_some_and(|(at, _)| at.saturating_add(MAX_USE_MS) < now_ms) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|(at, _)| at.saturating_add(MAX_TICKET_USE_MS) < now_ms)
+        {
             self.entries.pop_front();
             self.removed += 1;
         }
@@ -53,7 +55,7 @@ impl EndedSyncLog {
 impl State {
     /// Adds the stored syncs that ended lately: the master that led before may not have reported them to all agents.
     pub(super) fn load_ended_syncs(&mut self, now: Now) {
-        let since = now.wall_ms.saturating_sub(MAX_USE_MS as i64);
+        let since = now.wall_ms.saturating_sub(MAX_TICKET_USE_MS as i64);
         let ended = |sync: &&SyncJob| sync.ended_ms.is_some_and(|at| at >= since);
         let ended: Vec<SyncNo> = self.syncs.values().filter(ended).map(|sync| sync.no).collect();
         ended.into_iter().for_each(|no| self.ended_syncs.add(no, now.mono_ms));
@@ -92,7 +94,7 @@ mod tests {
         let mut log = EndedSyncLog::new(7);
         log.add(SyncNo(0), 0);
         for no in 1..=MAX_REPORTED as u64 + 1 {
-            log.add(SyncNo(no), MAX_USE_MS + 1);
+            log.add(SyncNo(no), MAX_TICKET_USE_MS + 1);
         }
         assert_eq!(log.removed, 1);
         let page = log.since(cursor(7, 0)).unwrap();

@@ -5,7 +5,7 @@ use super::failure_list::FailurePages;
 use super::grant::Grant;
 use super::single_entries::SingleEntry;
 use super::token_table::TokenRecord;
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply};
+use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
 use crate::wire::storage::{StorageList, StorageView};
@@ -248,6 +248,8 @@ pub enum Event {
     },
     /// Accept the wall clock as it is.
     ConfirmClock,
+    /// Replace the key that signs tickets.
+    RotateTicketKey,
     /// The store lost committed data: active syncs restart from their scan.
     StoreLost,
     /// The configuration was reloaded.
@@ -298,6 +300,8 @@ pub enum Reply {
     Tokens(TokenList),
     /// To `ConfirmClock`.
     ClockConfirmed(ConfirmClockReply),
+    /// To `RotateTicketKey`.
+    TicketKeyRotated(RotateTicketKeyReply),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
     /// To `GetManifest`: the key of the blob in the store.

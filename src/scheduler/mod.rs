@@ -117,12 +117,14 @@ pub use failure_list::FailurePages;
 pub use failure_list::{FailedBatch, FailureLine, decode_failures, failed_file_record};
 pub use file_records::MAX_LINE_BYTES;
 pub use grant::Grant;
+pub use keys::KeyError;
 pub use record_keys::META_KEY as SECRET_RECORD;
 pub use records::{LoadError, without_secret};
 pub use single_entries::single_entries;
 pub use source_history::source_history_record;
 pub use token_table::{TokenRecord, TokenRefusal, TokenTable};
 
+use crate::identity::Sealer;
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
 use crate::wire::problem::Problem;
@@ -173,13 +175,24 @@ pub struct Settings {
     /// The key for names of part files if the store holds none; by default it is derived from the
     /// signer's key.
     pub name_key: Option<PartNameKey>,
+    /// Seals the keys in the store.
+    pub sealer: Sealer,
     /// The storages that the configuration declares.
     pub storages: Vec<ConfiguredStorage>,
 }
 
+#[cfg(test)]
 impl Default for Settings {
     fn default() -> Self {
+        Settings::new(Sealer::for_tests())
+    }
+}
+
+impl Settings {
+    /// The defaults.
+    pub fn new(sealer: Sealer) -> Self {
         Settings {
+            sealer,
             lease_ms: 30_000,
             heartbeat_timeout_ms: 45_000,
             window_tasks: 256,
@@ -331,6 +344,7 @@ impl State {
                 return Ok(reply.map(|reply| self.restrict_reply(&grant, reply)));
             }
             Event::ConfirmClock => self.confirm_clock(now),
+            Event::RotateTicketKey => self.rotate_ticket_key(now)?,
             Event::Reconcile(stored) => self.reconcile(&stored, now),
             Event::StoreLost => {
                 self.syncs.numbers().into_iter().for_each(|no| self.restart_sync(no, now));

@@ -23,7 +23,7 @@
 //! (failures). Records are JSON, readable for an operator.
 
 use super::ended_syncs::EndedSyncLog;
-use super::keys::{Keys, derive_name_key};
+use super::keys::{KeyError, Keys, SealedKeys, StoredTicketKey};
 use super::large_file::LargeFile;
 use super::outbox::Outbox;
 use super::poll_queue::PollQueue;
@@ -38,10 +38,8 @@ use super::task_table::TaskTable;
 use super::tickets::TicketClock;
 use super::worker_registry::WorkerRegistry;
 use super::{Now, Settings, State};
-use crate::wire::options::PartNameKey;
 use crate::wire::path::escape_bytes;
 use crate::wire::task::{Base64Bytes, MAX_RANGES, TaskSpec};
-use crate::wire::ticket::{Signer, TicketError};
 use crate::wire::{Digest, SyncNo, TaskId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -54,9 +52,17 @@ pub(super) struct Meta {
     version: u32,
     next_sync: u64,
     next_task: u64,
-    /// Empty in a backup: the next load generates another.
+    /// The keys that sign tickets, sealed. None in a backup: the next load generates another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ticket_keys: Vec<StoredTicketKey>,
+    /// The key for names of part files, sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sealed_name_key: Option<Base64Bytes>,
+    /// The key that signed tickets, before keys were sealed. It is read, and written as one of `ticket_keys`.
+    #[serde(default, skip_serializing)]
     signer_key: Base64Bytes,
-    /// Kept when the signer's key changes, so that part files are found again.
+    /// The same of `sealed_name_key`.
+    #[serde(default, skip_serializing)]
     name_key: Option<Base64Bytes>,
     clock: Option<StoredClock>,
 }
@@ -79,19 +85,16 @@ pub enum LoadError {
         "the store was written by a later version (records {0}, this program reads up to {RECORD_VERSION})"
     )]
     NewerVersion(u32),
-    /// The signing key cannot be generated or read.
-    #[error("the key that signs tickets: {0}")]
-    Signer(#[from] TicketError),
+    /// The keys of the master cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
 }
 
-/// The record [`META_KEY`] without the signing key: a load then generates a new one. `None`: it
+/// The record [`META_KEY`] without the keys that sign tickets: a load then generates a new one. `None`: it
 /// cannot be read.
 pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     let meta: Meta = serde_json::from_slice(meta).ok()?;
-    // Agents receive this key with their tasks; the signing key cannot be computed from it.
-    let name_key =
-        meta.name_key.or_else(|| Some(Base64Bytes(derive_name_key(&meta.signer_key.0).to_vec())));
-    serde_json::to_vec(&Meta { signer_key: Base64Bytes(Vec::new()), name_key, ..meta }).ok()
+    serde_json::to_vec(&Meta { ticket_keys: Vec::new(), ..meta }).ok()
 }
 
 /// Splits the part of a key after its kind into the number of a sync and what identifies the record in it.
@@ -117,11 +120,15 @@ impl State {
         if meta.version > RECORD_VERSION {
             return Err(LoadError::NewerVersion(meta.version));
         }
-        let name_key = meta.name_key.and_then(|key| key.0.try_into().ok());
-        let name_key = name_key.map(PartNameKey).or(settings.name_key);
-        let is_restored = meta.signer_key.0.is_empty();
-        let signer_key = if is_restored { Signer::generate()? } else { meta.signer_key.0 };
-        let keys = Keys::new(signer_key, name_key, seed)?;
+        let stored = SealedKeys {
+            ticket_keys: meta.ticket_keys,
+            sealed_name_key: meta.sealed_name_key,
+            unsealed_ticket_key: meta.signer_key.0,
+            unsealed_name_key: meta.name_key.map(|key| key.0),
+        };
+        let name_key = settings.name_key;
+        let times = (now.mono_ms, settings.heartbeat_timeout_ms);
+        let keys = Keys::load(stored.clone(), name_key, &settings.sealer, seed, times)?;
         let mut state = State {
             settings,
             ticket_clock: TicketClock::start(now),
@@ -149,7 +156,7 @@ impl State {
         };
         state.syncs.set_last_no(meta.next_sync.saturating_sub(1));
         state.tasks.set_last_id(meta.next_task.saturating_sub(1));
-        if is_restored && records.contains_key(META_KEY) {
+        if records.contains_key(META_KEY) && state.keys.stored() != stored {
             state.outbox.write_record(META_KEY.to_owned());
         }
         // A sync goes before its other records, a large file before its ranges, the writers before the flushes.
@@ -283,12 +290,15 @@ impl State {
     /// The present value of a record; `None` if it was removed.
     pub fn record(&self, key: &str) -> Option<Vec<u8>> {
         if key == META_KEY {
+            let keys = self.keys.stored();
             let meta = Meta {
                 version: RECORD_VERSION,
                 next_sync: self.syncs.last_no() + 1,
                 next_task: self.tasks.last_id() + 1,
-                signer_key: Base64Bytes(self.keys.signer_key().to_vec()),
-                name_key: Some(Base64Bytes(self.keys.name_key().0.to_vec())),
+                ticket_keys: keys.ticket_keys,
+                sealed_name_key: keys.sealed_name_key,
+                signer_key: Base64Bytes::default(),
+                name_key: None,
                 clock: Some(self.retention_clock.stored().clone()),
             };
             return serde_json::to_vec(&meta).ok();

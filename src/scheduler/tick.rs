@@ -1,5 +1,6 @@
 //! The passing of time: leases, delays and polls expire, workers become silent.
 
+use super::record_keys::META_KEY;
 use super::task::TaskState;
 use super::{Now, Reply, State};
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -57,6 +58,10 @@ impl State {
         }
         let timeout = self.settings.heartbeat_timeout_ms;
         let slept_ms = if slept { gap } else { 0 };
+        if self.keys.advance(now.mono_ms) {
+            tracing::info!("the key that signs tickets changed, or an old one ended");
+            self.outbox.write_record(META_KEY.to_owned());
+        }
         let version = self.workers.version();
         self.workers.mark_silent(now, slept_ms, timeout, WORKER_RETENTION_MS);
         // What only a silent worker could send is sent from the source now.

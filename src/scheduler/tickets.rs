@@ -1,12 +1,16 @@
 //! The tickets of assignments: what they allow, at which workers and roots, for how long, and how they are renewed.
 
 use super::boot_ids::{is_only_root_under, names_root};
+use super::keys::MAX_TICKET_USE_MS;
+use super::record_keys::META_KEY;
 use super::sync_job::SyncJob;
 use super::task::Task;
-use super::{Now, State};
+use super::{Now, Reply, State};
+use crate::wire::admin::RotateTicketKeyReply;
 use crate::wire::options::{SyncOptions, WriteRules};
+use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::task::{PoolMember, TaskSpec};
-use crate::wire::ticket::{Claims, lifetime_seconds};
+use crate::wire::ticket::{Claims, SignedTicket, lifetime_seconds};
 use crate::wire::{AbsPath, AssignmentId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
@@ -38,7 +42,7 @@ impl State {
         options: &SyncOptions,
         members: &[PoolMember],
         now: Now,
-    ) -> Option<String> {
+    ) -> Option<SignedTicket> {
         let lease = task.lease()?;
         let request = &sync.request;
         let mut claims = Claims {
@@ -65,7 +69,23 @@ impl State {
             claims.allow_receiver(&lease.worker);
         }
         self.add_expected_roots(&mut claims, sync, task, members);
-        Some(self.keys.sign(&claims))
+        Some(self.keys.sign(&claims).into())
+    }
+
+    /// Makes the next key that signs tickets. It signs when each agent that works has got its public key.
+    pub(super) fn rotate_ticket_key(&mut self, now: Now) -> Result<Reply, Problem> {
+        let signs_at_ms = now.mono_ms.saturating_add(self.settings.heartbeat_timeout_ms);
+        let planned = self.keys.add_next(signs_at_ms, &self.settings.sealer);
+        let (previous_key_id, key_id, signs_at_ms) =
+            planned.map_err(|e| Problem::new(ProblemCode::Internal, e.to_string()))?;
+        self.outbox.write_record(META_KEY.to_owned());
+        let wait_ms = signs_at_ms.saturating_sub(now.mono_ms);
+        Ok(Reply::TicketKeyRotated(RotateTicketKeyReply {
+            key_id,
+            signs_in_seconds: wait_ms.div_ceil(1000),
+            previous_key_id,
+            previous_valid_seconds: wait_ms.saturating_add(MAX_TICKET_USE_MS).div_ceil(1000),
+        }))
     }
 
     fn ticket_expiry(&self, now: Now) -> i64 {
@@ -123,16 +143,16 @@ impl State {
     pub(super) fn renew_tickets(
         &self,
         worker: &WorkerId,
-        tickets: &[String],
+        tickets: &[SignedTicket],
         valid: &HashSet<AssignmentId>,
         now: Now,
-    ) -> BTreeMap<AssignmentId, String> {
-        let renew = |ticket: &String| {
+    ) -> BTreeMap<AssignmentId, SignedTicket> {
+        let renew = |ticket: &SignedTicket| {
             let claims = self.keys.verify(ticket)?;
             let id = AssignmentId(claims.assignment);
             let is_held = claims.worker == worker.as_str() && valid.contains(&id);
             let expires = self.ticket_expiry(now);
-            is_held.then(|| (id, self.keys.sign(&Claims { expires, ..claims })))
+            is_held.then(|| (id, self.keys.sign(&Claims { expires, ..claims }).into()))
         };
         tickets.iter().filter_map(renew).collect()
     }

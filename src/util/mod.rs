@@ -21,6 +21,7 @@
 pub mod backoff;
 pub mod boot;
 pub mod checksum;
+pub mod core_dumps;
 pub mod corruption;
 pub mod iface;
 pub mod logging;

@@ -1,4 +1,4 @@
-//! Replies to `POST /admin/reconcile` and `POST /admin/confirm-clock`.
+//! Replies to `POST /admin/reconcile`, `POST /admin/confirm-clock` and `POST /admin/rotate-ticket-key`.
 
 use super::{RequestId, TaskId, WorkerId};
 use jiff::Timestamp;
@@ -11,6 +11,19 @@ pub struct ConfirmClockReply {
     pub time: Timestamp,
     /// Difference to the expected time, in seconds; negative: the clock was behind.
     pub ahead_seconds: i64,
+}
+
+/// The reply to `POST /admin/rotate-ticket-key`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateTicketKeyReply {
+    /// The id of the new key.
+    pub key_id: String,
+    /// The time after which it signs, in seconds: until then agents get its public key with their heartbeats.
+    pub signs_in_seconds: u64,
+    /// The id of the key that signs now.
+    pub previous_key_id: String,
+    /// The time for which tickets of that key are accepted, in seconds.
+    pub previous_valid_seconds: u64,
 }
 
 /// A task with a lease that no worker holds.

@@ -3,7 +3,7 @@
 use super::entry_report::{EntryAction, EntryWarnings, FileRecord, Tally};
 use super::options::SyncOptions;
 use super::outcome::EntryError;
-use super::ticket::{Verb, Verbs};
+use super::ticket::{SignedTicket, Verb, Verbs};
 use super::worker::{Endpoint, WorkerStatus};
 use super::{AbsPath, AssignmentId, Digest, RelPath, RequestId, TaskId, WorkerId, is_default};
 use base64::Engine as _;
@@ -236,7 +236,7 @@ pub struct Assignment {
     /// The ids of `destination_workers`.
     pub destination_worker_pool: Vec<WorkerId>,
     /// The permission to act on the destination.
-    pub ticket: String,
+    pub ticket: SignedTicket,
     /// The storage root from which this worker reads the source
     /// ([`boot_and_root`](crate::wire::worker::boot_and_root)), if the worker reported one. Those of the destination are
     /// in the ticket.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Agents refuse a ticket that is valid for longer than this, in seconds: whoever has the key could sign one for
+/// Agents refuse a ticket that is valid for longer than this, in seconds: with a stolen key one could be signed for
 /// years.
 pub const MAX_TICKET_SECONDS: i64 = 15 * 60;
 /// The tolerance for clocks and queues after the expiry, in seconds.
@@ -27,6 +27,30 @@ pub fn lifetime_seconds(lease: Duration) -> i64 {
     // The clocks of master and agent, as an agent compares them, differ by some seconds.
     let max = MAX_TICKET_SECONDS - CLOCK_LEEWAY_SECONDS;
     i64::try_from(seconds).unwrap_or(max).clamp(1, max)
+}
+
+/// A ticket as it is sent. Its holder may use it, so `Debug` does not show it.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SignedTicket(String);
+
+impl std::fmt::Debug for SignedTicket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SignedTicket(…)")
+    }
+}
+
+impl std::ops::Deref for SignedTicket {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for SignedTicket {
+    fn from(ticket: String) -> Self {
+        SignedTicket(ticket)
+    }
 }
 
 /// A request between agents that needs a ticket.
@@ -238,11 +262,16 @@ impl Signer {
         B64.encode(self.pair.public_key())
     }
 
+    /// The id of the key in tickets.
+    pub fn key_id(&self) -> String {
+        key_id(self.pair.public_key().as_ref())
+    }
+
     /// A ticket: `key_id.base64url(claims).base64url(signature)`.
     pub fn sign(&self, claims: &Claims) -> String {
         let body = minicbor::to_vec(claims).unwrap_or_default();
         let signature = self.pair.sign(&body);
-        let key = key_id(self.pair.public_key().as_ref());
+        let key = self.key_id();
         format!("{key}.{}.{}", B64.encode(&body), B64.encode(signature))
     }
 }

@@ -3,6 +3,7 @@
 use super::path::quote;
 use super::storage::{StorageCheck, StorageCheckReport, StorageReport};
 use super::text_enum::text_enum;
+use super::ticket::SignedTicket;
 use super::worker_selector::Labels;
 use super::{AbsPath, AssignmentId, RequestId, StorageId, SyncNo, WorkerId, is_default};
 use jiff::Timestamp;
@@ -263,7 +264,7 @@ pub struct WorkerHeartbeat {
     pub labels: Labels,
     /// Tickets of some of `assignments`, for which it needs new ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tickets: Vec<String>,
+    pub tickets: Vec<SignedTicket>,
     /// The [`EndedSyncs::cursor`] of the last reply that had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_seen: Option<EndedCursor>,
@@ -368,7 +369,7 @@ pub struct HeartbeatReply {
     pub revoked_assignments: Vec<AssignmentId>,
     /// New tickets for assignments of the heartbeat, instead of its [`tickets`](WorkerHeartbeat::tickets).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub tickets: BTreeMap<AssignmentId, String>,
+    pub tickets: BTreeMap<AssignmentId, SignedTicket>,
     /// Syncs that have ended since the last reply that the agent has read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_syncs: Option<EndedSyncs>,

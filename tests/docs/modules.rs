@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 const LAYERS: [(&str, &str); 12] = [
     ("util", "Helpers of all layers"),
     ("wire", "Documents that cross a process boundary"),
-    ("identity", "Certificates and TLS"),
+    ("identity", "Certificates, TLS, sealed secrets"),
     ("config", "Configuration files"),
     ("store", "Where the master keeps its state"),
     ("scheduler", "Decisions of the master, without input and output"),

@@ -69,6 +69,12 @@ pub(crate) struct Agent {
     host: Option<Arc<Host>>,
 }
 
+/// Writes a file that only its owner may read.
+pub(crate) fn write_private(file: &Path, content: &[u8]) {
+    std::fs::write(file, content).expect("write the file");
+    tree::chmod(file, 0o600);
+}
+
 impl Cluster {
     /// A master that serves, and no agents.
     pub(crate) fn start(on: StoreKind) -> Cluster {
@@ -104,6 +110,10 @@ impl Cluster {
         if let Some(redis) = &redis {
             let volatile = if redis.is_volatile() { ", allow_volatile: true" } else { "" };
             let url = json!(redis.url());
+            let secrets = home.join("shared-secrets.key");
+            write_private(&secrets, &[5; 32]);
+            let secrets = quoted(&secrets);
+            config.push_str(&format!("secrets_file: {secrets}\n"));
             config.push_str(&format!("installation: test\nredis: {{url: {url}{volatile}}}\n"));
         }
         std::fs::write(home.join("master.yml"), config).expect("write the configuration");

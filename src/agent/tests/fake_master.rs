@@ -13,7 +13,7 @@ use crate::wire::outcome::ErrorClass;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::storage::StorageCheck;
 use crate::wire::task::{Assignment, PoolMember, Relay, ScanPage, TaskResult, TaskSpec, WorkItem};
-use crate::wire::ticket::{Claims, Signer, Verbs};
+use crate::wire::ticket::{Claims, SignedTicket, Signer, Verbs};
 use crate::wire::worker::{
     EndedCursor, EndedSyncs, Endpoint, HeartbeatReply, WorkerHeartbeat, WorkerStatus,
 };
@@ -55,7 +55,7 @@ struct FakeMasterScript {
     storage_checks: Vec<StorageCheck>,
     /// Given only to a poll that comes a second time.
     second_poll_assignment: Option<Assignment>,
-    tickets: BTreeMap<AssignmentId, String>,
+    tickets: BTreeMap<AssignmentId, SignedTicket>,
     ended_syncs: Option<EndedSyncs>,
     heartbeats: Vec<WorkerHeartbeat>,
     polls: Vec<String>,
@@ -131,7 +131,7 @@ impl FakeMaster {
             attempt: 3,
             source_path: abs(&src),
             destination_path: abs(&dst),
-            ticket: self.signer.sign(&claims),
+            ticket: self.signer.sign(&claims).into(),
             ..assignment(task)
         }
     }
@@ -348,11 +348,11 @@ async fn tickets_are_renewed_by_heartbeats_and_those_of_ended_syncs_refused() {
         master.signer.sign(&claims)
     };
     let (old, new) = (sign(20), sign(600));
-    let scan = Assignment { ticket: old.clone(), ..master.assignment(4, root_scan()) };
+    let scan = Assignment { ticket: old.clone().into(), ..master.assignment(4, root_scan()) };
     let id = scan.assignment_id;
     master.update_script(|script| script.queue.push_back(scan));
-    next_heartbeat(master, "the old ticket", |h| h.tickets == [old.as_str()]).await;
-    master.update_script(|script| drop(script.tickets.insert(id, new.clone())));
+    next_heartbeat(master, "the old ticket", |h| h.tickets == [old.clone().into()]).await;
+    master.update_script(|script| drop(script.tickets.insert(id, new.clone().into())));
     next_heartbeat(master, "the new one is used", |h| {
         h.assignments == [id] && h.tickets.is_empty()
     })

@@ -110,7 +110,7 @@ async fn hard_links_are_kept_within_one_batch_and_across_batches() {
             assignment: &assignment,
             writers: &writers,
             deadline: &Deadline::default(),
-            ticket: &(&assignment.ticket).into(),
+            ticket: &(&*assignment.ticket).into(),
             byte_counter: &Arc::default(),
         };
         let cleaned = publish::clean_up(job).await;
@@ -304,7 +304,7 @@ async fn attributes_that_are_not_preserved_are_not_read() {
         assignment: &assignment,
         writers: &writers,
         deadline: &Deadline::default(),
-        ticket: &(&assignment.ticket).into(),
+        ticket: &(&*assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let source = job.open_source().await.unwrap();

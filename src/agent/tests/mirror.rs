@@ -24,7 +24,7 @@ async fn run_prune(
         assignment: &assignment,
         writers: &writers,
         deadline: &Deadline::default(),
-        ticket: &(&assignment.ticket).into(),
+        ticket: &(&*assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let filter = job.build_filter().unwrap();

@@ -158,7 +158,7 @@ impl AgentFleet {
             source_path: abs(&self.src()),
             destination_path: abs(&self.dst()),
             destination_workers: self.members.iter().cloned().chain([itself()]).collect(),
-            ticket: self.signer.sign(&claims),
+            ticket: self.signer.sign(&claims).into(),
             ..assignment(task)
         }
     }
@@ -243,7 +243,7 @@ async fn execute_copy(
         assignment,
         writers: &writers,
         deadline: &Deadline::default(),
-        ticket: &(&assignment.ticket).into(),
+        ticket: &(&*assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let outcome = copy::copy_batch(job, manifest.clone(), manifest.encode().into()).await;
@@ -428,7 +428,7 @@ async fn execute_range(
         assignment,
         writers: &writers,
         deadline: &Deadline::default(),
-        ticket: &(&assignment.ticket).into(),
+        ticket: &(&*assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let outcome = range::transfer_range(job, manifest.clone(), (offset, length), compare).await;
@@ -449,7 +449,7 @@ async fn run_destination_task(
         assignment: &assignment,
         writers: &writers,
         deadline: &Deadline::default(),
-        ticket: &(&assignment.ticket).into(),
+        ticket: &(&*assignment.ticket).into(),
         byte_counter: &Arc::default(),
     };
     let outcome = match task {

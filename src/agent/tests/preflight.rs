@@ -28,7 +28,7 @@ async fn a_source_link_to_the_destination_path_is_an_error_only_at_a_worker_of_t
                 assignment: &assignment,
                 writers: &Writers::default(),
                 deadline: &Deadline::default(),
-                ticket: &(&assignment.ticket).into(),
+                ticket: &(&*assignment.ticket).into(),
                 byte_counter: &Arc::default(),
             };
             let source = job.open_source().await.unwrap();

@@ -289,7 +289,7 @@ async fn a_copy_below_another_storage_root_than_the_assigned_one_is_not_read() {
             assignment: &assignment,
             writers: &Writers::default(),
             deadline: &Deadline::default(),
-            ticket: &(&assignment.ticket).into(),
+            ticket: &(&*assignment.ticket).into(),
             byte_counter: &Arc::default(),
         };
         let checked = job.check_source_root().await;

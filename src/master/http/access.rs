@@ -65,6 +65,7 @@ pub(super) const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/storages/{id}", VIEWERS),
     ("POST", "/admin/reconcile", ADMINS),
     ("POST", "/admin/confirm-clock", ADMINS),
+    ("POST", "/admin/rotate-ticket-key", ADMINS),
     ("GET", "/admin/backup", ADMINS),
     ("GET", "/admin/tokens", ADMINS),
     ("POST", "/admin/tokens", ADMINS),

@@ -40,6 +40,7 @@ impl<'a> OperatorAction<'a> {
             ("POST", "workers", Some(_), Some("undrain"), None) => worker("worker undrained"),
             ("POST", "admin", Some("reconcile"), None, None) => all("records reconciled"),
             ("POST", "admin", Some("confirm-clock"), None, None) => all("wall clock confirmed"),
+            ("POST", "admin", Some("rotate-ticket-key"), None, None) => all("ticket key rotated"),
             ("GET", "admin", Some("backup"), None, None) => all("backup read"),
             _ => None,
         }
@@ -92,6 +93,7 @@ mod tests {
             ("POST", "/workers/w/undrain", "worker undrained", Some("w")),
             ("POST", "/admin/reconcile", "records reconciled", None),
             ("POST", "/admin/confirm-clock", "wall clock confirmed", None),
+            ("POST", "/admin/rotate-ticket-key", "ticket key rotated", None),
             ("GET", "/admin/backup", "backup read", None),
         ];
         for (method, path, description, id) in actions {

@@ -15,7 +15,7 @@ use crate::wire::problem::Problem;
 use crate::wire::storage::{StorageCheckReport, StorageReport};
 use crate::wire::sync::{CHUNK_MIB_RANGE, ReassignRequest, RetryRequest, SyncPatch, SyncRequest};
 use crate::wire::task::TaskResult;
-use crate::wire::ticket::MAX_TICKET_BYTES;
+use crate::wire::ticket::{MAX_TICKET_BYTES, SignedTicket};
 use crate::wire::worker::{
     DrainRequest, Endpoint, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat,
 };
@@ -160,8 +160,8 @@ object_reader! {
 }
 
 /// A ticket that is to be renewed.
-fn read_ticket(value: Value) -> Result<String, ValidationErrors> {
-    string(MAX_TICKET_BYTES)(value)
+fn read_ticket(value: Value) -> Result<SignedTicket, ValidationErrors> {
+    string(MAX_TICKET_BYTES)(value).map(SignedTicket::from)
 }
 
 object_reader! {
@@ -490,7 +490,7 @@ mod tests {
                 error: Some("e".into()),
             }],
             labels: [("rack".to_owned(), "3".to_owned())].into(),
-            tickets: vec!["0.AA.AA".into()],
+            tickets: vec!["0.AA.AA".to_owned().into()],
             ended_seen: Some(EndedCursor { term: 5, position: 6 }),
             nics: vec![NicReport {
                 endpoint: "10.0.0.1:9000".into(),

@@ -13,7 +13,8 @@ use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::requests::{
     CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetStorage,
     GetSync, GetWorker, ListStorages, ListSyncs, ListWorkerSyncs, ListWorkers, PauseSync, PostPage,
-    PostResult, ReassignTasks, Reconcile, Request, ResumeSync, SendHeartbeat, SubmitSync,
+    PostResult, ReassignTasks, Reconcile, Request, ResumeSync, RotateTicketKey, SendHeartbeat,
+    SubmitSync,
 };
 use crate::scheduler::{IdempotencyKey, SyncQuery};
 use crate::wire::entry_report::FileState;
@@ -76,6 +77,7 @@ pub(super) fn routes() -> Vec<(String, MethodRouter<ApiState>)> {
         ("/storages/{id}".into(), by_id(MethodFilter::GET, |id| GetStorage { id })),
         ("/admin/reconcile".into(), post(reconcile_records)),
         ("/admin/confirm-clock".into(), post(confirm_clock)),
+        ("/admin/rotate-ticket-key".into(), post(rotate_ticket_key)),
         ("/admin/backup".into(), get(get_backup)),
         ("/admin/tokens".into(), get(token_routes::list_tokens).post(token_routes::create_token)),
         ("/admin/tokens/{id}".into(), delete(token_routes::revoke_token)),
@@ -390,6 +392,10 @@ async fn reconcile_records(App(app): App) -> RouteResult {
 
 async fn confirm_clock(App(app): App) -> RouteResult {
     Ok(ok_json(&app.handle.send(ConfirmClock {}).await?))
+}
+
+async fn rotate_ticket_key(App(app): App) -> RouteResult {
+    Ok(ok_json(&app.handle.send(RotateTicketKey {}).await?))
 }
 
 async fn get_backup(App(app): App) -> RouteResult {

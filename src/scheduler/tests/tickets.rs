@@ -1,8 +1,11 @@
 //! What tickets allow, at which workers, for how long; renewals, and which syncs heartbeats report as ended.
 
 use super::*;
-use crate::wire::ticket::{Verb, Verbs, lifetime_seconds};
+use crate::identity::{Sealer, SealingError};
+use crate::wire::ticket::{Signer, Verb, Verbs, lifetime_seconds};
 use crate::wire::worker::{EndedSyncs, HeartbeatReply};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as B64;
 use std::time::Duration;
 
 fn beat(world: &mut World, heartbeat: WorkerHeartbeat) -> HeartbeatReply {
@@ -14,7 +17,7 @@ fn beat(world: &mut World, heartbeat: WorkerHeartbeat) -> HeartbeatReply {
 
 /// A heartbeat of `s`, which holds `held` and needs other `tickets`.
 fn source_beat(held: &[AssignmentId], tickets: &[&str]) -> WorkerHeartbeat {
-    let tickets = tickets.iter().map(ToString::to_string).collect();
+    let tickets = tickets.iter().map(|ticket| ticket.to_string().into()).collect();
     WorkerHeartbeat { tickets, ..heartbeat("s", Some("1"), &["/src"], held) }
 }
 
@@ -98,4 +101,90 @@ fn heartbeats_report_each_ended_sync_once_and_all_recent_ones_after_a_take_over(
     world.restart();
     assert_eq!(ask(&mut world).unwrap().syncs, [number]);
     assert_eq!(ask(&mut world), None);
+}
+
+#[test]
+fn a_new_key_signs_when_all_agents_have_it_and_the_old_one_ends_with_its_last_ticket() {
+    let (mut world, scan) = scanning_with(SyncOptions::default());
+    let rotate = |world: &mut World| match world.apply(Event::RotateTicketKey) {
+        Some(Reply::TicketKeyRotated(plan)) => plan,
+        other => panic!("{other:?}"),
+    };
+    let old = world.state.ticket_keys();
+    let plan = rotate(&mut world);
+    assert_eq!((plan.signs_in_seconds, plan.previous_valid_seconds), (45, 45 + 960));
+    assert!(scan.ticket.starts_with(&plan.previous_key_id) && plan.key_id != plan.previous_key_id);
+    let both = world.state.ticket_keys();
+    assert!(both.len() == 2 && both[0] == old[0], "agents get it with the next heartbeat");
+    world.advance(20_000);
+    let again = rotate(&mut world);
+    assert_eq!((again.key_id, again.signs_in_seconds), (plan.key_id, 25));
+    // The next master does not know which agents have it.
+    world.restart();
+    assert_eq!(world.state.ticket_keys(), both);
+    world.advance(44_000);
+    assert_eq!(world.state.ticket_keys(), both);
+    world.advance(2_000);
+    let swapped = [both[1].clone(), both[0].clone()];
+    assert_eq!(world.state.ticket_keys(), swapped);
+    assert!(world.state.keys.verify(&scan.ticket).is_some());
+    world.restart();
+    world.advance(959_000);
+    assert_eq!(world.state.ticket_keys(), swapped);
+    world.advance(2_000);
+    assert_eq!(world.state.ticket_keys(), swapped[..1]);
+    world.restart();
+    assert_eq!(world.state.ticket_keys(), swapped[..1]);
+    assert_eq!(world.state.keys.verify(&scan.ticket), None);
+}
+
+fn other_sealer() -> Settings {
+    Settings::new(Sealer::for_this_process().unwrap())
+}
+
+#[test]
+fn keys_are_sealed_in_the_store_and_only_the_same_key_opens_them() {
+    let (world, _) = scanning_with(SyncOptions::default());
+    let meta = String::from_utf8(world.records["meta"].clone()).unwrap();
+    assert!(!meta.contains(&B64.encode(world.state.name_key().0)), "{meta}");
+    assert!(!meta.contains("signer_key") && !meta.contains("\"name_key\""), "{meta}");
+    let refused = State::load(other_sealer(), [1; 32], &world.records, START).err();
+    assert!(matches!(
+        refused,
+        Some(LoadError::Keys(KeyError::Sealing(SealingError::OtherKey { .. })))
+    ));
+}
+
+#[test]
+fn unsealed_keys_of_an_older_store_are_sealed_at_the_first_write() {
+    let pkcs8 = Signer::generate().unwrap();
+    let meta = serde_json::json!({
+        "version": 1, "next_sync": 5, "next_task": 6, "clock": null,
+        "signer_key": B64.encode(&pkcs8), "name_key": B64.encode([3; 32]),
+    });
+    let records = BTreeMap::from([("meta".to_owned(), meta.to_string().into_bytes())]);
+    let mut state = State::load(Settings::default(), [0; 32], &records, START).unwrap();
+    let keys = [Signer::from_pkcs8(&pkcs8).unwrap().public_key()];
+    let effects = state.apply(Event::Tick, None, START);
+    let written = |e: &Effect| matches!(e, Effect::WriteRecord(key) if key == "meta");
+    assert!(effects.iter().any(written), "{effects:?}");
+    let sealed = String::from_utf8(state.record("meta").unwrap()).unwrap();
+    assert!(!sealed.contains(&B64.encode(&pkcs8)) && !sealed.contains(&B64.encode([3; 32])));
+    let records = BTreeMap::from([("meta".to_owned(), sealed.into_bytes())]);
+    let again = State::load(Settings::default(), [1; 32], &records, START).unwrap();
+    for state in [state, again] {
+        assert_eq!((state.ticket_keys(), state.name_key().0), (keys.to_vec(), [3; 32]));
+    }
+}
+
+#[test]
+fn a_restored_backup_gets_a_new_ticket_key_and_needs_no_sealing_key() {
+    let (world, _) = scanning_with(SyncOptions::default());
+    let mut records = world.records.clone();
+    records.insert("meta".to_owned(), without_secret(&records["meta"]).unwrap());
+    let restored = State::load(Settings::default(), [1; 32], &records, START).unwrap();
+    assert_ne!(restored.ticket_keys(), world.state.ticket_keys());
+    assert_eq!(restored.name_key(), world.state.name_key());
+    let elsewhere = State::load(other_sealer(), [1; 32], &records, START).unwrap();
+    assert_ne!(elsewhere.name_key(), world.state.name_key());
 }

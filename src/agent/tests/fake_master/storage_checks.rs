@@ -112,7 +112,7 @@ async fn each_path_is_identified_from_the_first_heartbeat_on_by_its_name() {
         receivers: Default::default(),
     };
     claims.allow_receiver(&assignment.worker_id);
-    assignment.ticket = master.signer.sign(&claims);
+    assignment.ticket = master.signer.sign(&claims).into();
     master.update_script(|script| {
         script.manifest = manifest.encode();
         script.queue.push_back(assignment);

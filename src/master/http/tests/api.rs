@@ -78,6 +78,8 @@ async fn workers_are_drained_with_a_reason_or_without_one_and_forgotten() {
     assert_eq!((&got["requeued_tasks"], &got["dropped_blobs"]), (&json!(0), &json!(0)));
     let got = served.post("/admin/confirm-clock", "").await.json();
     assert_eq!(got, json!({"time": "1970-01-01T00:00:00Z", "ahead_seconds": -7}));
+    let got = served.post("/admin/rotate-ticket-key", "").await.json();
+    assert_eq!((&got["key_id"], &got["signs_in_seconds"]), (&json!("b"), &json!(45)));
     assert_eq!(served.post("/workers/gone/drain", "").await.status, 404);
     for (bad, status) in [("[]", 422), ("{", 400), (r#"{"cause": 1}"#, 422), (r#"{"by": 1}"#, 422)]
     {

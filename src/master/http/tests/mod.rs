@@ -208,6 +208,14 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             time: Timestamp::UNIX_EPOCH,
             ahead_seconds: -7,
         }),
+        Event::RotateTicketKey => {
+            Reply::TicketKeyRotated(crate::wire::admin::RotateTicketKeyReply {
+                key_id: "b".into(),
+                signs_in_seconds: 45,
+                previous_key_id: "a".into(),
+                previous_valid_seconds: 1005,
+            })
+        }
         Event::ForgetWorker(worker) if worker.as_str() == "up" => {
             return refused(ProblemCode::WorkerActive);
         }
