@@ -202,7 +202,7 @@ mod tests {
         };
         assert_eq!(url("localhost", None, None).unwrap().expose(), "redis://localhost:6379/2");
         assert_eq!(url("fe80::1", None, None).unwrap().expose(), "redis://[fe80::1]:6379/2");
-        let with = url("db", Some("me"), Some("p@ss/word")).unwrap();
+        let with = url("db", Some("me"), Some("p@ss/word".into())).unwrap();
         assert_eq!(with.expose(), "redis://me:p%40ss%2Fword@db:6379/2");
         for bad in ["a b", "h:1", "u@h", "h/0", "", "300.1.1.1", "1.2.3"] {
             assert!(url(bad, None, None).is_err(), "{bad:?}");
