@@ -1,7 +1,7 @@
 //! The commands, options and defaults of the command line, with their help.
 
 use super::exit;
-use super::options::{self, SyncOptionArgs};
+use super::options::{self, SyncOptionArgs, parse_positive_duration};
 use super::token_args::{AuthCommand, TokenCommand};
 use crate::config::LogFormat;
 use crate::util::units;
@@ -558,14 +558,6 @@ pub(super) enum ConfigCommand {
         #[arg(long)]
         strict: bool,
     },
-}
-
-/// A duration above zero.
-pub(super) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
-    match units::parse_duration(text)? {
-        Duration::ZERO => Err("must be more than 0".to_owned()),
-        some => Ok(some),
-    }
 }
 
 #[cfg(test)]

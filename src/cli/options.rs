@@ -414,5 +414,13 @@ fn check_consistency(options: &SyncOptions) -> Result<()> {
     }
 }
 
+/// A duration above zero.
+pub(super) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
+    match units::parse_duration(text)? {
+        Duration::ZERO => Err("must be more than 0".to_owned()),
+        some => Ok(some),
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The arguments of `ctl token` and `ctl auth`.
 
-use super::args::parse_positive_duration;
+use super::options::parse_positive_duration;
 use crate::wire::AbsPath;
 use crate::wire::token::{Right, Role, TokenId};
 use clap::{Args, Subcommand};

@@ -25,8 +25,8 @@ use super::task::{
     Assignment, Cursor, PageAction, PageReply, PoolMember, PruneReport, Relay, ResultOutcome,
     ResultReply, RootIdentity, RootState, ScanPage, TaskReport, TaskResult, TaskSpec, WorkItem,
 };
-use super::token::{AuthStatus, CreatedToken, Right, Role, TokenList, TokenRequest};
 use super::ticket::{Claims, DeleteGrant, PrunePermit, Verb, Verbs};
+use super::token::{AuthStatus, CreatedToken, Right, Role, TokenList, TokenRequest};
 use super::worker::{
     BandwidthUsage, DrainInfo, DrainReply, DrainRequest, Endpoint, ForgetWorkerReply,
     HeartbeatReply, NicReport, UnavailableEndpoint, UnavailablePath, WorkerHeartbeat, WorkerList,
