@@ -18,11 +18,16 @@ fn store_files(cluster: &Cluster) -> (PathBuf, PathBuf) {
     (state.clone(), state.join("longhaul.db"))
 }
 
-/// Leaves nothing of a store but, where there is one, the file `only`.
+/// Leaves nothing of a store but, where there is one, the file `only`, and the key that opens secrets, of which an
+/// operator has a copy.
 fn replace_store(state: &Path, only: Option<&Path>) {
     let kept = only.map(|file| fs::read(file).unwrap());
+    let secrets_key = fs::read(state.join("secrets.key")).unwrap();
     fs::remove_dir_all(state).unwrap();
     tree::make_dir(state);
+    let copy = state.join("secrets.key");
+    fs::write(&copy, secrets_key).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
     if let Some(bytes) = kept {
         fs::write(state.join("longhaul.db"), bytes).unwrap();
     }
@@ -56,7 +61,7 @@ fn assert_continues(cluster: &Cluster, src: &Path, dst: &Path) {
 }
 
 #[test]
-fn after_a_clean_stop_the_database_file_alone_is_the_store() {
+fn after_a_clean_stop_the_database_file_and_the_key_of_its_secrets_are_the_store() {
     let (mut cluster, src, dst) = cluster_with_running_sync();
     assert_eq!(cluster.master.terminate().code(), Some(0));
     let (state, file) = store_files(&cluster);

@@ -42,7 +42,7 @@ fn a_cluster_syncs_over_tls_and_clients_accept_only_its_authority() {
     refused(&url, Some(&other), 5, "the certificate of the server is of another authority");
     refused(&url, None, 2, "--ca-file");
     refused(&url, Some(&lab.path("none.pem")), 78, "none.pem");
-    refused(&format!("http://{ADDRESS}:8888"), None, 1, "use https://");
+    refused(&format!("http://{ADDRESS}:8888"), None, 2, "use https://");
     refused("https://127.0.0.1:8888", Some(&ca), 5, "does not speak TLS");
 }
 
