@@ -246,7 +246,7 @@ impl MasterHandle {
         }
         match timeout_at(deadline, reply).await {
             Ok(Ok(Reply::Refused(problem))) => Err(*problem),
-            Ok(Ok(reply)) => R::parse_reply(reply).map_err(unexpected_reply),
+            Ok(Ok(reply)) => R::parse_reply(reply).map_err(|other| unexpected_reply(*other)),
             Ok(Err(_)) => Err(shutting_down()),
             Err(_) => Err(deadline_exceeded(channel.health().err())),
         }

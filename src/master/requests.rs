@@ -25,7 +25,7 @@ pub(super) trait Request {
     fn into_event(self) -> Event;
     /// # Errors
     /// The reply, if it is of another request.
-    fn parse_reply(reply: Reply) -> Result<Self::Reply, Reply>;
+    fn parse_reply(reply: Reply) -> Result<Self::Reply, Box<Reply>>;
 }
 
 /// Defines requests: `Name { fields } => event => variant of the reply => value: type`.
@@ -41,10 +41,10 @@ macro_rules! requests {
                 let $name { $($field),* } = self;
                 $event
             }
-            fn parse_reply(reply: Reply) -> Result<$reply, Reply> {
+            fn parse_reply(reply: Reply) -> Result<$reply, Box<Reply>> {
                 match reply {
                     $variant => Ok($value),
-                    other => Err(other),
+                    other => Err(Box::new(other)),
                 }
             }
         }

@@ -48,7 +48,7 @@ impl EndedSyncLog {
             self.entries.iter().skip(skip).take(MAX_REPORTED).map(|(_, sync)| *sync).collect();
         let position = position + syncs.len() as u64;
         let is_news = !syncs.is_empty() || known.is_none();
-        is_news.then(|| EndedSyncs { cursor: EndedCursor { term: self.term, position }, syncs })
+        is_news.then_some(EndedSyncs { cursor: EndedCursor { term: self.term, position }, syncs })
     }
 }
 
