@@ -126,7 +126,7 @@ serve() {
   mkdir -p "$src" "$dst" "$state"
   rm -f "$work"/*.log
   {
-    printf 'listen: 10.77.0.254:8888\ndata_dir: %s\n' "$state/master"
+    printf 'listen: 10.77.0.254:8888\ninsecure: true\ndata_dir: %s\n' "$state/master"
     [ "$lease" = default ] ||
       printf 'heartbeat_interval: 500ms\nworker_heartbeat_timeout: %s\nlease: %s\n' "$lease" "$lease"
   } >"$state/master.yml"
