@@ -95,6 +95,23 @@ fn damaged() -> EntryError {
     }
 }
 
+/// A batch of one file is copied to one destination, which finds its copy damaged when it is to send it on; its node.
+fn report_damage(world: &mut World) -> String {
+    let first = poll_kind(world, "s", "copy");
+    finish(world, &first);
+    let holder = receiver(&first).to_owned();
+    let relay = poll_kind(world, &holder, "copy");
+    let report = TaskReport {
+        failures: vec![damaged()],
+        retry: Some(held_item(1, 0)),
+        ..TaskReport::default()
+    };
+    world.post_result(result(&relay, true, report));
+    world.advance(60_000);
+    beat_all(world);
+    holder
+}
+
 #[test]
 fn the_source_is_scanned_and_read_once_and_each_destination_gets_everything() {
     let mut world = found(vec![copy_item(3, 1), copy_item(2, 0), large_item(3), copy_item(1, 0)]);
@@ -239,18 +256,7 @@ fn a_destination_that_could_not_be_reached_is_not_waited_for() {
 #[test]
 fn a_damaged_copy_is_replaced_from_the_source_and_its_destination_compared_again() {
     let mut world = found(vec![copy_item(1, 0)]);
-    let first = poll_kind(&mut world, "s", "copy");
-    finish(&mut world, &first);
-    let holder = receiver(&first).to_owned();
-    let relay = poll_kind(&mut world, &holder, "copy");
-    let report = TaskReport {
-        failures: vec![damaged()],
-        retry: Some(held_item(1, 0)),
-        ..TaskReport::default()
-    };
-    world.post_result(result(&relay, true, report));
-    world.advance(60_000);
-    beat_all(&mut world);
+    let holder = report_damage(&mut world);
     let mut kinds = Vec::new();
     for a in run_all(&mut world) {
         if a.task.sends_content() {
@@ -272,18 +278,7 @@ fn damage_that_no_comparison_would_repair_is_a_failure() {
     let mut world = three_destinations(options);
     let scan = poll_kind(&mut world, "s", "scan");
     world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
-    let first = poll_kind(&mut world, "s", "copy");
-    finish(&mut world, &first);
-    let holder = receiver(&first).to_owned();
-    let relay = poll_kind(&mut world, &holder, "copy");
-    let report = TaskReport {
-        failures: vec![damaged()],
-        retry: Some(held_item(1, 0)),
-        ..TaskReport::default()
-    };
-    world.post_result(result(&relay, true, report));
-    world.advance(60_000);
-    beat_all(&mut world);
+    let holder = report_damage(&mut world);
     run_all(&mut world);
     let of = world.progress(&format!("demo@{holder}"));
     assert_eq!((of.state, of.outcome), (SyncState::Failed, Some(SyncOutcome::Partial)), "{of:?}");
