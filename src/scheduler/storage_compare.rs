@@ -6,8 +6,9 @@
 //!
 //! A comparison goes through one view of each storage. The worker of the new storage looks for the probe file of the
 //! old one, then the other way round: a file in a snapshot or a copy of the tree is found in one direction only. Where
-//! one side cannot write, the other direction is enough; where neither can, samples are compared. No look is requested
-//! before the file was reported to exist, so that a missing file means another tree.
+//! one side cannot write, the other direction is enough, but the result then holds for that view alone: only its own
+//! agent could report it. Where neither can, samples are compared. No look is requested before the file was reported to
+//! exist, so that a missing file means another tree.
 
 use super::storage_table::{Merge, StorageTable};
 use super::storage_types::{Comparison, Probe, StorageNo, View, is_same_directory};
@@ -136,6 +137,51 @@ impl StorageTable {
         under_way.filter_map(|new| self.cancel_comparison(new)).flatten().collect()
     }
 
+    /// The workers that are compared, of the old and the new storage, each with whether the result is known from its own
+    /// agent alone: it cannot make a probe file, and the other one can.
+    fn speakers(&self, new: StorageNo) -> Option<[(WorkerId, bool); 2]> {
+        let (comparison, old_view, new_view) = self.compared_views(new)?;
+        let (old_makes, new_makes) = (old_view.can_make_probe(), new_view.can_make_probe());
+        Some([
+            (comparison.old_worker.clone(), new_makes && !old_makes),
+            (comparison.new_worker.clone(), old_makes && !new_makes),
+        ])
+    }
+
+    /// Applies the result that two storages are the same. Where only the agent of a view could report it, that view joins
+    /// the other storage, and what else is in its own stays there: a false report must not join what others see.
+    fn join(
+        &mut self,
+        old: StorageNo,
+        new: StorageNo,
+        speakers: Option<[(WorkerId, bool); 2]>,
+        evidence: StorageEvidence,
+        touched: &mut BTreeSet<StorageNo>,
+    ) -> Option<Merge> {
+        let [of_old, of_new] = speakers?;
+        let path = self.path(new)?.clone();
+        let mut alone = None;
+        for ((worker, is_self_reported), no, other) in [(of_old, old, new), (of_new, new, old)] {
+            let has_others = self.views_of(no).any(|(other, _)| *other != worker);
+            let view = self.view_mut(&worker, &path)?;
+            let stands_for_others = !is_self_reported && !view.is_self_reported;
+            view.is_self_reported = is_self_reported;
+            self.mark_view_unsaved(&worker, &path);
+            if has_others && !stands_for_others {
+                alone = Some((worker, other));
+            }
+        }
+        let Some((worker, into)) = alone else { return self.unite(old, new, evidence, touched) };
+        touched.extend(self.cancel_comparisons_of(&worker, &path));
+        self.unlink(&worker, &path);
+        if let Some(view) = self.view_mut(&worker, &path) {
+            view.evidence = evidence;
+        }
+        self.link(&worker, &path, into);
+        touched.extend([old, new]);
+        None
+    }
+
     /// Merges two storages. Adds those to `touched` that are to be compared again.
     pub(super) fn unite(
         &mut self,
@@ -179,6 +225,9 @@ impl StorageTable {
         touched: &mut BTreeSet<StorageNo>,
     ) -> Vec<Merge> {
         let mut merges = Vec::new();
+        if self.view(worker, root).is_none_or(|view| view.is_self_reported) {
+            return merges;
+        }
         while let Some(peer) = self.storage_with_same_root(worker, root) {
             let own = self.view(worker, root).and_then(|view| view.storage);
             let proved = StorageEvidence::Proved;
@@ -213,7 +262,8 @@ impl StorageTable {
             |peer| {
                 let peer = self.view(peer, root)?;
                 // A kernel uses the number of a device again after an unmount.
-                let is_same = is_same_directory(view.fingerprint()?, peer.fingerprint()?);
+                let is_same = !peer.is_self_reported
+                    && is_same_directory(view.fingerprint()?, peer.fingerprint()?);
                 peer.storage.filter(|no| is_same && Some(*no) != own)
             },
         )
@@ -249,9 +299,12 @@ impl StorageTable {
             let Some(old) = self.comparisons.get(&new).map(|comparison| comparison.old) else {
                 continue;
             };
+            let speakers = self.speakers(new);
             touched.extend(self.cancel_comparison(new).into_iter().flatten());
             match verdict {
-                Verdict::Same(evidence) => merges.extend(self.unite(old, new, evidence, touched)),
+                Verdict::Same(evidence) => {
+                    merges.extend(self.join(old, new, speakers, evidence, touched));
+                }
                 Verdict::Different => self.set_different(old, new),
             }
         }

@@ -3,7 +3,7 @@
 //! In this order:
 //! 1. It is the same directory under the same kernel as before, or as that of another view: that storage.
 //! 2. Its last storage, if the fingerprint looks alike and no other view there can be compared: after a restart of the
-//!    host. If other views are there, it is *unproved*. The first of them that comes back unchanged evicts it; the first
+//!    host. It must have been there by more than its own report. If other views are there, it is *unproved*. The first of them that comes back unchanged evicts it; the first
 //!    view that is found to be the same as the unproved one confirms it, and the others are out.
 //! 3. Its last storage, if it was alone there: the storage is what the path leads to now.
 //! 4. A declared storage of which no fingerprint is known.
@@ -232,7 +232,7 @@ impl StorageTable {
         self.unlink(&unproved, &path);
         let own = self.add_storage(&path, draw);
         if let Some(view) = self.view_mut(&unproved, &path) {
-            view.evidence = StorageEvidence::Single;
+            (view.evidence, view.is_self_reported) = (StorageEvidence::Single, false);
         }
         self.link(&unproved, &path, own);
         changes.touched.insert(own);
@@ -302,7 +302,10 @@ impl StorageTable {
                 None => then == now,
             });
         if before.is_linked && is_same_key && last.is_some() {
-            self.set_unproved(worker, path, before.is_unproved);
+            if let Some(view) = self.view_mut(worker, path) {
+                (view.is_unproved, view.is_self_reported) =
+                    (before.is_unproved, before.is_self_reported);
+            }
             return (last, before.evidence);
         }
         if let Some(peer) = self.storage_with_same_root(worker, path) {
@@ -316,7 +319,8 @@ impl StorageTable {
         if let Some(no) = last {
             let others = self.views_of(no).filter(|(_, view)| view.report.is_some());
             let others: Vec<WorkerId> = others.map(|(other, _)| other.clone()).collect();
-            let is_alone = !others.iter().any(|other| self.is_present(other, path));
+            let is_alone = !before.is_self_reported
+                && !others.iter().any(|other| self.is_present(other, path));
             if is_alone && then.is_some_and(|then| looks_alike(then, now)) {
                 let earlier = self.storages.get(&no).and_then(|storage| storage.unproved.clone());
                 let has_others = others.iter().any(|other| Some(other) != earlier.as_ref());

@@ -191,11 +191,14 @@ impl StorageTable {
         })
     }
 
-    /// The view of a storage that is compared: the first that can make a probe file, else the first.
+    /// The view of a storage that is compared: the first that can make a probe file, else the first. Self-reported views
+    /// are compared only where the storage has no others.
     pub(super) fn comparable_view(&self, no: StorageNo) -> Option<&WorkerId> {
         let storage = self.storages.get(&no)?;
-        let present =
-            self.views_of(no).filter(|(worker, _)| self.is_present(worker, &storage.path));
+        let has_others = self.views_of(no).any(|(_, view)| !view.is_self_reported);
+        let present = self.views_of(no).filter(|(worker, view)| {
+            !(has_others && view.is_self_reported) && self.is_present(worker, &storage.path)
+        });
         let mut first = None;
         for (worker, view) in present {
             if view.can_make_probe() {

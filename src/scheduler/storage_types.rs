@@ -67,6 +67,10 @@ pub(super) struct View {
     /// It came back to a storage with other views under another boot, with nothing but a fingerprint that looks alike.
     #[serde(default)]
     pub(super) is_unproved: bool,
+    /// It belongs to its storage by a result that only its own agent could report: it could not make a probe file itself.
+    /// So it stands for no other view there.
+    #[serde(default)]
+    pub(super) is_self_reported: bool,
     pub(super) evidence: StorageEvidence,
     /// The last one; none from agents of the predecessor.
     pub(super) report: Option<StorageReport>,
@@ -96,6 +100,7 @@ impl View {
             storage: None,
             is_linked: false,
             is_unproved: false,
+            is_self_reported: false,
             evidence: StorageEvidence::Single,
             report: None,
             boot_id: None,

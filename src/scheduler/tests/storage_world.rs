@@ -51,6 +51,8 @@ pub(super) struct Agent {
     pub(super) is_unreported: bool,
     pub(super) fails_to_make: bool,
     pub(super) fails_to_look: bool,
+    /// It reports each file as found.
+    pub(super) is_liar: bool,
     made: Option<ProbeName>,
     done: Option<StorageCheckReport>,
     /// The tree in its last heartbeat.
@@ -93,6 +95,7 @@ impl StorageWorld {
             is_unreported: false,
             fails_to_make: false,
             fails_to_look: false,
+            is_liar: false,
             made: None,
             done: None,
             reported_tree: None,
@@ -216,7 +219,7 @@ impl StorageWorld {
         } else {
             self.looks += check.look_for.len();
             let (found, missing) =
-                check.look_for.into_iter().partition(|name| files.contains(name));
+                check.look_for.into_iter().partition(|n| agent.is_liar || files.contains(n));
             (report.found, report.missing) = (found, missing);
             let is_empty = self.trees[agent.tree].is_empty;
             report.sample = (check.sample && !is_empty).then(|| agent.tree.to_string());

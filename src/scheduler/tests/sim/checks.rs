@@ -69,14 +69,8 @@ pub(super) fn disk_of(state: &State, place: Place<'_>, sim: &Sim) -> Option<usiz
 }
 
 /// I27: the views of a storage are views of one disk, as far as their agents say the truth.
-pub(super) fn storages_are_true(state: &State, sim: &mut Sim) {
+pub(super) fn storages_are_true(state: &State, sim: &Sim) {
     let storages = &state.workers.storages;
-    for no in storages.numbers() {
-        let all = || storages.views_of(no).map(|(worker, _)| worker);
-        if all().any(|worker| sim.is_wrongly_believed(worker)) {
-            sim.storages.misled.extend(all().cloned());
-        }
-    }
     for no in storages.numbers() {
         let Some(path) = storages.path(no) else { continue };
         let mut seen: Option<(usize, &crate::wire::WorkerId)> = None;

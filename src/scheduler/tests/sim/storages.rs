@@ -118,8 +118,6 @@ pub(super) struct Storages {
     pub(super) has_moves: bool,
     /// All agents say the truth, and answer.
     pub(super) is_honest: bool,
-    /// Workers of a storage with a worker that is wrongly believed: what it reports joined them with others.
-    pub(super) misled: BTreeSet<WorkerId>,
 }
 
 impl Storages {
@@ -432,10 +430,13 @@ impl Sim {
         is_expected(&a.name, &here).then_some(root.disk)
     }
 
-    /// Whether reports of an agent are believed that are not true.
+    /// Whether reports of an agent are believed that are not true: where it cannot write, nobody else can check them.
     pub(super) fn is_wrongly_believed(&self, worker: &WorkerId) -> bool {
         let agent = self.agents.iter().find(|agent| agent.name == *worker);
-        let is_liar = agent.is_some_and(|agent| agent.honesty == Honesty::ReadOnlyLiar);
-        is_liar || self.storages.misled.contains(worker)
+        agent.is_some_and(|agent| match agent.honesty {
+            Honesty::ReadOnlyLiar => true,
+            Honesty::Liar => agent.mounts.iter().any(|mount| mount.read_only),
+            Honesty::Honest | Honesty::Mute => false,
+        })
     }
 }
