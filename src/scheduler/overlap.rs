@@ -10,11 +10,12 @@
 //! its revoked leases have ended: until then a worker that was not informed may still write. A dry
 //! run writes nothing and blocks no other sync, but it waits like any other.
 
-use super::place::may_overlap;
+use super::place::{Place, may_overlap};
+use super::storage_types::StorageNo;
 use super::sync_job::SyncJob;
 use super::{Now, State};
 use crate::wire::sync::{SyncRequest, SyncState};
-use crate::wire::{AbsPath, SyncNo, TaskId};
+use crate::wire::{SyncNo, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Default)]
@@ -23,6 +24,17 @@ pub(super) struct PathReservations {
     holders: BTreeSet<SyncNo>,
     /// Each waiting sync and the first one that it waits for.
     waiting_for: BTreeMap<SyncNo, SyncNo>,
+}
+
+/// What keeps a sync from running beside an earlier one.
+#[derive(Debug)]
+pub(super) struct Conflict<'a> {
+    /// What the earlier one does …
+    verb: &'static str,
+    /// … with this place,
+    held: Place<'a>,
+    /// which this place of the later one overlaps.
+    wanted: Place<'a>,
 }
 
 impl SyncJob {
@@ -47,13 +59,12 @@ impl SyncJob {
 }
 
 impl State {
-    /// The conflict that keeps `later` from running beside `earlier`: what `earlier` does with which
-    /// path.
+    /// The conflict that keeps `later` from running beside `earlier`.
     pub(super) fn find_conflict<'a>(
         &self,
         earlier: &'a SyncJob,
-        later: &SyncJob,
-    ) -> Option<(&'static str, &'a AbsPath)> {
+        later: &'a SyncJob,
+    ) -> Option<Conflict<'a>> {
         if earlier.is_dry_run() {
             return None;
         }
@@ -62,15 +73,13 @@ impl State {
             return None;
         }
         let storages = &self.workers.storages;
-        let written = earlier.destination();
-        if may_overlap(storages, written, later.source())
-            || may_overlap(storages, written, later.destination())
-        {
-            return Some(("writes to", written.path));
-        }
+        let conflict = |verb, held: Place<'a>, wanted: Place<'a>| {
+            may_overlap(storages, held, wanted).then_some(Conflict { verb, held, wanted })
+        };
         let read = earlier.is_active() && !later.is_dry_run();
-        (read && may_overlap(storages, earlier.source(), later.destination()))
-            .then(|| ("reads", earlier.source().path))
+        conflict("writes to", earlier.destination(), later.source())
+            .or_else(|| conflict("writes to", earlier.destination(), later.destination()))
+            .or_else(|| read.then(|| conflict("reads", earlier.source(), later.destination()))?)
     }
 
     pub(super) fn is_waiting_for_overlap(&self, no: SyncNo) -> bool {
@@ -90,8 +99,8 @@ impl State {
 
     pub(super) fn overlap_reason(&self, sync: &SyncJob) -> Option<String> {
         let earlier = self.syncs.get(*self.path_reservations.waiting_for.get(&sync.no)?)?;
-        let (verb, path) = self.find_conflict(earlier, sync)?;
-        let id = &earlier.id;
+        let Conflict { verb, held, wanted } = self.find_conflict(earlier, sync)?;
+        let (id, path) = (&earlier.id, held.path);
         let state = earlier.displayed_state();
         let more = match state {
             SyncState::Progress => String::new(),
@@ -102,7 +111,15 @@ impl State {
                 state.as_str()
             ),
         };
-        Some(format!("waits for sync {id}, which {verb} {path}{more}"))
+        let storages = held.storage.zip(wanted.storage).filter(|(held, wanted)| held != wanted);
+        let why = storages.map_or_else(String::new, |(held, wanted)| {
+            format!(
+                ": {} and {} may be one storage, which is known when a worker of each is active",
+                self.workers.describe_storage(held),
+                self.workers.describe_storage(wanted)
+            )
+        });
+        Some(format!("waits for sync {id}, which {verb} {path}{more}{why}"))
     }
 
     /// A note for the submit: the same sync is active, or this one waits.
@@ -140,6 +157,31 @@ impl State {
         if let Some(found) = earlier.find(|earlier| self.find_conflict(earlier, sync).is_some()) {
             self.path_reservations.waiting_for.insert(no, found.no);
         }
+    }
+
+    /// Finds again what waiting syncs wait for, after what is known of storages has changed: they may be different.
+    pub(super) fn update_blockers(&mut self) {
+        let syncs = |no: SyncNo, on: SyncNo| self.syncs.get(on).zip(self.syncs.get(no));
+        let waits = |no: SyncNo, on: SyncNo| {
+            syncs(no, on).is_some_and(|(on, no)| self.find_conflict(on, no).is_some())
+        };
+        let all = self.path_reservations.waiting_for.iter();
+        let over: Vec<SyncNo> =
+            all.filter(|(no, on)| !waits(**no, **on)).map(|(no, _)| *no).collect();
+        for no in over {
+            self.update_blocker(no);
+            self.outbox.request_dispatch();
+        }
+    }
+
+    /// … and what the queued syncs that use some storages wait for: these may be those of other syncs.
+    pub(super) fn update_blockers_at(&mut self, storages: &BTreeSet<StorageNo>) {
+        let uses = |sync: &&SyncJob| {
+            let mut sides = [sync.source_storage, sync.destination_storage].into_iter().flatten();
+            sync.state == SyncState::Queued && sides.any(|no| storages.contains(&no))
+        };
+        let all: Vec<SyncNo> = self.syncs.values().filter(uses).map(|sync| sync.no).collect();
+        all.into_iter().for_each(|no| self.update_blocker(no));
     }
 
     /// Releases the paths of a sync that has ended: others may start.

@@ -28,6 +28,6 @@ pub(super) fn relation(storages: &StorageTable, a: StorageNo, b: StorageNo) -> R
 pub(super) fn may_overlap(storages: &StorageTable, a: Place<'_>, b: Place<'_>) -> bool {
     let is_different =
         |a: StorageNo, b: StorageNo| a != b && relation(storages, a, b) == Relation::Different;
-    let differ = a.storage.zip(b.storage).is_some_and(|(a, b)| is_different(a, b));
-    paths_overlap(a.path, b.path) && !differ
+    let differ = || a.storage.zip(b.storage).is_some_and(|(a, b)| is_different(a, b));
+    paths_overlap(a.path, b.path) && !differ()
 }

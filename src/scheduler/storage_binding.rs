@@ -9,16 +9,13 @@ use super::record_keys::META_KEY;
 use super::storage_table::{Merge, Relation};
 use super::storage_types::StorageNo;
 use super::sync_job::SyncJob;
-use super::worker_registry::Worker;
+use super::worker_registry::{MAX_LISTED, Worker, list_some};
 use super::{Effect, Now, State};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SyncRequest, SyncState};
 use crate::wire::worker::HeartbeatReply;
 use crate::wire::worker_selector::{Labels, WorkerSelector};
 use crate::wire::{AbsPath, SyncNo, WorkerId};
-
-/// Maximum number of storages, and of workers of each, that a text names.
-const MAX_NAMED: usize = 6;
 
 /// The time between the heartbeats of a worker while its storages are compared: what another worker
 /// did meanwhile is the next thing that it looks at.
@@ -73,14 +70,6 @@ fn destination_side(request: &SyncRequest) -> RequestedSide<'_> {
     RequestedSide { role: "destination", path, workers }
 }
 
-/// Lists the first of `items`, and the number of the others.
-fn list_some(items: impl Iterator<Item = String>) -> String {
-    let items: Vec<String> = items.collect();
-    let more = items.len().saturating_sub(MAX_NAMED);
-    let listed = items.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if more == 0 { listed } else { format!("{listed} and {more} more") }
-}
-
 /// A pattern that selects exactly `ids` among `all`, or the list of them.
 fn selector_of(ids: &[&WorkerId], all: &[&WorkerId]) -> String {
     let first = ids.first().map_or("", |id| id.as_str());
@@ -90,7 +79,7 @@ fn selector_of(ids: &[&WorkerId], all: &[&WorkerId]) -> String {
     });
     let prefix = &first[..shared];
     let selected = all.iter().filter(|id| id.as_str().starts_with(prefix)).count();
-    if selected == ids.len() || ids.len() > MAX_NAMED {
+    if selected == ids.len() || ids.len() > MAX_LISTED {
         return format!("{prefix}*");
     }
     ids.iter().map(|id| id.as_str()).collect::<Vec<_>>().join(",")
@@ -143,6 +132,10 @@ impl State {
             self.outbox.write_record(META_KEY.to_owned());
         }
         self.outbox.extend(unsaved.into_iter().map(Effect::WriteRecord));
+        let unsettled = std::mem::take(&mut self.workers.storages.unsettled);
+        if !unsettled.is_empty() {
+            self.update_blockers_at(&unsettled);
+        }
         let version = Some((self.workers.storages.version(), self.workers.selection_version()));
         if std::mem::replace(&mut self.places_version, version) == version {
             return;
@@ -153,6 +146,7 @@ impl State {
         for no in all.map(|sync| sync.no).collect::<Vec<_>>() {
             self.bind_storages(no, now);
         }
+        self.update_blockers();
     }
 
     fn is_known(&self, storage: Option<StorageNo>) -> bool {
@@ -428,7 +422,7 @@ impl State {
         if source == destination {
             return Some(format!(
                 "{from} and {to} lie in one storage ({}), and one holds the other: it would be copied onto itself",
-                self.describe_storage(source)
+                self.workers.describe_storage(source)
             ));
         }
         let known = match relation(&self.workers.storages, source, destination) {
@@ -438,22 +432,9 @@ impl State {
         };
         Some(format!(
             "{from} and {to} overlap, and whether {} and {} are one storage {known}",
-            self.describe_storage(source),
-            self.describe_storage(destination)
+            self.workers.describe_storage(source),
+            self.workers.describe_storage(destination)
         ))
-    }
-
-    /// The id of a storage and its workers.
-    pub(super) fn describe_storage(&self, no: StorageNo) -> String {
-        let storages = &self.workers.storages;
-        let id = storages.id(no).map_or_else(|| no.0.to_string(), ToString::to_string);
-        let mut workers: Vec<&WorkerId> = storages.members(no).iter().map(|(_, id)| id).collect();
-        workers.sort_unstable();
-        let state = |id: &WorkerId| match self.workers.get(id).is_some_and(|w| w.is_active) {
-            true => id.to_string(),
-            false => format!("{id}, inactive"),
-        };
-        format!("{id} ({})", list_some(workers.into_iter().map(state)))
     }
 
     /// Why a side is not one storage, and what to do; `None` where it is, or where no worker serves
@@ -470,15 +451,15 @@ impl State {
                 let reason = format!(
                     "it is not known yet whether {} and {} are one storage at the {role} path {path}: they are \
                      compared as soon as a worker of each is active",
-                    self.describe_storage(*a),
-                    self.describe_storage(*b)
+                    self.workers.describe_storage(*a),
+                    self.workers.describe_storage(*b)
                 );
                 let hint = "ctl storage list shows what is known".to_owned();
                 Some((reason, hint))
             }
             Resolution::Several(_) if role == "destination" && !workers.is_empty() => None,
             Resolution::Several(storages) => {
-                let named = list_some(storages.iter().map(|no| self.describe_storage(*no)));
+                let named = list_some(storages.iter().map(|no| self.workers.describe_storage(*no)));
                 let members = |no: &StorageNo| self.workers.storages.members(*no).iter();
                 let first = storages.first().and_then(|no| members(no).map(|(_, id)| id).min());
                 let first = first.map_or_else(|| "WORKER".to_owned(), ToString::to_string);

@@ -193,6 +193,7 @@ impl StorageTable {
                 view.probe = new_probe(draw);
             }
         }
+        self.record_report(worker, path);
         if is_same && was_available {
             return true;
         }
@@ -361,6 +362,7 @@ impl StorageTable {
     fn forget_results(&mut self, no: StorageNo, path: &AbsPath, changes: &mut Changes) {
         self.clear_results(no);
         let all = self.by_path.get(path).into_iter().flat_map(|same| same.storages.iter());
+        self.unsettled.extend(all.clone());
         changes.touched.extend(all.filter(|other| **other > no));
     }
 

@@ -9,11 +9,12 @@
 //! A result holds as long as both storages exist. A view of which it is not known any more that it is the same leaves
 //! its storage and takes no result along; what is left in the storage is what was compared.
 
-use super::storage_types::{Comparison, Storage, StorageNo, View, looks_alike};
+use super::storage_types::{Comparison, Storage, StorageNo, View, is_same_directory, looks_alike};
 use super::worker_rank::rank;
 use crate::wire::storage::StorageEvidence;
 use crate::wire::{AbsPath, StorageId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// Two storages were found to be one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub(super) struct StorageTable {
     pub(super) version: u64,
     /// Keys of records to write.
     pub(super) unsaved: BTreeSet<String>,
+    /// Storages that may be one with others from which they were different before.
+    pub(super) unsettled: BTreeSet<StorageNo>,
 }
 
 impl StorageTable {
@@ -125,7 +128,7 @@ impl StorageTable {
     }
 
     /// Whether two storages of one path are known to be different: by comparison, or because each is on a file system
-    /// that only one kernel has.
+    /// that only one kernel has, and both kernels run.
     pub(super) fn are_different(&self, a: StorageNo, b: StorageNo) -> bool {
         let (Some(of_a), Some(of_b)) = (self.storages.get(&a), self.storages.get(&b)) else {
             return true;
@@ -140,6 +143,45 @@ impl StorageTable {
         // What is declared as one storage is compared before it is said to be two.
         !of_a.shares_claim(of_b)
             && matches!((root(of_a), root(of_b)), (Some(one), Some(other)) if one != other)
+            && !self.may_be_restarted(a.min(b), a.max(b))
+    }
+
+    /// Whether the newer of two storages, each on a file system that only one kernel has, may be the older one after a
+    /// restart of its host: they look alike, and no worker reported the older one since the newer one is known.
+    fn may_be_restarted(&self, old: StorageNo, new: StorageNo) -> bool {
+        let views = |no: StorageNo| {
+            let storage = self.storages.get(&no);
+            storage.into_iter().flat_map(move |storage| {
+                storage.exclusive.iter().filter_map(|worker| self.view(worker, &storage.path))
+            })
+        };
+        let first = |no| views(no).find_map(View::fingerprint);
+        let looks_alike = first(old).zip(first(new)).is_some_and(|(a, b)| is_same_directory(a, b));
+        looks_alike && !views(old).any(|view| view.reported_beside >= Some(new))
+    }
+
+    /// Records that the agent of a view reported it, see [`View::reported_beside`].
+    pub(super) fn record_report(&mut self, worker: &WorkerId, root: &AbsPath) {
+        let Some(same) = self.by_path.get(root) else { return };
+        let (Some(newest), Some(view)) = (same.storages.last().copied(), self.view(worker, root))
+        else {
+            return;
+        };
+        let known = view.reported_beside.max(view.storage);
+        let (Some(fingerprint), Some(known)) = (view.fingerprint(), known) else { return };
+        if known >= newest || view.exclusive_root().is_none() {
+            return;
+        }
+        let fingerprints =
+            |no: &StorageNo| self.views_of(*no).filter_map(|(_, view)| view.fingerprint());
+        let newer = same.storages.range((Excluded(known), Unbounded));
+        if newer.flat_map(fingerprints).any(|newer| is_same_directory(newer, fingerprint)) {
+            self.version += 1;
+        }
+        if let Some(view) = self.view_mut(worker, root) {
+            view.reported_beside = Some(newest);
+        }
+        self.mark_view_unsaved(worker, root);
     }
 
     /// Whether a comparison has shown that two storages are different. It stands in both.
@@ -472,6 +514,7 @@ impl StorageTable {
         evidence: StorageEvidence,
     ) -> Option<Merge> {
         let (into, from) = (a.min(b), a.max(b));
+        self.unsettled.insert(into);
         self.confirm_unproved(into);
         self.confirm_unproved(from);
         let path = self.storages.get(&from)?.path.clone();

@@ -78,6 +78,10 @@ pub(super) struct View {
     pub(super) root_id: Option<String>,
     /// By the agent, else by the configuration of the master.
     pub(super) declared: Option<StorageDeclaration>,
+    /// The newest storage of its path when its agent last reported this directory, if no other kernel can have the same
+    /// file system. Storages up to this one are not what the directory became by a restart of its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) reported_beside: Option<StorageNo>,
     /// Why it is not used: its declaration is contradicted.
     pub(super) contradiction: Option<String>,
     /// The agent names the path as available but has not reported yet what it is.
@@ -106,6 +110,7 @@ impl View {
             boot_id: None,
             root_id: None,
             declared: None,
+            reported_beside: None,
             contradiction: None,
             is_unreported: false,
             is_available: false,

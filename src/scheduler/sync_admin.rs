@@ -303,7 +303,7 @@ impl State {
         if let Some(storage) = storages.iter().find(|storage| known.contains(storage)) {
             let detail = format!(
                 "{} is a destination of sync `{id}` already",
-                self.describe_storage(*storage)
+                self.workers.describe_storage(*storage)
             );
             return Err(Problem::new(ProblemCode::SameStorage, detail)
                 .with_hint(format!("ctl sync status {id} lists its destinations")));

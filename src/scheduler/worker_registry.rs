@@ -18,6 +18,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Maximum number of storage paths, workers and selectors that a reason names of each.
 const MAX_NAMED: usize = 5;
+/// Maximum number of items of a list in a text.
+pub(super) const MAX_LISTED: usize = 6;
+
+/// Lists the first of `items`, and the number of the others.
+pub(super) fn list_some(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    let more = items.len().saturating_sub(MAX_LISTED);
+    let listed = items.iter().take(MAX_LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if more == 0 { listed } else { format!("{listed} and {more} more") }
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
@@ -425,6 +435,19 @@ impl WorkerRegistry {
     pub(super) fn with_boot(&self, boot: &str) -> impl Iterator<Item = &Worker> {
         let ids = self.by_boot.get(boot).into_iter().flatten();
         ids.filter_map(|id| self.by_id.get(id))
+    }
+
+    /// The id of a storage and its workers.
+    pub(super) fn describe_storage(&self, no: StorageNo) -> String {
+        let id = self.storages.id(no).map_or_else(|| no.0.to_string(), ToString::to_string);
+        let mut workers: Vec<&WorkerId> =
+            self.storages.members(no).iter().map(|(_, id)| id).collect();
+        workers.sort_unstable();
+        let state = |id: &WorkerId| match self.get(id).is_some_and(|w| w.is_active) {
+            true => id.to_string(),
+            false => format!("{id}, inactive"),
+        };
+        format!("{id} ({})", list_some(workers.into_iter().map(state)))
     }
 
     /// Why no worker that `selectors` select serves a place, with the nearest storage paths.

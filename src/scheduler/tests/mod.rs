@@ -265,7 +265,7 @@ impl World {
             );
             for earlier in begun().filter(|earlier| earlier.no < later.no) {
                 let conflict = self.state.find_conflict(earlier, later);
-                assert_eq!(conflict, None, "{} and {} run at once", earlier.id, later.id);
+                assert!(conflict.is_none(), "{} and {}: {conflict:?}", earlier.id, later.id);
             }
         }
     }

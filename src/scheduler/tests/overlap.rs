@@ -1,5 +1,6 @@
 //! Syncs with overlapping paths.
 
+use super::storage_binding::{addressed, carry_out, compare_by, find_nothing, reported, send};
 use super::*;
 use crate::wire::sync::SubmitReply;
 
@@ -270,4 +271,113 @@ fn the_same_request_again_waits_and_the_answer_names_the_first_one() {
     assert_eq!(notes[0], "");
     assert_eq!(notes[1], "waits for sync l1, which writes to /m and is QUEUED");
     assert_eq!(notes[2], "same as sync l1, which is QUEUED");
+}
+
+/// A heartbeat of a worker on a host with one local disk at `/scratch`, under its first or second boot.
+fn on_host(worker: &str, boot: &str) -> WorkerHeartbeat {
+    let mut beat = reported("host", &["/scratch"], "ext4");
+    (beat.worker_id, beat.incarnation) = (worker.parse().unwrap(), Some(boot.to_owned()));
+    beat.boot_id = Some(format!("boot {boot}"));
+    beat
+}
+
+/// A sync `one` to `w1` runs when the host is rebooted. Only `w2` of this host has reported since.
+fn rebooted_host() -> (World, Assignment) {
+    let mut world = World::new();
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    for worker in ["w1", "w2"] {
+        send(&mut world, on_host(worker, "1"));
+    }
+    submit_to(&mut world, "one", "w1");
+    let scan = poll_sync(&mut world, "one");
+    send(&mut world, on_host("w2", "2"));
+    (world, scan)
+}
+
+/// Time passes until `w1` counts as inactive. The others report.
+fn wait_for_silence(world: &mut World, scan: &Assignment) {
+    for _ in 0..12 {
+        world.advance(5_000);
+        let source = reported("s", &["/src"], "ext4");
+        send(world, WorkerHeartbeat { assignments: vec![scan.assignment_id], ..source });
+        send(world, on_host("w2", "2"));
+    }
+}
+
+fn submit_to(world: &mut World, id: &str, workers: &str) {
+    let request = addressed(id, ("", "/src/a"), (workers, "/scratch/b"));
+    let reply = world.apply(Event::Submit { request, list: None, idempotency: None });
+    assert!(matches!(reply, Some(Reply::Submitted(_))), "{reply:?}");
+}
+
+#[test]
+fn a_sync_waits_for_one_on_a_disk_that_may_be_the_same_after_a_reboot() {
+    let (mut world, scan) = rebooted_host();
+    submit_to(&mut world, "two", "w2");
+    for active in [true, false] {
+        assert_eq!(world.poll("s", "1"), None);
+        let reason = overlap_reason(&mut world, "two");
+        assert!(
+            reason.starts_with("waits for sync one, which writes to /scratch/b: s-"),
+            "{reason}"
+        );
+        assert!(reason.contains("may be one storage") && reason.contains("(w2)"), "{reason}");
+        assert_eq!(reason.contains("(w1, inactive)"), !active, "{reason}");
+        wait_for_silence(&mut world, &scan);
+    }
+    // It is the same. What is to be copied is copied by one after the other.
+    send(&mut world, on_host("w1", "2"));
+    assert_eq!(overlap_reason(&mut world, "two"), "waits for sync one, which writes to /scratch/b");
+    world.post_page(&scan, page(&scan, 0, vec![], None));
+    poll_sync(&mut world, "two");
+}
+
+#[test]
+fn a_sync_that_waits_for_a_disk_starts_when_it_is_known_to_be_another_one() {
+    let (mut world, _) = rebooted_host();
+    submit_to(&mut world, "two", "w2");
+    assert_eq!(world.poll("s", "1"), None);
+    // The first kernel still runs: `w2` is on another host now.
+    let waiting = start_poll(&mut world, "s", 60_000);
+    send(&mut world, on_host("w1", "1"));
+    let answer = world.replies.remove(&waiting);
+    let Some(Reply::Assignment(Some(scan))) = answer else { panic!("{answer:?}") };
+    assert_eq!(scan.request_id.as_str(), "two");
+}
+
+#[test]
+fn a_disk_of_a_host_that_was_rebooted_is_one_destination() {
+    let (mut world, scan) = rebooted_host();
+    wait_for_silence(&mut world, &scan);
+    submit_to(&mut world, "all", "w*");
+    let destinations = world.progress("all").destinations;
+    assert_eq!(destinations.len(), 1, "{destinations:?}");
+    assert_eq!(destinations[0].workers[0].as_str(), "w2");
+    // It is not ambiguous either.
+    submit_to(&mut world, "plain", "");
+}
+
+#[test]
+fn a_queued_sync_waits_when_its_storage_turns_out_to_be_that_of_a_sync_that_runs() {
+    let mut world = World::new();
+    world.state.settings.max_active_syncs = 1;
+    send(&mut world, reported("s", &["/src"], "ext4"));
+    let mut nodes = ["n1", "n2"].map(|node| reported(node, &["/scratch"], "nfs4"));
+    compare_by(&mut world, &nodes, find_nothing);
+    submit_to(&mut world, "one", "n1");
+    let scan = poll_sync(&mut world, "one");
+    submit_to(&mut world, "two", "n2");
+    assert_eq!(world.poll("s", "1"), None, "there is one slot");
+    // After a reboot `n2` has something at its path that looks the same as before.
+    (nodes[1].boot_id, nodes[1].incarnation) = (Some("another".to_owned()), Some("2".to_owned()));
+    send(&mut world, nodes[1].clone());
+    world.state.settings.max_active_syncs = 2;
+    assert_eq!(world.poll("s", "1"), None);
+    let reason = overlap_reason(&mut world, "two");
+    assert!(reason.contains("may be one storage"), "{reason}");
+    compare_by(&mut world, &nodes, carry_out);
+    assert_eq!(overlap_reason(&mut world, "two"), "waits for sync one, which writes to /scratch/b");
+    assert_eq!(world.poll("s", "1"), None);
+    world.post_page(&scan, page(&scan, 0, vec![], None));
+    poll_sync(&mut world, "two");
 }

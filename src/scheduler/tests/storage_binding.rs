@@ -9,12 +9,14 @@ use crate::wire::testing::storage_report;
 use crate::wire::worker::HeartbeatReply;
 use crate::wire::worker_selector::WorkerSelector;
 
-/// The heartbeat of a worker on a host of its own, with a file system of `fs_type` at each path.
+/// The heartbeat of a worker on a host of its own, with a file system of `fs_type` at each path. Those of a network look
+/// alike.
 pub(super) fn reported(worker: &str, paths: &[&str], fs_type: &str) -> WorkerHeartbeat {
+    let look = if fs_type == "ext4" { worker.bytes().map(u64::from).sum() } else { 7 };
     let mut beat = heartbeat(worker, Some("1"), paths, &[]);
     beat.boot_id = Some(format!("boot of {worker}"));
     beat.root_ids = paths.iter().map(|path| ((*path).to_owned(), "1-2".to_owned())).collect();
-    beat.storages = paths.iter().map(|path| storage_report(path, fs_type, 7)).collect();
+    beat.storages = paths.iter().map(|path| storage_report(path, fs_type, look)).collect();
     beat
 }
 
@@ -56,7 +58,7 @@ pub(super) fn local_disks() -> World {
 }
 
 /// What an agent does that makes probe files and finds all others.
-fn carry_out(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
+pub(super) fn carry_out(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
     let done = |check: &StorageCheck| StorageCheckReport {
         path: check.path.clone(),
         made: check.make.as_ref().map(ProbeSecret::name),
@@ -69,7 +71,7 @@ fn carry_out(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
 }
 
 /// … and finds none.
-fn find_nothing(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
+pub(super) fn find_nothing(checks: &[StorageCheck]) -> Vec<StorageCheckReport> {
     let mut reports = carry_out(checks);
     for report in &mut reports {
         std::mem::swap(&mut report.found, &mut report.missing);
@@ -82,7 +84,7 @@ fn compare(world: &mut World, beats: &[WorkerHeartbeat]) {
     compare_by(world, beats, carry_out);
 }
 
-fn compare_by(
+pub(super) fn compare_by(
     world: &mut World,
     beats: &[WorkerHeartbeat],
     carry_out: fn(&[StorageCheck]) -> Vec<StorageCheckReport>,

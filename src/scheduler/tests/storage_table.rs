@@ -266,6 +266,59 @@ fn a_host_that_reboots_alone_keeps_its_storage_and_is_compared_again() {
 }
 
 #[test]
+fn a_disk_that_was_left_under_another_boot_is_not_known_to_be_another_one() {
+    let mut world = StorageWorld::new(&["ext4"]);
+    let [a, b] = [world.add(0), world.add(0)];
+    world.agents[b].host = a;
+    world.pump();
+    let old = world.storage(a).unwrap();
+    assert_eq!(world.storage(b), Some(old));
+    world.reboot(a);
+    world.heartbeat(a);
+    let new = world.storage(a).unwrap();
+    assert_ne!(new, old, "the other one may have been on another host");
+    assert_eq!(world.table.relation(old, new), Relation::Unknown, "it counts as active");
+    world.silence(b);
+    assert_eq!(world.table.relation(old, new), Relation::LooksAlike);
+    world.restart_master();
+    world.heartbeat(a);
+    world.heartbeat(a);
+    assert_eq!(world.table.relation(old, new), Relation::LooksAlike);
+    assert_eq!(world.heartbeat(b).len(), 1, "it is the same disk");
+    assert_eq!(world.storage(a), world.storage(b));
+    world.check_invariants();
+}
+
+#[test]
+fn disks_that_look_alike_are_different_once_both_kernels_were_seen() {
+    let mut world = StorageWorld::new(&["ext4", "ext4"]);
+    let [a, b] = [world.add(0), world.add(1)];
+    world.heartbeat(a);
+    world.heartbeat(b);
+    let [old, new] = [a, b].map(|at| world.storage(at).unwrap());
+    assert_eq!(world.table.relation(old, new), Relation::Unknown, "one host, or two");
+    let version = world.table.version();
+    world.heartbeat(a);
+    assert_eq!(world.table.relation(old, new), Relation::Different);
+    assert_ne!(world.table.version(), version, "syncs that waited for this go on");
+    // It stays known when one of them is silent, and the other one is rebooted.
+    world.silence(a);
+    world.restart_master();
+    world.reboot(b);
+    world.heartbeat(b);
+    assert_eq!(world.storage(b), Some(new));
+    assert_eq!(world.table.relation(old, new), Relation::Different);
+    world.check_invariants();
+    // Without the same fingerprint there is nothing to wait for.
+    let mut other = world.trees[0].clone();
+    other.look = 8;
+    world.trees.push(other);
+    let c = world.add(2);
+    world.heartbeat(c);
+    assert_eq!(world.table.relation(old, world.storage(c).unwrap()), Relation::Different);
+}
+
+#[test]
 fn a_shared_storage_keeps_its_number_when_all_hosts_and_the_master_restart() {
     let mut world = StorageWorld::new(&["nfs4"]);
     (0..20).for_each(|_| _ = world.add(0));

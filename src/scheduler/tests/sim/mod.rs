@@ -39,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Sim;
 
 /// Seeds that found something once, with the steps that it took.
-const PINNED: [(u64, usize); 18] = [
+const PINNED: [(u64, usize); 22] = [
     (55, 24),
     (74, 96),
     (95, 126),
@@ -58,6 +58,10 @@ const PINNED: [(u64, usize); 18] = [
     (161, 467),
     (314, 0),
     (5268, 0),
+    (623, 222),
+    (1382, 79),
+    (4537, 500),
+    (5637, 69),
 ];
 /// Default number of seeds …
 const SEEDS: u64 = 150;
