@@ -9,6 +9,7 @@ mod credentials;
 mod download;
 mod error;
 mod exchange;
+mod join;
 mod list;
 mod master_url;
 mod tokens;
@@ -18,8 +19,9 @@ mod workers;
 pub use credentials::Credentials;
 pub use download::Download;
 pub use error::{ClientError, FailedAttempt, Result};
+pub use master_url::parse_urls;
 
-use crate::identity::{ServerTrust, client_config};
+use crate::identity::{AgentIdentity, ServerTrust, client_config};
 use crate::util::corruption::CorruptionCounter;
 use crate::wire::leader::Readiness;
 use crate::wire::problem::Problem;
@@ -29,13 +31,14 @@ use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat};
 use crate::wire::{AssignmentId, RequestId, WorkerId};
 use bytes::Bytes;
 use exchange::{FAILOVER_TIMEOUT, RawReply, Request};
-use master_url::parse_master_url;
+use master_url::{parse_master_url, split_urls};
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use url_text::{error_chain, excerpt, is_loopback, with_query};
@@ -58,6 +61,8 @@ pub struct ClientOptions {
     pub trust: ServerTrust,
     /// The tokens to send.
     pub credentials: Credentials,
+    /// The certificate to present at `https` URLs: that of this agent.
+    pub identity: Option<Arc<AgentIdentity>>,
 }
 
 impl Default for ClientOptions {
@@ -68,6 +73,7 @@ impl Default for ClientOptions {
             resend_timeout: Duration::ZERO,
             trust: ServerTrust::default(),
             credentials: Credentials::default(),
+            identity: None,
         }
     }
 }
@@ -125,7 +131,7 @@ impl MasterClient {
     /// [`ClientError::InvalidUrl`] for no URL at all, one that can't be parsed, another scheme, one with a user
     /// name or password in it, or one with `https` if no server is trusted.
     pub fn new(urls: Vec<String>, options: ClientOptions) -> Result<Self> {
-        let parts = urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty());
+        let parts = split_urls(&urls);
         let mut base_urls: Vec<String> = Vec::new();
         let mut all_local = true;
         let mut tokens = BTreeMap::new();
@@ -158,7 +164,9 @@ impl MasterClient {
             url: base_urls.join(","),
             message: format!("cannot set up an HTTP client: {message}"),
         };
-        let tls = client_config(&options.trust).map_err(|e| set_up_failed(e.to_string()))?;
+        let tls =
+            client_config(&options.trust, options.identity.clone().map(|identity| identity as _))
+                .map_err(|e| set_up_failed(e.to_string()))?;
         let build = |read_timeout: Option<Duration>| {
             let mut builder = reqwest::Client::builder()
                 .tls_backend_preconfigured(tls.clone())

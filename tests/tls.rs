@@ -6,9 +6,13 @@ mod support;
 
 use longhaul::wire::sync::{SyncOutcome, SyncProgress};
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use support::lab::{ADDRESS, Lab};
-use support::tree::{assert_same, exact_comparison, make_dir, random_bytes, write_file};
+use support::await_true;
+use support::lab::{ADDRESS, Lab, url};
+use support::tree::{
+    assert_same, exact_comparison, make_dir, random_bytes, write_file, write_many_files,
+};
 
 #[test]
 fn a_cluster_syncs_over_tls_and_clients_accept_only_its_authority() {
@@ -18,14 +22,15 @@ fn a_cluster_syncs_over_tls_and_clients_accept_only_its_authority() {
     write_file(src.join("dir/small"), "small");
     lab.start_master(&format!("listen: ['127.0.0.1:8888', '{ADDRESS}:8888']\n"));
     let ca = lab.path("state/ca.pem");
-    lab.start_agent("a", &src, &format!("ca_file: {}\n", ca.display()));
-    lab.start_agent("b", &dst, &format!("ca_file: {}\n", ca.display()));
-    let url = format!("https://{ADDRESS}:8888");
-    let ctl = |args: &[&str], url: &str, ca: &Path| lab.ctl(args, url, Some(ca));
+    lab.join_agent("a", &src);
+    lab.join_agent("b", &dst);
     lab.await_workers(&["a", "b"]);
+    for secret in ["identity-a.json", "identity-b.json"] {
+        let file = lab.path(&format!("state-{}/{secret}", &secret[9..10]));
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
     let [from, to] = [&src, &dst].map(|path| path.to_str().unwrap());
-    let ran = ctl(&["sync", "submit", from, to, "--wait", "-o", "json"], &url, &ca);
-    let ran = ran.assert_exit_code(0);
+    let ran = lab.admin(&["sync", "submit", from, to, "--wait", "-o", "json"]);
     let sync: SyncProgress = serde_json::from_slice(&ran.stdout).unwrap();
     assert_eq!(sync.outcome, Some(SyncOutcome::Full));
     assert_same(&src, &dst, exact_comparison());
@@ -39,25 +44,132 @@ fn a_cluster_syncs_over_tls_and_clients_accept_only_its_authority() {
         assert!(text.contains(expected), "{url}: {text}");
     };
     let other = lab.make_other_authority();
-    refused(&url, Some(&other), 5, "the certificate of the server is of another authority");
-    refused(&url, None, 2, "--ca-file");
-    refused(&url, Some(&lab.path("none.pem")), 78, "none.pem");
+    refused(&url(), Some(&other), 5, "the certificate of the server is of another authority");
+    refused(&url(), None, 2, "--ca-file");
+    refused(&url(), Some(&lab.path("none.pem")), 78, "none.pem");
     refused(&format!("http://{ADDRESS}:8888"), None, 2, "use https://");
     refused("https://127.0.0.1:8888", Some(&ca), 5, "does not speak TLS");
+    // Without a token nobody has rights there, but probes work.
+    let anyone = |args: &[&str]| lab.ctl_without_token(args, &ca);
+    let refused = anyone(&["workers", "list"]).assert_exit_code(4);
+    assert!(refused.stderr_text().contains("has no credentials"), "{}", refused.stderr_text());
+    anyone(&["master", "status"]).assert_exit_code(0);
 }
 
 #[test]
-fn an_agent_refuses_a_master_of_another_authority_and_sends_it_nothing() {
+fn an_agent_of_another_installation_does_not_send_its_token() {
     let mut lab = Lab::new();
     lab.start_master(&format!("listen: {ADDRESS}:8888\n"));
-    let other = lab.make_other_authority();
     let storage = make_dir(lab.path("data"));
-    lab.start_agent("a", &storage, &format!("ca_file: {}\n", other.display()));
-    lab.await_agent_log("a", "the certificate of the server is of another authority");
-    let url = format!("https://{ADDRESS}:8888");
-    let ca = lab.path("state/ca.pem");
-    let ran = lab.ctl(&["workers", "list", "-q"], &url, Some(&ca)).assert_exit_code(0);
-    assert_eq!(ran.stdout_text(), "");
+    let file = lab.create_join_token("a", &storage, &[]);
+    let token = fs::read_to_string(&file).unwrap();
+    let hash = token.split('.').nth(1).unwrap();
+    fs::write(&file, token.replace(hash, &"0".repeat(64))).unwrap();
+    let config = format!("join_token_file: {}\n", file.display());
+    lab.start_agent("a", &storage, &config);
+    lab.await_agent_log("a", "so the token was not sent");
+    lab.kill_agent("a");
+    let list = lab.admin(&["token", "list"]).stdout_text();
+    let row = list.lines().find(|line| line.contains(token.split('.').nth(2).unwrap())).unwrap();
+    assert!(row.contains("valid"), "{row}");
+    // Nor does one with the certificate of another authority trust the master.
+    let other = lab.make_other_authority();
+    lab.start_agent("b", &storage, &format!("ca_file: {}\n", other.display()));
+    lab.await_agent_log("b", "the certificate of the server is of another authority");
+    assert_eq!(lab.admin(&["workers", "list", "-q"]).stdout_text(), "");
+}
+
+#[test]
+fn a_join_token_is_good_for_one_agent_of_its_worker_until_it_expires() {
+    let mut lab = Lab::new();
+    lab.start_master(&format!("listen: {ADDRESS}:8888\n"));
+    let storage = make_dir(lab.path("data"));
+    let token = lab.create_join_token("a", &storage, &[]);
+    let config = format!("join_token_file: {}\n", token.display());
+    let refused = |lab: &Lab, worker: &str, config: &str, expected: &str| {
+        let ran = lab.run_agent(worker, &storage, config).assert_exit_code(78);
+        let text = ran.stderr_text() + &ran.stdout_text();
+        assert!(text.contains(expected) && text.contains("ctl token create --join"), "{text}");
+    };
+    refused(&lab, "b", &config, "is for worker `a`, not for `b`");
+    lab.start_agent("a", &storage, &config);
+    lab.await_workers(&["a"]);
+    lab.kill_agent("a");
+    // Another agent under this name: it has the token and not the key.
+    let (state, kept) = (lab.path("state-a"), lab.path("kept-a"));
+    fs::rename(&state, &kept).unwrap();
+    refused(&lab, "a", &config, "was used before, by another agent");
+    // The own agent needs the token no more.
+    fs::remove_dir_all(&state).unwrap();
+    fs::rename(&kept, &state).unwrap();
+    fs::remove_file(&token).unwrap();
+    lab.start_agent("a", &storage, &config);
+    lab.await_agent_log("a", "connected to the master");
+    let late = lab.create_join_token("c", &storage, &["--ttl", "1s"]);
+    await_true("the token has expired", || {
+        lab.admin(&["token", "list"]).stdout_text().contains("expired")
+    });
+    let config = format!("join_token_file: {}\n", late.display());
+    refused(&lab, "c", &config, "has expired");
+    // A storage path that the token does not grant is not used.
+    let config =
+        format!("join_token_file: {}\n", lab.create_join_token("d", &storage, &[]).display());
+    let outside = make_dir(lab.path("outside"));
+    lab.start_agent("d", &outside, &config);
+    lab.await_agent_log("d", "did not grant these storage paths");
+    let view = lab.admin(&["workers", "show", "d", "-o", "json"]);
+    assert_eq!(view.json()["storage_paths"], serde_json::json!([]));
+}
+
+#[test]
+fn a_certificate_is_renewed_before_it_expires() {
+    let mut lab = Lab::new();
+    lab.start_master(&format!("listen: {ADDRESS}:8888\nagent_certificate_lifetime: 30s\n"));
+    let storage = make_dir(lab.path("data"));
+    lab.join_agent("a", &storage);
+    lab.await_workers(&["a"]);
+    let file = lab.path("state-a/identity-a.json");
+    let first = fs::read(&file).unwrap();
+    lab.await_agent_log("a", "the certificate is renewed");
+    assert_ne!(fs::read(&file).unwrap(), first);
+    assert!(!lab.agent_log("a").contains("heartbeat failed"), "{}", lab.agent_log("a"));
+}
+
+#[test]
+fn a_worker_that_is_revoked_during_a_sync_is_out_and_another_one_does_its_work() {
+    let mut lab = Lab::new();
+    let (src, dst) = (make_dir(lab.path("src")), make_dir(lab.path("dst")));
+    write_many_files(&src, 300, 1 << 10);
+    write_file(src.join("large"), random_bytes(24 << 20, 1));
+    lab.start_master(&format!("listen: ['127.0.0.1:8888', '{ADDRESS}:8888']\n"));
+    for (name, storage) in [("a1", &src), ("a2", &src), ("b", &dst)] {
+        lab.join_agent(name, storage);
+    }
+    lab.await_workers(&["a1", "a2", "b"]);
+    let [from, to] = [&src, &dst].map(|path| path.to_str().unwrap());
+    let limit = ["--bwlimit", "1MiB/s", "--chunk-size-mb", "1"];
+    lab.admin(&[&["sync", "submit", from, to, "--id", "s"], &limit[..]].concat());
+    await_true("a1 has tasks", || {
+        lab.admin(&["workers", "show", "a1", "-o", "json"]).json()["in_flight"] != 0
+    });
+    lab.admin(&["workers", "revoke", "a1"]);
+    lab.await_agent_log("a1", "was revoked");
+    let list = lab.admin(&["workers", "list"]).stdout_text();
+    let row = list.lines().find(|line| line.contains("a1")).unwrap();
+    assert!(row.contains("REVOKED"), "{list}");
+    lab.admin(&["sync", "set", "s", "--bwlimit", "none"]);
+    let ended = lab.admin(&["sync", "wait", "s", "-o", "json"]);
+    let sync: SyncProgress = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(sync.outcome, Some(SyncOutcome::Full));
+    assert_same(&src, &dst, exact_comparison());
+    assert_eq!(lab.admin(&["workers", "list", "-q"]).stdout_text(), "a2\nb\n");
+    // It stays refused until it joins again, also after a restart.
+    lab.kill_agent("a1");
+    lab.start_agent("a1", &src, "");
+    lab.await_agent_log("a1", "was revoked");
+    lab.kill_agent("a1");
+    lab.join_agent("a1", &src);
+    lab.await_workers(&["a1", "a2", "b"]);
 }
 
 #[test]

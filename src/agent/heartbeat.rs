@@ -11,6 +11,7 @@ use crate::fs::ProbeJournal;
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::rlimits;
+use crate::wire::AbsPath;
 use crate::wire::problem::ProblemCode;
 use crate::wire::worker::{NicReport, PROTOCOL_VERSION, WorkerHeartbeat, WorkerStatus};
 use crate::wire::worker_selector::Labels;
@@ -61,6 +62,8 @@ pub(super) struct Heartbeater {
     storage: Arc<StorageMonitor>,
     storage_checks: Arc<StorageChecker>,
     labels: Mutex<Labels>,
+    /// Storage paths that the master does not use.
+    refused_paths: Mutex<Vec<AbsPath>>,
     interval_ms: AtomicU64,
     draining: AtomicBool,
     stopped: AtomicBool,
@@ -85,6 +88,7 @@ impl Heartbeater {
         Heartbeater {
             interval_ms: AtomicU64::new(millis(config.heartbeat_interval)),
             labels: Mutex::new(config.labels.clone()),
+            refused_paths: Mutex::default(),
             config,
             incarnation,
             boot_id: boot_id().map(str::to_owned),
@@ -211,8 +215,11 @@ impl Heartbeater {
         let reply = match client.send_heartbeat(&heartbeat).await {
             Ok(reply) => reply,
             Err(error) => {
-                if error.code() == Some(ProblemCode::WorkerIdTaken.as_str()) {
-                    // The assignments belong to the other agent.
+                let is_lost = [ProblemCode::WorkerIdTaken, ProblemCode::WorkerRevoked]
+                    .iter()
+                    .any(|code| error.code() == Some(code.as_str()));
+                if is_lost {
+                    // The assignments belong to other agents.
                     let all = &heartbeat.assignments;
                     lease_table.apply_renewal(all, sent, all);
                 }
@@ -232,10 +239,33 @@ impl Heartbeater {
             ticket_verifier.add_ended_syncs(ended);
         }
         limits.apply_heartbeat_limits(&reply.bwlimits);
-        peers.set_silent(reply.unresponsive_workers);
+        self.warn_of_refused_paths(reply.refused_paths);
+        ticket_verifier.set_revoked_workers(&reply.revoked_workers);
+        let mut silent = reply.unresponsive_workers;
+        silent.extend(reply.revoked_workers);
+        peers.set_silent(silent);
         self.storage_checks.apply(reply.storage_checks);
         self.is_registered.send_replace(true);
         Ok(reply.next_heartbeat_ms.map(|ms| Duration::from_millis(ms).max(MIN_INTERVAL)))
+    }
+
+    /// Logs storage paths that the master does not use, once for each change.
+    fn warn_of_refused_paths(&self, refused: Vec<AbsPath>) {
+        let mut known = self.refused_paths.lock();
+        if *known == refused {
+            return;
+        }
+        let paths: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        let (paths, worker) = (paths.join(", "), &self.cx.worker_id);
+        if paths.is_empty() {
+            tracing::info!("the master uses all storage paths of this agent");
+        } else {
+            tracing::warn!(
+                "the join token of this agent did not grant these storage paths, so the master does not use them: \
+                 {paths}; join again with: ctl token create --join --worker {worker} --path DIR"
+            );
+        }
+        *known = refused;
     }
 
     fn build_heartbeat(&self) -> WorkerHeartbeat {

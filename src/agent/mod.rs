@@ -10,6 +10,7 @@
 //! - [`lease_table`]: assignments and their deadlines; [`limits`]: bandwidth; [`heartbeat`] (with [`storage`] and
 //!   [`storage_checks`]),
 //!   [`slots`] (with [`concurrency`]): the loops
+//! - [`join`]: the certificate of the agent
 //! - [`job`]: what executors share; [`scan`] and [`prune`] (with [`batch`] and [`pages`]), [`copy`] (with
 //!   [`batch_outcome`]), [`range`], [`publish`]
 //!
@@ -23,6 +24,7 @@ mod copy;
 mod corruption_count;
 mod heartbeat;
 mod job;
+mod join;
 mod lease_table;
 mod limits;
 mod pages;
@@ -189,9 +191,31 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let config = config_changes.borrow().clone();
     let trust = config.ca_file.as_deref().map(ServerTrust::from_file).transpose()?;
-    let options = ClientOptions { trust: trust.unwrap_or_default(), ..ClientOptions::default() };
-    let client = MasterClient::new(config.master_urls, options)?;
-    Agent::bind(config_changes).await?.serve(client, shutdown).await;
+    let mut trust = trust.unwrap_or_default();
+    let identity = tokio::select! {
+        identity = join::obtain_identity(&config) => identity?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    if let Some(identity) = &identity {
+        trust.extend(identity.trust());
+    }
+    let options = ClientOptions { trust, identity: identity.clone(), ..ClientOptions::default() };
+    let client = MasterClient::new(config.master_urls.clone(), options.clone())?;
+    let renewals = match identity {
+        None => None,
+        Some(identity) => Some((identity, MasterClient::new(config.master_urls, options)?)),
+    };
+    let renewing = async {
+        match renewals {
+            Some((identity, client)) => join::renew_certificates(identity, client).await,
+            None => std::future::pending().await,
+        }
+    };
+    let agent = Agent::bind(config_changes).await?;
+    tokio::select! {
+        () = agent.serve(client, shutdown) => {}
+        () = renewing => {}
+    }
     Ok(())
 }
 

@@ -25,6 +25,7 @@ pub(crate) fn agent_config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>
         worker_id: "a".parse().unwrap(),
         master_urls: vec![],
         ca_file: None,
+        join_token_file: None,
         storage_paths: storage_paths.into_iter().map(Into::into).collect(),
         labels: Default::default(),
         control_plane_address: None,

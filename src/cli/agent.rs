@@ -3,8 +3,8 @@
 use super::args::{AgentArgs, GlobalArgs};
 use super::error::{CliError, Result};
 use super::exit::Exit;
-use super::{Context, config, load_trust, service};
-use crate::client::{ClientOptions, MasterClient};
+use super::{Context, config, service};
+use crate::client::parse_urls;
 use crate::config::{AgentConfig, Env, Loaded, Severity, check_file, load_agent};
 
 /// Runs the agent until a signal.
@@ -39,11 +39,9 @@ fn apply_overrides(
 ) -> Result<AgentConfig> {
     config.ca_file = global.ca_file.clone().or(config.ca_file);
     if !global.master_url.is_empty() {
-        let trust = load_trust(config.ca_file.as_deref())?;
-        let options = ClientOptions { trust, ..ClientOptions::default() };
-        let client = MasterClient::new(global.master_url.clone(), options)?;
-        config.master_urls = client.urls().to_vec();
+        config.master_urls = parse_urls(&global.master_url)?;
     }
+    config.join_token_file = args.join_token_file.clone().or(config.join_token_file);
     if let Some(interval) = args.heartbeat_interval {
         config.heartbeat_interval = interval;
     }

@@ -183,6 +183,9 @@ pub(super) struct AgentArgs {
     /// The configuration, e.g. example_agent.yml; one file can serve all agents [env: CTL_CONFIG]
     #[arg(short, long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// The join token for the first start at a master with TLS [default: as configured]
+    #[arg(long, value_name = "FILE")]
+    pub(super) join_token_file: Option<PathBuf>,
     /// The time between heartbeats [default: as configured]
     #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
     pub(super) heartbeat_interval: Option<Duration>,
@@ -503,6 +506,9 @@ pub(super) enum WorkersCommand {
     Undrain(WorkerIdArgs),
     /// Forget workers that have stopped or send no heartbeats: their tasks go to others
     Forget(WorkerIdArgs),
+    /// Revoke the certificates of workers: the next request of their agents is refused, and their tasks go to others.
+    /// They can join again with a new token (ctl token create --join)
+    Revoke(WorkerIdArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -111,6 +111,7 @@ impl Context {
             resend_timeout: RESEND_TIMEOUT,
             trust: load_trust(self.global.ca_file.as_deref())?,
             credentials,
+            identity: None,
         };
         Ok(MasterClient::new(urls, options)?)
     }

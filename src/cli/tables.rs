@@ -6,6 +6,7 @@ use super::sync_text::{address_text, display_id, duration_between, eta_text, or_
 use super::table_layout::{ARROW, Column, render_table, shorten_list, shorten_pair};
 use crate::client::MasterStatus;
 use crate::util::units;
+use crate::wire::join::RevokedWorker;
 use crate::wire::leader::MasterRole;
 use crate::wire::sync::{SyncProgress, SyncState};
 use crate::wire::worker::{WorkerList, WorkerView};
@@ -95,7 +96,8 @@ const WORKER_COLUMNS: [Column; 9] = [
 /// Active workers first.
 pub(super) fn worker_table(list: &WorkerList, width: Option<usize>, now: Timestamp) -> String {
     let rows = list.active.iter().chain(&list.inactive).map(|worker| worker_row(worker, now));
-    render_table(&WORKER_COLUMNS, rows.collect(), width)
+    let revoked = list.revoked.iter().map(|worker| revoked_row(worker, WORKER_COLUMNS.len()));
+    render_table(&WORKER_COLUMNS, rows.chain(revoked).collect(), width)
 }
 
 /// As [`worker_table`], with labels and versions, and not fitted to a terminal.
@@ -110,7 +112,8 @@ pub(super) fn wide_worker_table(list: &WorkerList, now: Timestamp) -> String {
         row.splice(reason..reason, [labels, version]);
         row
     });
-    render_table(&columns, rows.collect(), None)
+    let revoked = list.revoked.iter().map(|worker| revoked_row(worker, columns.len()));
+    render_table(&columns, rows.chain(revoked).collect(), None)
 }
 
 /// `rack=3, zone=b`; `None` without labels.
@@ -138,6 +141,15 @@ fn worker_row(worker: &WorkerView, now: Timestamp) -> Vec<String> {
         storage_text(worker),
         worker.reason.as_deref().map(sanitize).unwrap_or_default(),
     ]
+}
+
+/// A worker with a certificate that is refused, in a table with this number of columns.
+fn revoked_row(worker: &RevokedWorker, columns: usize) -> Vec<String> {
+    let mut row = vec!["-".to_owned(); columns];
+    row[0] = worker.worker_id.to_string();
+    row[1] = "REVOKED".to_owned();
+    row[columns - 1] = format!("revoked at {}; it can join with a new token", worker.revoked_at);
+    row
 }
 
 /// The storage paths, each with its free bytes.

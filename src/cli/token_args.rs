@@ -1,8 +1,8 @@
 //! The arguments of `ctl token` and `ctl auth`.
 
 use super::options::parse_positive_duration;
-use crate::wire::AbsPath;
 use crate::wire::token::{Right, Role, TokenId};
+use crate::wire::{AbsPath, WorkerId};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,11 +26,24 @@ pub(super) enum TokenCommand {
 #[command(before_long_help = "Examples:
   ctl token create --role viewer --scope / /
   ctl token create --role operator --scope /lustre/proj /arch/proj --may delete --expires 30d --label nightly
+  ctl token create --join --worker gpu-1 --path /scratch > join.token      for: ctl agent --join-token-file join.token
 ")]
 pub(super) struct TokenArgs {
     /// viewer: read; operator: submit and change syncs; admin: everything, on all paths
-    #[arg(long, value_parser = parse_role)]
-    pub(super) role: Role,
+    #[arg(long, value_parser = parse_role, required_unless_present = "join", conflicts_with = "join")]
+    pub(super) role: Option<Role>,
+    /// Create a join token instead, with which an agent gets its certificate; it is good once
+    #[arg(long, requires_all = ["worker", "path"], conflicts_with_all = ["scope", "may", "expires", "label"])]
+    pub(super) join: bool,
+    /// The worker that joins
+    #[arg(long, value_name = "ID", requires = "join")]
+    pub(super) worker: Option<WorkerId>,
+    /// Directories of the worker: its storage paths must lie at or below one of them
+    #[arg(long, value_name = "DIR", num_args = 1.., requires = "join", value_parser = parse_scope_path)]
+    pub(super) path: Vec<AbsPath>,
+    /// The join token ends after this time [default: 15m]
+    #[arg(long, value_name = "DURATION", requires = "join", value_parser = parse_positive_duration)]
+    pub(super) ttl: Option<Duration>,
     /// Syncs with a source at or below FROM and a destination at or below TO; may be repeated
     #[arg(long, value_names = ["FROM", "TO"], num_args = 2, value_parser = parse_scope_path)]
     pub(super) scope: Vec<AbsPath>,

@@ -11,6 +11,7 @@ use super::token_args::{AuthCommand, TokenArgs, TokenCommand};
 use super::{Context, console};
 use crate::client::Credentials;
 use crate::wire::AbsPath;
+use crate::wire::join::{JoinTokenRequest, JoinTokenView};
 use crate::wire::token::{AuthStatus, PathScope, Role, TokenId, TokenRequest, TokenView};
 use jiff::Timestamp;
 use serde_json::json;
@@ -20,8 +21,23 @@ use std::io::IsTerminal;
 /// The master can't be reached, or refuses the command.
 pub(super) async fn run_token_command(ctx: &Context, command: TokenCommand) -> Result<Exit> {
     match command {
+        TokenCommand::Create(TokenArgs { worker: Some(worker_id), path, ttl, .. }) => {
+            let ttl_seconds =
+                ttl.map(|ttl| u32::try_from(ttl.as_secs().max(1)).unwrap_or(u32::MAX));
+            let request = JoinTokenRequest { worker_id, storage_paths: path, ttl_seconds };
+            let created = ctx.new_client()?.create_join_token(&request).await?;
+            let text = created.secret.to_text();
+            ctx.print(&created.body, &text, &text)?;
+            if ctx.global.is_text() {
+                let JoinTokenView { worker_id, expires_at, .. } = &created.token;
+                console::print_note(&format!(
+                    "it is shown only now, good once, and until {expires_at}; on the host of {worker_id}, in a file with \
+                     mode 600: ctl agent --join-token-file FILE"
+                ));
+            }
+        }
         TokenCommand::Create(args) => {
-            let request = token_request(args);
+            let request = token_request(args)?;
             let created = ctx.new_client()?.create_token(&request).await?;
             ctx.print(&created.body, &created.secret, &created.secret)?;
             if ctx.global.is_text() {
@@ -33,15 +49,27 @@ pub(super) async fn run_token_command(ctx: &Context, command: TokenCommand) -> R
         }
         TokenCommand::List => {
             let list = ctx.new_client()?.list_tokens().await?;
-            let ids: String = list.tokens.iter().map(|token| format!("{}\n", token.id)).collect();
-            let table = token_table(&list.tokens, terminal_width(), Timestamp::now());
-            ctx.print(&list.body, &ids, &table)?;
+            let ids = list.tokens.iter().map(|token| &token.id);
+            let ids = ids.chain(list.join_tokens.iter().map(|token| &token.id));
+            let ids: String = ids.map(|id| format!("{id}\n")).collect();
+            let mut text = token_table(&list.tokens, terminal_width(), Timestamp::now());
+            if !list.join_tokens.is_empty() {
+                text.push('\n');
+                let now = Timestamp::now();
+                text.push_str(&join_token_table(&list.join_tokens, terminal_width(), now));
+            }
+            ctx.print(&list.body, &ids, &text)?;
         }
         TokenCommand::Revoke { ids } => {
             let client = ctx.new_client()?;
-            let revoke = async |id: &TokenId| client.revoke_token(id).await;
-            return try_each(ctx, &client, &ids, revoke, |token| {
-                ctx.print(&token.body, "", &format!("token {} is revoked", token.id))
+            let revoke = async |id: &TokenId| match client.revoke_token(id).await {
+                Err(error) if error.is_not_found() => {
+                    client.revoke_join_token(id).await.map(|token| (token.value.id, token.body))
+                }
+                revoked => revoked.map(|token| (token.value.id, token.body)),
+            };
+            return try_each(ctx, &client, &ids, revoke, |(id, body)| {
+                ctx.print(&body, "", &format!("token {id} is revoked"))
             })
             .await;
         }
@@ -49,18 +77,21 @@ pub(super) async fn run_token_command(ctx: &Context, command: TokenCommand) -> R
     Ok(Exit::Ok)
 }
 
-fn token_request(args: TokenArgs) -> TokenRequest {
+/// # Errors
+/// The role is missing.
+fn token_request(args: TokenArgs) -> Result<TokenRequest> {
+    let role = args.role.ok_or_else(|| CliError::usage("name the role with --role ROLE"))?;
     let pairs = args.scope.chunks_exact(2);
     let scope = |pair: &[AbsPath]| PathScope { from: pair[0].clone(), to: pair[1].clone() };
-    TokenRequest {
-        role: args.role,
+    Ok(TokenRequest {
+        role,
         scopes: pairs.map(scope).collect(),
         may: args.may,
         ttl_seconds: args
             .expires
             .map(|life| u32::try_from(life.as_secs().max(1)).unwrap_or(u32::MAX)),
         label: args.label,
-    }
+    })
 }
 
 fn token_table(tokens: &[TokenView], width: Option<usize>, now: Timestamp) -> String {
@@ -83,6 +114,33 @@ fn token_table(tokens: &[TokenView], width: Option<usize>, now: Timestamp) -> St
             or_dash(Some(may.join(",")).filter(|may| !may.is_empty())),
             or_dash(token.label.as_deref().map(sanitize)),
             scopes_text(token),
+        ]
+    });
+    render_table(&columns, rows.collect(), width)
+}
+
+fn join_token_table(tokens: &[JoinTokenView], width: Option<usize>, now: Timestamp) -> String {
+    let columns = [
+        Column::new("JOIN TOKEN"),
+        Column::new("WORKER"),
+        Column::new("STATE"),
+        Column::new("EXPIRES"),
+        Column { is_below_row: true, ..Column::new("PATHS") },
+    ];
+    let rows = tokens.iter().map(|token| {
+        let state = match (token.revoked_at, token.used_at) {
+            (Some(_), _) => "revoked",
+            (None, Some(_)) => "used",
+            _ if token.expires_at <= now => "expired",
+            _ => "valid",
+        };
+        let paths: Vec<String> = token.storage_paths.iter().map(ToString::to_string).collect();
+        vec![
+            token.id.to_string(),
+            token.worker_id.to_string(),
+            state.to_owned(),
+            token.expires_at.to_string(),
+            paths.join(", "),
         ]
     });
     render_table(&columns, rows.collect(), width)
@@ -180,7 +238,7 @@ mod tests {
 
     fn parse(line: &str) -> TokenRequest {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Token(TokenCommand::Create(args)) => token_request(args),
+            Command::Token(TokenCommand::Create(args)) => token_request(args).unwrap(),
             other => panic!("{other:?}"),
         }
     }

@@ -40,6 +40,7 @@ pub(super) async fn run(ctx: &Context, command: WorkersCommand) -> Result<Exit> 
         }
         WorkersCommand::Undrain(workers) => return drain(ctx, workers.ids, None, false).await,
         WorkersCommand::Forget(workers) => return forget(ctx, workers.ids).await,
+        WorkersCommand::Revoke(workers) => return revoke(ctx, workers.ids).await,
     }
     Ok(Exit::Ok)
 }
@@ -96,6 +97,16 @@ fn drain_text(reply: &DrainReply) -> String {
             "Worker {id} is draining: it finishes {tasks} and receives {requests} of other agents"
         ),
     }
+}
+
+async fn revoke(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit> {
+    for_each_resource(ctx, ids, async |client: &MasterClient, id: &WorkerId| {
+        let reply = client.revoke_worker(id).await?;
+        let tasks = units::pluralize(reply.requeued, "task", "tasks");
+        let text = format!("Worker {id} is revoked; {tasks} of it are requeued");
+        Ok(Some((text, reply.body)))
+    })
+    .await
 }
 
 async fn forget(ctx: &Context, ids: Vec<WorkerId>) -> Result<Exit> {

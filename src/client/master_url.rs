@@ -34,3 +34,23 @@ pub(super) fn parse_master_url(text: &str) -> Result<Url> {
     }
     Ok(url)
 }
+
+/// The parts of texts that hold several URLs, separated by commas.
+pub(super) fn split_urls(urls: &[String]) -> impl Iterator<Item = &str> {
+    urls.iter().flat_map(|u| u.split(',')).map(str::trim).filter(|u| !u.is_empty())
+}
+
+/// The base URLs in `urls`, in their order; see [`MasterClient::new`](super::MasterClient::new).
+///
+/// # Errors
+/// [`ClientError::InvalidUrl`].
+pub fn parse_urls(urls: &[String]) -> Result<Vec<String>> {
+    let mut parsed = Vec::new();
+    for part in split_urls(urls) {
+        let base = parse_master_url(part)?.as_str().trim_end_matches('/').to_owned();
+        if !parsed.contains(&base) {
+            parsed.push(base);
+        }
+    }
+    Ok(parsed)
+}

@@ -27,6 +27,8 @@ pub struct AgentConfig {
     pub master_urls: Vec<String>,
     /// The certificate of the master's authority, in PEM, for `https` URLs.
     pub ca_file: Option<PathBuf>,
+    /// The join token with which the agent gets its first certificate. It is not needed after that.
+    pub join_token_file: Option<PathBuf>,
     /// The directories that it may read and write; at least one, without duplicates.
     pub storage_paths: Vec<StoragePath>,
     /// By which operators may select the worker.
@@ -77,7 +79,8 @@ fn core_count() -> usize {
 }
 
 /// The keys that only an agents file has, for the detection of the file kind.
-pub(super) const AGENT_KEYS: [&str; 9] = [
+pub(super) const AGENT_KEYS: [&str; 10] = [
+    "join_token_file",
     "master_url",
     "workers",
     "worker_id",
@@ -113,6 +116,7 @@ struct SharedSettings {
     buffer_memory: u64,
     direct_io: bool,
     data_dir: PathBuf,
+    join_token_file: Option<PathBuf>,
     labels: Labels,
     log: LogConfig,
 }
@@ -147,6 +151,8 @@ impl SharedSettings {
         });
         fields.set("direct_io", &mut self.direct_io, |i| i.flag());
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
+        let file = |item: &Item<'_>| item.absolute_path().map(Some);
+        fields.set("join_token_file", &mut self.join_token_file, file);
         read_labels(fields, &mut self.labels);
         fields.read_map("log", |log| self.log.read(log));
     }
@@ -175,6 +181,7 @@ pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> 
             buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
             direct_io: false,
             data_dir: env.state_dir.clone(),
+            join_token_file: None,
             labels: Labels::new(),
             log: LogConfig::default(),
         },
@@ -324,6 +331,7 @@ impl WorkerReader {
             worker_id: id,
             master_urls: self.master_urls.clone(),
             ca_file: self.ca_file.clone(),
+            join_token_file: shared.join_token_file,
             storage_paths,
             labels: shared.labels,
             control_plane_address,

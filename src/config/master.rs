@@ -49,6 +49,8 @@ pub struct MasterConfig {
     pub worker_heartbeat_timeout: Duration,
     /// The time that an assignment is valid without a heartbeat that renews it.
     pub lease: Duration,
+    /// The time that a certificate of an agent is valid; the agent renews it after two thirds of it.
+    pub agent_certificate_lifetime: Duration,
     /// The maximum time of a long poll.
     pub poll_wait_max: Duration,
     /// The time that ended syncs are kept.
@@ -93,7 +95,7 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 17] = [
+pub(super) const MASTER_KEYS: [&str; 18] = [
     "listen",
     "tls",
     "insecure",
@@ -106,6 +108,7 @@ pub(super) const MASTER_KEYS: [&str; 17] = [
     "scheduler",
     "worker_heartbeat_timeout",
     "lease",
+    "agent_certificate_lifetime",
     "poll_wait_max",
     "retention",
     "limits",
@@ -136,6 +139,7 @@ impl MasterConfig {
             heartbeat_interval: Duration::from_secs(5),
             worker_heartbeat_timeout: Duration::from_secs(45),
             lease: Duration::from_secs(30),
+            agent_certificate_lifetime: DAY,
             poll_wait_max: Duration::from_secs(30),
             retention: 60 * DAY,
             limits: Limits {
@@ -220,6 +224,8 @@ impl MasterConfig {
         set("worker_heartbeat_timeout", &mut self.worker_heartbeat_timeout, 300, DAY);
         set("lease", &mut self.lease, 300, DAY);
         set("leadership_lease", &mut self.leadership_lease, 500, max_wait);
+        let lifetime = &mut self.agent_certificate_lifetime;
+        set("agent_certificate_lifetime", lifetime, 10_000, 365 * DAY);
         set("poll_wait_max", &mut self.poll_wait_max, 0, max_wait);
 
         let min = self.heartbeat_interval * MIN_HEARTBEATS;

@@ -61,7 +61,7 @@ impl Reload for MasterConfig {
         let mut report = ReloadReport::default();
         reload_fields!(
             report, "", self, new: MasterConfig,
-            apply [heartbeat_interval, retention, bwlimit, storages, local_agent_uids],
+            apply [heartbeat_interval, retention, bwlimit, storages, local_agent_uids, agent_certificate_lifetime],
             restart [
                 listen, tls, insecure, advertise_url, installation, leadership_lease, data_dir,
                 secrets_file, credentials_dir,
@@ -105,7 +105,7 @@ impl Reload for AgentConfig {
         reload_fields!(
             report, "", self, new: AgentConfig,
             apply [heartbeat_interval, drain_timeout, bwlimit, labels],
-            restart [worker_id, ca_file, storage_paths, slots, buffer_memory, direct_io, data_dir],
+            restart [worker_id, ca_file, join_token_file, storage_paths, slots, buffer_memory, direct_io, data_dir],
             other [master_urls, control_plane_address, data_plane_endpoints, log]
         );
         reload_fields!(

@@ -112,6 +112,7 @@ impl From<Refusal> for RequestFailure {
             | Refusal::NoRoot(_)
             | Refusal::OtherVerb(_)
             | Refusal::OtherWorker(_)
+            | Refusal::Revoked(_)
             | Refusal::Ended(_) => ProblemCode::TicketRefused,
         };
         RequestFailure { cause: refused.cause(), ..RequestFailure::new(code, refused.to_string()) }

@@ -9,7 +9,7 @@ use crate::wire::ticket::{
 use crate::wire::worker::{EndedCursor, EndedSyncs};
 use crate::wire::{SyncNo, WorkerId};
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -52,6 +52,9 @@ pub enum Refusal {
     /// Its sync has ended.
     #[error("the sync of the ticket, `{0}`, has ended")]
     Ended(String),
+    /// The agent that holds its assignment was revoked.
+    #[error("the worker of the ticket, `{0}`, was revoked")]
+    Revoked(String),
     /// Its deletions are for another agent.
     #[error("the ticket allows to delete through another agent, or before this one was restarted")]
     OtherReceiver,
@@ -75,6 +78,7 @@ impl Refusal {
             Refusal::OtherVerb(_) => "ticket refused, other request",
             Refusal::OtherWorker(_) => "ticket refused, other receiver",
             Refusal::Ended(_) => "ticket refused, its sync has ended",
+            Refusal::Revoked(_) => "ticket refused, its worker was revoked",
             Refusal::OtherReceiver => "ticket refused, deletion through another agent",
         }
     }
@@ -126,6 +130,7 @@ pub struct TicketVerifier {
     /// What was deleted under each grant, the one that was used last at the end.
     deletions: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
     ended: Arc<EndedList>,
+    revoked: Arc<RevokedWorkers>,
     /// Up to where the master reported the ends of syncs.
     ended_seen: Mutex<Option<EndedCursor>>,
 }
@@ -162,12 +167,28 @@ impl EndedList {
     }
 }
 
+/// The workers of which tickets are refused.
+#[derive(Default)]
+struct RevokedWorkers {
+    workers: RwLock<BTreeSet<String>>,
+    /// There is one. Streams check it at each frame.
+    has_any: AtomicBool,
+}
+
+impl RevokedWorkers {
+    fn contains(&self, worker: &str) -> bool {
+        self.has_any.load(Ordering::Acquire) && self.workers.read().contains(worker)
+    }
+}
+
 /// The permission of a stream, which lasts longer than the ticket that began it: the sender gets another ticket
-/// meanwhile. It ends with the sync.
+/// meanwhile. It ends with the sync, and when the sender is revoked.
 #[derive(Clone)]
 pub struct StreamPermit {
     sync: SyncNo,
+    worker: String,
     ended: Arc<EndedList>,
+    revoked: Arc<RevokedWorkers>,
     /// When work ends that a few bytes can make long ([`boottime`]).
     pub(super) until: Duration,
 }
@@ -181,12 +202,15 @@ impl StreamPermit {
 }
 
 impl StreamPermit {
-    /// Fails once the sync has ended.
+    /// Fails once the sync has ended, or the sender was revoked.
     ///
     /// # Errors
     /// A message.
     pub(super) fn check(&self) -> Result<(), &'static str> {
-        if self.ended.contains(self.sync) { Err("its sync has ended") } else { Ok(()) }
+        if self.ended.contains(self.sync) {
+            return Err("its sync has ended");
+        }
+        if self.revoked.contains(&self.worker) { Err("its worker was revoked") } else { Ok(()) }
     }
 }
 
@@ -258,6 +282,13 @@ impl TicketVerifier {
         *self.ended_seen.lock() = Some(ended.cursor);
     }
 
+    /// Stores all workers that a heartbeat's reply reports as revoked.
+    pub fn set_revoked_workers(&self, workers: &[WorkerId]) {
+        let mut known = self.revoked.workers.write();
+        *known = workers.iter().map(ToString::to_string).collect();
+        self.revoked.has_any.store(!known.is_empty(), Ordering::Release);
+    }
+
     /// What heartbeats say about the syncs that were reported as ended.
     pub fn ended_seen(&self) -> Option<EndedCursor> {
         *self.ended_seen.lock()
@@ -267,7 +298,9 @@ impl TicketVerifier {
     pub(super) fn stream_permit(&self, claims: &Claims) -> StreamPermit {
         StreamPermit {
             sync: SyncNo(claims.sync),
+            worker: claims.worker.clone(),
             ended: self.ended.clone(),
+            revoked: self.revoked.clone(),
             until: boottime() + MAX_USE,
         }
     }
@@ -285,13 +318,16 @@ impl TicketVerifier {
     /// What `ticket` allows at this agent, now.
     ///
     /// # Errors
-    /// As [`verify`](Self::verify); [`Refusal::OtherWorker`], [`Refusal::Ended`].
+    /// As [`verify`](Self::verify); [`Refusal::OtherWorker`], [`Refusal::Revoked`], [`Refusal::Ended`].
     pub fn admit(&self, ticket: &str) -> Result<Claims, Refusal> {
         let claims = self.verify(ticket)?;
         if let Some((worker, _)) = &self.agent
             && !claims.allows_receiver(worker)
         {
             return Err(Refusal::OtherWorker(worker.clone()));
+        }
+        if self.revoked.contains(&claims.worker) {
+            return Err(Refusal::Revoked(claims.worker));
         }
         // What an ended sync left is removed with tickets that allow no more than that.
         if !claims.verbs.are_within(AFTER_THE_END) && self.ended.contains(SyncNo(claims.sync)) {

@@ -3,8 +3,9 @@
 //! Its key and certificate are two files of the `data_dir`. Several masters of one installation need the same two files;
 //! a master with others is refused by all clients.
 
-use super::{Identity, IdentityError, Role};
+use super::{Identity, IdentityError, PublicKey, Role};
 use crate::util::private_files;
+use crate::wire::WorkerId;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -27,7 +28,7 @@ const MAX_FILE_BYTES: u64 = 64 << 10;
 /// The CA is replaced by operators, so it lasts for longer than the hardware.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 /// Certificates are valid from this long before they are issued: clocks of hosts differ.
-const CLOCK_SKEW: Duration = Duration::from_secs(600);
+pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(600);
 
 /// A name by which clients reach a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +148,8 @@ impl CertificateAuthority {
         blake3::hash(&self.certificate)
     }
 
-    fn pem(&self) -> String {
+    /// The certificate of the CA in PEM.
+    pub fn pem(&self) -> String {
         to_pem(&self.certificate)
     }
 
@@ -174,6 +176,27 @@ impl CertificateAuthority {
         }
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?.der().clone();
         Ok((certificate, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+    }
+
+    /// A certificate for the agent of `worker` with this key, in PEM. It is valid for `lifetime` from `now`.
+    ///
+    /// # Errors
+    /// The certificate cannot be made.
+    pub fn issue_agent(
+        &self,
+        worker: &WorkerId,
+        key: &PublicKey,
+        lifetime: Duration,
+        now: UnixTime,
+    ) -> Result<String, IdentityError> {
+        let mut params = self.leaf_params(Role::Agent(worker.clone()), lifetime, now)?;
+        // An agent is a client of masters, and client and server of other agents.
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params
+            .signed_by(key.data(), &self.issuer)
+            .map_err(|e| IdentityError(format!("cannot issue a certificate: {e}")))?;
+        Ok(to_pem(certificate.der()))
     }
 
     fn leaf_params(
@@ -221,7 +244,7 @@ fn random_name() -> String {
 }
 
 /// A certificate as PEM.
-fn to_pem(certificate: &CertificateDer<'_>) -> String {
+pub(super) fn to_pem(certificate: &CertificateDer<'_>) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(certificate);
     let lines: Vec<&str> =

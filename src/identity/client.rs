@@ -1,17 +1,20 @@
 //! TLS of clients of a master.
 
 use super::{Identity, IdentityError, Role, crypto_provider};
+use crate::wire::Digest;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{
+    ResolvesClientCert, Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
-    SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, OtherError,
+    RootCertStore, SignatureScheme,
 };
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The certificates by which a client recognises its master.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,9 +22,51 @@ pub struct ServerTrust {
     /// Certificates of authorities. That of a Longhaul installation stands for its masters, another one for the hosts
     /// that it issues certificates for. Empty: no server is trusted.
     authorities: Vec<CertificateDer<'static>>,
+    /// Instead of them: an authority that is found in the first handshake.
+    pinned: Option<PinnedAuthority>,
 }
 
+/// An authority of which only the hash is known.
+#[derive(Debug, Clone)]
+struct PinnedAuthority {
+    hash: Digest,
+    found: Arc<OnceLock<CertificateDer<'static>>>,
+}
+
+impl PartialEq for PinnedAuthority {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+impl Eq for PinnedAuthority {}
+
 impl ServerTrust {
+    /// Masters with certificates of these authorities.
+    pub fn of_authorities(authorities: Vec<CertificateDer<'static>>) -> Self {
+        ServerTrust { authorities, pinned: None }
+    }
+
+    /// Masters that present an authority with this BLAKE3 hash, and a certificate of it.
+    pub fn of_hash(hash: Digest) -> Self {
+        let pinned = PinnedAuthority { hash, found: Arc::default() };
+        ServerTrust { authorities: Vec::new(), pinned: Some(pinned) }
+    }
+
+    /// The authority with the hash, after a handshake.
+    pub fn found_authority(&self) -> Option<&CertificateDer<'static>> {
+        self.pinned.as_ref()?.found.get()
+    }
+
+    /// Adds the servers of `other`.
+    pub fn extend(&mut self, other: ServerTrust) {
+        for authority in other.authorities {
+            if !self.authorities.contains(&authority) {
+                self.authorities.push(authority);
+            }
+        }
+    }
+
     /// The certificates of a file in PEM. Blocks.
     ///
     /// # Errors
@@ -39,30 +84,69 @@ impl ServerTrust {
         if authorities.is_empty() {
             return Err(failed(&"it has no certificate in PEM"));
         }
-        Ok(ServerTrust { authorities })
+        Ok(ServerTrust::of_authorities(authorities))
     }
 
     /// Whether no server is trusted.
     pub fn is_empty(&self) -> bool {
-        self.authorities.is_empty()
+        self.authorities.is_empty() && self.pinned.is_none()
     }
 }
 
-/// TLS for a client that trusts such servers.
+/// TLS for a client that trusts such servers. `identity`: it presents the certificate of an
+/// agent.
 ///
 /// # Errors
 /// A certificate cannot be used as an authority.
-pub fn client_config(trust: &ServerTrust) -> Result<ClientConfig, IdentityError> {
+pub fn client_config(
+    trust: &ServerTrust,
+    identity: Option<Arc<dyn ResolvesClientCert>>,
+) -> Result<ClientConfig, IdentityError> {
     let failed = |e: &dyn std::fmt::Display| IdentityError(format!("cannot set up TLS: {e}"));
-    let verifier = MasterVerifier::new(trust)?;
-    let mut config = ClientConfig::builder_with_provider(crypto_provider())
+    let verifier: Arc<dyn ServerCertVerifier> = match &trust.pinned {
+        Some(pinned) => Arc::new(PinnedVerifier(pinned.clone())),
+        None => Arc::new(MasterVerifier::new(trust)?),
+    };
+    let config = ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| failed(&e))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => config.with_client_cert_resolver(identity),
+        None => config.with_no_client_auth(),
+    };
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// The checks of signatures, for TLS 1.3 only.
+macro_rules! verify_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            // Not reached: the configuration has TLS 1.3 only.
+            Err(rustls::PeerIncompatible::Tls12NotOffered.into())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            let algorithms = crypto_provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            crypto_provider().signature_verification_algorithms.supported_schemes()
+        }
+    };
 }
 
 /// Accepts masters: of installations by their identity, of other authorities by the name of the host.
@@ -158,29 +242,53 @@ impl ServerCertVerifier for MasterVerifier {
         }
     }
 
-    fn verify_tls12_signature(
+    verify_signatures!();
+}
+
+/// Accepts masters that present the authority with the hash. What they present is then checked as by [`MasterVerifier`].
+#[derive(Debug)]
+struct PinnedVerifier(PinnedAuthority);
+
+/// No certificate of the server has the hash.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the server does not present the authority of the join token, so the token was not sent: it is not this master, or \
+     the token is one of another installation"
+)]
+struct NotPinned;
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        // Not reached: the configuration has TLS 1.3 only.
-        Err(rustls::PeerIncompatible::Tls12NotOffered.into())
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let PinnedAuthority { hash, found } = &self.0;
+        let is_pinned = |certificate: &&CertificateDer<'_>| {
+            blake3::hash(certificate) == blake3::Hash::from_bytes(hash.0)
+        };
+        let authority = intermediates.iter().find(is_pinned).ok_or_else(|| {
+            rustls::Error::from(CertificateError::Other(OtherError(Arc::new(NotPinned))))
+        })?;
+        let authority = authority.clone().into_owned();
+        let trust = ServerTrust::of_authorities(vec![authority.clone()]);
+        let verifier =
+            MasterVerifier::new(&trust).map_err(|e| rustls::Error::General(e.to_string()))?;
+        let accepted = verifier.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )?;
+        let _ = found.set(authority);
+        Ok(accepted)
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = crypto_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        crypto_provider().signature_verification_algorithms.supported_schemes()
-    }
+    verify_signatures!();
 }
 
 /// The cause of a failed TLS connection and the next step, for operators.
@@ -194,6 +302,9 @@ pub fn describe_tls_error(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.to_string(),
         rustls::Error::InvalidCertificate(reason) => {
             format!("the certificate of the server is not valid: {reason}; compare the clocks of both hosts")
+        }
+        rustls::Error::AlertReceived(AlertDescription::CertificateExpired) => {
+            "the master refused the certificate of this agent: it has expired".to_owned()
         }
         rustls::Error::InvalidMessage(_) => {
             "the server does not speak TLS on this port; is its URL http:// ?".to_owned()

@@ -3,21 +3,26 @@
 //!
 //! - `name`: `longhaul://INSTALLATION/master` and its like, which a certificate carries as a URI
 //! - `authority`: the CA: its files, and the certificates that it issues
+//! - `agent`, `public_key`: the key and the certificate of an agent
 //! - `server`, `client`: TLS of the API of a master, and of its clients
 //! - `sealing`: secrets are sealed before they go to a store
 //!
 //! A certificate of the own CA is checked by its URI, not by the name of a host. TLS has one crypto provider
 //! (aws-lc-rs), one version (1.3) and no resumption: each handshake checks the certificates of both sides again.
 
+mod agent;
 mod authority;
 mod client;
 mod name;
+mod public_key;
 pub mod sealing;
 mod server;
 
+pub use agent::{AgentCertificate, AgentIdentity, CertificateTimes};
 pub use authority::{CertificateAuthority, HostName};
 pub use client::{ServerTrust, client_config, describe_tls_error};
 pub use name::{Identity, Role};
+pub use public_key::PublicKey;
 pub use sealing::{Sealer, SealingError};
 pub use server::{ApiCertificate, OperatorCertificate, server_config};
 

@@ -137,6 +137,18 @@ impl ResolvesServerCert for FixedCertificate {
 }
 
 impl OperatorCertificate {
+    /// The BLAKE3 hash of the certificate of its authority. Blocks.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn authority_hash(&self) -> Result<blake3::Hash, IdentityError> {
+        let authority = CertificateDer::from_pem_file(&self.ca_file).map_err(|e| {
+            let file = self.ca_file.display();
+            IdentityError(format!("the authority of the certificate of the API, {file}: {e}"))
+        })?;
+        Ok(blake3::hash(&authority))
+    }
+
     fn load(&self) -> Result<Arc<CertifiedKey>, IdentityError> {
         let failed = |file: &PathBuf, e: &dyn std::fmt::Display| {
             IdentityError(format!("the certificate of the API, {}: {e}", file.display()))
@@ -154,7 +166,7 @@ impl OperatorCertificate {
         let mut roots = RootCertStore::empty();
         let authority =
             CertificateDer::from_pem_file(&self.ca_file).map_err(|e| failed(&self.ca_file, &e))?;
-        roots.add(authority).map_err(|e| failed(&self.ca_file, &e))?;
+        roots.add(authority.clone()).map_err(|e| failed(&self.ca_file, &e))?;
         let algorithms = crypto_provider().signature_verification_algorithms.all;
         ParsedCertificate::try_from(leaf)
             .and_then(|leaf| {
@@ -171,7 +183,12 @@ impl OperatorCertificate {
                 let why = format!("not valid under {}: {e}", self.ca_file.display());
                 failed(&self.cert_file, &why)
             })?;
-        let key = CertifiedKey::from_der(chain.clone(), key, &crypto_provider())
+        let mut presented = chain.clone();
+        if !presented.contains(&authority) {
+            // Clients that have only the hash of the authority's certificate find it here.
+            presented.push(authority);
+        }
+        let key = CertifiedKey::from_der(presented, key, &crypto_provider())
             .map_err(|e| failed(&self.key_file, &e))?;
         Ok(Arc::new(key))
     }

@@ -20,7 +20,7 @@ fn authority(dir: &Path) -> (Arc<CertificateAuthority>, ServerTrust) {
 async fn connect(server: Arc<ServerConfig>, trust: &ServerTrust, host: &str) -> Result<(), String> {
     let (near, far) = tokio::io::duplex(64 << 10);
     let accept = TlsAcceptor::from(server).accept(far);
-    let client = TlsConnector::from(Arc::new(client_config(trust).unwrap()));
+    let client = TlsConnector::from(Arc::new(client_config(trust, None).unwrap()));
     let connect = client.connect(ServerName::try_from(host.to_owned()).unwrap(), near);
     let (_server, client) = tokio::join!(accept, connect);
     client.map(drop).map_err(|e| {

@@ -1,6 +1,6 @@
 //! The channel to the actor that owns the state, for one term of leadership.
 
-use crate::scheduler::{Event, Reply, TokenTable};
+use crate::scheduler::{AgentTable, Event, Reply, TokenTable};
 use crate::store::{AdmissionBlock, Backup};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub(super) struct ActorChannel {
     pub(super) backup: BackupMaker,
     /// The tokens as they are stored.
     pub(super) tokens: watch::Receiver<Arc<TokenTable>>,
+    /// The agents as they are stored.
+    pub(super) agents: watch::Receiver<Arc<AgentTable>>,
     /// Why the store accepts no new syncs, if it does not.
     pub(super) admission_block: watch::Receiver<Option<AdmissionBlock>>,
 }

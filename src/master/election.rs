@@ -220,6 +220,7 @@ impl LeaderElection {
             self.create_first_token(&requests_sender).await;
         }
         let (tokens, token_receiver) = watch::channel(state.tokens());
+        let (agents, agent_receiver) = watch::channel(state.agents());
         let (health, health_receiver) = watch::channel(Ok(()));
         let (admission, admission_block) = watch::channel(None);
         let channel = ActorChannel {
@@ -228,6 +229,7 @@ impl LeaderElection {
             blobs: blob_reader(Arc::clone(store)),
             backup: backup_maker(Arc::clone(store)),
             tokens: token_receiver,
+            agents: agent_receiver,
             admission_block,
         };
         let actor = StateActor {
@@ -240,6 +242,7 @@ impl LeaderElection {
             settings,
             callers: Callers::default(),
             tokens,
+            agents,
             manifest_reads: Vec::new(),
             shutdown: self.api_ended.clone(),
         };

@@ -7,7 +7,7 @@
 use super::channel::{ActorChannel, ActorRequest};
 use super::leadership::{LeadershipStatus, MasterIdentity, not_leader, store_unavailable};
 use super::requests::{GetManifestKey, PollAssignment, Request, SubmitSync};
-use crate::scheduler::{Event, Grant, Reply};
+use crate::scheduler::{AgentKey, AgentRecord, Event, Grant, Reply};
 use crate::store::{AdmissionBlock, Backup, Spool};
 use crate::wire::leader::Readiness;
 use crate::wire::problem::{Problem, ProblemCode};
@@ -31,8 +31,17 @@ pub(super) struct MasterHandle {
     status: watch::Receiver<LeadershipStatus>,
     identity: Arc<MasterIdentity>,
     pub(super) spool: Spool,
-    /// The rights of the operator; `None`: all.
-    grant: Option<Arc<Grant>>,
+    rights: Rights,
+}
+
+/// The rights with which requests are sent.
+#[derive(Clone)]
+enum Rights {
+    All,
+    /// Those of an operator that is not an administrator.
+    Operator(Arc<Grant>),
+    /// Those of an agent with this certificate.
+    Agent(AgentKey),
 }
 
 impl MasterHandle {
@@ -41,12 +50,18 @@ impl MasterHandle {
         identity: MasterIdentity,
         spool: Spool,
     ) -> Self {
-        MasterHandle { status, identity: Arc::new(identity), spool, grant: None }
+        MasterHandle { status, identity: Arc::new(identity), spool, rights: Rights::All }
     }
 
     /// A handle for requests of an operator with these rights.
     pub(super) fn restricted_to(&self, grant: Arc<Grant>) -> Self {
-        MasterHandle { grant: Some(grant), ..self.clone() }
+        MasterHandle { rights: Rights::Operator(grant), ..self.clone() }
+    }
+
+    /// A handle for requests of an agent that joined.
+    pub(super) fn of_agent(&self, agent: &AgentRecord) -> Self {
+        let agent = AgentKey { worker: agent.worker.clone(), key: agent.key };
+        MasterHandle { rights: Rights::Agent(agent), ..self.clone() }
     }
 
     /// A handle to one actor, without an election.
@@ -63,7 +78,9 @@ impl MasterHandle {
         let backup: super::channel::BackupMaker =
             Arc::new(|| Box::pin(std::future::ready(Ok(None))));
         let tokens = watch::Sender::new(Default::default()).subscribe();
-        let channel = ActorChannel { requests, health, blobs, backup, tokens, admission_block };
+        let agents = watch::Sender::new(Default::default()).subscribe();
+        let channel =
+            ActorChannel { requests, health, blobs, backup, tokens, agents, admission_block };
         let status = LeadershipStatus::Leader(leader, channel);
         MasterHandle::new(watch::Sender::new(status).subscribe(), MasterIdentity::default(), spool)
     }
@@ -231,12 +248,13 @@ impl MasterHandle {
         let channel = self.channel()?;
         let deadline = Instant::now() + timeout;
         let (reply_to, reply) = oneshot::channel();
-        let event = match &self.grant {
-            None => request.into_event(),
-            Some(grant) => Event::Restricted {
-                grant: Arc::clone(grant),
-                event: Box::new(request.into_event()),
-            },
+        let event = request.into_event();
+        let event = match &self.rights {
+            Rights::All => event,
+            Rights::Operator(grant) => {
+                Event::Restricted { grant: Arc::clone(grant), event: Box::new(event) }
+            }
+            Rights::Agent(agent) => Event::OfAgent { agent: agent.clone(), event: Box::new(event) },
         };
         let request = ActorRequest { event, reply: reply_to };
         match timeout_at(deadline, channel.requests.send(request)).await {

@@ -1,6 +1,6 @@
 //! The listeners of the API: plain HTTP on loopback, TLS on all other addresses.
 
-use super::http::ApiListener;
+use super::http::{ApiAuthority, ApiListener};
 use crate::config::MasterConfig;
 use crate::identity::{
     ApiCertificate, CertificateAuthority, HostName, IdentityError, server_config,
@@ -19,6 +19,8 @@ const LISTEN_BACKLOG: u32 = 8_192;
 pub(super) struct Listeners {
     pub(super) all: Vec<ApiListener>,
     addresses: Vec<SocketAddr>,
+    /// For certificates of agents. `None`: no address has TLS.
+    pub(super) authority: Option<ApiAuthority>,
     /// What an operator should change.
     pub(super) warnings: Vec<String>,
 }
@@ -30,8 +32,6 @@ impl Listeners {
     /// # Errors
     /// An address cannot be bound; [`IdentityError`] if TLS is needed and cannot be set up.
     pub(super) fn bind(config: &MasterConfig) -> anyhow::Result<Listeners> {
-        let mut listeners =
-            Listeners { all: Vec::new(), addresses: Vec::new(), warnings: Vec::new() };
         let needs_tls = |address: &&SocketAddr| !config.insecure && !is_loopback(address.ip());
         let tls = match config.listen.iter().find(needs_tls) {
             None => None,
@@ -42,12 +42,19 @@ impl Listeners {
                 ))
             })?),
         };
+        let mut listeners = Listeners {
+            all: Vec::new(),
+            addresses: Vec::new(),
+            authority: tls.as_ref().map(|(_, authority)| authority.clone()),
+            warnings: Vec::new(),
+        };
         for address in &config.listen {
             let listener = bind_listener(*address).with_context(|| {
                 format!("listen on {address}: choose another with --listen ADDR:PORT")
             })?;
             let bound = listener.local_addr().context("read the bound address")?;
-            let tls = tls.clone().filter(|_| needs_tls(&address));
+            let tls = tls.as_ref().filter(|_| needs_tls(&address));
+            let tls = tls.map(|(server, _)| Arc::clone(server));
             if tls.is_none() && !is_loopback(bound.ip()) {
                 let warning = format!(
                     "{bound} serves plain HTTP without authentication (insecure): every host that reaches it has all \
@@ -85,15 +92,19 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-fn set_up_tls(config: &MasterConfig) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
+fn set_up_tls(
+    config: &MasterConfig,
+) -> Result<(Arc<rustls::ServerConfig>, ApiAuthority), IdentityError> {
     let authority =
         CertificateAuthority::load_or_create(&config.data_dir, config.installation.as_deref())?;
-    let certificate = match &config.tls {
-        Some(files) => ApiCertificate::Operator(files.clone()),
-        None => ApiCertificate::Own(host_names(config)),
+    let (certificate, presented) = match &config.tls {
+        Some(files) => (ApiCertificate::Operator(files.clone()), files.authority_hash()?),
+        None => (ApiCertificate::Own(host_names(config)), authority.hash()),
     };
     tracing::info!(authority = %authority.hash().to_hex(), "the API is served with TLS");
-    server_config(&Arc::new(authority), certificate)
+    let issuer = Arc::new(authority);
+    let server = server_config(&issuer, certificate)?;
+    Ok((server, ApiAuthority { issuer, presented: presented.into() }))
 }
 
 /// The names by which clients may reach this master.

@@ -218,6 +218,7 @@ impl MasterStartup {
             advertise_url: config.advertise_url.clone(),
             drain_timeout: Duration::from_secs(10),
             config: self.config.clone(),
+            authority: listeners.authority,
         };
         let sealer = self.sealer.clone();
         let mut settings =

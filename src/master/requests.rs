@@ -2,10 +2,11 @@
 //! its reply.
 
 use crate::scheduler::{
-    Event, IdempotencyKey, RecordLogInfo, Reply, RetryScope, StoredKeys, SyncPage, SyncQuery,
-    TokenRecord,
+    AgentRecord, Event, IdempotencyKey, Join, JoinTokenRecord, RecordLogInfo, Reply, RetryScope,
+    StoredKeys, SyncPage, SyncQuery, TokenRecord,
 };
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
+use crate::wire::join::{JoinTokenView, RevokeWorkerReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{ReassignReply, SubmitReply, SyncPatch, SyncProgress, SyncRequest};
@@ -83,7 +84,7 @@ requests! {
     ReassignTasks { id: RequestId, worker: WorkerId }
         => Event::ReassignTasks { id, worker } => Reply::Reassigned(reply) => reply, ReassignReply;
     SendHeartbeat { heartbeat: WorkerHeartbeat }
-        => Event::Heartbeat(heartbeat) => Reply::Heartbeat(reply) => reply, HeartbeatReply;
+        => Event::Heartbeat(heartbeat) => Reply::Heartbeat(reply) => *reply, HeartbeatReply;
     ListWorkers {}
         => Event::ListWorkers => Reply::Workers(reply) => reply, WorkerList;
     DrainWorker { worker: WorkerId, order: Option<DrainRequest> }
@@ -109,6 +110,14 @@ requests! {
         => Event::ListTokens => Reply::Tokens(reply) => reply, TokenList;
     RevokeToken { id: TokenId }
         => Event::RevokeToken(id) => Reply::Token(reply) => *reply, TokenView;
+    CreateJoinToken { record: JoinTokenRecord }
+        => Event::CreateJoinToken(Box::new(record)) => Reply::JoinToken(reply) => *reply, JoinTokenView;
+    RevokeJoinToken { id: TokenId }
+        => Event::RevokeJoinToken(id) => Reply::JoinToken(reply) => *reply, JoinTokenView;
+    JoinAgent { join: Join }
+        => Event::Join(Box::new(join)) => Reply::Joined(reply) => *reply, AgentRecord;
+    RevokeWorker { worker: WorkerId }
+        => Event::RevokeWorker(worker) => Reply::WorkerRevoked(reply) => reply, RevokeWorkerReply;
     Reconcile {}
         => Event::Reconcile(StoredKeys::default()) => Reply::Reconciled(reply) => *reply, ReconcileReply;
     RotateTicketKey {}

@@ -11,7 +11,7 @@ use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::store_unavailable;
 use super::pending_commit::PendingCommit;
 use crate::scheduler::{
-    Caller, Event, Now, Reply, Settings, State, StoredKeys, TokenTable, single_entries,
+    AgentTable, Caller, Event, Now, Reply, Settings, State, StoredKeys, TokenTable, single_entries,
 };
 use crate::store::{Batch, Spool, Store, StoreError};
 use crate::util::backoff::Backoff;
@@ -50,6 +50,8 @@ pub(super) struct StateActor<S> {
     pub(super) callers: Callers,
     /// The tokens for the API.
     pub(super) tokens: watch::Sender<Arc<TokenTable>>,
+    /// The agents for the API.
+    pub(super) agents: watch::Sender<Arc<AgentTable>>,
     /// Keys of manifests that the state needs, each with its task.
     pub(super) manifest_reads: Vec<(TaskId, String)>,
     /// Ends the term of leadership.
@@ -209,7 +211,7 @@ impl<S: Store> StateActor<S> {
             {
                 return Ok(wrote);
             }
-            self.publish_tokens();
+            self.publish_credentials();
             self.manifest_reads.append(&mut pending.manifest_reads);
             self.remove_record_files(std::mem::take(&mut pending.dropped_records)).await;
             let undelivered = self.callers.send_replies(std::mem::take(&mut pending.replies));
@@ -224,15 +226,11 @@ impl<S: Store> StateActor<S> {
         }
     }
 
-    /// Publishes the tokens after the commit that changed them and before its reply: a revoked token is refused from the
-    /// next request on.
-    fn publish_tokens(&self) {
-        let current = self.state.tokens();
-        self.tokens.send_if_modified(|published| {
-            let is_changed = !Arc::ptr_eq(published, &current);
-            *published = current;
-            is_changed
-        });
+    /// Publishes tokens and agents after the commit that changed them and before its reply: what is revoked is refused
+    /// from the next request on.
+    fn publish_credentials(&self) {
+        publish(&self.tokens, self.state.tokens());
+        publish(&self.agents, self.state.agents());
     }
 
     /// Reads the manifests that the state needs. While the store is unavailable they remain requested, until the next
@@ -494,6 +492,14 @@ fn returned_result(assignment: &Assignment) -> TaskResult {
         task_digest: Some(assignment.task_digest),
         report: Some(TaskReport { returned: true, ..TaskReport::default() }),
     }
+}
+
+fn publish<T>(published: &watch::Sender<Arc<T>>, current: Arc<T>) {
+    published.send_if_modified(|published| {
+        let is_changed = !Arc::ptr_eq(published, &current);
+        *published = current;
+        is_changed
+    });
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! Events, replies and effects of the scheduler.
 
 use super::Settings;
+use super::agent_table::{AgentKey, AgentRecord, JoinTokenRecord};
 use super::failure_list::FailurePages;
 use super::grant::Grant;
 use super::single_entries::SingleEntry;
 use super::token_table::TokenRecord;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
+use crate::wire::join::{JoinTokenView, RevokeWorkerReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
 use crate::wire::storage::{StorageList, StorageView};
@@ -111,6 +113,27 @@ pub enum RetryScope {
     Names(Vec<FileListPart>),
     /// The destinations that are not complete, of a sync with several.
     IncompleteDestinations,
+}
+
+/// The use of a join token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Join {
+    /// The token.
+    pub token: TokenId,
+    /// BLAKE3 of its secret.
+    pub secret_digest: Digest,
+    /// The agent that uses it.
+    pub agent: AgentKey,
+}
+
+impl Event {
+    /// Whether it asks for a lease, or no longer: that changes nothing for others.
+    pub(super) fn is_poll(&self) -> bool {
+        match self {
+            Event::OfAgent { event, .. } => event.is_poll(),
+            other => matches!(other, Event::Poll { .. } | Event::CancelPoll(_)),
+        }
+    }
 }
 
 /// An input of the scheduler.
@@ -239,6 +262,21 @@ pub enum Event {
     ListTokens,
     /// Revoke a token.
     RevokeToken(TokenId),
+    /// Store a new join token.
+    CreateJoinToken(Box<JoinTokenRecord>),
+    /// Revoke a join token.
+    RevokeJoinToken(TokenId),
+    /// An agent joins with a token.
+    Join(Box<Join>),
+    /// Refuse the certificate of a worker from now on.
+    RevokeWorker(WorkerId),
+    /// An event of an agent with a certificate.
+    OfAgent {
+        /// The certificate.
+        agent: AgentKey,
+        /// The event.
+        event: Box<Event>,
+    },
     /// An event of an operator that is not an administrator.
     Restricted {
         /// Its rights.
@@ -275,7 +313,7 @@ pub enum Reply {
         cancelled: bool,
     },
     /// To `Heartbeat`.
-    Heartbeat(HeartbeatReply),
+    Heartbeat(Box<HeartbeatReply>),
     /// To `ListWorkers`.
     Workers(WorkerList),
     /// To `GetWorker`.
@@ -298,6 +336,12 @@ pub enum Reply {
     Token(Box<TokenView>),
     /// To `ListTokens`.
     Tokens(TokenList),
+    /// To `CreateJoinToken` and `RevokeJoinToken`.
+    JoinToken(Box<JoinTokenView>),
+    /// To `Join`.
+    Joined(Box<AgentRecord>),
+    /// To `RevokeWorker`.
+    WorkerRevoked(RevokeWorkerReply),
     /// To `ConfirmClock`.
     ClockConfirmed(ConfirmClockReply),
     /// To `RotateTicketKey`.

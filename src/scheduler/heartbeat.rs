@@ -1,6 +1,7 @@
 //! Heartbeats: they renew leases, and report storage paths, bandwidth and progress.
 
 use super::capability::MAX_POOL_MEMBERS;
+use super::keys::MAX_TICKET_USE_MS;
 use super::place::Place;
 use super::sync_job::SyncJob;
 use super::task::Task;
@@ -25,6 +26,7 @@ impl State {
             return Err(Problem::new(ProblemCode::TooManyWorkers, detail)
                 .with_hint("workers without heartbeats are removed after a day"));
         }
+        self.agents.check_not_revoked(&id)?;
         self.refuse_duplicate(&heartbeat, now)?;
         let restarted = self.workers.get(&id).is_some_and(|known| {
             known.last_heartbeat.incarnation.is_some()
@@ -46,6 +48,8 @@ impl State {
             reply.time = Some(self.ticket_clock.seconds(now));
             reply.ended_syncs = self.ended_syncs.since(heartbeat.ended_seen);
             reply.unresponsive_workers = self.silent_destinations(&id);
+            let since_ms = now.wall_ms.saturating_sub(MAX_TICKET_USE_MS as i64);
+            reply.revoked_workers = self.agents.revoked_since(since_ms);
         }
         let process = heartbeat.incarnation.as_ref();
         let in_hand = process.map_or_else(Vec::new, |_| heartbeat.assignments.clone());
@@ -100,7 +104,7 @@ impl State {
         if is_reporter {
             self.request_storage_checks(&id, &mut reply);
         }
-        Ok(Reply::Heartbeat(reply))
+        Ok(Reply::Heartbeat(Box::new(reply)))
     }
 
     /// Silent workers that serve the destination of a task that `worker` holds.

@@ -5,7 +5,7 @@
 //! An event goes one way: validation, the phase machine of its sync, tasks, placement, effects. So the files form a
 //! list; a file uses types and calls methods only of files before it (`tests/direction.rs`):
 //!
-//! 1. Data: `single_entries`, `failure_list`, `record_keys`, `grant`, `token_table`, `event`, `outbox`, `keys`, `speed`,
+//! 1. Data: `single_entries`, `failure_list`, `record_keys`, `grant`, `token_table`, `agent_table`, `event`, `outbox`, `keys`, `speed`,
 //!    `blocked`, `boot_ids`, `phase`, `bandwidth`, `source_history`, `validate`, `relay_table`, `task`,
 //!    `shared_manifests`, `large_file`, `task_table`,
 //!    `isolation`, `worker_rank`, `storage_types`, `storage_table`, `storage_compare`,
@@ -22,11 +22,13 @@
 //! 8. Placement: `bandwidth_limits`, `placement`, `tickets`, `assignment`, `dispatch`
 //! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
 //! 10. Time and operators: `retention`, `tick`, `views`, `group_views`, `storage_views`, `sync_admin`, `worker_admin`,
-//!     `tokens`, `restricted_events`
+//!     `tokens`, `agents`, `restricted_events`
 //! 11. The store: `records`, `reconcile`
 
 mod activity;
 mod advance;
+mod agent_table;
+mod agents;
 mod assignment;
 mod bandwidth;
 mod bandwidth_limits;
@@ -108,8 +110,9 @@ mod worker_registry;
 #[cfg(test)]
 mod tests;
 
+pub use agent_table::{AgentKey, AgentRecord, AgentTable, JoinTokenRecord};
 pub use event::{
-    Caller, Effect, Event, IdempotencyKey, Now, RecordLogInfo, Reply, RetryScope, StoredKeys,
+    Caller, Effect, Event, IdempotencyKey, Join, Now, RecordLogInfo, Reply, RetryScope, StoredKeys,
     SyncPage, SyncQuery,
 };
 #[cfg(test)]
@@ -235,6 +238,8 @@ pub struct State {
     retention_clock: retention::RetentionClock,
     /// Shared with the snapshot of the API; copied before a change.
     tokens: Arc<TokenTable>,
+    /// As `tokens`.
+    agents: Arc<AgentTable>,
     poll_queue: PollQueue,
     relays: RelayTable,
     /// Nothing happened since [`State::update_relays`] that decides which destinations can send and receive.
@@ -260,7 +265,7 @@ impl State {
     /// sent.
     pub fn apply(&mut self, event: Event, caller: Option<Caller>, now: Now) -> Vec<Effect> {
         // A lease changes nothing for others.
-        self.relays_are_current &= matches!(event, Event::Poll { .. } | Event::CancelPoll(_));
+        self.relays_are_current &= event.is_poll();
         let reply = self.handle_event(event, caller, now);
         let reply = reply.unwrap_or_else(|problem| Some(Reply::Refused(Box::new(problem))));
         if let (Some(caller), Some(reply)) = (caller, reply) {
@@ -338,6 +343,15 @@ impl State {
             Event::CreateToken(record) => self.create_token(*record, now)?,
             Event::ListTokens => self.list_tokens(),
             Event::RevokeToken(id) => self.revoke_token(&id, now)?,
+            Event::CreateJoinToken(record) => self.create_join_token(*record, now)?,
+            Event::RevokeJoinToken(id) => self.revoke_join_token(&id, now)?,
+            Event::Join(join) => self.use_join_token(*join, now)?,
+            Event::RevokeWorker(worker) => self.revoke_worker(&worker, now)?,
+            Event::OfAgent { agent, mut event } => {
+                let refused_paths = self.check_agent_event(&agent, &mut event)?;
+                let reply = self.handle_event(*event, caller, now)?;
+                return Ok(self.complete_heartbeat_reply(reply, refused_paths));
+            }
             Event::Restricted { grant, mut event } => {
                 self.check_grant(&grant, &mut event)?;
                 let reply = self.handle_event(*event, caller, now)?;

@@ -17,6 +17,8 @@
 //! | `n/NUMBER` | a storage |
 //! | `y/WORKER/DIGEST` | a storage path of a worker, by a digest of the path |
 //! | `k/TOKEN` | a token of an operator |
+//! | `j/TOKEN` | a join token |
+//! | `a/WORKER` | the agent of a worker, with the key of its certificate |
 //! | `p/PAIR` | the file system of the source of a pair |
 //!
 //! Blobs, never parsed here: `m/SYNC/TASK` (manifests; destinations share those of their group), `f/SYNC/PART` (name lists), `e/SYNC/PAGE`
@@ -143,6 +145,7 @@ impl State {
             isolation: Default::default(),
             retention_clock: RetentionClock::start(meta.clock, now),
             tokens: Default::default(),
+            agents: Default::default(),
             poll_queue: PollQueue::default(),
             relays: Default::default(),
             relays_are_current: false,
@@ -167,7 +170,9 @@ impl State {
                 })?;
             }
         }
-        for kind in ["s/", "x/", "r/", "w/", "o/", "d/", "k/", "l/", "v/", "p/", "g/", "t/"] {
+        for kind in
+            ["s/", "x/", "r/", "w/", "o/", "d/", "k/", "j/", "a/", "l/", "v/", "p/", "g/", "t/"]
+        {
             for (key, value) in records.iter().filter(|(key, _)| key.starts_with(kind)) {
                 state.load_record(key, value, now)?;
             }
@@ -217,6 +222,8 @@ impl State {
                 self.workers.set_drained(&rest.parse().map_err(|_| bad_key())?, Some(order));
             }
             "k" => Arc::make_mut(&mut self.tokens).insert(parse_record(key, value)?),
+            "j" => Arc::make_mut(&mut self.agents).insert_token(parse_record(key, value)?),
+            "a" => Arc::make_mut(&mut self.agents).insert_agent(parse_record(key, value)?),
             "l" => {
                 let mut large: LargeFile = parse_record(key, value)?;
                 if large.range_length == 0 || large.range_count() > MAX_RANGES {
@@ -308,6 +315,8 @@ impl State {
             "n" | "y" => return self.workers.storages.record(key),
             "p" => return serde_json::to_vec(self.source_history.0.get(key)?).ok(),
             "k" => return serde_json::to_vec(self.tokens.get(&rest.parse().ok()?)?).ok(),
+            "j" => return serde_json::to_vec(self.agents.token(&rest.parse().ok()?)?).ok(),
+            "a" => return serde_json::to_vec(self.agents.agent(&rest.parse().ok()?)?).ok(),
             "d" => {
                 return serde_json::to_vec(self.workers.drain_order(&rest.parse().ok()?)?).ok();
             }
@@ -343,6 +352,7 @@ impl State {
         keys.extend(self.workers.drained_ids().map(drain_key));
         keys.extend(self.workers.storages.record_keys());
         keys.extend(self.tokens.record_keys());
+        keys.extend(self.agents.record_keys());
         for sync in self.syncs.values() {
             keys.extend(sync.filter_key());
             keys.extend(sync.worker_record_keys());

@@ -50,7 +50,7 @@ impl State {
     pub(super) fn list_tokens(&self) -> Reply {
         let mut tokens: Vec<TokenView> = self.tokens.views().cloned().collect();
         tokens.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-        Reply::Tokens(TokenList { tokens })
+        Reply::Tokens(TokenList { tokens, join_tokens: self.agents.token_views() })
     }
 
     /// Revokes a token; one that is revoked already keeps its time.

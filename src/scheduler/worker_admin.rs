@@ -1,5 +1,6 @@
 //! Operations on workers: show, drain, undrain, reassign, forget.
 
+use super::agent_table::agent_key;
 use super::record_keys::drain_key;
 use super::task::{DEPRIORITISED_MS, Lease, Task};
 use super::views::timestamp;
@@ -14,8 +15,9 @@ use crate::wire::worker::{
 };
 use crate::wire::{AbsPath, RequestId, StorageId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-fn unknown_worker(worker: &WorkerId) -> Problem {
+pub(super) fn unknown_worker(worker: &WorkerId) -> Problem {
     Problem::new(ProblemCode::WorkerNotFound, format!("no worker `{worker}` is known"))
         .with_hint("list the workers with: ctl workers list")
 }
@@ -24,7 +26,7 @@ impl State {
     pub(super) fn list_workers(&self, now: Now) -> Reply {
         let views = self.workers.all().map(|worker| self.worker_view(worker, now));
         let (active, inactive) = views.partition(|view| view.active);
-        Reply::Workers(WorkerList { active, inactive })
+        Reply::Workers(WorkerList { active, inactive, revoked: self.agents.revoked_workers() })
     }
 
     pub(super) fn show_worker(&self, id: &WorkerId, now: Now) -> Result<Reply, Problem> {
@@ -210,8 +212,14 @@ impl State {
         }
         let held: Vec<TaskId> = self.tasks.held_by(worker).map(|task| task.id).collect();
         let drained = self.workers.drain_order(worker).is_some();
-        if known.is_none() && held.is_empty() && !drained {
+        let is_revoked = self.agents.check_not_revoked(worker).is_err();
+        if known.is_none() && held.is_empty() && !drained && !is_revoked {
             return Err(unknown_worker(worker));
+        }
+        if is_revoked {
+            // Its certificate is then unknown, and is refused as well.
+            Arc::make_mut(&mut self.agents).remove_agent(worker);
+            self.outbox.write_record(agent_key(worker));
         }
         tracing::info!(%worker, tasks = held.len(), "is forgotten");
         let requeued = held.len() as u64;

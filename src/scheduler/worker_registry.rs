@@ -301,6 +301,7 @@ impl WorkerRegistry {
     /// Removes a worker, but not its drain order.
     pub(super) fn remove(&mut self, id: &WorkerId) {
         self.silent.remove(id);
+        self.version += 1;
         self.selection_version += 1;
         self.storages.forget(id);
         self.remove_from_index(id);

@@ -73,6 +73,17 @@ pub fn replace_file_via(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()>
     replaced
 }
 
+/// Removes a file, if there is one.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// The first `limit` bytes of the file `path`.
 ///
 /// # Errors

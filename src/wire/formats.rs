@@ -2,6 +2,9 @@
 
 use super::admin::{ConfirmClockReply, ReconcileReply, RequeuedTask, RotateTicketKeyReply};
 use super::entry_report::{EntryAction, EntryWarning, FileRecord, FileState, Tally};
+use super::join::{
+    CreatedJoinToken, IssuedCertificate, JoinRequest, JoinTokenRequest, RevokeWorkerReply,
+};
 use super::leader::{Leader, MasterRole, Readiness, ReadinessStatus, StoreStatus};
 use super::manifest::{
     Entry, EntryKind, FileListPart, FileVersion, Manifest, ManifestDir, Meta, Xattr,
@@ -55,6 +58,11 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_json::<TokenRequest>("token_request");
     http.check_json::<CreatedToken>("created_token");
     http.check_json::<TokenList>("token_list");
+    http.check_json::<JoinTokenRequest>("join_token_request");
+    http.check_json::<CreatedJoinToken>("created_join_token");
+    http.check_json::<JoinRequest>("join_request");
+    http.check_json::<IssuedCertificate>("issued_certificate");
+    http.check_json::<RevokeWorkerReply>("revoke_worker_reply");
     http.check_json::<AuthStatus>("auth_status");
     http.check_words::<Role>("words_role");
     http.check_words::<Right>("words_right");

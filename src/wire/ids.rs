@@ -216,6 +216,33 @@ impl From<blake3::Hash> for Digest {
     }
 }
 
+/// The public name of a token: 12 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TokenId(String);
+
+impl TryFrom<String> for TokenId {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let is_id = text.len() == 12 && text.bytes().all(is_digit);
+        if is_id { Ok(TokenId(text)) } else { Err("must be 12 digits out of 0-9 a-f") }
+    }
+}
+
+impl std::str::FromStr for TokenId {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.to_owned().try_into()
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@
 //! - [`content`]: hash trees of content
 //! - [`manifest`]: the entries of a batch, opaque to the master
 //! - [`ticket`]: the signed permission to act on one destination root
-//! - [`token`]: tokens of operators
+//! - [`token`]: tokens of operators; [`join`]: those of agents, and their certificates
 //! - [`problem`]: errors over HTTP (RFC 9457)
 
 pub mod address;
@@ -28,6 +28,7 @@ pub(crate) mod formats;
 pub(crate) mod fuzz;
 pub mod hint;
 pub mod ids;
+pub mod join;
 pub mod leader;
 pub mod manifest;
 pub mod options;

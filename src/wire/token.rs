@@ -2,6 +2,8 @@
 //! keeps a digest of it.
 
 use super::AbsPath;
+pub use super::ids::TokenId;
+use super::join::JoinTokenView;
 use super::text_enum::text_enum;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -51,33 +53,6 @@ impl PathScope {
     /// Whether a sync from `source` to `destination` lies within, by whole path components.
     pub fn contains(&self, source: &AbsPath, destination: &AbsPath) -> bool {
         self.from.contains(source) && self.to.contains(destination)
-    }
-}
-
-/// The public name of a token: 12 hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct TokenId(String);
-
-impl TryFrom<String> for TokenId {
-    type Error = &'static str;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        let is_id = text.len() == 12 && text.bytes().all(is_digit);
-        if is_id { Ok(TokenId(text)) } else { Err("must be 12 digits out of 0-9 a-f") }
-    }
-}
-
-impl std::str::FromStr for TokenId {
-    type Err = &'static str;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.to_owned().try_into()
-    }
-}
-
-impl fmt::Display for TokenId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -146,6 +121,9 @@ impl fmt::Debug for CreatedToken {
 pub struct TokenList {
     /// In the order of their creation; revoked and expired ones for a month.
     pub tokens: Vec<TokenView>,
+    /// The join tokens of agents, in the order of their creation; used, revoked and expired ones for a month.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub join_tokens: Vec<JoinTokenView>,
 }
 
 /// `GET /auth/status`: as what the master serves the client.

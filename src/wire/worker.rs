@@ -1,5 +1,6 @@
 //! Heartbeats, and the view of workers that operators get.
 
+use super::join::RevokedWorker;
 use super::path::quote;
 use super::storage::{StorageCheck, StorageCheckReport, StorageReport};
 use super::text_enum::text_enum;
@@ -386,6 +387,12 @@ pub struct HeartbeatReply {
     /// What the agent does so that its storages can be compared with those of other workers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub storage_checks: Vec<StorageCheck>,
+    /// Storage paths of the heartbeat that are not used, because the join token of the agent did not grant them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_paths: Vec<AbsPath>,
+    /// All workers that were revoked lately: the agent refuses their tickets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked_workers: Vec<WorkerId>,
 }
 
 /// One worker in the view of operators.
@@ -514,6 +521,9 @@ pub struct WorkerList {
     pub active: Vec<WorkerView>,
     /// Workers without one.
     pub inactive: Vec<WorkerView>,
+    /// Workers with a certificate that is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<RevokedWorker>,
 }
 
 #[cfg(test)]

@@ -12,6 +12,11 @@ use std::process::Command;
 /// The address of the namespace that is not loopback.
 pub(crate) const ADDRESS: &str = "10.99.0.1";
 
+/// The URL of a master at this address.
+pub(crate) fn url() -> String {
+    format!("https://{ADDRESS}:8888")
+}
+
 pub(crate) struct Lab {
     // Dropped in this order: processes before their namespace and their files.
     master: Option<Process>,
@@ -59,6 +64,7 @@ impl Lab {
         command.env("CTL_MASTER_URL", url);
         if let Some(ca) = ca {
             command.env("CTL_CA_FILE", ca);
+            command.env("CTL_TOKEN_FILE", self.path("state/admin.token"));
         }
         RunningCommand::start(command, None).finish(MAX_WAIT)
     }
@@ -99,8 +105,58 @@ impl Lab {
         self.master.as_ref().map_or_else(String::new, Process::log)
     }
 
+    /// `ctl ARGS…` at the address of the master that has TLS, as its administrator, with success.
+    #[track_caller]
+    pub(crate) fn admin(&self, args: &[&str]) -> CommandOutput {
+        self.ctl(args, &url(), Some(&self.path("state/ca.pem"))).assert_exit_code(0)
+    }
+
+    /// `ctl ARGS…` there without credentials.
+    pub(crate) fn ctl_without_token(&self, args: &[&str], ca: &Path) -> CommandOutput {
+        let mut command = self.command(args);
+        command.env("CTL_MASTER_URL", url()).env("CTL_CA_FILE", ca);
+        RunningCommand::start(command, None).finish(MAX_WAIT)
+    }
+
+    /// A file with a new join token.
+    #[track_caller]
+    pub(crate) fn create_join_token(&self, worker: &str, storage: &Path, more: &[&str]) -> PathBuf {
+        let storage = storage.to_str().expect("a path in UTF-8");
+        let args = ["token", "create", "--join", "--worker", worker, "--path", storage];
+        let token = self.admin(&[&args, more].concat()).stdout_text();
+        let id = token.split('.').nth(2).expect("a join token");
+        let file = tree::write_file(self.path(&format!("{id}.token")), &token);
+        tree::chmod(&file, 0o600);
+        file
+    }
+
+    /// Starts an agent with one storage path that joins with a token of its own.
+    #[track_caller]
+    pub(crate) fn join_agent(&mut self, name: &str, storage: &Path) {
+        let token = self.create_join_token(name, storage, &[]);
+        self.start_agent(name, storage, &format!("join_token_file: {}\n", token.display()));
+    }
+
+    /// An agent to its end.
+    pub(crate) fn run_agent(&self, name: &str, storage: &Path, config: &str) -> CommandOutput {
+        RunningCommand::start(self.agent_command(name, storage, config), None).finish(MAX_WAIT)
+    }
+
+    /// Kills an agent.
+    pub(crate) fn kill_agent(&mut self, name: &str) {
+        self.agents.retain(|(known, _)| known != name);
+    }
+
     /// Starts an agent with one storage path.
     pub(crate) fn start_agent(&mut self, name: &str, storage: &Path, config: &str) {
+        let command = self.agent_command(name, storage, config);
+        let log = self.path(&format!("{name}.log"));
+        let _ = std::fs::remove_file(&log);
+        let process = Process::start(&format!("agent {name}"), command, &log);
+        self.agents.push((name.to_owned(), process));
+    }
+
+    fn agent_command(&self, name: &str, storage: &Path, config: &str) -> Command {
         let text = format!(
             "master_url: https://{ADDRESS}:8888\nheartbeat_interval: 300ms\ndata_dir: {}\n{config}\
              workers:\n  - worker_id: {name}\n    storage_paths: ['{}']\n    network:\n      \
@@ -111,26 +167,31 @@ impl Lab {
         let file = tree::write_file(self.path(&format!("{name}.yml")), text);
         let mut command = self.command(&["agent", "--config"]);
         command.arg(file);
-        let log = self.path(&format!("{name}.log"));
-        let process = Process::start(&format!("agent {name}"), command, &log);
-        self.agents.push((name.to_owned(), process));
+        command
     }
 
     /// Waits until the master has these active workers, in this order.
     #[track_caller]
     pub(crate) fn await_workers(&self, names: &[&str]) {
         let all: String = names.iter().map(|name| format!("{name}\n")).collect();
-        let (url, ca) = (format!("https://{ADDRESS}:8888"), self.path("state/ca.pem"));
+        let args = ["workers", "list", "-q"];
         await_true(&format!("the workers are {names:?}"), || {
-            self.ctl(&["workers", "list", "-q"], &url, Some(&ca)).stdout_text() == all
+            self.admin(&args).stdout_text() == all
         });
     }
 
     /// Waits until the log of an agent has a text.
     #[track_caller]
     pub(crate) fn await_agent_log(&self, name: &str, text: &str) {
+        await_true(&format!("the log of {name} has `{text}`"), || {
+            self.agent_log(name).contains(text)
+        });
+    }
+
+    /// What an agent has logged since its last start.
+    pub(crate) fn agent_log(&self, name: &str) -> String {
         let (_, agent) = self.agents.iter().find(|(known, _)| known == name).expect("its agent");
-        await_true(&format!("the log of {name} has `{text}`"), || agent.log().contains(text));
+        agent.log()
     }
 
     /// The certificate of another installation's authority.

@@ -157,6 +157,8 @@ async fn handle_request(
                 bwlimits: Default::default(),
                 next_heartbeat_ms: None,
                 storage_checks: Vec::new(),
+                refused_paths: Vec::new(),
+                revoked_workers: Vec::new(),
             };
             let mut deaf = false;
             master.update_script(|script| {

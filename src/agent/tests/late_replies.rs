@@ -48,6 +48,8 @@ async fn reply_late(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
         bwlimits: Default::default(),
         next_heartbeat_ms: None,
         storage_checks: Vec::new(),
+        refused_paths: Vec::new(),
+        revoked_workers: Vec::new(),
     };
     axum::Json(reply).into_response()
 }

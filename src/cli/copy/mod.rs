@@ -280,6 +280,7 @@ fn agent_config(master: &Master, paths: &CopyPaths) -> Result<AgentConfig> {
         worker_id: WORKER_ID.parse().map_err(|e| bad(format!("{e}")))?,
         master_urls: vec![master.url()],
         ca_file: None,
+        join_token_file: None,
         storage_paths: paths.storage_paths.iter().cloned().map(Into::into).collect(),
         labels: Default::default(),
         control_plane_address: None,

@@ -106,7 +106,11 @@ fn a_list_of_syncs_is_as_wide_as_the_terminal_and_whole_in_a_pipe() {
 
 #[test]
 fn a_list_of_workers_is_as_wide_as_the_terminal() {
-    let list = WorkerList { active: vec![fixtures::worker("storage-02", true)], inactive: vec![] };
+    let list = WorkerList {
+        active: vec![fixtures::worker("storage-02", true)],
+        inactive: vec![],
+        revoked: vec![],
+    };
     for width in [40, 80, 120] {
         let text = worker_table(&list, Some(width), now());
         for line in text.lines() {
@@ -142,7 +146,11 @@ fn skipped_files_count_as_done_and_the_eta_is_that_of_the_master() {
 fn workers_show_their_storage_and_the_reason_of_their_state() {
     let w = fixtures::worker("st-02", false);
     let w = WorkerView { incoming_requests: 4, ..w };
-    let text = worker_table(&WorkerList { active: vec![], inactive: vec![w] }, None, now());
+    let text = worker_table(
+        &WorkerList { active: vec![], inactive: vec![w], revoked: vec![] },
+        None,
+        now(),
+    );
     assert!(text.lines().nth(1).unwrap().starts_with("st-02   INACTIVE  "), "{text}");
     let cells = |nth: usize| text.lines().nth(nth).unwrap().split_whitespace();
     let receiving = cells(0).position(|header| header == "RECEIVING").unwrap();
@@ -157,7 +165,7 @@ fn the_wide_table_of_workers_has_their_labels() {
         [("rack".to_owned(), "3".to_owned()), ("gpu".to_owned(), "h100".to_owned())].into();
     let labelled = WorkerView { labels, ..fixtures::worker("st-01", true) };
     let plain = fixtures::worker("st-02", true);
-    let list = WorkerList { active: vec![labelled, plain], inactive: vec![] };
+    let list = WorkerList { active: vec![labelled, plain], inactive: vec![], revoked: vec![] };
     let text = wide_worker_table(&list, now());
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].contains("LABELS            VERSION  REASON"), "{text}");
@@ -171,7 +179,11 @@ fn a_worker_with_an_unavailable_path_is_active() {
     let unavailable_paths =
         vec![crate::wire::worker::UnavailablePath { path, reason: "not there".into() }];
     let w = WorkerView { unavailable_paths, ..fixtures::worker("st-02", true) };
-    let text = worker_table(&WorkerList { active: vec![w], inactive: vec![] }, None, now());
+    let text = worker_table(
+        &WorkerList { active: vec![w], inactive: vec![], revoked: vec![] },
+        None,
+        now(),
+    );
     assert!(text.lines().nth(1).unwrap().starts_with("st-02   ACTIVE"), "{text}");
 }
 

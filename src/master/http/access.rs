@@ -4,19 +4,19 @@
 use super::api_state::ApiState;
 use super::bearer::{read_token, verify_token};
 use super::middleware::ConnectionAddresses;
-use super::principal::{LoopbackOwner, Principal, identify};
+use super::principal::{LoopbackOwner, Principal, TlsClient, identify};
 use super::response::{ProblemResponse, method_not_allowed};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::token::Role;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::ALLOW;
+use axum::http::header::{ALLOW, CONNECTION};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use std::convert::Infallible;
-use std::time::Instant;
+use std::sync::Arc;
 
 /// The principals that may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +25,15 @@ pub(super) enum Access {
     Everyone,
     /// Agents.
     Agents,
+    /// Agents with certificates.
+    Certificates,
     /// Every client with valid credentials.
     Identified,
     /// Operators with this role or one that includes it.
     Operators(Role),
 }
 
-use Access::{Agents, Everyone, Identified};
+use Access::{Agents, Certificates, Everyone, Identified};
 const VIEWERS: Access = Access::Operators(Role::Viewer);
 const OPERATORS: Access = Access::Operators(Role::Operator);
 const ADMINS: Access = Access::Operators(Role::Admin);
@@ -58,6 +60,7 @@ pub(super) const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/workers/{id}/requests", VIEWERS),
     ("POST", "/workers/{id}/drain", ADMINS),
     ("POST", "/workers/{id}/undrain", ADMINS),
+    ("POST", "/workers/{id}/revoke", ADMINS),
     ("POST", "/workers/{id}/assignment", Agents),
     ("GET", "/workers/{id}/assignments/{assignment}/manifest", Agents),
     ("POST", "/workers/{id}/assignments/{assignment}/page", Agents),
@@ -70,6 +73,11 @@ pub(super) const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/admin/tokens", ADMINS),
     ("POST", "/admin/tokens", ADMINS),
     ("DELETE", "/admin/tokens/{id}", ADMINS),
+    ("POST", "/admin/join-tokens", ADMINS),
+    ("DELETE", "/admin/join-tokens/{id}", ADMINS),
+    // The join token in the body is checked by the handler.
+    ("POST", "/join", Everyone),
+    ("POST", "/renew", Certificates),
     ("GET", "/auth/status", Identified),
     ("GET", "/healthz", Everyone),
     ("GET", "/livez", Everyone),
@@ -85,8 +93,12 @@ impl FromRequestParts<ApiState> for App {
     type Rejection = Infallible;
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Infallible> {
         let mut app = state.clone();
-        if let Some(grant) = parts.extensions.get::<Principal>().and_then(Principal::grant) {
-            app.handle = app.handle.restricted_to(grant);
+        match parts.extensions.get::<Principal>() {
+            Some(Principal::Token { grant: Some(grant), .. }) => {
+                app.handle = app.handle.restricted_to(Arc::clone(grant));
+            }
+            Some(Principal::Agent(agent)) => app.handle = app.handle.of_agent(agent),
+            _ => {}
         }
         Ok(App(app))
     }
@@ -136,8 +148,10 @@ pub(super) async fn authorize(
     let unknown = ConnectionAddresses { local: None, client: None };
     let addresses = request.extensions().get::<ConnectionAddresses>().copied().unwrap_or(unknown);
     let owner = request.extensions().get::<LoopbackOwner>().cloned().unwrap_or_default();
+    let tls = request.extensions().get::<TlsClient>().cloned();
     let headers = request.headers().clone();
-    let principal = match authenticate(&app, addresses, &owner, &headers).await {
+    let authenticated = authenticate(&app, addresses, &owner, tls.as_ref(), &headers).await;
+    let principal = match authenticated {
         Ok(principal) => principal,
         Err(problem) => return ProblemResponse(problem).into_response(),
     };
@@ -149,21 +163,35 @@ pub(super) async fn authorize(
         Err(problem) => ProblemResponse(problem).into_response(),
     };
     response.extensions_mut().insert(principal);
+    if tls.is_some_and(|client| client.is_due_for_renewal()) {
+        // The agent has the next certificate, or soon has, which only another connection presents.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
-/// A token overrides what the connection stands for.
+/// A token overrides what the connection stands for, and a certificate the user of the connection.
 ///
 /// # Errors
-/// 401 for a token that is not valid, 429 after several; 401 as [`identify`]; 503 while this master does not lead.
+/// 401 for a token that is not valid, 429 after several; 401 and 403 for a certificate that is not valid; 401 as
+/// [`identify`]; 503 while this master does not lead.
 async fn authenticate(
     app: &ApiState,
     addresses: ConnectionAddresses,
     owner: &LoopbackOwner,
+    tls: Option<&TlsClient>,
     headers: &HeaderMap,
 ) -> Result<Principal, Problem> {
     let read = match read_token(headers) {
-        Ok(None) => return identify(addresses, owner, headers).await,
+        Ok(None) => {
+            let Some(certificate) = tls.and_then(|client| client.certificate.as_ref()) else {
+                return identify(addresses, owner, tls.is_some(), headers).await;
+            };
+            certificate.check_validity()?;
+            let agents = app.handle.leader_channel()?.agents.borrow().clone();
+            let agent = agents.verify(&certificate.agent)?;
+            return Ok(Principal::Agent(Arc::new(agent.clone())));
+        }
         Ok(Some(token)) => {
             let tokens = app.handle.leader_channel()?.tokens.borrow().clone();
             let now_ms = Timestamp::now().as_millisecond();
@@ -171,9 +199,7 @@ async fn authenticate(
         }
         Err(problem) => Err(problem),
     };
-    let client = addresses.client.map(|client| client.ip());
-    read.map(Principal::token)
-        .map_err(|problem| app.failures.count(client, Instant::now(), problem))
+    read.map(Principal::token).map_err(|problem| app.count_failure(addresses, problem))
 }
 
 fn find_access(method: &Method, path: &str) -> Option<Access> {
@@ -188,12 +214,22 @@ fn check_access(principal: &Principal, access: Access, rules: &LocalRules) -> Re
     match principal {
         Principal::Nobody => Ok(()),
         Principal::LocalUser { uid } => check_local_user(*uid, access, rules),
+        Principal::Agent(agent) => match access {
+            Everyone | Identified | Agents | Certificates => Ok(()),
+            Access::Operators(_) => {
+                let worker = &agent.worker;
+                let detail =
+                    format!("the agent of worker `{worker}` may use the routes of agents only");
+                Err(Problem::new(ProblemCode::RoleMissing, detail)
+                    .with_hint("use a token of an operator: ctl auth login --token-file FILE"))
+            }
+        },
         Principal::Token { view, .. } => {
             let needed = match access {
                 Everyone | Identified => return Ok(()),
                 Access::Operators(role) if role <= view.role => return Ok(()),
                 Access::Operators(role) => format!("the role `{}`", role.as_str()),
-                Agents => "an agent".to_owned(),
+                Agents | Certificates => "an agent".to_owned(),
             };
             let (id, role) = (&view.id, view.role.as_str());
             let detail =
@@ -211,7 +247,7 @@ fn check_local_user(uid: u32, access: Access, rules: &LocalRules) -> Result<(), 
     }
     let own = rules.own_uid;
     if rules.agent_uids.contains(&uid) {
-        if matches!(access, Agents | Identified) {
+        if matches!(access, Agents | Certificates | Identified) {
             return Ok(());
         }
         let detail =
@@ -223,7 +259,7 @@ fn check_local_user(uid: u32, access: Access, rules: &LocalRules) -> Result<(), 
     let detail =
         format!("this request is from uid {uid}; over loopback the master serves {users} only");
     let hint = match access {
-        Agents => format!(
+        Agents | Certificates => format!(
             "run the agent as that user, or add `local_agent_uids: [{uid}]` to the master's file and reload it (kill -HUP)"
         ),
         Everyone | Identified | Access::Operators(_) => user_hint(own),

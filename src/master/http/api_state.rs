@@ -2,6 +2,7 @@
 
 use super::bearer::FailureCounter;
 use super::body::{self, BodyBudget, BufferedBody};
+use super::middleware::ConnectionAddresses;
 use super::{HttpLimits, request_documents};
 use crate::master::handle::MasterHandle;
 use crate::master::validation_errors::ValidationErrors;
@@ -10,6 +11,7 @@ use crate::wire::problem::{Problem, ProblemCode};
 use axum::extract::Request as HttpRequest;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The limit for other bodies, except those of `POST /sync`.
@@ -36,6 +38,16 @@ impl ApiState {
     ) -> Result<T, Problem> {
         let body = self.read_request_body(request, limit).await?;
         body::decode_body(body, move |bytes| request_documents::parse(bytes, read)).await
+    }
+
+    /// Counts the refused token of a request; after several of one address the problem is 429 instead of `problem`.
+    pub(super) fn count_failure(
+        &self,
+        addresses: ConnectionAddresses,
+        problem: Problem,
+    ) -> Problem {
+        let client = addresses.client.map(|client| client.ip());
+        self.failures.count(client, Instant::now(), problem)
     }
 
     pub(super) async fn read_request_body(

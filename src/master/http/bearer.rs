@@ -23,6 +23,8 @@ const MAX_COUNTED_ADDRESSES: usize = 8_192;
 /// A new token: its public name, its text, and the digest of its secret.
 pub(in crate::master) struct NewToken {
     pub(in crate::master) id: TokenId,
+    /// Its hexadecimal digits.
+    pub(in crate::master) secret: String,
     pub(in crate::master) text: String,
     pub(in crate::master) secret_digest: blake3::Hash,
 }
@@ -43,7 +45,7 @@ impl NewToken {
         let text = format!("{PREFIX}_{id}_{secret}");
         let id =
             id.try_into().map_err(|_| Problem::new(ProblemCode::Internal, "a token has no id"))?;
-        Ok(NewToken { id, text, secret_digest })
+        Ok(NewToken { id, secret, text, secret_digest })
     }
 }
 

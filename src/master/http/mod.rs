@@ -10,6 +10,7 @@ mod api_state;
 mod audit_log;
 mod bearer;
 mod body;
+mod join_routes;
 mod json;
 mod middleware;
 mod object_reader;
@@ -24,6 +25,7 @@ mod sync_options;
 mod tests;
 mod token_routes;
 
+pub(super) use join_routes::ApiAuthority;
 pub(super) use server::{ApiListener, serve};
 pub(super) use token_routes::new_token;
 
@@ -53,4 +55,6 @@ pub(super) struct HttpLimits {
     /// The limit for `POST /sync`, which may contain a file list, and the default of `chunk_size_mb` can change at any
     /// time.
     pub(super) config: watch::Receiver<MasterConfig>,
+    /// For certificates of agents. `None`: this master serves no TLS.
+    pub(super) authority: Option<ApiAuthority>,
 }

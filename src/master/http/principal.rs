@@ -4,11 +4,13 @@
 //! this: the connection then belongs to the proxy and not to the client.
 
 use super::middleware::ConnectionAddresses;
-use crate::scheduler::Grant;
+use crate::identity::{CertificateTimes, Identity, PublicKey, Role as CertificateRole};
+use crate::scheduler::{AgentKey, AgentRecord, Grant};
 use crate::util::socket_owner::{ask_socket_owner, search_socket_owner};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::token::{Role, TokenView};
 use axum::http::{HeaderMap, HeaderName};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -32,8 +34,65 @@ pub(in crate::master) enum Principal {
         /// Its rights; `None`: all, as an administrator.
         grant: Option<Arc<Grant>>,
     },
-    /// A client without credentials, on an address where none are asked for.
+    /// An agent with a certificate.
+    Agent(Arc<AgentRecord>),
+    /// A client without credentials, on an address where none are asked for: an insecure one.
     Nobody,
+}
+
+/// The client of a TLS connection. An extension of its requests.
+#[derive(Debug, Clone)]
+pub(super) struct TlsClient {
+    /// The certificate of an agent, if the client presents one; the handshake has verified it.
+    pub(super) certificate: Option<Arc<ClientCertificate>>,
+}
+
+/// What the certificate of an agent states.
+#[derive(Debug)]
+pub(super) struct ClientCertificate {
+    pub(super) agent: AgentKey,
+    pub(super) public_key: PublicKey,
+    times: CertificateTimes,
+}
+
+impl TlsClient {
+    /// `presented`: by the client in the handshake, its own certificate first.
+    pub(super) fn new(presented: Option<&[CertificateDer<'_>]>) -> Self {
+        let certificate = presented.and_then(<[_]>::first).and_then(ClientCertificate::read);
+        TlsClient { certificate: certificate.map(Arc::new) }
+    }
+
+    /// Whether the agent asks for its next certificate about now.
+    pub(super) fn is_due_for_renewal(&self) -> bool {
+        let now = UnixTime::now();
+        self.certificate.as_ref().is_some_and(|certificate| now >= certificate.times.renewal)
+    }
+}
+
+impl ClientCertificate {
+    /// `None`: it is not one of an agent.
+    fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let role = Identity::of_certificate(certificate)?.role;
+        let CertificateRole::Agent(worker) = role else { return None };
+        let public_key = PublicKey::of_certificate(certificate).ok()?;
+        let times = CertificateTimes::of_certificate(certificate).ok()?;
+        let agent = AgentKey { worker, key: public_key.digest() };
+        Some(ClientCertificate { agent, public_key, times })
+    }
+
+    /// The connection may last longer than the certificate.
+    ///
+    /// # Errors
+    /// 401 `expired`.
+    pub(super) fn check_validity(&self) -> Result<(), Problem> {
+        if UnixTime::now() < self.times.expiry {
+            return Ok(());
+        }
+        let worker = &self.agent.worker;
+        let detail = format!("the certificate of worker `{worker}` has expired");
+        Err(Problem::new(ProblemCode::Expired, detail)
+            .with_hint("see the log of the agent for why it was not renewed"))
+    }
 }
 
 impl Principal {
@@ -42,14 +101,6 @@ impl Principal {
         let grant = || Arc::new(Grant { scopes: view.scopes.clone(), may: view.may.clone() });
         let grant = is_restricted.then(grant);
         Principal::Token { view: Arc::new(view), grant }
-    }
-
-    /// The rights of an operator that is not an administrator.
-    pub(super) fn grant(&self) -> Option<Arc<Grant>> {
-        match self {
-            Principal::Token { grant, .. } => grant.clone(),
-            Principal::LocalUser { .. } | Principal::Nobody => None,
-        }
     }
 }
 
@@ -86,13 +137,21 @@ impl LoopbackOwner {
 /// The one rule of what a connection without other credentials stands for.
 ///
 /// # Errors
-/// 401: a proxy forwards the request, or the kernel names no user at the other end.
+/// 401: the address has TLS, a proxy forwards the request, or the kernel names no user at the other end.
 pub(super) async fn identify(
     addresses: ConnectionAddresses,
     owner: &LoopbackOwner,
+    is_tls: bool,
     headers: &HeaderMap,
 ) -> Result<Principal, Problem> {
     let is_loopback = addresses.local.is_some_and(|local| local.ip().to_canonical().is_loopback());
+    if !is_loopback && is_tls {
+        return Err(Problem::new(ProblemCode::NoCredentials, "the request has no credentials")
+            .with_hint(
+                "commands: ctl auth login --token-file FILE; agents: join with a token (ctl token create --join \
+                 --worker ID --path DIR, then ctl agent --join-token-file FILE)",
+            ));
+    }
     if !is_loopback {
         return Ok(Principal::Nobody);
     }

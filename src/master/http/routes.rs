@@ -8,7 +8,7 @@ use super::response::{
     ProblemResponse, RouteResult, backup_response, binary_response, json_response,
     method_not_allowed, ok_json, stream_response,
 };
-use super::{access, middleware, request_documents, token_routes};
+use super::{access, join_routes, middleware, request_documents, token_routes};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::requests::{
     CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetStorage,
@@ -70,6 +70,7 @@ pub(super) fn routes() -> Vec<(String, MethodRouter<ApiState>)> {
         ("/workers/{id}/requests".into(), by_id(MethodFilter::GET, |id| ListWorkerSyncs { id })),
         ("/workers/{id}/drain".into(), post(drain_worker)),
         ("/workers/{id}/undrain".into(), post(undrain_worker)),
+        ("/workers/{id}/revoke".into(), post(join_routes::revoke_worker)),
         ("/workers/{id}/assignment".into(), post(poll_assignment)),
         ("/workers/{id}/assignments/{assignment}/manifest".into(), get(get_manifest)),
         ("/workers/{id}/assignments/{assignment}/page".into(), post(post_page)),
@@ -81,6 +82,10 @@ pub(super) fn routes() -> Vec<(String, MethodRouter<ApiState>)> {
         ("/admin/backup".into(), get(get_backup)),
         ("/admin/tokens".into(), get(token_routes::list_tokens).post(token_routes::create_token)),
         ("/admin/tokens/{id}".into(), delete(token_routes::revoke_token)),
+        ("/admin/join-tokens".into(), post(join_routes::create_join_token)),
+        ("/admin/join-tokens/{id}".into(), delete(join_routes::revoke_join_token)),
+        ("/join".into(), post(join_routes::join)),
+        ("/renew".into(), post(join_routes::renew)),
         ("/auth/status".into(), get(token_routes::auth_status)),
         ("/healthz".into(), get(healthz)),
         ("/livez".into(), get(healthz)),

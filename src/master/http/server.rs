@@ -5,7 +5,7 @@ use super::api_state::ApiState;
 use super::bearer::FailureCounter;
 use super::body::BodyBudget;
 use super::middleware::ConnectionAddresses;
-use super::principal::LoopbackOwner;
+use super::principal::{LoopbackOwner, TlsClient};
 use super::routes::router;
 use crate::master::handle::MasterHandle;
 use crate::util::backoff::Backoff;
@@ -157,11 +157,14 @@ async fn serve_connection(
         tracing::debug!(%error, "socket options can't be set");
     }
     let Some(tls) = tls else {
-        return serve_requests(stream, addresses, router, shutdown).await;
+        return serve_requests(stream, addresses, None, router, shutdown).await;
     };
     let handshake = tokio::time::timeout(HEADER_TIMEOUT, accept_tls(stream, tls));
     match handshake.await {
-        Ok(Ok(stream)) => serve_requests(stream, addresses, router, shutdown).await,
+        Ok(Ok(stream)) => {
+            let client = TlsClient::new(stream.get_ref().1.peer_certificates());
+            serve_requests(stream, addresses, Some(client), router, shutdown).await;
+        }
         Ok(Err(error)) => tracing::debug!(%error, client = ?addresses.client, "no TLS connection"),
         Err(_) => tracing::debug!(client = ?addresses.client, "the TLS handshake took too long"),
     }
@@ -198,6 +201,7 @@ async fn accept_tls(
 async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     addresses: ConnectionAddresses,
+    tls: Option<TlsClient>,
     router: Router,
     shutdown: CancellationToken,
 ) {
@@ -206,6 +210,9 @@ async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(addresses);
         request.extensions_mut().insert(owner.clone());
+        if let Some(tls) = &tls {
+            request.extensions_mut().insert(tls.clone());
+        }
         Box::pin(router.clone().oneshot(request))
     });
     let mut conn = http1::Builder::new()

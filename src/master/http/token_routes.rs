@@ -111,6 +111,7 @@ pub(super) async fn auth_status(
             let role = LocalRules::of(&app).is_admin(uid).then_some(Role::Admin);
             (format!("uid {uid} of this host"), role, None)
         }
+        Principal::Agent(agent) => (format!("the agent of worker {}", agent.worker), None, None),
         Principal::Token { view, .. } => {
             (format!("token {}", view.id), Some(view.role), Some((*view).clone()))
         }

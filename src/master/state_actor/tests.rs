@@ -42,6 +42,7 @@ fn actor_on<S: Store>(store: Arc<S>, fence: Fence) -> (StateActor<S>, mpsc::Send
         settings: watch::channel(Settings::default()).1,
         callers: Callers::default(),
         tokens: watch::channel(Default::default()).0,
+        agents: watch::channel(Default::default()).0,
         manifest_reads: Vec::new(),
         shutdown: CancellationToken::new(),
     };

@@ -42,7 +42,7 @@ fn heartbeat_usage(
     let beat = heartbeat(a.worker_id.as_str(), Some("1"), &["/src"], &[a.assignment_id]);
     let usage = usage.map(|usage| (a.request_id.clone(), usage)).into_iter().collect();
     match world.apply(Event::Heartbeat(WorkerHeartbeat { usage, ..beat })) {
-        Some(Reply::Heartbeat(reply)) => reply,
+        Some(Reply::Heartbeat(reply)) => *reply,
         other => panic!("{other:?}"),
     }
 }

@@ -94,7 +94,7 @@ fn heartbeat_unavailable(
     let beat = heartbeat("s", Some("1"), &["/other", "/src", "/src/deep"], in_hand);
     let unavailable_paths = stuck.iter().map(|path| unavailable_path(path)).collect();
     match world.apply(Event::Heartbeat(WorkerHeartbeat { unavailable_paths, ..beat })) {
-        Some(Reply::Heartbeat(reply)) => reply,
+        Some(Reply::Heartbeat(reply)) => *reply,
         other => panic!("{other:?}"),
     }
 }

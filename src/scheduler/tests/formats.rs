@@ -33,6 +33,9 @@ fn world_with_every_record() -> World {
     let order = DrainRequest { by: Some("alice".to_owned()), reason: Some("disk".to_owned()) };
     world.apply(Event::DrainWorker { worker: "d".parse().unwrap(), order: Some(order) });
     world.apply(Event::CreateToken(Box::new(tokens::token_record("0123456789ab", Role::Operator))));
+    let join_token = agents::join_token("0123456789ab", world.now.wall_ms);
+    world.apply(Event::CreateJoinToken(Box::new(join_token)));
+    assert_eq!(agents::join(&mut world, "0123456789ab", "secret", "w", "key"), "ok");
     world
 }
 
@@ -158,7 +161,8 @@ fn every_record_is_loaded_and_written_as_recorded() {
         records.insert(key, samples.read(&file, None));
     }
     let kinds: BTreeSet<&str> = records.keys().map(|key| key.split('/').next().unwrap()).collect();
-    let all = ["d", "g", "k", "l", "meta", "n", "o", "p", "r", "s", "t", "v", "w", "x", "y"];
+    let all =
+        ["a", "d", "g", "j", "k", "l", "meta", "n", "o", "p", "r", "s", "t", "v", "w", "x", "y"];
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), all, "a kind of record has no sample");
     let state = State::load(Settings::default(), [9; 32], &records, START).unwrap();
     assert_eq!(

@@ -1,6 +1,7 @@
 //! The scheduler in a world of simulated agents, a store that is a map, and a clock that the test
 //! moves.
 
+mod agents;
 mod bandwidth_limits;
 mod basic_cases;
 mod blocked;

@@ -22,7 +22,7 @@ pub(super) fn reported(worker: &str, paths: &[&str], fs_type: &str) -> WorkerHea
 
 pub(super) fn send(world: &mut World, beat: WorkerHeartbeat) -> HeartbeatReply {
     match world.apply(Event::Heartbeat(beat)) {
-        Some(Reply::Heartbeat(reply)) => reply,
+        Some(Reply::Heartbeat(reply)) => *reply,
         other => panic!("{other:?}"),
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 fn beat(world: &mut World, heartbeat: WorkerHeartbeat) -> HeartbeatReply {
     match world.apply(Event::Heartbeat(heartbeat)) {
-        Some(Reply::Heartbeat(reply)) => reply,
+        Some(Reply::Heartbeat(reply)) => *reply,
         other => panic!("{other:?}"),
     }
 }

@@ -19,7 +19,7 @@ fn heartbeat_moved(world: &mut World, all: &[(&Assignment, u64)]) -> HeartbeatRe
     let beat = heartbeat("s", Some("1"), &["/src"], &ids);
     let moved_bytes = all.iter().map(|(a, bytes)| (a.assignment_id, *bytes)).collect();
     match world.apply(Event::Heartbeat(WorkerHeartbeat { moved_bytes, ..beat })) {
-        Some(Reply::Heartbeat(reply)) => reply,
+        Some(Reply::Heartbeat(reply)) => *reply,
         other => panic!("{other:?}"),
     }
 }

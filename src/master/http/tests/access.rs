@@ -146,16 +146,21 @@ async fn the_owner_of_a_connection_is_found_once_and_none_of_a_closed_one() {
     let (owner, late) = (LoopbackOwner::default(), LoopbackOwner::default());
     let headers = HeaderMap::new();
     let me = Principal::LocalUser { uid: geteuid().as_raw() };
-    assert_eq!(identify(addresses, &owner, &headers).await.unwrap(), me);
+    assert_eq!(identify(addresses, &owner, false, &headers).await.unwrap(), me);
     drop(client);
     // The same connection: not asked again.
-    assert_eq!(identify(addresses, &owner, &headers).await.unwrap(), me);
-    let problem = identify(addresses, &late, &headers).await.unwrap_err();
+    assert_eq!(identify(addresses, &owner, false, &headers).await.unwrap(), me);
+    let problem = identify(addresses, &late, false, &headers).await.unwrap_err();
     assert!(problem.is(ProblemCode::LocalUser), "{problem:?}");
     // Other addresses have listeners with rules of their own.
     let remote = ConnectionAddresses { local: Some("10.0.0.1:8888".parse().unwrap()), ..addresses };
-    assert_eq!(identify(remote, &late, &headers).await.unwrap(), Principal::Nobody);
+    assert_eq!(identify(remote, &late, false, &headers).await.unwrap(), Principal::Nobody);
+    let problem = identify(remote, &late, true, &headers).await.unwrap_err();
+    assert!(problem.is(ProblemCode::NoCredentials), "{problem:?}");
     let mapped =
         ConnectionAddresses { local: Some("[::ffff:127.0.0.1]:1".parse().unwrap()), ..addresses };
-    assert!(identify(mapped, &late, &headers).await.is_err(), "IPv4 in IPv6 is loopback too");
+    assert!(
+        identify(mapped, &late, false, &headers).await.is_err(),
+        "IPv4 in IPv6 is loopback too"
+    );
 }

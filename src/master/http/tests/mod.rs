@@ -2,6 +2,7 @@
 
 mod access;
 mod addressing;
+mod agents;
 mod api;
 mod documented_requests;
 mod hostile;
@@ -57,6 +58,7 @@ impl Default for HttpLimits {
             advertise_url: None,
             drain_timeout: Duration::from_secs(10),
             config: watch::channel(load_master(None, &Env::empty()).unwrap().config).1,
+            authority: None,
         }
     }
 }
@@ -153,7 +155,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             failures: Default::default(),
         })),
         Event::DeleteSync(_) => Reply::Deleted { cancelled: false },
-        Event::Heartbeat(_) => Reply::Heartbeat(HeartbeatReply {
+        Event::Heartbeat(_) => Reply::Heartbeat(Box::new(HeartbeatReply {
             status: "ok".into(),
             ticket_keys: Vec::new(),
             tickets: Default::default(),
@@ -164,10 +166,13 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             bwlimits: Default::default(),
             next_heartbeat_ms: None,
             storage_checks: Vec::new(),
-        }),
+            refused_paths: Vec::new(),
+            revoked_workers: Vec::new(),
+        })),
         Event::ListWorkers => Reply::Workers(WorkerList {
             active: vec![worker("up")],
             inactive: vec![worker("down")],
+            revoked: Vec::new(),
         }),
         Event::ListStorages => {
             Reply::Storages(StorageList { storages: vec![storage_view("s-1", "/data")] })
@@ -241,6 +246,11 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         Event::CreateToken(_)
         | Event::ListTokens
         | Event::RevokeToken(_)
+        | Event::CreateJoinToken(_)
+        | Event::RevokeJoinToken(_)
+        | Event::Join(_)
+        | Event::RevokeWorker(_)
+        | Event::OfAgent { .. }
         | Event::Restricted { .. }
         | Event::CancelPoll(_)
         | Event::ManifestEntries { .. }

@@ -1,0 +1,201 @@
+//! Join tokens, agents with certificates, and their revocation.
+
+use super::*;
+use crate::wire::join::JoinTokenView;
+use crate::wire::problem::ProblemCode;
+
+fn path(text: &str) -> AbsPath {
+    AbsPath::new(text).unwrap()
+}
+
+fn digest(text: &str) -> Digest {
+    blake3::hash(text.as_bytes()).into()
+}
+
+/// A token for worker `w` and `/data`, which expires a minute after the start of the world.
+pub(super) fn join_token(id: &str, now_ms: i64) -> JoinTokenRecord {
+    let at = |ms| jiff::Timestamp::from_millisecond(ms).unwrap();
+    JoinTokenRecord {
+        view: JoinTokenView {
+            id: id.parse().unwrap(),
+            worker_id: "w".parse().unwrap(),
+            storage_paths: vec![path("/data")],
+            created_at: at(now_ms),
+            expires_at: at(now_ms + 60_000),
+            used_at: None,
+            revoked_at: None,
+        },
+        secret_digest: digest("secret"),
+        used_by: None,
+    }
+}
+
+fn code(reply: Option<Reply>) -> &'static str {
+    match reply {
+        Some(Reply::Refused(problem)) => {
+            ProblemCode::ALL.iter().find(|code| problem.is(**code)).unwrap().as_str()
+        }
+        Some(_) => "ok",
+        None => "waits",
+    }
+}
+
+const TOKEN: &str = "0123456789ab";
+
+fn agent(worker: &str, key: &str) -> AgentKey {
+    AgentKey { worker: worker.parse().unwrap(), key: digest(key) }
+}
+
+pub(super) fn join(
+    world: &mut World,
+    token: &str,
+    secret: &str,
+    worker: &str,
+    key: &str,
+) -> &'static str {
+    let join = Join {
+        token: token.parse().unwrap(),
+        secret_digest: digest(secret),
+        agent: agent(worker, key),
+    };
+    code(world.apply(Event::Join(Box::new(join))))
+}
+
+fn create(world: &mut World, token: &str) {
+    let record = join_token(token, world.now.wall_ms);
+    world.apply(Event::CreateJoinToken(Box::new(record)));
+}
+
+fn of_agent(key: &str, event: Event) -> Event {
+    Event::OfAgent { agent: agent("w", key), event: Box::new(event) }
+}
+
+#[test]
+fn a_join_token_is_good_once_for_its_worker_until_it_expires() {
+    let mut world = World::new();
+    create(&mut world, TOKEN);
+    assert_eq!(join(&mut world, TOKEN, "other", "w", "k"), "bad_credentials");
+    assert_eq!(join(&mut world, "ba9876543210", "secret", "w", "k"), "bad_credentials");
+    assert_eq!(join(&mut world, TOKEN, "secret", "v", "k"), "worker_mismatch");
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "ok");
+    // The reply was lost, and the agent that had it was killed.
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "ok");
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "stolen"), "join_token_used");
+    assert_eq!(join(&mut world, TOKEN, "other", "w", "k"), "bad_credentials");
+    world.restart();
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "stolen"), "join_token_used");
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "ok");
+    create(&mut world, "00000000000a");
+    world.advance(60_000);
+    assert_eq!(join(&mut world, "00000000000a", "secret", "w", "l"), "expired");
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "expired", "also for a repeat");
+    create(&mut world, "00000000000b");
+    world.apply(Event::RevokeJoinToken("00000000000b".parse().unwrap()));
+    assert_eq!(join(&mut world, "00000000000b", "secret", "w", "l"), "revoked");
+    assert!(world.state.agents().verify(&agent("w", "k")).is_ok());
+    // Another join of the worker: the former certificates end.
+    create(&mut world, "00000000000c");
+    assert_eq!(join(&mut world, "00000000000c", "secret", "w", "l"), "ok");
+    let former = world.state.agents().verify(&agent("w", "k")).unwrap_err();
+    assert!(former.is(ProblemCode::CertificateUnknown), "{former:?}");
+    let unknown = Event::RevokeJoinToken("ffffffffffff".parse().unwrap());
+    assert_eq!(code(world.apply(unknown)), "token_not_found");
+    let Some(Reply::Tokens(list)) = world.apply(Event::ListTokens) else { panic!() };
+    assert_eq!(list.join_tokens.len(), 4);
+    // Long after, when another one is created.
+    world.skip_days(31);
+    create(&mut world, "00000000000d");
+    let Some(Reply::Tokens(list)) = world.apply(Event::ListTokens) else { panic!() };
+    let ids: Vec<String> = list.join_tokens.iter().map(|token| token.id.to_string()).collect();
+    assert_eq!(ids, ["00000000000d"]);
+}
+
+#[test]
+fn an_agent_speaks_for_its_worker_only_and_within_its_paths() {
+    let mut world = World::new();
+    create(&mut world, TOKEN);
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "ok");
+    let mut beat = heartbeat("w", Some("1"), &["/data/a", "/data", "/etc", "/database"], &[]);
+    beat.free_bytes = [("/etc".to_owned(), 1), ("/data".to_owned(), 2)].into();
+    beat.root_ids = [("/etc".to_owned(), "1".to_owned())].into();
+    beat.unavailable_paths = vec![UnavailablePath { path: path("/home"), reason: "x".into() }];
+    let reply = world.apply(of_agent("k", Event::Heartbeat(beat)));
+    let Some(Reply::Heartbeat(reply)) = reply else { panic!("{reply:?}") };
+    let refused: Vec<String> = reply.refused_paths.iter().map(ToString::to_string).collect();
+    assert_eq!(refused, ["/database", "/etc", "/home"]);
+    let Some(Reply::Worker(view)) = world.apply(Event::GetWorker("w".parse().unwrap())) else {
+        panic!()
+    };
+    assert_eq!(view.storage_paths, [path("/data/a"), path("/data")]);
+    assert_eq!(view.free_bytes.keys().collect::<Vec<_>>(), ["/data"]);
+    assert_eq!(view.unavailable_paths, []);
+
+    let other = "v".parse::<WorkerId>().unwrap();
+    let assignment = AssignmentId([1; 16]);
+    let poll = |worker: &WorkerId| Event::Poll {
+        worker: worker.clone(),
+        incarnation: Some("1".into()),
+        poll_id: None,
+        wait_ms: 0,
+    };
+    let manifest = Event::GetManifest { worker: other.clone(), assignment };
+    for event in [Event::Heartbeat(heartbeat("v", Some("1"), &[], &[])), poll(&other), manifest] {
+        assert_eq!(code(world.apply(of_agent("k", event))), "worker_mismatch");
+    }
+    assert_eq!(code(world.apply(of_agent("k", poll(&"w".parse().unwrap())))), "ok");
+    assert_eq!(
+        code(world.apply(of_agent("other", poll(&"w".parse().unwrap())))),
+        "certificate_unknown"
+    );
+    for event in [Event::ListWorkers, Event::RevokeWorker(other), Event::ListTokens] {
+        assert_eq!(code(world.apply(of_agent("k", event))), "role_missing");
+    }
+}
+
+/// The revoked workers in the reply to another one.
+fn revoked_for_others(world: &mut World) -> Vec<String> {
+    let beat = heartbeat("s", Some("1"), &["/src"], &[]);
+    let Some(Reply::Heartbeat(reply)) = world.apply(Event::Heartbeat(beat)) else { panic!() };
+    reply.revoked_workers.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_revoked_worker_loses_its_tasks_at_once_and_stays_refused_until_it_joins_again() {
+    let mut world = World::new();
+    world.heartbeat("s", "1", &["/src"], &[]);
+    create(&mut world, TOKEN);
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "ok");
+    let beat = || Event::Heartbeat(heartbeat("w", Some("1"), &["/data"], &[]));
+    assert_eq!(code(world.apply(of_agent("k", beat()))), "ok");
+    world.submit("sync", "/data/a", "/data/b");
+    let held = world.poll("w", "1").expect("a task");
+    let worker: WorkerId = "w".parse().unwrap();
+    let reply = world.apply(Event::RevokeWorker(worker));
+    let Some(Reply::WorkerRevoked(reply)) = reply else { panic!("{reply:?}") };
+    assert_eq!(reply.requeued, 1);
+    for event in [beat(), Event::Result(result(&held, true, TaskReport::default()))] {
+        assert_eq!(code(world.apply(of_agent("k", event))), "worker_revoked");
+    }
+    // Not over loopback either.
+    assert_eq!(code(world.apply(beat())), "worker_revoked");
+    assert_eq!(revoked_for_others(&mut world), ["w"]);
+    let revoked = |world: &mut World| {
+        let Some(Reply::Workers(list)) = world.apply(Event::ListWorkers) else { panic!() };
+        assert_eq!(list.active.len() + list.inactive.len(), 1);
+        list.revoked.len()
+    };
+    assert_eq!(revoked(&mut world), 1);
+    world.restart();
+    assert_eq!(code(world.apply(of_agent("k", beat()))), "worker_revoked");
+    // A repeat of the join does not undo it.
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "join_token_used");
+    create(&mut world, "00000000000b");
+    assert_eq!(join(&mut world, "00000000000b", "secret", "w", "l"), "ok");
+    assert_eq!(code(world.apply(of_agent("k", beat()))), "certificate_unknown");
+    assert_eq!(code(world.apply(of_agent("l", beat()))), "ok");
+    assert_eq!(revoked_for_others(&mut world), Vec::<String>::new());
+    for (worker, expected) in [("s", "not_joined"), ("none", "worker_not_found")] {
+        let reply = world.apply(Event::RevokeWorker(worker.parse().unwrap()));
+        assert_eq!(code(reply), expected);
+    }
+}
