@@ -21,6 +21,8 @@ use std::time::Duration;
 const MAX_TOKEN_FILE_BYTES: u64 = 4 << 10;
 /// Between attempts to join and to renew.
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+/// Between renewals.
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
 /// The time of the renewal is compared with the clock so often: the host may have been suspended.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
@@ -171,6 +173,8 @@ pub(super) async fn renew_certificates(identity: Arc<AgentIdentity>, client: Mas
             Ok(expires_at) => {
                 failures = 0;
                 tracing::info!(%expires_at, "the certificate is renewed");
+                // By a wrong clock the next renewal may be due at once, again and again.
+                tokio::time::sleep(MIN_RENEWAL_INTERVAL).await;
             }
             Err(error) => {
                 let has_expired = now >= times.expiry;

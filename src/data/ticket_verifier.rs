@@ -446,6 +446,23 @@ mod tests {
     }
 
     #[test]
+    fn tickets_and_streams_of_a_revoked_worker_are_refused_until_it_joins_again() {
+        let (signer, gate) = (new_signer(), TicketVerifier::new());
+        gate.update(&[signer.public_key()], 0).unwrap();
+        let (own, other) = (claims(500), Claims { worker: "v".into(), ..claims(500) });
+        let clean_up = Claims { verbs: AFTER_THE_END, ..claims(500) };
+        let streams = [&own, &other].map(|claims| gate.stream_permit(claims));
+        gate.set_revoked_workers(&["w".parse().unwrap()]);
+        for claims in [&own, &clean_up] {
+            assert_eq!(gate.admit(&signer.sign(claims)), Err(Refusal::Revoked("w".into())));
+        }
+        assert!(gate.admit(&signer.sign(&other)).is_ok());
+        assert!(streams[0].check().is_err() && streams[1].check().is_ok());
+        gate.set_revoked_workers(&[]);
+        assert!(gate.admit(&signer.sign(&own)).is_ok() && streams[0].check().is_ok());
+    }
+
+    #[test]
     fn ends_are_forgotten_when_no_ticket_of_the_sync_can_be_valid() {
         let list = EndedList::default();
         list.add(&[SyncNo(1)], Duration::ZERO);

@@ -2,12 +2,14 @@
 
 use super::authority::CertificateAuthority;
 use super::*;
+use crate::wire::join::{IssuedCertificate, JoinToken};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{ServerName, UnixTime};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// The authority in a directory, and what its `ca.pem` makes a client trust.
@@ -135,4 +137,73 @@ async fn the_certificate_of_an_operator_is_accepted_for_its_host_only() {
     assert!(with(|f, _| f.cert_file.clone_from(&f.key_file)).contains("no certificate"));
     fs::set_permissions(&files.key_file, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(refused(files).contains("chmod"));
+}
+
+#[tokio::test]
+async fn a_master_that_is_known_by_the_hash_of_its_authority_presents_it() {
+    let home = tempfile::tempdir().unwrap();
+    let (here, _) = authority(&home.path().join("a"));
+    let (other, _) = authority(&home.path().join("b"));
+    let of_hash = |hash: blake3::Hash| ServerTrust::of_hash(hash.into());
+    let trust = of_hash(here.hash());
+    assert_eq!((trust.is_empty(), trust.found_authority()), (false, None));
+    assert_eq!(connect(own(&here), &trust, "any.name").await, Ok(()));
+    assert_eq!(trust.found_authority(), Some(here.certificate()));
+    let trust = of_hash(other.hash());
+    let refused = connect(own(&here), &trust, "any.name").await.unwrap_err();
+    assert!(refused.contains("so the token was not sent"), "{refused}");
+    assert_eq!(trust.found_authority(), None);
+    // With a certificate of an operator: that of its authority, and for its host only.
+    let files = operator_files(&home.path().join("c"), "master.example");
+    let server = || server_config(&here, ApiCertificate::Operator(files.clone())).unwrap();
+    let trust = of_hash(files.authority_hash().unwrap());
+    assert!(connect(server(), &trust, "other.example").await.is_err());
+    assert_eq!(trust.found_authority(), None);
+    assert_eq!(connect(server(), &trust, "master.example").await, Ok(()));
+    assert!(trust.found_authority().is_some());
+    // The other authority, without a certificate that it issued.
+    assert!(connect(server(), &of_hash(here.hash()), "master.example").await.is_err());
+}
+
+#[tokio::test]
+async fn an_agent_presents_its_current_certificate_and_an_expired_one_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let (here, trust) = authority(&home.path().join("a"));
+    let worker: crate::wire::WorkerId = "w".parse().unwrap();
+    let token: JoinToken = format!("lhj1.{}.0123456789ab.{}", here.hash(), "0".repeat(64)).parse().unwrap();
+    let state = home.path().join("state");
+    let identity = Arc::new(AgentIdentity::for_join(&state, &worker, &token).unwrap());
+    let key = PublicKey::of_signing_request(&identity.signing_request().unwrap()).unwrap();
+    let install = |age_seconds: u64| {
+        let now = UnixTime::now().as_secs() - age_seconds;
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+        let certificate = here.issue_agent(&worker, &key, Duration::from_secs(60), now).unwrap();
+        let (authority, expires_at) = (here.pem(), jiff::Timestamp::UNIX_EPOCH);
+        let issued = IssuedCertificate { certificate, authority, expires_at, storage_paths: vec![] };
+        identity.install(&issued, None).unwrap();
+    };
+    let present = async || {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let accept = TlsAcceptor::from(own(&here)).accept(far);
+        let config = client_config(&trust, Some(identity.clone())).unwrap();
+        let client = TlsConnector::from(Arc::new(config));
+        let connect = client.connect(ServerName::try_from("any.name").unwrap(), near);
+        let (server, _client) = tokio::join!(accept, connect);
+        let server = server.map_err(|e| e.to_string())?;
+        let presented = server.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+        Ok::<_, String>(presented.map(|found| PublicKey::of_certificate(&found).unwrap().digest()))
+    };
+    assert_eq!(present().await, Ok(None), "before it joined");
+    install(0);
+    assert_eq!(present().await, Ok(Some(key.digest())));
+    let loaded = AgentIdentity::load(&state, &worker).unwrap().unwrap();
+    assert!(loaded.certificates().borrow().is_some());
+    assert_eq!((loaded.token(), loaded.trust()), (token.id, trust.clone()));
+    install(61);
+    let refused = present().await.unwrap_err();
+    assert!(refused.contains("xpired"), "{refused}");
+    let file = state.join("identity-w.json");
+    fs::write(&file, "{}").unwrap();
+    let damaged = AgentIdentity::load(&state, &worker).unwrap_err().to_string();
+    assert!(damaged.contains("is damaged") && damaged.contains("identity-w.json"), "{damaged}");
 }

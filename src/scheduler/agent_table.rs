@@ -58,6 +58,8 @@ pub struct AgentKey {
 pub struct AgentTable {
     tokens: BTreeMap<TokenId, JoinTokenRecord>,
     agents: BTreeMap<WorkerId, AgentRecord>,
+    /// Those of `agents` that are revoked: each heartbeat asks for them.
+    revoked: BTreeMap<WorkerId, Timestamp>,
 }
 
 /// The command that creates a join token for a worker.
@@ -87,7 +89,7 @@ impl AgentTable {
     /// # Errors
     /// 403 `worker_revoked`.
     pub(super) fn check_not_revoked(&self, worker: &WorkerId) -> Result<(), Problem> {
-        match self.agents.get(worker).and_then(|agent| agent.revoked_at) {
+        match self.revoked.get(worker) {
             None => Ok(()),
             Some(since) => {
                 let detail = format!("worker `{worker}` was revoked at {since}");
@@ -102,26 +104,29 @@ impl AgentTable {
 
     /// The workers with certificates that are refused.
     pub(super) fn revoked_workers(&self) -> Vec<RevokedWorker> {
-        let revoked = |agent: &AgentRecord| {
-            Some(RevokedWorker { worker_id: agent.worker.clone(), revoked_at: agent.revoked_at? })
-        };
-        self.agents.values().filter_map(revoked).collect()
+        let revoked = self.revoked.iter();
+        revoked
+            .map(|(worker, at)| RevokedWorker { worker_id: worker.clone(), revoked_at: *at })
+            .collect()
     }
 
     /// The workers that were revoked at `since_ms` (since 1970) or later.
     pub(super) fn revoked_since(&self, since_ms: i64) -> Vec<WorkerId> {
-        let is_late = |agent: &&AgentRecord| {
-            agent.revoked_at.is_some_and(|at| at.as_millisecond() >= since_ms)
-        };
-        self.agents.values().filter(is_late).map(|agent| agent.worker.clone()).collect()
+        let late = self.revoked.iter().filter(|(_, at)| at.as_millisecond() >= since_ms);
+        late.map(|(worker, _)| worker.clone()).collect()
     }
 
     pub(super) fn insert_agent(&mut self, agent: AgentRecord) {
+        match agent.revoked_at {
+            Some(at) => self.revoked.insert(agent.worker.clone(), at),
+            None => self.revoked.remove(&agent.worker),
+        };
         self.agents.insert(agent.worker.clone(), agent);
     }
 
     pub(super) fn remove_agent(&mut self, worker: &WorkerId) {
         self.agents.remove(worker);
+        self.revoked.remove(worker);
     }
 
     pub(super) fn token(&self, id: &TokenId) -> Option<&JoinTokenRecord> {
