@@ -170,7 +170,8 @@ async fn an_agent_presents_its_current_certificate_and_an_expired_one_is_refused
     let home = tempfile::tempdir().unwrap();
     let (here, trust) = authority(&home.path().join("a"));
     let worker: crate::wire::WorkerId = "w".parse().unwrap();
-    let token: JoinToken = format!("lhj1.{}.0123456789ab.{}", here.hash(), "0".repeat(64)).parse().unwrap();
+    let token: JoinToken =
+        format!("lhj1.{}.0123456789ab.{}", here.hash(), "0".repeat(64)).parse().unwrap();
     let state = home.path().join("state");
     let identity = Arc::new(AgentIdentity::for_join(&state, &worker, &token).unwrap());
     let key = PublicKey::of_signing_request(&identity.signing_request().unwrap()).unwrap();
@@ -179,7 +180,8 @@ async fn an_agent_presents_its_current_certificate_and_an_expired_one_is_refused
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
         let certificate = here.issue_agent(&worker, &key, Duration::from_secs(60), now).unwrap();
         let (authority, expires_at) = (here.pem(), jiff::Timestamp::UNIX_EPOCH);
-        let issued = IssuedCertificate { certificate, authority, expires_at, storage_paths: vec![] };
+        let issued =
+            IssuedCertificate { certificate, authority, expires_at, storage_paths: vec![] };
         identity.install(&issued, None).unwrap();
     };
     let present = async || {

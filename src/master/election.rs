@@ -11,12 +11,13 @@ use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
 use super::name_key::NameKeyFile;
 use super::state_actor::{Callers, StateActor};
-use crate::identity::SealingError;
+use crate::identity::{IdentityError, SealingError};
 use crate::scheduler::{Event, LoadError, SECRET_RECORD, Settings, State, without_secret};
 use crate::store::{
     AcquireOutcome, AdmissionBlock, Candidate, Fence, Redaction, Spool, Store, StoreError,
 };
 use crate::util::backoff::Backoff;
+use crate::wire::Digest;
 use crate::wire::leader::Leader;
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -45,6 +46,9 @@ struct LeaderInfo {
     /// The id of the key with which its master seals secrets in the store.
     #[serde(default)]
     sealed_with: String,
+    /// The hash of the authority for TLS of its master, if it serves TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    authority: Option<Digest>,
 }
 
 /// The parameters of a candidate.
@@ -53,6 +57,8 @@ pub(super) struct LeaderElection {
     pub(super) name: String,
     /// The URL for clients, if known.
     pub(super) url: Option<String>,
+    /// The hash of the authority for TLS; `None`: no address has TLS.
+    pub(super) authority: Option<Digest>,
     pub(super) lease: Duration,
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
@@ -113,7 +119,8 @@ impl LeaderElection {
         loop {
             let (url, since) = (self.url.clone(), Timestamp::now());
             let sealed_with = self.settings.borrow().sealer.key_id();
-            let info = LeaderInfo { url: url.clone(), since, sealed_with };
+            let info =
+                LeaderInfo { url: url.clone(), since, sealed_with, authority: self.authority };
             let info = serde_json::to_string(&info)?;
             let candidate = Candidate { name: self.name.clone(), info, last_seen: *last_seen };
             let acquire = || async {
@@ -168,14 +175,25 @@ impl LeaderElection {
     /// Another master leads. Changes the status only if it is not known yet.
     ///
     /// # Errors
-    /// That master seals secrets with another key: this one could never lead.
-    fn set_follower(&self, name: String, info: &str, epoch: u64) -> Result<(), SealingError> {
+    /// That master seals secrets with another key: this one could never lead. Or it has another authority for TLS: the
+    /// clients of one of them refuse the other one.
+    fn set_follower(&self, name: String, info: &str, epoch: u64) -> anyhow::Result<()> {
         // Empty while a new holder of a file lock has not written its info.
         let info = serde_json::from_str::<LeaderInfo>(info).ok();
         let sealed_with = info.as_ref().map_or("", |info| info.sealed_with.as_str()).to_owned();
         let own = self.settings.borrow().sealer.key_id();
         if !sealed_with.is_empty() && sealed_with != own {
-            return Err(SealingError::OtherKey { sealed_with, own });
+            return Err(SealingError::OtherKey { sealed_with, own }.into());
+        }
+        let authority = info.as_ref().and_then(|info| info.authority);
+        if let (Some(theirs), Some(own)) = (authority, self.authority)
+            && theirs != own
+        {
+            return Err(IdentityError(format!(
+                "the certificate authority of this master ({own}) is another one than that of the leader, {name} ({theirs}): \
+                 copy ca.pem and ca.key of the leader's data_dir to that of this master, and start it again"
+            ))
+            .into());
         }
         let since = info.as_ref().map(|info| info.since);
         let leader = Leader { name, url: info.and_then(|info| info.url), epoch, since };

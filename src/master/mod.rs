@@ -209,6 +209,8 @@ impl MasterStartup {
             warnings: listeners.warnings,
         };
         let handle = MasterHandle::new(status_receiver, identity, self.spool.clone());
+        let authority = listeners.authority.as_ref();
+        let authority = authority.map(|authority| authority.issuer.hash().into());
         let limits = HttpLimits {
             max_connections: raise_connection_limit(config.limits.max_connections),
             max_total_body_bytes: 256 << 20,
@@ -232,6 +234,7 @@ impl MasterStartup {
         let election = LeaderElection {
             name,
             url: advertised,
+            authority,
             lease: config.leadership_lease,
             settings: settings_receiver,
             spool: self.spool,

@@ -22,6 +22,14 @@ struct TestMaster {
 
 impl TestMaster {
     fn start(name: &str, store: &MemoryStore) -> TestMaster {
+        Self::start_with_authority(name, store, None)
+    }
+
+    fn start_with_authority(
+        name: &str,
+        store: &MemoryStore,
+        authority: Option<Digest>,
+    ) -> TestMaster {
         let store = store.another_handle();
         let (status, receiver) =
             watch::channel(LeadershipStatus::NoLeader(NoLeaderReason::Transition("start")));
@@ -30,6 +38,7 @@ impl TestMaster {
         let election = LeaderElection {
             name: name.to_owned(),
             url: Some(format!("http://{name}")),
+            authority,
             lease: LEASE,
             settings: watch::channel(Settings::default()).1,
             spool: Spool::temporary(),
@@ -151,6 +160,7 @@ async fn the_lease_starts_when_leadership_is_requested_and_not_when_it_is_grante
     let election = LeaderElection {
         name: "one".to_owned(),
         url: None,
+        authority: None,
         lease: Duration::from_millis(400),
         settings: watch::channel(Settings::default()).1,
         spool: Spool::temporary(),
@@ -193,4 +203,20 @@ async fn a_follower_reports_that_the_store_is_unavailable() {
     assert_eq!(problem.code, "store_unavailable");
     assert!(problem.detail.contains("connection refused"), "{}", problem.detail);
     two.wait_for_status(ReadinessStatus::Ready).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_with_another_authority_than_the_leader_ends() {
+    let store = MemoryStore::new();
+    let authority = |text: &str| Some(blake3::hash(text.as_bytes()).into());
+    let one = TestMaster::start_with_authority("one", &store, authority("a"));
+    one.wait_for_status(ReadinessStatus::Ready).await;
+    let same = TestMaster::start_with_authority("two", &store, authority("a"));
+    same.wait_for_status(ReadinessStatus::Following).await;
+    let plain = TestMaster::start("three", &store);
+    plain.wait_for_status(ReadinessStatus::Following).await;
+    let other = TestMaster::start_with_authority("four", &store, authority("b"));
+    let refused = other.running.await.unwrap().unwrap_err();
+    assert!(refused.chain().any(|cause| cause.is::<crate::identity::IdentityError>()));
+    assert!(format!("{refused:#}").contains("copy ca.pem and ca.key"), "{refused:#}");
 }
