@@ -9,7 +9,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use support::await_true;
-use support::lab::{ADDRESS, Lab, url};
+use support::lab::{ADDRESS, Lab, SECOND_ADDRESS, url};
+use support::redis::RedisServer;
 use support::tree::{
     assert_same, exact_comparison, make_dir, random_bytes, write_file, write_many_files,
 };
@@ -170,6 +171,37 @@ fn a_worker_that_is_revoked_during_a_sync_is_out_and_another_one_does_its_work()
     lab.kill_agent("a1");
     lab.join_agent("a1", &src);
     lab.await_workers(&["a1", "a2", "b"]);
+}
+
+#[test]
+fn an_agent_that_joined_one_master_works_for_the_next_one_with_the_same_authority() {
+    let redis = RedisServer::start();
+    let mut lab = Lab::new();
+    let shared =
+        format!("installation: site\nleadership_lease: 1s\nredis: {{url: '{}'}}\n", redis.url());
+    lab.start_master(&format!("listen: {ADDRESS}:8888\n{shared}"));
+    let second = format!("listen: {SECOND_ADDRESS}:8888\n{shared}");
+    let (state, other) = (lab.path("state"), make_dir(lab.path("state-2")));
+    fs::copy(state.join("secrets.key"), other.join("secrets.key")).unwrap();
+    // Clients of one of them would refuse the other one.
+    let refused = lab.run_second_master(&second).assert_exit_code(78);
+    assert!(refused.stderr_text().contains("copy ca.pem and ca.key"), "{}", refused.stderr_text());
+    for file in ["ca.pem", "ca.key"] {
+        fs::copy(state.join(file), other.join(file)).unwrap();
+    }
+    lab.start_second_master(&second);
+    let storage = make_dir(lab.path("data"));
+    lab.join_agent("a", &storage);
+    lab.await_workers(&["a"]);
+    lab.kill_first_master();
+    let url = format!("https://{SECOND_ADDRESS}:8888");
+    let ca = state.join("ca.pem");
+    let ctl = |args: &[&str]| lab.ctl(args, &url, Some(&ca)).assert_exit_code(0);
+    await_true("the second master has the worker", || {
+        ctl(&["workers", "list", "-q"]).stdout_text() == "a\n"
+    });
+    ctl(&["workers", "revoke", "a"]);
+    lab.await_agent_log("a", "was revoked");
 }
 
 #[test]

@@ -40,8 +40,8 @@ enum Rights {
     All,
     /// Those of an operator that is not an administrator.
     Operator(Arc<Grant>),
-    /// Those of an agent with this certificate.
-    Agent(AgentKey),
+    /// Those of an agent with this certificate, or with none.
+    Agent(Option<AgentKey>),
 }
 
 impl MasterHandle {
@@ -58,9 +58,10 @@ impl MasterHandle {
         MasterHandle { rights: Rights::Operator(grant), ..self.clone() }
     }
 
-    /// A handle for requests of an agent that joined.
-    pub(super) fn of_agent(&self, agent: &AgentRecord) -> Self {
-        let agent = AgentKey { worker: agent.worker.clone(), key: agent.key };
+    /// A handle for requests of an agent that joined, or (`None`) of one that is not an administrator.
+    pub(super) fn of_agent(&self, agent: Option<&AgentRecord>) -> Self {
+        let key = |agent: &AgentRecord| AgentKey { worker: agent.worker.clone(), key: agent.key };
+        let agent = agent.map(key);
         MasterHandle { rights: Rights::Agent(agent), ..self.clone() }
     }
 

@@ -181,17 +181,17 @@ impl State {
         Ok(Reply::WorkerRevoked(RevokeWorkerReply { worker_id, revoked_at, requeued }))
     }
 
-    /// Checks an event of an agent with a certificate. Returns the storage paths of a heartbeat that were removed,
-    /// because its join token did not grant them.
+    /// Checks an event of an agent. Returns the storage paths of a heartbeat that were removed, because its join token did
+    /// not grant them. Without a certificate it may not use the name of a worker that has one.
     ///
     /// # Errors
     /// 403 for a certificate that is unknown, revoked, or of another worker than the event.
     pub(super) fn check_agent_event(
         &self,
-        presented: &AgentKey,
+        presented: Option<&AgentKey>,
         event: &mut Event,
     ) -> Result<Vec<AbsPath>, Problem> {
-        let agent = self.agents.verify(presented)?;
+        let agent = presented.map(|presented| self.agents.verify(presented)).transpose()?;
         let worker = match event {
             Event::Heartbeat(heartbeat) => &heartbeat.worker_id,
             Event::Result(result) => &result.worker_id,
@@ -203,8 +203,20 @@ impl State {
                 return Err(Problem::new(ProblemCode::RoleMissing, detail));
             }
         };
-        if *worker != presented.worker {
-            let own = &presented.worker;
+        let Some(agent) = agent else {
+            return match self.agents.agent(worker) {
+                None => Ok(Vec::new()),
+                Some(_) => {
+                    let detail = format!(
+                        "worker `{worker}` has joined with a certificate, and this agent presents none"
+                    );
+                    Err(Problem::new(ProblemCode::WorkerMismatch, detail)
+                        .with_hint("give this agent another worker_id"))
+                }
+            };
+        };
+        if *worker != agent.worker {
+            let own = &agent.worker;
             let detail =
                 format!("the certificate is of worker `{own}`, the request is of `{worker}`");
             return Err(Problem::new(ProblemCode::WorkerMismatch, detail).with_hint(

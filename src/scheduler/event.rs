@@ -270,10 +270,10 @@ pub enum Event {
     Join(Box<Join>),
     /// Refuse the certificate of a worker from now on.
     RevokeWorker(WorkerId),
-    /// An event of an agent with a certificate.
+    /// An event of an agent that may use nothing else.
     OfAgent {
-        /// The certificate.
-        agent: AgentKey,
+        /// Its certificate; `None`: it connects over loopback, as a user that runs agents.
+        agent: Option<AgentKey>,
         /// The event.
         event: Box<Event>,
     },

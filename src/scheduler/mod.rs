@@ -348,7 +348,7 @@ impl State {
             Event::Join(join) => self.use_join_token(*join, now)?,
             Event::RevokeWorker(worker) => self.revoke_worker(&worker, now)?,
             Event::OfAgent { agent, mut event } => {
-                let refused_paths = self.check_agent_event(&agent, &mut event)?;
+                let refused_paths = self.check_agent_event(agent.as_ref(), &mut event)?;
                 let reply = self.handle_event(*event, caller, now)?;
                 return Ok(self.complete_heartbeat_reply(reply, refused_paths));
             }

@@ -12,6 +12,9 @@ use std::process::Command;
 /// The address of the namespace that is not loopback.
 pub(crate) const ADDRESS: &str = "10.99.0.1";
 
+/// Another one.
+pub(crate) const SECOND_ADDRESS: &str = "10.99.0.2";
+
 /// The URL of a master at this address.
 pub(crate) fn url() -> String {
     format!("https://{ADDRESS}:8888")
@@ -20,6 +23,7 @@ pub(crate) fn url() -> String {
 pub(crate) struct Lab {
     // Dropped in this order: processes before their namespace and their files.
     master: Option<Process>,
+    second_master: Option<Process>,
     agents: Vec<(String, Process)>,
     /// Keeps the namespace, and does nothing else.
     namespace: Process,
@@ -34,7 +38,7 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().expect("a directory");
         let mut command = clean_command(Path::new("unshare"), dir.path(), User::Same);
         let set_up = format!(
-            "ip link set lo up && ip address add {ADDRESS}/32 dev lo && exec sleep infinity"
+            "ip link set lo up && ip address add {ADDRESS}/32 dev lo && ip address add {SECOND_ADDRESS}/32 dev lo && exec sleep infinity"
         );
         command.args(["--net", "sh", "-c", &set_up]);
         let namespace = Process::start("the namespace", command, &dir.path().join("namespace.log"));
@@ -42,7 +46,7 @@ impl Lab {
         await_true("the namespace has its address", || {
             std::fs::read_to_string(&program).is_ok_and(|name| name == "sleep\n")
         });
-        Lab { master: None, agents: Vec::new(), namespace, dir }
+        Lab { master: None, second_master: None, agents: Vec::new(), namespace, dir }
     }
 
     /// A path below the directory of the lab.
@@ -70,12 +74,17 @@ impl Lab {
     }
 
     fn master_command(&self, config: &str, args: &[&str]) -> Command {
-        let state = tree::make_dir(self.path("state"));
+        self.master_command_in("state", config, args)
+    }
+
+    fn master_command_in(&self, state: &str, config: &str, args: &[&str]) -> Command {
+        let file = self.path(&format!("{state}.yml"));
+        let state = tree::make_dir(self.path(state));
         let text = format!(
             "data_dir: {}\nheartbeat_interval: 300ms\nworker_heartbeat_timeout: 3s\nlease: 5s\n{config}",
             state.display()
         );
-        let file = tree::write_file(self.path("master.yml"), text);
+        let file = tree::write_file(file, text);
         let mut command = self.command(&["master", "--config"]);
         command.arg(file).args(args);
         command
@@ -99,6 +108,29 @@ impl Lab {
             master.log().contains("leader ready")
         });
         self.master = Some(master);
+    }
+
+    /// A second master at [`SECOND_ADDRESS`], with its state in `state-2`, to its end.
+    pub(crate) fn run_second_master(&self, config: &str) -> CommandOutput {
+        let command = self.master_command_in("state-2", config, &[]);
+        RunningCommand::start(command, None).finish(MAX_WAIT)
+    }
+
+    /// Starts that master, and waits until it follows.
+    #[track_caller]
+    pub(crate) fn start_second_master(&mut self, config: &str) {
+        let command = self.master_command_in("state-2", config, &[]);
+        let master = Process::start("second master", command, &self.path("master-2.log"));
+        await_true("the second master follows", || master.log().contains("this one follows"));
+        self.second_master = Some(master);
+    }
+
+    /// Kills the first master, and waits until the second one leads.
+    #[track_caller]
+    pub(crate) fn kill_first_master(&mut self) {
+        self.master.as_mut().expect("a master").kill_9();
+        let second = self.second_master.as_ref().expect("a second master");
+        await_true("the second master leads", || second.log().contains("leader ready"));
     }
 
     pub(crate) fn master_log(&self) -> String {
@@ -158,7 +190,7 @@ impl Lab {
 
     fn agent_command(&self, name: &str, storage: &Path, config: &str) -> Command {
         let text = format!(
-            "master_url: https://{ADDRESS}:8888\nheartbeat_interval: 300ms\ndata_dir: {}\n{config}\
+            "master_url: ['https://{ADDRESS}:8888', 'https://{SECOND_ADDRESS}:8888']\nheartbeat_interval: 300ms\ndata_dir: {}\n{config}\
              workers:\n  - worker_id: {name}\n    storage_paths: ['{}']\n    network:\n      \
              data_plane_endpoints: [{{address: 127.0.0.1, port: 0}}]\n",
             self.path(&format!("state-{name}")).display(),

@@ -97,7 +97,10 @@ impl FromRequestParts<ApiState> for App {
             Some(Principal::Token { grant: Some(grant), .. }) => {
                 app.handle = app.handle.restricted_to(Arc::clone(grant));
             }
-            Some(Principal::Agent(agent)) => app.handle = app.handle.of_agent(agent),
+            Some(Principal::Agent(agent)) => app.handle = app.handle.of_agent(Some(agent)),
+            Some(Principal::LocalUser { uid }) if !LocalRules::of(&app).is_admin(*uid) => {
+                app.handle = app.handle.of_agent(None);
+            }
             _ => {}
         }
         Ok(App(app))

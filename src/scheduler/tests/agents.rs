@@ -67,7 +67,7 @@ fn create(world: &mut World, token: &str) {
 }
 
 fn of_agent(key: &str, event: Event) -> Event {
-    Event::OfAgent { agent: agent("w", key), event: Box::new(event) }
+    Event::OfAgent { agent: Some(agent("w", key)), event: Box::new(event) }
 }
 
 #[test]
@@ -147,6 +147,13 @@ fn an_agent_speaks_for_its_worker_only_and_within_its_paths() {
         code(world.apply(of_agent("other", poll(&"w".parse().unwrap())))),
         "certificate_unknown"
     );
+    // An agent without a certificate, which is not an administrator, has another name.
+    let local = |event| Event::OfAgent { agent: None, event: Box::new(event) };
+    for (worker, expected) in [("w", "worker_mismatch"), ("local", "ok")] {
+        let beat = Event::Heartbeat(heartbeat(worker, Some("1"), &["/any"], &[]));
+        assert_eq!(code(world.apply(local(beat))), expected);
+    }
+    assert_eq!(code(world.apply(local(Event::ListWorkers))), "role_missing");
     for event in [Event::ListWorkers, Event::RevokeWorker(other), Event::ListTokens] {
         assert_eq!(code(world.apply(of_agent("k", event))), "role_missing");
     }

@@ -242,6 +242,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             status: "ack".into(),
             outcome: result.assignment_id.map(|_| ResultOutcome::Applied),
         }),
+        Event::OfAgent { event, .. } => return scripted_reply(event),
         // The tests of tokens use a real master.
         Event::CreateToken(_)
         | Event::ListTokens
@@ -250,7 +251,6 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         | Event::RevokeJoinToken(_)
         | Event::Join(_)
         | Event::RevokeWorker(_)
-        | Event::OfAgent { .. }
         | Event::Restricted { .. }
         | Event::CancelPoll(_)
         | Event::ManifestEntries { .. }
