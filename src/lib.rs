@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Modules, lowest layer first; imports point only downwards (`tests/layers.rs` holds them to it):
-//! `wire ← util ← identity ← config ← {store, client, fs} ← {scheduler, data} ← {master, agent} ← cli ← main`.
+//! `wire ← util ← identity ← config ← {store, audit, client, fs} ← {scheduler, data} ← {master, agent} ← cli ← main`.
 
 pub mod wire;
 
@@ -23,6 +23,7 @@ pub mod identity;
 
 pub mod config;
 
+mod audit;
 pub mod client;
 mod fs;
 mod store;

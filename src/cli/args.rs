@@ -1,5 +1,6 @@
 //! The commands, options and defaults of the command line, with their help.
 
+use super::audit_args::AuditCommand;
 use super::exit;
 use super::options::{self, SyncOptionArgs, parse_positive_duration};
 use super::token_args::{AuthCommand, TokenCommand};
@@ -126,6 +127,9 @@ pub(super) enum Command {
     /// Repair and maintenance commands
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Show and check the log of changes and denials that the master of this host keeps
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Check configuration files
     #[command(subcommand)]
     Config(ConfigCommand),

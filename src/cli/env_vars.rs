@@ -52,6 +52,13 @@ pub(super) fn apply_env_vars(
             }
             log
         }
+        Command::Audit(command) => {
+            let log = command.log_args_mut();
+            if log.data_dir.is_none() {
+                log.config = log.config.take().or(config);
+            }
+            return Ok(());
+        }
         _ => return Ok(()),
     };
     log.log_format = log.log_format.or(read_choice("CTL_LOG_FORMAT", &var)?);

@@ -1,8 +1,8 @@
 //! The command line: parses the arguments, runs one command, and turns the result into text and an exit code. The only
 //! layer that prints.
 //!
-//! - Arguments: [`args`], `token_args`, `options`, `env_vars`, `files_from`, `path_args`; `flag_names` and `rsync_options` explain errors
-//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `storages`, `tokens`, `admin`, `config`, `info`
+//! - Arguments: [`args`], `audit_args`, `token_args`, `options`, `env_vars`, `files_from`, `path_args`, `time_arg`; `flag_names` and `rsync_options` explain errors
+//! - Commands: `sync`, `submit`, `file_records`, `manifest`, `verify`, `workers`, `storages`, `tokens`, `admin`, `audit`, `config`, `info`
 //! - Processes: `master`, `agent` and `copy`, on `service`
 //! - Tokens of this user: `credentials`
 //! - Several ids: `resource`; waiting: `follow`, `wait`, `signals`, [`progress`]
@@ -12,6 +12,8 @@
 mod admin;
 mod agent;
 pub mod args;
+mod audit;
+mod audit_args;
 mod b3sum;
 mod config;
 mod console;
@@ -45,6 +47,7 @@ mod sync;
 mod sync_text;
 mod table_layout;
 mod tables;
+mod time_arg;
 mod token_args;
 mod tokens;
 mod verify;
@@ -184,6 +187,7 @@ fn run(ctx: &Context, command: Command) -> Result<Exit> {
             Command::Admin(command) => admin::run(ctx, command).await,
             Command::Token(command) => tokens::run_token_command(ctx, command).await,
             Command::Auth(command) => tokens::run_auth_command(ctx, command).await,
+            Command::Audit(command) => audit::run(ctx, command),
             Command::Config(command) => config::run(ctx, command),
             Command::Sync(command) => run_sync_command(ctx, command).await,
             Command::Storage(command) => storages::run(ctx, command).await,

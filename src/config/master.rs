@@ -61,6 +61,8 @@ pub struct MasterConfig {
     pub bwlimit: Timetable,
     /// Storages that are declared here, for agents that cannot report what identifies theirs.
     pub storages: Vec<ConfiguredStorage>,
+    /// See [`AuditConfig`].
+    pub audit: AuditConfig,
     /// Defaults for requests.
     pub defaults: SyncDefaults,
     /// See [`LogConfig`].
@@ -83,6 +85,15 @@ pub struct Limits {
     pub max_file_list_bytes: u64,
 }
 
+/// The size of the audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// A file that would be larger gets a number, and a new one is begun. In bytes.
+    pub max_file_size: u64,
+    /// The maximum number of full files; the oldest ones are removed.
+    pub max_files: u32,
+}
+
 /// Defaults for requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyncDefaults {
@@ -95,7 +106,7 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 18] = [
+pub(super) const MASTER_KEYS: [&str; 19] = [
     "listen",
     "tls",
     "insecure",
@@ -112,6 +123,7 @@ pub(super) const MASTER_KEYS: [&str; 18] = [
     "poll_wait_max",
     "retention",
     "limits",
+    "audit",
     "defaults",
     "storages",
 ];
@@ -151,6 +163,7 @@ impl MasterConfig {
             },
             bwlimit: Timetable::default(),
             storages: Vec::new(),
+            audit: AuditConfig { max_file_size: 64 << 20, max_files: 10 },
             defaults: SyncDefaults {
                 chunk_size_mb: DEFAULT_CHUNK_MIB,
                 max_retries: 5,
@@ -211,6 +224,7 @@ impl MasterConfig {
         fields.read_map("limits", |limits| self.limits.read(limits));
         fields.set("bwlimit", &mut self.bwlimit, |i| Some(read_timetable(i)));
         fields.set("storages", &mut self.storages, |i| Some(read_storages(i)));
+        fields.read_map("audit", |audit| self.audit.read(audit));
         fields.read_map("defaults", |defaults| self.defaults.read(defaults));
         fields.read_map("log", |log| self.log.read(log));
     }
@@ -258,6 +272,13 @@ impl Limits {
         fields.set("max_connections", &mut self.max_connections, |i| i.number(16..=1_000_000));
         fields
             .set("max_file_list_bytes", &mut self.max_file_list_bytes, |i| i.size(1024..=1 << 30));
+    }
+}
+
+impl AuditConfig {
+    fn read(&mut self, fields: &Fields<'_>) {
+        fields.set("max_file_size", &mut self.max_file_size, |i| i.size(64 << 10..=1 << 40));
+        fields.set("max_files", &mut self.max_files, |i| i.number(1..=100_000));
     }
 }
 

@@ -29,7 +29,7 @@ mod tests;
 pub use agent::AgentConfig;
 pub use env::Env;
 pub use log::{LogConfig, LogFormat};
-pub use master::MasterConfig;
+pub use master::{AuditConfig, MasterConfig};
 pub use nic::{NicConfig, NicSettings};
 pub use redis_url::RedisUrl;
 pub use reload::{Reload, ReloadReport};

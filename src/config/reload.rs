@@ -1,6 +1,6 @@
 //! The reload of a configuration: some changes take effect immediately, others need a restart.
 
-use super::master::{Limits, SyncDefaults};
+use super::master::{AuditConfig, Limits, SyncDefaults};
 use super::{AgentConfig, LogConfig, MasterConfig, NicConfig, StoreConfig};
 
 /// The changes of a reload.
@@ -67,12 +67,16 @@ impl Reload for MasterConfig {
                 secrets_file, credentials_dir,
                 worker_heartbeat_timeout, lease, poll_wait_max
             ],
-            other [store, limits, defaults, log]
+            other [store, limits, audit, defaults, log]
         );
         reload_fields!(
             report, "limits.", self.limits, limits: Limits,
             apply [max_active_syncs, no_space_timeout, window_tasks, max_file_list_bytes],
             restart [max_connections], other []
+        );
+        reload_fields!(
+            report, "audit.", self.audit, audit: AuditConfig,
+            apply [max_file_size, max_files], restart [], other []
         );
         reload_fields!(
             report, "defaults.", self.defaults, defaults: SyncDefaults,

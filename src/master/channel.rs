@@ -1,5 +1,6 @@
 //! The channel to the actor that owns the state, for one term of leadership.
 
+use crate::audit::AuditEntry;
 use crate::scheduler::{AgentTable, Event, Reply, TokenTable};
 use crate::store::{AdmissionBlock, Backup};
 use futures_util::future::BoxFuture;
@@ -11,6 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(super) struct ActorRequest {
     pub(super) event: Event,
     pub(super) reply: oneshot::Sender<Reply>,
+    /// The entry of the audit log, of a change by an operator.
+    pub(super) change: Option<Box<AuditEntry>>,
 }
 
 /// Whether decisions can be made durable now; otherwise the reason.

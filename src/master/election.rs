@@ -6,6 +6,7 @@
 //! for the leader to write it back, before it leads with what is left.
 
 use super::admin_token::AdminTokenFile;
+use super::audit::AuditHandle;
 use super::channel::{ActorChannel, ActorRequest, BackupMaker, BlobReader};
 use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
@@ -62,6 +63,7 @@ pub(super) struct LeaderElection {
     pub(super) lease: Duration,
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
+    pub(super) audit: AuditHandle,
     pub(super) name_key_file: NameKeyFile,
     pub(super) admin_token_file: AdminTokenFile,
     pub(super) status: watch::Sender<LeadershipStatus>,
@@ -257,6 +259,7 @@ impl LeaderElection {
             requests,
             health,
             spool: self.spool.clone(),
+            audit: self.audit.clone(),
             settings,
             callers: Callers::default(),
             tokens,
@@ -283,7 +286,11 @@ impl LeaderElection {
         if let Ok(Some(record)) = made {
             let event = Event::CreateToken(Box::new(record));
             // The queue is empty; no caller waits for the reply.
-            let _ = requests.try_send(ActorRequest { event, reply: oneshot::channel().0 });
+            let _ = requests.try_send(ActorRequest {
+                event,
+                reply: oneshot::channel().0,
+                change: None,
+            });
         }
     }
 

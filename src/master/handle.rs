@@ -4,6 +4,7 @@
 //! decision is durable. Every wait has a deadline: while the store is unavailable, the caller gets a 503 that says
 //! whether the request may be repeated.
 
+use super::audit::{AuditHandle, entry_of_change};
 use super::channel::{ActorChannel, ActorRequest};
 use super::leadership::{LeadershipStatus, MasterIdentity, not_leader, store_unavailable};
 use super::requests::{GetManifestKey, PollAssignment, Request, SubmitSync};
@@ -32,6 +33,7 @@ pub(super) struct MasterHandle {
     identity: Arc<MasterIdentity>,
     pub(super) spool: Spool,
     rights: Rights,
+    pub(super) audit: AuditHandle,
 }
 
 /// The rights with which requests are sent.
@@ -50,7 +52,13 @@ impl MasterHandle {
         identity: MasterIdentity,
         spool: Spool,
     ) -> Self {
-        MasterHandle { status, identity: Arc::new(identity), spool, rights: Rights::All }
+        MasterHandle {
+            status,
+            identity: Arc::new(identity),
+            spool,
+            rights: Rights::All,
+            audit: AuditHandle::default(),
+        }
     }
 
     /// A handle for requests of an operator with these rights.
@@ -63,6 +71,11 @@ impl MasterHandle {
         let key = |agent: &AgentRecord| AgentKey { worker: agent.worker.clone(), key: agent.key };
         let agent = agent.map(key);
         MasterHandle { rights: Rights::Agent(agent), ..self.clone() }
+    }
+
+    /// Records changes and denials in this log.
+    pub(super) fn with_audit(self, audit: AuditHandle) -> Self {
+        MasterHandle { audit, ..self }
     }
 
     /// A handle to one actor, without an election.
@@ -250,6 +263,7 @@ impl MasterHandle {
         let deadline = Instant::now() + timeout;
         let (reply_to, reply) = oneshot::channel();
         let event = request.into_event();
+        let change = entry_of_change(&event);
         let event = match &self.rights {
             Rights::All => event,
             Rights::Operator(grant) => {
@@ -257,7 +271,7 @@ impl MasterHandle {
             }
             Rights::Agent(agent) => Event::OfAgent { agent: agent.clone(), event: Box::new(event) },
         };
-        let request = ActorRequest { event, reply: reply_to };
+        let request = ActorRequest { event, reply: reply_to, change };
         match timeout_at(deadline, channel.requests.send(request)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(shutting_down()),

@@ -6,12 +6,14 @@
 //! - `election`, `leadership`, `leader_lease`: leader election among several masters
 //! - `state_actor`, `pending_commit`: the loop that applies events to the state and commits the effects
 //! - `file_records`, `failure_reader`: reading recorded outcomes and failures
+//! - `audit`: the log of changes and denials
 //! - `submit_validation`, `validation_errors`: validation of requests
 //!
 //! Order of a start: bind the address and answer, follow, lead, load the state. Order of a stop: the API completes
 //! accepted requests, then the state actor commits and releases the lease.
 
 mod admin_token;
+mod audit;
 mod channel;
 mod election;
 mod failure_reader;
@@ -30,6 +32,7 @@ mod submit_validation;
 mod testing;
 mod validation_errors;
 
+use crate::audit::Origin;
 use crate::config::{MasterConfig, StoreConfig};
 use crate::identity::Sealer;
 use crate::scheduler::Settings;
@@ -40,6 +43,7 @@ use crate::util::rlimits;
 use crate::wire::options::PartNameKey;
 use admin_token::AdminTokenFile;
 use anyhow::Context as _;
+use audit::AuditHandle;
 use election::LeaderElection;
 use handle::MasterHandle;
 use http::HttpLimits;
@@ -81,8 +85,17 @@ impl Master {
     ) -> anyhow::Result<Master> {
         let current = config.borrow().clone();
         let name_key_file = NameKeyFile::in_dir(&current.data_dir);
-        let startup = MasterStartup {
+        let load_installation =
+            || Installation::load(current.installation.as_deref(), &current.data_dir);
+        let changes = config.clone();
+        let open_audit = |installation: &Installation| {
+            let origin = Origin { installation: installation.name().to_owned(), host: host_name() };
+            AuditHandle::start(&current.data_dir, origin, changes)
+                .context("start the thread of the audit log")
+        };
+        let mut startup = MasterStartup {
             spool: Spool::in_dir(current.data_dir.join(RECORDS_DIR)),
+            audit: AuditHandle::default(),
             path_secret: None,
             name_key: name_key_file.load(),
             sealer: Sealer::load(
@@ -96,10 +109,10 @@ impl Master {
             config,
             shutdown,
         };
-        match current.store {
+        match current.store.clone() {
             StoreConfig::Redis { url, options, namespace, allow_volatile } => {
-                let installation =
-                    Installation::load(current.installation.as_deref(), &current.data_dir)?;
+                let installation = load_installation()?;
+                startup.audit = open_audit(&installation)?;
                 let redis = Arc::new(RedisStoreConfig {
                     url: url.expose().to_owned(),
                     options,
@@ -116,6 +129,7 @@ impl Master {
             StoreConfig::Embedded { dir } => {
                 // Not repeated: only an operator can correct an error here.
                 let store = Arc::new(EmbeddedStore::open(&dir)?);
+                startup.audit = open_audit(&load_installation()?)?;
                 startup.start(move || ready(Ok(Arc::clone(&store)))).await
             }
         }
@@ -136,6 +150,7 @@ impl Master {
     ) -> anyhow::Result<Master> {
         let startup = MasterStartup {
             spool: Spool::temporary(),
+            audit: AuditHandle::default(),
             path_secret: Some(uuid::Uuid::new_v4().simple().to_string()),
             name_key: Some(name_key),
             sealer: Sealer::for_this_process()?,
@@ -173,6 +188,7 @@ impl Master {
 struct MasterStartup {
     config: watch::Receiver<MasterConfig>,
     spool: Spool,
+    audit: AuditHandle,
     path_secret: Option<String>,
     name_key: Option<PartNameKey>,
     sealer: Sealer,
@@ -196,7 +212,7 @@ impl MasterStartup {
         let listeners = Listeners::bind(config)?;
         let advertised = config.advertise_url.clone().or_else(|| listeners.advertised_url());
         // Unique among masters: only one process of a host can be bound to the address.
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = host_name();
         let local_url = listeners.url(0);
         let url = advertised.clone().unwrap_or_else(|| local_url.clone());
         let name = format!("{host} {url}");
@@ -208,7 +224,8 @@ impl MasterStartup {
             store_location: config.store.location(),
             warnings: listeners.warnings,
         };
-        let handle = MasterHandle::new(status_receiver, identity, self.spool.clone());
+        let handle = MasterHandle::new(status_receiver, identity, self.spool.clone())
+            .with_audit(self.audit.clone());
         let authority = listeners.authority.as_ref();
         let authority = authority.map(|authority| authority.issuer.hash().into());
         let limits = HttpLimits {
@@ -238,6 +255,7 @@ impl MasterStartup {
             lease: config.leadership_lease,
             settings: settings_receiver,
             spool: self.spool,
+            audit: self.audit.clone(),
             name_key_file: self.name_key_file,
             admin_token_file: self.admin_token_file,
             status,
@@ -250,7 +268,9 @@ impl MasterStartup {
         let shutdown = self.shutdown;
         let task = tokio::spawn(async move {
             let _apply_changes = apply_changes;
-            serve_and_lead(election, api, api_ended, shutdown).await
+            let result = serve_and_lead(election, api, api_ended, shutdown).await;
+            self.audit.close().await;
+            result
         });
         let url = match self.path_secret {
             Some(secret) => format!("{local_url}/{secret}"),
@@ -258,6 +278,10 @@ impl MasterStartup {
         };
         Ok(Master { url, handle, task })
     }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Serves until `shutdown`.

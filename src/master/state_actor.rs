@@ -4,12 +4,15 @@
 //! While the store is unavailable the same batch is committed again and again (its writes are absolute values, so a
 //! repeat changes nothing), and callers get a 503 at once. If the store lost data, the actor writes the whole state
 //! back. If another master leads, the actor ends. Lines of file records are written to the spool before the commit
-//! that counts them; if they cannot be written, the sync reports that and continues.
+//! that counts them; if they cannot be written, the sync reports that and continues. The audit log gets the lines of
+//! changes before the commit as well; without space for them the changes are refused before they are applied.
 
+use super::audit::{self, AuditHandle};
 use super::channel::{ActorHealth, ActorRequest};
 use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::store_unavailable;
 use super::pending_commit::PendingCommit;
+use crate::audit::AuditEntry;
 use crate::scheduler::{
     AgentTable, Caller, Event, Now, Reply, Settings, State, StoredKeys, TokenTable, single_entries,
 };
@@ -46,6 +49,7 @@ pub(super) struct StateActor<S> {
     pub(super) requests: mpsc::Receiver<ActorRequest>,
     pub(super) health: watch::Sender<ActorHealth>,
     pub(super) spool: Spool,
+    pub(super) audit: AuditHandle,
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) callers: Callers,
     /// The tokens for the API.
@@ -61,16 +65,31 @@ pub(super) struct StateActor<S> {
 /// The callers that wait for a reply.
 #[derive(Default)]
 pub(super) struct Callers {
-    waiting: BTreeMap<Caller, oneshot::Sender<Reply>>,
+    waiting: BTreeMap<Caller, WaitingCaller>,
     last: u64,
 }
 
+struct WaitingCaller {
+    reply: oneshot::Sender<Reply>,
+    /// [`ActorRequest::change`], until it is recorded.
+    change: Option<Box<AuditEntry>>,
+}
+
 impl Callers {
-    fn add(&mut self, reply: oneshot::Sender<Reply>) -> Caller {
+    fn add(&mut self, reply: oneshot::Sender<Reply>, change: Option<Box<AuditEntry>>) -> Caller {
         self.last += 1;
         let caller = Caller(self.last);
-        self.waiting.insert(caller, reply);
+        self.waiting.insert(caller, WaitingCaller { reply, change });
         caller
+    }
+
+    /// The entries of the changes that get one of `replies`. Refused ones changed nothing and have none.
+    fn take_changes(&mut self, replies: &[(Caller, Reply)]) -> Vec<AuditEntry> {
+        let change = |(caller, reply): &(Caller, Reply)| {
+            let entry = self.waiting.get_mut(caller)?.change.take()?;
+            audit::with_outcome(*entry, reply)
+        };
+        replies.iter().filter_map(change).collect()
     }
 
     /// Sends replies. Returns the assignments to disconnected callers.
@@ -78,7 +97,7 @@ impl Callers {
         let mut undelivered = Vec::new();
         for (caller, reply) in replies {
             let Some(waiting) = self.waiting.remove(&caller) else { continue };
-            if let Err(Reply::Assignment(Some(assignment))) = waiting.send(reply) {
+            if let Err(Reply::Assignment(Some(assignment))) = waiting.reply.send(reply) {
                 undelivered.push(*assignment);
             }
         }
@@ -88,8 +107,8 @@ impl Callers {
     /// Removes the disconnected callers, except those that get one of `replies`.
     fn remove_disconnected(&mut self, replies: &[(Caller, Reply)]) -> Vec<Caller> {
         let replied: BTreeSet<Caller> = replies.iter().map(|(caller, _)| *caller).collect();
-        let is_gone = |caller: &Caller, reply: &mut oneshot::Sender<Reply>| {
-            reply.is_closed() && !replied.contains(caller)
+        let is_gone = |caller: &Caller, waiting: &mut WaitingCaller| {
+            waiting.reply.is_closed() && !replied.contains(caller)
         };
         self.waiting.extract_if(.., is_gone).map(|(caller, _)| caller).collect()
     }
@@ -125,6 +144,7 @@ impl<S: Store> StateActor<S> {
                     next_renewal = Instant::now() + self.lease.renew_interval();
                 }
             }
+            self.refuse_unrecordable_changes(&mut batch).await;
             let time = current_time();
             let mut pending = PendingCommit::default();
             if let Some(settings) = new_settings {
@@ -183,7 +203,7 @@ impl<S: Store> StateActor<S> {
                 Err(fatal) => return Err(fatal),
             }
         }
-        let caller = self.callers.add(request.reply);
+        let caller = self.callers.add(request.reply, request.change);
         pending.add_effects(self.state.apply(request.event, Some(caller), time));
         Ok(())
     }
@@ -199,11 +219,19 @@ impl<S: Store> StateActor<S> {
         let mut wrote = false;
         loop {
             self.write_record_lines(&mut pending).await;
+            let changes = self.callers.take_changes(&pending.replies);
+            if !self.record_changes(&changes).await {
+                return Ok(wrote);
+            }
             let writes = pending.to_batch(&self.state);
             if !writes.is_empty() {
                 wrote = true;
-                if !self.commit(writes, &mut pending).await? {
-                    return Ok(wrote);
+                let committed = self.commit(writes, &mut pending).await;
+                if !matches!(committed, Ok(true)) {
+                    // After an error the lines say more than is known; the log has it.
+                    let _ =
+                        self.audit.append(changes.iter().map(audit::unconfirmed).collect()).await;
+                    return committed.map(|_| wrote);
                 }
             } else if !pending.replies.is_empty()
                 && self.lease.remaining().is_zero()
@@ -231,6 +259,45 @@ impl<S: Store> StateActor<S> {
     fn publish_credentials(&self) {
         publish(&self.tokens, self.state.tokens());
         publish(&self.agents, self.state.agents());
+    }
+
+    /// Refuses changes that the audit log has no space for, before they are applied.
+    async fn refuse_unrecordable_changes(&mut self, batch: &mut Vec<ActorRequest>) {
+        // The outcome adds an id and a status.
+        const OUTCOME_BYTES: u64 = 512;
+        let sizes = batch.iter().filter_map(|request| request.change.as_deref());
+        let bytes = sizes.map(|entry| entry.max_line_bytes() + OUTCOME_BYTES).sum::<u64>();
+        if bytes == 0 {
+            return;
+        }
+        let audit = self.audit.clone();
+        let Err(reason) = self.renewing_while(audit.reserve(bytes)).await else { return };
+        for request in batch.extract_if(.., |request| request.change.is_some()) {
+            let refusal = Reply::Refused(Box::new(audit::audit_unavailable(&reason)));
+            // Fails if the caller has disconnected.
+            let _ = request.reply.send(refusal);
+        }
+    }
+
+    /// Writes the lines of changes to the audit log, however long it takes: they are applied already. `false`:
+    /// shutdown came first.
+    async fn record_changes(&mut self, changes: &[AuditEntry]) -> bool {
+        if changes.is_empty() {
+            return true;
+        }
+        let audit = self.audit.clone();
+        let mut failures = 0;
+        while let Err(reason) = self.renewing_while(audit.append(changes.to_vec())).await {
+            self.set_health(Err(format!("the audit log cannot be written: {reason}")));
+            tokio::select! {
+                () = sleep(COMMIT_RETRY_BACKOFF.delay(failures)) => failures += 1,
+                () = self.shutdown.cancelled() => return false,
+            }
+        }
+        if failures > 0 {
+            self.set_health(Ok(()));
+        }
+        true
     }
 
     /// Reads the manifests that the state needs. While the store is unavailable they remain requested, until the next

@@ -115,6 +115,7 @@ problem_codes! {
     Internal "internal" 500 "a defect of the program; see its log"
     Unknown "unknown" 500 "the response contains no reason"
     BackupUnsupported "backup_unsupported" 501 "the state is in Redis, which has its own backups"
+    AuditUnavailable "audit_unavailable" 503 "the audit log cannot be written, so the change was not made"
     BackupFailed "backup_failed" 503 "the store cannot be copied now"
     CommitTimeout "commit_timeout" 503 "the decision was not durable in time and may still take effect; repeat with the same id or key"
     LeaderUrlUnknown "leader_url_unknown" 503 "another master leads, and its URL is not known; set `advertise_url`"

@@ -7,12 +7,13 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// The layers with their contents, lowest first, as in `src/lib.rs`.
-const LAYERS: [(&str, &str); 12] = [
+const LAYERS: [(&str, &str); 13] = [
     ("util", "Helpers of all layers"),
     ("wire", "Documents that cross a process boundary"),
     ("identity", "Certificates, TLS, sealed secrets"),
     ("config", "Configuration files"),
     ("store", "Where the master keeps its state"),
+    ("audit", "The log of changes and denials"),
     ("scheduler", "Decisions of the master, without input and output"),
     ("master", "The process that owns the state, and its HTTP API"),
     ("client", "The client of the API"),

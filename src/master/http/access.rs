@@ -1,13 +1,15 @@
-//! What a principal may do: the table of all routes, and the layer of the router that obeys it. A route without a row
-//! cannot be reached. Which syncs and options an operator may use is checked by the scheduler.
+//! What a principal may do: the layer of the router that obeys the [table of all routes](super::route_table). A route
+//! without a row cannot be reached. Which syncs and options an operator may use is checked by the scheduler.
 
 use super::api_state::ApiState;
 use super::bearer::{read_token, verify_token};
-use super::middleware::ConnectionAddresses;
+use super::principal::ConnectionAddresses;
 use super::principal::{LoopbackOwner, Principal, TlsClient, identify};
 use super::response::{ProblemResponse, method_not_allowed};
+use super::route_table::Access::{self, Agents, Certificates, Everyone, Identified};
+use super::route_table::{ROUTES, find_route};
+use crate::master::audit::describe_request;
 use crate::wire::problem::{Problem, ProblemCode};
-use crate::wire::token::Role;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{ALLOW, CONNECTION};
 use axum::http::request::Parts;
@@ -17,73 +19,6 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use std::convert::Infallible;
 use std::sync::Arc;
-
-/// The principals that may use a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// Every client: probes of load balancers have no credentials.
-    Everyone,
-    /// Agents.
-    Agents,
-    /// Agents with certificates.
-    Certificates,
-    /// Every client with valid credentials.
-    Identified,
-    /// Operators with this role or one that includes it.
-    Operators(Role),
-}
-
-use Access::{Agents, Certificates, Everyone, Identified};
-const VIEWERS: Access = Access::Operators(Role::Viewer);
-const OPERATORS: Access = Access::Operators(Role::Operator);
-const ADMINS: Access = Access::Operators(Role::Admin);
-
-/// Every route: method, path, and the principals that may use it. `GET` includes `HEAD`.
-pub(super) const ROUTES: &[(&str, &str, Access)] = &[
-    ("GET", "/sync", VIEWERS),
-    ("POST", "/sync", OPERATORS),
-    ("GET", "/sync/{id}", VIEWERS),
-    ("PATCH", "/sync/{id}", OPERATORS),
-    ("DELETE", "/sync/{id}", OPERATORS),
-    ("POST", "/sync/{id}/cancel", OPERATORS),
-    ("POST", "/sync/{id}/retry", OPERATORS),
-    ("POST", "/sync/{id}/pause", OPERATORS),
-    ("POST", "/sync/{id}/resume", OPERATORS),
-    ("POST", "/sync/{id}/reassign", OPERATORS),
-    ("GET", "/sync/{id}/files", VIEWERS),
-    ("GET", "/sync/{id}/manifest", VIEWERS),
-    ("GET", "/workers", VIEWERS),
-    ("POST", "/workers/heartbeat", Agents),
-    ("POST", "/workers/result", Agents),
-    ("GET", "/workers/{id}", VIEWERS),
-    ("DELETE", "/workers/{id}", ADMINS),
-    ("GET", "/workers/{id}/requests", VIEWERS),
-    ("POST", "/workers/{id}/drain", ADMINS),
-    ("POST", "/workers/{id}/undrain", ADMINS),
-    ("POST", "/workers/{id}/revoke", ADMINS),
-    ("POST", "/workers/{id}/assignment", Agents),
-    ("GET", "/workers/{id}/assignments/{assignment}/manifest", Agents),
-    ("POST", "/workers/{id}/assignments/{assignment}/page", Agents),
-    ("GET", "/storages", VIEWERS),
-    ("GET", "/storages/{id}", VIEWERS),
-    ("POST", "/admin/reconcile", ADMINS),
-    ("POST", "/admin/confirm-clock", ADMINS),
-    ("POST", "/admin/rotate-ticket-key", ADMINS),
-    ("GET", "/admin/backup", ADMINS),
-    ("GET", "/admin/tokens", ADMINS),
-    ("POST", "/admin/tokens", ADMINS),
-    ("DELETE", "/admin/tokens/{id}", ADMINS),
-    ("POST", "/admin/join-tokens", ADMINS),
-    ("DELETE", "/admin/join-tokens/{id}", ADMINS),
-    // The join token in the body is checked by the handler.
-    ("POST", "/join", Everyone),
-    ("POST", "/renew", Certificates),
-    ("GET", "/auth/status", Identified),
-    ("GET", "/healthz", Everyone),
-    ("GET", "/livez", Everyone),
-    ("GET", "/readyz", Everyone),
-    ("GET", "/version", Everyone),
-];
 
 /// The state for the handler of a request. Its [`MasterHandle`](crate::master::handle::MasterHandle) has the rights of
 /// the principal.
@@ -142,7 +77,7 @@ pub(super) async fn authorize(
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let path = path.map(|path| path.strip_prefix("/v1").unwrap_or(path)).unwrap_or_default();
     let path = path.to_owned();
-    let Some(access) = find_access(request.method(), &path) else {
+    let Some((access, _)) = find_route(request.method(), &path) else {
         return refuse_method(request.method().clone(), &path).await;
     };
     if access == Everyone {
@@ -158,6 +93,7 @@ pub(super) async fn authorize(
         Ok(principal) => principal,
         Err(problem) => return ProblemResponse(problem).into_response(),
     };
+    describe_request(|entry| entry.principal = Some(principal.to_string()));
     let mut response = match check_access(&principal, access, &LocalRules::of(&app)) {
         Ok(()) => {
             request.extensions_mut().insert(principal.clone());
@@ -203,12 +139,6 @@ async fn authenticate(
         Err(problem) => Err(problem),
     };
     read.map(Principal::token).map_err(|problem| app.count_failure(addresses, problem))
-}
-
-fn find_access(method: &Method, path: &str) -> Option<Access> {
-    let method = if method == Method::HEAD { "GET" } else { method.as_str() };
-    let row = ROUTES.iter().find(|(known, route, _)| *known == method && *route == path);
-    row.map(|(_, _, access)| *access)
 }
 
 /// # Errors
@@ -281,13 +211,9 @@ fn user_hint(own: u32) -> String {
 
 /// The 405 of a method that has no row.
 async fn refuse_method(method: Method, path: &str) -> Response {
-    let rows = ROUTES.iter().filter(|(_, route, _)| *route == path);
+    let rows = ROUTES.iter().filter(|(_, route, ..)| *route == path);
     let allowed: Vec<&str> = rows
-        .flat_map(
-            |(method, _, _)| {
-                if *method == "GET" { vec!["GET", "HEAD"] } else { vec![*method] }
-            },
-        )
+        .flat_map(|(method, ..)| if *method == "GET" { vec!["GET", "HEAD"] } else { vec![*method] })
         .collect();
     let mut response = method_not_allowed(method).await.into_response();
     if let Ok(allowed) = HeaderValue::from_str(&allowed.join(",")) {

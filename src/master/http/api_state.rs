@@ -2,7 +2,7 @@
 
 use super::bearer::FailureCounter;
 use super::body::{self, BodyBudget, BufferedBody};
-use super::middleware::ConnectionAddresses;
+use super::principal::ConnectionAddresses;
 use super::{HttpLimits, request_documents};
 use crate::master::handle::MasterHandle;
 use crate::master::validation_errors::ValidationErrors;

@@ -3,11 +3,11 @@
 use super::access::App;
 use super::api_state::{ApiState, MAX_BODY_BYTES};
 use super::bearer::NewToken;
-use super::middleware::ConnectionAddresses;
 use super::object_reader::{
     ObjectReader, array, deserialize, integer, object_reader, optional, required, string,
 };
 use super::params::PathId;
+use super::principal::ConnectionAddresses;
 use super::principal::{Principal, TlsClient};
 use super::response::{RouteResult, json_response, ok_json};
 use crate::identity::{CertificateAuthority, PublicKey};

@@ -1,10 +1,12 @@
 //! Middleware for every request: a request id, the log, no caching, and the refusal of requests from other web sites.
 
 use super::audit_log::OperatorAction;
+use super::principal::{ConnectionAddresses, Principal};
 use super::response::ProblemResponse;
+use crate::master::audit::describe_request;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::problem::{Problem, ProblemCode};
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
@@ -15,13 +17,6 @@ use tracing::Instrument;
 use url::Url;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// The addresses of the connection of a request.
-#[derive(Clone, Copy)]
-pub(super) struct ConnectionAddresses {
-    pub(super) local: Option<SocketAddr>,
-    pub(super) client: Option<SocketAddr>,
-}
 
 /// The host and port of a master's `advertise_url`. A proxy in front of the master may send it as `Host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +57,12 @@ pub(super) async fn guard_request(
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let addresses = request.extensions().get::<ConnectionAddresses>().copied();
     let local = addresses.and_then(|addresses| addresses.local);
-    let action =
-        OperatorAction::classify(&method, &path).map(|action| (action, request.headers().clone()));
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let action = route
+        .as_ref()
+        .and_then(|route| OperatorAction::classify(&method, route.as_str(), &path))
+        .map(|action| (action, request.headers().clone()));
+    describe_request(|entry| entry.request = Some(id.clone()));
     let span = tracing::info_span!("http", id);
 
     let mut response = match check_host_and_origin(request.headers(), local, advertised.as_ref()) {
@@ -84,7 +83,8 @@ pub(super) async fn guard_request(
         }
         if let Some((action, headers)) = action.filter(|_| response.status().is_success()) {
             let client = addresses.and_then(|addresses| addresses.client);
-            action.log(client, &headers, response.headers());
+            let principal = response.extensions().get::<Principal>();
+            action.log(principal, client, &headers, response.headers());
         }
     });
     response

@@ -8,6 +8,7 @@
 mod access;
 mod api_state;
 mod audit_log;
+mod audit_records;
 mod bearer;
 mod body;
 mod join_routes;
@@ -18,6 +19,7 @@ mod params;
 mod principal;
 mod request_documents;
 mod response;
+mod route_table;
 mod routes;
 mod server;
 mod sync_options;

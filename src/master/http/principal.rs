@@ -3,7 +3,6 @@
 //! Over loopback the kernel reports the user at the other end, so that a host needs no set-up. A header of a proxy voids
 //! this: the connection then belongs to the proxy and not to the client.
 
-use super::middleware::ConnectionAddresses;
 use crate::identity::{CertificateTimes, Identity, PublicKey, Role as CertificateRole};
 use crate::scheduler::{AgentKey, AgentRecord, Grant};
 use crate::util::socket_owner::{ask_socket_owner, search_socket_owner};
@@ -11,6 +10,7 @@ use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::token::{Role, TokenView};
 use axum::http::{HeaderMap, HeaderName};
 use rustls::pki_types::{CertificateDer, UnixTime};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -18,6 +18,13 @@ use tokio::sync::OnceCell;
 const FORWARDING_HEADERS: [&str; 2] = ["forwarded", "via"];
 /// … and the beginning of the other ones.
 const FORWARDING_PREFIX: &str = "x-forwarded-";
+
+/// The addresses of the connection of a request.
+#[derive(Clone, Copy)]
+pub(super) struct ConnectionAddresses {
+    pub(super) local: Option<SocketAddr>,
+    pub(super) client: Option<SocketAddr>,
+}
 
 /// From where a request comes. An extension of the request and of its response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +108,18 @@ impl Principal {
         let grant = || Arc::new(Grant { scopes: view.scopes.clone(), may: view.may.clone() });
         let grant = is_restricted.then(grant);
         Principal::Token { view: Arc::new(view), grant }
+    }
+}
+
+/// As the audit log names it, e.g. `uid:0`, `token:0123456789ab`.
+impl std::fmt::Display for Principal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Principal::LocalUser { uid } => write!(f, "uid:{uid}"),
+            Principal::Token { view, .. } => write!(f, "token:{}", view.id),
+            Principal::Agent(agent) => write!(f, "worker:{}", agent.worker),
+            Principal::Nobody => f.write_str("nobody"),
+        }
     }
 }
 

@@ -22,6 +22,10 @@ const MAX_QUEUED_CHUNKS: usize = 4;
 
 pub(super) type RouteResult = Result<Response, ProblemResponse>;
 
+/// The code of the problem that a response reports, as an extension of the response.
+#[derive(Clone)]
+pub(super) struct ResponseCode(pub(super) String);
+
 /// A problem as a response.
 pub(super) struct ProblemResponse(pub(super) Problem);
 
@@ -37,6 +41,7 @@ impl IntoResponse for ProblemResponse {
         let status =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = serialize_response(status, problem::PROBLEM_CONTENT_TYPE, &problem);
+        response.extensions_mut().insert(ResponseCode(problem.code));
         let headers = response.headers_mut();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));

@@ -8,7 +8,7 @@ use super::response::{
     ProblemResponse, RouteResult, backup_response, binary_response, json_response,
     method_not_allowed, ok_json, stream_response,
 };
-use super::{access, join_routes, middleware, request_documents, token_routes};
+use super::{access, audit_records, join_routes, middleware, request_documents, token_routes};
 use crate::master::file_records::{DigestLines, FileRecordQuery};
 use crate::master::requests::{
     CancelSync, ChangeSync, ConfirmClock, DeleteSync, DrainWorker, ForgetWorker, GetStorage,
@@ -113,6 +113,7 @@ pub(super) fn router(app: ApiState) -> Router {
     api.fallback(route_not_found)
         .layer(from_fn_with_state(app.clone(), redirect_to_leader))
         .layer(from_fn_with_state(advertised, middleware::guard_request))
+        .layer(from_fn_with_state(app.handle.audit.clone(), audit_records::record_request))
         .with_state(app)
 }
 

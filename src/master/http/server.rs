@@ -4,7 +4,7 @@ use super::HttpLimits;
 use super::api_state::ApiState;
 use super::bearer::FailureCounter;
 use super::body::BodyBudget;
-use super::middleware::ConnectionAddresses;
+use super::principal::ConnectionAddresses;
 use super::principal::{LoopbackOwner, TlsClient};
 use super::routes::router;
 use crate::master::handle::MasterHandle;

@@ -4,7 +4,7 @@ use super::super::channel::BlobReader;
 use super::super::file_records::FileRecordQuery;
 use super::super::handle::MasterHandle;
 use super::super::requests::{GetSync, ListSyncs, PostPage, PostResult, SendHeartbeat};
-use super::super::testing::{submit, sync_request as request};
+use super::super::testing::{audit_entries, audit_log, submit, sync_request as request};
 use super::*;
 use crate::scheduler::{Settings, SyncQuery};
 use crate::store::{AcquireOutcome, Candidate, Fence, MemoryStore};
@@ -39,6 +39,7 @@ fn actor_on<S: Store>(store: Arc<S>, fence: Fence) -> (StateActor<S>, mpsc::Send
         requests,
         health: watch::channel(Ok(())).0,
         spool: Spool::temporary(),
+        audit: AuditHandle::default(),
         settings: watch::channel(Settings::default()).1,
         callers: Callers::default(),
         tokens: watch::channel(Default::default()).0,
@@ -133,6 +134,38 @@ async fn a_deposed_master_stops_and_sends_no_reply() {
     assert_eq!(problem.status, 503);
     let ended = actor.task.await.unwrap();
     assert!(matches!(ended, Err(StoreError::Deposed { .. })), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_change_is_recorded_before_its_commit_and_again_if_the_store_does_not_confirm_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (audit, _config) = audit_log(dir.path());
+    let store = MemoryStore::new();
+    let own_handle = store.another_handle();
+    let fence = acquire_leadership(&own_handle).await;
+    let (actor, requests) = actor_on(Arc::new(own_handle), fence);
+    let actor = StateActor { audit, ..actor };
+    let blobs: BlobReader = Arc::new(|_| Box::pin(async { Ok(None) }));
+    let health = actor.health.subscribe();
+    let handle = MasterHandle::for_actor(requests, health, blobs, Spool::temporary());
+    let task = tokio::spawn(actor.run());
+    let submit = async |id: &str| {
+        let entry = AuditEntry { action: "sync.submit".into(), ..AuditEntry::default() };
+        audit::record_while(entry, true, submit(&handle, request(id))).await.0
+    };
+    submit("first").await.unwrap();
+    // A request that is refused has no line of the actor, and neither has one that only reads.
+    assert_eq!(submit("first").await.unwrap_err().status, 409);
+    handle.send(ListSyncs { query: SyncQuery::default() }).await.unwrap();
+    let other = store.another_handle();
+    assert!(matches!(other.acquire(&"m".into(), LEASE).await, Ok(AcquireOutcome::Leader(_))));
+    assert_eq!(submit("second").await.unwrap_err().status, 503);
+    assert!(matches!(task.await.unwrap(), Err(StoreError::Deposed { .. })));
+    let entries = audit_entries(dir.path());
+    let outcomes: Vec<_> =
+        entries.iter().skip(1).map(|e| (e.sync.as_deref().unwrap(), e.status.unwrap())).collect();
+    assert_eq!(outcomes, [("first", 202), ("second", 202), ("second", 503)]);
+    assert!(entries[3].detail.is_some() && entries[2].detail.is_none());
 }
 
 #[tokio::test]

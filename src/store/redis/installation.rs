@@ -62,6 +62,11 @@ impl Installation {
         Ok(Installation { former_name: saved.unwrap_or_default(), name, file: Some(file) })
     }
 
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Saves a name that the store has accepted, for later starts without a configured name.
     pub(super) fn save(&self) {
         if let Some(file) = &self.file

@@ -1,9 +1,9 @@
 //! Every route with every kind of client.
 
 use super::*;
-use crate::master::http::access::{Access, ROUTES};
-use crate::master::http::middleware::ConnectionAddresses;
+use crate::master::http::principal::ConnectionAddresses;
 use crate::master::http::principal::{LoopbackOwner, Principal, identify};
+use crate::master::http::route_table::{Access, ROUTES};
 use crate::master::http::routes::routes;
 use axum::http::HeaderMap;
 use rustix::process::{Uid, geteuid};
@@ -56,7 +56,7 @@ async fn every_route_of_the_router_has_a_row_and_every_row_a_route() {
     // A private master does not ask the table.
     let served = start_server_with(HttpLimits { path_secret: secret, ..limits() }).await;
     let rows: BTreeSet<(&str, &str)> =
-        ROUTES.iter().map(|(method, path, _)| (*method, *path)).collect();
+        ROUTES.iter().map(|(method, path, ..)| (*method, *path)).collect();
     assert_eq!(rows.len(), ROUTES.len(), "a row stands twice");
     let mut found = BTreeSet::new();
     let paths: BTreeSet<String> = routes().into_iter().map(|(path, _)| path).collect();
@@ -82,7 +82,7 @@ async fn each_kind_of_client_reaches_its_routes_only() {
         _ => "served".to_owned(),
     };
     for prefix in ["", "/v1"] {
-        for (method, path, access) in ROUTES {
+        for (method, path, access, _) in ROUTES {
             let target = format!("{prefix}{}", target(path));
             let what = format!("{method} {target}");
             let plain = request(served.addr, method, &target, "");

@@ -4,13 +4,13 @@
 use super::*;
 use crate::identity::{AgentIdentity, CertificateAuthority, PublicKey};
 use crate::master::Master;
-use crate::master::http::access::{Access, ROUTES};
 use crate::master::http::api_state::ApiState;
 use crate::master::http::bearer::FailureCounter;
 use crate::master::http::body::BodyBudget;
 use crate::master::http::join_routes::ApiAuthority;
-use crate::master::http::middleware::ConnectionAddresses;
+use crate::master::http::principal::ConnectionAddresses;
 use crate::master::http::principal::{LoopbackOwner, TlsClient};
+use crate::master::http::route_table::{Access, ROUTES};
 use crate::master::http::routes::router;
 use crate::master::requests::ListTokens;
 use crate::wire::join::JoinToken;
@@ -171,7 +171,7 @@ async fn over_tls_each_client_reaches_its_routes_and_objects_only() {
         CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
     };
     let (expired, due) = (issue(-61), issue(-50));
-    for (method, path, access) in ROUTES {
+    for (method, path, access, _) in ROUTES {
         for id in ["own", "other"] {
             let target = path.replace("{assignment}", &"0".repeat(32));
             let target = match path.starts_with("/admin/") {

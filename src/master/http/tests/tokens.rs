@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::master::Master;
-use crate::master::http::access::{Access, ROUTES};
+use crate::master::http::route_table::{Access, ROUTES};
 use crate::wire::token::Role;
 use serde_json::json;
 use std::path::Path;
@@ -91,7 +91,7 @@ async fn each_role_reaches_its_routes_and_the_syncs_of_its_scopes() {
         _ => Value::Null,
     };
     let mut number = 0;
-    for (method, path, access) in ROUTES {
+    for (method, path, access, _) in ROUTES {
         for (role, token) in
             [(Role::Viewer, &viewer), (Role::Operator, &operator), (Role::Admin, &admin)]
         {
