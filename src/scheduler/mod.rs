@@ -8,7 +8,7 @@
 //! 1. Data: `single_entries`, `failure_list`, `record_keys`, `grant`, `token_table`, `agent_table`, `event`, `outbox`, `keys`, `speed`,
 //!    `blocked`, `boot_ids`, `phase`, `bandwidth`, `source_history`, `validate`, `relay_table`, `task`,
 //!    `shared_manifests`, `large_file`, `task_table`,
-//!    `isolation`, `worker_rank`, `storage_types`, `storage_table`, `storage_compare`,
+//!    `isolation`, `worker_rank`, `storage_types`, `storage_table`, `storage_periods`, `storage_compare`,
 //!    `storage_declarations`, `storage_observe`, `storage_records`, `place`, `poll_queue`, `worker_health`,
 //!    `worker_registry`, `pause`
 //! 2. A sync, and what its options mean: `sync_job`, `sync_table`, `sync_rules`
@@ -84,6 +84,7 @@ mod storage_compare;
 mod storage_declarations;
 mod storage_observe;
 mod storage_pause;
+mod storage_periods;
 mod storage_records;
 mod storage_table;
 mod storage_types;

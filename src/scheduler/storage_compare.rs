@@ -74,11 +74,12 @@ impl StorageTable {
     fn candidates(&self, no: StorageNo) -> Vec<StorageNo> {
         let Some(storage) = self.storages.get(&no) else { return Vec::new() };
         let Some(same) = self.by_path.get(&storage.path) else { return Vec::new() };
-        if !storage.exclusive.is_empty() && storage.claims.is_empty() {
+        let is_shareable = same.shareable.contains(&no);
+        if !is_shareable && storage.claims.is_empty() {
             return same.shareable.iter().copied().collect();
         }
         let is_candidate = |other: &StorageNo| {
-            storage.exclusive.is_empty()
+            is_shareable
                 || same.shareable.contains(other)
                 || self.storages.get(other).is_some_and(|other| storage.shares_claim(other))
         };

@@ -193,7 +193,9 @@ impl StorageTable {
                 view.probe = new_probe(draw);
             }
         }
-        self.record_report(worker, path);
+        if is_same {
+            self.extend_period(worker, path);
+        }
         if is_same && was_available {
             return true;
         }
@@ -233,6 +235,8 @@ impl StorageTable {
         self.unlink(&unproved, &path);
         let own = self.add_storage(&path, draw);
         if let Some(view) = self.view_mut(&unproved, &path) {
+            // Before, it may have been another disk.
+            view.periods.drain(..view.periods.len().saturating_sub(1));
             (view.evidence, view.is_self_reported) = (StorageEvidence::Single, false);
         }
         self.link(&unproved, &path, own);
@@ -273,6 +277,7 @@ impl StorageTable {
             view.evidence = evidence;
         }
         self.link(worker, path, no);
+        self.begin_period(worker, path, &before, &mut changes.touched);
         changes.touched.insert(no);
         if let Some(last) = last.filter(|last| *last != no) {
             let is_left = self.storages.get(&last).is_some_and(|s| s.linked.is_empty());

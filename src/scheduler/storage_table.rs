@@ -9,12 +9,11 @@
 //! A result holds as long as both storages exist. A view of which it is not known any more that it is the same leaves
 //! its storage and takes no result along; what is left in the storage is what was compared.
 
-use super::storage_types::{Comparison, Storage, StorageNo, View, is_same_directory, looks_alike};
+use super::storage_types::{Comparison, Storage, StorageNo, View, looks_alike};
 use super::worker_rank::rank;
 use crate::wire::storage::StorageEvidence;
 use crate::wire::{AbsPath, StorageId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Bound::{Excluded, Unbounded};
 
 /// Two storages were found to be one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,10 +50,13 @@ pub(super) struct WorkerViews {
 #[derive(Debug, Default)]
 pub(super) struct SamePath {
     pub(super) storages: BTreeSet<StorageNo>,
-    /// Those without an [exclusive root](View::exclusive_root): any other may be the same.
+    /// Those without an [exclusive root](View::exclusive_root), or with one under a kernel that may have ended: any other
+    /// may be the same.
     pub(super) shareable: BTreeSet<StorageNo>,
     /// Workers by boot id and root id.
     pub(super) roots: HashMap<(String, String), BTreeSet<WorkerId>>,
+    /// How often a view with an exclusive root was placed: the clock of [`View::periods`].
+    pub(super) placements: u64,
     /// The number of linked views with a declaration.
     pub(super) declarations: usize,
     /// There were such views when declarations were last judged.
@@ -142,46 +144,11 @@ impl StorageTable {
         };
         // What is declared as one storage is compared before it is said to be two.
         !of_a.shares_claim(of_b)
-            && matches!((root(of_a), root(of_b)), (Some(one), Some(other)) if one != other)
-            && !self.may_be_restarted(a.min(b), a.max(b))
-    }
-
-    /// Whether the newer of two storages, each on a file system that only one kernel has, may be the older one after a
-    /// restart of its host: they look alike, and no worker reported the older one since the newer one is known.
-    fn may_be_restarted(&self, old: StorageNo, new: StorageNo) -> bool {
-        let views = |no: StorageNo| {
-            let storage = self.storages.get(&no);
-            storage.into_iter().flat_map(move |storage| {
-                storage.exclusive.iter().filter_map(|worker| self.view(worker, &storage.path))
-            })
-        };
-        let first = |no| views(no).find_map(View::fingerprint);
-        let looks_alike = first(old).zip(first(new)).is_some_and(|(a, b)| is_same_directory(a, b));
-        looks_alike && !views(old).any(|view| view.reported_beside >= Some(new))
-    }
-
-    /// Records that the agent of a view reported it, see [`View::reported_beside`].
-    pub(super) fn record_report(&mut self, worker: &WorkerId, root: &AbsPath) {
-        let Some(same) = self.by_path.get(root) else { return };
-        let (Some(newest), Some(view)) = (same.storages.last().copied(), self.view(worker, root))
-        else {
-            return;
-        };
-        let known = view.reported_beside.max(view.storage);
-        let (Some(fingerprint), Some(known)) = (view.fingerprint(), known) else { return };
-        if known >= newest || view.exclusive_root().is_none() {
-            return;
-        }
-        let fingerprints =
-            |no: &StorageNo| self.views_of(*no).filter_map(|(_, view)| view.fingerprint());
-        let newer = same.storages.range((Excluded(known), Unbounded));
-        if newer.flat_map(fingerprints).any(|newer| is_same_directory(newer, fingerprint)) {
-            self.version += 1;
-        }
-        if let Some(view) = self.view_mut(worker, root) {
-            view.reported_beside = Some(newest);
-        }
-        self.mark_view_unsaved(worker, root);
+            && match (root(of_a), root(of_b)) {
+                (Some(one), Some(other)) if one.0 == other.0 => one.1 != other.1,
+                (Some(_), Some(_)) => !self.may_be_restarted(of_a, of_b),
+                _ => false,
+            }
     }
 
     /// Whether a comparison has shown that two storages are different. It stands in both.
@@ -378,6 +345,8 @@ impl StorageTable {
         };
         let Some(storage) = self.storages.get_mut(&no) else { return };
         let same = self.by_path.entry(root.clone()).or_default();
+        let last = view.periods.last().map_or(0, |period| period.last);
+        same.placements = same.placements.max(last);
         (view.storage, view.is_linked) = (Some(no), true);
         storage.linked.insert((rank(worker, 0), worker.clone()));
         if view.is_unproved {
@@ -395,7 +364,6 @@ impl StorageTable {
         }
         if view.exclusive_root().is_some() {
             storage.exclusive.insert(worker.clone());
-            same.shareable.remove(&no);
         }
         if let Some((boot, root)) = view.root() {
             let key = (boot.to_owned(), root.to_owned());
@@ -404,6 +372,7 @@ impl StorageTable {
         if storage.claims.len() != claims_before {
             self.mark_results_unsaved(no);
         }
+        self.update_shareable(no);
         self.update_membership(worker, root);
         self.mark_view_unsaved(worker, root);
         self.version += 1;
@@ -430,12 +399,8 @@ impl StorageTable {
         storage.exclusive.remove(worker);
         storage.contradicted.remove(worker);
         storage.unproved.take_if(|unproved| unproved == worker);
-        let is_shareable = storage.exclusive.is_empty();
         if let Some(same) = self.by_path.get_mut(root) {
             same.declarations -= usize::from(view.declared.is_some());
-            if is_shareable {
-                same.shareable.insert(no);
-            }
             if let Some((boot, id)) = view.root() {
                 let key = (boot.to_owned(), id.to_owned());
                 if let Some(workers) = same.roots.get_mut(&key) {
@@ -450,6 +415,7 @@ impl StorageTable {
         if storage.claims.len() != claims_before {
             self.mark_results_unsaved(no);
         }
+        self.update_shareable(no);
         self.update_membership(worker, root);
         self.mark_view_unsaved(worker, root);
         self.version += 1;

@@ -3,7 +3,7 @@
 use crate::wire::storage::{
     ProbeName, ProbeSecret, StorageDeclaration, StorageEvidence, StorageFingerprint, StorageReport,
 };
-use crate::wire::{AbsPath, StorageId, WorkerId};
+use crate::wire::{AbsPath, StorageId, WorkerId, is_default};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +56,14 @@ pub(super) struct Probe {
     pub(super) is_sampled: bool,
 }
 
+/// The first and the last report of a view under one kernel, in numbers of placements at its path
+/// ([`SamePath::placements`](super::storage_table::SamePath::placements)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Period {
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
 /// A storage path of a worker. Serialized, it is the record of the view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct View {
@@ -78,10 +86,13 @@ pub(super) struct View {
     pub(super) root_id: Option<String>,
     /// By the agent, else by the configuration of the master.
     pub(super) declared: Option<StorageDeclaration>,
-    /// The newest storage of its path when its agent last reported this directory, if no other kernel can have the same
-    /// file system. Storages up to this one are not what the directory became by a restart of its host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) reported_beside: Option<StorageNo>,
+    /// When it was reported in its storage, by kernel, the last ones. Empty where several kernels may have its file system.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) periods: Vec<Period>,
+    /// A worker that reported the same kernel has reported another one since: this one may have ended, and what is still
+    /// reported of it may have been late.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(super) is_kernel_left: bool,
     /// Why it is not used: its declaration is contradicted.
     pub(super) contradiction: Option<String>,
     /// The agent names the path as available but has not reported yet what it is.
@@ -110,7 +121,8 @@ impl View {
             boot_id: None,
             root_id: None,
             declared: None,
-            reported_beside: None,
+            periods: Vec::new(),
+            is_kernel_left: false,
             contradiction: None,
             is_unreported: false,
             is_available: false,
@@ -131,6 +143,12 @@ impl View {
     /// [`root`](Self::root), if no other kernel can have the same file system.
     pub(super) fn exclusive_root(&self) -> Option<(&str, &str)> {
         self.root().filter(|_| self.fingerprint().is_some_and(|f| is_never_shared(&f.fs_type)))
+    }
+
+    /// Whether the kernels of both views ran at the same time.
+    pub(super) fn was_seen_beside(&self, other: &View) -> bool {
+        let overlaps = |a: &Period, b: &Period| a.first <= b.last && b.first <= a.last;
+        self.periods.iter().any(|own| other.periods.iter().any(|period| overlaps(own, period)))
     }
 
     pub(super) fn declared_id(&self) -> Option<&StorageId> {

@@ -339,7 +339,7 @@ fn a_sync_that_waits_for_a_disk_starts_when_it_is_known_to_be_another_one() {
     assert_eq!(world.poll("s", "1"), None);
     // The first kernel still runs: `w2` is on another host now.
     let waiting = start_poll(&mut world, "s", 60_000);
-    send(&mut world, on_host("w1", "1"));
+    compare_by(&mut world, &[on_host("w1", "1"), on_host("w2", "2")], find_nothing);
     let answer = world.replies.remove(&waiting);
     let Some(Reply::Assignment(Some(scan))) = answer else { panic!("{answer:?}") };
     assert_eq!(scan.request_id.as_str(), "two");

@@ -319,6 +319,49 @@ fn disks_that_look_alike_are_different_once_both_kernels_were_seen() {
 }
 
 #[test]
+fn kernels_that_ran_in_turn_do_not_make_two_storages_of_a_disk() {
+    let mut world = StorageWorld::new(&["ext4"]);
+    let [a, b] = [world.add(0), world.add(0)];
+    world.agents[b].host = a;
+    world.pump();
+    let old = world.storage(a).unwrap();
+    world.reboot(a);
+    world.heartbeat(b);
+    let new = world.storage(b).unwrap();
+    assert_ne!(new, old);
+    // At the next boot the other one reports.
+    world.restart_master();
+    world.reboot(a);
+    world.heartbeat(a);
+    world.heartbeat(a);
+    assert_eq!(world.storage(a), Some(old));
+    assert_eq!(world.table.relation(old, new), Relation::LooksAlike);
+    world.pump();
+    assert_eq!(world.storage(a), world.storage(b));
+    world.check_invariants();
+}
+
+#[test]
+fn a_late_report_from_before_a_reboot_does_not_make_two_storages_of_a_disk() {
+    let mut world = StorageWorld::new(&["ext4"]);
+    let [a, b] = [world.add(0), world.add(0)];
+    world.agents[b].host = a;
+    world.pump();
+    world.reboot(a);
+    world.pump();
+    world.boots.insert(a, 0);
+    world.heartbeat(a);
+    world.boots.insert(a, 1);
+    world.heartbeat(b);
+    let [late, now] = [a, b].map(|at| world.storage(at).unwrap());
+    assert_ne!(late, now);
+    assert_ne!(world.table.relation(late, now), Relation::Different);
+    world.pump();
+    assert_eq!(world.storage(a), world.storage(b));
+    world.check_invariants();
+}
+
+#[test]
 fn a_shared_storage_keeps_its_number_when_all_hosts_and_the_master_restart() {
     let mut world = StorageWorld::new(&["nfs4"]);
     (0..20).for_each(|_| _ = world.add(0));

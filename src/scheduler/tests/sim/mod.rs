@@ -39,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Sim;
 
 /// Seeds that found something once, with the steps that it took.
-const PINNED: [(u64, usize); 22] = [
+const PINNED: [(u64, usize); 25] = [
     (55, 24),
     (74, 96),
     (95, 126),
@@ -62,6 +62,9 @@ const PINNED: [(u64, usize); 22] = [
     (1382, 79),
     (4537, 500),
     (5637, 69),
+    (3318, 147),
+    (5454, 141),
+    (5713, 325),
 ];
 /// Default number of seeds …
 const SEEDS: u64 = 150;
