@@ -217,7 +217,7 @@ pub(super) fn content_handler(
     request: &ContentRequest,
     context: &ConnectionContext,
 ) -> Result<ContentHandler, RequestFailure> {
-    let (claims, target) = context.roots.authorize(&context.verifier, &request.ticket)?;
+    let (claims, target) = context.authorize(&request.ticket)?;
     ticket_verifier::check_permission(&claims, &request.verb)?;
     let permit = context.verifier.stream_permit(&claims);
     let is_pack = match request.verb.as_str() {
@@ -257,7 +257,7 @@ fn admit(
         .filter(|value| value.len() <= MAX_TICKET_BYTES)
         .and_then(|value| value.to_str().ok())
         .ok_or(Refusal::NoTicket)?;
-    let (claims, target) = context.roots.authorize(&context.verifier, ticket)?;
+    let (claims, target) = context.authorize(ticket)?;
     ticket_verifier::check_permission(&claims, verb)?;
     Ok((verb, claims, target))
 }

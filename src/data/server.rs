@@ -2,6 +2,7 @@
 //! [`handlers`](super::handlers).
 
 use super::active_requests::ActiveRequests;
+use super::admission::{Admission, AdmittedConnection};
 use super::buffer_pool::BufferPool;
 use super::content_server;
 use super::endpoints::{Endpoints, PendingEndpoint, is_address_missing};
@@ -23,11 +24,8 @@ use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-/// At most this many connections per agent; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 512;
 /// At most this many requests are executed at once; more wait. Each holds a thread, and buffers while there is content.
 const MAX_ACTIVE_REQUESTS: usize = 32;
 /// A request's head must be complete within this; an idle connection is closed after it.
@@ -116,19 +114,21 @@ impl DataServer {
         pool: BufferPool,
         stop: Shutdown,
     ) {
-        let context = Arc::new(ConnectionContext {
-            verifier,
-            roots,
-            requests: self.requests.clone(),
-            pool,
-            stall_timeout: self.stall_timeout,
-        });
+        let (requests, stall_timeout) = (self.requests.clone(), self.stall_timeout);
+        let context = move |connection| ConnectionContext {
+            verifier: verifier.clone(),
+            roots: roots.clone(),
+            requests: requests.clone(),
+            pool: pool.clone(),
+            stall_timeout,
+            connection,
+        };
         let (tracker, abort) = (TaskTracker::new(), Shutdown::new());
         let _guard = abort.clone().drop_guard();
         let several = self.nics.len() > 1;
         let acceptor = Acceptor {
             context,
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            connections: Arc::default(),
             tracker: tracker.clone(),
             stop: stop.clone(),
             abort,
@@ -149,36 +149,34 @@ impl DataServer {
 }
 
 /// What accepts connections, for all endpoints.
-struct Acceptor {
-    context: Arc<ConnectionContext>,
-    connections: Arc<Semaphore>,
+struct Acceptor<F> {
+    /// The context of a connection.
+    context: F,
+    connections: Arc<Admission>,
     tracker: TaskTracker,
     stop: Shutdown,
     abort: Shutdown,
 }
 
-impl Acceptor {
+impl<F: Fn(Arc<AdmittedConnection>) -> ConnectionContext> Acceptor<F> {
     async fn accept_all(&self, mut listener: Listener) {
         loop {
-            let next = async {
-                // Never closed, so there is always a permit in the end.
-                let permit = self.connections.clone().acquire_owned().await.ok();
-                (permit, listener.accept().await)
-            };
-            let (permit, accepted) = tokio::select! {
-                next = next => next,
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
                 () = self.stop.cancelled() => return,
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (context, stop) = (self.context.clone(), self.stop.clone());
-                    let abort = self.abort.clone();
+                    let connection = self.connections.admit(peer.ip());
+                    let context = Arc::new((self.context)(connection.clone()));
+                    let (stop, abort) = (self.stop.clone(), self.abort.clone());
                     let (stream, open) =
                         (listener.nic.wrap_accepted(stream), listener.nic.count_open_connection());
                     self.tracker.spawn(async move {
-                        let _held = (permit, open);
+                        let _open = open;
                         tokio::select! {
                             () = serve_connection(stream, peer, context, stop) => (),
+                            () = connection.closed() => (),
                             () = abort.cancelled() => (),
                         }
                     });

@@ -4,6 +4,7 @@
 //! - [`backoff`]: delays between retries
 //! - [`boot`]: the boot id of the kernel
 //! - [`checksum`]: checksums of documents
+//! - [`client_network`]: the address by which clients are counted
 //! - [`corruption`]: counts of corrupted transfers
 //! - [`iface`]: network interfaces
 //! - [`logging`]: the log of the program
@@ -21,6 +22,7 @@
 pub mod backoff;
 pub mod boot;
 pub mod checksum;
+pub mod client_network;
 pub mod core_dumps;
 pub mod corruption;
 pub mod iface;

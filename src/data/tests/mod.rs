@@ -3,6 +3,7 @@
 mod buffers;
 mod damage;
 mod delta;
+mod floods;
 mod in_place;
 mod refusals;
 mod rules;

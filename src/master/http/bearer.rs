@@ -1,13 +1,14 @@
 //! Tokens in `Authorization: Bearer`: reading, verification, new ones, and the count of failures.
 
 use crate::scheduler::{TokenRefusal, TokenTable};
+use crate::util::client_network::network_of;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::token::{TokenId, TokenView};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// The first part of a token: its format.
@@ -134,14 +135,6 @@ fn too_many_failures() -> Problem {
         format!("more than {MAX_FAILURES} tokens from this address were refused within a minute");
     Problem::new(ProblemCode::TooManyFailures, detail)
         .with_hint("correct the token (ctl auth status), and try again after a minute")
-}
-
-/// An address; of IPv6 its network of 64 bits, all of which one client usually has.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-        v4 => v4,
-    }
 }
 
 #[cfg(test)]
