@@ -29,6 +29,8 @@ pub struct MasterConfig {
     pub insecure: bool,
     /// The URL for clients and other masters; `None`: that of `listen`, if it is a specific address.
     pub advertise_url: Option<String>,
+    /// Further names of this master that clients may send as `Host`, in lower case.
+    pub allowed_hosts: Vec<String>,
     /// The users of this host, besides root and the user of the master, the agents of which may connect over loopback.
     pub local_agent_uids: Vec<u32>,
     /// The name of the installation, equal for all its masters. `None`: a generated name.
@@ -106,11 +108,12 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 19] = [
+pub(super) const MASTER_KEYS: [&str; 20] = [
     "listen",
     "tls",
     "insecure",
     "advertise_url",
+    "allowed_hosts",
     "local_agent_uids",
     "installation",
     "secrets_file",
@@ -141,6 +144,7 @@ impl MasterConfig {
             tls: None,
             insecure: false,
             advertise_url: None,
+            allowed_hosts: Vec::new(),
             local_agent_uids: Vec::new(),
             installation: None,
             leadership_lease: Duration::from_secs(5),
@@ -195,6 +199,13 @@ impl MasterConfig {
         fields.set("insecure", &mut self.insecure, |i| i.flag());
         let url = |i: &Item<'_>| i.parse("a URL", check_master_url).map(Some);
         fields.set("advertise_url", &mut self.advertise_url, url);
+        fields.set("allowed_hosts", &mut self.allowed_hosts, |i| {
+            let names = i.items()?;
+            names
+                .iter()
+                .map(|name| name.parse("a host name without a port", check_host_name))
+                .collect()
+        });
         fields.set("local_agent_uids", &mut self.local_agent_uids, |i| {
             i.items()?.iter().map(|uid| uid.number(1..=u64::from(u32::MAX) - 1)).collect()
         });
@@ -287,6 +298,17 @@ impl SyncDefaults {
         fields.set("chunk_size_mb", &mut self.chunk_size_mb, |i| i.number(1..=1024));
         fields.set("max_retries", &mut self.max_retries, |i| i.number(0..=100));
         fields.set("max_worker_losses", &mut self.max_worker_losses, |i| i.number(1..=100));
+    }
+}
+
+/// The name in lower case.
+fn check_host_name(text: &str) -> Result<String, String> {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    match (1..=253).contains(&text.len()) && text.bytes().all(is_plain) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => {
+            Err("must be a host name such as `head.example`, without a scheme and a port".into())
+        }
     }
 }
 

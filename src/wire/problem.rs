@@ -105,7 +105,7 @@ problem_codes! {
     WorkerIdTaken "worker_id_taken" 409 "another agent is active under the same worker id"
     BodyTooLarge "body_too_large" 413 "the body is over its limit"
     UnsupportedMediaType "unsupported_media_type" 415 "the body is multipart or has a Content-Encoding"
-    ForeignHost "foreign_host" 421 "the master listens on loopback and the header Host has another name"
+    ForeignHost "foreign_host" 421 "the header Host has a name that is not one of the master; see `allowed_hosts`"
     InvalidFields "invalid_fields" 422 "fields of the document are invalid; `errors` lists them"
     NoMatchingWorker "no_matching_worker" 422 "a selector names no registered worker; the detail lists those that are"
     InvalidPage "invalid_page" 422 "a scan page does not fit its task"

@@ -1,8 +1,10 @@
 //! Middleware for every request: a request id, the log, no caching, and the refusal of requests from other web sites.
 
+use super::HttpLimits;
 use super::audit_log::OperatorAction;
 use super::principal::{ConnectionAddresses, Principal};
 use super::response::ProblemResponse;
+use crate::config::MasterConfig;
 use crate::master::audit::describe_request;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::problem::{Problem, ProblemCode};
@@ -11,8 +13,9 @@ use axum::http::header::{CACHE_CONTROL, HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Instant;
+use tokio::sync::watch;
 use tracing::Instrument;
 use url::Url;
 
@@ -46,9 +49,36 @@ impl AdvertisedHost {
     }
 }
 
+/// The names of this master that clients may send as `Host`.
+#[derive(Clone)]
+pub(super) struct HostNames {
+    advertised: Option<AdvertisedHost>,
+    /// The name of this host, which is also in the master's own certificate.
+    own: String,
+    config: watch::Receiver<MasterConfig>,
+}
+
+impl HostNames {
+    pub(super) fn of(limits: &HttpLimits) -> Self {
+        HostNames {
+            advertised: limits.advertise_url.as_deref().and_then(AdvertisedHost::from_url),
+            own: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            config: limits.config.clone(),
+        }
+    }
+
+    fn contain(&self, host: &str) -> bool {
+        let name = strip_port(host);
+        is_local_host(host)
+            || !self.own.is_empty() && name.eq_ignore_ascii_case(&self.own)
+            || self.advertised.as_ref().is_some_and(|advertised| advertised.is_host(host))
+            || self.config.borrow().allowed_hosts.iter().any(|it| it.eq_ignore_ascii_case(name))
+    }
+}
+
 /// See the [module](self).
 pub(super) async fn guard_request(
-    State(advertised): State<Option<AdvertisedHost>>,
+    State(names): State<HostNames>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -56,7 +86,6 @@ pub(super) async fn guard_request(
     let (id, id_header) = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let addresses = request.extensions().get::<ConnectionAddresses>().copied();
-    let local = addresses.and_then(|addresses| addresses.local);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let action = route
         .as_ref()
@@ -65,7 +94,7 @@ pub(super) async fn guard_request(
     describe_request(|entry| entry.request = Some(id.clone()));
     let span = tracing::info_span!("http", id);
 
-    let mut response = match check_host_and_origin(request.headers(), local, advertised.as_ref()) {
+    let mut response = match check_host_and_origin(request.headers(), &names) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => ProblemResponse(problem).into_response(),
     };
@@ -110,42 +139,36 @@ pub(super) fn is_token(text: &str) -> bool {
 }
 
 /// Refuses cross-site requests and DNS rebinding. A browser sends the requests of a web page to any address that it can
-/// reach, so a page on the internet could submit syncs to a master that listens on loopback only. Browsers send the
-/// site of the page as `Origin`; if the host name of a page resolves to loopback, that name is in `Host`. The
-/// advertised host name is accepted in both.
-fn check_host_and_origin(
-    headers: &HeaderMap,
-    local: Option<SocketAddr>,
-    advertised: Option<&AdvertisedHost>,
-) -> Result<(), Problem> {
-    let host = headers.get(HOST).map(|v| v.to_str().unwrap_or_default());
+/// reach, so a page on the internet could submit syncs to a master in a private network. Browsers send the site of the
+/// page as `Origin`; if the host name of a page resolves to the address of the master, that name is in `Host`.
+fn check_host_and_origin(headers: &HeaderMap, names: &HostNames) -> Result<(), Problem> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        let detail = "the request has several headers `Host`";
+        return Err(Problem::new(ProblemCode::InvalidParameter, detail).with_hint("send one"));
+    }
+    let host = host.map(|v| v.to_str().unwrap_or_default());
     if let Some(origin) = headers.get(ORIGIN) {
         let origin = origin.to_str().unwrap_or_default();
         let authority = origin.split_once("://").map(|(_, authority)| authority);
         let is_own = authority.is_some() && authority == host;
-        if !is_own && !advertised.is_some_and(|advertised| advertised.is_origin(origin)) {
+        let is_advertised = |advertised: &AdvertisedHost| advertised.is_origin(origin);
+        if !is_own && !names.advertised.as_ref().is_some_and(is_advertised) {
             return Err(Problem::new(
                 ProblemCode::ForeignOrigin,
                 "requests of other sites' web pages are not accepted",
             ));
         }
     }
-    match (host, local) {
-        (Some(host), Some(local))
-            if local.ip().to_canonical().is_loopback()
-                && !is_local_host(host)
-                && !advertised.is_some_and(|advertised| advertised.is_host(host)) =>
-        {
-            Err(Problem::new(ProblemCode::ForeignHost,
-                "this master listens on loopback and does not accept the name of another host",
-            )
-            .with_hint(
-                "use http://127.0.0.1 or http://localhost; behind a proxy, set `advertise_url` in the \
-                 master's file to the URL that clients use",
-            ))
-        }
-        _ => Ok(()),
+    if host.is_none_or(|host| names.contain(host)) {
+        return Ok(());
     }
+    let detail = "the name in the header `Host` is not one of this master";
+    Err(Problem::new(ProblemCode::ForeignHost, detail).with_hint(
+        "use an IP address or localhost, or add the name to `allowed_hosts` in the master's file and reload it \
+         (kill -HUP); behind a proxy, set `advertise_url` to the URL that clients use",
+    ))
 }
 
 /// Whether a `Host` is an IP address or `localhost`, with or without a port.
@@ -165,9 +188,10 @@ fn strip_port(host: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Env, load_master};
 
     #[test]
-    fn a_master_on_loopback_accepts_only_local_host_names() {
+    fn only_addresses_and_localhost_are_local_host_names() {
         for host in [
             "127.0.0.1:8888",
             "localhost",
@@ -191,46 +215,54 @@ mod tests {
         }
     }
 
-    #[test]
-    fn requests_from_other_origins_are_refused_on_every_address() {
-        let headers = |host: &str, origin: Option<&str>| {
-            let mut map = HeaderMap::new();
-            map.insert(HOST, host.parse().unwrap());
-            origin.map(|o| map.insert(ORIGIN, o.parse().unwrap()));
-            map
-        };
-        let loopback = Some("127.0.0.1:8888".parse().unwrap());
-        let public = Some("10.0.0.1:8888".parse().unwrap());
-        let status = |h: HeaderMap, l| check_host_and_origin(&h, l, None).err().map(|p| p.status);
-        assert_eq!(status(headers("master.lan:8888", None), public), None);
-        assert_eq!(status(headers("evil.example", None), loopback), Some(421));
-        assert_eq!(
-            status(headers("127.0.0.1:8888", Some("http://127.0.0.1:8888")), loopback),
-            None
-        );
-        assert_eq!(
-            status(headers("127.0.0.1:8888", Some("http://evil.example")), loopback),
-            Some(403)
-        );
-        assert_eq!(status(headers("10.0.0.1:8888", Some("null")), public), Some(403));
-        // A listener on all addresses accepts IPv4 connections over loopback as IPv4 in IPv6.
-        for local in ["[::1]:8888", "127.7.7.7:8888", "[::ffff:127.0.0.1]:8888"] {
-            let local = Some(local.parse().unwrap());
-            assert_eq!(status(headers("evil.example", None), local), Some(421), "{local:?}");
-            assert_eq!(status(headers("localhost", None), local), None, "{local:?}");
+    fn names(allowed: &[&str], advertised: Option<&str>) -> HostNames {
+        let mut config = load_master(None, &Env::empty()).unwrap().config;
+        config.allowed_hosts = allowed.iter().map(|&name| name.to_owned()).collect();
+        HostNames {
+            advertised: advertised.and_then(AdvertisedHost::from_url),
+            own: "head-a".to_owned(),
+            config: watch::channel(config).1,
         }
-        assert_eq!(status(HeaderMap::new(), loopback), None);
+    }
+
+    fn headers(host: &str, origin: Option<&str>) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        map.insert(HOST, host.parse().unwrap());
+        origin.map(|o| map.insert(ORIGIN, o.parse().unwrap()));
+        map
+    }
+
+    #[test]
+    fn other_names_and_origins_are_refused() {
+        let names = names(&["ctl.example"], None);
+        let status = |h: HeaderMap| check_host_and_origin(&h, &names).err().map(|p| p.status);
+        for host in ["10.0.0.1:8888", "[fd00::1]:8888", "localhost", "head-a:8888", "HEAD-A"] {
+            assert_eq!(status(headers(host, None)), None, "{host}");
+        }
+        for host in ["ctl.example", "CTL.example:8888"] {
+            assert_eq!(status(headers(host, None)), None, "{host}");
+        }
+        for host in ["evil.example", "head-b", "x.ctl.example", "ctl.example.evil", ""] {
+            assert_eq!(status(headers(host, None)), Some(421), "{host}");
+        }
+        assert_eq!(status(headers("127.0.0.1:8888", Some("http://127.0.0.1:8888"))), None);
+        for origin in ["http://evil.example", "null"] {
+            assert_eq!(status(headers("10.0.0.1:8888", Some(origin))), Some(403), "{origin}");
+        }
+        // What the page of a name that leads to the master sends.
+        let rebound = headers("evil.example:8888", Some("http://evil.example:8888"));
+        assert_eq!(status(rebound), Some(421));
+        assert_eq!(status(HeaderMap::new()), None);
+        let mut two = headers("localhost", None);
+        two.append(HOST, "localhost".parse().unwrap());
+        assert_eq!(status(two), Some(400));
     }
 
     #[test]
     fn a_proxy_may_send_the_advertised_host_name() {
-        let advertised = AdvertisedHost::from_url("http://Data.Example:8080/longhaul").unwrap();
-        let loopback = Some("127.0.0.1:8888".parse().unwrap());
+        let names = names(&[], Some("http://Data.Example:8080/longhaul"));
         let status = |host: &str, origin: Option<&str>| {
-            let mut map = HeaderMap::new();
-            map.insert(HOST, host.parse().unwrap());
-            origin.map(|o| map.insert(ORIGIN, o.parse().unwrap()));
-            check_host_and_origin(&map, loopback, Some(&advertised)).err().map(|p| p.status)
+            check_host_and_origin(&headers(host, origin), &names).err().map(|p| p.status)
         };
         for host in ["data.example", "data.example:8080", "DATA.example:443", "127.0.0.1:8888"] {
             assert_eq!(status(host, None), None, "{host}");

@@ -104,15 +104,14 @@ pub(super) fn router(app: ApiState) -> Router {
     // Innermost, so that it has the route of the request.
     let api = api.layer(from_fn_with_state(app.clone(), access::authorize));
     let api = Router::new().merge(api.clone()).nest("/v1", api);
-    let advertised =
-        app.limits.advertise_url.as_deref().and_then(middleware::AdvertisedHost::from_url);
+    let names = middleware::HostNames::of(&app.limits);
     let api = match &app.limits.path_secret {
         Some(secret) => Router::new().nest(&format!("/{secret}"), api),
         None => api,
     };
     api.fallback(route_not_found)
         .layer(from_fn_with_state(app.clone(), redirect_to_leader))
-        .layer(from_fn_with_state(advertised, middleware::guard_request))
+        .layer(from_fn_with_state(names, middleware::guard_request))
         .layer(from_fn_with_state(app.handle.audit.clone(), audit_records::record_request))
         .with_state(app)
 }

@@ -35,7 +35,7 @@ async fn the_url_of_a_new_sync_keeps_the_base_path_of_the_api() {
 }
 
 #[tokio::test]
-async fn a_master_on_loopback_accepts_its_advertised_host_name() {
+async fn a_master_accepts_its_advertised_host_name() {
     let advertise_url = Some("http://ctl.example/longhaul".to_owned());
     let proxied = start_server_with(HttpLimits { advertise_url, ..HttpLimits::default() }).await;
     let plain = start_server().await;
@@ -51,7 +51,7 @@ async fn a_master_on_loopback_accepts_its_advertised_host_name() {
         let got = TestResponse::parse(&served.send_raw(raw(host).as_bytes()).await);
         assert_eq!(got.status, status, "{host}");
         if status == 421 {
-            assert!(got.json()["hint"].as_str().unwrap().contains("advertise_url"));
+            assert!(got.json()["hint"].as_str().unwrap().contains("allowed_hosts"));
         }
     }
 }
