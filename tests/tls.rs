@@ -184,12 +184,29 @@ fn an_agent_that_joined_one_master_works_for_the_next_one_with_the_same_authorit
     let (state, other) = (lab.path("state"), make_dir(lab.path("state-2")));
     fs::copy(state.join("secrets.key"), other.join("secrets.key")).unwrap();
     // Clients of one of them would refuse the other one.
-    let refused = lab.run_second_master(&second).assert_exit_code(78);
-    assert!(refused.stderr_text().contains("copy ca.pem and ca.key"), "{}", refused.stderr_text());
+    let foreign = lab.make_other_authority();
     for file in ["ca.pem", "ca.key"] {
-        fs::copy(state.join(file), other.join(file)).unwrap();
+        fs::copy(foreign.with_file_name(file), other.join(file)).unwrap();
     }
+    let refused = lab.run_second_master(&second).assert_exit_code(78);
+    let text = refused.stderr_text();
+    assert!(text.contains("is another one than that of"), "{text}");
+    for file in ["ca.pem", "ca.key"] {
+        fs::remove_file(other.join(file)).unwrap();
+    }
+    // Without an authority it takes that of the store, where the key is sealed.
     lab.start_second_master(&second);
+    for file in ["ca.pem", "ca.key"] {
+        assert_eq!(fs::read(other.join(file)).unwrap(), fs::read(state.join(file)).unwrap());
+    }
+    let key = fs::read_to_string(state.join("ca.key")).unwrap();
+    let secret = key.lines().nth(1).unwrap().as_bytes().to_owned();
+    let aof = redis.save_aof();
+    let has = |text: &[u8]| {
+        let mut files = fs::read_dir(aof.path()).unwrap().map(|file| file.unwrap().path());
+        files.any(|file| fs::read(file).unwrap().windows(text.len()).any(|part| part == text))
+    };
+    assert!(has(b"sealed_key") && !has(&secret));
     let storage = make_dir(lab.path("data"));
     lab.join_agent("a", &storage);
     lab.await_workers(&["a"]);

@@ -163,6 +163,9 @@ pub(super) struct MasterArgs {
     /// Serve plain HTTP on all addresses: every host that reaches them has all rights
     #[arg(long)]
     pub(super) insecure: bool,
+    /// Let the certificate authority of this master replace the one in the store: all agents must then join again
+    #[arg(long)]
+    pub(super) replace_authority: bool,
     /// The directory of the master's files
     #[arg(long, value_name = "DIR")]
     pub(super) data_dir: Option<PathBuf>,

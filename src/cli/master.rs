@@ -89,6 +89,7 @@ fn apply_overrides(mut config: MasterConfig, args: &MasterArgs) -> MasterConfig 
         address.set_port(args.port.unwrap_or(address.port()));
     }
     config.insecure |= args.insecure;
+    config.replace_authority |= args.replace_authority;
     if let Some(dir) = &args.data_dir {
         config.data_dir.clone_from(dir);
         if let StoreConfig::Embedded { dir: store } = &mut config.store {
@@ -123,6 +124,7 @@ mod tests {
         assert_eq!(listen("ctl master --port 0"), "127.0.0.1:0");
         assert_eq!(listen("ctl master --host 0.0.0.0"), "0.0.0.0:8888");
         assert!(of("ctl master --insecure").insecure && !of("ctl master").insecure);
+        assert!(of("ctl master --replace-authority").replace_authority);
         let moved = of("ctl master --data-dir /d");
         assert_eq!(moved.store, StoreConfig::Embedded { dir: "/d".into() });
         assert_eq!(moved.data_dir, std::path::PathBuf::from("/d"));

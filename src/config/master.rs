@@ -27,6 +27,8 @@ pub struct MasterConfig {
     pub tls: Option<OperatorCertificate>,
     /// Serves plain HTTP on all addresses, without any check of clients.
     pub insecure: bool,
+    /// The authority of `data_dir` replaces that of the store. Only from the command line.
+    pub replace_authority: bool,
     /// The URL for clients and other masters; `None`: that of `listen`, if it is a specific address.
     pub advertise_url: Option<String>,
     /// Further names of this master that clients may send as `Host`, in lower case.
@@ -143,6 +145,7 @@ impl MasterConfig {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8888))],
             tls: None,
             insecure: false,
+            replace_authority: false,
             advertise_url: None,
             allowed_hosts: Vec::new(),
             local_agent_uids: Vec::new(),

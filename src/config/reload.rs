@@ -63,7 +63,7 @@ impl Reload for MasterConfig {
             report, "", self, new: MasterConfig,
             apply [allowed_hosts, heartbeat_interval, retention, bwlimit, storages, local_agent_uids, agent_certificate_lifetime],
             restart [
-                listen, tls, insecure, advertise_url, installation, leadership_lease, data_dir,
+                listen, tls, insecure, replace_authority, advertise_url, installation, leadership_lease, data_dir,
                 secrets_file, credentials_dir,
                 worker_heartbeat_timeout, lease, poll_wait_max
             ],

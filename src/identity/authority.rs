@@ -1,17 +1,19 @@
 //! The certificate authority (CA) of an installation.
 //!
-//! Its key and certificate are two files of the `data_dir`. Several masters of one installation need the same two files;
-//! a master with others is refused by all clients.
+//! Its key and certificate are two files of the `data_dir`. The store keeps a copy, with the key sealed, for the other
+//! masters of the installation: a master with another authority is refused by all clients.
 
-use super::{Identity, IdentityError, PublicKey, Role};
+use super::{Identity, IdentityError, PublicKey, Role, Sealer};
 use crate::util::private_files;
-use crate::wire::WorkerId;
+use crate::wire::task::Base64Bytes;
+use crate::wire::{Digest, WorkerId};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -23,6 +25,8 @@ use x509_parser::time::ASN1Time;
 const CERTIFICATE_FILE: &str = "ca.pem";
 /// The CA's key in the `data_dir`. Its owner can make an identity of any program of the installation.
 const KEY_FILE: &str = "ca.key";
+/// What the sealed key is bound to.
+const SEALING_PURPOSE: &str = "longhaul certificate authority";
 /// Larger files are not read.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 /// The CA is replaced by operators, so it lasts for longer than the hardware.
@@ -44,6 +48,45 @@ pub struct CertificateAuthority {
     installation: String,
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// An authority as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedAuthority {
+    /// BLAKE3 of the certificate.
+    pub hash: Digest,
+    /// In PEM.
+    certificate: String,
+    /// The key in PEM, sealed.
+    sealed_key: Base64Bytes,
+}
+
+impl SealedAuthority {
+    /// Writes certificate and key to the files that [`CertificateAuthority::load_or_create`] reads. Blocks.
+    ///
+    /// # Errors
+    /// The key was sealed with another one than that of `sealer`, or a file cannot be written.
+    pub fn write_files(&self, data_dir: &Path, sealer: &Sealer) -> Result<(), IdentityError> {
+        let failed = |e: &dyn fmt::Display| {
+            IdentityError(format!("the certificate authority in the store: {e}"))
+        };
+        let key = sealer.open(SEALING_PURPOSE, &self.sealed_key.0).map_err(|e| failed(&e))?;
+        CertificateAuthority::from_pem(self.certificate.as_bytes(), &key)
+            .map_err(|e| failed(&e))?;
+        write_files(data_dir, self.certificate.as_bytes(), &key)
+    }
+}
+
+/// The key first: a crash leaves no certificate without its key.
+fn write_files(data_dir: &Path, certificate: &[u8], key: &[u8]) -> Result<(), IdentityError> {
+    for (name, bytes) in [(KEY_FILE, key), (CERTIFICATE_FILE, certificate)] {
+        let file = data_dir.join(name);
+        private_files::replace_file(&file, bytes).map_err(|e| {
+            let file = file.display();
+            IdentityError(format!("the certificate authority of this installation, {file}: {e}"))
+        })?;
+    }
+    Ok(())
 }
 
 impl fmt::Debug for CertificateAuthority {
@@ -86,19 +129,32 @@ impl CertificateAuthority {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let installation = installation.map_or_else(random_name, str::to_owned);
                 let (authority, key_pem) = Self::generate(&installation, UnixTime::now())?;
-                private_files::replace_file(&key, key_pem.as_bytes())
-                    .map_err(|e| failed(&key, &e))?;
-                private_files::replace_file(&certificate, authority.pem().as_bytes())
-                    .map_err(|e| failed(&certificate, &e))?;
+                write_files(data_dir, authority.pem().as_bytes(), key_pem.as_bytes())?;
                 tracing::info!(
                     file = %certificate.display(), hash = %authority.hash().to_hex(),
-                    "made the certificate authority of this installation; other masters of it need a copy of this file \
-                     and of {KEY_FILE}"
+                    "made the certificate authority of this installation"
                 );
                 Ok(authority)
             }
             Err(e) => Err(failed(&certificate, &e)),
         }
+    }
+
+    /// Whether `data_dir` has one. Blocks.
+    pub fn exists_in(data_dir: &Path) -> bool {
+        data_dir.join(CERTIFICATE_FILE).exists()
+    }
+
+    /// What the store of the installation keeps of it.
+    ///
+    /// # Errors
+    /// The key cannot be sealed.
+    pub fn seal(&self, sealer: &Sealer) -> Result<SealedAuthority, IdentityError> {
+        let key = self.issuer.key().serialize_pem();
+        let sealed = sealer.seal(SEALING_PURPOSE, key.as_bytes());
+        let sealed_key = sealed.map_err(|e| IdentityError(e.to_string()))?;
+        let (hash, certificate) = (self.hash().into(), self.pem());
+        Ok(SealedAuthority { hash, certificate, sealed_key: Base64Bytes(sealed_key) })
     }
 
     /// A new CA, and its key as PEM.

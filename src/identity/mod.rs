@@ -19,7 +19,7 @@ pub mod sealing;
 mod server;
 
 pub use agent::{AgentCertificate, AgentIdentity, CertificateTimes};
-pub use authority::{CertificateAuthority, HostName};
+pub use authority::{CertificateAuthority, HostName, SealedAuthority};
 pub use client::{ServerTrust, client_config, describe_tls_error};
 pub use name::{Identity, Role};
 pub use public_key::PublicKey;

@@ -12,8 +12,10 @@ use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
 use super::name_key::NameKeyFile;
 use super::state_actor::{Callers, StateActor};
-use crate::identity::{IdentityError, SealingError};
-use crate::scheduler::{Event, LoadError, SECRET_RECORD, Settings, State, without_secret};
+use crate::identity::{IdentityError, SealedAuthority, SealingError};
+use crate::scheduler::{
+    Event, LoadError, SECRET_RECORD, Settings, State, stored_authority, without_secret,
+};
 use crate::store::{
     AcquireOutcome, AdmissionBlock, Candidate, Fence, Redaction, Spool, Store, StoreError,
 };
@@ -58,8 +60,10 @@ pub(super) struct LeaderElection {
     pub(super) name: String,
     /// The URL for clients, if known.
     pub(super) url: Option<String>,
-    /// The hash of the authority for TLS; `None`: no address has TLS.
-    pub(super) authority: Option<Digest>,
+    /// The authority for TLS; `None`: no address has TLS.
+    pub(super) authority: Option<SealedAuthority>,
+    /// It replaces that of the store.
+    pub(super) replaces_authority: bool,
     pub(super) lease: Duration,
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
@@ -91,6 +95,16 @@ impl LeaderElection {
     }
 
     async fn follow_and_lead<S: Store>(&self, store: &Arc<S>) -> anyhow::Result<()> {
+        // Before it requests the lease: while it had that, masters with the right authority would end.
+        if self.authority.is_some() && !self.replaces_authority {
+            let load = || store.load();
+            let Some(records) = self.retry_until_available("read the store", load).await? else {
+                return Ok(());
+            };
+            if let Some(stored) = stored_authority(&records)? {
+                self.check_authority(stored.hash, "the store")?;
+            }
+        }
         let mut last_seen = Fence::default();
         while let Some((lease, leader)) =
             self.wait_for_leadership(store.as_ref(), &mut last_seen).await?
@@ -121,8 +135,8 @@ impl LeaderElection {
         loop {
             let (url, since) = (self.url.clone(), Timestamp::now());
             let sealed_with = self.settings.borrow().sealer.key_id();
-            let info =
-                LeaderInfo { url: url.clone(), since, sealed_with, authority: self.authority };
+            let authority = self.authority.as_ref().map(|authority| authority.hash);
+            let info = LeaderInfo { url: url.clone(), since, sealed_with, authority };
             let info = serde_json::to_string(&info)?;
             let candidate = Candidate { name: self.name.clone(), info, last_seen: *last_seen };
             let acquire = || async {
@@ -188,14 +202,8 @@ impl LeaderElection {
             return Err(SealingError::OtherKey { sealed_with, own }.into());
         }
         let authority = info.as_ref().and_then(|info| info.authority);
-        if let (Some(theirs), Some(own)) = (authority, self.authority)
-            && theirs != own
-        {
-            return Err(IdentityError(format!(
-                "the certificate authority of this master ({own}) is another one than that of the leader, {name} ({theirs}): \
-                 copy ca.pem and ca.key of the leader's data_dir to that of this master, and start it again"
-            ))
-            .into());
+        if let Some(theirs) = authority {
+            self.check_authority(theirs, &format!("the leader, {name}"))?;
         }
         let since = info.as_ref().map(|info| info.since);
         let leader = Leader { name, url: info.and_then(|info| info.url), epoch, since };
@@ -210,6 +218,21 @@ impl LeaderElection {
             true
         });
         Ok(())
+    }
+
+    /// # Errors
+    /// This master has another authority: the clients of one refuse the other.
+    fn check_authority(&self, theirs: Digest, holder: &str) -> Result<(), IdentityError> {
+        let Some(own) = self.authority.as_ref().map(|authority| authority.hash) else {
+            return Ok(());
+        };
+        if own == theirs {
+            return Ok(());
+        }
+        Err(IdentityError(format!(
+            "the certificate authority of this master ({own}) is another one than that of {holder} ({theirs}): remove \
+             ca.pem and ca.key of its data_dir, and start it again; it then takes that of the store"
+        )))
     }
 
     fn set_no_leader(&self, reason: NoLeaderReason) {
@@ -238,6 +261,18 @@ impl LeaderElection {
         let (requests_sender, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
         if state.tokens().is_empty() {
             self.create_first_token(&requests_sender).await;
+        }
+        if let Some(own) = &self.authority {
+            let stored = state.authority().map(|authority| authority.hash);
+            if let Some(stored) = stored.filter(|_| !self.replaces_authority) {
+                self.check_authority(stored, "the store")?;
+            }
+            if stored != Some(own.hash) {
+                let event = Event::StoreAuthority(Box::new(own.clone()));
+                // As the first token.
+                let reply = oneshot::channel().0;
+                let _ = requests_sender.try_send(ActorRequest { event, change: None, reply });
+            }
         }
         let (tokens, token_receiver) = watch::channel(state.tokens());
         let (agents, agent_receiver) = watch::channel(state.agents());

@@ -26,14 +26,18 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
+    /// Whether an address needs TLS.
+    pub(super) fn need_tls(config: &MasterConfig) -> bool {
+        config.listen.iter().any(|address| needs_tls(config, address))
+    }
+
     /// Binds the addresses of the configuration. Addresses other than loopback get TLS, unless the configuration is
     /// `insecure`. Blocks for a few file operations.
     ///
     /// # Errors
     /// An address cannot be bound; [`IdentityError`] if TLS is needed and cannot be set up.
     pub(super) fn bind(config: &MasterConfig) -> anyhow::Result<Listeners> {
-        let needs_tls = |address: &&SocketAddr| !config.insecure && !is_loopback(address.ip());
-        let tls = match config.listen.iter().find(needs_tls) {
+        let tls = match config.listen.iter().find(|address| needs_tls(config, address)) {
             None => None,
             Some(address) => Some(set_up_tls(config).map_err(|e| {
                 IdentityError(format!(
@@ -53,7 +57,7 @@ impl Listeners {
                 format!("listen on {address}: choose another with --listen ADDR:PORT")
             })?;
             let bound = listener.local_addr().context("read the bound address")?;
-            let tls = tls.as_ref().filter(|_| needs_tls(&address));
+            let tls = tls.as_ref().filter(|_| needs_tls(config, address));
             let tls = tls.map(|(server, _)| Arc::clone(server));
             if tls.is_none() && !is_loopback(bound.ip()) {
                 let warning = format!(
@@ -86,6 +90,10 @@ impl Listeners {
         let scheme = if self.all[index].tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.addresses[index])
     }
+}
+
+fn needs_tls(config: &MasterConfig, address: &SocketAddr) -> bool {
+    !config.insecure && !is_loopback(address.ip())
 }
 
 fn is_loopback(address: IpAddr) -> bool {

@@ -1,7 +1,7 @@
 //! The master: it decides what is copied, and stores each decision before it replies.
 //!
 //! - `http`: the API
-//! - `listeners`: its addresses, and TLS
+//! - `listeners`, `authority_copy`: its addresses, TLS, and the certificate authority
 //! - `handle`, `requests`, `channel`: from the API to the state actor
 //! - `election`, `leadership`, `leader_lease`: leader election among several masters
 //! - `state_actor`, `pending_commit`: the loop that applies events to the state and commits the effects
@@ -14,6 +14,7 @@
 
 mod admin_token;
 mod audit;
+mod authority_copy;
 mod channel;
 mod election;
 mod failure_reader;
@@ -44,6 +45,7 @@ use crate::wire::options::PartNameKey;
 use admin_token::AdminTokenFile;
 use anyhow::Context as _;
 use audit::AuditHandle;
+use authority_copy::fetch_authority;
 use election::LeaderElection;
 use handle::MasterHandle;
 use http::HttpLimits;
@@ -209,6 +211,9 @@ impl MasterStartup {
         F: Future<Output = Result<Arc<S>, StoreError>> + Send + 'static,
     {
         let config = &self.config.borrow().clone();
+        if Listeners::need_tls(config) {
+            fetch_authority(config, &self.sealer, &open, &self.shutdown).await?;
+        }
         let listeners = Listeners::bind(config)?;
         let advertised = config.advertise_url.clone().or_else(|| listeners.advertised_url());
         // Unique among masters: only one process of a host can be bound to the address.
@@ -227,7 +232,8 @@ impl MasterStartup {
         let handle = MasterHandle::new(status_receiver, identity, self.spool.clone())
             .with_audit(self.audit.clone());
         let authority = listeners.authority.as_ref();
-        let authority = authority.map(|authority| authority.issuer.hash().into());
+        let authority = authority.map(|authority| authority.issuer.seal(&self.sealer));
+        let authority = authority.transpose()?;
         let limits = HttpLimits {
             max_connections: raise_connection_limit(config.limits.max_connections),
             max_total_body_bytes: 256 << 20,
@@ -252,6 +258,7 @@ impl MasterStartup {
             name,
             url: advertised,
             authority,
+            replaces_authority: config.replace_authority,
             lease: config.leadership_lease,
             settings: settings_receiver,
             spool: self.spool,

@@ -5,10 +5,11 @@ use super::agent_table::{
     AgentKey, AgentRecord, AgentTable, JoinTokenRecord, agent_key, join_hint, join_token_key,
 };
 use super::event::Join;
-use super::record_keys::META_KEY;
+use super::record_keys::{AUTHORITY_KEY, META_KEY};
 use super::views::timestamp;
 use super::worker_admin::unknown_worker;
 use super::{Caller, Event, Now, Reply, State};
+use crate::identity::SealedAuthority;
 use crate::wire::join::{JoinTokenView, RevokeWorkerReply};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::token::TokenId;
@@ -51,6 +52,17 @@ impl State {
     /// The join tokens and agents at the last event.
     pub fn agents(&self) -> Arc<AgentTable> {
         Arc::clone(&self.agents)
+    }
+
+    /// The certificate authority at the last event.
+    pub fn authority(&self) -> Option<&SealedAuthority> {
+        self.authority.as_ref()
+    }
+
+    pub(super) fn store_authority(&mut self, authority: SealedAuthority) {
+        self.authority = Some(authority);
+        self.outbox.write_record(META_KEY.to_owned());
+        self.outbox.write_record(AUTHORITY_KEY.to_owned());
     }
 
     pub(super) fn create_join_token(

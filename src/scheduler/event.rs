@@ -6,6 +6,7 @@ use super::failure_list::FailurePages;
 use super::grant::Grant;
 use super::single_entries::SingleEntry;
 use super::token_table::TokenRecord;
+use crate::identity::SealedAuthority;
 use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use crate::wire::join::{JoinTokenView, RevokeWorkerReply};
 use crate::wire::manifest::FileListPart;
@@ -268,6 +269,8 @@ pub enum Event {
     RevokeJoinToken(TokenId),
     /// An agent joins with a token.
     Join(Box<Join>),
+    /// Store the certificate authority of the installation.
+    StoreAuthority(Box<SealedAuthority>),
     /// Refuse the certificate of a worker from now on.
     RevokeWorker(WorkerId),
     /// An event of an agent that may use nothing else.
@@ -354,7 +357,7 @@ pub enum Reply {
     Page(PageReply),
     /// To `Result`.
     Result(ResultReply),
-    /// To `ManifestEntries`, `StoreLost`, `FileRecordsLost` and `Tick`.
+    /// To `ManifestEntries`, `StoreLost`, `FileRecordsLost`, `StoreAuthority` and `Tick`.
     Done,
     /// To any event: it was refused and changed nothing.
     Refused(Box<Problem>),

@@ -123,12 +123,12 @@ pub use file_records::MAX_LINE_BYTES;
 pub use grant::Grant;
 pub use keys::KeyError;
 pub use record_keys::META_KEY as SECRET_RECORD;
-pub use records::{LoadError, without_secret};
+pub use records::{LoadError, stored_authority, without_secret};
 pub use single_entries::single_entries;
 pub use source_history::source_history_record;
 pub use token_table::{TokenRecord, TokenRefusal, TokenTable};
 
-use crate::identity::Sealer;
+use crate::identity::{SealedAuthority, Sealer};
 use crate::util::timetable::Timetable;
 use crate::wire::options::PartNameKey;
 use crate::wire::problem::Problem;
@@ -241,6 +241,8 @@ pub struct State {
     tokens: Arc<TokenTable>,
     /// As `tokens`.
     agents: Arc<AgentTable>,
+    /// The certificate authority of the installation.
+    authority: Option<SealedAuthority>,
     poll_queue: PollQueue,
     relays: RelayTable,
     /// Nothing happened since [`State::update_relays`] that decides which destinations can send and receive.
@@ -347,6 +349,10 @@ impl State {
             Event::CreateJoinToken(record) => self.create_join_token(*record, now)?,
             Event::RevokeJoinToken(id) => self.revoke_join_token(&id, now)?,
             Event::Join(join) => self.use_join_token(*join, now)?,
+            Event::StoreAuthority(authority) => {
+                self.store_authority(*authority);
+                Reply::Done
+            }
             Event::RevokeWorker(worker) => self.revoke_worker(&worker, now)?,
             Event::OfAgent { agent, mut event } => {
                 let refused_paths = self.check_agent_event(agent.as_ref(), &mut event)?;

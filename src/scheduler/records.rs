@@ -17,6 +17,7 @@
 //! | `n/NUMBER` | a storage |
 //! | `y/WORKER/DIGEST` | a storage path of a worker, by a digest of the path |
 //! | `k/TOKEN` | a token of an operator |
+//! | `c/authority` | the certificate authority of the installation, its key sealed |
 //! | `j/TOKEN` | a join token |
 //! | `a/WORKER` | the agent of a worker, with the key of its certificate |
 //! | `p/PAIR` | the file system of the source of a pair |
@@ -29,7 +30,7 @@ use super::keys::{KeyError, Keys, SealedKeys, StoredTicketKey};
 use super::large_file::LargeFile;
 use super::outbox::Outbox;
 use super::poll_queue::PollQueue;
-use super::record_keys::{META_KEY, drain_key, group_key};
+use super::record_keys::{AUTHORITY_KEY, META_KEY, drain_key, group_key};
 use super::retention::{RetentionClock, StoredClock};
 use super::shared_manifests::is_shared_manifest;
 use super::source_history::SourceHistory;
@@ -40,6 +41,7 @@ use super::task_table::TaskTable;
 use super::tickets::TicketClock;
 use super::worker_registry::WorkerRegistry;
 use super::{Now, Settings, State};
+use crate::identity::SealedAuthority;
 use crate::wire::path::escape_bytes;
 use crate::wire::task::{Base64Bytes, MAX_RANGES, TaskSpec};
 use crate::wire::{Digest, SyncNo, TaskId};
@@ -99,6 +101,16 @@ pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&Meta { ticket_keys: Vec::new(), ..meta }).ok()
 }
 
+/// The certificate authority in the records of a store.
+///
+/// # Errors
+/// Its record is not one of this program.
+pub fn stored_authority(
+    records: &BTreeMap<String, Vec<u8>>,
+) -> Result<Option<SealedAuthority>, LoadError> {
+    records.get(AUTHORITY_KEY).map(|value| parse_record(AUTHORITY_KEY, value)).transpose()
+}
+
 /// Splits the part of a key after its kind into the number of a sync and what identifies the record in it.
 fn parse_sync_key<T: FromStr>(rest: &str) -> Option<(SyncNo, T)> {
     let (no, item) = rest.split_once('/')?;
@@ -146,6 +158,7 @@ impl State {
             retention_clock: RetentionClock::start(meta.clock, now),
             tokens: Default::default(),
             agents: Default::default(),
+            authority: None,
             poll_queue: PollQueue::default(),
             relays: Default::default(),
             relays_are_current: false,
@@ -170,9 +183,10 @@ impl State {
                 })?;
             }
         }
-        for kind in
-            ["s/", "x/", "r/", "w/", "o/", "d/", "k/", "j/", "a/", "l/", "v/", "p/", "g/", "t/"]
-        {
+        for kind in [
+            "s/", "x/", "r/", "w/", "o/", "d/", "k/", "c/", "j/", "a/", "l/", "v/", "p/", "g/",
+            "t/",
+        ] {
             for (key, value) in records.iter().filter(|(key, _)| key.starts_with(kind)) {
                 state.load_record(key, value, now)?;
             }
@@ -222,6 +236,7 @@ impl State {
                 self.workers.set_drained(&rest.parse().map_err(|_| bad_key())?, Some(order));
             }
             "k" => Arc::make_mut(&mut self.tokens).insert(parse_record(key, value)?),
+            "c" => self.authority = Some(parse_record(key, value)?),
             "j" => Arc::make_mut(&mut self.agents).insert_token(parse_record(key, value)?),
             "a" => Arc::make_mut(&mut self.agents).insert_agent(parse_record(key, value)?),
             "l" => {
@@ -315,6 +330,7 @@ impl State {
             "n" | "y" => return self.workers.storages.record(key),
             "p" => return serde_json::to_vec(self.source_history.0.get(key)?).ok(),
             "k" => return serde_json::to_vec(self.tokens.get(&rest.parse().ok()?)?).ok(),
+            "c" => return serde_json::to_vec(self.authority.as_ref()?).ok(),
             "j" => return serde_json::to_vec(self.agents.token(&rest.parse().ok()?)?).ok(),
             "a" => return serde_json::to_vec(self.agents.agent(&rest.parse().ok()?)?).ok(),
             "d" => {
@@ -353,6 +369,7 @@ impl State {
         keys.extend(self.workers.storages.record_keys());
         keys.extend(self.tokens.record_keys());
         keys.extend(self.agents.record_keys());
+        keys.extend(self.authority.is_some().then(|| AUTHORITY_KEY.to_owned()));
         for sync in self.syncs.values() {
             keys.extend(sync.filter_key());
             keys.extend(sync.worker_record_keys());

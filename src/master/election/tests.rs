@@ -6,6 +6,7 @@ use super::super::name_key::NameKeyFile;
 use super::super::requests::ListSyncs;
 use super::super::testing::{submit, sync_request};
 use super::*;
+use crate::identity::{CertificateAuthority, Sealer};
 use crate::scheduler::{SyncPage, SyncQuery};
 use crate::store::MemoryStore;
 use crate::wire::leader::{MasterRole, ReadinessStatus};
@@ -28,7 +29,7 @@ impl TestMaster {
     fn start_with_authority(
         name: &str,
         store: &MemoryStore,
-        authority: Option<Digest>,
+        authority: Option<SealedAuthority>,
     ) -> TestMaster {
         let store = store.another_handle();
         let (status, receiver) =
@@ -39,6 +40,7 @@ impl TestMaster {
             name: name.to_owned(),
             url: Some(format!("http://{name}")),
             authority,
+            replaces_authority: false,
             lease: LEASE,
             settings: watch::channel(Settings::default()).1,
             spool: Spool::temporary(),
@@ -162,6 +164,7 @@ async fn the_lease_starts_when_leadership_is_requested_and_not_when_it_is_grante
         name: "one".to_owned(),
         url: None,
         authority: None,
+        replaces_authority: false,
         lease: Duration::from_millis(400),
         settings: watch::channel(Settings::default()).1,
         spool: Spool::temporary(),
@@ -210,7 +213,11 @@ async fn a_follower_reports_that_the_store_is_unavailable() {
 #[tokio::test(start_paused = true)]
 async fn a_master_with_another_authority_than_the_leader_ends() {
     let store = MemoryStore::new();
-    let authority = |text: &str| Some(blake3::hash(text.as_bytes()).into());
+    let dir = tempfile::tempdir().unwrap();
+    let authority = |name: &str| {
+        let made = CertificateAuthority::load_or_create(&dir.path().join(name), Some("site"));
+        Some(made.unwrap().seal(&Sealer::for_tests()).unwrap())
+    };
     let one = TestMaster::start_with_authority("one", &store, authority("a"));
     one.wait_for_status(ReadinessStatus::Ready).await;
     let same = TestMaster::start_with_authority("two", &store, authority("a"));
@@ -220,5 +227,15 @@ async fn a_master_with_another_authority_than_the_leader_ends() {
     let other = TestMaster::start_with_authority("four", &store, authority("b"));
     let refused = other.running.await.unwrap().unwrap_err();
     assert!(refused.chain().any(|cause| cause.is::<crate::identity::IdentityError>()));
-    assert!(format!("{refused:#}").contains("copy ca.pem and ca.key"), "{refused:#}");
+    assert!(format!("{refused:#}").contains("is another one than that of"), "{refused:#}");
+    // Nor may it lead alone, unless its authority replaces that of the store.
+    for master in [same, plain, one] {
+        master.stop.cancel();
+        master.running.await.unwrap().unwrap();
+    }
+    let other = TestMaster::start_with_authority("four", &store, authority("b"));
+    let refused = other.running.await.unwrap().unwrap_err();
+    assert!(format!("{refused:#}").contains("that of the store"), "{refused:#}");
+    let same = TestMaster::start_with_authority("two", &store, authority("a"));
+    same.wait_for_status(ReadinessStatus::Ready).await;
 }

@@ -36,6 +36,13 @@ fn world_with_every_record() -> World {
     let join_token = agents::join_token("0123456789ab", world.now.wall_ms);
     world.apply(Event::CreateJoinToken(Box::new(join_token)));
     assert_eq!(agents::join(&mut world, "0123456789ab", "secret", "w", "key"), "ok");
+    let authority = serde_json::json!({
+        "hash": "ab".repeat(32),
+        "certificate": "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n",
+        "sealed_key": "AAEC",
+    });
+    let authority = serde_json::from_value(authority).unwrap();
+    world.apply(Event::StoreAuthority(Box::new(authority)));
     world
 }
 
@@ -161,8 +168,9 @@ fn every_record_is_loaded_and_written_as_recorded() {
         records.insert(key, samples.read(&file, None));
     }
     let kinds: BTreeSet<&str> = records.keys().map(|key| key.split('/').next().unwrap()).collect();
-    let all =
-        ["a", "d", "g", "j", "k", "l", "meta", "n", "o", "p", "r", "s", "t", "v", "w", "x", "y"];
+    let all = [
+        "a", "c", "d", "g", "j", "k", "l", "meta", "n", "o", "p", "r", "s", "t", "v", "w", "x", "y",
+    ];
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), all, "a kind of record has no sample");
     let state = State::load(Settings::default(), [9; 32], &records, START).unwrap();
     assert_eq!(

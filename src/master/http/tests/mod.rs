@@ -251,6 +251,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         | Event::RevokeJoinToken(_)
         | Event::Join(_)
         | Event::RevokeWorker(_)
+        | Event::StoreAuthority(_)
         | Event::Restricted { .. }
         | Event::CancelPoll(_)
         | Event::ManifestEntries { .. }
