@@ -78,6 +78,8 @@ pub struct MasterConfig {
 pub struct Limits {
     /// The maximum number of active syncs; more wait in the queue.
     pub max_active_syncs: usize,
+    /// The maximum number of syncs that wait; further ones are refused.
+    pub max_queued_syncs: usize,
     /// The time that a sync waits for space at its destination before it fails; 0: it fails immediately.
     pub no_space_timeout: Duration,
     /// The maximum number of outstanding copy tasks of one sync; its scan pauses at this number.
@@ -163,6 +165,7 @@ impl MasterConfig {
             retention: 60 * DAY,
             limits: Limits {
                 max_active_syncs: 64,
+                max_queued_syncs: 10_000,
                 no_space_timeout: DAY,
                 window_tasks: 256,
                 max_connections: 32_768,
@@ -280,6 +283,7 @@ impl MasterConfig {
 impl Limits {
     fn read(&mut self, fields: &Fields<'_>) {
         fields.set("max_active_syncs", &mut self.max_active_syncs, |i| i.number(1..=10_000));
+        fields.set("max_queued_syncs", &mut self.max_queued_syncs, |i| i.number(1..=1_000_000));
         let wait = |i: &Item<'_>| i.duration(Duration::ZERO..=30 * DAY);
         fields.set("no_space_timeout", &mut self.no_space_timeout, wait);
         fields.set("window_tasks", &mut self.window_tasks, |i| i.number(4..=100_000));

@@ -71,7 +71,7 @@ impl Reload for MasterConfig {
         );
         reload_fields!(
             report, "limits.", self.limits, limits: Limits,
-            apply [max_active_syncs, no_space_timeout, window_tasks, max_file_list_bytes],
+            apply [max_active_syncs, max_queued_syncs, no_space_timeout, window_tasks, max_file_list_bytes],
             restart [max_connections], other []
         );
         reload_fields!(

@@ -369,6 +369,7 @@ fn scheduler_settings(config: &MasterConfig, sealer: Sealer) -> Settings {
         no_space_ms: ms(config.limits.no_space_timeout),
         retention_ms: ms(config.retention),
         max_active_syncs: config.limits.max_active_syncs,
+        max_queued_syncs: config.limits.max_queued_syncs,
         bwlimit: config.bwlimit.clone(),
         zone: jiff::tz::TimeZone::system(),
         storages: config.storages.clone(),

@@ -172,6 +172,8 @@ pub struct Settings {
     pub retention_ms: u64,
     /// Maximum number of syncs that are served at once; others wait.
     pub max_active_syncs: usize,
+    /// Maximum number of syncs that wait; further ones are refused.
+    pub max_queued_syncs: usize,
     /// Limit of all agents together …
     pub bwlimit: Timetable,
     /// … in this time zone.
@@ -207,6 +209,7 @@ impl Settings {
             max_failed_entries: failure_list::MAX_FAILED_ENTRIES,
             retention_ms: 60 * 24 * 3600 * 1000,
             max_active_syncs: 64,
+            max_queued_syncs: 10_000,
             bwlimit: Timetable::default(),
             zone: TimeZone::UTC,
             name_key: None,

@@ -44,6 +44,7 @@ impl State {
         if let Some(existing) = self.syncs.find(&id) {
             return Err(sync_exists(existing));
         }
+        self.check_queue()?;
         self.check_sides(&request)?;
         if std::mem::take(&mut request.options.no_queue)
             && let Some(why) = self.explain_unserved_request(&request).first()
@@ -82,6 +83,26 @@ impl State {
         let sync = self.syncs.get(no);
         let warnings = sync.map(|sync| self.explain_unserved_places(sync)).unwrap_or_default();
         Ok(Reply::Submitted(SubmitReply { note, warnings, ..submitted_reply(&id) }))
+    }
+
+    /// # Errors
+    /// 507 `queue_full`.
+    fn check_queue(&self) -> Result<(), Problem> {
+        let most = self.settings.max_queued_syncs;
+        // A sync that waits has a task, its scan.
+        let waiting = self.tasks.syncs().filter_map(|no| self.syncs.get(no));
+        let waiting = waiting.filter(|sync| sync.is_active() && sync.state == SyncState::Queued);
+        let count = waiting.count();
+        if count < most {
+            return Ok(());
+        }
+        let detail = format!(
+            "{count} syncs wait already, and the limit is {most} (`limits.max_queued_syncs` in the master's file)"
+        );
+        Err(Problem::new(ProblemCode::QueueFull, detail).with_hint(
+            "submit it again when syncs have begun, cancel queued ones (ctl sync cancel ID), or have an administrator \
+             raise the limit and reload the file (kill -HUP)",
+        ))
     }
 
     /// The reply to an earlier submit with the same key.

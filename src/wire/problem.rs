@@ -125,6 +125,7 @@ problem_codes! {
     StoreUnavailable "store_unavailable" 503 "the store is unavailable, so nothing can be decided; transfers continue"
     StoreUnsafe "store_unsafe" 503 "the store may lose acknowledged writes, so new syncs are not accepted"
     NotReady "not_ready" 503 "data port: the agent has not received the key that verifies tickets"
+    QueueFull "queue_full" 507 "as many syncs wait as the master's `limits.max_queued_syncs` allows"
     StoreFull "store_full" 507 "the store is full, so new syncs are not accepted"
 }
 
