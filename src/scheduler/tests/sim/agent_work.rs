@@ -310,6 +310,7 @@ impl Sim {
         if compare {
             let site = self.site(target, tree);
             site.read_back(id, target.mark.host);
+            self.trace(|_| format!("       entry {id} at {offset} is compared: {there:?}"));
             work.report.differs = there != Some(Content::SOURCE);
             work.report.digest = there.map(|content| content.range_digest(id, offset));
             return true;
@@ -334,6 +335,9 @@ impl Sim {
                 return true;
             }
         };
+        if content == relay_work::FORGED {
+            self.judge.forge(target, id);
+        }
         self.written(&work.a, target.disk);
         let (mark, damage) = (target.mark, self.damage_of(content, false));
         let part = self.site(target, tree).parts.entry((mark.sync, id)).or_default();

@@ -175,7 +175,11 @@ impl Oracle {
     fn granted(&mut self, a: &Assignment, state: &State, sim: &Sim) {
         let id = a.assignment_id;
         let Some(task) = state.tasks.get(a.task_id) else { return };
-        if self.grants.contains_key(&id) {
+        let sync = &state.syncs[&task.sync];
+        let disks = [sync.source(), sync.destination()].map(|place| disk_of(state, place, sim));
+        if let Some(grant) = self.grants.get_mut(&id) {
+            // A lease that is given again is for the roots of now.
+            grant.disks = disks;
             let current = self.current.get(&a.task_id);
             return assert!(current == Some(&id), "I3: a lease was given again that has ended");
         }
@@ -183,8 +187,6 @@ impl Oracle {
         let active = state.syncs[&task.sync].is_active();
         assert!(!(paused && active), "I15: a task of a paused sync was handed out");
         let life = self.lives[&task.sync].life;
-        let sync = &state.syncs[&task.sync];
-        let disks = [sync.source(), sync.destination()].map(|place| disk_of(state, place, sim));
         let relay = self.relay_grant(a, sync, state, sim);
         if let Some(disk) = disks[1] {
             self.bound.insert(life, disk);

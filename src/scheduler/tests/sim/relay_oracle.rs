@@ -165,6 +165,13 @@ impl Oracle {
         self.spoiled.insert((target.mark.sync, id));
     }
 
+    /// A name is linked to another one: it has the same content.
+    pub(super) fn link(&mut self, target: Target, name: Id, id: Id) {
+        if self.spoiled.contains(&(target.mark.sync, name)) {
+            self.spoiled.insert((target.mark.sync, id));
+        }
+    }
+
     /// A result was applied: the destination with the damaged copy must not complete with it.
     pub(super) fn damage_was_reported(&mut self, effects: &[Effect], state: &State) {
         let Some((id, entries)) = self.relays.reported.take() else { return };

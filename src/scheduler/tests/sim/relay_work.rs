@@ -2,7 +2,7 @@
 
 use super::agent::{Agent, Work};
 use super::agent_work::Target;
-use super::storage_model::{Content, Damage, Id, Row};
+use super::storage_model::{Content, Damage, Id, Row, Stored};
 use super::storages::storage_gone;
 use super::world::{Sim, SimEvent};
 use super::*;
@@ -11,7 +11,7 @@ use crate::wire::options::Compare;
 use crate::wire::outcome::Side;
 
 /// The content that a forging agent writes, or reports.
-const FORGED: Content = Content(u32::MAX / 2);
+pub(super) const FORGED: Content = Content(u32::MAX / 2);
 
 /// From where a task takes content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +71,17 @@ impl Sim {
             Origin::Source => Some(Content::SOURCE),
             Origin::Relay { .. } => row.digest,
         };
-        let there = self.site(target, tree).there.get(&id).map(|stored| stored.content_at(0));
+        let stored = self.site(target, tree).there.get(&id);
+        let there = stored.map(|stored| stored.content_at(0));
+        // Another name of a large file is compared as a whole.
+        let is_right = |content| {
+            Some(content) == digest && stored.is_some_and(|s| s.damage.keys().all(|at| *at == 0))
+        };
+        let is_same = there.is_some_and(|content| is_dir || !compares || is_right(content));
         if !is_dir && compares && there.is_some() && digest.is_none() {
             return Err(relay_failure(id, ErrorClass::Permanent, "verify"));
         }
-        if there.is_some_and(|content| is_dir || !compares || Some(content) == digest) {
+        if is_same {
             if compares {
                 self.site(target, tree).read_back(id, target.mark.host);
             }
@@ -88,16 +94,23 @@ impl Sim {
         // Another name of a file that is there is linked to it.
         let names = self.trees[tree].names_of(id);
         let site = self.site(target, tree);
-        let mut there = names.iter().filter_map(|name| site.there.get(name));
-        let linked = there.next().map(|stored| stored.damage.get(&0).copied());
+        let mut others = names.iter().filter(|name| **name != id);
+        let linked = others.find_map(|name| Some((*name, site.there.get(name)?.damage.clone())));
         if dry || is_dir || linked.is_some() {
             if !dry {
-                self.site(target, tree).write(id, target.mark, linked.flatten());
+                let marks = BTreeSet::from([target.mark]);
+                let (name, damage) = linked.unwrap_or((id, BTreeMap::new()));
+                self.judge.link(target, name, id);
+                self.site(target, tree).there.insert(id, Stored { marks, damage });
             }
             work.held.push(Row { id, digest: None });
             return Ok(true);
         }
         let content = self.read_content(work, (tree, origin), row, 0)?;
+        if content == FORGED {
+            // A forger wrote it and reported it as the content of the source.
+            self.judge.forge(target, id);
+        }
         let agent = self.number_of(&work.a.worker_id);
         let forges = self.agents[agent].forges;
         match if forges { self.fault_chance.below(10) } else { 10 } {
