@@ -355,7 +355,8 @@ impl Sim {
             return;
         }
         if a.frozen_until > self.time {
-            let after = a.frozen_until - self.time;
+            // It may be thawed before.
+            let after = (a.frozen_until - self.time).min(5_000);
             return self.schedule(after, SimEvent::Beat(agent, incarnation));
         }
         // What its paths lead to now is used from here on.
