@@ -226,7 +226,8 @@ impl Sim {
         let site = &self.storages.disks[disk].sites[tree];
         let found = site.read(id, offset, is_range);
         let is_lost = site.lost.contains_key(&id) || site.lost_parts.contains_key(&id);
-        let is_known = found.is_some() || is_lost || self.has_forgers || self.judge.forgetful;
+        let is_misled = self.has_forgers || self.is_wrongly_believed(&work.a.worker_id);
+        let is_known = found.is_some() || is_lost || is_misled || self.judge.forgetful;
         assert!(is_known, "I29: {} relays entry {id} that disk {disk} never had", work.a.worker_id);
         found
     }
