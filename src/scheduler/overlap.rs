@@ -174,11 +174,14 @@ impl State {
         }
     }
 
-    /// … and what the queued syncs that use some storages wait for: these may be those of other syncs.
+    /// … and what the queued syncs that use some storages wait for: these may be those of other syncs. Of a group its
+    /// destinations wait.
     pub(super) fn update_blockers_at(&mut self, storages: &BTreeSet<StorageNo>) {
         let uses = |sync: &&SyncJob| {
             let mut sides = [sync.source_storage, sync.destination_storage].into_iter().flatten();
-            sync.state == SyncState::Queued && sides.any(|no| storages.contains(&no))
+            sync.state == SyncState::Queued
+                && !sync.is_group()
+                && sides.any(|no| storages.contains(&no))
         };
         let all: Vec<SyncNo> = self.syncs.values().filter(uses).map(|sync| sync.no).collect();
         all.into_iter().for_each(|no| self.update_blocker(no));

@@ -12,6 +12,7 @@
 //! The scans wait while the windows of half of the followers are full. One that is slower gets work up to
 //! [`MAX_LAG`] windows; then it leaves, so that it holds up nobody and the memory is bounded.
 
+use super::pause::Pause;
 use super::sync_job::{ScanOwner, SyncJob};
 use super::task::Task;
 use super::work_items::FoundLargeFile;
@@ -95,17 +96,24 @@ impl State {
     }
 
     /// How full the windows are that scans of a sync fill: its own, or those of half of the followers of a group.
-    /// Followers that can't work at present do not count.
+    /// Followers that can't work at present do not count, unless all wait for their storage: such a one resumes with a
+    /// task, which a scan finds for it.
     pub(super) fn scan_window_fill(&self, sync: &SyncJob) -> f64 {
         if !sync.is_group() {
             return self.window_fill(sync);
         }
         let works = |one: &&SyncJob| {
             let is_served = self.workers.accepting(one.destination()).next().is_some();
-            is_served && one.pause.is_none() && !self.is_waiting_for_overlap(one.no)
+            is_served && !self.is_waiting_for_overlap(one.no)
         };
-        let able = self.syncs.followers_of(sync.no).filter(works);
-        let mut fills: Vec<f64> = able.map(|one| self.window_fill(one)).collect();
+        let fills = |is_able: fn(&SyncJob) -> bool| -> Vec<f64> {
+            let able = self.syncs.followers_of(sync.no).filter(|one| is_able(one));
+            able.filter(works).map(|one| self.window_fill(one)).collect()
+        };
+        let mut fills = match fills(|one| one.pause.is_none()) {
+            none if none.is_empty() => fills(|one| one.pause != Some(Pause::Operator)),
+            some => some,
+        };
         fills.sort_unstable_by(f64::total_cmp);
         // Without any there is nothing to scan for.
         fills.get(fills.len().saturating_sub(1) / 2).copied().unwrap_or(f64::INFINITY)

@@ -546,11 +546,30 @@ impl Sim {
         let state = &master.state;
         if let Some(task) = state.tasks.values().next() {
             let sync = &state.syncs[&task.sync];
+            let active = state.syncs.values().filter(|sync| sync.is_active());
+            let describe = |sync: &SyncJob| {
+                let waits = state.is_waiting_for_overlap(sync.no);
+                let sides = (sync.source_storage, sync.destination_storage);
+                let from =
+                    state.workers.accepting(sync.source()).map(|w| &w.last_heartbeat.worker_id);
+                let to = state
+                    .workers
+                    .accepting(sync.destination())
+                    .map(|w| &w.last_heartbeat.worker_id);
+                let (from, to) = (from.collect::<Vec<_>>(), to.collect::<Vec<_>>());
+                let owner = sync.scan_owner;
+                format!(
+                    "{} {:?} {sides:?} waits for another: {waits} {from:?} {to:?} {owner:?} {:?}",
+                    sync.id, sync.state, sync.pause
+                )
+            };
+            let active: Vec<_> = active.map(describe).collect();
             return Some(format!(
-                "{} of {}: {:?}, {:?}, {:?}, {:?}",
+                "{} of {}: {:?}, {:?}, {:?}, {:?}, {:?}, of {active:?}",
                 task.spec.kind(),
                 sync.id,
                 task,
+                sync.state,
                 sync.pause,
                 state.overlap_reason(sync),
                 state.explain_unserved_places(sync)
