@@ -39,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Sim;
 
 /// Seeds that found something once, with the steps that it took.
-const PINNED: [(u64, usize); 25] = [
+const PINNED: [(u64, usize); 35] = [
     (55, 24),
     (74, 96),
     (95, 126),
@@ -58,6 +58,16 @@ const PINNED: [(u64, usize); 25] = [
     (161, 467),
     (314, 0),
     (5268, 0),
+    (199, 176),
+    (618, 64),
+    (903, 379),
+    (1571, 52),
+    (2502, 48),
+    (2725, 307),
+    (2781, 484),
+    (3961, 485),
+    (5727, 148),
+    (5785, 499),
     (623, 222),
     (1382, 79),
     (4537, 500),
