@@ -168,3 +168,38 @@ fn destinations_are_dropped_with_the_whole_after_the_retention() {
     world.advance(60_000);
     assert!(world.state.syncs.is_empty(), "{:?}", world.state.syncs.numbers());
 }
+
+#[test]
+fn destinations_that_wait_for_room_resume_with_what_the_rest_of_the_scan_finds() {
+    let mut world = two_destinations();
+    let scan = poll_kind(&mut world, "s", "scan");
+    let rest = Some(scan.task.clone());
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], rest));
+    // Both are full, and what each tries again is gone at the source: nothing of its own is left.
+    for _ in 0..2 {
+        let first = poll_kind(&mut world, "s", "copy");
+        let full = EntryError { errno: Some("ENOSPC".to_owned()), ..error(ErrorClass::Transient) };
+        let retry = Some(copy_item(1, 0));
+        let report = TaskReport { failures: vec![full], retry, ..TaskReport::default() };
+        world.post_result(result(&first, true, report));
+    }
+    world.advance(world.state.settings.lease_ms + 15_000);
+    beat_all(&mut world);
+    for _ in 0..2 {
+        let again = poll_kind(&mut world, "s", "copy");
+        let failures = vec![error(ErrorClass::Vanished)];
+        world.post_result(result(&again, true, TaskReport { failures, ..TaskReport::default() }));
+    }
+    let paused = world.progress("demo@gpu-1");
+    assert_eq!(paused.state, SyncState::Paused, "{paused:?}");
+    let scan = poll_kind(&mut world, "s", "scan");
+    world.post_page(&scan, page(&scan, 0, vec![copy_item(1, 0)], None));
+    world.advance(15_000);
+    beat_all(&mut world);
+    for _ in 0..2 {
+        let copy = poll_kind(&mut world, "s", "copy");
+        let node = copy.request_id.as_str().trim_start_matches("demo@").to_owned();
+        world.post_result(result(&copy, true, all_done(&copy, &node)));
+        assert_ne!(world.progress(copy.request_id.as_str()).state, SyncState::Paused);
+    }
+}
