@@ -8,6 +8,7 @@ use super::reader::{Diagnostics, Fields, Item};
 use super::storages::read_storages;
 use super::store::{StoreConfig, check_name};
 use crate::identity::OperatorCertificate;
+use crate::util::ip_network::IpNetwork;
 use crate::util::timetable::Timetable;
 use crate::util::units;
 use crate::wire::path::quote;
@@ -33,6 +34,8 @@ pub struct MasterConfig {
     pub advertise_url: Option<String>,
     /// Further names of this master that clients may send as `Host`, in lower case.
     pub allowed_hosts: Vec<String>,
+    /// The networks of the data plane: endpoints of agents have addresses of these. None: of any.
+    pub allowed_networks: Vec<IpNetwork>,
     /// The users of this host, besides root and the user of the master, the agents of which may connect over loopback.
     pub local_agent_uids: Vec<u32>,
     /// The name of the installation, equal for all its masters. `None`: a generated name.
@@ -112,12 +115,13 @@ pub struct SyncDefaults {
 }
 
 /// The keys that only a master's file has, for the detection of the file kind.
-pub(super) const MASTER_KEYS: [&str; 20] = [
+pub(super) const MASTER_KEYS: [&str; 21] = [
     "listen",
     "tls",
     "insecure",
     "advertise_url",
     "allowed_hosts",
+    "allowed_networks",
     "local_agent_uids",
     "installation",
     "secrets_file",
@@ -150,6 +154,7 @@ impl MasterConfig {
             replace_authority: false,
             advertise_url: None,
             allowed_hosts: Vec::new(),
+            allowed_networks: Vec::new(),
             local_agent_uids: Vec::new(),
             installation: None,
             leadership_lease: Duration::from_secs(5),
@@ -211,6 +216,11 @@ impl MasterConfig {
                 .iter()
                 .map(|name| name.parse("a host name without a port", check_host_name))
                 .collect()
+        });
+        fields.set("allowed_networks", &mut self.allowed_networks, |i| {
+            let network =
+                |item: &Item<'_>| item.parse("a network such as `10.0.0.0/8`", str::parse);
+            i.items()?.iter().map(network).collect()
         });
         fields.set("local_agent_uids", &mut self.local_agent_uids, |i| {
             i.items()?.iter().map(|uid| uid.number(1..=u64::from(u32::MAX) - 1)).collect()

@@ -61,7 +61,7 @@ impl Reload for MasterConfig {
         let mut report = ReloadReport::default();
         reload_fields!(
             report, "", self, new: MasterConfig,
-            apply [allowed_hosts, heartbeat_interval, retention, bwlimit, storages, local_agent_uids, agent_certificate_lifetime],
+            apply [allowed_hosts, allowed_networks, heartbeat_interval, retention, bwlimit, storages, local_agent_uids, agent_certificate_lifetime],
             restart [
                 listen, tls, insecure, replace_authority, advertise_url, installation, leadership_lease, data_dir,
                 secrets_file, credentials_dir,

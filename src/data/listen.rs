@@ -47,6 +47,8 @@ impl Listener {
         let (socket, number) = listen_preferring_interface(&trial, address, bound)?;
         let address = socket.local_addr()?;
         nic.endpoint.port = Some(address.port());
+        // A name is resolved once, here: peers get addresses only.
+        nic.endpoint.address = address.ip().to_string();
         let lo = number.filter(|_| is_reached_by_loopback(address.ip()));
         let loopback = lo.map(|_| listen_on(&trial, address, Some("lo"))).transpose();
         let loopback = loopback.unwrap_or_else(|e| {

@@ -7,6 +7,7 @@
 //! - [`client_network`]: the address by which clients are counted
 //! - [`corruption`]: counts of corrupted transfers
 //! - [`iface`]: network interfaces
+//! - [`ip_network`]: networks of IP addresses
 //! - [`logging`]: the log of the program
 //! - [`private_files`]: files that only this user may read
 //! - [`rate`]: limits on bytes per second
@@ -26,6 +27,7 @@ pub mod client_network;
 pub mod core_dumps;
 pub mod corruption;
 pub mod iface;
+pub mod ip_network;
 pub mod logging;
 pub mod private_files;
 pub mod rate;

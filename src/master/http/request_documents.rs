@@ -291,7 +291,11 @@ fn read_labels(value: Value) -> Result<Labels, ValidationErrors> {
 /// Refuses addresses that another agent cannot connect to. Loopback is accepted: all agents may run on one host.
 fn read_endpoint(value: Value) -> Result<Endpoint, ValidationErrors> {
     let endpoint: Endpoint = deserialize(value)?;
-    let Ok(address) = endpoint.address.parse::<IpAddr>() else { return Ok(endpoint) };
+    // A name could lead agents to any host, and to another one each time.
+    let Ok(address) = endpoint.address.parse::<IpAddr>() else {
+        let detail = format!("{} is not an IP address", quote(&endpoint.address));
+        return Err(ValidationErrors::single(detail));
+    };
     let unreachable = match address.to_canonical() {
         // 169.254.169.254 serves the credentials of cloud machines: no agent may be directed to it.
         IpAddr::V4(v4) => {
@@ -534,8 +538,7 @@ mod tests {
             doc[field] = value;
             parse(doc.to_string().as_bytes(), read_heartbeat)
         };
-        for address in ["127.0.0.1", "192.168.100.10", "fe80::1", "storage-1.lan", "10.0.0.1:9000"]
-        {
+        for address in ["127.0.0.1", "192.168.100.10", "fe80::1", "10.0.0.1:9000"] {
             assert!(parse_with("data_plane_endpoints", json!([address])).is_ok(), "{address}");
         }
         for address in [
@@ -550,6 +553,13 @@ mod tests {
             "10.0.0.1:65536",
             "10.0.0.1\r\nX",
             "",
+            "storage-1.lan",
+            "localhost",
+            "2852039166",
+            "0xa9fea9fe",
+            "169.254.43518",
+            "127.1",
+            "0",
         ] {
             let problem =
                 parse_with("data_plane_endpoints", json!(["10.0.0.1", address])).unwrap_err();

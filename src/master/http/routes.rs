@@ -16,13 +16,16 @@ use crate::master::requests::{
     PostResult, ReassignTasks, Reconcile, Request, ResumeSync, RotateTicketKey, SendHeartbeat,
     SubmitSync,
 };
+use crate::master::validation_errors::ValidationErrors;
 use crate::scheduler::{IdempotencyKey, SyncQuery};
+use crate::util::ip_network::IpNetwork;
 use crate::wire::entry_report::FileState;
 use crate::wire::ids::worker_routes::{HEARTBEAT, RESULT};
 use crate::wire::leader::ReadinessStatus;
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::sync::{SubmitReply, SyncState};
 use crate::wire::task::ScanPage;
+use crate::wire::worker::WorkerHeartbeat;
 use crate::wire::{AssignmentId, RequestId, SyncNo, WorkerId};
 use axum::Router;
 use axum::extract::{Request as HttpRequest, State};
@@ -33,6 +36,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, delete, get, on, post};
 use serde::Serialize;
 use serde_json::json as object;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// The limit for a scan page, which contains manifests.
@@ -307,9 +311,33 @@ async fn get_digests(App(app): App, PathId(id): PathId<RequestId>, uri: Uri) -> 
 }
 
 async fn post_heartbeat(App(app): App, request: HttpRequest) -> RouteResult {
-    let read = request_documents::read_heartbeat;
+    let networks = app.limits.config.borrow().allowed_networks.clone();
+    let read = move |value| {
+        let heartbeat = request_documents::read_heartbeat(value)?;
+        check_networks(&heartbeat, &networks)?;
+        Ok(heartbeat)
+    };
     let heartbeat = app.read_document(request, MAX_HEARTBEAT_BYTES, read).await?;
     Ok(ok_json(&app.handle.send(SendHeartbeat { heartbeat }).await?))
+}
+
+/// Refuses endpoints outside of `networks`, unless there are none.
+fn check_networks(
+    heartbeat: &WorkerHeartbeat,
+    networks: &[IpNetwork],
+) -> Result<(), ValidationErrors> {
+    let mut errors = ValidationErrors::default();
+    for (index, endpoint) in heartbeat.data_plane_endpoints.iter().enumerate() {
+        let is_allowed = |address: IpAddr| networks.iter().any(|network| network.contains(address));
+        if !networks.is_empty() && !endpoint.address.parse().is_ok_and(is_allowed) {
+            let address = &endpoint.address;
+            errors.push(
+                &format!("/data_plane_endpoints/{index}"),
+                format!("{address} is in none of the `allowed_networks` of the master's file"),
+            );
+        }
+    }
+    errors.into_result(())
 }
 
 async fn list_workers(App(app): App, uri: Uri) -> RouteResult {

@@ -249,3 +249,31 @@ fn failed_probes_do_not_extend_the_wait_time() {
     assert_eq!((end.state, end.files_failed), (SyncState::Failed, 1));
     assert!(end.errors[0].message.contains("waited 10 minutes"), "{:?}", end.errors);
 }
+
+#[test]
+fn no_more_syncs_wait_than_the_setting_allows() {
+    let mut world = World::new();
+    world.state.settings.max_queued_syncs = 2;
+    let submit = |world: &mut World, id: &str| {
+        let request = request(Some(id), "/src/a", &format!("/dst/{id}"));
+        match world.apply(Event::Submit { request, list: None, idempotency: None }) {
+            Some(Reply::Submitted(_)) => Ok(()),
+            Some(Reply::Refused(problem)) => Err(problem),
+            other => panic!("{other:?}"),
+        }
+    };
+    submit(&mut world, "one").unwrap();
+    submit(&mut world, "two").unwrap();
+    let refused = submit(&mut world, "three").unwrap_err();
+    assert_eq!((refused.status, refused.code.as_str()), (507, "queue_full"));
+    assert!(refused.detail.contains("limits.max_queued_syncs"), "{}", refused.detail);
+    // What exists is named as such, and a sync that ends or begins makes room.
+    assert_eq!(submit(&mut world, "one").unwrap_err().status, 409);
+    world.apply(Event::CancelSync("one".parse().unwrap()));
+    submit(&mut world, "three").unwrap();
+    assert_eq!(submit(&mut world, "four").unwrap_err().status, 507);
+    world.heartbeat("s", "1", &["/src"], &[]);
+    world.heartbeat("d", "1", &["/dst"], &[]);
+    assert!(world.poll("s", "1").is_some());
+    submit(&mut world, "four").unwrap();
+}

@@ -198,3 +198,25 @@ async fn a_follower_redirects_everything_but_the_health_routes() {
     assert_eq!((got.status, got.header("location")), (503, None));
     assert!(got.header("retry-after").is_some());
 }
+
+#[tokio::test]
+async fn endpoints_outside_the_allowed_networks_are_refused() {
+    let mut config = load_master(None, &Env::empty()).unwrap().config;
+    config.allowed_networks = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+    let config = watch::channel(config).1;
+    let served = start_server_with(HttpLimits { config, ..HttpLimits::default() }).await;
+    for (endpoints, status) in [
+        (json!(["10.1.2.3", "[fd00::1]:9000", "::ffff:10.0.0.1"]), 200),
+        (json!([]), 200),
+        (json!(["10.1.2.3", "192.0.2.1"]), 422),
+        (json!(["127.0.0.1:6379"]), 422),
+    ] {
+        let beat = json!({"worker_id": "w", "status": "READY", "data_plane_endpoints": endpoints});
+        let got = served.post("/workers/heartbeat", beat.to_string()).await;
+        assert_eq!(got.status, status, "{beat}");
+        if status == 422 {
+            let errors = got.json()["errors"].to_string();
+            assert!(errors.contains("allowed_networks"), "{errors}");
+        }
+    }
+}
