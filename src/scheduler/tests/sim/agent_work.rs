@@ -339,7 +339,7 @@ impl Sim {
             self.judge.forge(target, id);
         }
         self.written(&work.a, target.disk);
-        let (mark, damage) = (target.mark, self.damage_of(content, false));
+        let (mark, damage) = (target.mark, self.damage_of(content, content == relay_work::FORGED));
         let part = self.site(target, tree).parts.entry((mark.sync, id)).or_default();
         part.insert(offset, Piece { mark, damage });
         self.damage_later(target.disk, tree, id, offset);

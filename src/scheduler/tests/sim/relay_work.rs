@@ -121,7 +121,7 @@ impl Sim {
                 self.site(target, tree).write(id, target.mark, damage);
             }
             _ => {
-                let damage = self.damage_of(content, false);
+                let damage = self.damage_of(content, content == FORGED);
                 self.site(target, tree).write(id, target.mark, damage);
                 self.damage_later(target.disk, tree, id, 0);
             }
