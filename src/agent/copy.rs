@@ -192,8 +192,9 @@ impl BatchTransfer<'_> {
         let hash_mode = self.job.assignment.options.write_rules().hash_mode();
         let (source, entry) = (self.source.clone(), self.manifest.entries[i].clone());
         let [mut buffer] = self.job.cx.peers.pool.acquire([SEND_BUFFER_BYTES]).await;
+        let identity = source.identity().clone();
         let hash = move || hash_source(&source, &entry, hash_mode, &mut buffer);
-        let hashed = run_blocking("hashing", hash).await.map_err(|failed| {
+        let hashed = run_blocking(&identity, "hashing", hash).await.map_err(|failed| {
             let path = self.manifest.entries[i].path.as_bytes();
             EntryError::new(path, Side::Source, "read", failed.message.unwrap_or_default())
         })?;

@@ -5,15 +5,15 @@ use super::corruption_count::CorruptionCounts;
 use super::lease_table::LeaseTable;
 use super::limits::SendLimits;
 use crate::data::{
-    ActiveRequests, CurrentTicket, Deadline, Destination, Endpoints, Local, Peers, Roots,
+    ActiveRequests, CurrentTicket, Deadline, Destination, Endpoints, Local, Peers, Refusal, Roots,
     SendError, TicketVerifier, TransferControl,
 };
-use crate::fs::{Cause, Filter, FsError, Side, Target, Tree};
+use crate::fs::{ActingUser, Cause, Filter, FsError, Side, Target, Tree, spawn_blocking};
 use crate::util::rate::RateLimiter;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::HashMode;
 use crate::wire::manifest::Entry;
-use crate::wire::outcome::EntryError;
+use crate::wire::outcome::{EntryError, ErrorClass};
 use crate::wire::task::{Assignment, Relay, TaskReport, TaskSpec};
 use crate::wire::{Digest, WorkerId};
 use parking_lot::Mutex;
@@ -71,12 +71,13 @@ pub(super) fn failure_report(error: EntryError) -> TaskReport {
     TaskReport { failures: vec![error], ..TaskReport::default() }
 }
 
-/// Runs `work` on a thread for blocking calls. A panic fails the task; `what` describes the work in its message.
+/// Runs `work` as `identity` on a thread for blocking calls. A panic fails the task; `what` describes the work in its message.
 pub(super) async fn run_blocking<T: Send + 'static>(
+    identity: &ActingUser,
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> JobResult<T> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = spawn_blocking(identity, work).await;
     done.map_err(|e| TaskOutcome::failed(format!("{what} panicked: {e}")).into())
 }
 
@@ -170,7 +171,7 @@ impl Job<'_> {
             let worker = &self.cx.worker_id;
             TaskOutcome::failed(format!("worker {worker} has no storage path that holds {path}"))
         })?;
-        let tree = tree.preserving(self.assignment.options.preserve);
+        let tree = tree.preserving(self.assignment.options.preserve).acting_as(self.identity()?);
         if self.assignment.relay.is_some() {
             // Links in the path of a destination are not followed, and what it got just now is in the page cache.
             let claims = self.cx.ticket_verifier.verify(&self.ticket.text());
@@ -178,8 +179,31 @@ impl Job<'_> {
             return Ok(tree.with_part_names(claims.rules.part_name_key));
         }
         let tree = tree.with_direct_io(self.cx.direct_io);
-        let tree = run_blocking("reading the source", move || tree.resolve_base_links()).await?;
+        let what = "reading the source";
+        let tree = run_blocking(&self.identity()?, what, move || tree.resolve_base_links()).await?;
         Ok(tree.map_err(|error| self.fail_with(&error))?)
+    }
+
+    /// As what the task is done: what the master signed, if the configuration of this agent allows it.
+    pub(super) fn identity(&self) -> JobResult<ActingUser> {
+        let verifier = &self.cx.ticket_verifier;
+        let claims = verifier.verify(&self.ticket.text());
+        let identity = claims.and_then(|claims| verifier.identity_for(&claims));
+        let fail = |refused: Refusal| match refused {
+            // Another attempt has the same end.
+            Refusal::RunAs(reason) => {
+                let error = EntryError::new(b"", None, "act as the user of the sync", reason);
+                let error = EntryError { class: ErrorClass::Permanent, ..error };
+                TaskOutcome::failed_with(self.with_observer(error, &self.cx.worker_id))
+            }
+            // The first reply of a master may come after its first assignment.
+            Refusal::NoKey => TaskOutcome {
+                report: TaskReport { returned: true, ..TaskReport::default() },
+                ..TaskOutcome::failed(refused.to_string())
+            },
+            refused => TaskOutcome::failed(refused.to_string()),
+        };
+        Ok(identity.map_err(fail)?)
     }
 
     fn find_source_tree(&self) -> Option<Tree> {
@@ -229,7 +253,8 @@ impl Job<'_> {
         use TaskSpec::{CleanUp, Commit, Discard, Flush};
         let reads = !matches!(self.assignment.task, Commit { .. } | Discard | CleanUp | Flush);
         let Some(tree) = self.find_source_tree().filter(|_| reads) else { return Ok(()) };
-        let checked = run_blocking("reading the source", move || tree.check_root()).await?;
+        let agent = ActingUser::default();
+        let checked = run_blocking(&agent, "reading the source", move || tree.check_root()).await?;
         Ok(checked.map_err(|error| self.fail_with(&error))?)
     }
 

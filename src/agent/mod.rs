@@ -116,7 +116,8 @@ impl Agent {
         let buffers = BufferPools::new(config.buffer_memory);
         let peers = Peers::new(&nics, buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
-        let ticket_verifier = Arc::new(TicketVerifier::for_agent(&config.worker_id, &incarnation));
+        let ticket_verifier = TicketVerifier::for_agent(&config.worker_id, &incarnation);
+        let ticket_verifier = Arc::new(ticket_verifier.with_run_as(config.run_as.clone()));
         let close_server = Shutdown::new();
         let serving = server.serve(
             ticket_verifier.clone(),

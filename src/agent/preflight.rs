@@ -2,7 +2,7 @@
 
 use super::job::Job;
 use crate::data::RootCheckRequest;
-use crate::fs::{FsError, RootKind, RootMismatch, Tree};
+use crate::fs::{FsError, RootKind, RootMismatch, Tree, spawn_blocking};
 use crate::wire::outcome::{EntryError, ErrorClass};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(super) async fn check_roots(job: Job<'_>, source: &Tree) -> Result<(), Entry
         return Err(observed(FsError::root_mismatch(mismatch, destination.as_bytes())));
     }
     let tree = source.clone();
-    let checked = tokio::task::spawn_blocking(move || tree.check_readable()).await;
+    let checked = spawn_blocking(source.identity(), move || tree.check_readable()).await;
     // The scan panics again, and reports it.
     let Ok(checked) = checked else { return Ok(()) };
     let kind = checked.map_err(observed)?;

@@ -13,7 +13,7 @@ use super::job::{DestinationPicker, Job};
 use super::pages::{MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, join_walk};
 use crate::data::Destination;
 use crate::data::PruneRequest;
-use crate::fs::{EARLIER_TRASH_KEPT, Filter, PruneOutcome, Tree};
+use crate::fs::{EARLIER_TRASH_KEPT, Filter, PruneOutcome, Tree, spawn_blocking};
 use crate::wire::RelPath;
 use crate::wire::entry_report::{EntryAction, FileState};
 use crate::wire::options::{FilterSpec, Links, SyncOptions};
@@ -46,10 +46,11 @@ pub(super) async fn prune_subtree(
 ) -> ScanEnd {
     let poster = PagePoster::new(job.assignment.task_digest, sink);
     let (sender, mut steps) = mpsc::channel(1);
+    let identity = source.identity().clone();
     let walker =
         PruneWalker::new(source, &job.assignment.options, &spec, poster.subtree_budget(), sender);
     let cursor = spec.cursor.clone();
-    let walk = tokio::task::spawn_blocking(move || walker.walk(cursor));
+    let walk = spawn_blocking(&identity, move || walker.walk(cursor));
     let mut pruner = Pruner {
         job,
         picker: job.destination_picker(),

@@ -4,7 +4,7 @@
 use super::batch_outcome::count_action;
 use super::job::{Job, JobResult, TaskOutcome, failure_report, run_blocking};
 use crate::data::{CleanUpRequest, WrittenFile};
-use crate::fs::{Cause, SentRanges, Target};
+use crate::fs::{Cause, SentRanges, Target, spawn_blocking};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::HashMode;
 use crate::wire::content::merge_ranges;
@@ -32,6 +32,8 @@ pub(super) async fn commit_file(
     let hashing = options.write_rules().hash_mode();
     let digest = merge_ranges(&digests).filter(|_| hashing == HashMode::Full);
     let destination = job.cx.roots.tree(&job.assignment.destination_path);
+    let identity = job.identity()?;
+    let destination = destination.map(|tree| tree.acting_as(identity));
     run_at_destination(job, manifest, move |target, entries, report| {
         let [entry] = entries else { return Ok(()) };
         let bytes = entry.size();
@@ -74,7 +76,8 @@ pub(super) async fn discard_parts(job: Job<'_>, mut manifest: Manifest) -> JobRe
 /// Removes at a destination what the sync kept there to find the names of one file.
 pub(super) async fn clean_up(job: Job<'_>) -> JobResult<TaskOutcome> {
     let source = job.open_source().await?;
-    let root = tokio::task::spawn_blocking(move || source.entry(&RelPath::root())).await;
+    let identity = source.identity().clone();
+    let root = spawn_blocking(&identity, move || source.entry(&RelPath::root())).await;
     // Without a source root no metadata is restored; the removal is the same.
     let root = root.ok().and_then(Result::ok).filter(Entry::is_dir);
     let root = root.map(|entry| ManifestDir { path: entry.path, meta: entry.meta });
@@ -95,7 +98,8 @@ pub(super) async fn clean_up(job: Job<'_>) -> JobResult<TaskOutcome> {
 /// Writes everything below the destination root to stable storage.
 pub(super) async fn flush_destination(job: Job<'_>) -> JobResult<TaskOutcome> {
     let target = job.open_target()?;
-    let flushed = run_blocking("flushing", move || target.flush()).await?;
+    let identity = target.identity().clone();
+    let flushed = run_blocking(&identity, "flushing", move || target.flush()).await?;
     flushed.map_err(|error| job.fail_with(&error))?;
     Ok(TaskOutcome::succeeded(TaskReport::default()))
 }
@@ -122,7 +126,8 @@ async fn run_at_destination(
 ) -> JobResult<TaskOutcome> {
     let target = job.open_target()?;
     job.writers.mark_wrote(&job.cx.worker_id);
-    let work = run_blocking("writing to the destination", move || {
+    let identity = target.identity().clone();
+    let work = run_blocking(&identity, "writing to the destination", move || {
         let mut report = TaskReport::default();
         let done = target.with_root_checked(|| act(&target, &manifest.entries, &mut report));
         for error in target.apply_dir_metadata(&manifest.dirs) {

@@ -197,12 +197,13 @@ impl RangeTransfer<'_> {
         };
         let (source, path) = (self.source.clone(), entry.path.clone());
         let (builder, links) = (job.batch_builder(), job.assignment.options.links);
+        let identity = source.identity().clone();
         let find = move || -> fs::Result<(Entry, BatchBuilder)> {
             let (mut entry, _) = source.find_entry(&path, links)?;
             builder.measure_data(&source, &mut entry);
             Ok((entry, builder))
         };
-        let found = run_blocking("reading the source", find).await;
+        let found = run_blocking(&identity, "reading the source", find).await;
         let found = found.map_err(|_| changed("reading the source panicked; see the log"))?;
         let (entry, mut builder) = found.map_err(|e| e.to_entry_error())?;
         if entry.kind == EntryKind::Dir {

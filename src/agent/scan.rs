@@ -5,7 +5,9 @@ use super::batch::BatchBuilder;
 use super::pages::{
     MAX_PAGE_AGE, PagePoster, PageSink, ScanEnd, SubtreeBudget, WalkHalt, join_walk, report_or_halt,
 };
-use crate::fs::{Cause, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions};
+use crate::fs::{
+    Cause, FsError, LINKS_SKIPPED, Side, ThreadCwd, Tree, Walk, WalkOptions, spawn_blocking,
+};
 use crate::wire::entry_report::EntryWarning;
 use crate::wire::manifest::{Entry, EntryKind, FileListPart, ManifestDir};
 use crate::wire::options::Links;
@@ -74,7 +76,8 @@ pub(super) async fn scan_source(
         subtree_budget: poster.subtree_budget(),
         pages: sender,
     };
-    let walk = tokio::task::spawn_blocking(move || {
+    let identity = walker.source.identity().clone();
+    let walk = spawn_blocking(&identity, move || {
         walker.root_identity = walker.source.walk_start();
         match listing {
             Listing::Subtree { dir, cursor } => walker.walk_subtree(&dir, cursor),

@@ -2,7 +2,7 @@
 
 use super::concurrency::{ConcurrencyController, MEASUREMENT_WINDOW};
 use super::heartbeat::Heartbeater;
-use super::job::{AgentContext, Job, JobResult, TaskOutcome, Writers};
+use super::job::{AgentContext, Job, JobResult, TaskOutcome, Writers, run_blocking};
 use super::lease_table::{AssignmentGuard, StopReason};
 use super::pages::{PageSink, ScanEnd};
 use super::preflight::check_roots;
@@ -202,6 +202,8 @@ impl Slots {
     /// `Ok(None)`: no result is sent.
     async fn run_task(&self, job: Job<'_>) -> JobResult<Option<TaskOutcome>> {
         let Assignment { task, assignment_id, request_id, .. } = job.assignment;
+        // The file of the agent has the last word, whatever the task is.
+        job.identity()?;
         let mut manifest = Vec::new();
         if task.has_manifest() {
             let corruption = self.cx.corruption_counts.counter_for(request_id);
@@ -281,7 +283,15 @@ impl Slots {
         let Assignment { options, destination_path, task_digest, .. } = job.assignment;
         // Under the path of the destination this host may have another storage.
         let destination = self.cx.roots.tree(destination_path).filter(|_| job.may_write_locally());
-        let destination = destination.and_then(|tree| tree.root_inode());
+        let destination = match destination {
+            Some(tree) => {
+                let identity = source.identity().clone();
+                let tree = tree.acting_as(identity.clone());
+                run_blocking(&identity, "reading the destination", move || tree.root_inode())
+                    .await?
+            }
+            None => None,
+        };
         let walk = WalkOptions { filter, links: options.links, destination };
         let scan_options = ScanOptions { walk, recursive: options.recursive };
         let sink = MasterPageSink { slots: self, assignment: job.assignment };

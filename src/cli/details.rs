@@ -127,6 +127,7 @@ pub(super) fn sync_details(sync: &SyncProgress, now: Timestamp) -> String {
     details.add("Source", source);
     let (workers, storage) = (&sync.destination_workers, &sync.destination_storage);
     details.add("Destination", side(workers, &sync.destination_path, storage));
+    details.add_some("Run as", sync.run_as.as_ref().map(|user| user.to_string()));
     details.add("Mapping", mapping_example(&sync.source_path, &sync.destination_path));
     details.add("Submitted", format_time(sync.submitted_at));
     details.add("Started", or_dash(sync.started_at.map(format_time)));

@@ -1,6 +1,7 @@
 //! The arguments of `ctl token` and `ctl auth`.
 
 use super::options::parse_positive_duration;
+use crate::wire::run_as::RunAs;
 use crate::wire::token::{Right, Role, TokenId};
 use crate::wire::{AbsPath, WorkerId};
 use clap::{Args, Subcommand};
@@ -27,6 +28,7 @@ pub(super) enum TokenCommand {
   ctl token create --role viewer --scope / /
   ctl token create --role operator --scope /lustre/proj /arch/proj --may delete --expires 30d --label nightly
   ctl token create --join --worker gpu-1 --path /scratch > join.token      for: ctl agent --join-token-file join.token
+  ctl token create --role operator --scope /home/alice /arch/alice --run-as 1000:1000,27
 ")]
 pub(super) struct TokenArgs {
     /// viewer: read; operator: submit and change syncs; admin: everything, on all paths
@@ -50,6 +52,9 @@ pub(super) struct TokenArgs {
     /// Allow an operator these options: delete, chown, follow_links (--links copy)
     #[arg(long, value_name = "RIGHTS", value_delimiter = ',', value_parser = parse_right)]
     pub(super) may: Vec<Right>,
+    /// Agents act as this user for the syncs of an operator: UID[:GID[,GROUP…]], numbers [GID: the number of UID]
+    #[arg(long, value_name = "UID[:GID[,GROUP…]]")]
+    pub(super) run_as: Option<RunAs>,
     /// The token ends after this time, e.g. 30d [default: it does not end]
     #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
     pub(super) expires: Option<Duration>,

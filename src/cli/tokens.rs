@@ -87,6 +87,7 @@ fn token_request(args: TokenArgs) -> Result<TokenRequest> {
         role,
         scopes: pairs.map(scope).collect(),
         may: args.may,
+        run_as: args.run_as,
         ttl_seconds: args
             .expires
             .map(|life| u32::try_from(life.as_secs().max(1)).unwrap_or(u32::MAX)),
@@ -101,6 +102,7 @@ fn token_table(tokens: &[TokenView], width: Option<usize>, now: Timestamp) -> St
         Column::new("STATE"),
         Column { omit_order: Some(1), ..Column::new("EXPIRES") },
         Column { omit_order: Some(2), ..Column::new("MAY") },
+        Column { omit_order: Some(3), ..Column::new("RUN AS") },
         Column::new("LABEL"),
         Column { is_below_row: true, ..Column::new("SCOPES") },
     ];
@@ -112,6 +114,7 @@ fn token_table(tokens: &[TokenView], width: Option<usize>, now: Timestamp) -> St
             state_text(token, now).to_owned(),
             or_dash(token.expires_at.map(|end| end.to_string())),
             or_dash(Some(may.join(",")).filter(|may| !may.is_empty())),
+            or_dash(token.run_as.as_ref().map(ToString::to_string)),
             or_dash(token.label.as_deref().map(sanitize)),
             scopes_text(token),
         ]
@@ -246,12 +249,13 @@ mod tests {
     #[test]
     fn the_options_of_a_token_become_its_request() {
         let request = parse(
-            "ctl token create --role operator --scope /a /b --scope /c:d /e --may delete,chown --expires 30d --label nightly",
+            "ctl token create --role operator --scope /a /b --scope /c:d /e --may delete,chown --expires 30d --label nightly --run-as 1000:100,27",
         );
         let path = |text| AbsPath::new(text).unwrap();
         let scope = |from, to| PathScope { from: path(from), to: path(to) };
         assert_eq!(request.scopes, [scope("/a", "/b"), scope("/c:d", "/e")]);
         assert_eq!(request.may, [Right::Delete, Right::Chown]);
+        assert_eq!(request.run_as, Some("1000:100,27".parse().unwrap()));
         assert_eq!((request.role, request.ttl_seconds), (Role::Operator, Some(30 * 86_400)));
         assert_eq!(parse("ctl token create --role admin").scopes, []);
         for bad in [
@@ -259,6 +263,7 @@ mod tests {
             "ctl token create --role x",
             "ctl token create --role viewer --scope /a",
             "ctl token create --role viewer --scope a /b",
+            "ctl token create --role operator --run-as alice",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }
@@ -275,6 +280,7 @@ mod tests {
                 to: AbsPath::new("/b").unwrap(),
             }],
             may: Vec::new(),
+            run_as: None,
             label: Some("x\x1b[2J".to_owned()),
             created_at: Timestamp::UNIX_EPOCH,
             expires_at,

@@ -7,6 +7,7 @@ use super::master_url::check_master_url;
 use super::nic::{self, NicConfig};
 use super::reader::{Diagnostics, Fields, Item, did_you_mean};
 use super::report::Pos;
+use super::run_as::RunAsRules;
 use super::storage_path::{StoragePath, read_labels, read_storage_paths};
 use crate::util::iface::is_link_local;
 use crate::util::units;
@@ -49,6 +50,8 @@ pub struct AgentConfig {
     pub buffer_memory: u64,
     /// Large source files are read with O_DIRECT, if the file system supports it.
     pub direct_io: bool,
+    /// As what it acts for syncs.
+    pub run_as: RunAsRules,
     /// The directory of the dirty journal; `None`: no journal.
     pub data_dir: Option<PathBuf>,
     /// See [`LogConfig`].
@@ -79,7 +82,7 @@ fn core_count() -> usize {
 }
 
 /// The keys that only an agents file has, for the detection of the file kind.
-pub(super) const AGENT_KEYS: [&str; 10] = [
+pub(super) const AGENT_KEYS: [&str; 12] = [
     "join_token_file",
     "master_url",
     "workers",
@@ -90,6 +93,8 @@ pub(super) const AGENT_KEYS: [&str; 10] = [
     "slots",
     "buffer_memory",
     "direct_io",
+    "run_as",
+    "root_syncs",
 ];
 
 /// With a longer interval a master with default settings revokes leases (30 s, three heartbeats).
@@ -115,6 +120,7 @@ struct SharedSettings {
     bwlimit: Option<u64>,
     buffer_memory: u64,
     direct_io: bool,
+    run_as: RunAsRules,
     data_dir: PathBuf,
     join_token_file: Option<PathBuf>,
     labels: Labels,
@@ -150,6 +156,7 @@ impl SharedSettings {
             Some(bytes)
         });
         fields.set("direct_io", &mut self.direct_io, |i| i.flag());
+        self.run_as.read(fields);
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
         let file = |item: &Item<'_>| item.absolute_path().map(Some);
         fields.set("join_token_file", &mut self.join_token_file, file);
@@ -180,6 +187,7 @@ pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> 
             bwlimit: None,
             buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
             direct_io: false,
+            run_as: RunAsRules::default(),
             data_dir: env.state_dir.clone(),
             join_token_file: None,
             labels: Labels::new(),
@@ -342,6 +350,7 @@ impl WorkerReader {
             bwlimit: shared.bwlimit,
             buffer_memory: shared.buffer_memory,
             direct_io: shared.direct_io,
+            run_as: shared.run_as,
             data_dir: Some(shared.data_dir),
             log: shared.log,
         };

@@ -14,6 +14,7 @@ pub mod nic;
 pub mod redis_url;
 pub mod reload;
 pub mod report;
+pub mod run_as;
 pub mod storage_path;
 pub mod store;
 
@@ -34,6 +35,7 @@ pub use nic::{NicConfig, NicSettings};
 pub use redis_url::RedisUrl;
 pub use reload::{Reload, ReloadReport};
 pub use report::{CheckReport, ConfigErrors, ConfigProblem, FileKind, Pos, Severity};
+pub use run_as::RunAsRules;
 pub use storage_path::StoragePath;
 pub use store::{RedisOptions, RedisTopology, StoreConfig};
 

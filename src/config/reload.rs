@@ -109,7 +109,9 @@ impl Reload for AgentConfig {
         reload_fields!(
             report, "", self, new: AgentConfig,
             apply [heartbeat_interval, drain_timeout, bwlimit, labels],
-            restart [worker_id, ca_file, join_token_file, storage_paths, slots, buffer_memory, direct_io, data_dir],
+            restart [
+                worker_id, ca_file, join_token_file, storage_paths, slots, buffer_memory, direct_io, data_dir, run_as
+            ],
             other [master_urls, control_plane_address, data_plane_endpoints, log]
         );
         reload_fields!(
@@ -244,6 +246,8 @@ mod tests {
             ("slots: 3\n", "", plain, "slots", false),
             ("buffer_memory: 8MiB\n", "", plain, "buffer_memory", false),
             ("direct_io: true\n", "", plain, "direct_io", false),
+            ("root_syncs: false\n", "", plain, "run_as", false),
+            ("", "    run_as: {deny: [7]}\n", plain, "run_as", false),
             ("data_dir: /d\n", "", plain, "data_dir", false),
             ("", "    storage_paths: [{path: /a, local: true}]\n", plain, "storage_paths", false),
         ] {

@@ -97,6 +97,8 @@ fn commented_defaults_match_the_code() {
                 "bwlimit",
                 "buffer_memory",
                 "direct_io",
+                "run_as",
+                "root_syncs",
                 "labels",
                 "log",
             ][..],

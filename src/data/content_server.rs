@@ -16,6 +16,7 @@ use super::meter::{TrafficCounter, into_socket};
 use super::protocol::{ContentRequest, FRAME_HEADER_BYTES, STREAM, UPGRADE_PROTOCOL};
 use super::server_context::ConnectionContext;
 use super::socket_reader::SocketReader;
+use crate::fs::spawn_blocking;
 use crate::util::checksum;
 use crate::util::shutdown::Shutdown;
 use crate::wire::ticket::MAX_TICKET_BYTES;
@@ -136,8 +137,8 @@ async fn receive_content(
     request: &ContentRequest,
     context: &ConnectionContext,
 ) -> Option<(TcpStream, Result<Vec<u8>, RequestFailure>)> {
-    let receiver = match handlers::content_handler(request, context) {
-        Ok(receiver) => receiver,
+    let (identity, receiver) = match handlers::content_handler(request, context) {
+        Ok(work) => work,
         Err(refused) => return Some((stream, Err(refused))),
     };
     let _under_way = context.requests.start().await;
@@ -146,7 +147,7 @@ async fn receive_content(
     let _guard = cancelled.clone().drop_guard();
     // It stays as it is, not blocking: a thread can wait for it as well.
     let reader = SocketReader::new(stream.into_std().ok()?, counters, piece, (context, cancelled));
-    let work = tokio::task::spawn_blocking(move || {
+    let work = spawn_blocking(&identity, move || {
         let mut frames = FrameReader::new(reader);
         let outcome = receiver(&mut frames, gathered);
         (frames.into_source().into_stream(), outcome)

@@ -9,7 +9,7 @@ use super::control_messages::BlockDigestsRequest;
 use super::destination::Destination;
 use super::outcome::{RangeError, RangeMode, SendError, WrittenRange};
 use super::source_reader::{self, RangeTransfer, Span, WINDOW_BYTES, Window, hash_blocks};
-use crate::fs::{BlockHashes, FsError, Tree};
+use crate::fs::{ActingUser, BlockHashes, FsError, Tree, spawn_blocking};
 use crate::wire::Digest;
 use crate::wire::content::{BLOCK_BYTES, HashMode, SubtreeStack, ZERO_DIGEST, merge_blocks};
 use crate::wire::manifest::{Entry, Manifest};
@@ -143,8 +143,9 @@ impl Destination {
             return Ok(span.split(WINDOW_BYTES).map(whole).collect());
         }
         let (source, entry) = (source.clone(), entry.clone());
+        let identity = source.identity().clone();
         let split = move || source_reader::split_into_windows(&source, &entry, span);
-        Ok(read_blocking(split).await??)
+        Ok(read_blocking(&identity, split).await??)
     }
 
     /// Sends one window. What is kept may have become another one since it was compared: then the
@@ -229,7 +230,9 @@ impl Destination {
             (transfer.source.clone(), transfer.entry.clone(), self.hashing());
         let ours = async {
             let [mut scratch] = self.pool().acquire([BLOCK_BUFFER_BYTES]).await;
-            read_blocking(move || hash_blocks(&source, &entry, window, hashing, &mut scratch)).await
+            let identity = source.identity().clone();
+            let hash = move || hash_blocks(&source, &entry, window, hashing, &mut scratch);
+            read_blocking(&identity, hash).await
         };
         let (ours, theirs) =
             tokio::try_join!(ours, self.request_blocks(transfer, window, BLOCK_BYTES))?;
@@ -239,10 +242,11 @@ impl Destination {
     }
 }
 
-/// Runs `read`, which reads the source, in a thread of its own.
+/// Runs `read`, which reads the source, in a thread of its own and as `identity`.
 async fn read_blocking<T: Send + 'static>(
+    identity: &ActingUser,
     read: impl FnOnce() -> Result<T, FsError> + Send + 'static,
 ) -> Result<Result<T, FsError>, SendError> {
-    let read = tokio::task::spawn_blocking(read).await;
+    let read = spawn_blocking(identity, read).await;
     read.map_err(|e| SendError::Internal(format!("reading the source panicked: {e}")))
 }

@@ -15,7 +15,7 @@ use super::receive::{receive_pack, receive_range};
 use super::server_context::ConnectionContext;
 use super::socket_reader::SocketReader;
 use super::ticket_verifier::{self, Refusal};
-use crate::fs::Target;
+use crate::fs::{ActingUser, Target, spawn_blocking};
 use crate::util::checksum;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::manifest::{MAX_MANIFEST_BYTES, Manifest};
@@ -109,6 +109,7 @@ impl From<Refusal> for RequestFailure {
             Refusal::DryRun(_) => ProblemCode::DryRun,
             Refusal::NoDeletion | Refusal::OtherReceiver => ProblemCode::DeletionNotAllowed,
             Refusal::Ticket(_)
+            | Refusal::RunAs(_)
             | Refusal::NoRoot(_)
             | Refusal::OtherVerb(_)
             | Refusal::OtherWorker(_)
@@ -193,7 +194,8 @@ async fn handle_control<R: ControlRequest>(
 ) -> Result<Vec<u8>, RequestFailure> {
     let document = read_body(request, context.stall_timeout).await?;
     let mut buffer = context.pool.acquire_block(R::NEEDS_BUFFER).await;
-    let reply = tokio::task::spawn_blocking(move || {
+    let identity = target.identity().clone();
+    let reply = spawn_blocking(&identity, move || {
         let request = R::from_document(&document).map_err(RequestFailure::invalid)?;
         request.check_permission(&claims)?;
         let buffer = buffer.as_mut().map_or(&mut [][..], Buffer::content_mut);
@@ -212,11 +214,14 @@ async fn handle_control<R: ControlRequest>(
 pub(super) type ContentHandler =
     Box<dyn FnOnce(&mut FrameReader<SocketReader>, Buffer) -> Result<Vec<u8>, FrameError> + Send>;
 
+/// A [`ContentHandler`], and as what it is to be run.
+pub(super) type ContentWork = (ActingUser, ContentHandler);
+
 /// The permitted write of a request on a stream, after its ticket is checked.
 pub(super) fn content_handler(
     request: &ContentRequest,
     context: &ConnectionContext,
-) -> Result<ContentHandler, RequestFailure> {
+) -> Result<ContentWork, RequestFailure> {
     let (claims, target) = context.authorize(&request.ticket)?;
     ticket_verifier::check_permission(&claims, &request.verb)?;
     let permit = context.verifier.stream_permit(&claims);
@@ -225,7 +230,8 @@ pub(super) fn content_handler(
         RANGE => false,
         other => return Err(RequestFailure::unknown_path(&sanitize_text(other))),
     };
-    Ok(Box::new(move |frames, mut buffer| {
+    let identity = target.identity().clone();
+    let handler: ContentHandler = Box::new(move |frames, mut buffer| {
         frames.permit = Some(permit);
         let buffer = buffer.content_mut();
         let reply = match is_pack {
@@ -234,7 +240,8 @@ pub(super) fn content_handler(
         };
         // Encoding into a Vec can't fail.
         Ok(reply.unwrap_or_default())
-    }))
+    });
+    Ok((identity, handler))
 }
 
 /// The verb of a request, and what its ticket allows.

@@ -11,7 +11,8 @@ use super::send::read_range;
 use super::source_reader::{RangeTransfer, Sink, Span, hash_file, open_version, read_whole};
 use super::ticket_verifier::{self, Refusal};
 use crate::fs::{
-    BlockHashes, FsError, NewFile, OfferDecision, ReuseSource, SourceFile, Target, Tree,
+    ActingUser, BlockHashes, FsError, NewFile, OfferDecision, ReuseSource, SourceFile, Target,
+    Tree, spawn_blocking,
 };
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::content::{BLOCK_BYTES, ContentHasher, HashMode};
@@ -99,7 +100,7 @@ impl Local {
         request.check_permission(&self.claims)?;
         let (target, claims) = (self.target.clone(), self.claims.clone());
         let mut buffer = self.pool.acquire_block(R::NEEDS_BUFFER).await;
-        run_blocking(&self.control, move |_| {
+        run_blocking((&self.control, self.target.identity()), move |_| {
             let buffer = buffer.as_mut().map_or(&mut [][..], Buffer::content_mut);
             request.handle_locally(&target, &claims, buffer).map_err(SendError::Internal)
         })
@@ -192,7 +193,7 @@ impl Local {
     ) -> Result<T, SendError> {
         let (target, claims, source) = (self.target.clone(), self.claims.clone(), source.clone());
         let [mut buffer] = self.pool.acquire([SEND_BUFFER_BYTES]).await;
-        run_blocking(&self.control, move |control| {
+        run_blocking((&self.control, self.target.identity()), move |control| {
             work(FileCopier {
                 target: &target,
                 source: &source,
@@ -225,7 +226,7 @@ impl Local {
         let for_relays = self.control.hashes_for_relays.then(|| self.rules().hash_mode());
         let hashing = hashing.or(for_relays);
         let (mut buffer, mut scratch) = self.pool.acquire_for_send(existing.is_some()).await;
-        run_blocking(&self.control, move |control| {
+        run_blocking((&self.control, self.target.identity()), move |control| {
             let file = open_version(&source, &entry)?;
             check_active(control)?;
             let mut part = target.open_part_file(&entry)?;
@@ -439,13 +440,13 @@ impl<S: ContentWriter> Sink for CopySink<'_, S> {
     }
 }
 
-/// Runs blocking work as `control` allows; it is cancelled when the returned future is dropped.
+/// Runs blocking work as `identity` and as `control` allows; it is cancelled when the returned future is dropped.
 async fn run_blocking<T: Send + 'static, E: From<SendError> + Send + 'static>(
-    control: &TransferControl,
+    (control, identity): (&TransferControl, &ActingUser),
     work: impl FnOnce(&TransferControl) -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
     let (control, _guard) = control.start_attempt();
-    match tokio::task::spawn_blocking(move || work(&control)).await {
+    match spawn_blocking(identity, move || work(&control)).await {
         Ok(done) => done,
         Err(e) => Err(SendError::Internal(format!("copying panicked: {e}")).into()),
     }

@@ -76,4 +76,4 @@ pub use prune_messages::PruneRequest;
 pub use roots::Roots;
 pub use server::DataServer;
 pub use source_reader::hash_source;
-pub use ticket_verifier::TicketVerifier;
+pub use ticket_verifier::{Refusal, TicketVerifier};

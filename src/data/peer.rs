@@ -183,7 +183,8 @@ impl Peer {
         let (dirs, files) = (Arc::new(dirs), Arc::new(files));
         let (table, sent) = (dirs.clone(), files.clone());
         let feed = move |feed: &mut FrameWriter<'_>| {
-            let sent_files = send_pack(&source, &table, &sent, hashing, feed)?;
+            let send = || send_pack(&source, &table, &sent, hashing, feed);
+            let sent_files = source.identity().run(send)?;
             Ok((sent_files, feed.sent))
         };
         let (reply, sent_files): (PackReply, (Vec<SentFile>, u64)) =
@@ -214,7 +215,8 @@ impl Peer {
         let (source, file, hashing) = (source.clone(), entry.clone(), self.send_hashing().mode);
         let size = (span.length, existing.is_some());
         let feed = move |feed: &mut FrameWriter<'_>| {
-            send_range(&source, &head, &file, existing.as_deref(), hashing, feed)
+            let existing = existing.as_deref();
+            source.identity().run(|| send_range(&source, &head, &file, existing, hashing, feed))
         };
         let (reply, sent): (RangeReply, _) = self.request_content(RANGE, size, feed).await?;
         if reply.outcome == WriteOutcome::Mismatch && sent.is_ok() {

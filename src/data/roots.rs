@@ -135,7 +135,7 @@ impl Roots {
         let path = AbsPath::new(&claims.destination).map_err(|_| TicketError::Malformed)?;
         let tree = self.tree(&path).ok_or_else(|| Refusal::NoRoot(path.to_string()))?;
         let assigned = gate.allows_root(&claims, &tree.root_id());
-        let tree = tree.for_assigned_root(assigned);
+        let tree = tree.for_assigned_root(assigned).acting_as(gate.identity_for(&claims)?);
         let deletion = gate.deletion_allowance(&claims)?;
         let options = TargetOptions {
             deletion_budget: deletion,

@@ -1,7 +1,8 @@
 //! Verifies tickets by the keys and the clock of the master, and by the syncs of which it reported the end.
 
 use super::protocol::{CLEAN_UP, PACK, PRUNE, RANGE, verb_of};
-use crate::fs::DeletionBudget;
+use crate::config::RunAsRules;
+use crate::fs::{ActingUser, DeletionBudget, find_obstacle};
 use crate::wire::ticket::{
     CLOCK_LEEWAY_SECONDS, Claims, MAX_TICKET_SECONDS, PrunePermit, TicketError, Verb, Verbs,
     Verifier,
@@ -58,6 +59,9 @@ pub enum Refusal {
     /// Its deletions are for another agent.
     #[error("the ticket allows to delete through another agent, or before this one was restarted")]
     OtherReceiver,
+    /// The configuration of the agent, or what the kernel lets it do, forbids to act as the user of the sync.
+    #[error("{0}")]
+    RunAs(String),
 }
 
 impl Refusal {
@@ -80,6 +84,7 @@ impl Refusal {
             Refusal::Ended(_) => "ticket refused, its sync has ended",
             Refusal::Revoked(_) => "ticket refused, its worker was revoked",
             Refusal::OtherReceiver => "ticket refused, deletion through another agent",
+            Refusal::RunAs(_) => "ticket refused, user of the sync",
         }
     }
 }
@@ -133,6 +138,7 @@ pub struct TicketVerifier {
     revoked: Arc<RevokedWorkers>,
     /// Up to where the master reported the ends of syncs.
     ended_seen: Mutex<Option<EndedCursor>>,
+    run_as: RunAsRules,
 }
 
 struct MasterState {
@@ -225,6 +231,31 @@ impl TicketVerifier {
     pub fn for_agent(worker: &WorkerId, incarnation: &str) -> Self {
         let agent = Some((worker.clone(), incarnation.to_owned()));
         TicketVerifier { agent, ..TicketVerifier::default() }
+    }
+
+    /// The same with the rules of its configuration.
+    #[must_use]
+    pub fn with_run_as(self, run_as: RunAsRules) -> Self {
+        TicketVerifier { run_as, ..self }
+    }
+
+    /// As what the work of a ticket with these `claims` is done.
+    ///
+    /// # Errors
+    /// [`Refusal::RunAs`].
+    pub fn identity_for(&self, claims: &Claims) -> Result<ActingUser, Refusal> {
+        let user = claims.run_as.as_ref();
+        let checked = self.run_as.check(user);
+        let obstacle = || user.and_then(find_obstacle).map_or(Ok(()), Err);
+        checked.and_then(|()| obstacle()).map_err(|reason| {
+            let worker = self.agent.as_ref().map_or("?", |(worker, _)| worker.as_str());
+            let as_user = match user {
+                Some(user) => format!("as uid {}", user.uid),
+                None => "with its own rights".to_owned(),
+            };
+            Refusal::RunAs(format!("worker {worker} does no sync {as_user}: {reason}"))
+        })?;
+        Ok(ActingUser::new(claims.run_as.clone()))
     }
 
     /// Whether `claims` are for the storage root `root` ([`Tree::root_id`](crate::fs::Tree::root_id)) that this agent
@@ -373,6 +404,7 @@ mod tests {
             roots: Default::default(),
             verbs: Verbs::ALL,
             receivers: Default::default(),
+            run_as: None,
         }
     }
 

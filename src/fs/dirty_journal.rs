@@ -13,6 +13,7 @@
 //! name, so it exists after every crash. A file's ctime, which cannot be set, shows whether it changed in the span; a
 //! verified file gets its mtime set again, which moves its ctime out of the span.
 
+use super::run_as::as_agent;
 use crate::util::private_files;
 use crate::wire::AbsPath;
 use parking_lot::Mutex;
@@ -149,7 +150,7 @@ impl DirtyJournal {
             .map(|(path, note)| JournalRecord { path: path.clone(), state: note.clone() });
         let text = serde_json::to_vec(&kept.collect::<Vec<_>>())?;
         // It names destinations.
-        private_files::replace_file(file, &text)
+        as_agent(|| private_files::replace_file(file, &text))
     }
 
     fn save_or_warn(&self, notes: &BTreeMap<AbsPath, DestinationState>) {

@@ -8,6 +8,7 @@ use super::inode::{
     OwnerChange, chmod, chown, has_same_mtime, mode_of, mtime_delta_ns, set_mtime, type_of,
 };
 use super::metadata_warnings::{MetadataWarning, MetadataWarnings};
+use super::run_as::ActingUser;
 use super::xattr::{self, XattrObject};
 use crate::wire::RelPath;
 use crate::wire::manifest::{Entry, ManifestDir, Meta, Xattr};
@@ -92,17 +93,25 @@ struct OwnerPlan {
 }
 
 impl MetadataPolicy {
-    pub(super) fn new(set_owner: bool, rules: &WriteRules) -> Self {
-        let egid = rustix::process::getegid();
-        let groups = rustix::process::getgroups().unwrap_or_default();
+    /// That of work as `identity`.
+    pub(super) fn new(set_owner: bool, rules: &WriteRules, identity: &ActingUser) -> Self {
+        let (euid, own_groups) = match identity.user() {
+            Some(user) => (user.uid, user.groups.iter().copied().chain([user.gid]).collect()),
+            None => {
+                let egid = rustix::process::getegid();
+                let groups = rustix::process::getgroups().unwrap_or_default();
+                let groups = groups.into_iter().chain([egid]).map(|group| group.as_raw()).collect();
+                (rustix::process::geteuid().as_raw(), groups)
+            }
+        };
         MetadataPolicy {
             preserve: rules.preserve,
             chown: rules.chown,
             mtime_tolerance_ns: rules.mtime_tolerance_ns,
             set_owner,
             chown_refused: AtomicBool::new(false),
-            euid: rustix::process::geteuid().as_raw(),
-            own_groups: groups.into_iter().chain([egid]).map(|group| group.as_raw()).collect(),
+            euid,
+            own_groups,
             keeps_nanoseconds: OnceLock::new(),
             umask: OnceLock::new(),
             warnings: MetadataWarnings::new(rules.strict_metadata),

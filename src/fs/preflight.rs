@@ -1,7 +1,7 @@
 //! Checks of the two roots of a sync before its first entry: a wrong root would otherwise be an error of every entry,
 //! or of a part file below it. Nothing is changed.
 
-use super::beneath::{open_dir_below, split_parent};
+use super::beneath::split_parent;
 use super::dir_list::list_dir;
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, FsError, Result};
@@ -38,7 +38,7 @@ impl Tree {
             // A sync of one file.
             Err(Errno::NOTDIR) => {
                 let above = self.base.parent().unwrap_or_default();
-                let fd = open_dir_below(self.root.fd(), above.as_bytes());
+                let fd = self.open_below_storage(above.as_bytes());
                 (fd.map_err(failed)?, false)
             }
             Err(errno) => return Err(failed(errno)),
@@ -58,17 +58,19 @@ impl Tree {
     pub fn resolve_base_links(self) -> Result<Tree> {
         // Most paths have no link. Other errors show when the tree is used.
         if !matches!(
-            open_dir_below(self.root.fd(), self.base.as_bytes()),
+            self.open_below_storage(self.base.as_bytes()),
             Err(Errno::LOOP | Errno::NOTDIR)
         ) {
             return Ok(self);
         }
-        let storage = Tree::new(self.root.clone(), RelPath::root());
+        let storage =
+            Tree::new(self.root.clone(), RelPath::root()).acting_as(self.identity.clone());
         match storage.resolve_path(&self.base, Links::Copy) {
             Ok(ResolvedPath { real_path: Some(real), .. }) => {
                 Ok(Tree::new(self.root.clone(), real)
                     .preserving(self.preserve)
                     .with_direct_io(self.direct_io)
+                    .acting_as(self.identity.clone())
                     .for_assigned_root(!self.reopened))
             }
             Ok(_) => Ok(self),
@@ -126,13 +128,13 @@ impl Target {
     }
 
     fn verify_root_writable(&self, source: RootKind) -> CauseResult<()> {
-        let (storage, base) = (self.tree.root.fd(), self.tree.base.as_bytes());
+        let base = self.tree.base.as_bytes();
         let fits = |there| {
             source
                 .mismatch_with(there)
                 .map_or(Ok(()), |mismatch| Err(Cause::RootMismatch(mismatch)))
         };
-        match open_dir_below(storage, base) {
+        match self.tree.open_below_storage(base) {
             Ok(dir) => {
                 fits(RootKind::Directory)?;
                 match self.check_dir_writable(&dir) {
@@ -158,7 +160,7 @@ impl Target {
             Err(Errno::NOENT | Errno::ACCESS) => {
                 let mut above = split_parent(base).0;
                 let nearest = loop {
-                    match open_dir_below(storage, above) {
+                    match self.tree.open_below_storage(above) {
                         Err(Errno::NOENT | Errno::ACCESS) if !above.is_empty() => {
                             above = split_parent(above).0;
                         }

@@ -8,6 +8,7 @@ use super::error::{Cause, CauseResult, FsError, Result, Side};
 use super::fs_type::is_pseudo_fs;
 use super::inode::{ident_of, lstat, meta_of, size_of, stored_bytes_of, type_of};
 use super::root_identity::{RootFingerprint, RootUnavailable};
+use super::run_as::{ActingUser, warn_wrong_identity};
 use super::xattr::{self, XattrObject};
 use crate::wire::manifest::{Entry, EntryKind, FileVersion, ManifestDir};
 use crate::wire::options::PartNameKey;
@@ -55,6 +56,8 @@ pub struct Tree {
     pub(super) part_name_key: PartNameKey,
     /// Large files are read past the page cache, where supported.
     pub(super) direct_io: bool,
+    /// As what it is read and written; see [`run_as`](super::run_as).
+    pub(super) identity: ActingUser,
     /// Its storage root is not the one for which the work was assigned; see [`Tree::for_assigned_root`].
     pub(super) reopened: bool,
     pub(super) dir_cache: Arc<DirCache>,
@@ -173,6 +176,7 @@ impl Tree {
             preserve: Preserve::NONE,
             part_name_key: PartNameKey::default(),
             direct_io: false,
+            identity: ActingUser::default(),
             reopened: false,
             dir_cache: Arc::default(),
             case_folding: Arc::default(),
@@ -204,6 +208,26 @@ impl Tree {
     #[must_use]
     pub fn with_part_names(self, key: PartNameKey) -> Tree {
         Tree { part_name_key: key, ..self }
+    }
+
+    /// Fails on a thread that does not act as what the tree is for.
+    fn check_identity(&self) -> SysResult<()> {
+        if self.identity.is_current() {
+            return Ok(());
+        }
+        warn_wrong_identity();
+        Err(Errno::PERM)
+    }
+
+    /// The same tree for work as `identity`.
+    #[must_use]
+    pub fn acting_as(self, identity: ActingUser) -> Tree {
+        Tree { identity, ..self }
+    }
+
+    /// As what it is read or written.
+    pub fn identity(&self) -> &ActingUser {
+        &self.identity
     }
 
     /// The same tree for work that was assigned for its storage root if `assigned`. Otherwise the root was opened
@@ -339,6 +363,7 @@ impl Tree {
 
     /// The directory `path` below this tree's root, from the cache where it was used just now.
     pub(super) fn cached_dir(&self, path: &[u8]) -> SysResult<DirHandle> {
+        self.check_identity()?;
         if let Some(dir) = self.dir_cache.get(path) {
             return Ok(dir);
         }
@@ -400,12 +425,24 @@ impl Tree {
 
     /// The directory `path`, opened again and not cached.
     pub(super) fn open_dir(&self, path: &[u8]) -> SysResult<OwnedFd> {
-        open_dir_below(self.root.fd(), &self.path_below_root(path))
+        self.open_below_storage(&self.path_below_root(path))
     }
 
     /// Like [`Tree::open_dir`], and it must be readable.
     pub(super) fn open_listable_dir(&self, path: &[u8]) -> SysResult<OwnedFd> {
-        open_listable_below(self.root.fd(), &self.path_below_root(path))
+        self.open_listable_below_storage(&self.path_below_root(path))
+    }
+
+    /// The directory `path` below the storage root. Each access to files begins with this call or the next one.
+    pub(super) fn open_below_storage(&self, path: &[u8]) -> SysResult<OwnedFd> {
+        self.check_identity()?;
+        open_dir_below(self.root.fd(), path)
+    }
+
+    /// Like [`Tree::open_below_storage`], and it must be readable.
+    pub(super) fn open_listable_below_storage(&self, path: &[u8]) -> SysResult<OwnedFd> {
+        self.check_identity()?;
+        open_listable_below(self.root.fd(), path)
     }
 
     /// `path` relative to the storage root.
@@ -434,7 +471,7 @@ impl Tree {
     /// Where `path`, which is below the storage root, is.
     pub(super) fn locate_below_root<'a>(&self, path: &'a RelPath) -> SysResult<ParentAndName<'a>> {
         let (above, name) = split_parent(path.as_bytes());
-        Ok(ParentAndName { dir: Arc::new(open_dir_below(self.root.fd(), above)?), name })
+        Ok(ParentAndName { dir: Arc::new(self.open_below_storage(above)?), name })
     }
 }
 

@@ -7,6 +7,7 @@
 use super::error::{Cause, Result};
 use super::root::{RootDir, Tree};
 use super::root_identity::RootUnavailable;
+use super::run_as::as_agent;
 use crate::util::boot::boot_id;
 use crate::wire::worker::boot_and_root;
 
@@ -15,11 +16,12 @@ impl RootDir {
     /// [`RootDir::unavailable`].
     pub fn check_path(&self) -> Option<RootUnavailable> {
         let path = self.path().as_bytes();
-        let unavailable = match rustix::fs::stat(path) {
+        // The agent may search the directories above, whatever the user of a sync may.
+        let unavailable = as_agent(|| match rustix::fs::stat(path) {
             Err(errno) => Some(RootUnavailable::Missing(errno)),
             Ok(stat) if self.identity.is_of(&stat) => None,
             Ok(_) => Some(self.identity.compare_with_path(path)),
-        };
+        });
         *self.unavailable.lock() = unavailable;
         unavailable
     }

@@ -4,7 +4,6 @@
 //! confined to the storage root like everything else. Only if both are the same object, it is read. So a link that
 //! points (or is swapped to point) outside results in an error, never in content.
 
-use super::beneath::{open_dir_below, open_listable_below};
 use super::errno::SysResult;
 use super::error::{Cause, CauseResult, Result};
 use super::inode::{is_same_object, kernel_path, lstat, meta_of, type_of};
@@ -70,7 +69,7 @@ impl Tree {
             let failed = |errno| self.error("read metadata of", above.as_bytes(), errno);
             let dir = match &located.real_path {
                 None => self.cached_dir(above.as_bytes()),
-                Some(real) => open_dir_below(self.root.fd(), real.as_bytes()).map(Arc::new),
+                Some(real) => self.open_below_storage(real.as_bytes()).map(Arc::new),
             }
             .map_err(failed)?;
             let stat = rustix::fs::fstat(&dir).map_err(failed)?;
@@ -127,11 +126,7 @@ impl Tree {
             Some(real) => real.as_bytes().to_vec(),
             None => self.path_below_root(path),
         };
-        if list {
-            open_listable_below(self.root.fd(), &path)
-        } else {
-            open_dir_below(self.root.fd(), &path)
-        }
+        if list { self.open_listable_below_storage(&path) } else { self.open_below_storage(&path) }
     }
 }
 

@@ -9,6 +9,7 @@ use super::fs_type::is_remote_fs;
 use super::inode::{chmod, lstat};
 use super::metadata::{CreateDefaults, DesiredMetadata, MetadataPolicy, ObjectOrigin};
 use super::root::{ParentAndName, Tree};
+use super::run_as::ActingUser;
 use super::temp_names;
 use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, ManifestDir, Meta};
@@ -87,13 +88,22 @@ impl Target {
     pub fn new(tree: Tree, sync: SyncNo, options: TargetOptions) -> Target {
         Target {
             suspect_span: tree.root.journal.suspect_span(&tree.local_path()),
+            policy: Arc::new(MetadataPolicy::new(
+                options.set_owner && tree.identity.user().is_none(),
+                &options.rules,
+                &tree.identity,
+            )),
             tree: tree.as_destination(),
             sync_no: sync,
-            policy: Arc::new(MetadataPolicy::new(options.set_owner, &options.rules)),
             rules: Arc::new(options.rules),
             deletion_budget: options.deletion_budget,
             state: Arc::default(),
         }
+    }
+
+    /// As what it is written.
+    pub fn identity(&self) -> &ActingUser {
+        self.tree.identity()
     }
 
     /// The options of the sync.
@@ -319,7 +329,7 @@ impl Target {
     fn create_base(&self, base: &[u8], meta: Option<&Meta>) -> SysResult<(DirHandle, bool)> {
         let last = meta.filter(|_| !self.policy.preserves(Attribute::Mode));
         let last = last.map_or(0o755, |meta| self.policy.initial_dir_mode(Some(meta)));
-        let mut here = (Arc::new(open_dir_below(self.tree.root.fd(), b"")?), false);
+        let mut here = (Arc::new(self.tree.open_below_storage(b"")?), false);
         let names = || base.split(|b| *b == b'/').filter(|name| !name.is_empty());
         let mut left = names().count();
         for name in names() {

@@ -27,6 +27,7 @@ impl AdminTokenFile {
             role: Role::Admin,
             scopes: Vec::new(),
             may: Vec::new(),
+            run_as: None,
             ttl_seconds: None,
             label: Some("first administrator".to_owned()),
         };

@@ -3,6 +3,7 @@
 use crate::wire::AbsPath;
 use crate::wire::options::{Links, SyncOptions};
 use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::run_as::RunAs;
 use crate::wire::token::{PathScope, Right};
 
 /// See the [module](self).
@@ -12,6 +13,8 @@ pub struct Grant {
     pub scopes: Vec<PathScope>,
     /// The options that it may use besides the ordinary ones.
     pub may: Vec<Right>,
+    /// The user as which agents act for what it submits.
+    pub run_as: Option<RunAs>,
 }
 
 impl Grant {
@@ -38,6 +41,25 @@ impl Grant {
         Err(Problem::new(ProblemCode::PathNotAllowed, detail).with_hint(
             "use paths within these, or have an administrator create a token for others: ctl token create --scope FROM TO",
         ))
+    }
+
+    /// Checks that what makes more work for a sync makes it as the user of the token. A token without one may do it for
+    /// each sync.
+    ///
+    /// # Errors
+    /// 403 `run_as_differs`.
+    pub(super) fn check_user(&self, of_sync: Option<&RunAs>) -> Result<(), Problem> {
+        if self.run_as.is_none() || self.run_as.as_ref() == of_sync {
+            return Ok(());
+        }
+        let text = |user: Option<&RunAs>| user.map_or("the agents".to_owned(), RunAs::to_string);
+        let detail = format!(
+            "the sync acts as {}, and the token as {}",
+            text(of_sync),
+            text(self.run_as.as_ref())
+        );
+        Err(Problem::new(ProblemCode::RunAsDiffers, detail)
+            .with_hint("submit a sync of its own: ctl sync submit FROM TO"))
     }
 
     /// # Errors

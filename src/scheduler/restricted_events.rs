@@ -16,11 +16,17 @@ impl State {
         match event {
             Event::Submit { request, .. } => {
                 grant.check_paths(&request.source_path, &request.destination_path)?;
-                grant.check_options(&request.options)
+                grant.check_options(&request.options)?;
+                request.run_as.clone_from(&grant.run_as);
+                Ok(())
             }
             Event::RetrySync { id, .. } => {
                 let sync = self.find_granted(grant, id)?;
+                grant.check_user(sync.request.run_as.as_ref())?;
                 grant.check_options(&sync.request.options)
+            }
+            Event::ChangeSync { id, change } if !change.add_destinations.is_empty() => {
+                grant.check_user(self.find_granted(grant, id)?.request.run_as.as_ref())
             }
             Event::GetProgress(id)
             | Event::GetFileRecords(id)

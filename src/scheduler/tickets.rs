@@ -62,6 +62,7 @@ impl State {
             roots: BTreeMap::new(),
             verbs: task.spec.verbs(),
             receivers: BTreeSet::new(),
+            run_as: request.run_as.clone(),
         };
         members.iter().for_each(|member| claims.allow_receiver(&member.worker_id));
         if !task.runs_at_source() {

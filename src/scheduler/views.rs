@@ -52,6 +52,7 @@ impl State {
             state: sync.displayed_state(),
             source_path: sync.request.source_path.clone(),
             destination_path: sync.request.destination_path.clone(),
+            run_as: sync.request.run_as.clone(),
             source_workers: sync.request.source_workers.clone(),
             destination_workers: sync.request.destination_workers.clone(),
             source_storage: self.storage_id(sync.source_storage),

@@ -219,6 +219,7 @@ fn claims_of_tickets_are_read_and_written_as_recorded() {
         roots: BTreeMap::from([(1, 2)]),
         verbs: Verbs::of(&[Verb::Offer, Verb::Pack]),
         receivers: BTreeSet::from([3, 4]),
+        run_as: Some("1000:100,27".parse().unwrap()),
     };
     tickets.check_cbor("write", &claims(None));
     tickets.check_cbor("count", &claims(Some(PrunePermit::Count)));

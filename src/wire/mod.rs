@@ -14,7 +14,8 @@
 //! - [`content`]: hash trees of content
 //! - [`manifest`]: the entries of a batch, opaque to the master
 //! - [`ticket`]: the signed permission to act on one destination root
-//! - [`token`]: tokens of operators; [`join`]: those of agents, and their certificates
+//! - [`token`]: tokens of operators; [`join`]: those of agents, and their certificates; [`run_as`]: the user as which
+//!   agents act
 //! - [`problem`]: errors over HTTP (RFC 9457)
 
 pub mod address;
@@ -36,6 +37,7 @@ pub mod outcome;
 pub mod path;
 pub mod preserve;
 pub mod problem;
+pub mod run_as;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod storage;

@@ -62,6 +62,7 @@ problem_codes! {
     CertificateUnknown "certificate_unknown" 403 "the certificate of the agent is not the one of its last join; join again"
     ForeignOrigin "foreign_origin" 403 "the request comes from a web page of another site"
     JoinTokenUsed "join_token_used" 403 "the join token was used by another agent; it is good once"
+    RunAsDiffers "run_as_differs" 403 "the sync acts as another user than the token"
     OptionNotAllowed "option_not_allowed" 403 "the token has not the right that an option of the sync needs"
     PathNotAllowed "path_not_allowed" 403 "the source or the destination is outside of the scopes of the token"
     RoleMissing "role_missing" 403 "the user or the token may not use this route"

@@ -3,6 +3,7 @@
 use super::entry_report::{EntryAction, EntryWarnings, Tally};
 use super::options::SyncOptions;
 use super::outcome::EntryError;
+use super::run_as::RunAs;
 use super::text_enum::text_enum;
 use super::worker_selector::WorkerSelector;
 use super::{AbsPath, BytePath, RequestId, StorageId, WorkerId, is_default};
@@ -47,6 +48,9 @@ pub struct SyncRequest {
     /// It can be changed while the sync runs ([`SyncPatch`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bwlimit: Option<u64>,
+    /// The user as which agents act, from the token of the submit. A client does not set it: `POST /sync` refuses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<RunAs>,
 }
 
 /// `PATCH /sync/{id}`: changes a running sync. At least one member is given.
@@ -182,6 +186,9 @@ pub struct SyncProgress {
     pub source_path: AbsPath,
     /// See [`SyncRequest::destination_path`].
     pub destination_path: AbsPath,
+    /// The user as which agents act for it; `None`: each acts as its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<RunAs>,
     /// See [`SyncRequest::source_workers`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_workers: Vec<WorkerSelector>,

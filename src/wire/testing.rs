@@ -17,6 +17,7 @@ pub(crate) fn sync_progress(id: &str) -> SyncProgress {
         state: SyncState::Queued,
         source_path: AbsPath::new("/src").unwrap(),
         destination_path: AbsPath::new("/dst").unwrap(),
+        run_as: None,
         source_workers: Vec::new(),
         destination_workers: Vec::new(),
         source_storage: None,

@@ -2,6 +2,7 @@
 //! (Ed25519, RFC 8032), agents have only the public key: an agent cannot forge a ticket.
 
 use super::options::WriteRules;
+use super::run_as::RunAs;
 use super::{Digest, WorkerId};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::Engine as _;
@@ -152,6 +153,9 @@ pub struct Claims {
     /// The only workers that accept it ([`Claims::allow_receiver`]), as digests, because there may be many.
     #[n(11)]
     pub receivers: BTreeSet<u64>,
+    /// The user as which both ends act; `None`: each acts as its own.
+    #[n(12)]
+    pub run_as: Option<RunAs>,
 }
 
 /// The permission of a prune task.
@@ -358,6 +362,7 @@ mod tests {
             roots: BTreeMap::new(),
             verbs: Verbs::ALL,
             receivers: BTreeSet::new(),
+            run_as: None,
         }
     }
 

@@ -4,6 +4,7 @@
 use super::AbsPath;
 pub use super::ids::TokenId;
 use super::join::JoinTokenView;
+use super::run_as::RunAs;
 use super::text_enum::text_enum;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,9 @@ pub struct TokenRequest {
     /// For the role `operator`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub may: Vec<Right>,
+    /// The user as which agents act for its syncs; not for the role `admin`. Without it they act as themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<RunAs>,
     /// The token ends after this time, in seconds; without it it does not end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u32>,
@@ -88,6 +92,9 @@ pub struct TokenView {
     /// See [`TokenRequest::may`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub may: Vec<Right>,
+    /// See [`TokenRequest::run_as`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<RunAs>,
     /// See [`TokenRequest::label`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,

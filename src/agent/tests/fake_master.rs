@@ -117,6 +117,7 @@ impl FakeMaster {
             roots: Default::default(),
             verbs: Verbs::ALL,
             receivers: Default::default(),
+            run_as: None,
         };
         claims.allow_receiver(&claims.worker.parse().unwrap());
         claims

@@ -152,6 +152,7 @@ impl AgentFleet {
             roots: Default::default(),
             verbs: Verbs::ALL,
             receivers: Default::default(),
+            run_as: None,
         };
         Assignment {
             options: self.options.clone(),

@@ -81,6 +81,7 @@ async fn a_problem_document_becomes_a_typed_error() {
         file_list: None,
         options: Default::default(),
         bwlimit: None,
+        run_as: None,
     };
     let e = client(&[&master.url]).submit(&request, Some("key-1")).await.unwrap_err();
     assert_eq!((e.status(), e.code()), (Some(409), Some("sync_exists")));

@@ -154,6 +154,7 @@ impl TestBed {
             roots: Default::default(),
             verbs: Verbs::ALL,
             receivers: Default::default(),
+            run_as: None,
         };
         claims.allow_receiver(&"b".parse().unwrap());
         claims

@@ -25,7 +25,7 @@ fn mode_at(path: &Path) -> u32 {
 }
 
 fn policy(set_owner: bool) -> MetadataPolicy {
-    MetadataPolicy::new(set_owner, &WriteRules::default())
+    MetadataPolicy::new(set_owner, &WriteRules::default(), &ActingUser::default())
 }
 
 /// Copies everything; gives the notes.
@@ -417,7 +417,7 @@ fn an_mtime_changed_by_the_file_system_is_detected() {
     }
     // What is not to be exact is not repaired over and over.
     let rules = WriteRules { mtime_tolerance_ns: 2_000_000_000, ..WriteRules::default() };
-    let lenient = MetadataPolicy::new(true, &rules);
+    let lenient = MetadataPolicy::new(true, &rules, &ActingUser::default());
     set_file_mtime(&site.path("f"), 1000, 0);
     let stat = rustix::fs::fstat(&file).unwrap();
     assert!(lenient.has_same_mtime(&stat, &desired(1001, 77).meta));

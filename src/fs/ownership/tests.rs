@@ -216,7 +216,11 @@ fn objects_are_trusted_when_the_file_system_maps_the_uid_of_this_process() {
         let target = || {
             // As on a server that maps this user to another one.
             let mut target = site.target();
-            let mut policy = super::super::metadata::MetadataPolicy::new(false, &target.rules);
+            let mut policy = super::super::metadata::MetadataPolicy::new(
+                false,
+                &target.rules,
+                target.identity(),
+            );
             policy.euid = OTHER_UID;
             target.policy = std::sync::Arc::new(policy);
             target

@@ -105,7 +105,8 @@ impl ClientCertificate {
 impl Principal {
     pub(super) fn token(view: TokenView) -> Self {
         let is_restricted = view.role != Role::Admin;
-        let grant = || Arc::new(Grant { scopes: view.scopes.clone(), may: view.may.clone() });
+        let TokenView { scopes, may, run_as, .. } = view.clone();
+        let grant = || Arc::new(Grant { scopes, may, run_as });
         let grant = is_restricted.then(grant);
         Principal::Token { view: Arc::new(view), grant }
     }

@@ -123,6 +123,8 @@ pub(in crate::master) fn read_sync_request(
             file_list: None,
             options: options?,
             bwlimit: bwlimit?,
+            // From the token.
+            run_as: None,
         };
         Some(SubmitSync { request, list, idempotency: None })
     })
@@ -452,6 +454,7 @@ mod tests {
             file_list: Some(vec![BytePath(b"x".to_vec())]),
             options: Default::default(),
             bwlimit: Some(1 << 20),
+            run_as: None,
         };
         let read = parse_request(serde_json::to_value(&request).unwrap()).unwrap();
         assert_eq!(read.list.unwrap()[0].paths.len(), 1);

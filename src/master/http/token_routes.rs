@@ -14,6 +14,7 @@ use crate::master::requests::{CreateToken, ListTokens, RevokeToken};
 use crate::master::validation_errors::ValidationErrors;
 use crate::scheduler::TokenRecord;
 use crate::wire::problem::Problem;
+use crate::wire::run_as::RunAs;
 use crate::wire::token::{
     AuthStatus, CreatedToken, MAX_LABEL_BYTES, MAX_SCOPES, Role, TokenId, TokenRequest, TokenView,
 };
@@ -31,9 +32,16 @@ object_reader! {
         role: required(deserialize),
         scopes: or_default(array(MAX_SCOPES, deserialize)),
         may: or_default(array(16, deserialize)),
+        run_as: optional(run_as),
         ttl_seconds: optional(integer(1..=MAX_TTL_SECONDS)),
         label: optional(string(MAX_LABEL_BYTES)),
     }
+}
+
+fn run_as(value: Value) -> Result<RunAs, ValidationErrors> {
+    let run_as: RunAs = deserialize(value)?;
+    run_as.check().map_err(ValidationErrors::single)?;
+    Ok(run_as)
 }
 
 fn read_token_request(value: Value) -> Result<TokenRequest, ValidationErrors> {
@@ -54,6 +62,13 @@ fn read_token_request(value: Value) -> Result<TokenRequest, ValidationErrors> {
                 .to_owned(),
         );
     }
+    if request.role != Role::Operator && request.run_as.is_some() {
+        errors.push(
+            "/run_as",
+            "is for the role operator: a viewer submits nothing, and an admin could create a token without it"
+                .to_owned(),
+        );
+    }
     request.may.dedup();
     errors.into_result(request)
 }
@@ -67,7 +82,7 @@ pub(in crate::master) fn new_token(
     now: Timestamp,
 ) -> Result<(TokenRecord, String), Problem> {
     let new = NewToken::generate()?;
-    let TokenRequest { role, scopes, may, ttl_seconds, label } = request;
+    let TokenRequest { role, scopes, may, run_as, ttl_seconds, label } = request;
     let end = |seconds: u32| {
         let life = SignedDuration::from_secs(seconds.into());
         now.checked_add(life).unwrap_or(Timestamp::MAX)
@@ -77,6 +92,7 @@ pub(in crate::master) fn new_token(
         role,
         scopes,
         may,
+        run_as,
         label,
         created_at: now,
         expires_at: ttl_seconds.map(end),

@@ -363,6 +363,7 @@ fn request(id: Option<&str>, source: &str, destination: &str) -> SyncRequest {
         file_list: None,
         options: Default::default(),
         bwlimit: None,
+        run_as: None,
     }
 }
 

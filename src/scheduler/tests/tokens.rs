@@ -15,6 +15,7 @@ pub(super) fn token_record(id: &str, role: Role) -> TokenRecord {
             role,
             scopes: vec![PathScope { from: path("/src"), to: path("/dst/a") }],
             may: vec![Right::Delete],
+            run_as: None,
             label: Some("nightly".to_owned()),
             created_at: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
             expires_at: Some(jiff::Timestamp::from_second(4_000_000_000).unwrap()),
@@ -32,7 +33,7 @@ fn refused(reply: Option<Reply>) -> &'static str {
 /// An operator for syncs from `/src` to `/dst/a`.
 fn restricted(may: &[Right], event: Event) -> Event {
     let scopes = token_record("000000000000", Role::Operator).view.scopes;
-    let grant = Arc::new(Grant { scopes, may: may.to_vec() });
+    let grant = Arc::new(Grant { scopes, may: may.to_vec(), run_as: None });
     Event::Restricted { grant, event: Box::new(event) }
 }
 

@@ -110,6 +110,7 @@ async fn each_path_is_identified_from_the_first_heartbeat_on_by_its_name() {
         roots: Default::default(),
         verbs: Verbs::ALL,
         receivers: Default::default(),
+        run_as: None,
     };
     claims.allow_receiver(&assignment.worker_id);
     assignment.ticket = master.signer.sign(&claims).into();

@@ -231,6 +231,9 @@ async fn a_token_request_that_makes_no_sense_is_refused() {
         (json!({"role": "operator", "scopes": scopes, "may": ["all"]}), "/may/0"),
         (json!({"role": "operator", "scopes": [{"from": "a", "to": "/b"}]}), "/scopes/0/from"),
         (json!({"role": "operator", "scopes": scopes, "run_as": {"uid": 1000}}), "/run_as"),
+        (json!({"role": "operator", "scopes": scopes, "run_as": {"uid": 0, "gid": 0}}), "/run_as"),
+        (json!({"role": "viewer", "scopes": scopes, "run_as": {"uid": 9, "gid": 9}}), "/run_as"),
+        (json!({"role": "admin", "run_as": {"uid": 9, "gid": 9}}), "/run_as"),
         (json!({"role": "operator", "scopes": scopes, "ttl_seconds": 0}), "/ttl_seconds"),
     ] {
         let response = master.send(&master.admin, "POST", "/admin/tokens", &request).await;
