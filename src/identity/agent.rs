@@ -82,7 +82,8 @@ pub struct AgentCertificate {
     pub times: CertificateTimes,
 }
 
-/// See the [module](self). As a resolver of rustls it presents the current certificate in each handshake.
+/// The key and the certificate of an agent, kept in its `data_dir` and renewed. As a resolver of rustls it presents the
+/// current certificate in each handshake.
 pub struct AgentIdentity {
     worker: WorkerId,
     data_dir: PathBuf,

@@ -135,8 +135,9 @@ fn open_connections(port: u16, many: usize) -> Vec<Socket> {
 
 #[test]
 fn an_agent_with_thousands_of_connections_stays_within_its_bounds_and_continues_sending() {
-    // More wait in the kernel; and so many requests are executed at a time, each with a thread.
-    const CONNECTIONS: usize = 512;
+    // So many of one address without a valid request stay open; so many requests are executed at a time, each with a
+    // thread.
+    const CONNECTIONS: usize = 64;
     const THREADS: usize = 32;
     const FLOOD: usize = 2_000;
     run_or_panic("prlimit", ["--pid", &std::process::id().to_string(), "--nofile=4096:"]);
@@ -154,7 +155,7 @@ fn an_agent_with_thousands_of_connections_stays_within_its_bounds_and_continues_
     await_true("as many as may are connected, and the sync went on", || {
         let now = (status_field(process, "Threads:"), open_descriptors(process));
         most = (most.0.max(now.0), most.1.max(now.1));
-        most.1 >= CONNECTIONS && cluster.progress(&id).transferred_bytes > further
+        most.1 >= open + CONNECTIONS / 2 && cluster.progress(&id).transferred_bytes > further
     });
     assert!(most.0 <= threads + THREADS, "{threads} threads before, then {}", most.0);
     assert!(most.1 <= open + CONNECTIONS + 32, "{open} descriptors before, then {}", most.1);

@@ -1,5 +1,4 @@
-//! The scheduler in a world of simulated agents, a store that is a map, and a clock that the test
-//! moves.
+//! The scheduler in a world of simulated agents, a store that is a map, and a clock that the test moves.
 
 mod agents;
 mod bandwidth_limits;
@@ -36,6 +35,7 @@ mod state_tables;
 mod storage_binding;
 mod storage_histories;
 mod storage_paths;
+mod storage_reports;
 mod storage_table;
 mod storage_world;
 mod tickets;
