@@ -172,6 +172,7 @@ impl StorageTable {
                 alone = Some((worker, other));
             }
         }
+        [old, new].into_iter().for_each(|no| self.update_shareable(no));
         let Some((worker, into)) = alone else { return self.unite(old, new, evidence, touched) };
         touched.extend(self.cancel_comparisons_of(&worker, &path));
         self.unlink(&worker, &path);

@@ -20,8 +20,9 @@ impl StorageTable {
     pub(super) fn may_be_restarted(&self, a: &Storage, b: &Storage) -> bool {
         let first = |storage| self.exclusive_views(storage).find_map(View::fingerprint);
         let looks_alike = first(a).zip(first(b)).is_some_and(|(a, b)| is_same_directory(a, b));
-        let mut of_a = self.exclusive_views(a);
-        looks_alike && !of_a.any(|a| self.exclusive_views(b).any(|b| a.was_seen_beside(b)))
+        // Also the first report of a kernel that was left may have been late.
+        let running = |storage| self.exclusive_views(storage).filter(|view| !view.is_kernel_left);
+        looks_alike && !running(a).any(|a| running(b).any(|b| a.was_seen_beside(b)))
     }
 
     fn exclusive_views<'a>(&'a self, storage: &'a Storage) -> impl Iterator<Item = &'a View> {
@@ -92,7 +93,7 @@ impl StorageTable {
     pub(super) fn update_shareable(&mut self, no: StorageNo) {
         let Some(storage) = self.storages.get(&no) else { return };
         let is_shareable = storage.exclusive.is_empty()
-            || self.exclusive_views(storage).any(|view| view.is_kernel_left);
+            || self.exclusive_views(storage).any(|v| v.is_kernel_left || v.is_self_reported);
         let Some(same) = self.by_path.get_mut(&storage.path) else { return };
         match is_shareable {
             true => same.shareable.insert(no),

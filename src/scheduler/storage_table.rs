@@ -50,8 +50,8 @@ pub(super) struct WorkerViews {
 #[derive(Debug, Default)]
 pub(super) struct SamePath {
     pub(super) storages: BTreeSet<StorageNo>,
-    /// Those without an [exclusive root](View::exclusive_root), or with one under a kernel that may have ended: any other
-    /// may be the same.
+    /// Those without an [exclusive root](View::exclusive_root), or with one under a kernel that may have ended, or with a
+    /// self-reported view: any other may be the same.
     pub(super) shareable: BTreeSet<StorageNo>,
     /// Workers by boot id and root id.
     pub(super) roots: HashMap<(String, String), BTreeSet<WorkerId>>,

@@ -39,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Sim;
 
 /// Seeds that found something once, with the steps that it took.
-const PINNED: [(u64, usize); 35] = [
+const PINNED: [(u64, usize); 37] = [
     (55, 24),
     (74, 96),
     (95, 126),
@@ -75,6 +75,8 @@ const PINNED: [(u64, usize); 35] = [
     (3318, 147),
     (5454, 141),
     (5713, 325),
+    (3980, 350),
+    (6078, 369),
 ];
 /// Default number of seeds …
 const SEEDS: u64 = 150;
