@@ -6,11 +6,16 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, lchown};
 use std::path::{Path, PathBuf};
+use support::await_true;
 use support::cluster::{Cluster, StoreKind};
 use support::process::is_root;
 use support::tree::{chmod, make_dir, make_symlink, random_bytes, write_file};
 
 const UID: u32 = 1000;
+
+fn needs_root() {
+    assert!(is_root(), "this test needs root, to act as other users: run it as root");
+}
 
 /// A token for all paths that acts as uid 1000, in a file.
 fn token(cluster: &Cluster) -> PathBuf {
@@ -41,17 +46,16 @@ fn run(cluster: &Cluster, id: &str, token: &Path, from: &Path, to: &Path) -> (Op
     (ran.code, format!("{}\n{}", status.stdout_text(), ran.stderr_text()))
 }
 
-fn owners(root: &Path) -> Vec<(PathBuf, u32)> {
+fn owners_of(root: &Path) -> Vec<(PathBuf, u32)> {
     let all = walkdir::WalkDir::new(root).min_depth(1).into_iter().map(Result::unwrap);
-    all.map(|entry| (entry.path().to_owned(), entry.path().symlink_metadata().unwrap().uid()))
-        .collect()
+    // A part file may get its name meanwhile.
+    let owner = |path: &Path| Some((path.to_owned(), path.symlink_metadata().ok()?.uid()));
+    all.filter_map(|entry| owner(entry.path())).collect()
 }
 
 #[test]
 fn a_sync_reads_and_writes_as_its_user_at_both_ends() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let mut cluster = Cluster::start(StoreKind::Embedded);
     let (src, dst) = cluster.add_source_and_destination();
     write_file(src.join("dir/small"), "small");
@@ -74,11 +78,34 @@ fn a_sync_reads_and_writes_as_its_user_at_both_ends() {
     assert!(sync.errors.iter().any(|error| error.path.0 == b"null"), "{sync:#?}");
     assert_eq!(sync.files_failed, 2, "{sync:#?}");
     assert!(!dst.join("null").exists() && !dst.join("secret").exists());
-    let owners = owners(&dst);
+    let owners = owners_of(&dst);
     assert_eq!(owners.len(), 5, "{owners:?}");
     assert!(owners.iter().all(|(_, uid)| *uid == UID), "{owners:?}");
     let same = |name: &str| fs::read(src.join(name)).unwrap() == fs::read(dst.join(name)).unwrap();
     assert!(same("large") && same("dir/small") && same("dir/other"));
+
+    // An unfinished file.
+    let large = make_dir(src.join("more"));
+    write_file(large.join("large"), random_bytes(20 << 20, 2));
+    let to = make_dir(dst.join("more"));
+    lchown(&to, Some(UID), Some(UID)).unwrap();
+    let submit = cluster
+        .ctl([
+            "sync",
+            "submit",
+            "--id",
+            "part",
+            "--bwlimit",
+            "1MiB",
+            large.to_str().unwrap(),
+            to.to_str().unwrap(),
+        ])
+        .env("CTL_TOKEN_FILE", &token);
+    submit.run().assert_exit_code(0);
+    await_true("a part of it is there", || !owners_of(&to).is_empty());
+    assert!(!to.join("large").exists());
+    assert!(owners_of(&to).iter().all(|(_, uid)| *uid == UID), "{:?}", owners_of(&to));
+    cluster.ctl(["sync", "cancel", "part"]).run().assert_exit_code(0);
 
     // A destination of root only.
     let private = make_dir(dst.join("private"));
@@ -92,25 +119,47 @@ fn a_sync_reads_and_writes_as_its_user_at_both_ends() {
 
 #[test]
 fn syncs_of_root_and_of_a_user_on_one_agent_do_not_mix() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let mut cluster = Cluster::start(StoreKind::Embedded);
     let data = cluster.data_path("");
     let src = make_dir(data.join("src"));
     for n in 0..3_000 {
-        write_file(src.join(format!("d{}/f{n}", n % 40)), format!("{n}"));
+        write_file(src.join(format!("d{}/f{n}", n % 40)), format!("{n:0500}"));
     }
     let [of_root, of_user] = ["root", "user"].map(|name| make_dir(data.join(name)));
     lchown(&of_user, Some(UID), Some(UID)).unwrap();
     cluster.add_agent("a", &[&data]);
     let token = token(&cluster);
-    let root = cluster.submit(&src, &of_root);
-    let (code, text) = run(&cluster, "user", &token, &src, &of_user);
-    assert_eq!(code, Some(0), "{text}");
-    cluster.await_end(&root);
+    // Both have started before one ends.
+    let limited = |id: &str, to: &Path, token: Option<&Path>| {
+        let mut submit = cluster.ctl([
+            "sync",
+            "submit",
+            "--id",
+            id,
+            "--bwlimit",
+            "64KiB",
+            src.to_str().unwrap(),
+            to.to_str().unwrap(),
+        ]);
+        if let Some(token) = token {
+            submit = submit.env("CTL_TOKEN_FILE", token);
+        }
+        submit.run().assert_exit_code(0);
+    };
+    limited("root", &of_root, None);
+    limited("user", &of_user, Some(&token));
+    let states = || ["root", "user"].map(|id| cluster.progress(id).state.as_str().to_owned());
+    await_true("both have started", || states().iter().all(|state| state == "PROGRESS"));
+    for id in ["root", "user"] {
+        cluster.ctl(["sync", "set", id, "--bwlimit", "none"]).run().assert_exit_code(0);
+    }
+    for id in ["root", "user"] {
+        let end = cluster.await_end(id);
+        assert_eq!(end.files_failed, 0, "{end:#?}");
+    }
     for (dir, uid) in [(&of_root, 0), (&of_user, UID)] {
-        let owners = owners(dir);
+        let owners = owners_of(dir);
         assert_eq!(owners.len(), 3_040);
         let others: Vec<_> = owners.iter().filter(|(_, owner)| *owner != uid).collect();
         assert!(others.is_empty(), "{others:?}");
@@ -120,9 +169,7 @@ fn syncs_of_root_and_of_a_user_on_one_agent_do_not_mix() {
 
 #[test]
 fn the_file_of_an_agent_has_the_last_word() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let mut cluster = Cluster::start(StoreKind::Embedded);
     let data = cluster.data_path("");
     let (src, dst) = (make_dir(data.join("src")), make_dir(data.join("dst")));

@@ -176,6 +176,7 @@ fn print_parser_message(e: &clap::Error) -> ExitCode {
 fn run(ctx: &Context, command: Command) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_start(crate::fs::begin_thread)
         .build()
         .map_err(|e| CliError::new(format!("cannot start threads: {e}")))?;
     let exit = runtime.block_on(async {

@@ -3,8 +3,8 @@
 use super::reader::{Fields, Item};
 use crate::wire::run_as::RunAs;
 
-/// Users below this are of the system on most hosts.
-const DEFAULT_MIN_UID: u32 = 1000;
+/// Users and groups below this are of the system on most hosts.
+const DEFAULT_MIN_ID: u32 = 1000;
 const MAX_DENIED: usize = 4_096;
 
 /// As what an agent acts for syncs.
@@ -14,13 +14,20 @@ pub struct RunAsRules {
     pub root_syncs: bool,
     /// Users with a lower number are refused.
     pub min_uid: u32,
+    /// Users with a group or supplementary group of a lower number are refused: such a group may read a disk.
+    pub min_gid: u32,
     /// These users are refused.
     pub deny: Vec<u32>,
 }
 
 impl Default for RunAsRules {
     fn default() -> Self {
-        RunAsRules { root_syncs: true, min_uid: DEFAULT_MIN_UID, deny: Vec::new() }
+        RunAsRules {
+            root_syncs: true,
+            min_uid: DEFAULT_MIN_ID,
+            min_gid: DEFAULT_MIN_ID,
+            deny: Vec::new(),
+        }
     }
 }
 
@@ -46,6 +53,14 @@ impl RunAsRules {
                 "uid {uid} is below {min}; use another user, or lower `run_as: {{min_uid: {min}}}` in its file"
             ));
         }
+        let mut groups = std::iter::once(&user.gid).chain(&user.groups);
+        if let Some(gid) = groups.find(|gid| **gid < self.min_gid) {
+            let min = self.min_gid;
+            return Err(format!(
+                "gid {gid} is below {min}; use a token without this group, or lower `run_as: {{min_gid: {min}}}` in its \
+                 file"
+            ));
+        }
         if self.deny.contains(&uid) {
             return Err(format!(
                 "uid {uid} is in `run_as: {{deny: […]}}` of its file; use another user"
@@ -58,6 +73,7 @@ impl RunAsRules {
         fields.set("root_syncs", &mut self.root_syncs, |i| i.flag());
         fields.read_map("run_as", |rules| {
             rules.set("min_uid", &mut self.min_uid, |i| i.number(1..=u64::from(u32::MAX)));
+            rules.set("min_gid", &mut self.min_gid, |i| i.number(0..=u64::from(u32::MAX)));
             rules.set("deny", &mut self.deny, read_uids);
         });
     }
@@ -86,6 +102,13 @@ mod tests {
             let refused = rules.check(Some(&user(uid))).unwrap_err();
             assert!(refused.contains(reason), "{refused}");
         }
+        let in_group = |gid, groups: &[u32]| RunAs { uid: 1000, gid, groups: groups.to_vec() };
+        for user in [in_group(0, &[]), in_group(1000, &[1000, 6])] {
+            let refused = rules.check(Some(&user)).unwrap_err();
+            assert!(refused.contains("min_gid: 1000"), "{refused}");
+        }
+        let lower = RunAsRules { min_gid: 6, ..rules.clone() };
+        assert_eq!(lower.check(Some(&in_group(1000, &[6]))), Ok(()));
         let strict = RunAsRules { root_syncs: false, ..rules };
         assert!(strict.check(None).unwrap_err().contains("ctl token create --run-as"));
         assert_eq!(strict.check(Some(&user(1000))), Ok(()));

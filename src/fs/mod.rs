@@ -104,7 +104,7 @@ pub use reconcile::{OfferDecision, ReconcileResult};
 pub use root::{RootDir, Tree};
 pub use root_identity::RootUnavailable;
 pub use root_mismatch::{RootKind, RootMismatch};
-pub use run_as::{ActingUser, find_obstacle, spawn_blocking};
+pub use run_as::{ActingUser, begin_thread, find_obstacle, spawn_blocking};
 pub use source::SourceFile;
 pub use target::{Target, TargetOptions};
 pub use temp_names::TRASH_MARKER;

@@ -14,6 +14,7 @@
 //! - A thread that can't return to the identity of the agent ends the process: it must not serve others.
 //! - Work for a tree on a thread without the identity of the tree fails ([`Errno::PERM`]): a new caller that does not use
 //!   [`spawn_blocking`] does nothing with the rights of the agent.
+//! - A thread has the identity of the one that starts it, so the threads of the runtime begin with [`begin_thread`].
 //! - What belongs to the agent (the journal of unflushed writes, the check where a storage path leads) runs in
 //!   [`as_agent`].
 
@@ -93,17 +94,32 @@ pub(super) fn as_agent<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Gives a thread that has just been started the identity of the agent: it has that of the thread that started it, which
+/// may act for a user. The first call must come from a thread that does not.
+pub fn begin_thread() {
+    let own = AgentIdentity::get();
+    if rustix::process::geteuid() != own.uid {
+        own.restore();
+    }
+}
+
 /// Why this process can't act as `user`; `None`: it can.
 pub fn find_obstacle(user: &RunAs) -> Option<String> {
     let own = AgentIdentity::get();
     if own.is_user(user) {
         return None;
     }
-    let uid = own.uid.as_raw();
     if !own.uid.is_root() {
-        return Some(format!(
-            "the agent runs as uid {uid}: only an agent of root can act as others"
-        ));
+        let groups = own.groups.iter().map(|gid| format!(",{}", gid.as_raw())).collect::<String>();
+        let itself = format!("{}:{}{groups}", own.uid.as_raw(), own.gid.as_raw());
+        return Some(match own.has_capabilities {
+            true => format!(
+                "the agent runs as {itself} with capabilities: only an agent of root can act as others"
+            ),
+            false => format!(
+                "the agent runs as {itself}: only an agent of root can act as others (a token for it: --run-as {itself})"
+            ),
+        });
     }
     let needed = CapabilitySet::SETUID | CapabilitySet::SETGID;
     match capabilities(None) {
@@ -125,6 +141,8 @@ struct AgentIdentity {
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
+    /// Without any the kernel treats it like any other user.
+    has_capabilities: bool,
 }
 
 impl AgentIdentity {
@@ -135,11 +153,18 @@ impl AgentIdentity {
             uid: rustix::process::geteuid(),
             gid: rustix::process::getegid(),
             groups: rustix::process::getgroups().unwrap_or_default(),
+            has_capabilities: capabilities(None).map_or(true, |sets| !sets.effective.is_empty()),
         })
     }
 
+    /// Whether it has exactly the rights of `user` or fewer.
     fn is_user(&self, user: &RunAs) -> bool {
-        self.uid.as_raw() == user.uid
+        let is_granted = |gid: &Gid| {
+            let gid = gid.as_raw();
+            gid == user.gid || user.groups.contains(&gid)
+        };
+        let ids = (self.uid.as_raw(), self.gid.as_raw());
+        ids == (user.uid, user.gid) && !self.has_capabilities && self.groups.iter().all(is_granted)
     }
 
     /// Makes this thread that of the agent again.

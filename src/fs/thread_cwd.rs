@@ -7,6 +7,7 @@
 //! Nothing else is resolved against the working directory in that time: the thread does only this work, returns to
 //! its former working directory afterwards, and no other thread shares it.
 
+use super::run_as::as_agent;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::thread::UnshareFlags;
@@ -46,7 +47,8 @@ impl Drop for ThreadCwd {
     fn drop(&mut self) {
         if self.is_owner
             && let Some(home) = ORIGINAL_CWD.take()
-            && let Err(errno) = rustix::process::fchdir(&home)
+            // A user may be kept out of it.
+            && let Err(errno) = as_agent(|| rustix::process::fchdir(&home))
         {
             tracing::warn!(%errno, "a thread cannot return to its working directory");
         }
@@ -56,7 +58,7 @@ impl Drop for ThreadCwd {
 /// Unshares the working directory of this thread; returns the current one.
 fn unshare_cwd() -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let home = rustix::fs::openat(CWD, ".", flags, Mode::empty()).ok()?;
+    let home = as_agent(|| rustix::fs::openat(CWD, ".", flags, Mode::empty())).ok()?;
     // The call is deprecated because other flags unshare descriptors between threads. This one only unshares the
     // working directory, the root and the umask.
     #[allow(deprecated)]

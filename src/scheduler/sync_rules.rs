@@ -55,7 +55,8 @@ impl SyncJob {
         let allow_overlap = self.request.options.allow_overlap;
         let default = SyncOptions { allow_overlap, ..SyncOptions::default() };
         let requested = self.request.options != default || self.filter_key().is_some();
-        requested || self.recheck.has_begun()
+        // An agent without options would act with its own rights.
+        requested || self.request.run_as.is_some() || self.recheck.has_begun()
     }
 
     pub(super) fn is_dry_run(&self) -> bool {

@@ -38,9 +38,23 @@ fn a_thread_has_the_identity_for_the_work_and_afterwards_that_of_the_agent() {
     assert_eq!(within.1, before, "the agent's own work in between");
     assert_eq!(within.2, expected);
     assert_eq!(thread_status(), before);
-    // Other threads of the process keep theirs meanwhile.
-    let other = nobody().run(|| std::thread::scope(|s| s.spawn(|| ()).join().is_ok()));
-    assert!(other);
+    // A thread that exists keeps its own meanwhile; one that is started has that of the work until it begins.
+    let (request, requests) = std::sync::mpsc::channel::<()>();
+    let other = std::thread::spawn(move || {
+        requests.recv().unwrap();
+        thread_status()
+    });
+    let (other, started) = nobody().run(|| {
+        request.send(()).unwrap();
+        let begin = || {
+            let inherited = thread_status();
+            begin_thread();
+            (inherited, thread_status())
+        };
+        (other.join().unwrap(), std::thread::spawn(begin).join().unwrap())
+    });
+    assert_eq!(other, before);
+    assert_eq!(started, (expected.to_vec(), before.clone()));
     // After a panic too.
     let panicked = std::panic::catch_unwind(|| nobody().run(|| panic!("in the work")));
     assert!(panicked.is_err());
@@ -48,10 +62,45 @@ fn a_thread_has_the_identity_for_the_work_and_afterwards_that_of_the_agent() {
 }
 
 #[test]
+fn only_an_agent_with_the_rights_of_the_user_acts_as_it_without_a_change() {
+    let own = |groups: &[u32], has_capabilities| AgentIdentity {
+        uid: Uid::from_raw(1000),
+        gid: Gid::from_raw(1000),
+        groups: groups.iter().copied().map(Gid::from_raw).collect(),
+        has_capabilities,
+    };
+    let user: RunAs = "1000:1000,1001".parse().unwrap();
+    assert!(own(&[], false).is_user(&user) && own(&[1000, 1001], false).is_user(&user));
+    assert!(!own(&[1000, 6], false).is_user(&user), "a group that the user does not have");
+    assert!(!own(&[], true).is_user(&user), "capabilities");
+    assert!(!own(&[], false).is_user(&"1000:1001".parse().unwrap()), "another group");
+}
+
+#[test]
+fn a_thread_returns_to_a_working_directory_that_the_user_may_not_enter() {
+    assert!(is_root(), "this test needs root, to act as another user: run it as root");
+    let site = TestSite::new();
+    std::fs::set_permissions(site.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let private = site.write_file("private/f", "").parent().unwrap().to_owned();
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let open = std::fs::File::open(site.write_file("open/f", "").parent().unwrap()).unwrap();
+    let work = move || {
+        // The working directory of other threads stays.
+        #[allow(deprecated)]
+        rustix::thread::unshare(rustix::thread::UnshareFlags::FS).unwrap();
+        std::env::set_current_dir(&private).unwrap();
+        let entered = nobody().run(|| {
+            let _near = super::super::ThreadCwd::unshare();
+            super::super::thread_cwd::enter_dir(std::os::fd::AsFd::as_fd(&open))
+        });
+        (entered, std::env::current_dir().unwrap() == private)
+    };
+    assert_eq!(std::thread::spawn(work).join().unwrap(), (true, true));
+}
+
+#[test]
 fn work_on_a_tree_without_its_identity_fails_and_changes_nothing() {
-    if !is_root() {
-        return;
-    }
+    assert!(is_root(), "this test needs root, to act as another user: run it as root");
     let site = TestSite::new();
     std::fs::set_permissions(site.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     site.write_file("src/f", "content");

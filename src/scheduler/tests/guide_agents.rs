@@ -34,6 +34,23 @@ fn an_agent_without_option_support_gets_no_sync_with_options() {
 }
 
 #[test]
+fn an_agent_without_option_support_gets_no_sync_that_acts_as_a_user() {
+    let mut world = World::new();
+    guide_heartbeat(&mut world, "s", "/src");
+    guide_heartbeat(&mut world, "e", "/dst");
+    world.heartbeat("d", "1", &["/dst"], &[]);
+    let mut request = request(Some("demo"), "/src/a", "/dst/b");
+    request.run_as = Some("1000".parse().unwrap());
+    world.apply(Event::Submit { request, list: None, idempotency: None });
+    assert_eq!(world.poll("s", "1"), None, "it would read with its own rights");
+    world.heartbeat("t", "1", &["/src"], &[]);
+    let scan = world.poll("t", "1").expect("an agent that acts as the user");
+    let writers: Vec<&str> =
+        scan.destination_workers.iter().map(|member| member.worker_id.as_str()).collect();
+    assert_eq!(writers, ["d"], "a guide agent would write with its own rights");
+}
+
+#[test]
 fn a_limited_sync_waits_for_a_newer_source_worker_and_for_no_newer_destination() {
     let limited = |source: &str, destination: &str| {
         let mut world = World::new();
