@@ -16,19 +16,35 @@ const MAX_PEER_CONNECTIONS: usize = 512;
 const MAX_UNVERIFIED: usize = 512;
 /// … and per source address; of IPv6, per network of 64 bits.
 pub(super) const MAX_UNVERIFIED_PER_ADDRESS: usize = 64;
+/// At most this many that were closed for another one still hold their socket: more than requests are executed at a
+/// time, so that some of them end at once.
+const MAX_CLOSING: usize = 64;
 
 /// The connections of a data server.
 pub(super) struct Admission {
     peers: Arc<Semaphore>,
+    closing: Arc<Semaphore>,
     unverified: Mutex<Unverified>,
 }
+
+/// A permit to admit one connection. The one that is closed for it has it until its socket is closed.
+pub(super) type Room = Option<OwnedSemaphorePermit>;
 
 /// Connections without a valid request, by number: the oldest has the lowest.
 #[derive(Default)]
 struct Unverified {
     last: u64,
     by_address: BTreeMap<IpAddr, BTreeSet<u64>>,
-    closers: BTreeMap<u64, Shutdown>,
+    places: BTreeMap<u64, Arc<Place>>,
+}
+
+/// The place of a connection.
+#[derive(Default)]
+struct Place {
+    /// Cancelled when the place is needed.
+    closer: Shutdown,
+    /// Of the connection that it was closed for.
+    room: Mutex<Room>,
 }
 
 /// A connection. Its place is free when this is dropped.
@@ -36,8 +52,7 @@ pub(super) struct AdmittedConnection {
     admission: Arc<Admission>,
     address: IpAddr,
     number: u64,
-    /// Cancelled when its place is needed.
-    closer: Shutdown,
+    place: Arc<Place>,
     peer: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
@@ -45,55 +60,63 @@ impl Default for Admission {
     fn default() -> Self {
         Admission {
             peers: Arc::new(Semaphore::new(MAX_PEER_CONNECTIONS)),
+            closing: Arc::new(Semaphore::new(MAX_CLOSING)),
             unverified: Mutex::default(),
         }
     }
 }
 
 impl Admission {
+    /// Returns when not too many of the connections that were closed still hold their sockets. Without this, a flood of
+    /// connections would use up the descriptors of the process faster than it closes them.
+    pub(super) async fn wait_for_room(&self) -> Room {
+        self.closing.clone().acquire_owned().await.ok()
+    }
+
     /// Admits a connection. If there are too many without a valid request, the oldest one of the same address, or else of
     /// the address with the most, is closed: a peer sends its first request at once, and so keeps its place.
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Arc<AdmittedConnection> {
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr, room: Room) -> Arc<AdmittedConnection> {
         let address = network_of(address);
-        let closer = Shutdown::new();
+        let place = Arc::<Place>::default();
         let mut unverified = self.unverified.lock();
-        unverified.make_room(address);
+        unverified.make_room(address, room);
         unverified.last += 1;
         let number = unverified.last;
         unverified.by_address.entry(address).or_default().insert(number);
-        unverified.closers.insert(number, closer.clone());
+        unverified.places.insert(number, place.clone());
         drop(unverified);
         let peer = Mutex::new(None);
-        Arc::new(AdmittedConnection { admission: self.clone(), address, number, closer, peer })
+        Arc::new(AdmittedConnection { admission: self.clone(), address, number, place, peer })
     }
 }
 
 impl Unverified {
-    fn make_room(&mut self, address: IpAddr) {
+    fn make_room(&mut self, address: IpAddr, room: Room) {
         let count = |numbers: &BTreeSet<u64>| numbers.len();
         let full = if self.by_address.get(&address).map_or(0, count) >= MAX_UNVERIFIED_PER_ADDRESS {
             Some(address)
-        } else if self.closers.len() >= MAX_UNVERIFIED {
+        } else if self.places.len() >= MAX_UNVERIFIED {
             self.by_address.iter().max_by_key(|(_, numbers)| count(numbers)).map(|(a, _)| *a)
         } else {
             None
         };
         let oldest = full.and_then(|full| Some((full, *self.by_address.get(&full)?.first()?)));
         if let Some((full, oldest)) = oldest
-            && let Some(closer) = self.remove(full, oldest)
+            && let Some(place) = self.remove(full, oldest)
         {
-            closer.cancel();
+            *place.room.lock() = room;
+            place.closer.cancel();
         }
     }
 
-    fn remove(&mut self, address: IpAddr, number: u64) -> Option<Shutdown> {
+    fn remove(&mut self, address: IpAddr, number: u64) -> Option<Arc<Place>> {
         if let Some(numbers) = self.by_address.get_mut(&address) {
             numbers.remove(&number);
             if numbers.is_empty() {
                 self.by_address.remove(&address);
             }
         }
-        self.closers.remove(&number)
+        self.places.remove(&number)
     }
 }
 
@@ -111,7 +134,7 @@ impl AdmittedConnection {
 
     /// Returns when the place of the connection is needed.
     pub(super) async fn closed(&self) {
-        self.closer.cancelled().await;
+        self.place.closer.cancelled().await;
     }
 }
 
@@ -124,29 +147,37 @@ impl Drop for AdmittedConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     fn address(last: usize) -> IpAddr {
         format!("192.0.2.{last}").parse().unwrap()
     }
 
+    /// Admits a connection although others still close.
+    fn admit(admission: &Arc<Admission>, address: IpAddr) -> Arc<AdmittedConnection> {
+        admission.closing.add_permits(1);
+        let room = admission.wait_for_room().now_or_never().expect("there is room");
+        admission.admit(address, room)
+    }
+
     fn is_closed(connection: &AdmittedConnection) -> bool {
-        connection.closer.is_cancelled()
+        connection.place.closer.is_cancelled()
     }
 
     #[test]
     fn the_oldest_of_an_address_makes_room_and_peers_are_never_closed() {
         let admission = Arc::new(Admission::default());
-        let peer = admission.admit(address(1));
+        let peer = admit(&admission, address(1));
         peer.mark_verified();
-        let other = admission.admit(address(2));
-        let flood: Vec<_> = (0..1_000).map(|_| admission.admit(address(1))).collect();
+        let other = admit(&admission, address(2));
+        let flood: Vec<_> = (0..1_000).map(|_| admit(&admission, address(1))).collect();
         let open = flood.iter().filter(|connection| !is_closed(connection)).count();
         assert_eq!(open, MAX_UNVERIFIED_PER_ADDRESS);
         assert!(!is_closed(flood.last().unwrap()) && is_closed(&flood[0]));
         assert!(!is_closed(&peer) && !is_closed(&other));
         drop(flood);
         drop(other);
-        assert!(admission.unverified.lock().closers.is_empty());
+        assert!(admission.unverified.lock().places.is_empty());
         assert!(admission.unverified.lock().by_address.is_empty());
         assert_eq!(admission.peers.available_permits(), MAX_PEER_CONNECTIONS - 1);
         drop(peer);
@@ -156,11 +187,11 @@ mod tests {
     #[test]
     fn the_address_with_the_most_makes_room_for_another_one() {
         let admission = Arc::new(Admission::default());
-        let few: Vec<_> = (0..8).map(|_| admission.admit(address(200))).collect();
+        let few: Vec<_> = (0..8).map(|_| admit(&admission, address(200))).collect();
         let flood: Vec<_> = (0..MAX_UNVERIFIED)
-            .map(|n| admission.admit(address(n % (MAX_UNVERIFIED / MAX_UNVERIFIED_PER_ADDRESS))))
+            .map(|n| admit(&admission, address(n % (MAX_UNVERIFIED / MAX_UNVERIFIED_PER_ADDRESS))))
             .collect();
-        let newcomer = admission.admit(address(201));
+        let newcomer = admit(&admission, address(201));
         assert!(few.iter().chain([&newcomer]).all(|connection| !is_closed(connection)));
         let open = flood.iter().filter(|connection| !is_closed(connection)).count();
         assert_eq!(open, MAX_UNVERIFIED - few.len() - 1);
@@ -170,27 +201,46 @@ mod tests {
     fn a_peer_without_room_stays_among_the_others_and_a_closed_one_takes_no_room() {
         let admission = Arc::new(Admission::default());
         let connect = |n: usize| {
-            let connection = admission.admit(address(n % 200));
+            let connection = admit(&admission, address(n % 200));
             connection.mark_verified();
             connection
         };
         let mut peers: Vec<_> = (0..MAX_PEER_CONNECTIONS).map(connect).collect();
-        let late = admission.admit(address(250));
+        let late = admit(&admission, address(250));
         late.mark_verified();
-        assert_eq!(admission.unverified.lock().closers.len(), 1);
+        assert_eq!(admission.unverified.lock().places.len(), 1);
         peers.pop();
         late.mark_verified();
-        assert_eq!(admission.unverified.lock().closers.len(), 0);
+        assert_eq!(admission.unverified.lock().places.len(), 0);
         peers.pop();
-        let closed = admission.admit(address(251));
+        let closed = admit(&admission, address(251));
         for _ in 0..MAX_UNVERIFIED_PER_ADDRESS {
-            drop(admission.admit(address(251)));
+            drop(admit(&admission, address(251)));
         }
         let kept: Vec<_> =
-            (0..MAX_UNVERIFIED_PER_ADDRESS).map(|_| admission.admit(address(251))).collect();
+            (0..MAX_UNVERIFIED_PER_ADDRESS).map(|_| admit(&admission, address(251))).collect();
         assert!(is_closed(&closed));
         closed.mark_verified();
         assert_eq!(admission.peers.available_permits(), 1);
         drop(kept);
+    }
+
+    #[test]
+    fn a_connection_is_accepted_when_those_that_were_closed_have_ended() {
+        let admission = Arc::new(Admission::default());
+        let admit = || {
+            let room = admission.wait_for_room().now_or_never()?;
+            Some(admission.admit(address(1), room))
+        };
+        let flood: Vec<_> = std::iter::from_fn(admit).collect();
+        assert_eq!(flood.len(), MAX_UNVERIFIED_PER_ADDRESS + MAX_CLOSING);
+        let (mut closed, open): (Vec<_>, Vec<_>) = flood.into_iter().partition(|c| is_closed(c));
+        assert_eq!(open.len(), MAX_UNVERIFIED_PER_ADDRESS);
+        closed.pop();
+        assert!(admit().is_some());
+        assert!(admit().is_none());
+        drop(closed);
+        drop(open);
+        assert_eq!(admission.closing.available_permits(), MAX_CLOSING);
     }
 }

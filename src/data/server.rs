@@ -161,13 +161,11 @@ struct Acceptor<F> {
 impl<F: Fn(Arc<AdmittedConnection>) -> ConnectionContext> Acceptor<F> {
     async fn accept_all(&self, mut listener: Listener) {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.stop.cancelled() => return,
-            };
+            let next = async { (self.connections.wait_for_room().await, listener.accept().await) };
+            let Some((room, accepted)) = self.stop.run_until_cancelled(next).await else { return };
             match accepted {
                 Ok((stream, peer)) => {
-                    let connection = self.connections.admit(peer.ip());
+                    let connection = self.connections.admit(peer.ip(), room);
                     let context = Arc::new((self.context)(connection.clone()));
                     let (stop, abort) = (self.stop.clone(), self.abort.clone());
                     let (stream, open) =
