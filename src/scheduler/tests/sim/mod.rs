@@ -107,7 +107,9 @@ fn run_steps(sim: &mut Sim, steps: usize) -> PlayResult {
     wait_for_the_end(sim);
     let state = &sim.master.as_ref().expect("somebody rules").state;
     let last = state.syncs.find(&operator::name(last)).unwrap();
-    assert_eq!(last.state, SyncState::Completed, "I8: {:?}", last.reason);
+    // An agent that is wrongly believed may use another disk than the others.
+    let is_misled = sim.agents.iter().any(|agent| sim.is_wrongly_believed(&agent.name));
+    assert!(last.state == SyncState::Completed || is_misled, "I8: {:?}", last.reason);
     sim.advance(60_000);
     let begun = sim.unfinished();
     assert!(begun.is_none(), "I8: all had ended, and now {begun:?}");

@@ -94,8 +94,10 @@ impl Sim {
         // Another name of a file that is there is linked to it.
         let names = self.trees[tree].names_of(id);
         let site = self.site(target, tree);
-        let mut others = names.iter().filter(|name| **name != id);
-        let linked = others.find_map(|name| Some((*name, site.there.get(name)?.damage.clone())));
+        // That is the one that was copied or compared before, so one with the right content if there is any.
+        let others = names.iter().filter(|name| **name != id);
+        let there = others.filter_map(|name| Some((*name, site.there.get(name)?.damage.clone())));
+        let linked = there.min_by_key(|(_, damage)| damage.len());
         if dry || is_dir || linked.is_some() {
             if !dry {
                 let marks = BTreeSet::from([target.mark]);

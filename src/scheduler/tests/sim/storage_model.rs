@@ -38,9 +38,11 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn generate(chance: &mut SimRng) -> Tree {
         let mut tree = Tree { entries: vec![], pages: vec![], subtrees: vec![] };
+        // The names of one file have one size.
+        let mut sizes = BTreeMap::new();
         for _ in 0..chance.within(1, 8) {
             let items = chance.below(4);
-            let page = (0..items).map(|_| tree.item(chance)).collect();
+            let page = (0..items).map(|_| tree.item(chance, &mut sizes)).collect();
             tree.pages.push(page);
         }
         let mut at = 1;
@@ -68,10 +70,11 @@ impl Tree {
         tree
     }
 
-    fn item(&mut self, chance: &mut SimRng) -> Item {
+    fn item(&mut self, chance: &mut SimRng, sizes: &mut BTreeMap<Digest, u64>) -> Item {
         if chance.permille(300) {
             let size = chance.within(1, 6) * RANGE - 5;
             let group = chance.permille(500).then(|| Digest([chance.below(2) as u8; 32]));
+            let size = group.map_or(size, |group| *sizes.entry(group).or_insert(size));
             return Item::Large { id: self.entry(false, size), group };
         }
         let files = chance.within(0, 5);
