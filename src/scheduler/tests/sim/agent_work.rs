@@ -3,7 +3,8 @@
 use super::agent::Work;
 use super::relay_work::Origin;
 use super::storage_model::{
-    Content, Id, Item, PRUNE_PAGES, Piece, RANGE, Row, StorageModel, Stored, WriteMark, ids, rows,
+    Content, Damage, Id, Item, PRUNE_PAGES, Piece, RANGE, Row, StorageModel, Stored, WriteMark,
+    ids, rows,
 };
 use super::storages::storage_gone;
 use super::world::Sim;
@@ -357,7 +358,7 @@ impl Sim {
             return true;
         }
         self.check_chain(work, tree, id);
-        let mark = target.mark;
+        let (mark, now) = (target.mark, self.time);
         let size = self.trees[tree].entries[id as usize].size;
         let site = self.site(target, tree);
         let part = site.parts.get(&(mark.sync, id));
@@ -376,7 +377,9 @@ impl Sim {
         }
         let part = site.parts.remove(&(mark.sync, id)).unwrap_or_default();
         let marks = part.values().map(|piece| piece.mark).chain([mark]).collect();
-        let damaged = part.into_iter().filter_map(|(at, piece)| Some((at, piece.damage?)));
+        let published = Some((mark.sync, now));
+        let damage = |piece: Piece| Some(Damage { published, ..piece.damage? });
+        let damaged = part.into_iter().filter_map(|(at, piece)| Some((at, damage(piece)?)));
         site.there.insert(id, Stored { marks, damage: damaged.collect() });
         self.written(&work.a, target.disk);
         true

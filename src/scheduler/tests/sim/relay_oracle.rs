@@ -220,7 +220,7 @@ impl Oracle {
         let readback = self.relays.phases.get(&life).and_then(|(_, began)| *began);
         let reported = self.relays.must_repair.get(&(life, id)).copied();
         for damage in stored.damage.values() {
-            let is_repaired = |at: Option<u64>| at.is_none_or(|at| damage.since >= at);
+            let is_repaired = |at: Option<u64>| at.is_none_or(|at| damage.since_for(life) >= at);
             assert!(
                 damage.is_excused && is_repaired(readback) && is_repaired(reported),
                 "I12: {} completed with another content of entry {id} on disk {disk}: {damage:?}, read back from \

@@ -236,7 +236,7 @@ impl Sim {
 
     /// Content as a destination stores it.
     pub(super) fn damage_of(&self, content: Content, is_excused: bool) -> Option<Damage> {
-        let damage = Damage { content, is_excused, since: self.time };
+        let damage = Damage { content, is_excused, since: self.time, published: None };
         (content != Content::SOURCE).then_some(damage)
     }
 
@@ -306,7 +306,7 @@ impl Sim {
         }
         self.damage_count += 1;
         let content = Content(self.damage_count);
-        let damage = Damage { content, is_excused: true, since: self.time };
+        let damage = Damage { content, is_excused: true, since: self.time, published: None };
         if self.storages.disks[disk].sites[tree].spoil(id, offset, damage) {
             self.trace(|_| format!("disk {disk} changes entry {id} at {offset}: {content:?}"));
         }

@@ -231,6 +231,15 @@ pub(super) struct Damage {
     /// not done. No sync is to blame that did not compare it later.
     pub(super) is_excused: bool,
     pub(super) since: u64,
+    /// The life of the sync that published it, and when; of one with a part file.
+    pub(super) published: Option<(u32, u64)>,
+}
+
+impl Damage {
+    /// Since when a sync can find it: what another one publishes comes to its name then.
+    pub(super) fn since_for(&self, life: u32) -> u64 {
+        self.published.filter(|(by, _)| *by != life).map_or(self.since, |(_, at)| at)
+    }
 }
 
 /// A complete entry under its own name.
