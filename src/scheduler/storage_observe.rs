@@ -3,8 +3,9 @@
 //! In this order:
 //! 1. It is the same directory under the same kernel as before, or as that of another view: that storage.
 //! 2. Its last storage, if the fingerprint looks alike and no other view there can be compared: after a restart of the
-//!    host. It must have been there by more than its own report. If other views are there, it is *unproved*. The first of them that comes back unchanged evicts it; the first
-//!    view that is found to be the same as the unproved one confirms it, and the others are out.
+//!    host. It must have been there by more than its own report. If other views are there, it is *unproved*. The first of
+//!    them that comes back unchanged evicts it, also the first view with the same directory as one of them. The first view
+//!    that is found to be the same as the unproved one confirms it, and the others are out.
 //! 3. Its last storage, if it was alone there: the storage is what the path leads to now.
 //! 4. A declared storage of which no fingerprint is known.
 //! 5. A storage of its own, which is then compared with the others of its path.
@@ -269,7 +270,9 @@ impl StorageTable {
         }
         let last = before.storage.filter(|no| self.storages.contains_key(no));
         let (no, evidence) = match facts.report {
-            Some(report) => self.choose_by_report(worker, &before, last, report, facts, changes),
+            Some(report) => {
+                self.choose_by_report(worker, &before, last, report, facts, (&mut *changes, draw))
+            }
             None => self.choose_unreported(path, &before, last, facts),
         };
         let no = no.unwrap_or_else(|| self.add_storage(path, draw));
@@ -296,7 +299,7 @@ impl StorageTable {
         last: Option<StorageNo>,
         report: &StorageReport,
         facts: &Facts<'_>,
-        changes: &mut Changes,
+        (changes, draw): (&mut Changes, &mut impl FnMut() -> [u8; 16]),
     ) -> (Option<StorageNo>, StorageEvidence) {
         let (path, now) = (&report.path, &report.fingerprint);
         let then = before.fingerprint();
@@ -315,7 +318,13 @@ impl StorageTable {
             return (last, before.evidence);
         }
         if let Some(peer) = self.storage_with_same_root(worker, path) {
-            self.confirm_unproved(peer);
+            let unproved = self.storages.get(&peer).and_then(|storage| storage.unproved.as_ref());
+            let root = self.view(worker, path).and_then(View::root);
+            let is_unproved = unproved.and_then(|other| self.view(other, path)?.root()) == root;
+            match is_unproved {
+                true => self.confirm_unproved(peer),
+                false => self.evict_unproved(peer, worker, changes, draw),
+            }
             return (Some(peer), StorageEvidence::Proved);
         }
         let declared = match &facts.declared {

@@ -333,6 +333,33 @@ fn one_host_that_rebooted_does_not_take_the_storage_from_those_that_did_not() {
 }
 
 #[test]
+fn one_host_that_rebooted_does_not_take_the_storage_by_a_view_that_others_confirm() {
+    let mut world = StorageWorld::new(&["nfs4", "nfs4"]);
+    let [moved, kept, late] = [world.add(0), world.add(0), world.add(0)];
+    world.agents[late].host = world.agents[kept].host;
+    world.pump();
+    let before = world.storage(moved);
+    world.reboot(world.agents[kept].host);
+    world.silence(late);
+    (0..8).for_each(|_| [moved, kept].into_iter().for_each(|at| _ = world.heartbeat(at)));
+    assert_eq!(world.storage(kept), before);
+    world.silence(kept);
+    world.reboot(world.agents[moved].host);
+    world.mount(moved, 1, 0);
+    world.silence(moved);
+    world.heartbeat(moved);
+    assert_eq!(world.storage(moved), before, "nothing else is active");
+    // It reports the kernel and the directory of one that has not changed, for the first time.
+    world.heartbeat(late);
+    assert_eq!(world.storage(late), before);
+    assert_ne!(world.storage(moved), before, "evicted until it is compared");
+    world.pump();
+    world.check_invariants();
+    assert!([kept, late].into_iter().all(|at| world.storage(at) == before));
+    assert_ne!(world.storage(moved), before);
+}
+
+#[test]
 fn a_probe_file_has_another_name_each_time_it_is_made() {
     let mut world = StorageWorld::new(&["nfs4", "nfs4"]);
     let [a, b] = [world.add(0), world.add(1)];

@@ -39,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Sim;
 
 /// Seeds that found something once, with the steps that it took.
-const PINNED: [(u64, usize); 37] = [
+const PINNED: [(u64, usize); 41] = [
     (55, 24),
     (74, 96),
     (95, 126),
@@ -77,6 +77,10 @@ const PINNED: [(u64, usize); 37] = [
     (5713, 325),
     (3980, 350),
     (6078, 369),
+    (15198, 367),
+    (5513, 380),
+    (6157, 426),
+    (19986, 497),
 ];
 /// Default number of seeds …
 const SEEDS: u64 = 150;
