@@ -83,13 +83,22 @@ pub struct Limits {
     pub max_active_syncs: usize,
     /// The maximum number of syncs that wait; further ones are refused.
     pub max_queued_syncs: usize,
+    /// The maximum number of workers, and of 8 KiB each of their heartbeats together. Beyond it workers that are silent or
+    /// were heard once make room, unless they joined or have tasks; if there is none, new ones are refused.
+    pub max_workers: usize,
     /// The time that a sync waits for space at its destination before it fails; 0: it fails immediately.
     pub no_space_timeout: Duration,
     /// The maximum number of outstanding copy tasks of one sync; its scan pauses at this number.
     pub window_tasks: usize,
     /// The maximum number of connections. Each waiting poll has one, so the slots of all agents and one more for each
-    /// agent are needed. Further connections wait to be accepted.
+    /// agent are needed.
     pub max_connections: usize,
+    /// The maximum number of connections that have sent no valid request yet, at most a quarter of `max_connections`. The
+    /// oldest one of the address with the most is closed for a new one.
+    pub max_unverified_connections: usize,
+    /// The memory for all request bodies that are read at the same time, in bytes; at least `max_file_list_bytes`. When it
+    /// is used up, the address with the most gives some up for one with less.
+    pub max_total_body_bytes: u64,
     /// The maximum body of a `POST /sync`, which contains its `file_list`, in bytes.
     pub max_file_list_bytes: u64,
 }
@@ -171,9 +180,12 @@ impl MasterConfig {
             limits: Limits {
                 max_active_syncs: 64,
                 max_queued_syncs: 10_000,
+                max_workers: 16_384,
                 no_space_timeout: DAY,
                 window_tasks: 256,
                 max_connections: 32_768,
+                max_unverified_connections: 2_048,
+                max_total_body_bytes: 256 << 20,
                 max_file_list_bytes: 64 << 20,
             },
             bwlimit: Timetable::default(),
@@ -294,10 +306,15 @@ impl Limits {
     fn read(&mut self, fields: &Fields<'_>) {
         fields.set("max_active_syncs", &mut self.max_active_syncs, |i| i.number(1..=10_000));
         fields.set("max_queued_syncs", &mut self.max_queued_syncs, |i| i.number(1..=1_000_000));
+        fields.set("max_workers", &mut self.max_workers, |i| i.number(1..=1_000_000));
         let wait = |i: &Item<'_>| i.duration(Duration::ZERO..=30 * DAY);
         fields.set("no_space_timeout", &mut self.no_space_timeout, wait);
         fields.set("window_tasks", &mut self.window_tasks, |i| i.number(4..=100_000));
         fields.set("max_connections", &mut self.max_connections, |i| i.number(16..=1_000_000));
+        let unverified = &mut self.max_unverified_connections;
+        fields.set("max_unverified_connections", unverified, |i| i.number(16..=1_000_000));
+        let bodies = &mut self.max_total_body_bytes;
+        fields.set("max_total_body_bytes", bodies, |i| i.size(1 << 20..=1 << 40));
         fields
             .set("max_file_list_bytes", &mut self.max_file_list_bytes, |i| i.size(1024..=1 << 30));
     }

@@ -71,8 +71,8 @@ impl Reload for MasterConfig {
         );
         reload_fields!(
             report, "limits.", self.limits, limits: Limits,
-            apply [max_active_syncs, max_queued_syncs, no_space_timeout, window_tasks, max_file_list_bytes],
-            restart [max_connections], other []
+            apply [max_active_syncs, max_queued_syncs, max_workers, no_space_timeout, window_tasks, max_file_list_bytes],
+            restart [max_connections, max_unverified_connections, max_total_body_bytes], other []
         );
         reload_fields!(
             report, "audit.", self.audit, audit: AuditConfig,

@@ -11,7 +11,7 @@
 //!
 //! - [`protocol`], [`control_messages`], [`prune_messages`]: paths, limits, requests, replies; [`frame`]: how content travels
 //! - [`ticket_verifier`]: tickets and what they allow; [`current_ticket`]: renewal; [`roots`]: the storage roots that a ticket must lie under
-//! - [`server`], `admission` (which connections it keeps), [`handlers`], [`content_server`], [`receive`]: the receiving end;
+//! - [`server`], [`handlers`], [`content_server`], [`receive`]: the receiving end;
 //!   [`content_writer`]: how it and a copy on one host write
 //! - [`peers`], [`peer`], [`content_client`], [`send`]: the sending end; [`routes`] (with [`route_ranking`],
 //!   [`pooled_connection`], [`route_monitor`], [`connect`]): over which NICs; [`nics`], [`meter`]: those of this host;
@@ -21,7 +21,6 @@
 //! - [`outcome`]: the outcomes of entries; [`deadline`]: when work ends; [`buffer_pool`]: memory
 
 pub mod active_requests;
-mod admission;
 pub mod buffer_pool;
 pub mod connect;
 pub mod content_client;

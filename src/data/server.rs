@@ -2,7 +2,6 @@
 //! [`handlers`](super::handlers).
 
 use super::active_requests::ActiveRequests;
-use super::admission::{Admission, AdmittedConnection};
 use super::buffer_pool::BufferPool;
 use super::content_server;
 use super::endpoints::{Endpoints, PendingEndpoint, is_address_missing};
@@ -15,6 +14,7 @@ use super::roots::Roots;
 use super::server_context::ConnectionContext;
 use super::ticket_verifier::TicketVerifier;
 use crate::config::NicConfig as Configured;
+use crate::util::admission::{Admission, AdmissionLimits, AdmittedConnection};
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::util::shutdown::Shutdown;
 use hyper::server::conn::http1;
@@ -28,6 +28,13 @@ use tokio_util::task::TaskTracker;
 
 /// At most this many requests are executed at once; more wait. Each holds a thread, and buffers while there is content.
 const MAX_ACTIVE_REQUESTS: usize = 32;
+/// The connections of an agent. More may close than requests are executed at a time, so that some of them end at once.
+pub(super) const CONNECTIONS: AdmissionLimits = AdmissionLimits {
+    max_peers: 512,
+    max_unverified: 512,
+    max_unverified_per_address: 64,
+    max_closing: 64,
+};
 /// A request's head must be complete within this; an idle connection is closed after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// What hyper gathers of a request, in bytes. Content does not go through it.
@@ -128,7 +135,7 @@ impl DataServer {
         let several = self.nics.len() > 1;
         let acceptor = Acceptor {
             context,
-            connections: Arc::default(),
+            connections: Arc::new(Admission::new(CONNECTIONS)),
             tracker: tracker.clone(),
             stop: stop.clone(),
             abort,

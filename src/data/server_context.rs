@@ -1,11 +1,11 @@
 //! What the handlers of a connection of a data server need.
 
 use super::active_requests::ActiveRequests;
-use super::admission::AdmittedConnection;
 use super::buffer_pool::BufferPool;
 use super::roots::Roots;
 use super::ticket_verifier::{Refusal, TicketVerifier};
 use crate::fs::Target;
+use crate::util::admission::AdmittedConnection;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::ticket::Claims;
 use std::net::SocketAddr;

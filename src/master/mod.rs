@@ -236,7 +236,8 @@ impl MasterStartup {
         let authority = authority.transpose()?;
         let limits = HttpLimits {
             max_connections: raise_connection_limit(config.limits.max_connections),
-            max_total_body_bytes: 256 << 20,
+            max_unverified_connections: config.limits.max_unverified_connections,
+            max_total_body_bytes: body_budget(config),
             // A lease counts from before the poll was sent: most of it must remain after the poll.
             max_poll_wait: config.poll_wait_max.min(config.lease / 3),
             path_secret: self.path_secret.clone(),
@@ -358,6 +359,13 @@ fn raise_connection_limit(wanted: usize) -> usize {
     possible.min(wanted)
 }
 
+/// The memory for request bodies, in bytes: the longest one fits.
+fn body_budget(config: &MasterConfig) -> usize {
+    let limits = &config.limits;
+    let bytes = limits.max_total_body_bytes.max(limits.max_file_list_bytes);
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
 fn scheduler_settings(config: &MasterConfig, sealer: Sealer) -> Settings {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Settings {
@@ -370,6 +378,7 @@ fn scheduler_settings(config: &MasterConfig, sealer: Sealer) -> Settings {
         retention_ms: ms(config.retention),
         max_active_syncs: config.limits.max_active_syncs,
         max_queued_syncs: config.limits.max_queued_syncs,
+        max_workers: config.limits.max_workers,
         bwlimit: config.bwlimit.clone(),
         zone: jiff::tz::TimeZone::system(),
         storages: config.storages.clone(),

@@ -3,16 +3,15 @@
 use super::capability::MAX_POOL_MEMBERS;
 use super::keys::MAX_TICKET_USE_MS;
 use super::place::Place;
+use super::registry_limits::{kept_bytes, remove_unknown_paths};
 use super::sync_job::SyncJob;
 use super::task::Task;
 use super::worker_registry::{Worker, unavailable_path};
 use super::{Now, Reply, State};
-use crate::wire::problem::{Problem, ProblemCode};
+use crate::wire::problem::Problem;
 use crate::wire::worker::{HeartbeatReply, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, SyncNo, TaskId, WorkerId};
 use std::collections::{BTreeSet, HashSet};
-
-const MAX_WORKERS: usize = 16_384;
 
 impl State {
     pub(super) fn handle_heartbeat(
@@ -21,21 +20,22 @@ impl State {
         now: Now,
     ) -> Result<Reply, Problem> {
         let id = heartbeat.worker_id.clone();
-        if self.workers.count() >= MAX_WORKERS && self.workers.get(&id).is_none() {
-            let detail = format!("there are {MAX_WORKERS} workers already, which is the limit");
-            return Err(Problem::new(ProblemCode::TooManyWorkers, detail)
-                .with_hint("workers without heartbeats are removed after a day"));
-        }
         self.agents.check_not_revoked(&id)?;
         self.refuse_duplicate(&heartbeat, now)?;
         let restarted = self.workers.get(&id).is_some_and(|known| {
             known.last_heartbeat.incarnation.is_some()
                 && known.last_heartbeat.incarnation != heartbeat.incarnation
         });
+        let usage = std::mem::take(&mut heartbeat.usage);
+        let moved = std::mem::take(&mut heartbeat.moved_bytes);
+        let tickets = std::mem::take(&mut heartbeat.tickets);
         // A path that is unavailable is not served.
         let lost: BTreeSet<&AbsPath> =
             heartbeat.unavailable_paths.iter().map(|one| &one.path).collect();
         heartbeat.storage_paths.retain(|path| !lost.contains(path));
+        remove_unknown_paths(&mut heartbeat);
+        let kept_bytes = kept_bytes(&heartbeat);
+        self.make_room_for_worker(&id, kept_bytes, now)?;
         self.retract_losses(&id, heartbeat.incarnation.as_ref(), restarted, now);
         let valid = self.renew_leases(&heartbeat, now);
         if restarted {
@@ -64,9 +64,6 @@ impl State {
         });
         self.outbox.request_dispatch_if(has_changed);
         let is_reporter = heartbeat.incarnation.is_some();
-        let usage = std::mem::take(&mut heartbeat.usage);
-        let moved = std::mem::take(&mut heartbeat.moved_bytes);
-        let tickets = std::mem::take(&mut heartbeat.tickets);
         let same_process = self
             .workers
             .get(&id)
@@ -81,6 +78,7 @@ impl State {
             previous_incarnation: before,
             refused_incarnations: refused,
             drained: None,
+            kept_bytes,
         };
         let version = self.workers.storages.version();
         self.workers.insert(worker);

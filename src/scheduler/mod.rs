@@ -69,6 +69,7 @@ mod recheck;
 mod reconcile;
 mod record_keys;
 mod records;
+mod registry_limits;
 mod relay_table;
 mod relays;
 mod restricted_events;
@@ -174,6 +175,8 @@ pub struct Settings {
     pub max_active_syncs: usize,
     /// Maximum number of syncs that wait; further ones are refused.
     pub max_queued_syncs: usize,
+    /// Maximum number of workers; beyond it those that nothing depends on are removed for new ones.
+    pub max_workers: usize,
     /// Limit of all agents together …
     pub bwlimit: Timetable,
     /// … in this time zone.
@@ -210,6 +213,7 @@ impl Settings {
             retention_ms: 60 * 24 * 3600 * 1000,
             max_active_syncs: 64,
             max_queued_syncs: 10_000,
+            max_workers: 16_384,
             bwlimit: Timetable::default(),
             zone: TimeZone::UTC,
             name_key: None,

@@ -45,6 +45,8 @@ pub(super) struct Worker {
     /// clock. They are refused while this process is alive.
     pub(super) refused_incarnations: BTreeMap<String, u64>,
     pub(super) drained: Option<DrainInfo>,
+    /// The length of the heartbeat as JSON, in bytes.
+    pub(super) kept_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,10 @@ pub(super) struct WorkerRegistry {
     drained: BTreeMap<WorkerId, DrainInfo>,
     /// Workers without a heartbeat for longer than the time-out.
     silent: BTreeSet<WorkerId>,
+    /// Of all workers.
+    kept_bytes: usize,
+    /// When a search for workers that may go last had no result, on the scheduler's clock.
+    failed_search_ms: Option<u64>,
     pub(super) health: WorkerHealth,
     /// Changes when the set of workers that accept work changes.
     version: u64,
@@ -128,6 +134,11 @@ impl Worker {
     /// Whether the process that was known at `since_ms`, or one before it, has sent something after that.
     pub(super) fn was_heard_since(&self, since_ms: u64) -> bool {
         self.last_seen_ms > since_ms && self.process_since_ms <= since_ms
+    }
+
+    /// Whether its process has sent one heartbeat only, and nothing after it.
+    pub(super) fn was_heard_once(&self) -> bool {
+        self.last_seen_ms == self.process_since_ms
     }
 
     pub(super) fn accepts_work(&self) -> bool {
@@ -233,6 +244,20 @@ impl WorkerRegistry {
         self.by_id.len()
     }
 
+    /// The length of all heartbeats as JSON, in bytes.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    pub(super) fn note_failed_search(&mut self, now: Now) {
+        self.failed_search_ms = Some(now.mono_ms);
+    }
+
+    /// Whether a search for workers that may go had no result within the last `interval_ms`.
+    pub(super) fn has_search_failed_since(&self, now: Now, interval_ms: u64) -> bool {
+        self.failed_search_ms.is_some_and(|at| now.mono_ms.saturating_sub(at) < interval_ms)
+    }
+
     pub(super) fn version(&self) -> u64 {
         self.version
     }
@@ -283,10 +308,13 @@ impl WorkerRegistry {
         let as_able = self.by_id.get(&id).is_some_and(|known| able(known) == able(&worker));
         self.version += u64::from(!(same && as_able));
         if same {
-            self.by_id.insert(id, worker);
+            self.kept_bytes += worker.kept_bytes;
+            let known = self.by_id.insert(id, worker);
+            self.kept_bytes -= known.map_or(0, |known| known.kept_bytes);
             return;
         }
         self.remove_from_index(&id);
+        self.kept_bytes += worker.kept_bytes;
         if let Some(boot) = &worker.last_heartbeat.boot_id {
             self.by_boot.entry(boot.clone()).or_default().insert(id.clone());
         }
@@ -309,6 +337,7 @@ impl WorkerRegistry {
 
     pub(super) fn remove_from_index(&mut self, id: &WorkerId) {
         let Some(worker) = self.by_id.remove(id) else { return };
+        self.kept_bytes -= worker.kept_bytes;
         let boot = worker.last_heartbeat.boot_id.as_ref();
         if let Some((boot, of)) = boot.and_then(|boot| Some((boot, self.by_boot.get_mut(boot)?))) {
             of.remove(id);

@@ -1,5 +1,6 @@
 //! Utilities for all layers above, independent of the work of Longhaul.
 //!
+//! - [`admission`]: which connections a server keeps
 //! - [`units`]: text forms of sizes, rates, counts and durations
 //! - [`backoff`]: delays between retries
 //! - [`boot`]: the boot id of the kernel
@@ -20,6 +21,7 @@
 //! - [`timetable`]: limits by the time of the week
 //! - [`unique_id`]: random ids
 
+pub mod admission;
 pub mod backoff;
 pub mod boot;
 pub mod checksum;

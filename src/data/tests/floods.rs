@@ -2,8 +2,8 @@
 
 use super::streams::read_reply;
 use super::*;
-use crate::data::admission::MAX_UNVERIFIED_PER_ADDRESS;
 use crate::data::frame::REPLY;
+use crate::data::server::CONNECTIONS;
 use std::io::ErrorKind;
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn idle_connections_are_closed_for_new_ones_of_their_address_and_peers_sta
         flood.push(idle);
     }
     // Those that were opened first end now and not after the time-out for a request.
-    let newest = flood.split_off(flood.len() - MAX_UNVERIFIED_PER_ADDRESS);
+    let newest = flood.split_off(flood.len() - CONNECTIONS.max_unverified_per_address);
     for mut idle in flood {
         let mut byte = [0];
         assert!(matches!(idle.read(&mut byte).await, Ok(0) | Err(_)));

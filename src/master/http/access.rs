@@ -9,6 +9,7 @@ use super::response::{ProblemResponse, method_not_allowed};
 use super::route_table::Access::{self, Agents, Certificates, Everyone, Identified};
 use super::route_table::{ROUTES, find_route};
 use crate::master::audit::describe_request;
+use crate::util::admission::AdmittedConnection;
 use crate::wire::problem::{Problem, ProblemCode};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{ALLOW, CONNECTION};
@@ -72,6 +73,7 @@ pub(super) async fn authorize(
 ) -> Response {
     if app.limits.path_secret.is_some() {
         request.extensions_mut().insert(Principal::Nobody);
+        mark_verified(&request);
         return next.run(request).await;
     }
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
@@ -97,6 +99,7 @@ pub(super) async fn authorize(
     let mut response = match check_access(&principal, access, &LocalRules::of(&app)) {
         Ok(()) => {
             request.extensions_mut().insert(principal.clone());
+            mark_verified(&request);
             next.run(request).await
         }
         Err(problem) => ProblemResponse(problem).into_response(),
@@ -107,6 +110,13 @@ pub(super) async fn authorize(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// From now on the connection is not closed for one that has sent no valid request.
+fn mark_verified(request: &Request) {
+    if let Some(place) = request.extensions().get::<Arc<AdmittedConnection>>() {
+        place.mark_verified();
+    }
 }
 
 /// A token overrides what the connection stands for, and a certificate the user of the connection.

@@ -1,7 +1,8 @@
 //! What all routes share: the state actor, the limits, and the reading of bodies.
 
 use super::bearer::FailureCounter;
-use super::body::{self, BodyBudget, BufferedBody};
+use super::body::{self, BufferedBody};
+use super::body_budget::BodyBudget;
 use super::principal::ConnectionAddresses;
 use super::{HttpLimits, request_documents};
 use crate::master::handle::MasterHandle;
@@ -56,7 +57,9 @@ impl ApiState {
         limit: usize,
     ) -> Result<BufferedBody, Problem> {
         let (head, body) = request.into_parts();
-        let read = body::read_body(&head.headers, body, limit, &self.budget).await;
+        let client = head.extensions.get::<ConnectionAddresses>().and_then(|it| it.client);
+        let reservation = self.budget.open(client.map(|client| client.ip()));
+        let read = body::read_body(&head.headers, body, limit, reservation).await;
         read.inspect_err(|problem| {
             if problem.is(ProblemCode::ChecksumMismatch) {
                 let (method, path) = (&head.method, head.uri.path());

@@ -1,5 +1,6 @@
 //! Reads request bodies, with limits for each body, for all bodies together, and in time.
 
+use super::body_budget::Reservation;
 use crate::util::{checksum, units};
 use crate::wire::problem::{Problem, ProblemCode};
 use axum::body::Body;
@@ -8,61 +9,77 @@ use axum::http::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-/// The maximum time between two parts of a body (else 408).
-const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A body must come at a rate of its floor, after this time in which it may be slower (else 408).
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// The floor, in bytes per second, for the first part of a body: also the slowest links have it.
+const MIN_RATE: u32 = 512;
+/// The length of that part; it needs little memory.
+const SMALL_BODY_BYTES: usize = 64 << 10;
+/// The floor for the rest of a body, in bytes per second.
+const MIN_LARGE_RATE: u32 = 16 << 10;
 /// The maximum time for a whole body (else 408).
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Bodies up to this size do not count in the budget: the limit of connections limits their memory.
-const UNBUDGETED_BODY_BYTES: usize = 4 << 10;
-/// The size of a permit of the budget.
-const BUDGET_UNIT_BYTES: usize = 4 << 10;
 /// A larger body is decoded on a separate thread, so that it does not delay other requests.
 const MAX_INLINE_DECODE_BYTES: usize = 256 << 10;
-
-/// The memory for all bodies.
-#[derive(Clone)]
-pub(super) struct BodyBudget(Arc<Semaphore>);
-
-impl BodyBudget {
-    pub(super) fn new(bytes: usize) -> Self {
-        BodyBudget(Arc::new(Semaphore::new(
-            (bytes / BUDGET_UNIT_BYTES).min(Semaphore::MAX_PERMITS),
-        )))
-    }
-}
 
 /// A body and its part of the budget.
 pub(super) struct BufferedBody {
     pub(super) bytes: Bytes,
-    _permit: Option<OwnedSemaphorePermit>,
+    reservation: Reservation,
+}
+
+/// Until when the next part of a body must arrive.
+struct Patience {
+    /// … if nothing more arrives.
+    until: Instant,
+    end: Instant,
+}
+
+impl Patience {
+    fn new() -> Self {
+        let now = Instant::now();
+        Patience { until: now + BODY_PATIENCE, end: now + BODY_TIMEOUT }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.until.min(self.end)
+    }
+
+    /// A part has arrived, with which the body has `len` bytes. What came fast gives no more than the patience at the
+    /// start: otherwise the memory of a large body could be held with a few bytes now and then.
+    fn extend(&mut self, part: usize, len: usize) {
+        let rate = if len <= SMALL_BODY_BYTES { MIN_RATE } else { MIN_LARGE_RATE };
+        let earned = Duration::from_secs_f64(part as f64 / f64::from(rate));
+        self.until = (self.until + earned).min(Instant::now() + BODY_PATIENCE);
+    }
 }
 
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
 /// 413 over the limit, 415 for an encoded or multipart body, 408 for a body that is sent too slowly, 503 if the budget
-/// is used up, 400 for a broken body or a wrong checksum.
+/// is used up or another address needs it, 400 for a broken body or a wrong checksum.
 pub(super) async fn read_body(
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
-    budget: &BodyBudget,
+    reservation: Reservation,
 ) -> Result<BufferedBody, Problem> {
     check_content_type(headers)?;
     if body.size_hint().lower() > limit as u64 {
         return Err(body_too_large(limit));
     }
-    let deadline = Instant::now() + BODY_TIMEOUT;
+    let mut patience = Patience::new();
     let mut bytes = Vec::new();
-    let mut permit: Option<OwnedSemaphorePermit> = None;
     loop {
-        let frame_deadline = (Instant::now() + BODY_IDLE_TIMEOUT).min(deadline);
-        let frame = match timeout_at(frame_deadline, body.frame()).await {
+        let frame = tokio::select! {
+            frame = timeout_at(patience.deadline(), body.frame()) => frame,
+            problem = reservation.given_up() => return Err(problem),
+        };
+        let frame = match frame {
             Err(_) => return Err(body_timeout()),
             Ok(None) => break,
             Ok(Some(Err(e))) => return Err(body_read_failed(&e)),
@@ -74,28 +91,18 @@ pub(super) async fn read_body(
         if len > limit {
             return Err(body_too_large(limit));
         }
-        let have = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let need = len.saturating_sub(UNBUDGETED_BODY_BYTES).div_ceil(BUDGET_UNIT_BYTES);
-        if need > have {
-            let more = u32::try_from(need - have).unwrap_or(u32::MAX);
-            // Without waiting: several bodies that each wait for more of the budget would be a deadlock.
-            let more = Arc::clone(&budget.0)
-                .try_acquire_many_owned(more)
-                .map_err(|_| body_budget_exhausted())?;
-            match &mut permit {
-                Some(permit) => permit.merge(more),
-                None => permit = Some(more),
-            }
-        }
+        reservation.grow(len)?;
+        patience.extend(data.len(), len);
         bytes.extend_from_slice(&data);
     }
+    reservation.complete()?;
     if !checksum::matches_header(
         headers.get(checksum::CHECKSUM_HEADER).map(HeaderValue::as_bytes),
         &bytes,
     ) {
         return Err(checksum_mismatch());
     }
-    Ok(BufferedBody { bytes: bytes.into(), _permit: permit })
+    Ok(BufferedBody { bytes: bytes.into(), reservation })
 }
 
 /// Decodes a body, then returns its part of the budget.
@@ -109,7 +116,10 @@ pub(super) async fn decode_body<T: Send + 'static>(
     if body.bytes.len() <= MAX_INLINE_DECODE_BYTES {
         return decode(&body.bytes);
     }
-    let decoded = tokio::task::spawn_blocking(move || decode(&body.bytes)).await;
+    let BufferedBody { bytes, reservation } = body;
+    let decoder = reservation.decoder().await;
+    let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
+    drop(decoder);
     decoded.unwrap_or_else(|e| {
         tracing::error!(error = %e, "decoding a body failed");
         Err(Problem::new(ProblemCode::Internal, "the body could not be decoded"))
@@ -144,15 +154,13 @@ fn body_too_large(limit: usize) -> Problem {
 }
 
 fn body_timeout() -> Problem {
-    Problem::new(ProblemCode::BodyTimeout, "the body was not received in time")
-}
-
-fn body_budget_exhausted() -> Problem {
-    Problem::new(
-        ProblemCode::Overloaded,
-        "too many large requests at once; this one changed nothing",
-    )
-    .with_hint("repeat the request after the time in Retry-After")
+    let detail = format!(
+        "the body did not arrive in time: after {} s it must come at {MIN_RATE} bytes per second, beyond {} at {} per second",
+        BODY_PATIENCE.as_secs(),
+        units::format_bytes(SMALL_BODY_BYTES as u64),
+        units::format_bytes(u64::from(MIN_LARGE_RATE))
+    );
+    Problem::new(ProblemCode::BodyTimeout, detail)
 }
 
 fn body_read_failed(error: &axum::Error) -> Problem {

@@ -38,6 +38,9 @@ const MAX_TTL_SECONDS: u32 = 30 * 86_400;
 /// The maximum length of a certificate signing request.
 const MAX_SIGNING_REQUEST_BYTES: usize = 16 << 10;
 
+/// The limit for a request to join, which needs no credentials but the token in it.
+const MAX_JOIN_BYTES: usize = 64 << 10;
+
 /// What the API needs for certificates of agents.
 #[derive(Clone)]
 pub(in crate::master) struct ApiAuthority {
@@ -128,7 +131,7 @@ pub(super) async fn join(
     request: Request,
 ) -> RouteResult {
     let authority = find_authority(&app)?.clone();
-    let request = app.read_document(request, MAX_BODY_BYTES, read_join_request).await?;
+    let request = app.read_document(request, MAX_JOIN_BYTES, read_join_request).await?;
     let JoinRequest { token, worker_id, signing_request } = request;
     let key = PublicKey::of_signing_request(&signing_request).map_err(|e| {
         let mut errors = ValidationErrors::default();

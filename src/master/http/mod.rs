@@ -1,7 +1,7 @@
 //! The API of operators and agents, over HTTP/1.1.
 //!
 //! A request passes through `server` (connections, time limits), `middleware` (checks for every request), `access` and
-//! `principal` (from where it comes, and what it may do), `routes` and `params`, `body` and `request_documents` (reading and validation), and the
+//! `principal` (from where it comes, and what it may do), `routes` and `params`, `body` (with `body_budget`) and `request_documents` (reading and validation), and the
 //! [`MasterHandle`](super::handle::MasterHandle) to the state actor. Bodies are JSON, whatever the content type says,
 //! except multipart. Every error is a problem document. No decision is made here.
 
@@ -11,6 +11,7 @@ mod audit_log;
 mod audit_records;
 mod bearer;
 mod body;
+mod body_budget;
 mod join_routes;
 mod json;
 mod middleware;
@@ -41,9 +42,12 @@ use tokio::sync::watch;
 /// Limits for clients that depend on the configuration or on a test; the others are constants of their modules.
 #[derive(Debug, Clone)]
 pub(super) struct HttpLimits {
-    /// Further connections wait to be accepted.
+    /// All connections. Further ones are among those without a valid request.
     pub(super) max_connections: usize,
-    /// The limit for all bodies that are read concurrently (else 503).
+    /// Connections without a valid request, of `max_connections`. A further one takes the place of the oldest one of the
+    /// address that has the most.
+    pub(super) max_unverified_connections: usize,
+    /// The memory for all bodies that are read concurrently, which addresses share (else 503).
     pub(super) max_total_body_bytes: usize,
     /// The maximum wait of a poll.
     pub(super) max_poll_wait: Duration,

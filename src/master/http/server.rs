@@ -3,11 +3,12 @@
 use super::HttpLimits;
 use super::api_state::ApiState;
 use super::bearer::FailureCounter;
-use super::body::BodyBudget;
+use super::body_budget::BodyBudget;
 use super::principal::ConnectionAddresses;
 use super::principal::{LoopbackOwner, TlsClient};
 use super::routes::router;
 use crate::master::handle::MasterHandle;
+use crate::util::admission::{Admission, AdmissionLimits, AdmittedConnection, Room};
 use crate::util::backoff::Backoff;
 use crate::util::repeated_warnings::warn_ratelimited;
 use crate::wire::problem::{PROBLEM_CONTENT_TYPE, Problem, ProblemCode};
@@ -21,11 +22,11 @@ use rustls::ServerConfig;
 use socket2::SockRef;
 use std::future::poll_fn;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -44,6 +45,10 @@ const TLS_HANDSHAKE_RECORD: u8 = 22;
 /// kernel discards the response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 256 << 20;
+/// At most this many connections that were closed for another one still hold their socket.
+const MAX_CLOSING: usize = 64;
+/// At most this part of all connections may be without a valid request.
+const MAX_UNVERIFIED_PART: usize = 4;
 /// The usual cause is that no file descriptors are left.
 const ACCEPT_RETRY_BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
@@ -72,29 +77,49 @@ pub(in crate::master) async fn serve(
         failures: Arc::new(FailureCounter::default()),
     };
     let router = router(app);
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let connections = Arc::new(Admission::new(admission_limits(&limits)));
     let serving = listeners.into_iter().map(|listener| {
-        let (router, permits, shutdown) = (router.clone(), &permits, shutdown.clone());
-        serve_listener(listener, router, permits, limits.drain_timeout, shutdown)
+        let (router, connections, shutdown) = (router.clone(), &connections, shutdown.clone());
+        serve_listener(listener, router, connections, limits.drain_timeout, shutdown)
     });
     futures_util::future::join_all(serving).await;
+}
+
+/// A client without valid credentials may have all places that no other one needs: many agents behind one address connect
+/// at the same time when a master starts.
+fn admission_limits(limits: &HttpLimits) -> AdmissionLimits {
+    let part = (limits.max_connections / MAX_UNVERIFIED_PART).max(1);
+    let max_unverified = limits.max_unverified_connections.min(part);
+    AdmissionLimits {
+        max_peers: limits.max_connections.saturating_sub(max_unverified).max(1),
+        max_unverified,
+        max_unverified_per_address: max_unverified,
+        max_closing: MAX_CLOSING,
+    }
 }
 
 async fn serve_listener(
     ApiListener { listener, tls }: ApiListener,
     router: Router,
-    permits: &Arc<Semaphore>,
+    admission: &Arc<Admission>,
     drain_timeout: Duration,
     shutdown: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
-    while let Some((stream, permit)) = next_connection(&listener, permits, &shutdown).await {
-        let connection = serve_connection(stream, tls.clone(), router.clone(), shutdown.clone());
+    while let Some((stream, room)) = next_connection(&listener, admission, &shutdown).await {
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let client = stream.peer_addr().map_or(unknown, |client| client.ip());
+        let place = admission.admit(client, room);
+        let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
         connections.spawn(async move {
-            connection.await;
-            drop(permit);
+            tokio::select! {
+                () = serve_connection(stream, tls, router, shutdown, Arc::clone(&place)) => (),
+                () = place.closed() => tracing::debug!(%client, "closed for another connection"),
+            }
         });
         while connections.try_join_next().is_some() {}
+        // A connection with a complete request is verified before the next ones need its place.
+        tokio::task::yield_now().await;
     }
     drop(listener);
     let remaining = async { while connections.join_next().await.is_some() {} };
@@ -107,19 +132,19 @@ async fn serve_listener(
     }
 }
 
-/// The next connection within the limit. `None`: the server stops.
+/// The next connection, when there is room for it. `None`: the server stops.
 async fn next_connection(
     listener: &TcpListener,
-    permits: &Arc<Semaphore>,
+    admission: &Arc<Admission>,
     shutdown: &CancellationToken,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, Room)> {
     let connection = async {
-        let permit = Arc::clone(permits).acquire_owned().await.ok()?;
-        Some((accept_connection(listener).await, permit))
+        let room = admission.wait_for_room().await;
+        (accept_connection(listener).await, room)
     };
     tokio::select! {
         () = shutdown.cancelled() => None,
-        connection = connection => connection,
+        connection = connection => Some(connection),
     }
 }
 
@@ -150,6 +175,7 @@ async fn serve_connection(
     tls: Option<Arc<ServerConfig>>,
     router: Router,
     shutdown: CancellationToken,
+    place: Arc<AdmittedConnection>,
 ) {
     let addresses =
         ConnectionAddresses { local: stream.local_addr().ok(), client: stream.peer_addr().ok() };
@@ -157,13 +183,13 @@ async fn serve_connection(
         tracing::debug!(%error, "socket options can't be set");
     }
     let Some(tls) = tls else {
-        return serve_requests(stream, addresses, None, router, shutdown).await;
+        return serve_requests(stream, addresses, None, router, shutdown, place).await;
     };
     let handshake = tokio::time::timeout(HEADER_TIMEOUT, accept_tls(stream, tls));
     match handshake.await {
         Ok(Ok(stream)) => {
             let client = TlsClient::new(stream.get_ref().1.peer_certificates());
-            serve_requests(stream, addresses, Some(client), router, shutdown).await;
+            serve_requests(stream, addresses, Some(client), router, shutdown, place).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, client = ?addresses.client, "no TLS connection"),
         Err(_) => tracing::debug!(client = ?addresses.client, "the TLS handshake took too long"),
@@ -204,12 +230,14 @@ async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     tls: Option<TlsClient>,
     router: Router,
     shutdown: CancellationToken,
+    place: Arc<AdmittedConnection>,
 ) {
     let owner = LoopbackOwner::default();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(addresses);
         request.extensions_mut().insert(owner.clone());
+        request.extensions_mut().insert(Arc::clone(&place));
         if let Some(tls) = &tls {
             request.extensions_mut().insert(tls.clone());
         }

@@ -24,6 +24,7 @@ mod overlap;
 mod pause;
 mod placement;
 mod reconcile;
+mod registry;
 mod relays;
 mod resource_shortage;
 mod retention;
@@ -56,10 +57,9 @@ use crate::wire::options::{DeleteOptions, SyncOptions};
 use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use crate::wire::sync::{FailedStep, SyncOutcome, SyncProgress, SyncRequest, SyncState};
 use crate::wire::task::{
-    Assignment, Base64Bytes, Cursor, PageAction, ResultOutcome, ScanPage, TaskReport, TaskResult,
-    WorkItem,
+    Assignment, Base64Bytes, Cursor, PageAction, PruneReport, ResultOutcome, RootIdentity,
+    RootState, ScanPage, TaskReport, TaskResult, TaskSpec, WorkItem,
 };
-use crate::wire::task::{PruneReport, RootIdentity, RootState, TaskSpec};
 use crate::wire::ticket::{Claims, Verifier};
 use crate::wire::worker::{PROTOCOL_VERSION, UnavailablePath, WorkerHeartbeat, WorkerStatus};
 use crate::wire::{AbsPath, AssignmentId, BytePath, Digest, RelPath, TaskId};

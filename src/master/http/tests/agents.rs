@@ -6,7 +6,7 @@ use crate::identity::{AgentIdentity, CertificateAuthority, PublicKey};
 use crate::master::Master;
 use crate::master::http::api_state::ApiState;
 use crate::master::http::bearer::FailureCounter;
-use crate::master::http::body::BodyBudget;
+use crate::master::http::body_budget::BodyBudget;
 use crate::master::http::join_routes::ApiAuthority;
 use crate::master::http::principal::ConnectionAddresses;
 use crate::master::http::principal::{LoopbackOwner, TlsClient};

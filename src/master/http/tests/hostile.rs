@@ -179,37 +179,100 @@ async fn a_body_that_stalls_or_trickles_times_out() {
     assert_eq!((got.status, got.problem_code().as_str()), (408, "body_timeout"));
     assert!(start.elapsed() < Duration::from_secs(40));
 
-    let mut stream =
-        served.connect_and_send(&request_head(&served, "/sync", "Content-Length: 1000\r\n")).await;
-    let (mut from, mut to) = stream.split();
-    let start = tokio::time::Instant::now();
-    let slow_body = async {
-        while to.write_all(b" ").await.is_ok() {
-            tokio::time::sleep(Duration::from_secs(20)).await;
-        }
-    };
-    let mut response = vec![0; 4096];
-    let read = tokio::select! {
-        n = from.read(&mut response) => n.unwrap(),
-        () = slow_body => panic!("closed without a response"),
-    };
-    assert_eq!(TestResponse::parse(&response[..read]).status, 408);
-    assert!(start.elapsed() < Duration::from_secs(320), "{:?}", start.elapsed());
+    // A byte now and then: also if much was sent before, which is held meanwhile.
+    for (length, at_once) in [(1_000, 0), (63 << 20, 8 << 20)] {
+        let head = request_head(&served, "/sync", &format!("Content-Length: {length}\r\n"));
+        let mut stream = served.connect_and_send(&head).await;
+        let (mut from, mut to) = stream.split();
+        to.write_all(&vec![b' '; at_once]).await.unwrap();
+        let start = tokio::time::Instant::now();
+        let slow_body = async {
+            while to.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        };
+        let mut response = vec![0; 4096];
+        let read = tokio::select! {
+            n = from.read(&mut response) => n.unwrap(),
+            () = slow_body => panic!("closed without a response"),
+        };
+        assert_eq!(TestResponse::parse(&response[..read]).status, 408, "{length}");
+        assert!(start.elapsed() < Duration::from_secs(40), "{length}: {:?}", start.elapsed());
+    }
     assert!(served.has_no_event());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_small_document_at_one_kibibyte_a_second_is_read() {
+    let served = start_server().await;
+    let text = br#"{"source_path": "/a", "destination_path": "/b"}"#;
+    let document = [text.as_slice(), &vec![b' '; (50 << 10) - text.len()]].concat();
+    let length = format!("Content-Length: {}\r\n", document.len());
+    let mut stream = served.connect_and_send(&request_head(&served, "/sync", &length)).await;
+    for part in document.chunks(1 << 10) {
+        stream.write_all(part).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).await.unwrap();
+    assert_eq!(TestResponse::parse(&response).status, 202);
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    matches!(with_deadline(stream.read(&mut [0])).await, Ok(0) | Err(_))
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    stream.try_read(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
+}
+
 #[tokio::test]
-async fn connections_over_the_limit_wait_to_be_accepted() {
-    let served =
-        start_server_with(HttpLimits { max_connections: 2, ..HttpLimits::default() }).await;
-    let first = served.connect_and_send("").await;
-    let second = served.connect_and_send("").await;
-    let third = served.get("/healthz");
-    tokio::pin!(third);
-    let early = tokio::time::timeout(Duration::from_millis(50), &mut third).await;
-    assert!(early.is_err(), "the third connection is not accepted yet");
-    drop((first, second));
-    assert_eq!(with_deadline(third).await.status, 200);
+async fn idle_connections_are_closed_for_new_ones_and_those_with_a_valid_request_stay() {
+    let limits =
+        HttpLimits { max_connections: 32, max_unverified_connections: 8, ..HttpLimits::default() };
+    let served = start_server_with(limits).await;
+    let valid = format!("GET /workers HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
+    let mut client = served.connect_and_send(&valid).await;
+    let answer = async |client: &mut TcpStream| {
+        let mut response = vec![0; 16 << 10];
+        let read = with_deadline(client.read(&mut response)).await.unwrap();
+        TestResponse::parse(&response[..read]).status
+    };
+    assert_eq!(answer(&mut client).await, 200);
+    let mut flood = Vec::new();
+    // Slow heads, idle connections, and requests that need no credentials.
+    let probe = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
+    for begin in ["GET /sync HTTP/1.1\r\nX: ", "", &probe].iter().cycle().take(60) {
+        flood.push(served.connect_and_send(begin).await);
+    }
+    // More than there are connections: those that were opened first end now and not after the time-out.
+    let newest = flood.split_off(flood.len() - 8);
+    for mut idle in flood {
+        while !is_closed(&mut idle).await {}
+    }
+    assert!(newest.iter().step_by(3).all(is_open), "the newest idle ones");
+    client.write_all(valid.as_bytes()).await.unwrap();
+    assert_eq!(answer(&mut client).await, 200, "the connection stays");
+    assert_eq!(served.get("/workers").await.status, 200, "a new client is served");
+    drop(newest);
+}
+
+#[tokio::test]
+async fn clients_with_valid_requests_beyond_the_limit_are_served_as_well() {
+    let limits =
+        HttpLimits { max_connections: 4, max_unverified_connections: 16, ..HttpLimits::default() };
+    let served = start_server_with(limits).await;
+    let valid = format!("GET /workers HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
+    let mut open = Vec::new();
+    for _ in 0..12 {
+        let mut client = served.connect_and_send(&valid).await;
+        assert!(with_deadline(client.read(&mut [0; 4096])).await.unwrap() > 0);
+        open.push(client);
+    }
+    assert_eq!(served.get("/workers").await.status, 200);
+    // Three of them are kept, and one place is for the others.
+    assert!(open[..3].iter().all(is_open));
+    assert!(is_closed(&mut open[5]).await);
 }
 
 #[tokio::test]

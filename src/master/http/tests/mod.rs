@@ -52,6 +52,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         HttpLimits {
             max_connections: 32_768,
+            max_unverified_connections: 2_048,
             max_total_body_bytes: 256 << 20,
             max_poll_wait: Duration::from_secs(60),
             path_secret: None,
