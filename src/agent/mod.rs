@@ -45,9 +45,9 @@ use crate::client::{ClientOptions, MasterClient};
 use crate::config::agent::initial_slots;
 use crate::config::{AgentConfig, NicConfig};
 use crate::data::nics::Nic;
-use crate::data::{BufferPools, DataServer, Endpoints, Peers, Roots, TicketVerifier};
+use crate::data::{BufferPools, DataServer, DataTls, Endpoints, Peers, Roots, TicketVerifier};
 use crate::fs::{DirtyJournal, ProbeJournal, ProbeRecord};
-use crate::identity::ServerTrust;
+use crate::identity::{AgentIdentity, IdentityError, PeerConfigs, ServerTrust};
 use crate::util::boot::boot_id;
 use crate::util::shutdown::Shutdown;
 use crate::util::units::{self, pluralize};
@@ -84,6 +84,7 @@ pub struct Agent {
     roots: Arc<Roots>,
     probes: ProbeJournal,
     server: DataServer,
+    tls: Option<PeerConfigs>,
 }
 
 impl Agent {
@@ -99,7 +100,15 @@ impl Agent {
         let open = move || (Roots::open_available(&paths, journal()), probes());
         let (roots, probes) = tokio::task::spawn_blocking(open).await?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
-        Ok(Agent { config, config_changes, roots: Arc::new(roots), probes, server })
+        Ok(Agent { config, config_changes, roots: Arc::new(roots), probes, server, tls: None })
+    }
+
+    /// The same, with TLS on the data plane if the agent has a certificate.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    fn with_identity(self, identity: Option<&Arc<AgentIdentity>>) -> Result<Self, IdentityError> {
+        Ok(Agent { tls: identity.map(PeerConfigs::new).transpose()?, ..self })
     }
 
     /// The endpoints with the ports that the kernel chose.
@@ -110,16 +119,17 @@ impl Agent {
 
     /// Works until `shutdown`, then finishes its assignments, at most for the drain timeout.
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
-        let Agent { config, config_changes, roots, probes, server } = self;
+        let Agent { config, config_changes, roots, probes, server, tls } = self;
         let (endpoints, nics) = (server.endpoints.clone(), server.nics.clone());
         let requests = server.requests.clone();
         let buffers = BufferPools::new(config.buffer_memory);
-        let peers = Peers::new(&nics, buffers.sending.clone());
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
         let ticket_verifier = TicketVerifier::for_agent(&config.worker_id, &incarnation);
         let ticket_verifier = Arc::new(ticket_verifier.with_run_as(config.run_as.clone()));
+        let tls = tls.map(|configs| DataTls::new(configs, ticket_verifier.clone()));
+        let peers = Peers::with_tls(&nics, buffers.sending.clone(), tls.clone());
         let close_server = Shutdown::new();
-        let serving = server.serve(
+        let serving = server.with_tls(tls).serve(
             ticket_verifier.clone(),
             roots.clone(),
             buffers.receiving.clone(),
@@ -185,7 +195,7 @@ impl Agent {
 /// Binds and serves until `shutdown`.
 ///
 /// # Errors
-/// See [`Agent::bind`]; an invalid master URL; [`IdentityError`](crate::identity::IdentityError).
+/// See [`Agent::bind`]; an invalid master URL; [`IdentityError`].
 pub async fn run(
     config_changes: watch::Receiver<AgentConfig>,
     shutdown: Shutdown,
@@ -202,7 +212,7 @@ pub async fn run(
     }
     let options = ClientOptions { trust, identity: identity.clone(), ..ClientOptions::default() };
     let client = MasterClient::new(config.master_urls.clone(), options.clone())?;
-    let renewals = match identity {
+    let renewals = match identity.clone() {
         None => None,
         Some(identity) => Some((identity, MasterClient::new(config.master_urls, options)?)),
     };
@@ -212,7 +222,7 @@ pub async fn run(
             None => std::future::pending().await,
         }
     };
-    let agent = Agent::bind(config_changes).await?;
+    let agent = Agent::bind(config_changes).await?.with_identity(identity.as_ref())?;
     tokio::select! {
         () = agent.serve(client, shutdown) => {}
         () = renewing => {}

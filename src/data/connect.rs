@@ -1,10 +1,13 @@
 //! Connections to peers: opened from a NIC, and tried with a probe.
 
-use super::content_client::ContentClient;
+use super::content_client::{ContentClient, read_refusal};
+use super::data_stream::DataStream;
 use super::meter::{CountedStream, TrafficCounter};
 use super::nics::{Nic, OpenConnectionGuard, is_local_address};
 use super::protocol::PROBE;
+use super::tls::{DataTls, describe_error_chain};
 use crate::util::iface;
+use crate::wire::WorkerId;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -66,13 +69,8 @@ pub struct ConnectionPath {
     pub is_bound: bool,
     /// The peer, as `host:port`.
     pub to: String,
-}
-
-impl ConnectionPath {
-    /// Why the NIC to which the socket is bound can't be used, where the kernel reports so.
-    pub(super) fn link_failure(&self) -> Option<String> {
-        self.from.as_ref().filter(|_| self.is_bound)?.link_failure()
-    }
+    /// TLS, and the worker that the peer has to prove to be.
+    pub tls: Option<(Arc<DataTls>, WorkerId)>,
 }
 
 /// What a connection is for.
@@ -92,6 +90,8 @@ pub struct Connection {
     pub stream: Option<ContentClient>,
     /// What went over it.
     pub counter: Arc<TrafficCounter>,
+    /// The worker at the other end, by its certificate. `None`: without TLS.
+    pub(super) worker: Option<WorkerId>,
     driver: AbortHandle,
     _open: Option<OpenConnectionGuard>,
 }
@@ -113,15 +113,15 @@ impl Connection {
             .header(HOST, peer)
             .body(Full::default())
             .map_err(|e| e.to_string())?;
-        self.sender.ready().await.map_err(|e| e.to_string())?;
-        let reply = self.sender.send_request(request).await.map_err(|e| e.to_string())?;
+        self.sender.ready().await.map_err(describe_error_chain)?;
+        let reply = self.sender.send_request(request).await.map_err(describe_error_chain)?;
         let status = reply.status();
-        // The connection is used again only after the whole answer.
-        reply.into_body().collect().await.map_err(|e| e.to_string())?;
-        match status {
-            StatusCode::OK => Ok(()),
-            status => Err(format!("a probe was answered with {status}")),
+        if status != StatusCode::OK {
+            let otherwise = || format!("a probe was answered with {status}");
+            return Err(read_refusal(reply).await.unwrap_or_else(otherwise));
         }
+        // The connection is used again only after the whole answer.
+        reply.into_body().collect().await.map(drop).map_err(|e| e.to_string())
     }
 }
 
@@ -131,7 +131,7 @@ impl Drop for Connection {
     }
 }
 
-/// Connects within the first time, and opens a stream within the second one; what goes over the connection is also
+/// Connects within the first time, and makes the handshake of TLS and opens a stream within the second one each; what goes over the connection is also
 /// counted in `theirs`.
 ///
 /// # Errors
@@ -161,10 +161,17 @@ pub async fn connect(
     let counter = Arc::new(TrafficCounter::default());
     let mut counters = vec![counter.clone(), theirs.clone()];
     counters.extend(path.from.as_ref().map(|nic| nic.counter.clone()));
-    let (send, connection) = http1::Builder::new()
-        .handshake(TokioIo::new(CountedStream::new(stream, counters)))
-        .await
-        .map_err(|e| e.to_string())?;
+    let stream = CountedStream::new(stream, counters);
+    let (stream, worker) = match &path.tls {
+        None => (DataStream::Plain(stream), None),
+        Some((tls, worker)) => {
+            let connected = tokio::time::timeout(timeout, tls.connect(stream, worker)).await;
+            let connected = connected.map_err(|_| ConnectError::timed_out("handshake", timeout))?;
+            (connected?, Some(worker.clone()))
+        }
+    };
+    let (send, connection) =
+        http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     let driver = tokio::spawn(async move {
         if let Err(e) = connection.with_upgrades().await {
             tracing::debug!("a data connection ended: {e}");
@@ -172,7 +179,7 @@ pub async fn connect(
     });
     let _open = path.from.as_ref().map(Nic::count_open_connection);
     let driver = driver.abort_handle();
-    let mut connection = Connection { sender: send, stream: None, counter, driver, _open };
+    let mut connection = Connection { sender: send, stream: None, counter, worker, driver, _open };
     if kind == ConnectionKind::Content {
         let open = ContentClient::open(&mut connection.sender, &path.to);
         let opened = tokio::time::timeout(timeout, open).await;

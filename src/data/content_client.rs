@@ -1,26 +1,24 @@
 //! The requesting end of content streams: a thread owns the socket while it reads files, hashes them and
 //! sends what it read, and waits for the answer.
 
+use super::content_socket::ContentSocket;
 use super::deadline::TransferControl;
 use super::frame;
-use super::meter::{TrafficCounter, into_socket};
 use super::protocol::{
     ContentRequest, FRAME_HEADER_BYTES, MAX_REPLY_BYTES, STREAM, UPGRADE_PROTOCOL,
 };
-use super::socket_reader::poll_ready;
+use super::tls::{TLS_REQUIRED, describe_error_chain};
 use crate::util::checksum;
 use crate::wire::problem::{Problem, ProblemCode};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::header::{CONNECTION, HOST, UPGRADE};
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use rustix::event::PollFlags;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
-use std::net::TcpStream;
-use std::sync::Arc;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -59,15 +57,13 @@ pub enum ContentReply {
 
 /// The requesting end of a stream. Its socket does not block: between two polls cancellation is checked.
 pub struct ContentClient {
-    stream: TcpStream,
-    /// What counts its bytes.
-    counters: Vec<Arc<TrafficCounter>>,
+    socket: ContentSocket,
 }
 
 impl Drop for ContentClient {
     fn drop(&mut self) {
-        if self.counters.iter().any(|counter| counter.resets_on_close()) {
-            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        if self.socket.counters().iter().any(|counter| counter.resets_on_close()) {
+            let _ = SockRef::from(self.socket.stream()).set_linger(Some(Duration::ZERO));
         }
     }
 }
@@ -78,9 +74,17 @@ pub fn parse_problem(document: &[u8]) -> Problem {
         .unwrap_or_else(|_| Problem::new(ProblemCode::Unknown, "it gave no reason"))
 }
 
+/// Why a connection is refused, if the response has a reason that another connection of this agent has as well: that
+/// it is not in TLS.
+pub async fn read_refusal(response: Response<Incoming>) -> Option<String> {
+    let body = Limited::new(response.into_body(), MAX_REPLY_BYTES).collect().await.ok()?;
+    let problem = parse_problem(&body.to_bytes());
+    problem.is(ProblemCode::TlsRequired).then(|| TLS_REQUIRED.to_owned())
+}
+
 /// One request in flight.
 struct Exchange<'a> {
-    client: &'a ContentClient,
+    socket: &'a mut ContentSocket,
     /// Grows with what is sent.
     progress: &'a AtomicU64,
     control: &'a TransferControl,
@@ -100,16 +104,17 @@ impl ContentClient {
             .header(UPGRADE, UPGRADE_PROTOCOL)
             .body(Full::default())
             .map_err(|e| e.to_string())?;
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let response = sender.send_request(request).await.map_err(describe_error_chain)?;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(format!(
-                "it does not speak {UPGRADE_PROTOCOL} ({status}); agents of one installation must be of one version"
-            ));
+            return Err(read_refusal(response).await.unwrap_or_else(|| {
+                format!(
+                    "it does not speak {UPGRADE_PROTOCOL} ({status}); agents of one installation must be of one version"
+                )
+            }));
         }
         let upgraded = hyper::upgrade::on(response).await.map_err(|e| e.to_string())?;
-        let (stream, counters) = into_socket(upgraded)?;
-        Ok(ContentClient { stream, counters })
+        Ok(ContentClient { socket: ContentSocket::of_upgraded(upgraded)? })
     }
 
     /// Sends the request and what `feed` makes, counted in `progress`, and reads the reply; blocks meanwhile. An
@@ -119,14 +124,17 @@ impl ContentClient {
     /// # Errors
     /// A message: the connection failed, or the reply is invalid.
     pub fn exchange<T>(
-        &self,
+        &mut self,
         request: &ContentRequest,
         progress: &AtomicU64,
         control: &TransferControl,
         feed: impl FnOnce(&mut dyn FrameSink) -> Result<T, Disconnected>,
     ) -> Result<(ContentReply, Result<T, Disconnected>), String> {
-        let mut exchange = Exchange { client: self, progress, control, failure: None };
-        let sent_files = exchange.send(&frame::ask(request)).and_then(|()| feed(&mut exchange));
+        let mut exchange = Exchange { socket: &mut self.socket, progress, control, failure: None };
+        let sent_files = exchange
+            .send(&frame::ask(request))
+            .and_then(|()| feed(&mut exchange))
+            .and_then(|sent_files| exchange.flush().map(|()| sent_files));
         let Some(reason) = exchange.failure.take() else {
             return Ok((exchange.read_reply(None)?, sent_files));
         };
@@ -166,45 +174,59 @@ impl Exchange<'_> {
     /// Fills `room`.
     fn read_exact(&mut self, mut room: &mut [u8], timeout: Option<Duration>) -> Result<(), String> {
         while !room.is_empty() {
-            match rustix::net::recv(&self.client.stream, &mut *room, RecvFlags::empty()) {
-                Ok((0, _)) => return Err("the connection ended without an answer".to_owned()),
-                Ok((n, _)) => {
-                    self.client.counters.iter().for_each(|counter| counter.add_received(n as u64));
-                    room = &mut room[n..];
-                }
-                Err(Errno::AGAIN) => {
-                    if !poll_ready(&self.client.stream, PollFlags::IN, POLL_INTERVAL)?
-                        && timeout.is_some()
-                    {
+            match self.socket.receive(room) {
+                Ok(0) => return Err("the connection ended without an answer".to_owned()),
+                Ok(n) => room = &mut room[n..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if !self.socket.wait_for(PollFlags::IN, POLL_INTERVAL)? && timeout.is_some() {
                         return Err("no answer".to_owned());
                     }
                     self.check_active().map_err(|Disconnected| "the requester disconnected")?;
                 }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.to_string()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.to_string()),
             }
         }
         Ok(())
     }
 
-    /// Sends what the kernel accepts of `bytes`, at least one.
-    fn send_available(&mut self, bytes: &[u8]) -> Result<usize, String> {
+    /// Repeats `send` until the kernel accepts what it sends. `None`: the peer has sent something meanwhile.
+    fn send_when_possible<T>(
+        &mut self,
+        send: impl Fn(&mut ContentSocket) -> std::io::Result<T>,
+    ) -> Result<Option<T>, String> {
         loop {
-            match rustix::net::send(&self.client.stream, bytes, SendFlags::NOSIGNAL) {
-                Ok(0) => return Err("the connection accepts no data".to_owned()),
-                Ok(n) => return Ok(n),
-                Err(Errno::AGAIN) => {
-                    self.client.counters.iter().for_each(|counter| counter.mark_blocked());
-                    poll_ready(&self.client.stream, PollFlags::OUT | PollFlags::IN, POLL_INTERVAL)?;
+            match send(self.socket) {
+                Ok(sent) => return Ok(Some(sent)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.socket.counters().iter().for_each(|counter| counter.mark_blocked());
+                    self.socket.wait_for(PollFlags::OUT | PollFlags::IN, POLL_INTERVAL)?;
                     self.check_active().map_err(|Disconnected| "the requester disconnected")?;
-                    if poll_ready(&self.client.stream, PollFlags::IN, Duration::ZERO)? {
-                        return Ok(0);
+                    if self.socket.has_input()? {
+                        return Ok(None);
                     }
                 }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.to_string()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.to_string()),
             }
         }
+    }
+
+    /// The result of sending; without one it was answered before the end, or failed.
+    fn sent<T>(&mut self, sent: Result<Option<T>, String>) -> Result<T, Disconnected> {
+        match sent {
+            Ok(sent) => sent.ok_or(Disconnected),
+            Err(reason) => {
+                self.failure = Some(reason);
+                Err(Disconnected)
+            }
+        }
+    }
+
+    /// Hands all that was sent to the kernel.
+    fn flush(&mut self) -> Result<(), Disconnected> {
+        let flushed = self.send_when_possible(ContentSocket::flush);
+        self.sent(flushed)
     }
 }
 
@@ -212,19 +234,13 @@ impl FrameSink for Exchange<'_> {
     fn send(&mut self, mut bytes: &[u8]) -> Result<(), Disconnected> {
         while !bytes.is_empty() {
             self.check_active()?;
-            match self.send_available(bytes) {
-                // It was answered before the end.
-                Ok(0) => return Err(Disconnected),
-                Ok(n) => {
-                    self.client.counters.iter().for_each(|counter| counter.add_sent(n as u64));
-                    self.progress.fetch_add(n as u64, Ordering::Relaxed);
-                    bytes = &bytes[n..];
-                }
-                Err(reason) => {
-                    self.failure = Some(reason);
-                    return Err(Disconnected);
-                }
-            }
+            let sent = match self.send_when_possible(|socket| socket.send(bytes)) {
+                Ok(Some(0)) => Err("the connection accepts no data".to_owned()),
+                sent => sent,
+            };
+            let sent = self.sent(sent)?;
+            self.progress.fetch_add(sent as u64, Ordering::Relaxed);
+            bytes = &bytes[sent..];
         }
         Ok(())
     }
@@ -238,7 +254,7 @@ impl FrameSink for Exchange<'_> {
 mod tests {
     use super::*;
     use std::io::Write as _;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     /// How an exchange ends with a peer that sends the head of an answer of `length` bytes and nothing else.
     fn reply_of_announced_length(kind: u8, length: usize) -> String {
@@ -248,7 +264,7 @@ mod tests {
         let (mut peer, _) = listener.accept().unwrap();
         peer.write_all(&[&[kind][..], &(length as u32).to_le_bytes()].concat()).unwrap();
         peer.shutdown(std::net::Shutdown::Write).unwrap();
-        let asking = ContentClient { stream, counters: Vec::new() };
+        let mut asking = ContentClient { socket: ContentSocket::plain(stream) };
         let request = ContentRequest { verb: String::new(), ticket: String::new() };
         let control = TransferControl::default();
         asking.exchange(&request, &AtomicU64::new(0), &control, |_| Ok(())).unwrap_err()

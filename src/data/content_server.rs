@@ -10,9 +10,9 @@
 //! connection serves one request after another; after a refusal it ends.
 
 use super::buffer_pool::{GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
+use super::content_socket::ContentSocket;
 use super::frame::{self, FrameReader};
 use super::handlers::{self, DRAIN_BYTES, DRAIN_TIMEOUT, RequestFailure};
-use super::meter::{TrafficCounter, into_socket};
 use super::protocol::{ContentRequest, FRAME_HEADER_BYTES, STREAM, UPGRADE_PROTOCOL};
 use super::server_context::ConnectionContext;
 use super::socket_reader::SocketReader;
@@ -26,10 +26,9 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// A stream without a request for this long is closed.
@@ -39,6 +38,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest request: a ticket and a verb.
 const MAX_REQUEST_BYTES: usize = MAX_TICKET_BYTES + 64;
+
+/// A stream between two requests.
+type AsyncSocket = ContentSocket<TcpStream>;
 
 /// If `request` upgrades to a stream: the task that serves the connection, and the response.
 pub(super) fn accept_upgrade(
@@ -63,8 +65,8 @@ pub(super) async fn serve_stream(
     (context, stop): (&ConnectionContext, &Shutdown),
 ) {
     let Ok(upgraded) = on.await else { return };
-    let Ok((socket, counters)) = into_socket(upgraded) else { return };
-    let Ok(mut stream) = TcpStream::from_std(socket) else { return };
+    let Ok(socket) = ContentSocket::of_upgraded(upgraded) else { return };
+    let Ok(mut stream) = socket.into_async() else { return };
     loop {
         let request = tokio::select! {
             request = read_request(&mut stream) => request,
@@ -72,7 +74,7 @@ pub(super) async fn serve_stream(
         };
         let reply = match request {
             Ok(Some(request)) => {
-                let received = receive_content((stream, &counters), &request, context).await;
+                let received = receive_content(stream, &request, context).await;
                 let Some((back, reply)) = received else { return };
                 stream = back;
                 reply
@@ -88,7 +90,7 @@ pub(super) async fn serve_stream(
                 (frame::refusal(&serde_json::to_vec(&problem).unwrap_or_default()), true)
             }
         };
-        if stream.write_all(&frame).await.is_err() {
+        if write_all(&mut stream, &frame).await.is_err() {
             return;
         }
         if refused {
@@ -98,18 +100,52 @@ pub(super) async fn serve_stream(
     }
 }
 
-/// The next request; `None` after the last one.
-async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, RequestFailure> {
-    let Ok(Ok(())) = tokio::time::timeout(IDLE_TIMEOUT, stream.readable()).await else {
-        return Ok(None);
-    };
-    let whole = async {
-        let mut head = [0; FRAME_HEADER_BYTES];
-        // Between two requests the peer may disconnect.
-        if stream.read(&mut head[..1]).await.unwrap_or(0) == 0 {
-            return Ok(None);
+/// Reads what there is to `room`, at least a byte; 0 at the end.
+async fn read_some(stream: &mut AsyncSocket, room: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // In TLS more may have come with what was read before, of which the kernel says nothing.
+        match stream.receive(room) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => stream.stream().readable().await?,
+            done => return done,
         }
-        stream.read_exact(&mut head[1..]).await.map_err(RequestFailure::invalid)?;
+    }
+}
+
+async fn read_exact(stream: &mut AsyncSocket, mut room: &mut [u8]) -> io::Result<()> {
+    while !room.is_empty() {
+        match read_some(stream, room).await? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            n => room = &mut room[n..],
+        }
+    }
+    Ok(())
+}
+
+async fn write_all(stream: &mut AsyncSocket, mut bytes: &[u8]) -> io::Result<()> {
+    loop {
+        let sent = match bytes.is_empty() {
+            true => stream.flush().map(|()| 0),
+            false => stream.send(bytes),
+        };
+        match sent {
+            Ok(_) if bytes.is_empty() => return Ok(()),
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(e) if e.kind() == ErrorKind::WouldBlock => stream.stream().writable().await?,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The next request; `None` after the last one.
+async fn read_request(stream: &mut AsyncSocket) -> Result<Option<ContentRequest>, RequestFailure> {
+    let mut head = [0; FRAME_HEADER_BYTES];
+    // Between two requests the peer may disconnect.
+    let first = tokio::time::timeout(IDLE_TIMEOUT, read_some(stream, &mut head[..1])).await;
+    if first.ok().and_then(Result::ok).unwrap_or(0) == 0 {
+        return Ok(None);
+    }
+    let whole = async {
+        read_exact(stream, &mut head[1..]).await.map_err(RequestFailure::invalid)?;
         let (kind, length) = frame::parse_header(head);
         if kind != frame::REQUEST || length > MAX_REQUEST_BYTES {
             let reason = format!(
@@ -118,7 +154,7 @@ async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, 
             return Err(RequestFailure::invalid(reason));
         }
         let mut document = vec![0; length];
-        stream.read_exact(&mut document).await.map_err(RequestFailure::invalid)?;
+        read_exact(stream, &mut document).await.map_err(RequestFailure::invalid)?;
         let document = checksum::verify_and_strip(&document)
             .ok_or_else(|| RequestFailure::damaged("the ask"))?;
         minicbor::decode(document).map(Some).map_err(RequestFailure::invalid)
@@ -133,10 +169,10 @@ async fn read_request(stream: &mut TcpStream) -> Result<Option<ContentRequest>, 
 /// Receives the content of a request in a thread of its own, which owns the socket meanwhile. `None`: the socket is
 /// lost.
 async fn receive_content(
-    (stream, counters): (TcpStream, &[Arc<TrafficCounter>]),
+    stream: AsyncSocket,
     request: &ContentRequest,
     context: &ConnectionContext,
-) -> Option<(TcpStream, Result<Vec<u8>, RequestFailure>)> {
+) -> Option<(AsyncSocket, Result<Vec<u8>, RequestFailure>)> {
     let (identity, receiver) = match handlers::content_handler(request, context) {
         Ok(work) => work,
         Err(refused) => return Some((stream, Err(refused))),
@@ -145,16 +181,15 @@ async fn receive_content(
     let [gathered, piece] = context.pool.acquire([GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES]).await;
     let cancelled = Shutdown::new();
     let _guard = cancelled.clone().drop_guard();
-    // It stays as it is, not blocking: a thread can wait for it as well.
-    let reader = SocketReader::new(stream.into_std().ok()?, counters, piece, (context, cancelled));
+    let reader = SocketReader::new(stream.into_blocking().ok()?, piece, (context, cancelled));
     let work = spawn_blocking(&identity, move || {
         let mut frames = FrameReader::new(reader);
         let outcome = receiver(&mut frames, gathered);
-        (frames.into_source().into_stream(), outcome)
+        (frames.into_source().into_socket(), outcome)
     });
     match work.await {
         Ok((back, outcome)) => {
-            let back = TcpStream::from_std(back).ok()?;
+            let back = back.into_async().ok()?;
             Some((back, outcome.map_err(RequestFailure::from)))
         }
         Err(e) => {
@@ -166,11 +201,11 @@ async fn receive_content(
 
 /// Reads and drops some of what a refused peer still sends: a socket that is closed with bytes unread
 /// takes the refusal back.
-async fn drain_socket(stream: &mut TcpStream) {
+async fn drain_socket(stream: &mut AsyncSocket) {
     let all = async {
         let mut room = vec![0; 64 << 10];
         let mut left = DRAIN_BYTES;
-        while let Ok(n @ 1..) = stream.read(&mut room).await {
+        while let Ok(n @ 1..) = read_some(stream, &mut room).await {
             left = left.saturating_sub(n as u64);
             if left == 0 {
                 return;

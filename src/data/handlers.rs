@@ -15,6 +15,7 @@ use super::receive::{receive_pack, receive_range};
 use super::server_context::ConnectionContext;
 use super::socket_reader::SocketReader;
 use super::ticket_verifier::{self, Refusal};
+use super::tls::TLS_REQUIRED;
 use crate::fs::{ActingUser, Target, spawn_blocking};
 use crate::util::checksum;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -108,6 +109,7 @@ impl From<Refusal> for RequestFailure {
             Refusal::NoTicket => ProblemCode::NoTicket,
             Refusal::DryRun(_) => ProblemCode::DryRun,
             Refusal::NoDeletion | Refusal::OtherReceiver => ProblemCode::DeletionNotAllowed,
+            Refusal::OtherSender(..) => ProblemCode::WorkerMismatch,
             Refusal::Ticket(_)
             | Refusal::RunAs(_)
             | Refusal::NoRoot(_)
@@ -140,18 +142,29 @@ pub(super) async fn handle_request(
             );
             response
         }
-        Err(failure) => {
-            failure.log(peer, &path);
-            let problem = failure.into_problem();
-            let status =
-                StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let body = serde_json::to_vec(&problem).unwrap_or_default();
-            let mut response = build_response(status, PROBLEM_CONTENT_TYPE, body.into());
-            // What is left of the body is not worth waiting for.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            response
-        }
+        Err(failure) => refuse(failure, peer, &path),
     }
+}
+
+/// Refuses a request that came without TLS.
+pub(super) async fn refuse_plain(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    drain_body(request.into_body()).await;
+    refuse(RequestFailure::new(ProblemCode::TlsRequired, TLS_REQUIRED), peer, &path)
+}
+
+fn refuse(failure: RequestFailure, peer: SocketAddr, path: &str) -> Response<Full<Bytes>> {
+    failure.log(peer, path);
+    let problem = failure.into_problem();
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let mut response = build_response(status, PROBLEM_CONTENT_TYPE, body.into());
+    // What is left of the body is not worth waiting for.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 fn build_response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {

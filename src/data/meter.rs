@@ -1,8 +1,6 @@
 //! What goes through a connection, a NIC or a peer's endpoint, counted at the socket; and how fast it
 //! goes where the network is what limits it.
 
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use std::io::{IoSlice, Result};
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
@@ -88,6 +86,25 @@ impl CountedStream {
         CountedStream { stream, counters }
     }
 
+    /// The same socket for a thread, and what counts its bytes.
+    ///
+    /// # Errors
+    /// There are no more descriptors.
+    pub fn to_socket(&self) -> Result<(std::net::TcpStream, Vec<Arc<TrafficCounter>>)> {
+        let socket = self.stream.as_fd().try_clone_to_owned()?;
+        Ok((socket.into(), self.counters.clone()))
+    }
+
+    /// The first byte that comes, which stays to be read. `None` at the end.
+    ///
+    /// # Errors
+    /// The error of the kernel.
+    pub async fn peek_byte(&self) -> Result<Option<u8>> {
+        let mut byte = [0];
+        let found = self.stream.peek(&mut byte).await?;
+        Ok((found > 0).then_some(byte[0]))
+    }
+
     fn record_write(&self, result: Poll<Result<usize>>) -> Poll<Result<usize>> {
         for counter in &self.counters {
             match &result {
@@ -98,23 +115,6 @@ impl CountedStream {
         }
         result
     }
-}
-
-/// The socket of an upgraded connection, for a thread that uses it, and the counters of its bytes from now on.
-///
-/// # Errors
-/// A message: the peer did not wait for the response, or there are no more descriptors.
-pub fn into_socket(
-    upgraded: Upgraded,
-) -> std::result::Result<(std::net::TcpStream, Vec<Arc<TrafficCounter>>), String> {
-    let parts =
-        upgraded.downcast::<TokioIo<CountedStream>>().map_err(|_| "it does not accept streams")?;
-    if !parts.read_buf.is_empty() {
-        return Err("it sent data before the first request".to_owned());
-    }
-    let counted = parts.io.into_inner();
-    let socket = counted.stream.as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
-    Ok((socket.into(), counted.counters.clone()))
 }
 
 impl Drop for CountedStream {

@@ -18,6 +18,7 @@
 //!   [`source_reader`]: how it and a copy on one host read
 //! - [`local`]: the same where both ends are this host; [`destination`]: either of the two; [`delta`]:
 //!   ranges that are compared first, and over several NICs
+//! - [`tls`], [`data_stream`], [`content_socket`]: connections in TLS, and plain ones of agents without certificates
 //! - [`outcome`]: the outcomes of entries; [`deadline`]: when work ends; [`buffer_pool`]: memory
 
 pub mod active_requests;
@@ -25,9 +26,11 @@ pub mod buffer_pool;
 pub mod connect;
 pub mod content_client;
 pub mod content_server;
+pub mod content_socket;
 pub mod content_writer;
 pub mod control_messages;
 pub mod current_ticket;
+pub mod data_stream;
 pub mod deadline;
 pub mod delta;
 pub mod destination;
@@ -60,6 +63,7 @@ pub mod source_reader;
 #[cfg(test)]
 mod tests;
 pub mod ticket_verifier;
+pub mod tls;
 
 pub use active_requests::ActiveRequests;
 pub use buffer_pool::BufferPools;
@@ -76,3 +80,4 @@ pub use roots::Roots;
 pub use server::DataServer;
 pub use source_reader::hash_source;
 pub use ticket_verifier::{Refusal, TicketVerifier};
+pub use tls::DataTls;

@@ -16,6 +16,7 @@ use super::protocol::{
 };
 use super::send::{FrameWriter, SendHashing, send_pack, send_range};
 use super::source_reader::RangeTransfer;
+use super::tls::describe_error_chain;
 use crate::fs::{BlockHashes, Tree};
 use crate::util::checksum::{self, CHECKSUM_MISMATCH};
 use crate::util::rate::Limiters;
@@ -312,7 +313,7 @@ impl Peer {
         F: Fn(&mut FrameWriter<'_>) -> Result<T, Disconnected> + Send + 'static,
     {
         let stream = pooled.connection.as_mut().and_then(|connection| connection.stream.take());
-        let stream = stream.ok_or_else(|| RequestError::Connection("it is gone".to_owned()))?;
+        let mut stream = stream.ok_or_else(|| RequestError::Connection("it is gone".to_owned()))?;
         let request =
             ContentRequest { verb: verb.to_owned(), ticket: self.ticket.text().to_string() };
         let nic = pooled.nic().map(|nic| nic.rate.clone());
@@ -370,7 +371,8 @@ impl Peer {
         size: u64,
     ) -> Result<PooledConnection, SendError> {
         let fresh = attempts.needs_new_connection;
-        let pooled = self.peers.routes.checkout(&self.endpoints, fresh, kind, size).await;
+        let remote = (&self.worker, self.endpoints.as_slice());
+        let pooled = self.peers.routes.checkout(remote, fresh, kind, size).await;
         pooled.map_err(|attempts| {
             self.peers.mark_unhealthy(&self.worker);
             SendError::Unreachable { worker: self.worker.clone(), attempts }
@@ -456,11 +458,6 @@ impl Peer {
         let message = format!("its reply is invalid: {reason}");
         SendError::ConnectionFailed { worker: self.worker.clone(), message }
     }
-}
-
-/// An error with its causes.
-fn describe_error_chain(error: hyper::Error) -> String {
-    format!("{:#}", anyhow::Error::new(error))
 }
 
 /// Resolves when `progress` grows by less than [`MIN_PROGRESS_BYTES`] in `timeout`.

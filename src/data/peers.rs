@@ -3,6 +3,7 @@
 use super::buffer_pool::BufferPool;
 use super::nics::Nic;
 use super::routes::Routes;
+use super::tls::DataTls;
 use crate::util::backoff::Backoff;
 use crate::wire::WorkerId;
 use crate::wire::task::PoolMember;
@@ -42,9 +43,16 @@ struct PeerLoad {
 }
 
 impl Peers {
-    /// Peers reached from the `nics` of this host; content is sent from buffers of `pool`.
+    /// Peers reached without TLS.
+    #[cfg(test)]
     pub fn new(nics: &[Arc<Nic>], pool: BufferPool) -> Arc<Self> {
-        Arc::new(Peers { routes: Arc::new(Routes::new(nics)), pool, table: Mutex::default() })
+        Peers::with_tls(nics, pool, None)
+    }
+
+    /// Peers reached from the `nics` of this host, where `tls` is given with nothing but TLS; content is sent from buffers
+    /// of `pool`.
+    pub fn with_tls(nics: &[Arc<Nic>], pool: BufferPool, tls: Option<Arc<DataTls>>) -> Arc<Self> {
+        Arc::new(Peers { routes: Arc::new(Routes::new(nics, tls)), pool, table: Mutex::default() })
     }
 
     /// The member of `pool` that is not in `attempted` and has the fewest requests of this agent in flight;

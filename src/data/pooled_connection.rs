@@ -5,6 +5,7 @@ use super::nics::Nic;
 use super::route_monitor::RouteMonitor;
 use super::routes::{CONNECT_TIMEOUT, Routes};
 use super::routing_state::{Route, RouteKey, RoutingState};
+use crate::wire::WorkerId;
 use crate::wire::worker::Endpoint;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -83,32 +84,35 @@ impl PooledConnection {
 }
 
 impl Routes {
-    /// A connection to any of the `remote` endpoints, kept or new, for a request of `size` bytes. With
+    /// A connection to any of the endpoints of a worker, kept or new, for a request of `size` bytes. With
     /// `fresh` only a new one.
     ///
     /// # Errors
     /// Every route, with why it failed.
     pub async fn checkout(
         self: &Arc<Self>,
-        remote: &[Endpoint],
+        (worker, remote): (&WorkerId, &[Endpoint]),
         fresh: bool,
         kind: ConnectionKind,
         size: u64,
     ) -> Result<PooledConnection, Vec<(String, String)>> {
         let (mut failed, mut attempted) = (Vec::new(), Vec::new());
+        self.state().record_worker(worker, remote);
         // Each turn takes a route out of those that are usable.
         while let Some(mut pooled) = self.reserve(remote, size) {
-            if !fresh && let Some(connection) = self.take_idle_connection(&pooled.key, kind) {
+            if !fresh
+                && let Some(connection) = self.take_idle_connection((worker, &pooled.key), kind)
+            {
                 pooled.attach(connection, true);
                 return Ok(pooled);
             }
             let connected = match self.has_alternative(&pooled.key, remote) {
                 true => {
-                    let connected =
-                        self.connect(&pooled.key, kind, (CONNECT_TIMEOUT, CONNECT_TIMEOUT), false);
+                    let timeouts = (CONNECT_TIMEOUT, CONNECT_TIMEOUT);
+                    let connected = self.connect((worker, &pooled.key), kind, timeouts, false);
                     connected.await.map_err(|error| error.message)
                 }
-                false => self.connect_with_retries(&pooled.key, kind, false).await,
+                false => self.connect_with_retries((worker, &pooled.key), kind, false).await,
             };
             match connected {
                 Ok(connection) => {
@@ -127,7 +131,7 @@ impl Routes {
             let all = self.rank_pairs(&mut state, remote, size).into_iter().map(|(key, _)| key);
             all.filter(|key| !attempted.contains(key)).collect()
         };
-        self.checkout_any(left, kind, size, failed).await
+        self.checkout_any((worker, left), kind, size, failed).await
     }
 
     /// The best usable route, with the request counted on it.
@@ -158,15 +162,17 @@ impl Routes {
     /// The first of `left` that answers a request: no route is known to work.
     async fn checkout_any(
         self: &Arc<Self>,
-        left: Vec<RouteKey>,
+        (worker, left): (&WorkerId, Vec<RouteKey>),
         kind: ConnectionKind,
         size: u64,
         mut failed: Vec<(String, String)>,
     ) -> Result<PooledConnection, Vec<(String, String)>> {
-        let mut attempts: FuturesUnordered<_> = left
-            .into_iter()
-            .map(|key| async move { (self.connect_with_retries(&key, kind, true).await, key) })
-            .collect();
+        let mut attempts: FuturesUnordered<_> =
+            left.into_iter()
+                .map(|key| async move {
+                    (self.connect_with_retries((worker, &key), kind, true).await, key)
+                })
+                .collect();
         while let Some((connected, key)) = attempts.next().await {
             match connected {
                 Ok(connection) => {

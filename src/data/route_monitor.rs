@@ -84,7 +84,7 @@ impl RouteMonitor {
 
     /// Why the route of a request that is `silent` for so long does not work, if it does not.
     async fn route_failure(&self, silent: Duration, timeout: Duration) -> Option<String> {
-        let link_failure = self.routes.path_of(&self.key).link_failure();
+        let link_failure = self.routes.link_failure(&self.key);
         if link_failure.is_some() {
             return link_failure;
         }

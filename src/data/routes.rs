@@ -14,7 +14,9 @@ use super::meter::GoodputMeter;
 use super::nics::Nic;
 use super::route_ranking::{self, Candidate, EndLoad, RouteAffinity, affinity, can_connect};
 use super::routing_state::{End, Outage, OutageEnd, Route, RouteKey, RoutingState};
+use super::tls::DataTls;
 use crate::util::backoff::Backoff;
+use crate::wire::WorkerId;
 use crate::wire::worker::{Endpoint, NicReport};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
@@ -40,24 +42,34 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Every route that was tried.
 pub struct Routes {
     pub(super) nics: Vec<Arc<Nic>>,
+    tls: Option<Arc<DataTls>>,
     state: Mutex<RoutingState>,
 }
 
 impl Routes {
-    /// Routes from the `nics` of this host. With fewer than two the kernel chooses the address.
-    pub fn new(nics: &[Arc<Nic>]) -> Self {
+    /// Routes from the `nics` of this host; with `tls` nothing goes over them without. With fewer than two NICs the kernel
+    /// chooses the address.
+    pub fn new(nics: &[Arc<Nic>], tls: Option<Arc<DataTls>>) -> Self {
         let local_meters = nics.iter().map(|nic| GoodputMeter::new(nic.counter.clone())).collect();
         let state = RoutingState { local_meters, ..RoutingState::default() };
-        Routes { nics: nics.to_vec(), state: Mutex::new(state) }
+        Routes { nics: nics.to_vec(), tls, state: Mutex::new(state) }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, RoutingState> {
         self.state.lock()
     }
 
-    pub(super) fn path_of(&self, (nic, to): &RouteKey) -> ConnectionPath {
+    /// A path over a route to `worker`.
+    pub(super) fn path_of(&self, (nic, to): &RouteKey, worker: &WorkerId) -> ConnectionPath {
         let from = nic.and_then(|i| self.nics.get(i)).cloned();
-        ConnectionPath { from, is_bound: self.nics.len() > 1, to: to.clone() }
+        let tls = self.tls.clone().map(|tls| (tls, worker.clone()));
+        ConnectionPath { from, is_bound: self.nics.len() > 1, to: to.clone(), tls }
+    }
+
+    /// Why the NIC of a route can't be used, where the kernel reports so.
+    pub(super) fn link_failure(&self, (nic, _): &RouteKey) -> Option<String> {
+        // With a single NIC the routing table decides.
+        nic.and_then(|i| self.nics.get(i)).filter(|_| self.nics.len() > 1)?.link_failure()
     }
 
     /// Every pair of ends that may be one, with how well they belong together.
@@ -196,27 +208,27 @@ impl Routes {
     /// Connects over what may be the last route, again and again while the network does not reach the peer.
     pub(super) async fn connect_with_retries(
         &self,
-        key: &RouteKey,
+        (worker, key): (&WorkerId, &RouteKey),
         kind: ConnectionKind,
         asking: bool,
     ) -> Result<Connection, String> {
         // The first packet of a connection that was lost is sent again late, so a try of its own is begun sooner.
         retry_transient(LAST_ROUTE_CONNECT_TIMEOUT, |left| {
-            self.connect(key, kind, (CONNECT_TIMEOUT.min(left), left), asking)
+            self.connect((worker, key), kind, (CONNECT_TIMEOUT.min(left), left), asking)
         })
         .await
     }
 
-    /// Connects within the first time, and has an answer within the second one; with `asking` that of a request.
+    /// Connects to `worker` within the first time, and has an answer within the second one; with `asking` that of a request.
     pub(super) async fn connect(
         &self,
-        key: &RouteKey,
+        (worker, key): (&WorkerId, &RouteKey),
         kind: ConnectionKind,
         (accepted, timeout): (Duration, Duration),
         asking: bool,
     ) -> Result<Connection, ConnectError> {
         let theirs = self.state().counter_for(&key.1);
-        let (since, path) = (Instant::now(), self.path_of(key));
+        let (since, path) = (Instant::now(), self.path_of(key, worker));
         let connecting = async {
             let mut connection = connect(&path, &theirs, kind, (accepted, timeout)).await?;
             let elapsed = since.elapsed();
@@ -244,7 +256,7 @@ impl Routes {
 
     pub(super) fn take_idle_connection(
         &self,
-        key: &RouteKey,
+        (worker, key): (&WorkerId, &RouteKey),
         kind: ConnectionKind,
     ) -> Option<Connection> {
         let mut state = self.state();
@@ -252,7 +264,11 @@ impl Routes {
         kept.retain(|(since, connection)| {
             since.elapsed() < IDLE_CONNECTION_LIFETIME && connection.is_open()
         });
-        let at = kept.iter().rposition(|(_, connection)| connection.kind() == kind)?;
+        // An endpoint may have moved to another worker.
+        let is_fit = |connection: &Connection| {
+            connection.kind() == kind && connection.worker.as_ref().is_none_or(|at| at == worker)
+        };
+        let at = kept.iter().rposition(|(_, connection)| is_fit(connection))?;
         Some(kept.swap_remove(at).1)
     }
 
@@ -298,15 +314,17 @@ impl Routes {
 
 impl Routes {
     pub(super) async fn probe(&self, key: &RouteKey) -> Result<Duration, String> {
-        let path = self.path_of(key);
-        if let Some(reason) = path.link_failure() {
+        if let Some(reason) = self.link_failure(key) {
             return Err(reason);
         }
-        let (theirs, worked) = {
+        let (theirs, worked, worker) = {
             let mut state = self.state();
             let worked = state.routes.get(key).and_then(|route| route.best_connect_time);
-            (state.counter_for(&key.1), worked.unwrap_or_default())
+            let worker = state.workers.get(&key.1).cloned();
+            (state.counter_for(&key.1), worked.unwrap_or_default(), worker)
         };
+        let worker = worker.ok_or("no worker has this endpoint")?;
+        let path = self.path_of(key, &worker);
         let (since, timeout) = (Instant::now(), PROBE_TIMEOUT + worked * 4);
         let request = async {
             let connected =
@@ -418,7 +436,7 @@ mod tests {
 
     fn routes(all: &[&str]) -> Arc<Routes> {
         let nics: Vec<_> = endpoints(all).into_iter().map(|e| Nic::new(e.into())).collect();
-        Arc::new(Routes::new(&nics))
+        Arc::new(Routes::new(&nics, None))
     }
 
     fn authorities(routes: &Arc<Routes>, remote: &[Endpoint]) -> Vec<String> {
@@ -437,7 +455,7 @@ mod tests {
         let routes = routes(&["10.0.0.1"]);
         let all = authorities(&routes, &endpoints(&["10.0.0.2:1", "10.0.1.2:1"]));
         assert_eq!(all, ["10.0.0.1>10.0.0.2:1", "10.0.0.1>10.0.1.2:1"]);
-        assert!(!routes.path_of(&(Some(0), "10.0.0.2:1".into())).is_bound);
+        assert!(!routes.path_of(&(Some(0), "10.0.0.2:1".into()), &"b".parse().unwrap()).is_bound);
     }
 
     #[tokio::test]
@@ -464,7 +482,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_route_is_ranked_last_until_a_probe_is_answered() {
-        let routes = Arc::new(Routes::new(&[]));
+        let routes = Arc::new(Routes::new(&[], None));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = listener.local_addr().unwrap().to_string();
         // Bound and not listening: a connect is refused at once.
@@ -472,12 +490,17 @@ mod tests {
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let bad = closed.local_addr().unwrap().to_string();
         let remote = endpoints(&[&bad, &good]);
-        let pooled = routes.checkout(&remote, false, ConnectionKind::Documents, 0).await.unwrap();
+        let worker: WorkerId = "b".parse().unwrap();
+        let pooled =
+            routes.checkout((&worker, &remote), false, ConnectionKind::Documents, 0).await.unwrap();
         assert_eq!((pooled.peer(), pooled.reused), (good.as_str(), false));
         drop(pooled);
         assert_eq!(authorities(&routes, &remote)[0], format!("->{good}"));
-        let failed =
-            routes.checkout(&remote[..1], false, ConnectionKind::Documents, 0).await.err().unwrap();
+        let failed = routes
+            .checkout((&worker, &remote[..1]), false, ConnectionKind::Documents, 0)
+            .await
+            .err()
+            .unwrap();
         assert_eq!(failed.len(), 1);
         assert!(failed[0].1.contains("refused"), "{failed:?}");
         drop(closed);

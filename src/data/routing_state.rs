@@ -4,6 +4,8 @@ use super::connect::Connection;
 use super::meter::{GoodputMeter, TrafficCounter};
 use super::route_ranking::{EndLoad, RouteAffinity};
 use crate::util::backoff::Backoff;
+use crate::wire::WorkerId;
+use crate::wire::worker::Endpoint;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +93,8 @@ pub(super) struct RoutingState {
     pub(super) in_flight: BTreeMap<u64, InFlight>,
     pub(super) local_meters: Vec<GoodputMeter>,
     pub(super) remote_meters: BTreeMap<String, GoodputMeter>,
+    /// The workers that the endpoints belong to by the last assignments, for probes.
+    pub(super) workers: BTreeMap<String, WorkerId>,
     pub(super) sequence: u64,
 }
 
@@ -121,6 +125,15 @@ impl RoutingState {
         };
         load.bytes_per_second = meter.and_then(|meter| meter.goodput(now));
         load
+    }
+
+    /// The `endpoints` are those of `worker`.
+    pub(super) fn record_worker(&mut self, worker: &WorkerId, endpoints: &[Endpoint]) {
+        for to in endpoints.iter().map(Endpoint::authority) {
+            if self.workers.get(&to) != Some(worker) {
+                self.workers.insert(to, worker.clone());
+            }
+        }
     }
 
     pub(super) fn counter_for(&mut self, to: &str) -> Arc<TrafficCounter> {

@@ -1,11 +1,12 @@
 //! The receiving agent's HTTP server: one accept loop per endpoint. What is answered stands in
-//! [`handlers`](super::handlers).
+//! [`handlers`].
 
 use super::active_requests::ActiveRequests;
 use super::buffer_pool::BufferPool;
 use super::content_server;
+use super::data_stream::DataStream;
 use super::endpoints::{Endpoints, PendingEndpoint, is_address_missing};
-use super::handlers::handle_request;
+use super::handlers;
 use super::listen::Listener;
 use super::meter::CountedStream;
 use super::nics::Nic;
@@ -13,6 +14,7 @@ use super::protocol::STALL_TIMEOUT;
 use super::roots::Roots;
 use super::server_context::ConnectionContext;
 use super::ticket_verifier::TicketVerifier;
+use super::tls::{Accepted, DataTls};
 use crate::config::NicConfig as Configured;
 use crate::util::admission::{Admission, AdmissionLimits, AdmittedConnection};
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -21,6 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +67,7 @@ pub struct DataServer {
     /// The requests of other agents that are being executed.
     pub requests: Arc<ActiveRequests>,
     stall_timeout: Duration,
+    tls: Option<Arc<DataTls>>,
 }
 
 impl DataServer {
@@ -103,7 +107,13 @@ impl DataServer {
             endpoints,
             requests,
             stall_timeout: STALL_TIMEOUT,
+            tls: None,
         })
+    }
+
+    /// The same, where `tls` is given with nothing but TLS.
+    pub fn with_tls(self, tls: Option<Arc<DataTls>>) -> Self {
+        DataServer { tls, ..self }
     }
 
     /// The same with another time-out for peers that send next to nothing.
@@ -128,6 +138,7 @@ impl DataServer {
             requests: requests.clone(),
             pool: pool.clone(),
             stall_timeout,
+            sender: None,
             connection,
         };
         let (tracker, abort) = (TaskTracker::new(), Shutdown::new());
@@ -135,6 +146,7 @@ impl DataServer {
         let several = self.nics.len() > 1;
         let acceptor = Acceptor {
             context,
+            tls: self.tls,
             connections: Arc::new(Admission::new(CONNECTIONS)),
             tracker: tracker.clone(),
             stop: stop.clone(),
@@ -159,6 +171,7 @@ impl DataServer {
 struct Acceptor<F> {
     /// The context of a connection.
     context: F,
+    tls: Option<Arc<DataTls>>,
     connections: Arc<Admission>,
     tracker: TaskTracker,
     stop: Shutdown,
@@ -173,14 +186,15 @@ impl<F: Fn(Arc<AdmittedConnection>) -> ConnectionContext> Acceptor<F> {
             match accepted {
                 Ok((stream, peer)) => {
                     let connection = self.connections.admit(peer.ip(), room);
-                    let context = Arc::new((self.context)(connection.clone()));
+                    let context = (self.context)(connection.clone());
                     let (stop, abort) = (self.stop.clone(), self.abort.clone());
+                    let tls = self.tls.clone();
                     let (stream, open) =
                         (listener.nic.wrap_accepted(stream), listener.nic.count_open_connection());
                     self.tracker.spawn(async move {
                         let _open = open;
                         tokio::select! {
-                            () = serve_connection(stream, peer, context, stop) => (),
+                            () = accept_connection(stream, peer, context, (tls, stop)) => (),
                             () = connection.closed() => (),
                             () = abort.cancelled() => (),
                         }
@@ -197,24 +211,57 @@ impl<F: Fn(Arc<AdmittedConnection>) -> ConnectionContext> Acceptor<F> {
     }
 }
 
-async fn serve_connection(
+/// Makes the TLS handshake where this agent has a certificate, and serves the connection.
+async fn accept_connection(
     stream: CountedStream,
     peer: SocketAddr,
-    context: Arc<ConnectionContext>,
-    stop: Shutdown,
+    mut context: ConnectionContext,
+    (tls, stop): (Option<Arc<DataTls>>, Shutdown),
 ) {
+    let Some(tls) = tls else {
+        return serve_connection(DataStream::Plain(stream), peer, context, (true, stop)).await;
+    };
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)) => accepted,
+        () = stop.cancelled() => return,
+    };
+    match accepted {
+        Ok(Ok(Accepted::Tls(stream, worker))) => {
+            context.sender = Some(worker);
+            serve_connection(stream, peer, context, (true, stop)).await;
+        }
+        Ok(Ok(Accepted::Plain(stream))) => {
+            serve_connection(stream, peer, context, (false, stop)).await;
+        }
+        Ok(Err(e)) if e.kind() == ErrorKind::UnexpectedEof => {}
+        Ok(Err(e)) => context.log_failure(peer, &format!("no TLS: {e}")),
+        Err(_) => {}
+    }
+}
+
+/// Serves a connection, or refuses all requests where it is not `allowed` without TLS.
+async fn serve_connection(
+    stream: DataStream,
+    peer: SocketAddr,
+    context: ConnectionContext,
+    (allowed, stop): (bool, Shutdown),
+) {
+    let context = Arc::new(context);
     let upgrade = Arc::new(Mutex::new(None));
     let service = {
         let (context, upgrade) = (context.clone(), upgrade.clone());
         service_fn(move |mut request| {
             let (context, upgrade) = (context.clone(), upgrade.clone());
             async move {
+                if !allowed {
+                    return Ok(handlers::refuse_plain(request, peer).await);
+                }
                 let response = match content_server::accept_upgrade(&mut request) {
                     Some((on, response)) => {
                         *upgrade.lock() = Some(on);
                         response
                     }
-                    None => handle_request(request, peer, &context).await,
+                    None => handlers::handle_request(request, peer, &context).await,
                 };
                 Ok::<_, std::convert::Infallible>(response)
             }

@@ -7,6 +7,7 @@ use super::ticket_verifier::{Refusal, TicketVerifier};
 use crate::fs::Target;
 use crate::util::admission::AdmittedConnection;
 use crate::util::repeated_warnings::warn_ratelimited;
+use crate::wire::WorkerId;
 use crate::wire::ticket::Claims;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,17 +25,24 @@ pub(super) struct ConnectionContext {
     pub(super) pool: BufferPool,
     /// A body without progress for this long ends its request.
     pub(super) stall_timeout: Duration,
+    /// The worker of the agent at the other end, by its certificate. `None`: without TLS.
+    pub(super) sender: Option<WorkerId>,
     /// The place of this connection among all.
     pub(super) connection: Arc<AdmittedConnection>,
 }
 
 impl ConnectionContext {
-    /// What a ticket allows and where. With a valid one the connection counts as one of a peer.
+    /// What a ticket allows and where; in TLS only that of the sender is valid. With a valid one the connection counts as one of a peer.
     ///
     /// # Errors
     /// The ticket is refused.
     pub(super) fn authorize(&self, ticket: &str) -> Result<(Claims, Target), Refusal> {
         let authorized = self.roots.authorize(&self.verifier, ticket)?;
+        if let Some(sender) = &self.sender
+            && authorized.0.worker != sender.as_str()
+        {
+            return Err(Refusal::OtherSender(authorized.0.worker, sender.clone()));
+        }
         self.connection.mark_verified();
         Ok(authorized)
     }

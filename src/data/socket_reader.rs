@@ -1,16 +1,15 @@
 //! The receiving end of a content stream: a thread reads the socket into a buffer of the pool.
 
 use super::buffer_pool::{Buffer, RECEIVE_BUFFER_BYTES};
+use super::content_socket::ContentSocket;
 use super::frame::ChunkSource;
-use super::meter::TrafficCounter;
 use super::protocol::MIN_PROGRESS_BYTES;
 use super::server_context::ConnectionContext;
 use crate::util::shutdown::Shutdown;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use rustix::event::PollFlags;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,31 +19,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// next frame. Otherwise it is a [`RECEIVE_BUFFER_BYTES`].
 const HEADER_READ_BYTES: usize = 4 << 10;
 
-/// Whether any of `flags` hold of `stream` within `stall_timeout`.
-///
-/// # Errors
-/// A message: `poll` failed.
-pub(super) fn poll_ready(
-    stream: &std::net::TcpStream,
-    flags: PollFlags,
-    stall_timeout: Duration,
-) -> Result<bool, String> {
-    let mut fds = [PollFd::new(stream, flags)];
-    let stall_timeout = Timespec {
-        tv_sec: stall_timeout.as_secs() as i64,
-        tv_nsec: stall_timeout.subsec_nanos().into(),
-    };
-    match poll(&mut fds, Some(&stall_timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
-        Err(errno) => Err(errno.to_string()),
-    }
-}
-
 /// A socket being read by a thread.
 pub struct SocketReader {
-    stream: std::net::TcpStream,
-    /// What counts its bytes.
-    counters: Vec<Arc<TrafficCounter>>,
+    socket: ContentSocket,
     /// What pieces are read to; empty while one is in use.
     free_buffer: Arc<Mutex<Option<Buffer>>>,
     cancelled: Shutdown,
@@ -58,18 +35,15 @@ pub struct SocketReader {
 
 impl SocketReader {
     pub(super) fn new(
-        stream: std::net::TcpStream,
-        counters: &[Arc<TrafficCounter>],
+        socket: ContentSocket,
         piece: Buffer,
         (context, cancelled): (&ConnectionContext, Shutdown),
     ) -> Self {
-        let (counters, stall_timeout) = (counters.to_vec(), context.stall_timeout);
         SocketReader {
-            stream,
-            counters,
+            socket,
             free_buffer: Arc::new(Mutex::new(Some(piece))),
             cancelled,
-            stall_timeout,
+            stall_timeout: context.stall_timeout,
             waiting_time: Duration::ZERO,
             recent_bytes: 0,
             next_read_bytes: RECEIVE_BUFFER_BYTES,
@@ -77,8 +51,8 @@ impl SocketReader {
     }
 
     /// The socket, once reading ended.
-    pub(super) fn into_stream(self) -> std::net::TcpStream {
-        self.stream
+    pub(super) fn into_socket(self) -> ContentSocket {
+        self.socket
     }
 
     /// Waits for bytes, for a while.
@@ -91,7 +65,7 @@ impl SocketReader {
             return Err(format!("less than {MIN_PROGRESS_BYTES} bytes came in {stall_timeout:?}"));
         }
         let since = Instant::now();
-        poll_ready(&self.stream, PollFlags::IN, POLL_INTERVAL.min(self.stall_timeout))?;
+        self.socket.wait_for(PollFlags::IN, POLL_INTERVAL.min(self.stall_timeout))?;
         self.waiting_time += since.elapsed();
         Ok(())
     }
@@ -99,15 +73,14 @@ impl SocketReader {
     /// Reads what there is to `room`, at least a byte; 0 at the end.
     fn receive_some(&mut self, room: &mut [u8]) -> Result<usize, String> {
         loop {
-            match rustix::net::recv(&self.stream, &mut *room, RecvFlags::empty()) {
-                Ok((n, _)) => {
+            match self.socket.receive(room) {
+                Ok(n) => {
                     self.count_progress(n);
-                    self.counters.iter().for_each(|counter| counter.add_received(n as u64));
                     return Ok(n);
                 }
-                Err(Errno::AGAIN) => self.wait_readable()?,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.to_string()),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait_readable()?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.to_string()),
             }
         }
     }
@@ -169,8 +142,7 @@ impl ChunkSource for SocketReader {
 
     fn is_abandoned(&self) -> bool {
         let error = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        self.cancelled.is_cancelled()
-            || poll_ready(&self.stream, error, Duration::ZERO).unwrap_or(true)
+        self.cancelled.is_cancelled() || self.socket.wait_for(error, Duration::ZERO).unwrap_or(true)
     }
 }
 
@@ -184,8 +156,7 @@ mod tests {
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stall_timeout = Duration::from_millis(1);
         let mut reader = SocketReader {
-            stream,
-            counters: Vec::new(),
+            socket: ContentSocket::plain(stream),
             free_buffer: Arc::default(),
             cancelled: Shutdown::new(),
             stall_timeout,

@@ -56,6 +56,11 @@ pub enum Refusal {
     /// The agent that holds its assignment was revoked.
     #[error("the worker of the ticket, `{0}`, was revoked")]
     Revoked(String),
+    /// It was presented by another agent than the one that it was given to.
+    #[error(
+        "the ticket is of worker `{0}`, and the certificate of the agent that sent it is of worker `{1}`"
+    )]
+    OtherSender(String, WorkerId),
     /// Its deletions are for another agent.
     #[error("the ticket allows to delete through another agent, or before this one was restarted")]
     OtherReceiver,
@@ -83,6 +88,7 @@ impl Refusal {
             Refusal::OtherWorker(_) => "ticket refused, other receiver",
             Refusal::Ended(_) => "ticket refused, its sync has ended",
             Refusal::Revoked(_) => "ticket refused, its worker was revoked",
+            Refusal::OtherSender(..) => "ticket refused, sent by another agent",
             Refusal::OtherReceiver => "ticket refused, deletion through another agent",
             Refusal::RunAs(_) => "ticket refused, user of the sync",
         }
@@ -318,6 +324,11 @@ impl TicketVerifier {
         let mut known = self.revoked.workers.write();
         *known = workers.iter().map(ToString::to_string).collect();
         self.revoked.has_any.store(!known.is_empty(), Ordering::Release);
+    }
+
+    /// Whether the master reports `worker` as revoked.
+    pub fn is_revoked(&self, worker: &WorkerId) -> bool {
+        self.revoked.contains(worker.as_str())
     }
 
     /// What heartbeats say about the syncs that were reported as ended.

@@ -19,6 +19,7 @@ use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -202,6 +203,21 @@ impl AgentIdentity {
         ServerTrust::of_authorities(read.collect())
     }
 
+    /// The authorities that issue certificates of agents, each with the name of its installation.
+    pub(super) fn installations(&self) -> Vec<(CertificateDer<'static>, String)> {
+        let stored = self.stored.lock();
+        let read = stored.authorities.iter().filter_map(|pem| {
+            let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+            match Identity::of_certificate(&certificate)? {
+                Identity { installation, role: Role::Authority } => {
+                    Some((certificate, installation))
+                }
+                _ => None,
+            }
+        });
+        read.collect()
+    }
+
     /// A certificate signing request in PEM.
     ///
     /// # Errors
@@ -285,5 +301,11 @@ impl ResolvesClientCert for AgentIdentity {
 
     fn has_certs(&self) -> bool {
         self.current.borrow().is_some()
+    }
+}
+
+impl ResolvesServerCert for AgentIdentity {
+    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current.borrow().as_ref().map(|certificate| Arc::clone(&certificate.key))
     }
 }

@@ -149,6 +149,8 @@ macro_rules! verify_signatures {
     };
 }
 
+pub(super) use verify_signatures;
+
 /// Accepts masters: of installations by their identity, of other authorities by the name of the host.
 #[derive(Debug)]
 struct MasterVerifier {

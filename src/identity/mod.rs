@@ -4,7 +4,7 @@
 //! - `name`: `longhaul://INSTALLATION/master` and its like, which a certificate carries as a URI
 //! - `authority`: the CA: its files, and the certificates that it issues
 //! - `agent`, `public_key`: the key and the certificate of an agent
-//! - `server`, `client`: TLS of the API of a master, and of its clients
+//! - `server`, `client`: TLS of the API of a master, and of its clients; `peer`: TLS between agents
 //! - `sealing`: secrets are sealed before they go to a store
 //!
 //! A certificate of the own CA is checked by its URI, not by the name of a host. TLS has one crypto provider
@@ -14,6 +14,7 @@ mod agent;
 mod authority;
 mod client;
 mod name;
+mod peer;
 mod public_key;
 pub mod sealing;
 mod server;
@@ -22,6 +23,7 @@ pub use agent::{AgentCertificate, AgentIdentity, CertificateTimes};
 pub use authority::{CertificateAuthority, HostName, SealedAuthority};
 pub use client::{ServerTrust, client_config, describe_tls_error};
 pub use name::{Identity, Role};
+pub use peer::{PeerConfigs, peer_worker};
 pub use public_key::PublicKey;
 pub use sealing::{Sealer, SealingError};
 pub use server::{ApiCertificate, OperatorCertificate, server_config};
@@ -41,5 +43,7 @@ fn crypto_provider() -> Arc<CryptoProvider> {
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -209,3 +209,32 @@ async fn an_agent_presents_its_current_certificate_and_an_expired_one_is_refused
     let damaged = AgentIdentity::load(&state, &worker).unwrap_err().to_string();
     assert!(damaged.contains("is damaged") && damaged.contains("identity-w.json"), "{damaged}");
 }
+
+#[tokio::test]
+async fn agents_accept_each_other_and_neither_masters_nor_other_installations() {
+    let (here, other) = (testing::TestAuthority::new(), testing::TestAuthority::new());
+    let [a, b] = ["a", "b"].map(|worker| PeerConfigs::new(&here.agent(worker)).unwrap());
+    let stranger = PeerConfigs::new(&other.agent("b")).unwrap();
+    let connect = async |client: &PeerConfigs, server: Arc<ServerConfig>| {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let accept = TlsAcceptor::from(server).accept(far);
+        let client = TlsConnector::from(client.client.clone());
+        let name = ServerName::try_from("10.0.0.1").unwrap();
+        let (server, client) = tokio::join!(accept, client.connect(name, near));
+        let found = client.map(|c| peer_worker(c.get_ref().1.peer_certificates()));
+        let sender = server.map(|s| peer_worker(s.get_ref().1.peer_certificates()));
+        (found.map_err(|e| e.to_string()), sender.map_err(|e| e.to_string()))
+    };
+    let worker = |name: &str| Ok(Some(name.parse().unwrap()));
+    assert_eq!(connect(&a, b.server.clone()).await, (worker("b"), worker("a")));
+    for (client, server) in [(&a, &stranger), (&stranger, &b)] {
+        let (found, sender) = connect(client, server.server.clone()).await;
+        assert!(found.is_err() && sender.is_err());
+    }
+    // A master is no agent, also for a client that leaves the protocol open.
+    let mut master = ServerConfig::clone(&own(&here.authority));
+    assert!(connect(&a, Arc::new(master.clone())).await.0.is_err());
+    master.alpn_protocols.clear();
+    let refused = connect(&a, Arc::new(master)).await.0.unwrap_err();
+    assert!(refused.contains("NotAnAgent") && refused.contains("site/master"), "{refused}");
+}

@@ -11,6 +11,7 @@ mod sending;
 mod slow_peers;
 mod sparse;
 mod streams;
+mod tls;
 mod unresponsive_peers;
 
 use super::buffer_pool::tests::{test_buffer, test_pool};
@@ -21,7 +22,7 @@ use super::outcome::{RangeError, RangeMode, SendError, SentFile, WrittenFile, Wr
 use super::protocol::{ContentRequest, PACK, RANGE, RangeHead, STALL_TIMEOUT, UPGRADE_PROTOCOL};
 use super::send::{FrameWriter, send_pack};
 use super::{
-    ActiveRequests, DataServer, Deadline, Destination, Local, Peers, Roots, TicketVerifier,
+    ActiveRequests, DataServer, DataTls, Deadline, Destination, Local, Peers, Roots, TicketVerifier,
 };
 use crate::fs::{DeletionBudget, OfferDecision, RootDir, Target, TargetOptions, Tree};
 use crate::util::shutdown::Shutdown;
@@ -112,6 +113,16 @@ impl TestBed {
         dir: impl AsRef<Path>,
         pool: BufferPool,
     ) -> Self {
+        TestBed::with_tls(key, stall_timeout, (dir, pool), |_| None).await
+    }
+
+    /// The same, with a server with what `tls` makes.
+    async fn with_tls(
+        key: bool,
+        stall_timeout: Duration,
+        (dir, pool): (impl AsRef<Path>, BufferPool),
+        tls: impl FnOnce(&Arc<TicketVerifier>) -> Option<Arc<DataTls>>,
+    ) -> Self {
         let dir = tempfile::tempdir_in(dir).unwrap();
         for name in ["src", "dst", "other"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -125,6 +136,7 @@ impl TestBed {
         let (gate, roots) = (Arc::new(gate), Arc::new(roots));
         let any = Endpoint { iface: None, address: "127.0.0.1".into(), port: Some(0) };
         let server = DataServer::bind(&[any]).await.unwrap().with_stall_timeout(stall_timeout);
+        let server = server.with_tls(tls(&gate));
         let endpoint = server.endpoints.available()[0].clone();
         let requests = server.requests.clone();
         let stop = Shutdown::new();

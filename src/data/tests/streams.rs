@@ -219,7 +219,11 @@ async fn the_stream_of_a_completed_exchange_is_reused() {
     let packed = to.transfer_pack(&tree(&world.src()), manifest.dirs, vec![entry]).await.unwrap();
     assert!(packed.files[0].is_ok(), "{packed:?}");
     let endpoints = [world.endpoint.clone()];
-    let next = peers.routes.checkout(&endpoints, false, ConnectionKind::Content, 0).await.unwrap();
+    let next = peers
+        .routes
+        .checkout((&"b".parse().unwrap(), &endpoints), false, ConnectionKind::Content, 0)
+        .await
+        .unwrap();
     assert!(next.reused);
     drop(next);
     world.shut_down().await;

@@ -1,0 +1,304 @@
+//! The socket of a content stream, which a thread drives: it does not block, and in TLS the thread encrypts and decrypts.
+
+use super::data_stream::DataStream;
+use super::meter::{CountedStream, TrafficCounter};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+use rustls::Connection;
+use std::io::{self, ErrorKind, IoSlice, Read as _, Write};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_rustls::TlsStream;
+
+/// In TLS, so many bytes are read from the socket at once.
+const RECEIVED_BYTES: usize = 32 << 10;
+/// In TLS, so many bytes are encrypted ahead of what the kernel accepts.
+const MAX_UNSENT_BYTES: usize = 256 << 10;
+
+/// A socket that does not block.
+pub trait RawSocket {
+    /// Reads what there is, at least a byte; 0 at the end.
+    ///
+    /// # Errors
+    /// `WouldBlock`, or another error of the kernel.
+    fn receive(&self, room: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends what the kernel accepts, at least a byte.
+    ///
+    /// # Errors
+    /// `WouldBlock`, or another error of the kernel.
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+impl RawSocket for std::net::TcpStream {
+    fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(self, room, RecvFlags::empty())?.0)
+    }
+
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let [bytes] = slices {
+            return Ok(rustix::net::send(self, bytes, SendFlags::NOSIGNAL)?);
+        }
+        let mut nothing = SendAncillaryBuffer::default();
+        Ok(rustix::net::sendmsg(self, slices, &mut nothing, SendFlags::NOSIGNAL)?)
+    }
+}
+
+impl RawSocket for tokio::net::TcpStream {
+    fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
+        self.try_read(room)
+    }
+
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.try_write_vectored(slices)
+    }
+}
+
+/// See the [module](self). Between two requests the runtime waits for its socket, and meanwhile a thread. Bytes are counted
+/// as they go over the network.
+pub struct ContentSocket<S = std::net::TcpStream> {
+    stream: S,
+    counters: Vec<Arc<TrafficCounter>>,
+    tls: Option<Box<TlsSession>>,
+}
+
+/// The state of TLS.
+struct TlsSession {
+    connection: Connection,
+    /// Memory for what was received and is not decrypted yet; none before the first read.
+    received: Vec<u8>,
+    /// Where that lies.
+    unread: std::ops::Range<usize>,
+}
+
+impl ContentSocket {
+    /// The socket of an upgraded connection, and the counters of its bytes from now on.
+    ///
+    /// # Errors
+    /// A message: the peer did not wait for the response, or there are no more descriptors.
+    pub fn of_upgraded(upgraded: Upgraded) -> Result<Self, String> {
+        let parts =
+            upgraded.downcast::<TokioIo<DataStream>>().map_err(|_| "it does not accept streams")?;
+        if !parts.read_buf.is_empty() {
+            return Err("it sent data before the first request".to_owned());
+        }
+        let (counted, connection): (CountedStream, Option<Connection>) = match parts.io.into_inner()
+        {
+            DataStream::Plain(counted) => (counted, None),
+            DataStream::Tls(tls) => match *tls {
+                TlsStream::Client(tls) => {
+                    let (counted, connection) = tls.into_inner();
+                    (counted, Some(connection.into()))
+                }
+                TlsStream::Server(tls) => {
+                    let (counted, connection) = tls.into_inner();
+                    (counted, Some(connection.into()))
+                }
+            },
+        };
+        let (stream, counters) = counted.to_socket().map_err(|e| e.to_string())?;
+        let tls = connection.map(|mut connection| {
+            connection.set_buffer_limit(Some(MAX_UNSENT_BYTES));
+            Box::new(TlsSession { connection, received: Vec::new(), unread: 0..0 })
+        });
+        Ok(ContentSocket { stream, counters, tls })
+    }
+
+    /// A socket without TLS.
+    #[cfg(test)]
+    pub(super) fn plain(stream: std::net::TcpStream) -> Self {
+        ContentSocket { stream, counters: Vec::new(), tls: None }
+    }
+
+    /// The same for the runtime.
+    ///
+    /// # Errors
+    /// The runtime cannot wait for it.
+    pub fn into_async(self) -> io::Result<ContentSocket<tokio::net::TcpStream>> {
+        let stream = tokio::net::TcpStream::from_std(self.stream)?;
+        Ok(ContentSocket { stream, counters: self.counters, tls: self.tls })
+    }
+
+    /// Whether the peer has sent anything that is to be read, or ended the connection.
+    ///
+    /// # Errors
+    /// A message: `poll` failed.
+    pub fn has_input(&mut self) -> Result<bool, String> {
+        let is_readable = self.wait_for(PollFlags::IN, Duration::ZERO)?;
+        let Some(tls) = &mut self.tls else { return Ok(is_readable) };
+        // Records need not carry content: a peer may change its keys.
+        loop {
+            match tls.connection.process_new_packets() {
+                Ok(state) if state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() => {
+                    return Ok(true);
+                }
+                Ok(_) => {}
+                Err(_) => return Ok(true),
+            }
+            match tls.decrypt_some(&self.stream, &self.counters) {
+                Ok(Progress::Decrypted) => {}
+                Ok(Progress::Ended) => return Ok(true),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(_) => return Ok(true),
+            }
+        }
+    }
+
+    /// Whether any of `flags` hold of the socket within `timeout`.
+    ///
+    /// # Errors
+    /// A message: `poll` failed.
+    pub fn wait_for(&self, flags: PollFlags, timeout: Duration) -> Result<bool, String> {
+        let mut fds = [PollFd::new(&self.stream, flags)];
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents().intersects(flags)),
+            Err(errno) => Err(errno.to_string()),
+        }
+    }
+}
+
+impl ContentSocket<tokio::net::TcpStream> {
+    /// The same for a thread.
+    ///
+    /// # Errors
+    /// The runtime does not give it back.
+    pub fn into_blocking(self) -> io::Result<ContentSocket> {
+        // It stays as it is, not blocking: a thread can wait for it as well.
+        let stream = self.stream.into_std()?;
+        Ok(ContentSocket { stream, counters: self.counters, tls: self.tls })
+    }
+}
+
+impl<S: RawSocket> ContentSocket<S> {
+    /// What its bytes are counted by.
+    pub fn counters(&self) -> &[Arc<TrafficCounter>] {
+        &self.counters
+    }
+
+    /// The socket itself.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Reads what there is to `room`, at least a byte; 0 at the end.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is nothing yet; `UnexpectedEof` where TLS ended without its last record, so that bytes may
+    /// be missing; an error of the kernel; bytes that the peer did not encrypt.
+    pub fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else {
+            return receive_some(&self.stream, &self.counters, room);
+        };
+        loop {
+            match tls.connection.reader().read(room) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            tls.decrypt_some(&self.stream, &self.counters)?;
+        }
+    }
+
+    /// Accepts some of `bytes`, at least one. In TLS they may have to be [flushed](Self::flush).
+    ///
+    /// # Errors
+    /// `WouldBlock` where the kernel accepts nothing now; an error of the kernel.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.tls.is_none() {
+            let sent = self.stream.send(&[IoSlice::new(bytes)])?;
+            self.counters.iter().for_each(|counter| counter.add_sent(sent as u64));
+            return Ok(sent);
+        }
+        self.flush()?;
+        let Some(tls) = &mut self.tls else { return Ok(0) };
+        let accepted = tls.connection.writer().write(bytes)?;
+        match self.flush() {
+            // It goes out before the next bytes are accepted.
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(accepted),
+            flushed => flushed.map(|()| accepted),
+        }
+    }
+
+    /// Hands what was accepted to the kernel.
+    ///
+    /// # Errors
+    /// `WouldBlock` where something is left; an error of the kernel.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        let mut writer = SocketWriter { stream: &self.stream, counters: &self.counters };
+        while tls.connection.wants_write() {
+            match tls.connection.write_tls(&mut writer) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was done with received bytes.
+enum Progress {
+    Decrypted,
+    /// There are no more.
+    Ended,
+}
+
+impl TlsSession {
+    /// Decrypts some of what was received, after it has read more where nothing is left.
+    fn decrypt_some(
+        &mut self,
+        stream: &impl RawSocket,
+        counters: &[Arc<TrafficCounter>],
+    ) -> io::Result<Progress> {
+        if self.unread.is_empty() {
+            self.received.resize(RECEIVED_BYTES, 0);
+            self.unread = 0..receive_some(stream, counters, &mut self.received)?;
+        }
+        // At the end this reads nothing, by which the session learns of it.
+        let mut unread = &self.received[self.unread.clone()];
+        let read = self.connection.read_tls(&mut unread)?;
+        self.unread.start += read;
+        self.connection
+            .process_new_packets()
+            .map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?;
+        Ok(if read == 0 { Progress::Ended } else { Progress::Decrypted })
+    }
+}
+
+fn receive_some(
+    stream: &impl RawSocket,
+    counters: &[Arc<TrafficCounter>],
+    room: &mut [u8],
+) -> io::Result<usize> {
+    let received = stream.receive(room)?;
+    counters.iter().for_each(|counter| counter.add_received(received as u64));
+    Ok(received)
+}
+
+/// Sends records.
+struct SocketWriter<'a, S> {
+    stream: &'a S,
+    counters: &'a [Arc<TrafficCounter>],
+}
+
+impl<S: RawSocket> Write for SocketWriter<'_, S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let sent = self.stream.send(slices)?;
+        self.counters.iter().for_each(|counter| counter.add_sent(sent as u64));
+        Ok(sent)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
