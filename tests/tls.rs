@@ -5,15 +5,27 @@
 mod support;
 
 use longhaul::wire::sync::{SyncOutcome, SyncProgress};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::fs;
+use std::io::Read as _;
+use std::net::UdpSocket;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
 use support::await_true;
 use support::lab::{ADDRESS, Lab, SECOND_ADDRESS, url};
 use support::redis::RedisServer;
 use support::tree::{
     assert_same, exact_comparison, make_dir, random_bytes, write_file, write_many_files,
 };
+
+/// All protocols, for a packet socket.
+const ETH_P_ALL: u16 = 3;
 
 #[test]
 fn a_cluster_syncs_over_tls_and_clients_accept_only_its_authority() {
@@ -55,6 +67,91 @@ fn a_cluster_syncs_over_tls_and_clients_accept_only_its_authority() {
     let refused = anyone(&["workers", "list"]).assert_exit_code(4);
     assert!(refused.stderr_text().contains("has no credentials"), "{}", refused.stderr_text());
     anyone(&["master", "status"]).assert_exit_code(0);
+}
+
+/// All that goes over the loopback interface of a network namespace.
+struct Capture {
+    stopped: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<u8>>,
+}
+
+/// What is sent there to show that it would be found.
+const CONTROL: &[u8] = b"a datagram that everybody may read";
+
+impl Capture {
+    fn start(pid: u32) -> Capture {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (until, (ready, started)) = (Arc::clone(&stopped), mpsc::channel());
+        let thread = std::thread::spawn(move || {
+            let namespace = fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            let all = i32::from(ETH_P_ALL.to_be());
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(all))).unwrap();
+            socket.set_recv_buffer_size(64 << 20).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            sender.send_to(CONTROL, "127.0.0.1:9").unwrap();
+            ready.send(()).unwrap();
+            let (mut captured, mut room) = (Vec::new(), vec![0; 128 << 10]);
+            loop {
+                match (&socket).read(&mut room) {
+                    Ok(n) => captured.extend(&room[..n]),
+                    // Nothing was left at the moment of the stop.
+                    Err(_) if until.load(Ordering::Acquire) => return captured,
+                    Err(_) => {}
+                }
+            }
+        });
+        started.recv().unwrap();
+        Capture { stopped, thread }
+    }
+
+    fn finish(self) -> Vec<u8> {
+        self.stopped.store(true, Ordering::Release);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn agents_with_certificates_show_nothing_of_what_they_exchange() {
+    let mut lab = Lab::new();
+    let (src, dst) = (make_dir(lab.path("src")), make_dir(lab.path("dst")));
+    let secret = b"these are the words that nobody may read";
+    write_file(src.join("large"), secret.repeat(100_000));
+    write_file(src.join("a-secret-name"), secret);
+    lab.start_master(&format!("listen: ['127.0.0.1:8888', '{ADDRESS}:8888']\n"));
+    lab.join_agent("a", &src);
+    lab.join_agent("b", &dst);
+    lab.await_workers(&["a", "b"]);
+    let capture = Capture::start(lab.namespace_pid());
+    let [from, to] = [&src, &dst].map(|path| path.to_str().unwrap());
+    let ran = lab.admin(&["sync", "submit", from, to, "--wait", "-o", "json"]);
+    let sync: SyncProgress = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(sync.outcome, Some(SyncOutcome::Full));
+    assert_same(&src, &dst, exact_comparison());
+    let captured = capture.finish();
+    let has = |text: &[u8]| captured.windows(text.len()).any(|window| window == text);
+    assert!(captured.len() > secret.len() * 100_000 && has(CONTROL), "{}", captured.len());
+    for text in [&secret[..], b"a-secret-name", b"longhaul-frames"] {
+        assert!(!has(text), "{}", String::from_utf8_lossy(text));
+    }
+    // An agent without a certificate, which the kernel lets in as root over loopback, is refused by both of them.
+    let other = make_dir(lab.path("other"));
+    write_file(other.join("f"), "f");
+    lab.start_agent_at("http://127.0.0.1:8888", "c", &other, "");
+    lab.await_workers(&["a", "b", "c"]);
+    let other = other.to_str().unwrap();
+    for (id, from, to, reason) in [
+        ("from-plain", other, to, "--join-token-file"),
+        ("to-plain", from, other, "does not use TLS"),
+    ] {
+        lab.admin(&["sync", "submit", from, to, "--id", id]);
+        await_true(&format!("{id} reports: {reason}"), || {
+            lab.admin(&["sync", "status", id, "-o", "json"]).stdout_text().contains(reason)
+        });
+        lab.admin(&["sync", "cancel", id]);
+    }
 }
 
 #[test]

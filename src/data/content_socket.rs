@@ -302,3 +302,91 @@ impl<S: RawSocket> Write for SocketWriter<'_, S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::PeerConfigs;
+    use crate::identity::testing::TestAuthority;
+    use rustls::{ClientConnection, ServerConnection};
+    use std::net::{TcpListener, TcpStream};
+
+    fn socket(mut stream: TcpStream, mut connection: Connection) -> ContentSocket {
+        connection.complete_io(&mut stream).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let tls = TlsSession { connection, received: Vec::new(), unread: 0..0 };
+        ContentSocket { tls: Some(Box::new(tls)), ..ContentSocket::plain(stream) }
+    }
+
+    /// Both ends of a connection.
+    fn pair() -> [ContentSocket; 2] {
+        let site = TestAuthority::new();
+        let [a, b] = ["a", "b"].map(|worker| PeerConfigs::new(&site.agent(worker)).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        let server = ServerConnection::new(b.server).unwrap();
+        let server = std::thread::spawn(move || socket(far, server.into()));
+        let client = ClientConnection::new(a.client, "b".try_into().unwrap()).unwrap();
+        [socket(near, client.into()), server.join().unwrap()]
+    }
+
+    fn wait_for_bytes(socket: &ContentSocket) {
+        assert!(socket.wait_for(PollFlags::IN, Duration::from_secs(60)).unwrap());
+    }
+
+    #[test]
+    fn a_change_of_keys_is_no_input_and_what_follows_it_is() {
+        let [mut client, mut server] = pair();
+        assert!(!client.has_input().unwrap());
+        let mut room = [0; 8];
+        assert_eq!(client.receive(&mut room).unwrap_err().kind(), ErrorKind::WouldBlock);
+        server.tls.as_mut().unwrap().connection.refresh_traffic_keys().unwrap();
+        server.flush().unwrap();
+        wait_for_bytes(&client);
+        assert!(!client.has_input().unwrap());
+        assert_eq!(server.send(b"with the new key").unwrap(), 16);
+        wait_for_bytes(&client);
+        assert!(client.has_input().unwrap());
+        assert_eq!(client.receive(&mut room).unwrap(), 8);
+        // The other half was decrypted with it, and the socket has nothing more.
+        assert!(client.has_input().unwrap());
+        assert_eq!((client.receive(&mut room).unwrap(), &room), (8, b" new key"));
+        assert_eq!(client.send(b"answer").unwrap(), 6);
+        wait_for_bytes(&server);
+        assert_eq!((server.receive(&mut room).unwrap(), &room[..6]), (6, &b"answer"[..]));
+    }
+
+    #[test]
+    fn an_end_without_the_last_record_of_tls_is_an_error() {
+        for is_announced in [true, false] {
+            let [mut client, mut server] = pair();
+            server.send(b"x").unwrap();
+            if is_announced {
+                server.tls.as_mut().unwrap().connection.send_close_notify();
+                server.flush().unwrap();
+            }
+            drop(server);
+            let mut room = [0; 8];
+            wait_for_bytes(&client);
+            assert_eq!(client.receive(&mut room).unwrap(), 1);
+            wait_for_bytes(&client);
+            let end = client.receive(&mut room).map_err(|e| e.kind());
+            let cut = Err(ErrorKind::UnexpectedEof);
+            assert_eq!(end, if is_announced { Ok(0) } else { cut });
+        }
+    }
+
+    #[test]
+    fn bytes_that_were_changed_on_the_way_are_an_error() {
+        let [mut client, server] = pair();
+        // A record of the right form which nobody encrypted.
+        let mut record = vec![23, 3, 3, 0, 32];
+        record.extend([7; 32]);
+        (&server.stream).write_all(&record).unwrap();
+        wait_for_bytes(&client);
+        let error = client.receive(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+        assert!(error.to_string().contains("decrypt"), "{error}");
+    }
+}

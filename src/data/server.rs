@@ -284,7 +284,9 @@ async fn serve_connection(
     if let Err(e) = end
         && !e.is_timeout()
     {
-        context.log_failure(peer, &e.to_string());
+        let hint = "; an agent with a certificate sends TLS, for which this agent has to join (--join-token-file)";
+        let hint = if e.is_parse() { hint } else { "" };
+        context.log_failure(peer, &format!("{e}{hint}"));
     }
     let upgrade = upgrade.lock().take();
     if let Some(on) = upgrade {

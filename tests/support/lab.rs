@@ -20,6 +20,11 @@ pub(crate) fn url() -> String {
     format!("https://{ADDRESS}:8888")
 }
 
+/// Those of both masters, in a configuration.
+fn urls() -> String {
+    format!("'https://{ADDRESS}:8888', 'https://{SECOND_ADDRESS}:8888'")
+}
+
 pub(crate) struct Lab {
     // Dropped in this order: processes before their namespace and their files.
     master: Option<Process>,
@@ -47,6 +52,11 @@ impl Lab {
             std::fs::read_to_string(&program).is_ok_and(|name| name == "sleep\n")
         });
         Lab { master: None, second_master: None, agents: Vec::new(), namespace, dir }
+    }
+
+    /// The process whose network namespace it is.
+    pub(crate) fn namespace_pid(&self) -> u32 {
+        self.namespace.pid()
     }
 
     /// A path below the directory of the lab.
@@ -171,7 +181,9 @@ impl Lab {
 
     /// An agent to its end.
     pub(crate) fn run_agent(&self, name: &str, storage: &Path, config: &str) -> CommandOutput {
-        RunningCommand::start(self.agent_command(name, storage, config), None).finish(MAX_WAIT)
+        let urls = urls();
+        RunningCommand::start(self.agent_command(&urls, name, storage, config), None)
+            .finish(MAX_WAIT)
     }
 
     /// Kills an agent.
@@ -181,16 +193,26 @@ impl Lab {
 
     /// Starts an agent with one storage path.
     pub(crate) fn start_agent(&mut self, name: &str, storage: &Path, config: &str) {
-        let command = self.agent_command(name, storage, config);
+        let urls = urls();
+        self.start_agent_of(&urls, name, storage, config);
+    }
+
+    /// The same, with another master.
+    pub(crate) fn start_agent_at(&mut self, url: &str, name: &str, storage: &Path, config: &str) {
+        self.start_agent_of(&format!("'{url}'"), name, storage, config);
+    }
+
+    fn start_agent_of(&mut self, urls: &str, name: &str, storage: &Path, config: &str) {
+        let command = self.agent_command(urls, name, storage, config);
         let log = self.path(&format!("{name}.log"));
         let _ = std::fs::remove_file(&log);
         let process = Process::start(&format!("agent {name}"), command, &log);
         self.agents.push((name.to_owned(), process));
     }
 
-    fn agent_command(&self, name: &str, storage: &Path, config: &str) -> Command {
+    fn agent_command(&self, urls: &str, name: &str, storage: &Path, config: &str) -> Command {
         let text = format!(
-            "master_url: ['https://{ADDRESS}:8888', 'https://{SECOND_ADDRESS}:8888']\nheartbeat_interval: 300ms\ndata_dir: {}\n{config}\
+            "master_url: [{urls}]\nheartbeat_interval: 300ms\ndata_dir: {}\n{config}\
              workers:\n  - worker_id: {name}\n    storage_paths: ['{}']\n    network:\n      \
              data_plane_endpoints: [{{address: 127.0.0.1, port: 0}}]\n",
             self.path(&format!("state-{name}")).display(),
