@@ -131,8 +131,8 @@ impl Drop for Connection {
     }
 }
 
-/// Connects within the first time, and makes the handshake of TLS and opens a stream within the second one each; what goes over the connection is also
-/// counted in `theirs`.
+/// Connects within the first time, and makes the handshake of TLS and opens a stream within the second one each; what goes
+/// over the connection is also counted in `theirs`.
 ///
 /// # Errors
 /// It was refused, or nothing came back in time.

@@ -32,7 +32,8 @@ pub(super) struct ConnectionContext {
 }
 
 impl ConnectionContext {
-    /// What a ticket allows and where; in TLS only that of the sender is valid. With a valid one the connection counts as one of a peer.
+    /// What a ticket allows and where; in TLS only that of the sender is valid. With a valid one the connection counts as
+    /// one of a peer.
     ///
     /// # Errors
     /// The ticket is refused.

@@ -12,6 +12,8 @@ use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -32,7 +34,13 @@ pub(crate) fn free_port() -> u16 {
     for attempt in 0..500 {
         let drawn = tree::random_bytes(8, seed.wrapping_add(attempt));
         let port = 10_000 + u16::from_le_bytes([drawn[0], drawn[1]]) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        // The name is this process's until it ends, so that no other test uses the port before this one does.
+        let name = UnixAddr::from_abstract_name(format!("longhaul-test-port-{port}"));
+        let reserved = name.and_then(|name| UnixListener::bind_addr(&name));
+        if let Ok(reserved) = reserved
+            && TcpListener::bind(("127.0.0.1", port)).is_ok()
+        {
+            std::mem::forget(reserved);
             return port;
         }
     }
