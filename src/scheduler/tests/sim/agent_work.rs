@@ -353,8 +353,13 @@ impl Sim {
         let id = ids(&work.manifest)[0];
         let Some(target) = self.target(work, !in_place) else { return false };
         self.judge.spoil(target, &[id]);
+        let name = self.trees[tree].group_of(id).map(|group| (target.mark.sync, group));
+        let mut confirm =
+            |site: &mut StorageModel| _ = name.map(|name| site.confirmed.insert(name, id));
         if in_place {
-            work.report.differs = !self.site(target, tree).there.contains_key(&id);
+            let site = self.site(target, tree);
+            work.report.differs = !site.there.contains_key(&id);
+            confirm(site);
             return true;
         }
         self.check_chain(work, tree, id);
@@ -381,6 +386,7 @@ impl Sim {
         let damage = |piece: Piece| Some(Damage { published, ..piece.damage? });
         let damaged = part.into_iter().filter_map(|(at, piece)| Some((at, damage(piece)?)));
         site.there.insert(id, Stored { marks, damage: damaged.collect() });
+        confirm(site);
         self.written(&work.a, target.disk);
         true
     }

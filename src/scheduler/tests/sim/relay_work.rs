@@ -92,12 +92,13 @@ impl Sim {
             return Ok(false);
         }
         // Another name of a file that is there is linked to it.
-        let names = self.trees[tree].names_of(id);
+        let (group, names) = (self.trees[tree].group_of(id), self.trees[tree].names_of(id));
         let site = self.site(target, tree);
-        // That is the one that was copied or compared before, so one with the right content if there is any.
-        let others = names.iter().filter(|name| **name != id);
-        let there = others.filter_map(|name| Some((*name, site.there.get(name)?.damage.clone())));
-        let linked = there.min_by_key(|(_, damage)| damage.len());
+        let confirmed = group.and_then(|group| site.confirmed.get(&(target.mark.sync, group)));
+        let others = confirmed.into_iter().chain(&names).filter(|name| **name != id);
+        let mut there =
+            others.filter_map(|name| Some((*name, site.there.get(name)?.damage.clone())));
+        let linked = there.next();
         if dry || is_dir || linked.is_some() {
             if !dry {
                 let marks = BTreeSet::from([target.mark]);

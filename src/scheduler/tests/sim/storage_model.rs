@@ -273,6 +273,8 @@ pub(super) struct StorageModel {
     /// Files of which a part was removed, or lost when a host lost power, and when.
     pub(super) lost_parts: BTreeMap<Id, u64>,
     pub(super) extras: Vec<Extra>,
+    /// By the life of the sync and the file: the name that it published or found complete last.
+    pub(super) confirmed: BTreeMap<(u32, Digest), Id>,
     /// Syncs that keep something for the names of one file.
     pub(super) kept: BTreeSet<u32>,
     /// The writer of what a reboot undid.
