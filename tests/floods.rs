@@ -159,3 +159,31 @@ fn a_body_that_trickles_is_ended_and_a_slow_one_is_read() {
     assert_eq!(status(&mut trickled), "HTTP/1.1 408 Request Timeout");
     assert_eq!(status(&mut slow), "HTTP/1.1 202 Accepted");
 }
+
+/// The memory of a process, in MiB.
+fn resident_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn memory_goes_back_after_a_flood() {
+    let cluster = Cluster::start(StoreKind::Embedded);
+    let address = cluster.master.address();
+    let pid = cluster.master.process.pid();
+    let before = resident_mib(pid);
+    let head = [b"GET /workers HTTP/1.1\r\nX: ".as_slice(), &[b'x'; 50_000]].concat();
+    let body =
+        format!("POST /sync HTTP/1.1\r\nHost: {address}\r\nContent-Length: 60000000\r\n\r\n");
+    // Bodies between heads: what remains of one keeps the other.
+    let body = [body.as_bytes(), &vec![b' '; 3 << 20]].concat();
+    let mut held: Vec<TcpStream> = Vec::new();
+    for _ in 0..60 {
+        held.extend((0..10).map(|_| connect(&address, &head)));
+        held.push(connect(&address, &body));
+    }
+    await_true("the flood is held", || resident_mib(pid) > before + 180);
+    drop(held);
+    await_true("the memory goes back", || resident_mib(pid) < before + 50);
+}

@@ -40,6 +40,7 @@ use crate::scheduler::Settings;
 use crate::store::{
     EmbeddedStore, Installation, RedisStore, RedisStoreConfig, Spool, Store, StoreError,
 };
+use crate::util::heap::release_free_memory;
 use crate::util::rlimits;
 use crate::wire::options::PartNameKey;
 use admin_token::AdminTokenFile;
@@ -274,8 +275,9 @@ impl MasterStartup {
         let election = election.run(open);
         let api = http::serve(listeners.all, handle.clone(), limits, self.shutdown.clone());
         let shutdown = self.shutdown;
+        let release_memory = AbortOnDropHandle::new(tokio::spawn(release_free_memory()));
         let task = tokio::spawn(async move {
-            let _apply_changes = apply_changes;
+            let _background = (apply_changes, release_memory);
             let result = serve_and_lead(election, api, api_ended, shutdown).await;
             self.audit.close().await;
             result

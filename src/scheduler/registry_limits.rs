@@ -11,8 +11,9 @@ use crate::wire::worker::WorkerHeartbeat;
 use std::collections::BTreeSet;
 use std::io;
 
-/// The mean length of the heartbeats, as JSON, of as many workers as the registry may have. A small one has 1 KiB.
-const MEAN_HEARTBEAT_BYTES: usize = 8 << 10;
+/// The mean length of the heartbeats, as JSON, of as many workers as the registry may have. A usual one has 1 KiB. In
+/// memory a heartbeat and its storages are two to three times as long.
+const MEAN_HEARTBEAT_BYTES: usize = 4 << 10;
 /// This part of the registry makes room at once, because the search for it reads the whole registry.
 const EVICTED_PART: usize = 64;
 /// After a search without a result there is none for this time, in milliseconds.

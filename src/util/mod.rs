@@ -7,6 +7,7 @@
 //! - [`checksum`]: checksums of documents
 //! - [`client_network`]: the address by which clients are counted
 //! - [`corruption`]: counts of corrupted transfers
+//! - [`heap`]: returns free memory to the kernel
 //! - [`iface`]: network interfaces
 //! - [`ip_network`]: networks of IP addresses
 //! - [`logging`]: the log of the program
@@ -28,6 +29,7 @@ pub mod checksum;
 pub mod client_network;
 pub mod core_dumps;
 pub mod corruption;
+pub mod heap;
 pub mod iface;
 pub mod ip_network;
 pub mod logging;
