@@ -354,7 +354,7 @@ impl Sim {
         let Some(target) = self.target(work, !in_place) else { return false };
         self.judge.spoil(target, &[id]);
         let name = self.trees[tree].group_of(id).map(|group| (target.mark.sync, group));
-        let mut confirm =
+        let confirm =
             |site: &mut StorageModel| _ = name.map(|name| site.confirmed.insert(name, id));
         if in_place {
             let site = self.site(target, tree);
