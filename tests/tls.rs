@@ -142,13 +142,16 @@ fn agents_with_certificates_show_nothing_of_what_they_exchange() {
     lab.start_agent_at("http://127.0.0.1:8888", "c", &other, "");
     lab.await_workers(&["a", "b", "c"]);
     let other = other.to_str().unwrap();
-    for (id, from, to, reason) in [
-        ("from-plain", other, to, "--join-token-file"),
-        ("to-plain", from, other, "does not use TLS"),
+    for (id, from, to, sender, reason) in [
+        ("from-plain", other, to, "c", "--join-token-file"),
+        ("to-plain", from, other, "a", "does not use TLS"),
     ] {
         lab.admin(&["sync", "submit", from, to, "--id", id]);
-        await_true(&format!("{id} reports: {reason}"), || {
-            lab.admin(&["sync", "status", id, "-o", "json"]).stdout_text().contains(reason)
+        lab.await_agent_log(sender, reason);
+        // A submitter does not learn what is at the address.
+        let log = format!("see the log of agent {sender}");
+        await_true(&format!("{id} names the log"), || {
+            lab.admin(&["sync", "status", id, "-o", "json"]).stdout_text().contains(&log)
         });
         lab.admin(&["sync", "cancel", id]);
     }

@@ -340,6 +340,7 @@ impl DestinationPicker<'_> {
         Some(Destination::Remote(peer.with_control(self.job.transfer_control())))
     }
 
+    /// Logs what happened; the result of the task says no more than a submitter may know.
     pub(super) fn record_failure(&mut self, worker: &WorkerId, error: &SendError) {
         let (sync, task) = (&self.job.assignment.request_id, self.job.assignment.task_id);
         warn_ratelimited!(format_args!("{error} (sync {sync})"), %sync, %task, "{error}");
@@ -358,7 +359,11 @@ impl DestinationPicker<'_> {
             true => drop(self.unreachable.insert(worker.clone())),
             false => self.has_failed_otherwise = true,
         }
-        self.last_error = Some(error.to_string());
+        let pool = &self.job.assignment.destination_workers;
+        let member = pool.iter().find(|member| member.worker_id == *worker);
+        let endpoints = member.map_or(&[][..], |member| &member.data_plane_endpoints);
+        let sender = &self.job.cx.worker_id;
+        self.last_error = Some(error.describe_to_submitter(sender, endpoints));
     }
 
     /// `worker` does not write and is not picked again.

@@ -8,6 +8,7 @@ use crate::wire::entry_report::EntryWarnings;
 use crate::wire::manifest::{Entry, EntryKind, Manifest, ManifestDir};
 use crate::wire::outcome::{EntryError, Side};
 use crate::wire::problem::ProblemCode;
+use crate::wire::worker::Endpoint;
 use crate::wire::{Digest, RelPath, WorkerId};
 
 /// Why a request to a destination brought nothing.
@@ -55,11 +56,57 @@ impl SendError {
             SendError::ConnectionFailed { .. } | SendError::Internal(_) => false,
         }
     }
+
+    /// The text for the result of a task, which submitters of syncs can read: one for everything that can happen at
+    /// `endpoints` unless an agent refuses the request there. A worker names its endpoints itself, so other texts
+    /// would tell open ports from closed ones, and could have bytes of any program that listens there. The log of the
+    /// agent `sender` has the cause.
+    pub fn describe_to_submitter(&self, sender: &WorkerId, endpoints: &[Endpoint]) -> String {
+        let worker = match self {
+            SendError::Internal(_) => return self.to_string(),
+            SendError::Refused { code, .. } if is_refusal_of_agent(code) => {
+                return self.to_string();
+            }
+            SendError::Unreachable { worker, .. } if endpoints.is_empty() => {
+                return format!("worker {worker} cannot be reached: {NO_ENDPOINT}");
+            }
+            SendError::Unreachable { worker, .. }
+            | SendError::Refused { worker, .. }
+            | SendError::ConnectionFailed { worker, .. } => worker,
+        };
+        let addresses: Vec<String> = endpoints.iter().map(Endpoint::authority).collect();
+        let addresses = addresses.join(", ");
+        format!(
+            "cannot exchange data with worker {worker} at {addresses}; see the log of agent {sender}"
+        )
+    }
 }
+
+/// Whether only the data port of an agent refuses requests with this code.
+fn is_refusal_of_agent(code: &str) -> bool {
+    use ProblemCode::{
+        DeletionNotAllowed, DigestRequired, DryRun, InvalidFrame, NoTicket, NotReady,
+        TicketRefused, WorkerMismatch,
+    };
+    [
+        DeletionNotAllowed,
+        DigestRequired,
+        DryRun,
+        InvalidFrame,
+        NoTicket,
+        NotReady,
+        TicketRefused,
+        WorkerMismatch,
+    ]
+    .iter()
+    .any(|known| known.as_str() == code)
+}
+
+const NO_ENDPOINT: &str = "it names no data-plane endpoint";
 
 fn format_attempts(attempted: &[(String, String)]) -> String {
     if attempted.is_empty() {
-        return "it names no data-plane endpoint".to_owned();
+        return NO_ENDPOINT.to_owned();
     }
     let each: Vec<String> =
         attempted.iter().map(|(to, reason)| format!("{to}: {reason}")).collect();

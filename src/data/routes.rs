@@ -13,7 +13,7 @@ use super::connect::{ConnectError, Connection, ConnectionKind, ConnectionPath, c
 use super::meter::GoodputMeter;
 use super::nics::Nic;
 use super::route_ranking::{self, Candidate, EndLoad, RouteAffinity, affinity, can_connect};
-use super::routing_state::{End, Outage, OutageEnd, Route, RouteKey, RoutingState};
+use super::routing_state::{End, Outage, OutageEnd, Route, RouteKey, RoutingState, UNTRIED};
 use super::tls::DataTls;
 use crate::util::backoff::Backoff;
 use crate::wire::WorkerId;
@@ -119,8 +119,11 @@ impl Routes {
         let all = self.nics.iter().enumerate().map(|(i, nic)| {
             let routes = state.routes.iter().filter(|(key, _)| key.0 == Some(i));
             // `None` where one of them is usable.
-            let outages: Option<Vec<_>> = routes.map(|(_, route)| route.outage.as_ref()).collect();
-            let outage = outages.and_then(|all| all.last().map(|outage| outage.reason.clone()));
+            let outage_of = |(key, route): (&RouteKey, &Route)| {
+                route.outage.as_ref().map(|outage| outage.describe_to_viewers(&key.1))
+            };
+            let outage =
+                routes.map(outage_of).collect::<Option<Vec<_>>>().and_then(|mut all| all.pop());
             let load = state.load(End::Local(i), now);
             NicReport {
                 endpoint: nic.endpoint.authority(),
@@ -166,7 +169,7 @@ impl Routes {
         if !state.routes.contains_key(key) {
             let mut route = Route::default();
             if affinity == RouteAffinity::OtherNetwork {
-                let reason = "not tried yet".to_owned();
+                let reason = UNTRIED.to_owned();
                 route.outage =
                     Some(Outage { reason, last_wanted: now, until: OutageEnd::Probe(false) });
             }
@@ -517,5 +520,28 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         serving.abort();
+    }
+
+    #[tokio::test]
+    async fn reports_for_viewers_do_not_say_what_happened_at_an_address() {
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = [closed.local_addr(), other.local_addr()].map(|at| at.unwrap().to_string());
+        let closing = tokio::spawn(async move { while other.accept().await.is_ok() {} });
+        let worker: WorkerId = "b".parse().unwrap();
+        for address in addresses {
+            let routes = routes(&["127.0.0.1"]);
+            let remote = endpoints(&[&address]);
+            let failed =
+                routes.checkout((&worker, &remote), false, ConnectionKind::Content, 0).await;
+            assert!(failed.is_err(), "{address}");
+            let reason = routes.nic_reports().remove(0).disabled_reason.unwrap();
+            assert_eq!(
+                reason,
+                format!("cannot exchange data with {address}; see the log of this agent")
+            );
+        }
+        closing.abort();
     }
 }

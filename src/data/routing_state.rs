@@ -21,6 +21,9 @@ const UNUSED_PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// Requests of at least this many bytes show how fast a route is.
 const MIN_MEASURED_BYTES: u64 = 1 << 20;
 
+/// Why a route is not used that no probe was sent over yet.
+pub(super) const UNTRIED: &str = "not tried yet";
+
 /// One NIC of this host, by its place (`None`: the kernel chooses), and one endpoint of a peer, as `host:port`.
 pub(super) type RouteKey = (Option<usize>, String);
 
@@ -41,6 +44,19 @@ pub(super) struct Outage {
     pub(super) reason: String,
     pub(super) last_wanted: Instant,
     pub(super) until: OutageEnd,
+}
+
+impl Outage {
+    /// The text for heartbeats, which viewers of workers can read: not what happened at the peer, which would tell
+    /// open ports from closed ones. The log has that.
+    pub(super) fn describe_to_viewers(&self, peer: &str) -> String {
+        match self.until {
+            OutageEnd::Probe(_) if self.reason != UNTRIED => {
+                format!("cannot exchange data with {peer}; see the log of this agent")
+            }
+            _ => self.reason.clone(),
+        }
+    }
 }
 
 /// What ends it.

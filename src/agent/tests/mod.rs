@@ -6,6 +6,7 @@ mod late_replies;
 mod mirror;
 mod preflight;
 mod relay;
+mod unknown_peers;
 
 use super::job::{AgentContext, Job, TaskOutcome, Writers};
 use super::testing::{abs, assignment, itself, tree};
@@ -372,7 +373,7 @@ async fn an_unavailable_peer_is_skipped_and_the_task_fails_when_all_are_unavaila
     fleet.members.truncate(1);
     let (done, _) = copy_entries(&fleet, &cx, &manifest).await;
     let message = done.message.unwrap();
-    assert!(!done.success && message.contains("worker away cannot be reached"), "{message}");
+    assert!(!done.success && message.contains("with worker away at 127.0.0.1:"), "{message}");
     assert!(!done.report.returned, "it was tried");
     assert_eq!(done.report.unreachable, ["away".parse().unwrap()]);
     assert_eq!(report_counts(&done.report), [0; 6]);
