@@ -61,7 +61,7 @@ pub struct ClientOptions {
     pub trust: ServerTrust,
     /// The tokens to send.
     pub credentials: Credentials,
-    /// The certificate to present at `https` URLs: that of this agent.
+    /// The certificate to present at `https` URLs: that of this agent. The masters that it has learned of are accepted.
     pub identity: Option<Arc<AgentIdentity>>,
 }
 
@@ -137,7 +137,8 @@ impl MasterClient {
         let mut tokens = BTreeMap::new();
         for part in parts {
             let url = parse_master_url(part)?;
-            if url.scheme() == "https" && options.trust.is_empty() {
+            let trusts_none = options.trust.is_empty() && options.identity.is_none();
+            if url.scheme() == "https" && trusts_none {
                 return Err(ClientError::InvalidUrl {
                     url: url.to_string(),
                     message: "the certificate of its authority is not given; copy ca.pem of the master's data_dir, \
@@ -164,9 +165,8 @@ impl MasterClient {
             url: base_urls.join(","),
             message: format!("cannot set up an HTTP client: {message}"),
         };
-        let tls =
-            client_config(&options.trust, options.identity.clone().map(|identity| identity as _))
-                .map_err(|e| set_up_failed(e.to_string()))?;
+        let tls = client_config(&options.trust, options.identity.clone())
+            .map_err(|e| set_up_failed(e.to_string()))?;
         let build = |read_timeout: Option<Duration>| {
             let mut builder = reqwest::Client::builder()
                 .tls_backend_preconfigured(tls.clone())

@@ -8,6 +8,7 @@ use crate::client::MasterClient;
 use crate::config::AgentConfig;
 use crate::data::ticket_verifier::boottime;
 use crate::fs::ProbeJournal;
+use crate::identity::AgentIdentity;
 use crate::util::backoff::Backoff;
 use crate::util::boot::boot_id;
 use crate::util::rlimits;
@@ -55,6 +56,8 @@ impl ReceiveRate {
 
 pub(super) struct Heartbeater {
     config: AgentConfig,
+    /// Its certificate, if it has joined with one.
+    identity: Option<Arc<AgentIdentity>>,
     /// Random for each process.
     pub(super) incarnation: String,
     boot_id: Option<String>,
@@ -90,6 +93,7 @@ impl Heartbeater {
             labels: Mutex::new(config.labels.clone()),
             refused_paths: Mutex::default(),
             config,
+            identity: None,
             incarnation,
             boot_id: boot_id().map(str::to_owned),
             storage: StorageMonitor::new(roots.clone(), send_request.clone()),
@@ -102,6 +106,11 @@ impl Heartbeater {
             send_request,
             is_registered: watch::Sender::new(false),
         }
+    }
+
+    /// The same; replies say by which authorities its certificate may be issued.
+    pub(super) fn with_identity(self, identity: Option<Arc<AgentIdentity>>) -> Self {
+        Heartbeater { identity, ..self }
     }
 
     pub(super) fn set_interval(&self, interval: Duration) {
@@ -240,6 +249,9 @@ impl Heartbeater {
         }
         limits.apply_heartbeat_limits(&reply.bwlimits);
         self.warn_of_refused_paths(reply.refused_paths);
+        if let Some(identity) = &self.identity {
+            identity.compare_authorities(&reply.authorities);
+        }
         ticket_verifier.set_revoked_workers(&reply.revoked_workers);
         let mut silent = reply.unresponsive_workers;
         silent.extend(reply.revoked_workers);

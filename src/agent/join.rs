@@ -157,7 +157,8 @@ fn join_refused(error: &ClientError) -> IdentityError {
     IdentityError(format!("cannot join: {error}{hint}"))
 }
 
-/// Renews the certificate whenever two thirds of its lifetime are over. Never returns.
+/// Renews the certificate whenever two thirds of its lifetime are over, and when another authority issues certificates.
+/// Never returns.
 pub(super) async fn renew_certificates(identity: Arc<AgentIdentity>, client: MasterClient) {
     let mut failures = 0;
     loop {
@@ -166,8 +167,10 @@ pub(super) async fn renew_certificates(identity: Arc<AgentIdentity>, client: Mas
         let now = UnixTime::now();
         if now < times.renewal {
             let left = Duration::from_secs(times.renewal.as_secs() - now.as_secs());
-            tokio::time::sleep(left.min(MAX_SLEEP)).await;
-            continue;
+            tokio::select! {
+                () = tokio::time::sleep(left.min(MAX_SLEEP)) => continue,
+                () = identity.wait_for_renewal_request() => {}
+            }
         }
         match renew(&identity, &client).await {
             Ok(expires_at) => {

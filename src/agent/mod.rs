@@ -84,6 +84,7 @@ pub struct Agent {
     roots: Arc<Roots>,
     probes: ProbeJournal,
     server: DataServer,
+    identity: Option<Arc<AgentIdentity>>,
     tls: Option<PeerConfigs>,
 }
 
@@ -100,7 +101,8 @@ impl Agent {
         let open = move || (Roots::open_available(&paths, journal()), probes());
         let (roots, probes) = tokio::task::spawn_blocking(open).await?;
         let server = DataServer::bind(&config.data_plane_endpoints).await?;
-        Ok(Agent { config, config_changes, roots: Arc::new(roots), probes, server, tls: None })
+        let roots = Arc::new(roots);
+        Ok(Agent { config, config_changes, roots, probes, server, identity: None, tls: None })
     }
 
     /// The same, with TLS on the data plane if the agent has a certificate.
@@ -108,7 +110,8 @@ impl Agent {
     /// # Errors
     /// TLS cannot be set up.
     fn with_identity(self, identity: Option<&Arc<AgentIdentity>>) -> Result<Self, IdentityError> {
-        Ok(Agent { tls: identity.map(PeerConfigs::new).transpose()?, ..self })
+        let tls = identity.map(PeerConfigs::new).transpose()?;
+        Ok(Agent { identity: identity.cloned(), tls, ..self })
     }
 
     /// The endpoints with the ports that the kernel chose.
@@ -119,7 +122,7 @@ impl Agent {
 
     /// Works until `shutdown`, then finishes its assignments, at most for the drain timeout.
     pub async fn serve(self, client: MasterClient, shutdown: Shutdown) {
-        let Agent { config, config_changes, roots, probes, server, tls } = self;
+        let Agent { config, config_changes, roots, probes, server, identity, tls } = self;
         let (endpoints, nics) = (server.endpoints.clone(), server.nics.clone());
         let requests = server.requests.clone();
         let buffers = BufferPools::new(config.buffer_memory);
@@ -157,7 +160,8 @@ impl Agent {
             corruption_counts: CorruptionCounts::default(),
         });
         let slots = Arc::new(Slots {
-            heartbeater: Heartbeater::new(config, incarnation, cx.clone(), probes),
+            heartbeater: Heartbeater::new(config, incarnation, cx.clone(), probes)
+                .with_identity(identity),
             cx,
             client,
             shutdown: shutdown.clone(),
@@ -202,14 +206,11 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let config = config_changes.borrow().clone();
     let trust = config.ca_file.as_deref().map(ServerTrust::from_file).transpose()?;
-    let mut trust = trust.unwrap_or_default();
+    let trust = trust.unwrap_or_default();
     let identity = tokio::select! {
         identity = join::obtain_identity(&config) => identity?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    if let Some(identity) = &identity {
-        trust.extend(identity.trust());
-    }
     let options = ClientOptions { trust, identity: identity.clone(), ..ClientOptions::default() };
     let client = MasterClient::new(config.master_urls.clone(), options.clone())?;
     let renewals = match identity.clone() {

@@ -7,7 +7,8 @@ use super::exit::Exit;
 use super::pending_file::PendingFile;
 use super::sanitize::display_path;
 use crate::util::{checksum, units};
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
+use crate::wire::WorkerId;
+use crate::wire::admin::{AuthorityView, ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use serde_json::json;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -25,6 +26,15 @@ pub(super) async fn run(ctx: &Context, command: AdminCommand) -> Result<Exit> {
         AdminCommand::Rotate { key: RotateCommand::TicketKey } => {
             let reply = ctx.new_client()?.rotate_ticket_key().await?;
             ctx.print(&reply.body, "", &rotation_text(&reply))?;
+        }
+        AdminCommand::Rotate { key: RotateCommand::Ca { status, finish, force } } => {
+            let client = ctx.new_client()?;
+            let reply = match (status, finish) {
+                (true, _) => client.get_authority().await?,
+                (false, true) => client.finish_rotation(force).await?,
+                (false, false) => client.rotate_authority().await?,
+            };
+            ctx.print(&reply.body, "", &authority_text(&reply))?;
         }
         AdminCommand::ConfirmClock => {
             let reply = ctx.new_client()?.confirm_clock().await?;
@@ -85,6 +95,45 @@ fn rotation_text(reply: &RotateTicketKeyReply) -> String {
     )
 }
 
+fn authority_text(view: &AuthorityView) -> String {
+    let AuthorityView { authority, agents, previous } = view;
+    let Some(previous) = previous else {
+        return format!("The certificate authority is {authority}; it replaced no other one");
+    };
+    let former = &previous.authority;
+    if let Some(finished_at) = previous.finished_at {
+        return format!(
+            "The certificate authority is {authority}; certificates of the former one, {former}, are refused since \
+             {finished_at}"
+        );
+    }
+    let (left, since) = (previous.agents_left, previous.replaced_at);
+    let progress = format!(
+        "The certificate authority is {authority} since {since}; certificates of the former one, {former}, are accepted \
+         until the rotation is finished"
+    );
+    let next = if left == 0 {
+        let agents = units::pluralize(*agents, "agent", "agents");
+        format!(
+            "All {agents} have certificates of the new authority; finish the rotation: ctl admin rotate ca --finish"
+        )
+    } else {
+        let (have, of) =
+            (if left == 1 { "has" } else { "have" }, units::pluralize(*agents, "agent", "agents"));
+        let mut names: Vec<&str> = previous.workers_left.iter().map(WorkerId::as_str).collect();
+        if names.len() as u64 != left {
+            names.push("…");
+        }
+        format!(
+            "{left} of {of} {have} not connected with a certificate of the new authority yet: {}; their certificates expire \
+             by {}\nSee again: ctl admin rotate ca --status",
+            names.join(", "),
+            previous.certificates_end_at
+        )
+    };
+    format!("{progress}\n{next}")
+}
+
 fn reconcile_text(reply: &ReconcileReply) -> String {
     let mut lines: Vec<String> = Vec::new();
     for task in &reply.requeued {
@@ -125,6 +174,36 @@ mod tests {
         });
         assert!(text.contains("the key b1 in 45s") && text.contains("the key a1 are"), "{text}");
         assert!(text.contains("accepted for 16m45s"), "{text}");
+    }
+
+    #[test]
+    fn the_state_of_the_authority_names_the_agents_that_are_left_and_the_next_command() {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let previous = crate::wire::admin::PreviousAuthorityView {
+            authority: crate::wire::Digest([1; 32]),
+            replaced_at: at,
+            certificates_end_at: at,
+            finished_at: None,
+            agents_left: 3,
+            workers_left: vec!["a".parse().unwrap(), "b".parse().unwrap()],
+        };
+        let view = |previous| AuthorityView {
+            authority: crate::wire::Digest([2; 32]),
+            agents: 4,
+            previous,
+        };
+        assert!(authority_text(&view(None)).ends_with("replaced no other one"));
+        let text = authority_text(&view(Some(previous.clone())));
+        assert!(
+            text.contains("3 of 4 agents have not") && text.contains("yet: a, b, …;"),
+            "{text}"
+        );
+        let (agents_left, workers_left) = (0, vec![]);
+        let done =
+            crate::wire::admin::PreviousAuthorityView { agents_left, workers_left, ..previous };
+        assert!(authority_text(&view(Some(done.clone()))).ends_with("rotate ca --finish"));
+        let finished = crate::wire::admin::PreviousAuthorityView { finished_at: Some(at), ..done };
+        assert!(authority_text(&view(Some(finished))).contains("are refused since 1970"));
     }
 
     #[test]

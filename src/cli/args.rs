@@ -534,6 +534,22 @@ pub(super) enum StorageCommand {
 pub(super) enum RotateCommand {
     /// The key that signs tickets, by which agents accept data from each other
     TicketKey,
+    /// The certificate authority (ca.pem, ca.key); certificates of both are accepted until the rotation is finished
+    #[command(
+        after_help = "Agents get certificates of the new authority within moments. See with --status that all have one, then run --finish.\n\
+        See docs/security.md."
+    )]
+    Ca {
+        /// Print the authority and how many agents still have certificates of the former one; changes nothing
+        #[arg(long, conflicts_with_all = ["finish", "force"])]
+        status: bool,
+        /// Refuse certificates of the former authority from now on
+        #[arg(long)]
+        finish: bool,
+        /// Finish also while agents have certificates of the former authority: they must then join again
+        #[arg(long, requires = "finish")]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,7 +1,9 @@
 //! Commands of operators to workers, storages and the master.
 
 use super::{MasterClient, Reply, Result};
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
+use crate::wire::admin::{
+    AuthorityView, ConfirmClockReply, FinishRotationRequest, ReconcileReply, RotateTicketKeyReply,
+};
 use crate::wire::storage::{StorageList, StorageView};
 use crate::wire::sync::{ReassignReply, ReassignRequest};
 use crate::wire::worker::{
@@ -88,6 +90,31 @@ impl MasterClient {
     /// Any [`ClientError`](super::ClientError).
     pub async fn reconcile(&self) -> Result<Reply<ReconcileReply>> {
         self.fetch_json(self.new_command(Method::POST, "/admin/reconcile")).await
+    }
+
+    /// `GET /admin/ca`: the certificate authority of the installation.
+    ///
+    /// # Errors
+    /// A 409 problem where no master serves TLS; any [`ClientError`].
+    pub async fn get_authority(&self) -> Result<Reply<AuthorityView>> {
+        self.fetch_json(self.new_short_request(Method::GET, "/admin/ca")).await
+    }
+
+    /// `POST /admin/rotate-ca`: replaces the certificate authority, unless a rotation is in progress.
+    ///
+    /// # Errors
+    /// As [`get_authority`](Self::get_authority).
+    pub async fn rotate_authority(&self) -> Result<Reply<AuthorityView>> {
+        self.fetch_json(self.new_command(Method::POST, "/admin/rotate-ca")).await
+    }
+
+    /// `POST /admin/rotate-ca/finish`: certificates of the former authority are refused from now on.
+    ///
+    /// # Errors
+    /// A 409 problem while agents have such certificates, unless `force`; as [`get_authority`](Self::get_authority).
+    pub async fn finish_rotation(&self, force: bool) -> Result<Reply<AuthorityView>> {
+        let command = self.new_command(Method::POST, "/admin/rotate-ca/finish");
+        self.fetch_json(command.with_json(&FinishRotationRequest { force })?).await
     }
 
     /// `POST /admin/rotate-ticket-key`: replaces the key that signs tickets.

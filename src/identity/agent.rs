@@ -10,9 +10,9 @@
 use super::authority::{CLOCK_SKEW, to_pem};
 use super::{Identity, IdentityError, PublicKey, Role, ServerTrust, crypto_provider};
 use crate::util::private_files;
-use crate::wire::WorkerId;
 use crate::wire::join::{IssuedCertificate, JoinToken};
 use crate::wire::token::TokenId;
+use crate::wire::{Digest, WorkerId};
 use parking_lot::Mutex;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use rustls::SignatureScheme;
@@ -27,7 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Larger files are not read.
 const MAX_FILE_BYTES: u64 = 256 << 10;
@@ -40,10 +40,10 @@ struct StoredIdentity {
     token: TokenId,
     /// The private key, in PEM.
     key: String,
-    /// The certificate, in PEM. `None`: the join has no reply yet.
+    /// The certificate, in PEM, and those that it is presented with. `None`: the join has no reply yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     certificate: Option<String>,
-    /// The certificates of authorities of masters, in PEM.
+    /// The certificates of authorities of masters, in PEM; first the one that issued the certificate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     authorities: Vec<String>,
 }
@@ -90,6 +90,8 @@ pub struct AgentIdentity {
     data_dir: PathBuf,
     stored: Mutex<StoredIdentity>,
     current: watch::Sender<Option<AgentCertificate>>,
+    /// The master has another authority than those that are stored.
+    renewal_request: Notify,
 }
 
 impl fmt::Debug for AgentIdentity {
@@ -176,6 +178,7 @@ impl AgentIdentity {
             data_dir: data_dir.to_owned(),
             current: watch::Sender::new(certificate.transpose()?),
             stored: Mutex::new(stored),
+            renewal_request: Notify::new(),
         })
     }
 
@@ -218,6 +221,21 @@ impl AgentIdentity {
         read.collect()
     }
 
+    /// Compares the authorities that the master accepts, the one that issues certificates first, with those of this agent.
+    /// If they differ, the certificate is to be renewed now ([`wait_for_renewal_request`](Self::wait_for_renewal_request)).
+    pub fn compare_authorities(&self, accepted: &[Digest]) {
+        let own = self.installations();
+        let own = own.iter().map(|(certificate, _)| Digest::from(blake3::hash(certificate)));
+        if !accepted.is_empty() && !own.eq(accepted.iter().copied()) {
+            self.renewal_request.notify_one();
+        }
+    }
+
+    /// Resolves when the certificate is to be renewed before its time.
+    pub async fn wait_for_renewal_request(&self) {
+        self.renewal_request.notified().await;
+    }
+
     /// A certificate signing request in PEM.
     ///
     /// # Errors
@@ -229,8 +247,8 @@ impl AgentIdentity {
         request.pem().map_err(failed)
     }
 
-    /// Stores a certificate and presents it from now on. `api_authority`: that of the master's own TLS, if that is another
-    /// one than the issuer. Blocks.
+    /// Stores a certificate and presents it from now on. The authorities of the installation are those of the reply, and
+    /// no others. `api_authority`: that of the master's TLS. Blocks.
     ///
     /// # Errors
     /// It is not one of this agent and its key, or the file cannot be written.
@@ -243,8 +261,11 @@ impl AgentIdentity {
         let certificate = read_certificate(&issued.certificate, &stored, &self.worker)?;
         let mut next = stored.clone();
         next.certificate = Some(issued.certificate.clone());
-        let authorities = [Some(issued.authority.clone()), api_authority.map(to_pem)];
-        for authority in authorities.into_iter().flatten() {
+        let others = stored.authorities.iter().cloned().chain(api_authority.map(to_pem));
+        let others = others.filter(|pem| !is_of_installation(pem));
+        let accepted = [Some(&issued.authority), issued.previous_authority.as_ref()];
+        next.authorities = accepted.into_iter().flatten().cloned().collect();
+        for authority in others {
             if !next.authorities.contains(&authority) {
                 next.authorities.push(authority);
             }
@@ -257,6 +278,13 @@ impl AgentIdentity {
         self.current.send_replace(Some(certificate));
         Ok(times)
     }
+}
+
+/// Whether it is the authority of an installation, and not one from an operator.
+fn is_of_installation(pem: &str) -> bool {
+    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok();
+    let identity = certificate.and_then(|certificate| Identity::of_certificate(&certificate));
+    identity.is_some_and(|identity| identity.role == Role::Authority)
 }
 
 fn write_file(file: &Path, stored: &StoredIdentity) -> Result<(), IdentityError> {
@@ -273,20 +301,23 @@ fn read_certificate(
     worker: &WorkerId,
 ) -> Result<AgentCertificate, IdentityError> {
     let failed = |e: &dyn fmt::Display| IdentityError(format!("the certificate of the agent: {e}"));
-    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| failed(&e))?;
-    let found = Identity::of_certificate(&certificate).map(|identity| identity.role);
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|e| failed(&e))?;
+    let Some(certificate) = chain.first() else {
+        return Err(failed(&"it has no certificate in PEM"));
+    };
+    let found = Identity::of_certificate(certificate).map(|identity| identity.role);
     if found != Some(Role::Agent(worker.clone())) {
         return Err(failed(&format_args!("it is not one of worker `{worker}`")));
     }
     let own = KeyPair::from_pem(&stored.key).map_err(|e| failed(&e))?;
     let own = PublicKey::from_der(&own.subject_public_key_info())?;
-    if PublicKey::of_certificate(&certificate)?.digest() != own.digest() {
+    if PublicKey::of_certificate(certificate)?.digest() != own.digest() {
         return Err(failed(&"it is one of another key"));
     }
-    let times = CertificateTimes::of_certificate(&certificate)?;
+    let times = CertificateTimes::of_certificate(certificate)?;
     let private = PrivateKeyDer::from_pem_slice(stored.key.as_bytes()).map_err(|e| failed(&e))?;
-    let key = CertifiedKey::from_der(vec![certificate], private, &crypto_provider())
-        .map_err(|e| failed(&e))?;
+    let key = CertifiedKey::from_der(chain, private, &crypto_provider()).map_err(|e| failed(&e))?;
     Ok(AgentCertificate { key: Arc::new(key), times })
 }
 

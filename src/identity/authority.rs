@@ -1,19 +1,17 @@
 //! The certificate authority (CA) of an installation.
 //!
-//! Its key and certificate are two files of the `data_dir`. The store keeps a copy, with the key sealed, for the other
-//! masters of the installation: a master with another authority is refused by all clients.
+//! Its key and certificate are two files of the `data_dir`. The store keeps a copy for the other masters of the
+//! installation ([`SealedAuthority`](super::SealedAuthority)): a master with another authority is refused by all clients.
 
-use super::{Identity, IdentityError, PublicKey, Role, Sealer};
+use super::{Identity, IdentityError, PublicKey, Role};
 use crate::util::private_files;
-use crate::wire::task::Base64Bytes;
-use crate::wire::{Digest, WorkerId};
+use crate::wire::WorkerId;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -25,8 +23,6 @@ use x509_parser::time::ASN1Time;
 const CERTIFICATE_FILE: &str = "ca.pem";
 /// The CA's key in the `data_dir`. Its owner can make an identity of any program of the installation.
 const KEY_FILE: &str = "ca.key";
-/// What the sealed key is bound to.
-const SEALING_PURPOSE: &str = "longhaul certificate authority";
 /// Larger files are not read.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 /// The CA is replaced by operators, so it lasts for longer than the hardware.
@@ -50,41 +46,18 @@ pub struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// An authority as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SealedAuthority {
-    /// BLAKE3 of the certificate.
-    pub hash: Digest,
-    /// In PEM.
-    certificate: String,
-    /// The key in PEM, sealed.
-    sealed_key: Base64Bytes,
-}
-
-impl SealedAuthority {
-    /// Writes certificate and key to the files that [`CertificateAuthority::load_or_create`] reads. Blocks.
-    ///
-    /// # Errors
-    /// The key was sealed with another one than that of `sealer`, or a file cannot be written.
-    pub fn write_files(&self, data_dir: &Path, sealer: &Sealer) -> Result<(), IdentityError> {
-        let failed = |e: &dyn fmt::Display| {
-            IdentityError(format!("the certificate authority in the store: {e}"))
-        };
-        let key = sealer.open(SEALING_PURPOSE, &self.sealed_key.0).map_err(|e| failed(&e))?;
-        CertificateAuthority::from_pem(self.certificate.as_bytes(), &key)
-            .map_err(|e| failed(&e))?;
-        write_files(data_dir, self.certificate.as_bytes(), &key)
-    }
-}
-
-/// The key first: a crash leaves no certificate without its key.
+/// Replaces both files. A crash leaves no certificate beside the key of another one: the next start then has no authority
+/// and takes that of the store.
 fn write_files(data_dir: &Path, certificate: &[u8], key: &[u8]) -> Result<(), IdentityError> {
+    let failed = |file: &Path, e: &io::Error| {
+        let file = file.display();
+        IdentityError(format!("the certificate authority of this installation, {file}: {e}"))
+    };
+    let former = data_dir.join(CERTIFICATE_FILE);
+    private_files::remove_file(&former).map_err(|e| failed(&former, &e))?;
     for (name, bytes) in [(KEY_FILE, key), (CERTIFICATE_FILE, certificate)] {
         let file = data_dir.join(name);
-        private_files::replace_file(&file, bytes).map_err(|e| {
-            let file = file.display();
-            IdentityError(format!("the certificate authority of this installation, {file}: {e}"))
-        })?;
+        private_files::replace_file(&file, bytes).map_err(|e| failed(&file, &e))?;
     }
     Ok(())
 }
@@ -145,33 +118,54 @@ impl CertificateAuthority {
         data_dir.join(CERTIFICATE_FILE).exists()
     }
 
-    /// What the store of the installation keeps of it.
-    ///
-    /// # Errors
-    /// The key cannot be sealed.
-    pub fn seal(&self, sealer: &Sealer) -> Result<SealedAuthority, IdentityError> {
-        let key = self.issuer.key().serialize_pem();
-        let sealed = sealer.seal(SEALING_PURPOSE, key.as_bytes());
-        let sealed_key = sealed.map_err(|e| IdentityError(e.to_string()))?;
-        let (hash, certificate) = (self.hash().into(), self.pem());
-        Ok(SealedAuthority { hash, certificate, sealed_key: Base64Bytes(sealed_key) })
-    }
-
     /// A new CA, and its key as PEM.
-    fn generate(installation: &str, now: UnixTime) -> Result<(Self, String), IdentityError> {
+    pub(super) fn generate(
+        installation: &str,
+        now: UnixTime,
+    ) -> Result<(Self, String), IdentityError> {
         let failed = |e| IdentityError(format!("cannot make a certificate authority: {e}"));
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
         let key_pem = key.serialize_pem();
         let identity = Identity { installation: installation.to_owned(), role: Role::Authority };
-        let mut params = new_params(&identity, AUTHORITY_LIFETIME, now)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = authority_params(&identity, 1, now)?;
         let certificate = params.self_signed(&key).map_err(failed)?.der().clone();
         let issuer = Issuer::new(params, key);
         Ok((Self { installation: identity.installation, certificate, issuer }, key_pem))
     }
 
-    fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, String> {
+    /// A certificate of the key of `successor`, by which those that trust this authority trust what that one issues.
+    pub(super) fn sign_successor(
+        &self,
+        successor: &Self,
+        now: UnixTime,
+    ) -> Result<CertificateDer<'static>, IdentityError> {
+        let identity = Identity { installation: self.installation.clone(), role: Role::Authority };
+        let mut params = authority_params(&identity, 0, now)?;
+        params.use_authority_key_identifier_extension = true;
+        let signed = params.signed_by(successor.issuer.key(), &self.issuer);
+        let failed = |e| IdentityError(format!("cannot sign the next authority: {e}"));
+        Ok(signed.map_err(failed)?.der().clone())
+    }
+
+    /// Writes certificate and key to the files that [`load_or_create`](Self::load_or_create) reads. Blocks.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write_files(&self, data_dir: &Path) -> Result<(), IdentityError> {
+        write_files(data_dir, self.pem().as_bytes(), self.key_pem().as_bytes())
+    }
+
+    /// The private key in PEM.
+    pub(super) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// The name of the installation.
+    pub(super) fn installation(&self) -> &str {
+        &self.installation
+    }
+
+    pub(super) fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, String> {
         let certificate = CertificateDer::from_pem_slice(certificate)
             .map_err(|e| format!("not a certificate in PEM: {e}"))?;
         let Some(Identity { installation, role: Role::Authority }) =
@@ -292,6 +286,19 @@ fn new_params(
     params.distinguished_name.push(DnType::CommonName, common_name);
     let uri = identity.to_string().try_into().map_err(|e| failed(&e))?;
     params.subject_alt_names = vec![SanType::URI(uri)];
+    Ok(params)
+}
+
+/// The parameters of the certificate of an authority with at most `below` other authorities between it and what is
+/// issued: the next one, for which the authority vouches in a rotation.
+fn authority_params(
+    identity: &Identity,
+    below: u8,
+    now: UnixTime,
+) -> Result<CertificateParams, IdentityError> {
+    let mut params = new_params(identity, AUTHORITY_LIFETIME, now)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }
 

@@ -1,11 +1,9 @@
 //! TLS of clients of a master.
 
-use super::{Identity, IdentityError, Role, crypto_provider};
+use super::{AgentIdentity, Identity, IdentityError, Role, crypto_provider};
 use crate::wire::Digest;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{
-    ResolvesClientCert, Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor,
-};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -93,19 +91,24 @@ impl ServerTrust {
     }
 }
 
-/// TLS for a client that trusts such servers. `identity`: it presents the certificate of an
-/// agent.
+/// TLS for a client that trusts such servers. `identity`: that of an agent, of which it presents the certificate, and
+/// also trusts the masters that the agent has learned of by each handshake.
 ///
 /// # Errors
 /// A certificate cannot be used as an authority.
 pub fn client_config(
     trust: &ServerTrust,
-    identity: Option<Arc<dyn ResolvesClientCert>>,
+    identity: Option<Arc<AgentIdentity>>,
 ) -> Result<ClientConfig, IdentityError> {
     let failed = |e: &dyn std::fmt::Display| IdentityError(format!("cannot set up TLS: {e}"));
-    let verifier: Arc<dyn ServerCertVerifier> = match &trust.pinned {
-        Some(pinned) => Arc::new(PinnedVerifier(pinned.clone())),
-        None => Arc::new(MasterVerifier::new(trust)?),
+    let verifier: Arc<dyn ServerCertVerifier> = match (&trust.pinned, &identity) {
+        (Some(pinned), _) => Arc::new(PinnedVerifier(pinned.clone())),
+        (None, None) => Arc::new(MasterVerifier::new(trust)?),
+        (None, Some(identity)) => {
+            let agent = AgentTrust { fixed: trust.clone(), identity: Arc::clone(identity) };
+            agent.verifier()?;
+            Arc::new(agent)
+        }
     };
     let config = ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -247,6 +250,37 @@ impl ServerCertVerifier for MasterVerifier {
     verify_signatures!();
 }
 
+/// Accepts masters of the authorities that an agent has at the time of the handshake: a rotation replaces them.
+#[derive(Debug)]
+struct AgentTrust {
+    fixed: ServerTrust,
+    identity: Arc<AgentIdentity>,
+}
+
+impl AgentTrust {
+    fn verifier(&self) -> Result<MasterVerifier, IdentityError> {
+        let mut trust = self.fixed.clone();
+        trust.extend(self.identity.trust());
+        MasterVerifier::new(&trust)
+    }
+}
+
+impl ServerCertVerifier for AgentTrust {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verifier = self.verifier().map_err(|e| rustls::Error::General(e.to_string()))?;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    verify_signatures!();
+}
+
 /// Accepts masters that present the authority with the hash. What they present is then checked as by [`MasterVerifier`].
 #[derive(Debug)]
 struct PinnedVerifier(PinnedAuthority);
@@ -298,7 +332,8 @@ pub fn describe_tls_error(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the certificate of the server is of another authority: it is not this master, or ca_file (CTL_CA_FILE) is \
-             not the ca.pem of this installation"
+             not the present ca.pem of this installation: copy it from the master's data_dir; an agent has to join \
+             again: ctl token create --join --worker ID --path DIR"
                 .to_owned()
         }
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.to_string(),
@@ -307,6 +342,12 @@ pub fn describe_tls_error(error: &rustls::Error) -> String {
         }
         rustls::Error::AlertReceived(AlertDescription::CertificateExpired) => {
             "the master refused the certificate of this agent: it has expired".to_owned()
+        }
+        rustls::Error::AlertReceived(AlertDescription::UnknownCA) => {
+            "the master refused the certificate of this agent: an authority issued it that the installation does not \
+             use any more (ctl admin rotate ca), or one of another installation; create a token: ctl token create --join \
+             --worker ID --path DIR, and start the agent with it: --join-token-file FILE"
+                .to_owned()
         }
         rustls::Error::InvalidMessage(_) => {
             "the server does not speak TLS on this port; is its URL http:// ?".to_owned()

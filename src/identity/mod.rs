@@ -3,6 +3,7 @@
 //!
 //! - `name`: `longhaul://INSTALLATION/master` and its like, which a certificate carries as a URI
 //! - `authority`: the CA: its files, and the certificates that it issues
+//! - `sealed_authority`, `authority_set`: the CA in the store, and its replacement by another one while all goes on
 //! - `agent`, `public_key`: the key and the certificate of an agent
 //! - `server`, `client`: TLS of the API of a master, and of its clients; `peer`: TLS between agents
 //! - `sealing`: secrets are sealed before they go to a store
@@ -12,19 +13,23 @@
 
 mod agent;
 mod authority;
+mod authority_set;
 mod client;
 mod name;
 mod peer;
 mod public_key;
+mod sealed_authority;
 pub mod sealing;
 mod server;
 
 pub use agent::{AgentCertificate, AgentIdentity, CertificateTimes};
-pub use authority::{CertificateAuthority, HostName, SealedAuthority};
+pub use authority::{CertificateAuthority, HostName};
+pub use authority_set::{AuthoritySet, SharedAuthorities};
 pub use client::{ServerTrust, client_config, describe_tls_error};
 pub use name::{Identity, Role};
 pub use peer::{PeerConfigs, peer_worker};
 pub use public_key::PublicKey;
+pub use sealed_authority::{ReplacedAuthority, SealedAuthority};
 pub use sealing::{Sealer, SealingError};
 pub use server::{ApiCertificate, OperatorCertificate, server_config};
 

@@ -2,7 +2,7 @@
 
 use super::client::verify_signatures;
 use super::{AgentIdentity, Identity, IdentityError, Role, crypto_provider};
-use crate::wire::WorkerId;
+use crate::wire::{Digest, WorkerId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -81,43 +81,57 @@ impl PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = crypto_provider().signature_verification_algorithms.all;
-        let mut refusal = rustls::Error::from(CertificateError::UnknownIssuer);
-        for (authority, installation) in self.0.installations() {
-            let mut roots = RootCertStore::empty();
-            roots.add(authority)?;
-            // Certificates of agents are for both ends, so the one check is enough: those of masters are refused by their
-            // name.
-            let chain = verify_server_cert_signed_by_trust_anchor(
-                &parsed,
-                &roots,
-                intermediates,
-                now,
-                algorithms,
-            );
-            match chain {
-                Ok(()) => {
-                    let found = Identity::of_certificate(end_entity);
-                    let is_agent = found.as_ref().is_some_and(|found| {
-                        found.installation == installation && matches!(found.role, Role::Agent(_))
-                    });
-                    if is_agent {
-                        return Ok(());
-                    }
-                    let found = found.map_or("without a name".to_owned(), |i| i.to_string());
-                    refusal =
-                        CertificateError::Other(OtherError(Arc::new(NotAnAgent(found)))).into();
-                }
-                // Another authority; its signature is wrong if both installations have one name.
-                Err(rustls::Error::InvalidCertificate(
-                    CertificateError::UnknownIssuer | CertificateError::BadSignature,
-                )) => {}
-                Err(e) => refusal = e,
-            }
-        }
-        Err(refusal)
+        verify_agent(self.0.installations(), end_entity, intermediates, now).map(drop)
     }
+}
+
+/// Checks the certificate of an agent against authorities, each with the name of its installation. Returns the hash of
+/// the one that it leads to.
+///
+/// # Errors
+/// It is not one of an agent of such an installation, or not valid at `now`.
+pub(super) fn verify_agent(
+    authorities: impl IntoIterator<Item = (CertificateDer<'static>, String)>,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Digest, rustls::Error> {
+    let parsed = ParsedCertificate::try_from(end_entity)?;
+    let algorithms = crypto_provider().signature_verification_algorithms.all;
+    let mut refusal = rustls::Error::from(CertificateError::UnknownIssuer);
+    for (authority, installation) in authorities {
+        let hash = blake3::hash(&authority).into();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority)?;
+        // Certificates of agents are for both ends, so the one check is enough: those of masters are refused by their
+        // name.
+        let chain = verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &roots,
+            intermediates,
+            now,
+            algorithms,
+        );
+        match chain {
+            Ok(()) => {
+                let found = Identity::of_certificate(end_entity);
+                let is_agent = found.as_ref().is_some_and(|found| {
+                    found.installation == installation && matches!(found.role, Role::Agent(_))
+                });
+                if is_agent {
+                    return Ok(hash);
+                }
+                let found = found.map_or("without a name".to_owned(), |i| i.to_string());
+                refusal = CertificateError::Other(OtherError(Arc::new(NotAnAgent(found)))).into();
+            }
+            // Another authority; its signature is wrong if both installations have one name.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => {}
+            Err(e) => refusal = e,
+        }
+    }
+    Err(refusal)
 }
 
 impl ServerCertVerifier for PeerVerifier {

@@ -1,19 +1,21 @@
 //! TLS of the API of a master.
 
-use super::authority::{CertificateAuthority, HostName};
+use super::authority::HostName;
+use super::authority_set::{AuthoritySet, SharedAuthorities};
+use super::client::verify_signatures;
 use super::{IdentityError, crypto_provider};
 use crate::util::private_files;
 use parking_lot::Mutex;
-use rustls::RootCertStore;
-use rustls::ServerConfig;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert,
-    WebPkiClientVerifier,
-};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,24 +43,20 @@ pub enum ApiCertificate {
     Operator(OperatorCertificate),
 }
 
-/// TLS of a server with a certificate. Clients may present one of the own CA. Blocks for a few file operations.
+/// TLS of a server with a certificate. Clients may present one of the own CA. Each handshake uses the authorities of its
+/// time. Blocks for a few file operations.
 ///
 /// # Errors
 /// The files of the operator's certificate cannot be used.
 pub fn server_config(
-    authority: &Arc<CertificateAuthority>,
+    authorities: &Arc<SharedAuthorities>,
     certificate: ApiCertificate,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
     let failed = |e: &dyn std::fmt::Display| IdentityError(format!("cannot set up TLS: {e}"));
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.certificate().clone()).map_err(|e| failed(&e))?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto_provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| failed(&e))?;
+    let verifier = Arc::new(AgentVerifier(Arc::clone(authorities)));
     let resolver: Arc<dyn ResolvesServerCert> = match certificate {
         ApiCertificate::Own(hosts) => {
-            let own = OwnCertificate::new(Arc::clone(authority), hosts, UnixTime::now())?;
+            let own = OwnCertificate::new(Arc::clone(authorities), hosts, UnixTime::now())?;
             Arc::new(own)
         }
         ApiCertificate::Operator(files) => Arc::new(FixedCertificate(files.load()?)),
@@ -75,50 +73,84 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
-/// A certificate of the own CA. It is renewed by the first handshake after two thirds of its lifetime.
+/// Accepts clients without a certificate, and agents of the installation.
+#[derive(Debug)]
+struct AgentVerifier(Arc<SharedAuthorities>);
+
+impl ClientCertVerifier for AgentVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Each agent has one certificate: there is nothing to choose by.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.current().verify_agent(end_entity, intermediates, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    verify_signatures!();
+}
+
+/// A certificate of the own CA. It is issued again by the first handshake after two thirds of its lifetime, or after
+/// another CA replaced this one.
 #[derive(Debug)]
 struct OwnCertificate {
-    authority: Arc<CertificateAuthority>,
+    authorities: Arc<SharedAuthorities>,
     hosts: Vec<HostName>,
-    current: Mutex<(Arc<CertifiedKey>, UnixTime)>,
+    current: Mutex<IssuedToMaster>,
+}
+
+#[derive(Debug)]
+struct IssuedToMaster {
+    key: Arc<CertifiedKey>,
+    by: Arc<AuthoritySet>,
+    renewal: UnixTime,
 }
 
 impl OwnCertificate {
     fn new(
-        authority: Arc<CertificateAuthority>,
+        authorities: Arc<SharedAuthorities>,
         hosts: Vec<HostName>,
         now: UnixTime,
     ) -> Result<Self, IdentityError> {
-        let current = Mutex::new(issue(&authority, &hosts, now)?);
-        Ok(OwnCertificate { authority, hosts, current })
+        let current = Mutex::new(issue(authorities.current(), &hosts, now)?);
+        Ok(OwnCertificate { authorities, hosts, current })
     }
 
     fn at(&self, now: UnixTime) -> Arc<CertifiedKey> {
         let mut current = self.current.lock();
-        if now >= current.1 {
-            match issue(&self.authority, &self.hosts, now) {
+        let by = self.authorities.current();
+        if now >= current.renewal || !Arc::ptr_eq(&by, &current.by) {
+            match issue(by, &self.hosts, now) {
                 Ok(next) => *current = next,
                 Err(error) => tracing::error!(%error, "the certificate of the API is not renewed"),
             }
         }
-        Arc::clone(&current.0)
+        Arc::clone(&current.key)
     }
 }
 
-/// A certificate, and when it is to be renewed.
 fn issue(
-    authority: &CertificateAuthority,
+    by: Arc<AuthoritySet>,
     hosts: &[HostName],
     now: UnixTime,
-) -> Result<(Arc<CertifiedKey>, UnixTime), IdentityError> {
-    let (certificate, key) = authority.issue_master(hosts, MASTER_CERTIFICATE_LIFETIME, now)?;
-    // Clients that have only the hash of the CA's certificate find it here.
-    let chain = vec![certificate, authority.certificate().clone()];
+) -> Result<IssuedToMaster, IdentityError> {
+    let (certificate, key) = by.issuer().issue_master(hosts, MASTER_CERTIFICATE_LIFETIME, now)?;
+    let chain = [vec![certificate], by.master_chain()].concat();
     let key = CertifiedKey::from_der(chain, key, &crypto_provider())
         .map_err(|e| IdentityError(format!("cannot use the certificate of the API: {e}")))?;
     let renewal = MASTER_CERTIFICATE_LIFETIME.as_secs() / 3 * 2;
     let renewal = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() + renewal));
-    Ok((Arc::new(key), renewal))
+    Ok(IssuedToMaster { key: Arc::new(key), by, renewal })
 }
 
 impl ResolvesServerCert for OwnCertificate {

@@ -52,9 +52,13 @@ impl TestAuthority {
         let lifetime = Duration::from_secs(60);
         let certificate =
             self.authority.issue_agent(identity.worker(), &key, lifetime, now).unwrap();
-        let (authority, expires_at) = (self.authority.pem(), jiff::Timestamp::UNIX_EPOCH);
-        let issued =
-            IssuedCertificate { certificate, authority, expires_at, storage_paths: vec![] };
-        identity.install(&issued, other).unwrap();
+        let issued = IssuedCertificate {
+            certificate,
+            authority: self.authority.pem(),
+            previous_authority: other.map(super::authority::to_pem),
+            expires_at: jiff::Timestamp::UNIX_EPOCH,
+            storage_paths: vec![],
+        };
+        identity.install(&issued, None).unwrap();
     }
 }

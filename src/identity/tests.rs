@@ -31,9 +31,17 @@ async fn connect(server: Arc<ServerConfig>, trust: &ServerTrust, host: &str) -> 
     })
 }
 
+fn only(authority: &Arc<CertificateAuthority>) -> Arc<SharedAuthorities> {
+    SharedAuthorities::new(AuthoritySet::of_issuer(Arc::clone(authority)))
+}
+
 fn own(authority: &Arc<CertificateAuthority>) -> Arc<ServerConfig> {
+    server_of(&only(authority))
+}
+
+fn server_of(authorities: &Arc<SharedAuthorities>) -> Arc<ServerConfig> {
     let hosts = vec![HostName::Address("10.0.0.1".parse().unwrap())];
-    server_config(authority, ApiCertificate::Own(hosts)).unwrap()
+    server_config(authorities, ApiCertificate::Own(hosts)).unwrap()
 }
 
 #[tokio::test]
@@ -116,7 +124,7 @@ async fn the_certificate_of_an_operator_is_accepted_for_its_host_only() {
     let (here, own_trust) = authority(&home.path().join("own"));
     let files = operator_files(&home.path().join("a"), "master.example");
     let trust = ServerTrust::from_file(&files.ca_file).unwrap();
-    let server = || server_config(&here, ApiCertificate::Operator(files.clone())).unwrap();
+    let server = || server_config(&only(&here), ApiCertificate::Operator(files.clone())).unwrap();
     assert_eq!(connect(server(), &trust, "master.example").await, Ok(()));
     let other_host = connect(server(), &trust, "other.example").await.unwrap_err();
     assert!(other_host.contains("not valid for name"), "{other_host}");
@@ -124,7 +132,7 @@ async fn the_certificate_of_an_operator_is_accepted_for_its_host_only() {
     assert!(connect(own(&here), &trust, "10.0.0.1").await.is_err());
 
     let refused = |files: OperatorCertificate| {
-        server_config(&here, ApiCertificate::Operator(files)).unwrap_err().to_string()
+        server_config(&only(&here), ApiCertificate::Operator(files)).unwrap_err().to_string()
     };
     let others = operator_files(&home.path().join("b"), "master.example");
     let with = |change: fn(&mut OperatorCertificate, &OperatorCertificate)| {
@@ -155,7 +163,7 @@ async fn a_master_that_is_known_by_the_hash_of_its_authority_presents_it() {
     assert_eq!(trust.found_authority(), None);
     // With a certificate of an operator: that of its authority, and for its host only.
     let files = operator_files(&home.path().join("c"), "master.example");
-    let server = || server_config(&here, ApiCertificate::Operator(files.clone())).unwrap();
+    let server = || server_config(&only(&here), ApiCertificate::Operator(files.clone())).unwrap();
     let trust = of_hash(files.authority_hash().unwrap());
     assert!(connect(server(), &trust, "other.example").await.is_err());
     assert_eq!(trust.found_authority(), None);
@@ -179,9 +187,13 @@ async fn an_agent_presents_its_current_certificate_and_an_expired_one_is_refused
         let now = UnixTime::now().as_secs() - age_seconds;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
         let certificate = here.issue_agent(&worker, &key, Duration::from_secs(60), now).unwrap();
-        let (authority, expires_at) = (here.pem(), jiff::Timestamp::UNIX_EPOCH);
-        let issued =
-            IssuedCertificate { certificate, authority, expires_at, storage_paths: vec![] };
+        let issued = IssuedCertificate {
+            certificate,
+            authority: here.pem(),
+            previous_authority: None,
+            expires_at: jiff::Timestamp::UNIX_EPOCH,
+            storage_paths: vec![],
+        };
         identity.install(&issued, None).unwrap();
     };
     let present = async || {
@@ -237,4 +249,158 @@ async fn agents_accept_each_other_and_neither_masters_nor_other_installations() 
     master.alpn_protocols.clear();
     let refused = connect(&a, Arc::new(master)).await.0.unwrap_err();
     assert!(refused.contains("NotAnAgent") && refused.contains("site/master"), "{refused}");
+}
+
+/// An agent that trusts `authorities`, as its master's replies name them.
+fn join_with(dir: &Path, authorities: &AuthoritySet) -> Arc<AgentIdentity> {
+    let token = format!("lhj1.{}.0123456789ab.{}", "0".repeat(64), "0".repeat(64));
+    let identity =
+        AgentIdentity::for_join(dir, &"w".parse().unwrap(), &token.parse().unwrap()).unwrap();
+    renew(&identity, authorities);
+    Arc::new(identity)
+}
+
+/// As `POST /renew`.
+fn renew(identity: &AgentIdentity, authorities: &AuthoritySet) {
+    let key = PublicKey::of_signing_request(&identity.signing_request().unwrap()).unwrap();
+    let issuer = authorities.issuer();
+    let lifetime = Duration::from_secs(60);
+    let issued = issuer.issue_agent(identity.worker(), &key, lifetime, UnixTime::now()).unwrap();
+    let issued = IssuedCertificate {
+        certificate: issued + &authorities.agent_chain(),
+        authority: issuer.pem(),
+        previous_authority: authorities.accepted_previous(),
+        expires_at: jiff::Timestamp::UNIX_EPOCH,
+        storage_paths: vec![],
+    };
+    identity.install(&issued, None).unwrap();
+}
+
+/// A handshake of the agents of two hosts; the error of each side.
+async fn connect_peers(
+    client: &Arc<AgentIdentity>,
+    server: &Arc<AgentIdentity>,
+) -> Result<(), String> {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let accept = TlsAcceptor::from(PeerConfigs::new(server).unwrap().server).accept(far);
+    let client = TlsConnector::from(PeerConfigs::new(client).unwrap().client);
+    let connect = client.connect(ServerName::try_from("any.name").unwrap(), near);
+    let (server, client) = tokio::join!(accept, connect);
+    client.map_err(|e| format!("client: {e}"))?;
+    server.map(drop).map_err(|e| format!("server: {e}"))
+}
+
+/// A handshake of an agent with a master; the error of each side.
+async fn connect_agent(
+    agent: &Arc<AgentIdentity>,
+    server: Arc<ServerConfig>,
+) -> Result<(), String> {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let accept = TlsAcceptor::from(server).accept(far);
+    let config = client_config(&ServerTrust::default(), Some(agent.clone())).unwrap();
+    let client = TlsConnector::from(Arc::new(config));
+    let connect = client.connect(ServerName::try_from("any.name").unwrap(), near);
+    let (server, client) = tokio::join!(accept, connect);
+    client.map_err(|e| format!("client: {e}"))?;
+    server.map(drop).map_err(|e| format!("server: {e}"))
+}
+
+#[tokio::test]
+async fn in_a_rotation_both_authorities_are_accepted_everywhere_and_after_it_the_former_nowhere() {
+    let home = tempfile::tempdir().unwrap();
+    let sealer = Sealer::for_tests();
+    let (former, trusts_former) = authority(&home.path().join("ca"));
+    let shared = only(&former);
+    let server = server_of(&shared);
+    let before = shared.current();
+    let early = join_with(&home.path().join("early"), &before);
+    let late = join_with(&home.path().join("late"), &before);
+    let stopped = join_with(&home.path().join("stopped"), &before);
+
+    let next = SealedAuthority::replacing(&before, &sealer, Duration::from_secs(60)).unwrap();
+    let adopt = |stored: &SealedAuthority| {
+        let issuer = Arc::new(stored.open(&sealer).unwrap());
+        shared.replace(AuthoritySet::new(issuer, stored).unwrap());
+    };
+    adopt(&next);
+    let trusts_next =
+        ServerTrust::of_authorities(vec![shared.current().issuer().certificate().clone()]);
+    // The master: clients with the former ca.pem, the present one, the hash of either.
+    for trust in [&trusts_former, &trusts_next] {
+        assert_eq!(connect(server.clone(), trust, "any.name").await, Ok(()));
+    }
+    for hash in [former.hash().into(), next.hash] {
+        assert_eq!(connect(server.clone(), &ServerTrust::of_hash(hash), "any.name").await, Ok(()));
+    }
+    // A master that has not adopted it yet, as a follower for a second.
+    let behind = own(&former);
+    renew(&early, &shared.current());
+    for agent in [&early, &late] {
+        assert_eq!(connect_agent(agent, server.clone()).await, Ok(()));
+        assert_eq!(connect_agent(agent, behind.clone()).await, Ok(()));
+    }
+    // Agents: one has a certificate of the new authority, the other one has none yet.
+    for (client, to) in [(&early, &late), (&late, &early), (&early, &early), (&late, &stopped)] {
+        assert_eq!(connect_peers(client, to).await, Ok(()));
+    }
+    // A heartbeat that reports them makes the agent renew.
+    early.compare_authorities(&next.accepted());
+    late.compare_authorities(&next.accepted());
+    late.wait_for_renewal_request().await;
+    let is_requested = early.wait_for_renewal_request();
+    assert!(futures_util::FutureExt::now_or_never(is_requested).is_none());
+    renew(&late, &shared.current());
+
+    adopt(&next.finished(jiff::Timestamp::now()));
+    for agent in [&early, &late] {
+        agent.compare_authorities(&next.finished(jiff::Timestamp::now()).accepted());
+        agent.wait_for_renewal_request().await;
+        assert_eq!(connect_agent(agent, server.clone()).await, Ok(()));
+        renew(agent, &shared.current());
+        assert_eq!(agent.trust(), trusts_next);
+    }
+    for (client, to) in [(&early, &late), (&late, &early)] {
+        assert_eq!(connect_peers(client, to).await, Ok(()));
+    }
+    // Commands with the former ca.pem go on; certificates of the former authority do not.
+    for trust in [&trusts_former, &trusts_next] {
+        assert_eq!(connect(server.clone(), trust, "any.name").await, Ok(()));
+    }
+    let refused = connect_agent(&stopped, server.clone()).await.unwrap_err();
+    assert!(refused.starts_with("server: ") && refused.contains("UnknownIssuer"), "{refused}");
+    let described =
+        describe_tls_error(&rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA));
+    assert!(described.contains("ctl token create --join"), "{described}");
+    let refused = connect_peers(&stopped, &early).await.unwrap_err();
+    assert!(refused.contains("UnknownIssuer") || refused.contains("UnknownCA"), "{refused}");
+    assert!(connect_peers(&early, &stopped).await.is_err());
+    // An agent does not accept a master of the former authority any more.
+    let refused = connect_agent(&early, own(&former)).await.unwrap_err();
+    assert!(refused.starts_with("client: ") && refused.contains("UnknownIssuer"), "{refused}");
+    // A second rotation ends what the first one kept.
+    let third = SealedAuthority::replacing(&shared.current(), &sealer, Duration::from_secs(60));
+    adopt(&third.unwrap());
+    assert_eq!(connect(server.clone(), &trusts_next, "any.name").await, Ok(()));
+    let refused = connect(server, &trusts_former, "any.name").await.unwrap_err();
+    assert!(refused.contains("copy it from the master's data_dir"), "{refused}");
+}
+
+#[test]
+fn a_crash_while_the_files_of_the_authority_are_replaced_leaves_none_that_do_not_belong_together() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("ca");
+    let (former, _) = authority(&dir);
+    let sealer = Sealer::for_tests();
+    let current = AuthoritySet::of_issuer(former.clone());
+    let next = SealedAuthority::replacing(&current, &sealer, Duration::from_secs(60)).unwrap();
+    let next = next.open(&sealer).unwrap();
+    // The key cannot be replaced: what the directory has then is what a kill at this point leaves.
+    fs::remove_file(dir.join("ca.key")).unwrap();
+    fs::create_dir(dir.join("ca.key")).unwrap();
+    assert!(next.write_files(&dir).is_err());
+    assert!(!CertificateAuthority::exists_in(&dir));
+    fs::remove_dir(dir.join("ca.key")).unwrap();
+    next.write_files(&dir).unwrap();
+    let loaded = CertificateAuthority::load_or_create(&dir, None).unwrap();
+    assert_eq!((loaded.hash(), loaded.hash() == former.hash()), (next.hash(), false));
 }

@@ -7,25 +7,27 @@
 
 use super::admin_token::AdminTokenFile;
 use super::audit::AuditHandle;
+use super::authority::{MasterAuthority, is_unavailable};
 use super::channel::{ActorChannel, ActorRequest, BackupMaker, BlobReader};
 use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::{LeadershipStatus, NoLeaderReason};
 use super::name_key::NameKeyFile;
 use super::state_actor::{Callers, StateActor};
-use crate::identity::{IdentityError, SealedAuthority, SealingError};
+use crate::identity::{SealedAuthority, SealingError};
 use crate::scheduler::{
-    Event, LoadError, SECRET_RECORD, Settings, State, stored_authority, without_secret,
+    AUTHORITY_KEY, Event, LoadError, SECRET_RECORD, Settings, State, parse_authority,
+    without_secret,
 };
 use crate::store::{
     AcquireOutcome, AdmissionBlock, Candidate, Fence, Redaction, Spool, Store, StoreError,
 };
 use crate::util::backoff::Backoff;
-use crate::wire::Digest;
 use crate::wire::leader::Leader;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -37,6 +39,8 @@ const STORE_RETRY_BACKOFF: Backoff =
 const ACQUIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// The time that the leader has to detect that the store lost data and to start to write it back. At least the lease.
 const WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a follower reads the authority of the leader.
+const AUTHORITY_INTERVAL: Duration = Duration::from_secs(1);
 const ADMISSION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The capacity of the queue of the state actor.
 const MAX_QUEUED_REQUESTS: usize = 1024;
@@ -49,9 +53,6 @@ struct LeaderInfo {
     /// The id of the key with which its master seals secrets in the store.
     #[serde(default)]
     sealed_with: String,
-    /// The hash of the authority for TLS of its master, if it serves TLS.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    authority: Option<Digest>,
 }
 
 /// The parameters of a candidate.
@@ -61,9 +62,9 @@ pub(super) struct LeaderElection {
     /// The URL for clients, if known.
     pub(super) url: Option<String>,
     /// The authority for TLS; `None`: no address has TLS.
-    pub(super) authority: Option<SealedAuthority>,
-    /// It replaces that of the store.
-    pub(super) replaces_authority: bool,
+    pub(super) authority: Option<Arc<MasterAuthority>>,
+    /// It replaces that of the store when this master leads for the first time.
+    pub(super) replaces_authority: AtomicBool,
     pub(super) lease: Duration,
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) spool: Spool,
@@ -96,13 +97,15 @@ impl LeaderElection {
 
     async fn follow_and_lead<S: Store>(&self, store: &Arc<S>) -> anyhow::Result<()> {
         // Before it requests the lease: while it had that, masters with the right authority would end.
-        if self.authority.is_some() && !self.replaces_authority {
-            let load = || store.load();
-            let Some(records) = self.retry_until_available("read the store", load).await? else {
+        if let Some(authority) = &self.authority
+            && !self.replaces_authority.load(Ordering::Relaxed)
+        {
+            let read = || store.record(AUTHORITY_KEY);
+            let Some(record) = self.retry_until_available("read the store", read).await? else {
                 return Ok(());
             };
-            if let Some(stored) = stored_authority(&records)? {
-                self.check_authority(stored.hash, "the store")?;
+            if let Some(record) = record {
+                authority.adopt_off_runtime(Arc::new(parse_authority(&record)?)).await?;
             }
         }
         let mut last_seen = Fence::default();
@@ -132,11 +135,11 @@ impl LeaderElection {
         last_seen: &mut Fence,
     ) -> anyhow::Result<Option<(LeaderLease, Leader)>> {
         let mut behind_since = None;
+        let mut authority_read_at = None;
         loop {
             let (url, since) = (self.url.clone(), Timestamp::now());
             let sealed_with = self.settings.borrow().sealer.key_id();
-            let authority = self.authority.as_ref().map(|authority| authority.hash);
-            let info = LeaderInfo { url: url.clone(), since, sealed_with, authority };
+            let info = LeaderInfo { url: url.clone(), since, sealed_with };
             let info = serde_json::to_string(&info)?;
             let candidate = Candidate { name: self.name.clone(), info, last_seen: *last_seen };
             let acquire = || async {
@@ -158,6 +161,7 @@ impl LeaderElection {
                 AcquireOutcome::Held { holder, holder_info, fence, retry_after_ms } => {
                     (*last_seen, behind_since) = (fence, None);
                     self.set_follower(holder, &holder_info, fence.epoch)?;
+                    self.follow_authority(store, &mut authority_read_at).await?;
                     Duration::from_millis(retry_after_ms).min(ACQUIRE_INTERVAL)
                 }
                 AcquireOutcome::Behind(fence) => {
@@ -191,8 +195,7 @@ impl LeaderElection {
     /// Another master leads. Changes the status only if it is not known yet.
     ///
     /// # Errors
-    /// That master seals secrets with another key: this one could never lead. Or it has another authority for TLS: the
-    /// clients of one of them refuse the other one.
+    /// That master seals secrets with another key: this one could never lead.
     fn set_follower(&self, name: String, info: &str, epoch: u64) -> anyhow::Result<()> {
         // Empty while a new holder of a file lock has not written its info.
         let info = serde_json::from_str::<LeaderInfo>(info).ok();
@@ -200,10 +203,6 @@ impl LeaderElection {
         let own = self.settings.borrow().sealer.key_id();
         if !sealed_with.is_empty() && sealed_with != own {
             return Err(SealingError::OtherKey { sealed_with, own }.into());
-        }
-        let authority = info.as_ref().and_then(|info| info.authority);
-        if let Some(theirs) = authority {
-            self.check_authority(theirs, &format!("the leader, {name}"))?;
         }
         let since = info.as_ref().map(|info| info.since);
         let leader = Leader { name, url: info.and_then(|info| info.url), epoch, since };
@@ -220,19 +219,51 @@ impl LeaderElection {
         Ok(())
     }
 
+    /// Adopts the authority of the leader, which another one may have replaced, at most once in [`AUTHORITY_INTERVAL`].
+    ///
     /// # Errors
-    /// This master has another authority: the clients of one refuse the other.
-    fn check_authority(&self, theirs: Digest, holder: &str) -> Result<(), IdentityError> {
-        let Some(own) = self.authority.as_ref().map(|authority| authority.hash) else {
-            return Ok(());
-        };
-        if own == theirs {
+    /// The leader has an authority of which this master knows nothing: the clients of one refuse the other.
+    async fn follow_authority<S: Store>(
+        &self,
+        store: &S,
+        read_at: &mut Option<Instant>,
+    ) -> anyhow::Result<()> {
+        let Some(authority) = &self.authority else { return Ok(()) };
+        if read_at.is_some_and(|at| at.elapsed() < AUTHORITY_INTERVAL) {
             return Ok(());
         }
-        Err(IdentityError(format!(
-            "the certificate authority of this master ({own}) is another one than that of {holder} ({theirs}): remove \
-             ca.pem and ca.key of its data_dir, and start it again; it then takes that of the store"
-        )))
+        match authority.refresh(store).await {
+            // The request of the lease reports it.
+            Err(error) if is_unavailable(&error) => Ok(()),
+            read => {
+                *read_at = Some(Instant::now());
+                read
+            }
+        }
+    }
+
+    /// Adopts each authority that this leader stores. Returns if it cannot. `replaces`: the first one in the store is
+    /// another one than that of this master, which replaces it.
+    async fn adopt_rotations(
+        &self,
+        mut stored: watch::Receiver<Option<Arc<SealedAuthority>>>,
+        replaces: bool,
+    ) -> anyhow::Error {
+        let Some(authority) = &self.authority else { return std::future::pending().await };
+        loop {
+            let current = stored.borrow_and_update().clone();
+            let own = authority.sealed().hash;
+            let current = current.filter(|current| !replaces || current.succeeds(own));
+            if let Some(current) = current
+                && let Err(error) = authority.adopt_off_runtime(current).await
+            {
+                return error;
+            }
+            if stored.changed().await.is_err() {
+                // The state actor has ended, and with it this leadership.
+                return std::future::pending().await;
+            }
+        }
     }
 
     fn set_no_leader(&self, reason: NoLeaderReason) {
@@ -262,20 +293,23 @@ impl LeaderElection {
         if state.tokens().is_empty() {
             self.create_first_token(&requests_sender).await;
         }
+        let replaces_authority = self.replaces_authority.swap(false, Ordering::Relaxed);
         if let Some(own) = &self.authority {
-            let stored = state.authority().map(|authority| authority.hash);
-            if let Some(stored) = stored.filter(|_| !self.replaces_authority) {
-                self.check_authority(stored, "the store")?;
-            }
-            if stored != Some(own.hash) {
-                let event = Event::StoreAuthority(Box::new(own.clone()));
-                // As the first token.
-                let reply = oneshot::channel().0;
-                let _ = requests_sender.try_send(ActorRequest { event, change: None, reply });
+            let stored = state.authority();
+            match stored.filter(|_| !replaces_authority) {
+                Some(stored) => own.adopt_off_runtime(stored).await?,
+                None => {
+                    let event = Event::StoreAuthority(Box::new(own.sealed()));
+                    // As the first token.
+                    let reply = oneshot::channel().0;
+                    let _ = requests_sender.try_send(ActorRequest { event, change: None, reply });
+                }
             }
         }
         let (tokens, token_receiver) = watch::channel(state.tokens());
         let (agents, agent_receiver) = watch::channel(state.agents());
+        // Not the present one: it may be about to be replaced by that of this master.
+        let (authority, authority_receiver) = watch::channel(None);
         let (health, health_receiver) = watch::channel(Ok(()));
         let (admission, admission_block) = watch::channel(None);
         let channel = ActorChannel {
@@ -299,6 +333,7 @@ impl LeaderElection {
             callers: Callers::default(),
             tokens,
             agents,
+            authority,
             manifest_reads: Vec::new(),
             shutdown: self.api_ended.clone(),
         };
@@ -306,11 +341,12 @@ impl LeaderElection {
         tracing::info!(name, epoch, "leader ready");
         self.status.send_replace(LeadershipStatus::Leader(leader, channel));
         let result = tokio::select! {
-            result = actor.run() => result,
-            unusable = watch_admission(store.as_ref(), admission) => Err(unusable),
+            result = actor.run() => result.map_err(anyhow::Error::from),
+            unusable = watch_admission(store.as_ref(), admission) => Err(unusable.into()),
+            unusable = self.adopt_rotations(authority_receiver, replaces_authority) => Err(unusable),
         };
         self.set_no_leader(NoLeaderReason::Transition("this master is no longer the leader"));
-        Ok(result?)
+        result
     }
 
     /// Creates the token of the first administrator. Its file is written first: without the

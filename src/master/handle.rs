@@ -68,7 +68,11 @@ impl MasterHandle {
 
     /// A handle for requests of an agent that joined, or (`None`) of one that is not an administrator.
     pub(super) fn of_agent(&self, agent: Option<&AgentRecord>) -> Self {
-        let key = |agent: &AgentRecord| AgentKey { worker: agent.worker.clone(), key: agent.key };
+        let key = |agent: &AgentRecord| AgentKey {
+            worker: agent.worker.clone(),
+            key: agent.key,
+            authority: agent.authority,
+        };
         let agent = agent.map(key);
         MasterHandle { rights: Rights::Agent(agent), ..self.clone() }
     }

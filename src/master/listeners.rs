@@ -3,7 +3,8 @@
 use super::http::{ApiAuthority, ApiListener};
 use crate::config::MasterConfig;
 use crate::identity::{
-    ApiCertificate, CertificateAuthority, HostName, IdentityError, server_config,
+    ApiCertificate, AuthoritySet, CertificateAuthority, HostName, IdentityError, Sealer,
+    SharedAuthorities, server_config,
 };
 use anyhow::Context as _;
 use std::net::{IpAddr, SocketAddr};
@@ -36,10 +37,10 @@ impl Listeners {
     ///
     /// # Errors
     /// An address cannot be bound; [`IdentityError`] if TLS is needed and cannot be set up.
-    pub(super) fn bind(config: &MasterConfig) -> anyhow::Result<Listeners> {
+    pub(super) fn bind(config: &MasterConfig, sealer: &Sealer) -> anyhow::Result<Listeners> {
         let tls = match config.listen.iter().find(|address| needs_tls(config, address)) {
             None => None,
-            Some(address) => Some(set_up_tls(config).map_err(|e| {
+            Some(address) => Some(set_up_tls(config, sealer).map_err(|e| {
                 IdentityError(format!(
                     "cannot serve TLS on {address}: {e}; correct that, or listen on loopback only (listen: \
                      127.0.0.1:8888), or serve plain HTTP to every host that reaches the address (--insecure)"
@@ -102,17 +103,20 @@ fn is_loopback(address: IpAddr) -> bool {
 
 fn set_up_tls(
     config: &MasterConfig,
+    sealer: &Sealer,
 ) -> Result<(Arc<rustls::ServerConfig>, ApiAuthority), IdentityError> {
     let authority =
         CertificateAuthority::load_or_create(&config.data_dir, config.installation.as_deref())?;
-    let (certificate, presented) = match &config.tls {
-        Some(files) => (ApiCertificate::Operator(files.clone()), files.authority_hash()?),
-        None => (ApiCertificate::Own(host_names(config)), authority.hash()),
+    let (certificate, operator) = match &config.tls {
+        Some(files) => {
+            (ApiCertificate::Operator(files.clone()), Some(files.authority_hash()?.into()))
+        }
+        None => (ApiCertificate::Own(host_names(config)), None),
     };
     tracing::info!(authority = %authority.hash().to_hex(), "the API is served with TLS");
-    let issuer = Arc::new(authority);
-    let server = server_config(&issuer, certificate)?;
-    Ok((server, ApiAuthority { issuer, presented: presented.into() }))
+    let authorities = SharedAuthorities::new(AuthoritySet::of_issuer(Arc::new(authority)));
+    let server = server_config(&authorities, certificate)?;
+    Ok((server, ApiAuthority { authorities, operator, sealer: sealer.clone() }))
 }
 
 /// The names by which clients may reach this master.

@@ -1,7 +1,7 @@
 //! The master: it decides what is copied, and stores each decision before it replies.
 //!
 //! - `http`: the API
-//! - `listeners`, `authority_copy`: its addresses, TLS, and the certificate authority
+//! - `listeners`, `authority`: its addresses, TLS, and the certificate authority
 //! - `handle`, `requests`, `channel`: from the API to the state actor
 //! - `election`, `leadership`, `leader_lease`: leader election among several masters
 //! - `state_actor`, `pending_commit`: the loop that applies events to the state and commits the effects
@@ -14,7 +14,7 @@
 
 mod admin_token;
 mod audit;
-mod authority_copy;
+mod authority;
 mod channel;
 mod election;
 mod failure_reader;
@@ -46,7 +46,7 @@ use crate::wire::options::PartNameKey;
 use admin_token::AdminTokenFile;
 use anyhow::Context as _;
 use audit::AuditHandle;
-use authority_copy::fetch_authority;
+use authority::{MasterAuthority, fetch_authority};
 use election::LeaderElection;
 use handle::MasterHandle;
 use http::HttpLimits;
@@ -215,7 +215,7 @@ impl MasterStartup {
         if Listeners::need_tls(config) {
             fetch_authority(config, &self.sealer, &open, &self.shutdown).await?;
         }
-        let listeners = Listeners::bind(config)?;
+        let listeners = Listeners::bind(config, &self.sealer)?;
         let advertised = config.advertise_url.clone().or_else(|| listeners.advertised_url());
         // Unique among masters: only one process of a host can be bound to the address.
         let host = host_name();
@@ -232,8 +232,10 @@ impl MasterStartup {
         };
         let handle = MasterHandle::new(status_receiver, identity, self.spool.clone())
             .with_audit(self.audit.clone());
-        let authority = listeners.authority.as_ref();
-        let authority = authority.map(|authority| authority.issuer.seal(&self.sealer));
+        let authority = listeners.authority.as_ref().map(|authority| {
+            let authorities = Arc::clone(&authority.authorities);
+            MasterAuthority::new(authorities, self.sealer.clone(), &config.data_dir).map(Arc::new)
+        });
         let authority = authority.transpose()?;
         let limits = HttpLimits {
             max_connections: raise_connection_limit(config.limits.max_connections),
@@ -260,7 +262,7 @@ impl MasterStartup {
             name,
             url: advertised,
             authority,
-            replaces_authority: config.replace_authority,
+            replaces_authority: config.replace_authority.into(),
             lease: config.leadership_lease,
             settings: settings_receiver,
             spool: self.spool,

@@ -1,11 +1,12 @@
 //! The requests that a [`MasterHandle`](super::handle::MasterHandle) sends to the state actor, each with the type of
 //! its reply.
 
+use crate::identity::SealedAuthority;
 use crate::scheduler::{
     AgentRecord, Event, IdempotencyKey, Join, JoinTokenRecord, RecordLogInfo, Reply, RetryScope,
     StoredKeys, SyncPage, SyncQuery, TokenRecord,
 };
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
+use crate::wire::admin::{AuthorityView, ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use crate::wire::join::{JoinTokenView, RevokeWorkerReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::storage::{StorageList, StorageView};
@@ -122,6 +123,12 @@ requests! {
         => Event::Reconcile(StoredKeys::default()) => Reply::Reconciled(reply) => *reply, ReconcileReply;
     RotateTicketKey {}
         => Event::RotateTicketKey => Reply::TicketKeyRotated(reply) => reply, RotateTicketKeyReply;
+    RotateAuthority { next: Box<SealedAuthority> }
+        => Event::RotateAuthority(next) => Reply::Authority(reply) => *reply, AuthorityView;
+    FinishRotation { force: bool }
+        => Event::FinishRotation { force } => Reply::Authority(reply) => *reply, AuthorityView;
+    GetAuthority {}
+        => Event::GetAuthority => Reply::Authority(reply) => *reply, AuthorityView;
     ConfirmClock {}
         => Event::ConfirmClock => Reply::ClockConfirmed(reply) => reply, ConfirmClockReply;
 }

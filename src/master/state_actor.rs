@@ -13,6 +13,7 @@ use super::leader_lease::{LeaderLease, current_time};
 use super::leadership::store_unavailable;
 use super::pending_commit::PendingCommit;
 use crate::audit::AuditEntry;
+use crate::identity::SealedAuthority;
 use crate::scheduler::{
     AgentTable, Caller, Event, Now, Reply, Settings, State, StoredKeys, TokenTable, single_entries,
 };
@@ -56,6 +57,8 @@ pub(super) struct StateActor<S> {
     pub(super) tokens: watch::Sender<Arc<TokenTable>>,
     /// The agents for the API.
     pub(super) agents: watch::Sender<Arc<AgentTable>>,
+    /// The authority for TLS of this master.
+    pub(super) authority: watch::Sender<Option<Arc<SealedAuthority>>>,
     /// Keys of manifests that the state needs, each with its task.
     pub(super) manifest_reads: Vec<(TaskId, String)>,
     /// Ends the term of leadership.
@@ -254,11 +257,18 @@ impl<S: Store> StateActor<S> {
         }
     }
 
-    /// Publishes tokens and agents after the commit that changed them and before its reply: what is revoked is refused
+    /// Publishes tokens, agents and the authority after the commit that changed them and before its reply: what is revoked is refused
     /// from the next request on.
     fn publish_credentials(&self) {
         publish(&self.tokens, self.state.tokens());
         publish(&self.agents, self.state.agents());
+        self.authority.send_if_modified(|published| {
+            let current = self.state.authority();
+            let is_changed =
+                published.as_ref().map(Arc::as_ptr) != current.as_ref().map(Arc::as_ptr);
+            *published = current;
+            is_changed
+        });
     }
 
     /// Refuses changes that the audit log has no space for, before they are applied.

@@ -42,6 +42,9 @@ pub struct AgentRecord {
     /// Since when its certificates are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// BLAKE3 of the certificate of the authority that issued the one it presented last. `None`: it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<Digest>,
 }
 
 /// What the certificate of an agent states.
@@ -51,6 +54,8 @@ pub struct AgentKey {
     pub worker: WorkerId,
     /// BLAKE3 of its public key.
     pub key: Digest,
+    /// BLAKE3 of the certificate of the authority that issued it. `None`: it is not known.
+    pub authority: Option<Digest>,
 }
 
 /// All join tokens and agents.
@@ -100,6 +105,11 @@ impl AgentTable {
 
     pub(super) fn agent(&self, worker: &WorkerId) -> Option<&AgentRecord> {
         self.agents.get(worker)
+    }
+
+    /// The agents that are not revoked.
+    pub(super) fn valid_agents(&self) -> impl Iterator<Item = &AgentRecord> {
+        self.agents.values().filter(|agent| agent.revoked_at.is_none())
     }
 
     /// The workers with certificates that are refused.

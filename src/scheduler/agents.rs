@@ -5,11 +5,10 @@ use super::agent_table::{
     AgentKey, AgentRecord, AgentTable, JoinTokenRecord, agent_key, join_hint, join_token_key,
 };
 use super::event::Join;
-use super::record_keys::{AUTHORITY_KEY, META_KEY};
+use super::record_keys::META_KEY;
 use super::views::timestamp;
 use super::worker_admin::unknown_worker;
 use super::{Caller, Event, Now, Reply, State};
-use crate::identity::SealedAuthority;
 use crate::wire::join::{JoinTokenView, RevokeWorkerReply};
 use crate::wire::problem::{Problem, ProblemCode};
 use crate::wire::token::TokenId;
@@ -54,17 +53,6 @@ impl State {
         Arc::clone(&self.agents)
     }
 
-    /// The certificate authority at the last event.
-    pub fn authority(&self) -> Option<&SealedAuthority> {
-        self.authority.as_ref()
-    }
-
-    pub(super) fn store_authority(&mut self, authority: SealedAuthority) {
-        self.authority = Some(authority);
-        self.outbox.write_record(META_KEY.to_owned());
-        self.outbox.write_record(AUTHORITY_KEY.to_owned());
-    }
-
     pub(super) fn create_join_token(
         &mut self,
         record: JoinTokenRecord,
@@ -105,7 +93,7 @@ impl State {
     /// # Errors
     /// 401 for a token that is unknown, revoked or expired; 403 for one of another worker, or that another agent used.
     pub(super) fn use_join_token(&mut self, join: Join, now: Now) -> Result<Reply, Problem> {
-        let Join { token: id, secret_digest, agent: AgentKey { worker, key } } = join;
+        let Join { token: id, secret_digest, agent: AgentKey { worker, key, .. } } = join;
         let refused =
             |code, detail: String| Err(Problem::new(code, detail).with_hint(join_hint(&worker)));
         // The comparison of `Hash` takes the same time for all values.
@@ -146,8 +134,15 @@ impl State {
         record.used_by = Some(key);
         record.view.used_at = Some(joined_at);
         let storage_paths = record.view.storage_paths.clone();
-        let agent =
-            AgentRecord { worker, key, storage_paths, token: id, joined_at, revoked_at: None };
+        let agent = AgentRecord {
+            worker,
+            key,
+            storage_paths,
+            token: id,
+            joined_at,
+            revoked_at: None,
+            authority: None,
+        };
         tracing::info!(worker = %agent.worker, token = %agent.token, "an agent has joined");
         self.outbox.write_record(join_token_key(&agent.token));
         self.outbox.write_record(agent_key(&agent.worker));
@@ -241,15 +236,21 @@ impl State {
         }
     }
 
-    /// Adds to the reply to a heartbeat what concerns certificates.
+    /// Adds to the reply to a heartbeat what concerns certificates, and records by which authority that of the agent was
+    /// issued.
     pub(super) fn complete_heartbeat_reply(
-        &self,
+        &mut self,
+        agent: Option<&AgentKey>,
         reply: Option<Reply>,
         refused_paths: Vec<AbsPath>,
     ) -> Option<Reply> {
         match reply {
             Some(Reply::Heartbeat(mut reply)) => {
                 reply.refused_paths = refused_paths;
+                if let Some(agent) = agent {
+                    reply.authorities = self.accepted_authorities();
+                    self.record_issuer(agent);
+                }
                 Some(Reply::Heartbeat(reply))
             }
             other => other,

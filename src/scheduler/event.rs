@@ -7,7 +7,7 @@ use super::grant::Grant;
 use super::single_entries::SingleEntry;
 use super::token_table::TokenRecord;
 use crate::identity::SealedAuthority;
-use crate::wire::admin::{ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
+use crate::wire::admin::{AuthorityView, ConfirmClockReply, ReconcileReply, RotateTicketKeyReply};
 use crate::wire::join::{JoinTokenView, RevokeWorkerReply};
 use crate::wire::manifest::FileListPart;
 use crate::wire::problem::Problem;
@@ -271,6 +271,15 @@ pub enum Event {
     Join(Box<Join>),
     /// Store the certificate authority of the installation.
     StoreAuthority(Box<SealedAuthority>),
+    /// Replace it by this one, unless a rotation is in progress already.
+    RotateAuthority(Box<SealedAuthority>),
+    /// Refuse the certificates of the one before it.
+    FinishRotation {
+        /// Also while agents use them.
+        force: bool,
+    },
+    /// Get the state of the rotation.
+    GetAuthority,
     /// Refuse the certificate of a worker from now on.
     RevokeWorker(WorkerId),
     /// An event of an agent that may use nothing else.
@@ -349,6 +358,8 @@ pub enum Reply {
     ClockConfirmed(ConfirmClockReply),
     /// To `RotateTicketKey`.
     TicketKeyRotated(RotateTicketKeyReply),
+    /// To `RotateAuthority`, `FinishRotation` and `GetAuthority`.
+    Authority(Box<AuthorityView>),
     /// To `Poll`.
     Assignment(Option<Box<Assignment>>),
     /// To `GetManifest`: the key of the blob in the store.

@@ -30,6 +30,7 @@ mod advance;
 mod agent_table;
 mod agents;
 mod assignment;
+mod authority;
 mod bandwidth;
 mod bandwidth_limits;
 mod blocked;
@@ -123,8 +124,8 @@ pub use failure_list::{FailedBatch, FailureLine, decode_failures, failed_file_re
 pub use file_records::MAX_LINE_BYTES;
 pub use grant::Grant;
 pub use keys::KeyError;
-pub use record_keys::META_KEY as SECRET_RECORD;
-pub use records::{LoadError, stored_authority, without_secret};
+pub use record_keys::{AUTHORITY_KEY, META_KEY as SECRET_RECORD};
+pub use records::{LoadError, parse_authority, without_secret};
 pub use single_entries::single_entries;
 pub use source_history::source_history_record;
 pub use token_table::{TokenRecord, TokenRefusal, TokenTable};
@@ -249,7 +250,7 @@ pub struct State {
     /// As `tokens`.
     agents: Arc<AgentTable>,
     /// The certificate authority of the installation.
-    authority: Option<SealedAuthority>,
+    authority: Option<Arc<SealedAuthority>>,
     poll_queue: PollQueue,
     relays: RelayTable,
     /// Nothing happened since [`State::update_relays`] that decides which destinations can send and receive.
@@ -360,11 +361,14 @@ impl State {
                 self.store_authority(*authority);
                 Reply::Done
             }
+            Event::RotateAuthority(next) => self.rotate_authority(*next)?,
+            Event::FinishRotation { force } => self.finish_rotation(force, now)?,
+            Event::GetAuthority => self.show_authority()?,
             Event::RevokeWorker(worker) => self.revoke_worker(&worker, now)?,
             Event::OfAgent { agent, mut event } => {
                 let refused_paths = self.check_agent_event(agent.as_ref(), &mut event)?;
                 let reply = self.handle_event(*event, caller, now)?;
-                return Ok(self.complete_heartbeat_reply(reply, refused_paths));
+                return Ok(self.complete_heartbeat_reply(agent.as_ref(), reply, refused_paths));
             }
             Event::Restricted { grant, mut event } => {
                 self.check_grant(&grant, &mut event)?;

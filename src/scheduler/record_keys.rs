@@ -6,7 +6,7 @@ use crate::wire::{Digest, SyncNo, WorkerId};
 pub const META_KEY: &str = "meta";
 
 /// The key of the record of the certificate authority.
-pub(super) const AUTHORITY_KEY: &str = "c/authority";
+pub const AUTHORITY_KEY: &str = "c/authority";
 
 pub(super) fn name_list_key(no: SyncNo, part: u64) -> String {
     format!("f/{no}/{part}")

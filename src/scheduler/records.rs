@@ -101,14 +101,12 @@ pub fn without_secret(meta: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&Meta { ticket_keys: Vec::new(), ..meta }).ok()
 }
 
-/// The certificate authority in the records of a store.
+/// The certificate authority in the record [`AUTHORITY_KEY`].
 ///
 /// # Errors
-/// Its record is not one of this program.
-pub fn stored_authority(
-    records: &BTreeMap<String, Vec<u8>>,
-) -> Result<Option<SealedAuthority>, LoadError> {
-    records.get(AUTHORITY_KEY).map(|value| parse_record(AUTHORITY_KEY, value)).transpose()
+/// It is not one of this program.
+pub fn parse_authority(record: &[u8]) -> Result<SealedAuthority, LoadError> {
+    parse_record(AUTHORITY_KEY, record)
 }
 
 /// Splits the part of a key after its kind into the number of a sync and what identifies the record in it.
@@ -236,7 +234,7 @@ impl State {
                 self.workers.set_drained(&rest.parse().map_err(|_| bad_key())?, Some(order));
             }
             "k" => Arc::make_mut(&mut self.tokens).insert(parse_record(key, value)?),
-            "c" => self.authority = Some(parse_record(key, value)?),
+            "c" => self.authority = Some(Arc::new(parse_record(key, value)?)),
             "j" => Arc::make_mut(&mut self.agents).insert_token(parse_record(key, value)?),
             "a" => Arc::make_mut(&mut self.agents).insert_agent(parse_record(key, value)?),
             "l" => {
@@ -330,7 +328,7 @@ impl State {
             "n" | "y" => return self.workers.storages.record(key),
             "p" => return serde_json::to_vec(self.source_history.0.get(key)?).ok(),
             "k" => return serde_json::to_vec(self.tokens.get(&rest.parse().ok()?)?).ok(),
-            "c" => return serde_json::to_vec(self.authority.as_ref()?).ok(),
+            "c" => return serde_json::to_vec(self.authority.as_deref()?).ok(),
             "j" => return serde_json::to_vec(self.agents.token(&rest.parse().ok()?)?).ok(),
             "a" => return serde_json::to_vec(self.agents.agent(&rest.parse().ok()?)?).ok(),
             "d" => {

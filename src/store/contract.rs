@@ -77,6 +77,7 @@ pub(super) async fn a_new_store_is_empty<B: StoreFixture>() {
     assert_eq!(acquire_leadership(&store, "m1").await.seq, 0);
     assert_eq!(store.load().await.unwrap(), BTreeMap::new());
     assert_eq!(store.blob("none").await.unwrap(), None);
+    assert_eq!(store.record("none").await.unwrap(), None);
     assert_eq!(store.blob_keys().await.unwrap(), BTreeSet::new());
 }
 
@@ -109,6 +110,7 @@ pub(super) async fn a_load_returns_exactly_what_was_committed<B: StoreFixture>()
     assert_eq!(store.load().await.unwrap(), pairs);
     for (key, value) in &pairs {
         assert_eq!(store.blob(key).await.unwrap().as_ref(), Some(value), "{key:?}");
+        assert_eq!(store.record(key).await.unwrap().as_ref(), Some(value), "{key:?}");
     }
     let next = Batch {
         deletes: ["\0".to_owned(), "never".to_owned(), " ".to_owned()].into(),

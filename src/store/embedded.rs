@@ -145,6 +145,19 @@ impl Store for EmbeddedStore {
         self.run_on_thread(move |database| database.commit(fence, &batch)).await
     }
 
+    async fn record(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = key.to_owned();
+        self.run_on_thread(move |database| {
+            database.query(|connection| {
+                connection
+                    .prepare_cached("SELECT value FROM records WHERE key = ?1")?
+                    .query_row([key], |row| row.get(0))
+                    .optional()
+            })
+        })
+        .await
+    }
+
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let key = key.to_owned();
         self.run_on_thread(move |database| {

@@ -318,6 +318,10 @@ impl Store for MemoryStore {
             .await
     }
 
+    async fn record(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.run_call(|inner, _| Ok(inner.records.get(key).cloned()))
+    }
+
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         self.run_call(|inner, _| Ok(inner.blobs.get(key).cloned()))
     }

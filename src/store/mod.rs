@@ -83,6 +83,10 @@ pub trait Store: Send + Sync + 'static {
     /// All records (no blobs), as of one instant.
     fn load(&self) -> impl Future<Output = Result<BTreeMap<String, Vec<u8>>, StoreError>> + Send;
 
+    /// One record; `None` if there is none.
+    fn record(&self, key: &str)
+    -> impl Future<Output = Result<Option<Vec<u8>>, StoreError>> + Send;
+
     /// Writes `batch` atomically as the commit after `fence.seq`, extends the lease, and returns the fence of the next
     /// commit.
     ///

@@ -1,6 +1,6 @@
-//! Replies to `POST /admin/reconcile`, `POST /admin/confirm-clock` and `POST /admin/rotate-ticket-key`.
+//! Documents of the routes `/admin/…` that are not about tokens.
 
-use super::{RequestId, TaskId, WorkerId};
+use super::{Digest, RequestId, TaskId, WorkerId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,46 @@ pub struct RotateTicketKeyReply {
     pub previous_key_id: String,
     /// The time for which tickets of that key are accepted, in seconds.
     pub previous_valid_seconds: u64,
+}
+
+/// `POST /admin/rotate-ca/finish`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinishRotationRequest {
+    /// Also while agents use certificates of the former authority: they must then join again.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The reply to `GET /admin/ca`, `POST /admin/rotate-ca` and `POST /admin/rotate-ca/finish`: the authority that issues the
+/// certificates of the installation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityView {
+    /// BLAKE3 of its certificate.
+    pub authority: Digest,
+    /// The agents that may connect with a certificate.
+    pub agents: u64,
+    /// The authority before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<PreviousAuthorityView>,
+}
+
+/// An authority that another one replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviousAuthorityView {
+    /// BLAKE3 of its certificate.
+    pub authority: Digest,
+    /// Since when it issues nothing.
+    pub replaced_at: Timestamp,
+    /// When the last certificate that it issued expires.
+    pub certificates_end_at: Timestamp,
+    /// Since when its certificates are refused; absent: they are accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// The agents that have not connected with a certificate of the other authority yet.
+    pub agents_left: u64,
+    /// The first of their workers, at most 100.
+    pub workers_left: Vec<WorkerId>,
 }
 
 /// A task with a lease that no worker holds.

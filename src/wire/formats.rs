@@ -1,6 +1,9 @@
 //! The recorded samples of the documents of the HTTP API and of tickets (`tests/formats`).
 
-use super::admin::{ConfirmClockReply, ReconcileReply, RequeuedTask, RotateTicketKeyReply};
+use super::admin::{
+    AuthorityView, ConfirmClockReply, FinishRotationRequest, ReconcileReply, RequeuedTask,
+    RotateTicketKeyReply,
+};
 use super::entry_report::{EntryAction, EntryWarning, FileRecord, FileState, Tally};
 use super::join::{
     CreatedJoinToken, IssuedCertificate, JoinRequest, JoinTokenRequest, RevokeWorkerReply,
@@ -108,6 +111,8 @@ fn every_document_of_the_api_is_read_and_written_as_recorded() {
     http.check_json::<FieldError>("field_error");
     http.check_json::<ConfirmClockReply>("confirm_clock_reply");
     http.check_json::<RotateTicketKeyReply>("rotate_ticket_key_reply");
+    http.check_json::<AuthorityView>("authority_view");
+    http.check_json::<FinishRotationRequest>("finish_rotation_request");
     http.check_json::<RequeuedTask>("requeued_task");
     http.check_json::<ReconcileReply>("reconcile_reply");
     for kind in ["scan", "list", "copy", "range", "commit", "discard", "prune", "clean_up", "flush"]

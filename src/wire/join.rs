@@ -131,10 +131,14 @@ pub struct JoinRequest {
 /// The reply to `POST /join` and `POST /renew`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedCertificate {
-    /// The certificate of the agent, in PEM.
+    /// The certificate of the agent, in PEM. While one authority replaces another, a certificate follows by which the former
+    /// one vouches for the other one: the agent presents both.
     pub certificate: String,
     /// The certificate of the authority that issued it, in PEM.
     pub authority: String,
+    /// That of the authority before it, while certificates of that one are accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_authority: Option<String>,
     /// Until when it is valid.
     pub expires_at: Timestamp,
     /// The storage paths that were granted with the join token.

@@ -6,7 +6,7 @@ use super::storage::{StorageCheck, StorageCheckReport, StorageReport};
 use super::text_enum::text_enum;
 use super::ticket::SignedTicket;
 use super::worker_selector::Labels;
-use super::{AbsPath, AssignmentId, RequestId, StorageId, SyncNo, WorkerId, is_default};
+use super::{AbsPath, AssignmentId, Digest, RequestId, StorageId, SyncNo, WorkerId, is_default};
 use jiff::Timestamp;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
@@ -393,6 +393,10 @@ pub struct HeartbeatReply {
     /// All workers that were revoked lately: the agent refuses their tickets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked_workers: Vec<WorkerId>,
+    /// To an agent with a certificate: BLAKE3 of the certificates of the authorities that are accepted, the one that issues
+    /// certificates first. If the agent has others, it renews its certificate now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorities: Vec<Digest>,
 }
 
 /// One worker in the view of operators.

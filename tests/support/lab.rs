@@ -110,6 +110,7 @@ impl Lab {
     pub(crate) fn start_master(&mut self, config: &str) {
         let command = self.master_command(config, &[]);
         let log = self.path("master.log");
+        let _ = std::fs::remove_file(&log);
         let mut master = Process::start("master", command, &log);
         await_true("the master leads", || {
             if let Some(status) = master.try_exit_status() {
@@ -118,6 +119,13 @@ impl Lab {
             master.log().contains("leader ready")
         });
         self.master = Some(master);
+    }
+
+    /// Kills the master, and starts it again.
+    #[track_caller]
+    pub(crate) fn restart_master(&mut self, config: &str) {
+        self.master.as_mut().expect("a master").kill_9();
+        self.start_master(config);
     }
 
     /// A second master at [`SECOND_ADDRESS`], with its state in `state-2`, to its end.

@@ -159,6 +159,7 @@ async fn handle_request(
                 next_heartbeat_ms: None,
                 storage_checks: Vec::new(),
                 refused_paths: Vec::new(),
+                authorities: Vec::new(),
                 revoked_workers: Vec::new(),
             };
             let mut deaf = false;

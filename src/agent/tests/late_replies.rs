@@ -49,6 +49,7 @@ async fn reply_late(State(arrivals): State<Arrivals>, uri: Uri) -> Response {
         next_heartbeat_ms: None,
         storage_checks: Vec::new(),
         refused_paths: Vec::new(),
+        authorities: Vec::new(),
         revoked_workers: Vec::new(),
     };
     axum::Json(reply).into_response()

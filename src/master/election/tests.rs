@@ -3,10 +3,10 @@
 use super::super::handle::MasterHandle;
 use super::super::leadership::MasterIdentity;
 use super::super::name_key::NameKeyFile;
-use super::super::requests::ListSyncs;
+use super::super::requests::{FinishRotation, ListSyncs, RotateAuthority};
 use super::super::testing::{submit, sync_request};
 use super::*;
-use crate::identity::{CertificateAuthority, Sealer};
+use crate::identity::{AuthoritySet, CertificateAuthority, Sealer, SharedAuthorities};
 use crate::scheduler::{SyncPage, SyncQuery};
 use crate::store::MemoryStore;
 use crate::wire::leader::{MasterRole, ReadinessStatus};
@@ -29,7 +29,7 @@ impl TestMaster {
     fn start_with_authority(
         name: &str,
         store: &MemoryStore,
-        authority: Option<SealedAuthority>,
+        authority: Option<Arc<MasterAuthority>>,
     ) -> TestMaster {
         let store = store.another_handle();
         let (status, receiver) =
@@ -40,7 +40,7 @@ impl TestMaster {
             name: name.to_owned(),
             url: Some(format!("http://{name}")),
             authority,
-            replaces_authority: false,
+            replaces_authority: false.into(),
             lease: LEASE,
             settings: watch::channel(Settings::default()).1,
             spool: Spool::temporary(),
@@ -164,7 +164,7 @@ async fn the_lease_starts_when_leadership_is_requested_and_not_when_it_is_grante
         name: "one".to_owned(),
         url: None,
         authority: None,
-        replaces_authority: false,
+        replaces_authority: false.into(),
         lease: Duration::from_millis(400),
         settings: watch::channel(Settings::default()).1,
         spool: Spool::temporary(),
@@ -210,14 +210,84 @@ async fn a_follower_reports_that_the_store_is_unavailable() {
     two.wait_for_status(ReadinessStatus::Ready).await;
 }
 
+/// The authority of the master with this directory, with which it starts.
+fn authority_in(dir: &std::path::Path) -> Arc<MasterAuthority> {
+    let made = CertificateAuthority::load_or_create(dir, Some("site")).unwrap();
+    let authorities = SharedAuthorities::new(AuthoritySet::of_issuer(Arc::new(made)));
+    Arc::new(MasterAuthority::new(authorities, Sealer::for_tests(), dir).unwrap())
+}
+
+async fn wait_for_authority(authority: &MasterAuthority, hash: crate::wire::Digest) {
+    let adopted = async {
+        while authority.sealed().hash != hash {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), adopted).await.expect("it is adopted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_master_adopts_the_authority_that_replaces_its_own_also_after_it_was_stopped() {
+    let store = MemoryStore::new();
+    let home = tempfile::tempdir().unwrap();
+    let dir = |name: &str| home.path().join(name);
+    let first = authority_in(&dir("one"));
+    for name in ["two", "three"] {
+        std::fs::create_dir(dir(name)).unwrap();
+        for file in ["ca.pem", "ca.key"] {
+            std::fs::copy(dir("one").join(file), dir(name).join(file)).unwrap();
+        }
+    }
+    let one = TestMaster::start_with_authority("one", &store, Some(first.clone()));
+    one.wait_for_status(ReadinessStatus::Ready).await;
+    let second = authority_in(&dir("two"));
+    let two = TestMaster::start_with_authority("two", &store, Some(second.clone()));
+    two.wait_for_status(ReadinessStatus::Following).await;
+    let rotate = async |master: &TestMaster, authority: &MasterAuthority| {
+        let current = authority.authorities().current();
+        let lifetime = Duration::from_secs(60);
+        let next = SealedAuthority::replacing(&current, &Sealer::for_tests(), lifetime).unwrap();
+        master.handle.send(RotateAuthority { next: Box::new(next) }).await.unwrap().authority
+    };
+    let next = rotate(&one, &first).await;
+    assert_eq!(rotate(&one, &first).await, next, "a repeat changes nothing");
+    for authority in [&first, &second] {
+        wait_for_authority(authority, next).await;
+        assert!(authority.authorities().current().accepted_previous().is_some());
+    }
+    // In the middle of the rotation the second master takes over, and finishes it.
+    one.stop.cancel();
+    one.running.await.unwrap().unwrap();
+    two.wait_for_status(ReadinessStatus::Ready).await;
+    let finished = two.handle.send(FinishRotation { force: false }).await.unwrap();
+    assert!(finished.previous.unwrap().finished_at.is_some());
+    let refuses_former = async || {
+        while second.authorities().current().accepted_previous().is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), refuses_former()).await.unwrap();
+    // One that was stopped all the time has the former authority, and its files are replaced.
+    let late = authority_in(&dir("three"));
+    assert_ne!(late.sealed().hash, next);
+    let three = TestMaster::start_with_authority("three", &store, Some(late.clone()));
+    wait_for_authority(&late, next).await;
+    three.wait_for_status(ReadinessStatus::Following).await;
+    for name in ["one", "two", "three"] {
+        let files = CertificateAuthority::load_or_create(&dir(name), None).unwrap();
+        assert_eq!(crate::wire::Digest::from(files.hash()), next, "{name}");
+    }
+    for master in [three, two] {
+        master.stop.cancel();
+        master.running.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_master_with_another_authority_than_the_leader_ends() {
     let store = MemoryStore::new();
     let dir = tempfile::tempdir().unwrap();
-    let authority = |name: &str| {
-        let made = CertificateAuthority::load_or_create(&dir.path().join(name), Some("site"));
-        Some(made.unwrap().seal(&Sealer::for_tests()).unwrap())
-    };
+    let authority = |name: &str| Some(authority_in(&dir.path().join(name)));
     let one = TestMaster::start_with_authority("one", &store, authority("a"));
     one.wait_for_status(ReadinessStatus::Ready).await;
     let same = TestMaster::start_with_authority("two", &store, authority("a"));
@@ -227,7 +297,10 @@ async fn a_master_with_another_authority_than_the_leader_ends() {
     let other = TestMaster::start_with_authority("four", &store, authority("b"));
     let refused = other.running.await.unwrap().unwrap_err();
     assert!(refused.chain().any(|cause| cause.is::<crate::identity::IdentityError>()));
-    assert!(format!("{refused:#}").contains("is another one than that of"), "{refused:#}");
+    assert!(
+        format!("{refused:#}").contains("is another one than that of the store"),
+        "{refused:#}"
+    );
     // Nor may it lead alone, unless its authority replaces that of the store.
     for master in [same, plain, one] {
         master.stop.cancel();

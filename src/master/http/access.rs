@@ -9,6 +9,7 @@ use super::response::{ProblemResponse, method_not_allowed};
 use super::route_table::Access::{self, Agents, Certificates, Everyone, Identified};
 use super::route_table::{ROUTES, find_route};
 use crate::master::audit::describe_request;
+use crate::scheduler::AgentRecord;
 use crate::util::admission::AdmittedConnection;
 use crate::wire::problem::{Problem, ProblemCode};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
@@ -91,21 +92,24 @@ pub(super) async fn authorize(
     let tls = request.extensions().get::<TlsClient>().cloned();
     let headers = request.headers().clone();
     let authenticated = authenticate(&app, addresses, &owner, tls.as_ref(), &headers).await;
-    let principal = match authenticated {
-        Ok(principal) => principal,
-        Err(problem) => return ProblemResponse(problem).into_response(),
-    };
-    describe_request(|entry| entry.principal = Some(principal.to_string()));
-    let mut response = match check_access(&principal, access, &LocalRules::of(&app)) {
-        Ok(()) => {
-            request.extensions_mut().insert(principal.clone());
-            mark_verified(&request);
-            next.run(request).await
+    let mut response = match authenticated {
+        Ok(principal) => {
+            describe_request(|entry| entry.principal = Some(principal.to_string()));
+            let mut response = match check_access(&principal, access, &LocalRules::of(&app)) {
+                Ok(()) => {
+                    request.extensions_mut().insert(principal.clone());
+                    mark_verified(&request);
+                    next.run(request).await
+                }
+                Err(problem) => ProblemResponse(problem).into_response(),
+            };
+            response.extensions_mut().insert(principal);
+            response
         }
         Err(problem) => ProblemResponse(problem).into_response(),
     };
-    response.extensions_mut().insert(principal);
-    if tls.is_some_and(|client| client.is_due_for_renewal()) {
+    let authorities = app.authorities();
+    if tls.is_some_and(|client| client.is_due_for_renewal(authorities.as_deref())) {
         // The agent has the next certificate, or soon has, which only another connection presents.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -139,7 +143,9 @@ async fn authenticate(
             certificate.check_validity()?;
             let agents = app.handle.leader_channel()?.agents.borrow().clone();
             let agent = agents.verify(&certificate.agent)?;
-            return Ok(Principal::Agent(Arc::new(agent.clone())));
+            certificate.check_authority(app.authorities().as_deref())?;
+            let authority = certificate.agent.authority;
+            return Ok(Principal::Agent(Arc::new(AgentRecord { authority, ..agent.clone() })));
         }
         Ok(Some(token)) => {
             let tokens = app.handle.leader_channel()?.tokens.borrow().clone();

@@ -5,6 +5,7 @@ use super::body::{self, BufferedBody};
 use super::body_budget::BodyBudget;
 use super::principal::ConnectionAddresses;
 use super::{HttpLimits, request_documents};
+use crate::identity::AuthoritySet;
 use crate::master::handle::MasterHandle;
 use crate::master::validation_errors::ValidationErrors;
 use crate::util::repeated_warnings::warn_ratelimited;
@@ -39,6 +40,11 @@ impl ApiState {
     ) -> Result<T, Problem> {
         let body = self.read_request_body(request, limit).await?;
         body::decode_body(body, move |bytes| request_documents::parse(bytes, read)).await
+    }
+
+    /// The authorities of certificates. `None`: this master serves no TLS.
+    pub(super) fn authorities(&self) -> Option<Arc<AuthoritySet>> {
+        self.limits.authority.as_ref().map(|authority| authority.authorities.current())
     }
 
     /// Counts the refused token of a request; after several of one address the problem is 429 instead of `problem`.

@@ -4,18 +4,23 @@ use super::access::App;
 use super::api_state::{ApiState, MAX_BODY_BYTES};
 use super::bearer::NewToken;
 use super::object_reader::{
-    ObjectReader, array, deserialize, integer, object_reader, optional, required, string,
+    ObjectReader, array, boolean, deserialize, integer, object_reader, optional, or_default,
+    required, string,
 };
 use super::params::PathId;
 use super::principal::ConnectionAddresses;
 use super::principal::{Principal, TlsClient};
 use super::response::{RouteResult, json_response, ok_json};
-use crate::identity::{CertificateAuthority, PublicKey};
-use crate::master::requests::{CreateJoinToken, JoinAgent, RevokeJoinToken, RevokeWorker};
+use crate::identity::{PublicKey, SealedAuthority, Sealer, SharedAuthorities};
+use crate::master::requests::{
+    CreateJoinToken, FinishRotation, GetAuthority, JoinAgent, RevokeJoinToken, RevokeWorker,
+    RotateAuthority,
+};
 use crate::master::validation_errors::ValidationErrors;
 use crate::scheduler::{AgentKey, AgentRecord, Join, JoinTokenRecord};
 use crate::wire::Digest;
 use crate::wire::WorkerId;
+use crate::wire::admin::FinishRotationRequest;
 use crate::wire::join::{
     CreatedJoinToken, IssuedCertificate, JoinRequest, JoinToken, JoinTokenRequest, JoinTokenView,
     MAX_JOIN_PATHS,
@@ -44,15 +49,24 @@ const MAX_JOIN_BYTES: usize = 64 << 10;
 /// What the API needs for certificates of agents.
 #[derive(Clone)]
 pub(in crate::master) struct ApiAuthority {
-    /// It issues the certificates.
-    pub(in crate::master) issuer: Arc<CertificateAuthority>,
+    /// They issue the certificates.
+    pub(in crate::master) authorities: Arc<SharedAuthorities>,
+    /// BLAKE3 of the certificate of the authority of the API's TLS, if that has a certificate from an operator.
+    pub(in crate::master) operator: Option<Digest>,
+    /// For the key of another authority that replaces this one.
+    pub(in crate::master) sealer: Sealer,
+}
+
+impl ApiAuthority {
     /// BLAKE3 of the authority's certificate that the TLS of the API presents.
-    pub(in crate::master) presented: Digest,
+    fn presented(&self) -> Digest {
+        self.operator.unwrap_or_else(|| self.authorities.current().issuer().hash().into())
+    }
 }
 
 impl fmt::Debug for ApiAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ApiAuthority({})", self.presented)
+        write!(f, "ApiAuthority({})", self.presented())
     }
 }
 
@@ -81,6 +95,12 @@ object_reader! {
     }
 }
 
+object_reader! {
+    fn read_finish_rotation_request -> FinishRotationRequest {
+        force: or_default(boolean),
+    }
+}
+
 /// # Errors
 /// 409: this master serves no TLS.
 fn find_authority(app: &ApiState) -> Result<&ApiAuthority, Problem> {
@@ -95,7 +115,7 @@ fn find_authority(app: &ApiState) -> Result<&ApiAuthority, Problem> {
 
 /// `POST /admin/join-tokens`. A repeat creates another token: the secret of the first one is lost with its reply.
 pub(super) async fn create_join_token(App(app): App, request: Request) -> RouteResult {
-    let authority = find_authority(&app)?.presented;
+    let authority = find_authority(&app)?.presented();
     let request = app.read_document(request, MAX_BODY_BYTES, read_join_token_request).await?;
     let JoinTokenRequest { worker_id, storage_paths, ttl_seconds } = request;
     let new = NewToken::generate()?;
@@ -138,7 +158,7 @@ pub(super) async fn join(
         errors.push("/signing_request", e.to_string());
         errors.into_problem()
     })?;
-    let agent = AgentKey { worker: worker_id, key: key.digest() };
+    let agent = AgentKey { worker: worker_id, key: key.digest(), authority: None };
     let secret_digest = token.secret_digest();
     let join = Join { token: token.id, secret_digest, agent };
     let joined = app.handle.send(JoinAgent { join }).await;
@@ -164,6 +184,30 @@ pub(super) async fn renew(
     Ok(ok_json(&issue(&app, &authority, &agent, &certificate.public_key)?))
 }
 
+pub(super) async fn get_authority(App(app): App) -> RouteResult {
+    Ok(ok_json(&app.handle.send(GetAuthority {}).await?))
+}
+
+/// `POST /admin/rotate-ca`. During a rotation it changes nothing.
+pub(super) async fn rotate_authority(App(app): App) -> RouteResult {
+    let authority = find_authority(&app)?.clone();
+    let lifetime = app.limits.config.borrow().agent_certificate_lifetime;
+    let current = authority.authorities.current();
+    let next =
+        SealedAuthority::replacing(&current, &authority.sealer, lifetime).map_err(|error| {
+            tracing::error!(%error, "the certificate authority is not replaced");
+            Problem::new(ProblemCode::Internal, "no authority can be made; see the master's log")
+        })?;
+    Ok(ok_json(&app.handle.send(RotateAuthority { next: Box::new(next) }).await?))
+}
+
+/// `POST /admin/rotate-ca/finish`. After the end of a rotation it changes nothing.
+pub(super) async fn finish_rotation(App(app): App, request: Request) -> RouteResult {
+    let read = read_finish_rotation_request;
+    let FinishRotationRequest { force } = app.read_document(request, MAX_BODY_BYTES, read).await?;
+    Ok(ok_json(&app.handle.send(FinishRotation { force }).await?))
+}
+
 fn issue(
     app: &ApiState,
     authority: &ApiAuthority,
@@ -171,7 +215,8 @@ fn issue(
     key: &PublicKey,
 ) -> Result<IssuedCertificate, Problem> {
     let lifetime = app.limits.config.borrow().agent_certificate_lifetime;
-    let (issuer, now) = (&authority.issuer, UnixTime::now());
+    let (authorities, now) = (authority.authorities.current(), UnixTime::now());
+    let issuer = authorities.issuer();
     let certificate = issuer.issue_agent(&agent.worker, key, lifetime, now).map_err(|error| {
         tracing::error!(%error, worker = %agent.worker, "no certificate is issued");
         Problem::new(
@@ -182,8 +227,9 @@ fn issue(
     let end = now.as_secs().saturating_add(lifetime.as_secs());
     let expires_at = i64::try_from(end).ok().and_then(|end| Timestamp::from_second(end).ok());
     Ok(IssuedCertificate {
-        certificate,
+        certificate: certificate + &authorities.agent_chain(),
         authority: issuer.pem(),
+        previous_authority: authorities.accepted_previous(),
         expires_at: expires_at.unwrap_or(Timestamp::MAX),
         storage_paths: agent.storage_paths.clone(),
     })

@@ -3,7 +3,9 @@
 //! Over loopback the kernel reports the user at the other end, so that a host needs no set-up. A header of a proxy voids
 //! this: the connection then belongs to the proxy and not to the client.
 
-use crate::identity::{CertificateTimes, Identity, PublicKey, Role as CertificateRole};
+use crate::identity::{
+    AuthoritySet, CertificateTimes, Identity, PublicKey, Role as CertificateRole,
+};
 use crate::scheduler::{AgentKey, AgentRecord, Grant};
 use crate::util::socket_owner::{ask_socket_owner, search_socket_owner};
 use crate::wire::problem::{Problem, ProblemCode};
@@ -64,27 +66,59 @@ pub(super) struct ClientCertificate {
 
 impl TlsClient {
     /// `presented`: by the client in the handshake, its own certificate first.
-    pub(super) fn new(presented: Option<&[CertificateDer<'_>]>) -> Self {
-        let certificate = presented.and_then(<[_]>::first).and_then(ClientCertificate::read);
+    pub(super) fn new(
+        presented: Option<&[CertificateDer<'_>]>,
+        authorities: Option<&AuthoritySet>,
+    ) -> Self {
+        let read = |presented| ClientCertificate::read(presented, authorities);
+        let certificate = presented.and_then(read);
         TlsClient { certificate: certificate.map(Arc::new) }
     }
 
-    /// Whether the agent asks for its next certificate about now.
-    pub(super) fn is_due_for_renewal(&self) -> bool {
+    /// Whether the agent asks for its next certificate about now: that of the connection has an age, or an authority that
+    /// another one has replaced.
+    pub(super) fn is_due_for_renewal(&self, authorities: Option<&AuthoritySet>) -> bool {
         let now = UnixTime::now();
-        self.certificate.as_ref().is_some_and(|certificate| now >= certificate.times.renewal)
+        let issuer = authorities.map(|authorities| authorities.issuer().hash().into());
+        self.certificate.as_ref().is_some_and(|certificate| {
+            now >= certificate.times.renewal || certificate.agent.authority != issuer
+        })
     }
 }
 
 impl ClientCertificate {
     /// `None`: it is not one of an agent.
-    fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
+    fn read(presented: &[CertificateDer<'_>], authorities: Option<&AuthoritySet>) -> Option<Self> {
+        let certificate = presented.first()?;
         let role = Identity::of_certificate(certificate)?.role;
         let CertificateRole::Agent(worker) = role else { return None };
         let public_key = PublicKey::of_certificate(certificate).ok()?;
         let times = CertificateTimes::of_certificate(certificate).ok()?;
-        let agent = AgentKey { worker, key: public_key.digest() };
+        let authority = authorities.and_then(|authorities| authorities.find_issuer(presented));
+        let agent = AgentKey { worker, key: public_key.digest(), authority };
         Some(ClientCertificate { agent, public_key, times })
+    }
+
+    /// The connection may last longer than the certificates of its authority are accepted.
+    ///
+    /// # Errors
+    /// 403 `certificate_unknown`.
+    pub(super) fn check_authority(
+        &self,
+        authorities: Option<&AuthoritySet>,
+    ) -> Result<(), Problem> {
+        let is_accepted = |issuer| authorities.is_some_and(|known| known.accepts(issuer));
+        if self.agent.authority.is_some_and(is_accepted) {
+            return Ok(());
+        }
+        let worker = &self.agent.worker;
+        let detail = format!(
+            "an authority issued the certificate of worker `{worker}` that this installation does not use any more"
+        );
+        Err(Problem::new(ProblemCode::CertificateUnknown, detail).with_hint(format!(
+            "create a token and give it to the agent (--join-token-file): ctl token create --join --worker {worker} --path \
+             DIR"
+        )))
     }
 
     /// The connection may last longer than the certificate.

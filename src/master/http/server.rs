@@ -7,6 +7,7 @@ use super::body_budget::BodyBudget;
 use super::principal::ConnectionAddresses;
 use super::principal::{LoopbackOwner, TlsClient};
 use super::routes::router;
+use crate::identity::SharedAuthorities;
 use crate::master::handle::MasterHandle;
 use crate::util::admission::{Admission, AdmissionLimits, AdmittedConnection, Room};
 use crate::util::backoff::Backoff;
@@ -60,6 +61,9 @@ pub(in crate::master) struct ApiListener {
     pub(in crate::master) tls: Option<Arc<ServerConfig>>,
 }
 
+/// TLS of a listener, and the authorities of certificates of clients.
+type Tls = (Arc<ServerConfig>, Arc<SharedAuthorities>);
+
 /// Serves the API on `listeners` until `shutdown`. Polls end then, and other requests in progress have
 /// [`HttpLimits::drain_timeout`] to end.
 pub(in crate::master) async fn serve(
@@ -78,9 +82,11 @@ pub(in crate::master) async fn serve(
     };
     let router = router(app);
     let connections = Arc::new(Admission::new(admission_limits(&limits)));
-    let serving = listeners.into_iter().map(|listener| {
+    let authorities = limits.authority.as_ref().map(|authority| authority.authorities.clone());
+    let serving = listeners.into_iter().map(|ApiListener { listener, tls }| {
+        let tls = tls.zip(authorities.clone());
         let (router, connections, shutdown) = (router.clone(), &connections, shutdown.clone());
-        serve_listener(listener, router, connections, limits.drain_timeout, shutdown)
+        serve_listener((listener, tls), router, connections, limits.drain_timeout, shutdown)
     });
     futures_util::future::join_all(serving).await;
 }
@@ -99,7 +105,7 @@ fn admission_limits(limits: &HttpLimits) -> AdmissionLimits {
 }
 
 async fn serve_listener(
-    ApiListener { listener, tls }: ApiListener,
+    (listener, tls): (TcpListener, Option<Tls>),
     router: Router,
     admission: &Arc<Admission>,
     drain_timeout: Duration,
@@ -172,7 +178,7 @@ fn is_client_error(error: &io::Error) -> bool {
 
 async fn serve_connection(
     stream: TcpStream,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Tls>,
     router: Router,
     shutdown: CancellationToken,
     place: Arc<AdmittedConnection>,
@@ -182,13 +188,14 @@ async fn serve_connection(
     if let Err(error) = set_socket_options(&stream) {
         tracing::debug!(%error, "socket options can't be set");
     }
-    let Some(tls) = tls else {
+    let Some((tls, authorities)) = tls else {
         return serve_requests(stream, addresses, None, router, shutdown, place).await;
     };
     let handshake = tokio::time::timeout(HEADER_TIMEOUT, accept_tls(stream, tls));
     match handshake.await {
         Ok(Ok(stream)) => {
-            let client = TlsClient::new(stream.get_ref().1.peer_certificates());
+            let presented = stream.get_ref().1.peer_certificates();
+            let client = TlsClient::new(presented, Some(&authorities.current()));
             serve_requests(stream, addresses, Some(client), router, shutdown, place).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, client = ?addresses.client, "no TLS connection"),

@@ -44,6 +44,7 @@ fn actor_on<S: Store>(store: Arc<S>, fence: Fence) -> (StateActor<S>, mpsc::Send
         callers: Callers::default(),
         tokens: watch::channel(Default::default()).0,
         agents: watch::channel(Default::default()).0,
+        authority: watch::channel(None).0,
         manifest_reads: Vec::new(),
         shutdown: CancellationToken::new(),
     };
@@ -294,6 +295,10 @@ impl Store for SlowStore {
     async fn commit(&self, fence: Fence, batch: &Batch) -> Result<Fence, StoreError> {
         self.delay().await;
         self.inner.commit(fence, batch).await
+    }
+
+    async fn record(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.record(key).await
     }
 
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {

@@ -1,6 +1,7 @@
 //! Join tokens, agents with certificates, and their revocation.
 
 use super::*;
+use crate::identity::SealedAuthority;
 use crate::wire::join::JoinTokenView;
 use crate::wire::problem::ProblemCode;
 
@@ -43,7 +44,7 @@ fn code(reply: Option<Reply>) -> &'static str {
 const TOKEN: &str = "0123456789ab";
 
 fn agent(worker: &str, key: &str) -> AgentKey {
-    AgentKey { worker: worker.parse().unwrap(), key: digest(key) }
+    AgentKey { worker: worker.parse().unwrap(), key: digest(key), authority: None }
 }
 
 pub(super) fn join(
@@ -205,4 +206,68 @@ fn a_revoked_worker_loses_its_tasks_at_once_and_stays_refused_until_it_joins_aga
         let reply = world.apply(Event::RevokeWorker(worker.parse().unwrap()));
         assert_eq!(code(reply), expected);
     }
+}
+
+/// An authority that replaced the one that was made from `former`.
+fn sealed(name: &str, former: Option<&str>) -> SealedAuthority {
+    let hash = |name: &str| serde_json::to_value(digest(name)).unwrap();
+    let mut record = serde_json::json!({"hash": hash(name), "certificate": "", "sealed_key": ""});
+    if let Some(former) = former {
+        record["previous"] = serde_json::json!({
+            "hash": hash(former),
+            "certificate": "",
+            "successor": "",
+            "replaced_at": "1970-01-01T00:00:00Z",
+            "certificates_end_at": jiff::Timestamp::from_millisecond(2_000_000_000_000).unwrap(),
+        });
+    }
+    serde_json::from_value(record).unwrap()
+}
+
+#[test]
+fn a_rotation_counts_the_agents_that_are_left_and_ends_when_there_are_none() {
+    let mut world = World::new();
+    assert_eq!(code(world.apply(Event::GetAuthority)), "no_authority");
+    world.apply(Event::StoreAuthority(Box::new(sealed("one", None))));
+    create(&mut world, TOKEN);
+    assert_eq!(join(&mut world, TOKEN, "secret", "w", "k"), "ok");
+    let beat_of = |world: &mut World, authority: &str| {
+        let authority = Some(digest(authority));
+        let agent = Some(AgentKey { authority, ..agent("w", "k") });
+        let beat = Event::Heartbeat(heartbeat("w", Some("1"), &["/data"], &[]));
+        let reply = world.apply(Event::OfAgent { agent, event: Box::new(beat) });
+        let Some(Reply::Heartbeat(reply)) = reply else { panic!("{reply:?}") };
+        reply.authorities
+    };
+    assert_eq!(beat_of(&mut world, "one"), [digest("one")]);
+    let view = |world: &mut World, event| {
+        let reply = world.apply(event);
+        let Some(Reply::Authority(view)) = reply else { panic!("{reply:?}") };
+        assert_eq!(view.agents, 1);
+        let left = view.previous.as_ref().map(|previous| previous.agents_left);
+        (view.authority, left, view.previous.is_some_and(|previous| previous.finished_at.is_some()))
+    };
+    let finish = |force| Event::FinishRotation { force };
+    assert_eq!(view(&mut world, finish(false)), (digest("one"), None, false));
+    let rotate = |name, former| Event::RotateAuthority(Box::new(sealed(name, former)));
+    assert_eq!(code(world.apply(rotate("two", Some("other")))), "authority_in_use");
+    assert_eq!(view(&mut world, rotate("two", Some("one"))), (digest("two"), Some(1), false));
+    // A repeat has made another authority, which is of no use.
+    assert_eq!(view(&mut world, rotate("three", Some("one"))), (digest("two"), Some(1), false));
+    assert_eq!(beat_of(&mut world, "one"), [digest("two"), digest("one")]);
+    assert_eq!(code(world.apply(finish(false))), "authority_in_use");
+    world.restart();
+    assert_eq!(view(&mut world, Event::GetAuthority), (digest("two"), Some(1), false));
+    beat_of(&mut world, "two");
+    world.restart();
+    assert_eq!(view(&mut world, Event::GetAuthority), (digest("two"), Some(0), false));
+    assert_eq!(view(&mut world, finish(false)), (digest("two"), Some(0), true));
+    world.restart();
+    assert_eq!(beat_of(&mut world, "two"), [digest("two")]);
+    assert_eq!(view(&mut world, rotate("three", Some("two"))), (digest("three"), Some(1), false));
+    assert_eq!(view(&mut world, finish(true)), (digest("three"), Some(1), true));
+    // The certificates of the former authority have all expired.
+    world.now.wall_ms = 2_000_000_000_000;
+    assert_eq!(view(&mut world, rotate("four", Some("three"))), (digest("four"), Some(1), false));
+    assert_eq!(view(&mut world, finish(false)), (digest("four"), Some(1), true));
 }

@@ -40,6 +40,14 @@ fn world_with_every_record() -> World {
         "hash": "ab".repeat(32),
         "certificate": "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n",
         "sealed_key": "AAEC",
+        "previous": {
+            "hash": "cd".repeat(32),
+            "certificate": "-----BEGIN CERTIFICATE-----\nAAED\n-----END CERTIFICATE-----\n",
+            "successor": "-----BEGIN CERTIFICATE-----\nAAEE\n-----END CERTIFICATE-----\n",
+            "replaced_at": "2026-01-01T00:00:00Z",
+            "certificates_end_at": "2026-01-02T00:00:00Z",
+            "finished_at": "2026-01-01T12:00:00Z",
+        },
     });
     let authority = serde_json::from_value(authority).unwrap();
     world.apply(Event::StoreAuthority(Box::new(authority)));

@@ -25,7 +25,7 @@ fn join_w(world: &mut World) {
 fn report_w(world: &mut World) -> bool {
     let event = Box::new(Event::Heartbeat(heartbeat("w", Some("1"), &["/data"], &[])));
     let key = blake3::hash(b"k").into();
-    let agent = Some(AgentKey { worker: "w".parse().unwrap(), key });
+    let agent = Some(AgentKey { worker: "w".parse().unwrap(), key, authority: None });
     matches!(world.apply(Event::OfAgent { agent, event }), Some(Reply::Heartbeat(_)))
 }
 

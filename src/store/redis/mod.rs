@@ -370,6 +370,10 @@ impl Store for RedisStore {
         Ok(Fence { seq: self.reply_number(&reply, 1)?, ..fence })
     }
 
+    async fn record(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.client.run_command(redis::cmd("HGET").arg(&self.keys[1]).arg(key)).await
+    }
+
     async fn blob(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         self.client.run_command(redis::cmd("HGET").arg(&self.keys[2]).arg(key)).await
     }

@@ -2,7 +2,10 @@
 //! of another one.
 
 use super::*;
-use crate::identity::{AgentIdentity, CertificateAuthority, PublicKey};
+use crate::identity::{
+    AgentIdentity, AuthoritySet, CertificateAuthority, PublicKey, SealedAuthority, Sealer,
+    SharedAuthorities,
+};
 use crate::master::Master;
 use crate::master::http::api_state::ApiState;
 use crate::master::http::bearer::FailureCounter;
@@ -26,6 +29,7 @@ use tower::ServiceExt;
 struct TlsApi {
     router: Router,
     issuer: Arc<CertificateAuthority>,
+    authorities: Arc<SharedAuthorities>,
     admin: String,
     shutdown: CancellationToken,
     master: Master,
@@ -49,8 +53,10 @@ impl TlsApi {
         let master = Master::start(config.clone(), shutdown.clone()).await.unwrap();
         master.handle.wait_until_leader().await;
         let issuer = Arc::new(CertificateAuthority::load_or_create(dir, Some("site")).unwrap());
-        let presented = issuer.hash().into();
-        let authority = Some(ApiAuthority { issuer: issuer.clone(), presented });
+        let authorities = SharedAuthorities::new(AuthoritySet::of_issuer(issuer.clone()));
+        let sealer = Sealer::for_tests();
+        let authority =
+            Some(ApiAuthority { authorities: authorities.clone(), operator: None, sealer });
         let limits = Arc::new(HttpLimits { config, authority, ..HttpLimits::default() });
         let router = router(ApiState {
             handle: master.handle.clone(),
@@ -60,7 +66,7 @@ impl TlsApi {
             failures: Arc::new(FailureCounter::default()),
         });
         let admin = std::fs::read_to_string(dir.join("admin.token")).unwrap().trim().to_owned();
-        let api = TlsApi { router, issuer, admin, shutdown, master };
+        let api = TlsApi { router, issuer, authorities, admin, shutdown, master };
         // The reply comes after the first token is stored.
         assert!(!api.master.handle.send(ListTokens {}).await.unwrap().tokens.is_empty());
         api
@@ -87,7 +93,9 @@ impl TlsApi {
         request.extensions_mut().insert(LoopbackOwner::default());
         let chain: Vec<_> = certificate.into_iter().cloned().collect();
         let presented = (!chain.is_empty()).then_some(chain.as_slice());
-        request.extensions_mut().insert(TlsClient::new(presented));
+        request
+            .extensions_mut()
+            .insert(TlsClient::new(presented, Some(&self.authorities.current())));
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         let closes = response.headers().get("connection").is_some_and(|value| value == "close");
@@ -281,5 +289,39 @@ async fn refused_join_tokens_are_counted_as_other_tokens() {
         let expected = if attempt <= 5 { "bad_credentials" } else { "too_many_failures" };
         assert_eq!(api.join(state.path(), "a", &token).await.code, expected);
     }
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_does_not_outlive_the_authority_of_its_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let api = TlsApi::start(dir.path()).await;
+    let token = api.create_token("a").await;
+    let first = api.join(state.path(), "a", &token).await;
+    let own = certificate(&first);
+    let sealer = Sealer::for_tests();
+    let current = api.authorities.current();
+    let next = SealedAuthority::replacing(&current, &sealer, Duration::from_secs(86_400)).unwrap();
+    let adopt = |stored: &SealedAuthority| {
+        let issuer = Arc::new(stored.open(&sealer).unwrap());
+        api.authorities.replace(AuthoritySet::new(issuer, stored).unwrap());
+    };
+    adopt(&next);
+    let renew = ("POST", "/renew");
+    let renewed = api.send(Some(&own), None, renew, &Value::Null).await;
+    assert!(renewed.closes, "another connection presents the next certificate: {renewed:?}");
+    assert_eq!(renewed.body["previous_authority"], first.body["authority"]);
+    let fresh = certificate(&renewed);
+    let kept = TlsClient::new(Some(&[own]), Some(&api.authorities.current()));
+    adopt(&next.finished(jiff::Timestamp::now()));
+    let refused = kept.certificate.as_ref().unwrap();
+    let refused = refused.check_authority(Some(&api.authorities.current())).unwrap_err();
+    assert!(refused.hint.unwrap().contains("--worker a --path"));
+    let again = api.send(Some(&fresh), None, renew, &Value::Null).await;
+    assert_eq!((again.code.as_str(), again.closes), ("ok", false));
+    assert_eq!(again.body.get("previous_authority"), None);
+    // A join token names the authority that is presented then.
+    assert_eq!(api.create_token("b").await.authority, next.hash);
     api.stop().await;
 }

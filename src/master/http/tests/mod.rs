@@ -168,6 +168,7 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
             next_heartbeat_ms: None,
             storage_checks: Vec::new(),
             refused_paths: Vec::new(),
+            authorities: Vec::new(),
             revoked_workers: Vec::new(),
         })),
         Event::ListWorkers => Reply::Workers(WorkerList {
@@ -253,6 +254,9 @@ fn scripted_reply(event: &Event) -> Option<Reply> {
         | Event::Join(_)
         | Event::RevokeWorker(_)
         | Event::StoreAuthority(_)
+        | Event::RotateAuthority(_)
+        | Event::FinishRotation { .. }
+        | Event::GetAuthority
         | Event::Restricted { .. }
         | Event::CancelPoll(_)
         | Event::ManifestEntries { .. }
