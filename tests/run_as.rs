@@ -184,4 +184,19 @@ fn the_file_of_an_agent_has_the_last_word() {
     let root = cluster.run_sync(&src, &dst);
     assert!(root.reason.unwrap().contains("root_syncs: false"));
     assert_eq!(fs::read_dir(&dst).unwrap().count(), 0);
+    // At the destination alone as well: nothing is sent, and no attempt is repeated.
+    let far = make_dir(cluster.home().join("far"));
+    let from = make_dir(cluster.home().join("from"));
+    write_file(from.join("f"), "x");
+    cluster.add_agent_with("far", &[&far], support::process::User::Same, rules);
+    cluster.add_agent("from", &[&from]);
+    let (code, text) = run(&cluster, "far", &token, &from, &far);
+    assert_ne!(code, Some(0));
+    assert!(text.contains("run_as_refused") && text.contains("uid 1000 is below 1001"), "{text}");
+    let root = cluster.run_sync(&from, &far);
+    assert!(root.reason.as_ref().unwrap().contains("root_syncs: false"), "{root:#?}");
+    for sync in [cluster.progress("far"), root] {
+        assert_eq!((sync.retries, sync.errors.len()), (0, 1), "{sync:#?}");
+    }
+    assert_eq!(fs::read_dir(&far).unwrap().count(), 0);
 }

@@ -24,6 +24,9 @@ use std::sync::Arc;
 /// have restarted. An unreachable peer is not.
 const MAX_TRIES_PER_WORKER: u32 = 2;
 
+/// The operation of an error that is about the user of a sync.
+pub(super) const RUN_AS_OPERATION: &str = "act as the user of the sync";
+
 /// What slots, executors and heartbeats share.
 pub(super) struct AgentContext {
     pub(super) worker_id: WorkerId,
@@ -192,7 +195,7 @@ impl Job<'_> {
         let fail = |refused: Refusal| match refused {
             // Another attempt has the same end.
             Refusal::RunAs(reason) => {
-                let error = EntryError::new(b"", None, "act as the user of the sync", reason);
+                let error = EntryError::new(b"", None, RUN_AS_OPERATION, reason);
                 let error = EntryError { class: ErrorClass::Permanent, ..error };
                 TaskOutcome::failed_with(self.with_observer(error, &self.cx.worker_id))
             }

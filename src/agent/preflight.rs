@@ -1,9 +1,9 @@
 //! The first step of a scan: checks that both roots of the sync can be used.
 
-use super::job::Job;
+use super::job::{Job, RUN_AS_OPERATION};
 use crate::data::RootCheckRequest;
 use crate::fs::{FsError, RootKind, RootMismatch, Tree, spawn_blocking};
-use crate::wire::outcome::{EntryError, ErrorClass};
+use crate::wire::outcome::{EntryError, ErrorClass, Side};
 use std::time::Duration;
 
 /// A destination worker without a reply after this is skipped: its state is unknown, and each entry has its own outcome.
@@ -37,6 +37,13 @@ async fn check_destination(job: Job<'_>, source: RootKind) -> Result<(), EntryEr
         picker.exclude(to.worker());
         match to.request(RootCheckRequest { source_kind: source }).await {
             Ok(Err(error)) if is_permanent(&error) => {
+                first_error = first_error.and(Err(job.with_observer(error, to.worker())));
+            }
+            Err(error) if error.is_run_as_refusal() => {
+                let error = EntryError {
+                    class: ErrorClass::Permanent,
+                    ..EntryError::new(b"", Side::Destination, RUN_AS_OPERATION, error.to_string())
+                };
                 first_error = first_error.and(Err(job.with_observer(error, to.worker())));
             }
             Ok(_) | Err(_) => return Ok(()),

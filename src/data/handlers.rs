@@ -107,11 +107,11 @@ impl From<Refusal> for RequestFailure {
         let code = match refused {
             Refusal::NoKey => ProblemCode::NotReady,
             Refusal::NoTicket => ProblemCode::NoTicket,
+            Refusal::RunAs(_) => ProblemCode::RunAsRefused,
             Refusal::DryRun(_) => ProblemCode::DryRun,
             Refusal::NoDeletion | Refusal::OtherReceiver => ProblemCode::DeletionNotAllowed,
             Refusal::OtherSender(..) => ProblemCode::WorkerMismatch,
             Refusal::Ticket(_)
-            | Refusal::RunAs(_)
             | Refusal::NoRoot(_)
             | Refusal::OtherVerb(_)
             | Refusal::OtherWorker(_)

@@ -57,6 +57,11 @@ impl SendError {
         }
     }
 
+    /// Whether the configuration of the worker forbids to act as the user of the sync: it would refuse each request.
+    pub fn is_run_as_refusal(&self) -> bool {
+        matches!(self, SendError::Refused { code, .. } if code == ProblemCode::RunAsRefused.as_str())
+    }
+
     /// The text for the result of a task, which submitters of syncs can read: one for everything that can happen at
     /// `endpoints` unless an agent refuses the request there. A worker names its endpoints itself, so other texts
     /// would tell open ports from closed ones, and could have bytes of any program that listens there. The log of the
@@ -85,7 +90,7 @@ impl SendError {
 /// Whether only the data port of an agent refuses requests with this code.
 fn is_refusal_of_agent(code: &str) -> bool {
     use ProblemCode::{
-        DeletionNotAllowed, DigestRequired, DryRun, InvalidFrame, NoTicket, NotReady,
+        DeletionNotAllowed, DigestRequired, DryRun, InvalidFrame, NoTicket, NotReady, RunAsRefused,
         TicketRefused, WorkerMismatch,
     };
     [
@@ -95,6 +100,7 @@ fn is_refusal_of_agent(code: &str) -> bool {
         InvalidFrame,
         NoTicket,
         NotReady,
+        RunAsRefused,
         TicketRefused,
         WorkerMismatch,
     ]

@@ -69,6 +69,7 @@ problem_codes! {
     WorkerMismatch "worker_mismatch" 403 "the certificate or the join token is of another worker than the request; data port: than the ticket"
     WorkerRevoked "worker_revoked" 403 "the worker was revoked; it needs a new join token"
     TicketRefused "ticket_refused" 403 "data port: the ticket is invalid, expired, of an ended sync, or for another request, worker or path"
+    RunAsRefused "run_as_refused" 403 "data port: the configuration of the agent does not allow to act as the user of the sync"
     DigestRequired "digest_required" 403 "data port: content came without a digest, which the ticket requires"
     DryRun "dry_run" 403 "data port: the ticket is of a dry run and allows no write"
     DeletionNotAllowed "deletion_not_allowed" 403 "data port: the ticket allows no deletion, or names another agent"
