@@ -6,6 +6,7 @@ mod support;
 
 use longhaul::wire::sync::{SyncOutcome, SyncProgress};
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::process::{
@@ -16,7 +17,7 @@ use support::tree::{
 };
 use support::{MAX_WAIT, await_true};
 
-/// A host with a `/srv` and a `/var/lib` of its own: root keeps its state there.
+/// A host with a `/srv`, a `/var/lib` and an `/etc` of its own: root keeps its state and its configuration there.
 struct Host {
     // Dropped in this order: processes before their namespaces.
     running: Vec<Process>,
@@ -30,12 +31,14 @@ impl Host {
         assert!(is_root(), "this test needs root, for namespaces: run it as root");
         let dir = make_dir(dir.join(name));
         make_dir(dir.join("home"));
-        let [srv, var] = ["srv", "var"].map(|name| make_dir(dir.join(name)));
+        let [srv, var, etc] = ["srv", "var", "etc"].map(|name| make_dir(dir.join(name)));
         let mut command = clean_command(Path::new("unshare"), &dir, User::Same);
         let set_up = format!(
-            "mount --bind '{}' /srv && mount --bind '{}' /var/lib && ip link set lo up && exec sleep infinity",
+            "mount --bind '{}' /srv && mount --bind '{}' /var/lib && ip link set lo up && mount --bind '{}' /etc && \
+             exec sleep infinity",
             srv.display(),
-            var.display()
+            var.display(),
+            etc.display()
         );
         command.args(["--net", "--mount", "sh", "-c", &set_up]);
         let namespaces = Process::start(name, command, &dir.join("namespaces.log"));
@@ -107,16 +110,33 @@ fn shell_blocks(document: &str, title: &str) -> Vec<Vec<String>> {
     blocks.map(lines).collect()
 }
 
+/// The hosts `head`, `a` and `b`, connected, with the directory `/srv/data` on the latter two.
+fn start_hosts(home: &Path) -> ([Host; 3], [PathBuf; 2]) {
+    let ctl_dir = make_dir(home.join("bin"));
+    make_symlink(ctl_dir.join("ctl"), ctl_binary(User::Same, home));
+    let hosts = ["head", "a", "b"].map(|name| Host::start(home, &ctl_dir, name));
+    let [head, a, b] = &hosts;
+    connect([head, a, b]);
+    let data = [a, b].map(|host| make_dir(host.path("srv/data")));
+    (hosts, data)
+}
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name)
+}
+
+/// Copies a file that is for one user from the home of a host to that of another one.
+fn hand_over(from: &Host, to: &Host, name: &str) {
+    let file = to.path("home").join(name);
+    fs::copy(from.path("home").join(name), &file).unwrap();
+    chmod(file, 0o600);
+}
+
 #[test]
 fn a_cluster_is_set_up_by_the_five_commands_of_the_document() {
     let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().unwrap();
     let home = dir.path().canonicalize().unwrap();
-    let ctl_dir = make_dir(home.join("bin"));
-    make_symlink(ctl_dir.join("ctl"), ctl_binary(User::Same, &home));
-    let [mut head, mut a, mut b] =
-        ["head", "a", "b"].map(|name| Host::start(&home, &ctl_dir, name));
-    connect([&head, &a, &b]);
-    let [source, destination] = [&a, &b].map(|host| make_dir(host.path("srv/data")));
+    let ([mut head, mut a, mut b], [source, destination]) = start_hosts(&home);
     write_file(source.join("large"), random_bytes(9 << 20, 1));
     write_file(source.join("dir/small"), "small");
 
@@ -133,12 +153,9 @@ fn a_cluster_is_set_up_by_the_five_commands_of_the_document() {
             false => drop(head.run(&format!("{umask} && {line}"))),
         }
     }
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/secure-agents.yml");
     for (host, name, lines) in [(&mut a, "a", on_a), (&mut b, "b", on_b)] {
-        let token = format!("{name}.token");
-        fs::copy(&shipped, host.path("home/agents.yml")).unwrap();
-        fs::copy(head.path(&format!("home/{token}")), host.path(&format!("home/{token}"))).unwrap();
-        chmod(host.path(&format!("home/{token}")), 0o600);
+        fs::copy(shipped("secure-agents.yml"), host.path("home/agents.yml")).unwrap();
+        hand_over(&head, host, &format!("{name}.token"));
         lines.iter().for_each(|line| host.start_line(line, "connected to the master"));
     }
     let [sync] = &sync[..] else { panic!("{sync:?}") };
@@ -161,4 +178,61 @@ fn a_cluster_is_set_up_by_the_five_commands_of_the_document() {
             }
         }
     }
+}
+
+#[test]
+fn the_shipped_configurations_are_used_as_they_are() {
+    let dir = tempfile::Builder::new().prefix("longhaul-").tempdir().unwrap();
+    let home = dir.path().canonicalize().unwrap();
+    let ([mut head, mut a, mut b], [source, destination]) = start_hosts(&home);
+    write_file(source.join("large"), random_bytes(9 << 20, 1));
+    chown(&destination, Some(1000), Some(1000)).unwrap();
+    fs::copy(shipped("secure-master.yml"), head.path("home/secure-master.yml")).unwrap();
+    // The commands in the head of the file.
+    let text = fs::read_to_string(shipped("secure-master.yml")).unwrap();
+    let commands: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+    let [make_key, master] = commands[..] else { panic!("{commands:?}") };
+    head.run(make_key);
+    head.start_line(&format!("{master} &"), "leader ready");
+    for (host, name) in [(&mut a, "a"), (&mut b, "b")] {
+        fs::copy(shipped("secure-agents.yml"), host.path("home/agents.yml")).unwrap();
+        let token = format!("{name}.token");
+        head.run(&format!(
+            "umask 077 && ctl token create --join --worker {name} --path /srv/data > {token}"
+        ));
+        hand_over(&head, host, &token);
+        let agent =
+            format!("ctl agent --config agents.yml --worker-id {name} --join-token-file {token} &");
+        host.start_line(&agent, "connected to the master");
+    }
+    // An operator on another host uses the name of the master, and acts as a user.
+    head.run(
+        "umask 077 && ctl token create --role operator --scope /srv/data /srv/data --run-as 1000 > user.token",
+    );
+    hand_over(&head, &b, "user.token");
+    fs::copy(head.path("var/longhaul/ca.pem"), b.path("home/ca.pem")).unwrap();
+    write_file(b.path("etc/hosts"), "10.0.0.1 longhaul.example.org\n");
+    let operator = |line: &str| {
+        let set_up = "CTL_MASTER_URL=https://longhaul.example.org:8888 CTL_CA_FILE=ca.pem CTL_TOKEN_FILE=user.token";
+        RunningCommand::start(b.shell(&format!("{set_up} {line}")), None).finish(MAX_WAIT)
+    };
+    let ran =
+        operator("ctl sync submit a:/srv/data b:/srv/data --wait -o json").assert_exit_code(0);
+    let sync: SyncProgress = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!((sync.outcome, sync.files_failed), (Some(SyncOutcome::Full), 0));
+    assert_eq!(fs::metadata(destination.join("large")).unwrap().uid(), 1000);
+    let audit = head.run("ctl audit list -o json").stdout_text();
+    assert!(audit.contains("\"sync.submit\"") && audit.contains("\"site-a\""), "{audit}");
+    // Other names, endpoints in other networks and users whom the agents refuse.
+    let other = head.run("curl -sS -H 'Host: other.example' http://127.0.0.1:8888/sync");
+    assert!(other.stdout_text().contains("foreign_host"), "{}", other.stdout_text());
+    let beat = r#"{"worker_id":"c","status":"IDLE","storage_paths":["/srv/c"],"data_plane_endpoints":["10.0.1.2"]}"#;
+    let beat = head.run(&format!("curl -sS http://127.0.0.1:8888/workers/heartbeat -d '{beat}'"));
+    assert!(beat.stdout_text().contains("allowed_networks"), "{}", beat.stdout_text());
+    head.run(
+        "umask 077 && ctl token create --role operator --scope /srv/data /srv/data --run-as 999 > user.token",
+    );
+    hand_over(&head, &b, "user.token");
+    let refused = operator("ctl sync submit a:/srv/data b:/srv/data --wait");
+    assert!(refused.stderr_text().contains("uid 999 is below 1000"), "{}", refused.stderr_text());
 }
