@@ -99,10 +99,11 @@ impl ClientCertificate {
         Some(ClientCertificate { agent, public_key, times })
     }
 
-    /// The connection may last longer than the certificates of its authority are accepted.
+    /// The connection may last longer than the certificates of its authority are accepted. The agent may have the next
+    /// certificate, which only another connection presents; if it has not, that one is refused.
     ///
     /// # Errors
-    /// 403 `certificate_unknown`.
+    /// 503 `authority_replaced`.
     pub(super) fn check_authority(
         &self,
         authorities: Option<&AuthoritySet>,
@@ -113,12 +114,11 @@ impl ClientCertificate {
         }
         let worker = &self.agent.worker;
         let detail = format!(
-            "an authority issued the certificate of worker `{worker}` that this installation does not use any more"
+            "an authority issued the certificate of worker `{worker}` on this connection that the installation does not \
+             use any more"
         );
-        Err(Problem::new(ProblemCode::CertificateUnknown, detail).with_hint(format!(
-            "create a token and give it to the agent (--join-token-file): ctl token create --join --worker {worker} --path \
-             DIR"
-        )))
+        Err(Problem::new(ProblemCode::AuthorityReplaced, detail)
+            .with_hint("send the request again on another connection"))
     }
 
     /// The connection may last longer than the certificate.
