@@ -129,7 +129,8 @@ impl Agent {
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
         let ticket_verifier = TicketVerifier::for_agent(&config.worker_id, &incarnation);
         let ticket_verifier = Arc::new(ticket_verifier.with_run_as(config.run_as.clone()));
-        let tls = tls.map(|configs| DataTls::new(configs, ticket_verifier.clone()));
+        let tls = tls
+            .map(|configs| DataTls::new(configs, ticket_verifier.clone(), !config.encrypt_content));
         let peers = Peers::with_tls(&nics, buffers.sending.clone(), tls.clone());
         let close_server = Shutdown::new();
         let serving = server.with_tls(tls).serve(

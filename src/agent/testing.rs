@@ -36,6 +36,7 @@ pub(crate) fn agent_config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>
         bwlimit: None,
         buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
         direct_io: false,
+        encrypt_content: true,
         run_as: Default::default(),
         data_dir: None,
         log: LogConfig::default(),

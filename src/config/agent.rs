@@ -50,6 +50,9 @@ pub struct AgentConfig {
     pub buffer_memory: u64,
     /// Large source files are read with O_DIRECT, if the file system supports it.
     pub direct_io: bool,
+    /// Content of large files is encrypted between agents with certificates. Otherwise only their digests are, if both
+    /// agents allow it.
+    pub encrypt_content: bool,
     /// As what it acts for syncs.
     pub run_as: RunAsRules,
     /// The directory of the dirty journal; `None`: no journal.
@@ -82,7 +85,7 @@ fn core_count() -> usize {
 }
 
 /// The keys that only an agents file has, for the detection of the file kind.
-pub(super) const AGENT_KEYS: [&str; 12] = [
+pub(super) const AGENT_KEYS: [&str; 13] = [
     "join_token_file",
     "master_url",
     "workers",
@@ -93,6 +96,7 @@ pub(super) const AGENT_KEYS: [&str; 12] = [
     "slots",
     "buffer_memory",
     "direct_io",
+    "encrypt_content",
     "run_as",
     "root_syncs",
 ];
@@ -120,6 +124,7 @@ struct SharedSettings {
     bwlimit: Option<u64>,
     buffer_memory: u64,
     direct_io: bool,
+    encrypt_content: bool,
     run_as: RunAsRules,
     data_dir: PathBuf,
     join_token_file: Option<PathBuf>,
@@ -156,6 +161,7 @@ impl SharedSettings {
             Some(bytes)
         });
         fields.set("direct_io", &mut self.direct_io, |i| i.flag());
+        fields.set("encrypt_content", &mut self.encrypt_content, |i| i.flag());
         self.run_as.read(fields);
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
         let file = |item: &Item<'_>| item.absolute_path().map(Some);
@@ -187,6 +193,7 @@ pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> 
             bwlimit: None,
             buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
             direct_io: false,
+            encrypt_content: true,
             run_as: RunAsRules::default(),
             data_dir: env.state_dir.clone(),
             join_token_file: None,
@@ -350,6 +357,7 @@ impl WorkerReader {
             bwlimit: shared.bwlimit,
             buffer_memory: shared.buffer_memory,
             direct_io: shared.direct_io,
+            encrypt_content: shared.encrypt_content,
             run_as: shared.run_as,
             data_dir: Some(shared.data_dir),
             log: shared.log,

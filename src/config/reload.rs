@@ -110,7 +110,8 @@ impl Reload for AgentConfig {
             report, "", self, new: AgentConfig,
             apply [heartbeat_interval, drain_timeout, bwlimit, labels],
             restart [
-                worker_id, ca_file, join_token_file, storage_paths, slots, buffer_memory, direct_io, data_dir, run_as
+                worker_id, ca_file, join_token_file, storage_paths, slots, buffer_memory, direct_io,
+                encrypt_content, data_dir, run_as
             ],
             other [master_urls, control_plane_address, data_plane_endpoints, log]
         );
@@ -246,6 +247,7 @@ mod tests {
             ("slots: 3\n", "", plain, "slots", false),
             ("buffer_memory: 8MiB\n", "", plain, "buffer_memory", false),
             ("direct_io: true\n", "", plain, "direct_io", false),
+            ("encrypt_content: false\n", "", plain, "encrypt_content", false),
             ("root_syncs: false\n", "", plain, "run_as", false),
             ("", "    run_as: {deny: [7]}\n", plain, "run_as", false),
             ("data_dir: /d\n", "", plain, "data_dir", false),

@@ -97,6 +97,7 @@ fn commented_defaults_match_the_code() {
                 "bwlimit",
                 "buffer_memory",
                 "direct_io",
+                "encrypt_content",
                 "run_as",
                 "root_syncs",
                 "labels",

@@ -181,7 +181,8 @@ pub async fn connect(
     let driver = driver.abort_handle();
     let mut connection = Connection { sender: send, stream: None, counter, worker, driver, _open };
     if kind == ConnectionKind::Content {
-        let open = ContentClient::open(&mut connection.sender, &path.to);
+        let allows_clear = path.tls.as_ref().is_some_and(|(tls, _)| tls.allows_clear());
+        let open = ContentClient::open(&mut connection.sender, &path.to, allows_clear);
         let opened = tokio::time::timeout(timeout, open).await;
         connection.stream = Some(opened.map_err(|_| ConnectError::timed_out("stream", timeout))??);
     }

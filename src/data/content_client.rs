@@ -1,11 +1,12 @@
 //! The requesting end of content streams: a thread owns the socket while it reads files, hashes them and
 //! sends what it read, and waits for the answer.
 
-use super::content_socket::ContentSocket;
+use super::content_socket::{ContentSocket, is_clear};
 use super::deadline::TransferControl;
 use super::frame;
 use super::protocol::{
-    ContentRequest, FRAME_HEADER_BYTES, MAX_REPLY_BYTES, STREAM, UPGRADE_PROTOCOL,
+    CLEAR_CONTENT, CONTENT_HEADER, ContentRequest, FRAME_HEADER_BYTES, MAX_REPLY_BYTES, STREAM,
+    UPGRADE_PROTOCOL,
 };
 use super::tls::{TLS_REQUIRED, describe_error_chain};
 use crate::util::checksum;
@@ -36,6 +37,19 @@ pub trait FrameSink {
     /// # Errors
     /// [`Disconnected`].
     fn send(&mut self, bytes: &[u8]) -> Result<(), Disconnected>;
+
+    /// Whether content may be sent without encryption.
+    fn allows_clear(&self) -> bool {
+        false
+    }
+
+    /// The same as [`send`](Self::send) for content that is not encrypted, if that is allowed.
+    ///
+    /// # Errors
+    /// [`Disconnected`].
+    fn send_clear(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
+        self.send(bytes)
+    }
 
     /// Whether it is worth going on.
     ///
@@ -93,17 +107,23 @@ struct Exchange<'a> {
 }
 
 impl ContentClient {
-    /// Upgrades a connection to `peer` (`host:port`) to a stream.
+    /// Upgrades a connection to `peer` (`host:port`) to a stream, where both sides allow it one with clear content.
     ///
     /// # Errors
     /// A message: the peer opens no stream.
-    pub async fn open(sender: &mut SendRequest<Full<Bytes>>, peer: &str) -> Result<Self, String> {
-        let request = Request::get(STREAM)
+    pub async fn open(
+        sender: &mut SendRequest<Full<Bytes>>,
+        peer: &str,
+        allows_clear: bool,
+    ) -> Result<Self, String> {
+        let mut request = Request::get(STREAM)
             .header(HOST, peer)
             .header(CONNECTION, "upgrade")
-            .header(UPGRADE, UPGRADE_PROTOCOL)
-            .body(Full::default())
-            .map_err(|e| e.to_string())?;
+            .header(UPGRADE, UPGRADE_PROTOCOL);
+        if allows_clear {
+            request = request.header(CONTENT_HEADER, CLEAR_CONTENT);
+        }
+        let request = request.body(Full::default()).map_err(|e| e.to_string())?;
         let response = sender.send_request(request).await.map_err(describe_error_chain)?;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
@@ -113,8 +133,9 @@ impl ContentClient {
                 )
             }));
         }
+        let is_clear = allows_clear && is_clear(response.headers());
         let upgraded = hyper::upgrade::on(response).await.map_err(|e| e.to_string())?;
-        Ok(ContentClient { socket: ContentSocket::of_upgraded(upgraded)? })
+        Ok(ContentClient { socket: ContentSocket::of_upgraded(upgraded, is_clear)? })
     }
 
     /// Sends the request and what `feed` makes, counted in `progress`, and reads the reply; blocks meanwhile. An
@@ -223,18 +244,14 @@ impl Exchange<'_> {
         }
     }
 
-    /// Hands all that was sent to the kernel.
-    fn flush(&mut self) -> Result<(), Disconnected> {
-        let flushed = self.send_when_possible(ContentSocket::flush);
-        self.sent(flushed)
-    }
-}
-
-impl FrameSink for Exchange<'_> {
-    fn send(&mut self, mut bytes: &[u8]) -> Result<(), Disconnected> {
+    fn send_all(
+        &mut self,
+        mut bytes: &[u8],
+        send: fn(&mut ContentSocket, &[u8]) -> std::io::Result<usize>,
+    ) -> Result<(), Disconnected> {
         while !bytes.is_empty() {
             self.check_active()?;
-            let sent = match self.send_when_possible(|socket| socket.send(bytes)) {
+            let sent = match self.send_when_possible(|socket| send(socket, bytes)) {
                 Ok(Some(0)) => Err("the connection accepts no data".to_owned()),
                 sent => sent,
             };
@@ -243,6 +260,26 @@ impl FrameSink for Exchange<'_> {
             bytes = &bytes[sent..];
         }
         Ok(())
+    }
+
+    /// Hands all that was sent to the kernel.
+    fn flush(&mut self) -> Result<(), Disconnected> {
+        let flushed = self.send_when_possible(ContentSocket::flush);
+        self.sent(flushed)
+    }
+}
+
+impl FrameSink for Exchange<'_> {
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
+        self.send_all(bytes, ContentSocket::send)
+    }
+
+    fn allows_clear(&self) -> bool {
+        self.socket.is_clear()
+    }
+
+    fn send_clear(&mut self, bytes: &[u8]) -> Result<(), Disconnected> {
+        self.send_all(bytes, ContentSocket::send_clear)
     }
 
     fn check_active(&self) -> Result<(), Disconnected> {

@@ -10,10 +10,12 @@
 //! connection serves one request after another; after a refusal it ends.
 
 use super::buffer_pool::{GATHER_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
-use super::content_socket::ContentSocket;
+use super::content_socket::{ContentSocket, is_clear};
 use super::frame::{self, FrameReader};
 use super::handlers::{self, DRAIN_BYTES, DRAIN_TIMEOUT, RequestFailure};
-use super::protocol::{ContentRequest, FRAME_HEADER_BYTES, STREAM, UPGRADE_PROTOCOL};
+use super::protocol::{
+    CLEAR_CONTENT, CONTENT_HEADER, ContentRequest, FRAME_HEADER_BYTES, STREAM, UPGRADE_PROTOCOL,
+};
 use super::server_context::ConnectionContext;
 use super::socket_reader::SocketReader;
 use crate::fs::spawn_blocking;
@@ -42,10 +44,18 @@ const MAX_REQUEST_BYTES: usize = MAX_TICKET_BYTES + 64;
 /// A stream between two requests.
 type AsyncSocket = ContentSocket<TcpStream>;
 
-/// If `request` upgrades to a stream: the task that serves the connection, and the response.
+/// A connection that becomes a stream when its response was sent.
+pub(super) struct StreamUpgrade {
+    on: OnUpgrade,
+    /// It has clear content.
+    is_clear: bool,
+}
+
+/// If `request` upgrades to a stream: the stream, and the response. It has clear content where both sides allow it.
 pub(super) fn accept_upgrade(
     request: &mut Request<Incoming>,
-) -> Option<(OnUpgrade, Response<Full<Bytes>>)> {
+    allows_clear: bool,
+) -> Option<(StreamUpgrade, Response<Full<Bytes>>)> {
     let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == UPGRADE_PROTOCOL);
     if request.uri().path() != STREAM || !wanted {
         return None;
@@ -54,18 +64,23 @@ pub(super) fn accept_upgrade(
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static(UPGRADE_PROTOCOL));
-    Some((hyper::upgrade::on(request), response))
+    let is_clear = allows_clear && is_clear(request.headers());
+    if is_clear {
+        let clear = HeaderValue::from_static(CLEAR_CONTENT);
+        response.headers_mut().insert(CONTENT_HEADER, clear);
+    }
+    Some((StreamUpgrade { on: hyper::upgrade::on(request), is_clear }, response))
 }
 
 /// Serves the requests on an upgraded connection, one after the other, until its peer ends it, violates the protocol,
 /// is idle for a while, or `stop` is cancelled.
 pub(super) async fn serve_stream(
-    on: OnUpgrade,
+    StreamUpgrade { on, is_clear }: StreamUpgrade,
     peer: SocketAddr,
     (context, stop): (&ConnectionContext, &Shutdown),
 ) {
     let Ok(upgraded) = on.await else { return };
-    let Ok(socket) = ContentSocket::of_upgraded(upgraded) else { return };
+    let Ok(socket) = ContentSocket::of_upgraded(upgraded, is_clear) else { return };
     let Ok(mut stream) = socket.into_async() else { return };
     loop {
         let request = tokio::select! {

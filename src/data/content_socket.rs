@@ -1,7 +1,13 @@
 //! The socket of a content stream, which a thread drives: it does not block, and in TLS the thread encrypts and decrypts.
+//!
+//! Where both sides allow it, content goes between the records of TLS as it is (*clear*). The sender writes it when all
+//! records before it have left. The receiver passes on to TLS not a byte more than the records: their headers have their
+//! lengths.
 
 use super::data_stream::DataStream;
 use super::meter::{CountedStream, TrafficCounter};
+use super::protocol::{CLEAR_CONTENT, CONTENT_HEADER};
+use hyper::HeaderMap;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +21,8 @@ use tokio_rustls::TlsStream;
 
 /// In TLS, so many bytes are read from the socket at once.
 const RECEIVED_BYTES: usize = 32 << 10;
+/// The header of a TLS record (RFC 8446, section 5.1): its type, a version, and the length of what follows.
+const RECORD_HEADER_BYTES: usize = 5;
 /// In TLS, so many bytes are encrypted ahead of what the kernel accepts.
 const MAX_UNSENT_BYTES: usize = 256 << 10;
 
@@ -72,14 +80,23 @@ struct TlsSession {
     received: Vec<u8>,
     /// Where that lies.
     unread: std::ops::Range<usize>,
+    /// Clear content may stand between records.
+    is_clear: bool,
+    /// With clear content: so much of the current record was not passed on to TLS yet.
+    record_left: usize,
+}
+
+/// Whether a request or a response allows clear content.
+pub(super) fn is_clear(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_HEADER).is_some_and(|value| value == CLEAR_CONTENT)
 }
 
 impl ContentSocket {
-    /// The socket of an upgraded connection, and the counters of its bytes from now on.
+    /// The socket of an upgraded connection, and the counters of its bytes from now on. In TLS it may have clear content.
     ///
     /// # Errors
     /// A message: the peer did not wait for the response, or there are no more descriptors.
-    pub fn of_upgraded(upgraded: Upgraded) -> Result<Self, String> {
+    pub fn of_upgraded(upgraded: Upgraded, is_clear: bool) -> Result<Self, String> {
         let parts =
             upgraded.downcast::<TokioIo<DataStream>>().map_err(|_| "it does not accept streams")?;
         if !parts.read_buf.is_empty() {
@@ -102,7 +119,7 @@ impl ContentSocket {
         let (stream, counters) = counted.to_socket().map_err(|e| e.to_string())?;
         let tls = connection.map(|mut connection| {
             connection.set_buffer_limit(Some(MAX_UNSENT_BYTES));
-            Box::new(TlsSession { connection, received: Vec::new(), unread: 0..0 })
+            Box::new(TlsSession::new(connection, is_clear))
         });
         Ok(ContentSocket { stream, counters, tls })
     }
@@ -185,6 +202,40 @@ impl<S: RawSocket> ContentSocket<S> {
         &self.stream
     }
 
+    /// Whether it is in TLS and may have clear content.
+    pub fn is_clear(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_clear)
+    }
+
+    /// Reads clear content to `room`, at least a byte; 0 at the end. The frame before it has its length.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is nothing yet; `InvalidData` where no clear content can be; an error of the kernel.
+    pub fn receive_clear(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = self.tls.as_mut().filter(|tls| tls.is_clear && tls.record_left == 0) else {
+            return Err(io::Error::new(ErrorKind::InvalidData, "content without encryption"));
+        };
+        if tls.unread.is_empty() {
+            return receive_some(&self.stream, &self.counters, room);
+        }
+        let n = room.len().min(tls.unread.len());
+        let from = tls.unread.start;
+        room[..n].copy_from_slice(&tls.received[from..from + n]);
+        tls.unread.start += n;
+        Ok(n)
+    }
+
+    /// Sends some of `bytes`, at least one, as clear content.
+    ///
+    /// # Errors
+    /// `WouldBlock` where the kernel accepts nothing now; an error of the kernel.
+    pub fn send_clear(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.flush()?;
+        let sent = self.stream.send(&[IoSlice::new(bytes)])?;
+        self.counters.iter().for_each(|counter| counter.add_sent(sent as u64));
+        Ok(sent)
+    }
+
     /// Reads what there is to `room`, at least a byte; 0 at the end.
     ///
     /// # Errors
@@ -250,20 +301,48 @@ enum Progress {
 }
 
 impl TlsSession {
-    /// Decrypts some of what was received, after it has read more where nothing is left.
+    fn new(connection: Connection, is_clear: bool) -> Self {
+        TlsSession { connection, received: Vec::new(), unread: 0..0, is_clear, record_left: 0 }
+    }
+
+    /// How much of what was received belongs to the current record, or, without clear content, to any.
+    fn record_bytes(&mut self) -> usize {
+        let unread = &self.received[self.unread.clone()];
+        if !self.is_clear {
+            return unread.len();
+        }
+        if self.record_left == 0 && unread.len() >= RECORD_HEADER_BYTES {
+            let length = usize::from(u16::from_be_bytes([unread[3], unread[4]]));
+            self.record_left = RECORD_HEADER_BYTES + length;
+        }
+        unread.len().min(self.record_left)
+    }
+
+    /// Decrypts some of what was received, after it has read more where no part of a record is left.
     fn decrypt_some(
         &mut self,
         stream: &impl RawSocket,
         counters: &[Arc<TrafficCounter>],
     ) -> io::Result<Progress> {
-        if self.unread.is_empty() {
+        let mut available = self.record_bytes();
+        while available == 0 {
             self.received.resize(RECEIVED_BYTES, 0);
-            self.unread = 0..receive_some(stream, counters, &mut self.received)?;
+            let kept = self.unread.len();
+            self.received.copy_within(self.unread.clone(), 0);
+            self.unread = 0..kept;
+            let received = receive_some(stream, counters, &mut self.received[kept..])?;
+            if received == 0 {
+                break;
+            }
+            self.unread.end += received;
+            available = self.record_bytes();
         }
         // At the end this reads nothing, by which the session learns of it.
-        let mut unread = &self.received[self.unread.clone()];
-        let read = self.connection.read_tls(&mut unread)?;
+        let from = self.unread.start;
+        let mut records = &self.received[from..from + available];
+        let read = self.connection.read_tls(&mut records)?;
         self.unread.start += read;
+        self.record_left = self.record_left.saturating_sub(read);
         self.connection
             .process_new_packets()
             .map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?;
@@ -314,7 +393,7 @@ mod tests {
     fn socket(mut stream: TcpStream, mut connection: Connection) -> ContentSocket {
         connection.complete_io(&mut stream).unwrap();
         stream.set_nonblocking(true).unwrap();
-        let tls = TlsSession { connection, received: Vec::new(), unread: 0..0 };
+        let tls = TlsSession::new(connection, true);
         ContentSocket { tls: Some(Box::new(tls)), ..ContentSocket::plain(stream) }
     }
 

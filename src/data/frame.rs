@@ -3,9 +3,12 @@
 //! ```text
 //! frame   = kind (1 byte) length (4 bytes, little endian) payload
 //! ask     = ASK                                        answer  = REPLY | REFUSAL
-//! pack    = DIRS { FILE { CONTENT | HOLE } ( DIGEST | DONE | ABORT ) } END
-//! range   = RANGE { CONTENT | HOLE | KEEP } ( DIGEST | DONE | ABORT )
+//! pack    = DIRS { FILE { CONTENT | CLEAR | HOLE } ( DIGEST | ABORT | DONE ) } END
+//! range   = RANGE { CONTENT | CLEAR | HOLE | KEEP } ( DIGEST | ABORT | DONE )
 //! ```
+//!
+//! CLEAR is content on a connection in TLS that is not encrypted: the payload follows the TLS record with the header. What
+//! proves it is DIGEST, which is encrypted.
 //!
 //! The documents in ASK, REPLY, DIRS, FILE and RANGE end with a check of their own ([`checksum`]). Header and
 //! bulk are apart: a header is read whole (its length is checked before anything is
@@ -31,12 +34,13 @@ pub const REPLY: u8 = b'Y';
 /// A [`Problem`](crate::wire::problem::Problem) in JSON.
 pub const REFUSAL: u8 = b'X';
 /// Content of this length is fetched, where it has not come with the frame's head, instead of being
-/// passed on in the pieces in which it comes.
-const MIN_BULK_BYTES: usize = 64 << 10;
+/// passed on in the pieces in which it comes. Shorter content is always encrypted.
+pub const MIN_BULK_BYTES: usize = 64 << 10;
 const DIRS: u8 = b'D';
 const FILE: u8 = b'F';
 const RANGE: u8 = b'R';
 const CONTENT: u8 = b'C';
+const CLEAR: u8 = b'L';
 const HOLE: u8 = b'Z';
 const KEEP: u8 = b'K';
 const DIGEST: u8 = b'H';
@@ -126,11 +130,12 @@ pub trait ChunkSource {
     /// A message: the connection failed.
     fn next_chunk(&mut self) -> Result<Option<Bytes>, String>;
 
-    /// Fills `out` without a detour through a piece; `None` where that can't be done.
+    /// Fills `out` without a detour through a piece, in TLS with what is encrypted or with what is clear; `None` where that
+    /// can't be done.
     ///
     /// # Errors
-    /// A message: the connection failed or ended before.
-    fn fill(&mut self, _out: &mut [u8]) -> Option<Result<(), String>> {
+    /// A message: the connection failed or ended before, or has no clear content.
+    fn fill(&mut self, _out: &mut [u8], _is_clear: bool) -> Option<Result<(), String>> {
         None
     }
 
@@ -150,6 +155,8 @@ pub struct FrameReader<P> {
     unread: Bytes,
     /// What is still to come of the content frame begun last.
     content_left: usize,
+    /// That content is not encrypted.
+    is_clear: bool,
     /// What the ticket of the request allows; `None` before a request.
     pub permit: Option<StreamPermit>,
 }
@@ -157,7 +164,7 @@ pub struct FrameReader<P> {
 impl<P: ChunkSource> FrameReader<P> {
     /// Reads from `source`.
     pub fn new(source: P) -> Self {
-        FrameReader { source, unread: Bytes::new(), content_left: 0, permit: None }
+        FrameReader { source, unread: Bytes::new(), content_left: 0, is_clear: false, permit: None }
     }
 
     /// The next frame.
@@ -173,7 +180,7 @@ impl<P: ChunkSource> FrameReader<P> {
         let (kind, length) = parse_header(self.read_array()?);
         let allowed = match kind {
             DIRS | FILE | RANGE => 1..=MAX_MANIFEST_BYTES,
-            CONTENT => 1..=MAX_CONTENT_FRAME_BYTES,
+            CONTENT | CLEAR => 1..=MAX_CONTENT_FRAME_BYTES,
             HOLE => 8..=8,
             KEEP => 9..=9,
             DIGEST => 32..=32,
@@ -184,7 +191,16 @@ impl<P: ChunkSource> FrameReader<P> {
         if !allowed.contains(&length) {
             return Err(FrameError::Length { kind, length });
         }
+        self.is_clear = kind == CLEAR;
         match kind {
+            CLEAR if !self.unread.is_empty() => {
+                let reason = "encrypted bytes follow its header".to_owned();
+                Err(FrameError::Malformed { kind, reason })
+            }
+            CLEAR => {
+                self.content_left = length;
+                Ok(Frame::PendingContent(length))
+            }
             CONTENT => {
                 self.content_left = length;
                 if length >= MIN_BULK_BYTES && length > self.unread.len() {
@@ -228,10 +244,16 @@ impl<P: ChunkSource> FrameReader<P> {
         }
         // The piece goes back to its pool.
         self.unread = Bytes::new();
-        match self.source.fill(later) {
+        match self.source.fill(later, self.is_clear) {
             Some(filled) => filled.map_err(FrameError::Connection),
+            None if self.is_clear => Err(FrameError::Unknown(CLEAR)),
             None => self.fill(later),
         }
+    }
+
+    /// Whether the content of the last [`Frame::PendingContent`] is not encrypted where all else is.
+    pub fn is_clear(&self) -> bool {
+        self.is_clear
     }
 
     /// Makes sure that nothing has come behind the last frame: nothing is sent before it is answered.
@@ -412,6 +434,11 @@ pub fn range(range: &RangeHead) -> Vec<u8> {
 /// What stands before `length` bytes of content (1 to [`MAX_CONTENT_FRAME_BYTES`]).
 pub fn content_header(length: usize) -> [u8; FRAME_HEADER_BYTES] {
     head(CONTENT, length)
+}
+
+/// The same for content that is not encrypted where all else is.
+pub fn clear_content_header(length: usize) -> [u8; FRAME_HEADER_BYTES] {
+    head(CLEAR, length)
 }
 
 /// A frame of a few bytes; `N` is its length with its header.

@@ -47,6 +47,11 @@ pub fn verb_of(path: &str) -> Option<Verb> {
 
 /// What a connection is upgraded to.
 pub const UPGRADE_PROTOCOL: &str = "longhaul-frames-1";
+/// The header of a request for a stream, and of its response, where each side allows it: the content of large files is not
+/// encrypted.
+pub const CONTENT_HEADER: &str = "longhaul-content";
+/// Its only value.
+pub const CLEAR_CONTENT: &str = "clear";
 /// The request header that carries the ticket.
 pub const TICKET_HEADER: &str = "x-longhaul-ticket";
 

@@ -245,6 +245,9 @@ impl<S: ContentWriter, P: ChunkSource> ContentReceiver<'_, S, P> {
                 self.flush_gathered();
             }
             match frame {
+                Frame::PendingContent(_) if self.frames.is_clear() && self.hasher.is_none() => {
+                    return Err(FrameError::MissingDigest);
+                }
                 Frame::PendingContent(_) => self.gather(here)?,
                 Frame::Content(bytes) => {
                     if let Some(hasher) = &mut self.hasher {

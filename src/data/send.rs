@@ -14,6 +14,7 @@ use crate::wire::Digest;
 use crate::wire::content::{ContentHasher, HashMode, merge_blocks};
 use crate::wire::manifest::{Entry, ManifestDir};
 use crate::wire::outcome::EntryError;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,6 +39,10 @@ pub struct FrameWriter<'a> {
     /// Counts the progress here, beside what the peer accepts.
     progress: Arc<AtomicU64>,
     limiters: Limiters,
+    /// The content ends with a digest. Only such content may be clear.
+    is_hashed: bool,
+    /// Where clear content is in the buffer.
+    clear: Vec<Range<usize>>,
     /// Content that was sent, in bytes.
     pub sent: u64,
     kept: u64,
@@ -52,19 +57,30 @@ impl<'a> FrameWriter<'a> {
         progress: Arc<AtomicU64>,
         limiters: Limiters,
     ) -> Self {
-        FrameWriter { sink, buffer, scratch, progress, limiters, sent: 0, kept: 0 }
+        FrameWriter {
+            sink,
+            buffer,
+            scratch,
+            progress,
+            limiters,
+            is_hashed: false,
+            clear: Vec::new(),
+            sent: 0,
+            kept: 0,
+        }
     }
 
     /// Sends the collected files, within the limits.
     fn flush(&mut self) -> Result<(), Disconnected> {
-        let mut rest = self.buffer.as_ref();
-        while !rest.is_empty() {
-            let most = self.limiters.max_chunk_bytes().and_then(|most| usize::try_from(most).ok());
-            let (piece, later) = rest.split_at(most.unwrap_or(usize::MAX).min(rest.len()));
-            self.limiters.acquire(piece.len() as u64, || self.sink.check_active())?;
-            self.sink.send(piece)?;
-            rest = later;
+        let bytes = self.buffer.as_ref();
+        let mut at = 0;
+        for clear in &self.clear {
+            send_within_limits(self.sink, &self.limiters, &bytes[at..clear.start], false)?;
+            send_within_limits(self.sink, &self.limiters, &bytes[clear.clone()], true)?;
+            at = clear.end;
         }
+        send_within_limits(self.sink, &self.limiters, &bytes[at..], false)?;
+        self.clear.clear();
         self.buffer.clear();
         Ok(())
     }
@@ -89,6 +105,25 @@ impl<'a> FrameWriter<'a> {
     }
 }
 
+fn send_within_limits(
+    sink: &mut dyn FrameSink,
+    limiters: &Limiters,
+    mut rest: &[u8],
+    is_clear: bool,
+) -> Result<(), Disconnected> {
+    while !rest.is_empty() {
+        let most = limiters.max_chunk_bytes().and_then(|most| usize::try_from(most).ok());
+        let (piece, later) = rest.split_at(most.unwrap_or(usize::MAX).min(rest.len()));
+        limiters.acquire(piece.len() as u64, || sink.check_active())?;
+        match is_clear {
+            true => sink.send_clear(piece)?,
+            false => sink.send(piece)?,
+        }
+        rest = later;
+    }
+    Ok(())
+}
+
 impl Sink for FrameWriter<'_> {
     type Stop = Disconnected;
 
@@ -103,8 +138,15 @@ impl Sink for FrameWriter<'_> {
     }
 
     fn content(&mut self, n: usize) -> Result<(), Disconnected> {
-        self.buffer.spare_mut()[..FRAME_HEADER_BYTES].copy_from_slice(&frame::content_header(n));
+        let is_clear = self.is_hashed && n >= frame::MIN_BULK_BYTES && self.sink.allows_clear();
+        let header = match is_clear {
+            true => frame::clear_content_header(n),
+            false => frame::content_header(n),
+        };
+        self.buffer.spare_mut()[..FRAME_HEADER_BYTES].copy_from_slice(&header);
         self.buffer.advance(FRAME_HEADER_BYTES + n);
+        let end = self.buffer.len();
+        self.clear.extend(is_clear.then_some(end - n..end));
         self.sent += n as u64;
         Ok(())
     }
@@ -166,6 +208,7 @@ fn send_file(
     let now = file.entry();
     let bytes = now.size();
     writer.append(&frame::file(now))?;
+    writer.is_hashed = hashing.mode.is_some();
     let mut hasher = hashing.mode.map(ContentHasher::new);
     let read = read_whole(&file, Span { offset: 0, length: bytes }, &mut hasher, writer)?;
     let found = hasher.map(ContentHasher::digest);
@@ -193,6 +236,7 @@ pub fn send_range(
     writer: &mut FrameWriter<'_>,
 ) -> Result<Result<WrittenRange, EntryError>, Disconnected> {
     let span = Span { offset: head.offset, length: head.length };
+    writer.is_hashed = hashing.is_some();
     let opened = open_version(source, entry);
     let is_dense = existing.is_none() && opened.as_ref().is_ok_and(SourceFile::is_dense);
     writer.append(&frame::range(&RangeHead { is_dense, ..head.clone() }))?;

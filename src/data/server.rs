@@ -139,6 +139,7 @@ impl DataServer {
             pool: pool.clone(),
             stall_timeout,
             sender: None,
+            allows_clear: false,
             connection,
         };
         let (tracker, abort) = (TaskTracker::new(), Shutdown::new());
@@ -227,7 +228,7 @@ async fn accept_connection(
     };
     match accepted {
         Ok(Ok(Accepted::Tls(stream, worker))) => {
-            context.sender = Some(worker);
+            (context.sender, context.allows_clear) = (Some(worker), tls.allows_clear());
             serve_connection(stream, peer, context, (true, stop)).await;
         }
         Ok(Ok(Accepted::Plain(stream))) => {
@@ -256,13 +257,14 @@ async fn serve_connection(
                 if !allowed {
                     return Ok(handlers::refuse_plain(request, peer).await);
                 }
-                let response = match content_server::accept_upgrade(&mut request) {
-                    Some((on, response)) => {
-                        *upgrade.lock() = Some(on);
-                        response
-                    }
-                    None => handlers::handle_request(request, peer, &context).await,
-                };
+                let response =
+                    match content_server::accept_upgrade(&mut request, context.allows_clear) {
+                        Some((stream, response)) => {
+                            *upgrade.lock() = Some(stream);
+                            response
+                        }
+                        None => handlers::handle_request(request, peer, &context).await,
+                    };
                 Ok::<_, std::convert::Infallible>(response)
             }
         })
@@ -289,7 +291,7 @@ async fn serve_connection(
         context.log_failure(peer, &format!("{e}{hint}"));
     }
     let upgrade = upgrade.lock().take();
-    if let Some(on) = upgrade {
-        content_server::serve_stream(on, peer, (&context, &stop)).await;
+    if let Some(stream) = upgrade {
+        content_server::serve_stream(stream, peer, (&context, &stop)).await;
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct ConnectionContext {
     pub(super) stall_timeout: Duration,
     /// The worker of the agent at the other end, by its certificate. `None`: without TLS.
     pub(super) sender: Option<WorkerId>,
+    /// The content of large files may be sent without encryption.
+    pub(super) allows_clear: bool,
     /// The place of this connection among all.
     pub(super) connection: Arc<AdmittedConnection>,
 }

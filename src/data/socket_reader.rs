@@ -71,9 +71,13 @@ impl SocketReader {
     }
 
     /// Reads what there is to `room`, at least a byte; 0 at the end.
-    fn receive_some(&mut self, room: &mut [u8]) -> Result<usize, String> {
+    fn receive_some(&mut self, room: &mut [u8], is_clear: bool) -> Result<usize, String> {
         loop {
-            match self.socket.receive(room) {
+            let received = match is_clear {
+                true => self.socket.receive_clear(room),
+                false => self.socket.receive(room),
+            };
+            match received {
                 Ok(n) => {
                     self.count_progress(n);
                     return Ok(n);
@@ -119,15 +123,15 @@ impl ChunkSource for SocketReader {
             PooledChunk { buffer: Some(buffer), length: 0, free_buffer: self.free_buffer.clone() };
         let most = std::mem::replace(&mut self.next_read_bytes, RECEIVE_BUFFER_BYTES);
         if let Some(buffer) = &mut piece.buffer {
-            piece.length = self.receive_some(&mut buffer.content_mut()[..most])?;
+            piece.length = self.receive_some(&mut buffer.content_mut()[..most], false)?;
         }
         Ok((piece.length > 0).then(|| Bytes::from_owner(piece)))
     }
 
-    fn fill(&mut self, mut out: &mut [u8]) -> Option<Result<(), String>> {
+    fn fill(&mut self, mut out: &mut [u8], is_clear: bool) -> Option<Result<(), String>> {
         self.next_read_bytes = HEADER_READ_BYTES;
         while !out.is_empty() {
-            match self.receive_some(out) {
+            match self.receive_some(out, is_clear) {
                 Ok(0) => return Some(Err("it ended within content".to_owned())),
                 Ok(n) => out = &mut out[n..],
                 Err(reason) => return Some(Err(reason)),

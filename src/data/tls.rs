@@ -26,6 +26,7 @@ pub struct DataTls {
     connector: TlsConnector,
     acceptor: TlsAcceptor,
     verifier: Arc<TicketVerifier>,
+    allows_clear: bool,
 }
 
 /// An accepted connection.
@@ -38,9 +39,19 @@ pub enum Accepted {
 
 impl DataTls {
     /// TLS with these configurations. Workers that `verifier` has as revoked are not connected to.
-    pub fn new(configs: PeerConfigs, verifier: Arc<TicketVerifier>) -> Arc<Self> {
+    /// With `allows_clear` the content of large files is not encrypted where the peer allows it too.
+    pub fn new(
+        configs: PeerConfigs,
+        verifier: Arc<TicketVerifier>,
+        allows_clear: bool,
+    ) -> Arc<Self> {
         let (connector, acceptor) = (configs.client.into(), configs.server.into());
-        Arc::new(DataTls { connector, acceptor, verifier })
+        Arc::new(DataTls { connector, acceptor, verifier, allows_clear })
+    }
+
+    /// See [`new`](Self::new).
+    pub(super) fn allows_clear(&self) -> bool {
+        self.allows_clear
     }
 
     /// Makes the handshake with `worker`. Nothing else is sent before it is certain that the server is that.

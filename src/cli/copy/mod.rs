@@ -291,6 +291,7 @@ fn agent_config(master: &Master, paths: &CopyPaths) -> Result<AgentConfig> {
         bwlimit: None,
         buffer_memory: DEFAULT_BUFFER_MEMORY_BYTES,
         direct_io: false,
+        encrypt_content: true,
         run_as: Default::default(),
         data_dir: None,
         log: LogConfig::default(),

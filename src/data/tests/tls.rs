@@ -10,19 +10,37 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
 use tokio::net::tcp::OwnedReadHalf;
 
+fn tls_with(
+    identity: &Arc<AgentIdentity>,
+    verifier: &Arc<TicketVerifier>,
+    allows_clear: bool,
+) -> Option<Arc<DataTls>> {
+    Some(DataTls::new(PeerConfigs::new(identity).unwrap(), verifier.clone(), allows_clear))
+}
+
 fn tls(identity: &Arc<AgentIdentity>, verifier: &Arc<TicketVerifier>) -> Option<Arc<DataTls>> {
-    Some(DataTls::new(PeerConfigs::new(identity).unwrap(), verifier.clone()))
+    tls_with(identity, verifier, false)
 }
 
-/// A test bed of which the server has this identity.
-async fn test_bed(identity: &Arc<AgentIdentity>) -> TestBed {
+/// A test bed of which the server has this identity, and may allow clear content.
+async fn test_bed_with(identity: &Arc<AgentIdentity>, allows_clear: bool) -> TestBed {
     let place = (std::env::temp_dir(), test_pool());
-    TestBed::with_tls(true, STALL_TIMEOUT, place, |verifier| tls(identity, verifier)).await
+    let tls = |verifier: &_| tls_with(identity, verifier, allows_clear);
+    TestBed::with_tls(true, STALL_TIMEOUT, place, tls).await
 }
 
-/// What an agent with this identity sends by.
+async fn test_bed(identity: &Arc<AgentIdentity>) -> TestBed {
+    test_bed_with(identity, false).await
+}
+
+/// What an agent with this identity sends by; it may allow clear content.
+fn peers_with(identity: &Arc<AgentIdentity>, allows_clear: bool) -> Arc<Peers> {
+    let tls = tls_with(identity, &Arc::new(TicketVerifier::new()), allows_clear);
+    Peers::with_tls(&[], test_pool(), tls)
+}
+
 fn peers(identity: &Arc<AgentIdentity>) -> Arc<Peers> {
-    Peers::with_tls(&[], test_pool(), tls(identity, &Arc::new(TicketVerifier::new())))
+    peers_with(identity, false)
 }
 
 fn destination(world: &TestBed, peers: &Arc<Peers>) -> Destination {
@@ -201,10 +219,12 @@ async fn a_connection_outlives_its_certificate_and_new_ones_have_the_next() {
     world.shut_down().await;
 }
 
-/// A link to a server, which records all that goes over it, and may end one direction early.
+/// A link to a server, which records all that goes over it, and may end one direction early, or change a text.
 struct Link {
     endpoint: Endpoint,
     recorded: Arc<Mutex<Vec<u8>>>,
+    /// The first bytes of this are replaced, as often as they come.
+    changed: Arc<Mutex<Option<Vec<u8>>>>,
 }
 
 impl Link {
@@ -213,17 +233,19 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (server, recorded) = (server.authority(), Arc::<Mutex<Vec<u8>>>::default());
-        let record = recorded.clone();
+        let changed = Arc::<Mutex<Option<Vec<u8>>>>::default();
+        let (record, change) = (recorded.clone(), changed.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = TcpStream::connect(&server).await.unwrap();
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                tokio::spawn(relay(from_client, to_server, up, record.clone()));
-                tokio::spawn(relay(from_server, to_client, down, record.clone()));
+                let (log, change) = (|| record.clone(), || change.clone());
+                tokio::spawn(relay(from_client, to_server, up, (log(), change())));
+                tokio::spawn(relay(from_server, to_client, down, (log(), change())));
             }
         });
-        Link { endpoint, recorded }
+        Link { endpoint, recorded, changed }
     }
 
     fn has_seen(&self, text: &[u8]) -> bool {
@@ -240,13 +262,19 @@ async fn relay(
     mut from: OwnedReadHalf,
     mut to: impl AsyncWrite + Unpin,
     mut left: usize,
-    recorded: Arc<Mutex<Vec<u8>>>,
+    (recorded, changed): (Arc<Mutex<Vec<u8>>>, Arc<Mutex<Option<Vec<u8>>>>),
 ) {
     let mut room = vec![0; 64 << 10];
     while left > 0
         && let Ok(n @ 1..) = from.read(&mut room).await
     {
-        let piece = &room[..n.min(left)];
+        let piece = &mut room[..n.min(left)];
+        if let Some(text) = &*changed.lock()
+            && let Some(at) = piece.windows(text.len()).position(|window| window == text)
+        {
+            piece[at] ^= 1;
+        }
+        let piece = &*piece;
         recorded.lock().extend(piece);
         if to.write_all(piece).await.is_err() {
             break;
@@ -278,6 +306,72 @@ async fn neither_content_nor_names_nor_tickets_are_readable_on_the_way() {
             // Without TLS all of it is found: the search works.
             assert_eq!(link.has_seen(text), !encrypted, "{}", String::from_utf8_lossy(text));
         }
+        world.shut_down().await;
+    }
+}
+
+/// Sends a large file and its range over a link between agents of which each may allow clear content.
+async fn send_over_link(allows: [bool; 2], change: Option<&[u8]>) -> (TestBed, Link, bool) {
+    let site = TestAuthority::new();
+    let [sender, receiver] = allows;
+    let world = test_bed_with(&site.agent("b"), receiver).await;
+    let sender = peers_with(&site.agent("a"), sender);
+    let link = Link::to(&world.endpoint, (usize::MAX, usize::MAX)).await;
+    *link.changed.lock() = change.map(<[u8]>::to_vec);
+    world.write("a-secret-name", &CLEAR_TEXT.repeat(20_000));
+    let (manifest, entry) = world.only_file();
+    let to = sender.peer(&link.member(&world), &world.ticket(), &WriteRules::default());
+    let to = Destination::Remote(to);
+    let source = tree(&world.src());
+    let sent = to.transfer_pack(&source, manifest.dirs.clone(), vec![entry.clone()]).await;
+    let is_sent = sent.is_ok_and(|report| report.files.iter().all(Result::is_ok));
+    // The stream goes on with documents and further content.
+    let range = (0, 1 << 20);
+    let written = to.transfer_range(&source, &manifest, &entry, range, RangeMode::Whole).await;
+    assert_eq!(written.is_ok(), is_sent, "{written:?}");
+    (world, link, is_sent)
+}
+
+const CLEAR_TEXT: &[u8] = b"these are words that the network may read, if both ends allow that";
+
+#[tokio::test]
+async fn content_is_clear_where_both_agents_allow_it_and_nothing_else_is() {
+    for allows in [[true, true], [true, false], [false, true], [false, false]] {
+        let (world, link, is_sent) = send_over_link(allows, None).await;
+        assert!(is_sent);
+        let file = world.dst().join("a-secret-name");
+        assert!(fs::read(file).unwrap() == CLEAR_TEXT.repeat(20_000));
+        assert_eq!(link.has_seen(CLEAR_TEXT), allows == [true, true], "{allows:?}");
+        for text in [&b"a-secret-name"[..], world.ticket().as_bytes(), b"HTTP/1.1"] {
+            assert!(!link.has_seen(text), "{}", String::from_utf8_lossy(text));
+        }
+        world.shut_down().await;
+    }
+}
+
+#[tokio::test]
+async fn clear_content_that_is_changed_on_the_way_is_not_published() {
+    let (world, link, is_sent) = send_over_link([true, true], Some(b"words that")).await;
+    assert!(!is_sent && link.has_seen(b"vords that"));
+    assert!(!world.dst().join("a-secret-name").exists());
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn content_without_a_digest_and_short_content_are_always_encrypted() {
+    let site = TestAuthority::new();
+    let rules = WriteRules { requires_digest: false, ..WriteRules::default() };
+    for (times, rules) in [(20_000, rules), (500, WriteRules::default())] {
+        let world = test_bed_with(&site.agent("b"), true).await;
+        let sender = peers_with(&site.agent("a"), true);
+        let link = Link::to(&world.endpoint, (usize::MAX, usize::MAX)).await;
+        world.write("f", &CLEAR_TEXT.repeat(times));
+        let (manifest, entry) = world.only_file();
+        let ticket = world.ticket_with(&rules);
+        let to = Destination::Remote(sender.peer(&link.member(&world), &ticket, &rules));
+        to.transfer_pack(&tree(&world.src()), manifest.dirs, vec![entry]).await.unwrap();
+        assert!(fs::read(world.dst().join("f")).unwrap() == CLEAR_TEXT.repeat(times));
+        assert!(!link.has_seen(CLEAR_TEXT));
         world.shut_down().await;
     }
 }
