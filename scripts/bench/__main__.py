@@ -13,7 +13,7 @@ import tempfile
 import data
 import meter
 import report
-from longhaul import LikeRsync, Longhaul
+from longhaul import ClearContent, Encrypted, LikeRsync, Longhaul
 from sides import others
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -26,7 +26,8 @@ def options():
         epilog="sets, at scale 1:\n" + "".join(
             f"  {name:14} {data.TREES[name] if name in data.TREES else one.text}\n" for name, one in data.SETS.items())
         + "sides: longhaul, rsync, tar, guc, rclone, syq, cp, yardstick; what is not installed is left out; by name\n"
-        "only: rsync-all (rsync -aHAX) and longhaul-a (keeps what rsync -a does), to compare what does the same\n\n"
+        "only: rsync-all (rsync -aHAX) and longhaul-a (keeps what rsync -a does), to compare what does the same;\n"
+        "longhaul-tls and longhaul-clear (TLS between agents, with and without encryption of content; as root)\n\n"
         "Before each run, for all sides alike, the destination is emptied and flushed, untimed. Round 0 warms and is\n"
         "not counted; the order of the sides turns with each round. Files and bytes are counted after each run.")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="counted rounds (5)")
@@ -111,7 +112,7 @@ def choose(args, bench):
         if name not in data.SETS:
             sys.exit(f"bench.sh: there is no set {name}; there are {', '.join(data.SETS)}")
     ctl = binary(args)
-    sides = [Longhaul(bench, ctl), LikeRsync(bench, ctl)]
+    sides = [side(bench, ctl) for side in (Longhaul, LikeRsync, Encrypted, ClearContent)]
     sides += others(bench, args.yardstick and os.path.abspath(args.yardstick))
     wanted = args.sides.split(",") if args.sides else [side.name for side in sides if not side.named_only]
     for name in wanted:

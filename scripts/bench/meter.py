@@ -178,9 +178,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def listens(port):
-    """Whether something listens on the TCP port. It is not connected to: some serve one connection only."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+def listens(port, pid="self"):
+    """Whether something listens on the TCP port in the network namespace of a process. It is not connected to: some
+    serve one connection only."""
+    for table in (f"/proc/{pid}/net/tcp", f"/proc/{pid}/net/tcp6"):
         if os.path.exists(table):
             with open(table) as lines:
                 for line in lines:
@@ -192,7 +193,7 @@ def listens(port):
 
 def await_port(port, process, seconds=20.0):
     until = time.monotonic() + seconds
-    while not listens(port):
+    while not listens(port, process.pid):
         if process.gone() or time.monotonic() > until:
             raise Failed(f"{os.path.basename(process.argv[0])} does not listen on port {port}: {process.last_words()}")
         time.sleep(0.005)
