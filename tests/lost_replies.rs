@@ -9,9 +9,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::cluster::{Cluster, StoreKind, free_port};
+use support::cluster::{Cluster, StoreKind};
 use support::ctl::{Ctl, ctl};
 use support::http;
+use support::ports::free_port;
 use support::process::CommandOutput;
 use support::tree::make_dir;
 

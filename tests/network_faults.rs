@@ -10,8 +10,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use support::MAX_WAIT;
-use support::cluster::{Cluster, StoreKind, assert_complete, assert_nothing_to_do, free_port};
+use support::cluster::{Cluster, StoreKind, assert_complete, assert_nothing_to_do};
 use support::faults::Fault;
+use support::ports::free_port;
 use support::process::User;
 use support::relay::Relay;
 use support::tree::{

@@ -7,7 +7,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use support::await_true;
-use support::cluster::free_port;
+use support::ports::free_port;
 use support::process::{Process, User, clean_command, ctl_binary};
 
 /// A server on a port of its own, killed on drop.

@@ -19,8 +19,9 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use support::cluster::{Cluster, StoreKind, free_port};
+use support::cluster::{Cluster, StoreKind};
 use support::ctl::{Ctl, ctl};
+use support::ports::free_port;
 use support::process::{CommandOutput, User};
 use support::tree::{
     ComparisonRules, assert_same, census, chmod, exact_comparison, make_dir, make_symlink,

@@ -4,6 +4,7 @@ use super::clock::Clock;
 use super::ctl::{Ctl, ctl};
 use super::host::Host;
 use super::http::{self, Response};
+use super::ports::free_port;
 use super::process::{NOBODY, Process, User, clean_command, ctl_binary};
 use super::redis::RedisServer;
 use super::tree::{self, Census};
@@ -11,9 +12,6 @@ use super::{await_some, await_true};
 use longhaul::wire::sync::{SyncOutcome, SyncProgress, SyncState};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -24,27 +22,6 @@ use std::time::Duration;
 pub(crate) enum StoreKind {
     Embedded,
     Redis,
-}
-
-/// An unused port outside of the range from which the kernel takes ports for connections:
-/// it stays free while a master is down.
-pub(crate) fn free_port() -> u16 {
-    let mut seed = std::process::id() as u64;
-    seed ^= std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
-    for attempt in 0..500 {
-        let drawn = tree::random_bytes(8, seed.wrapping_add(attempt));
-        let port = 10_000 + u16::from_le_bytes([drawn[0], drawn[1]]) % 20_000;
-        // The name is this process's until it ends, so that no other test uses the port before this one does.
-        let name = UnixAddr::from_abstract_name(format!("longhaul-test-port-{port}"));
-        let reserved = name.and_then(|name| UnixListener::bind_addr(&name));
-        if let Ok(reserved) = reserved
-            && TcpListener::bind(("127.0.0.1", port)).is_ok()
-        {
-            std::mem::forget(reserved);
-            return port;
-        }
-    }
-    panic!("no free port");
 }
 
 /// An installation.

@@ -11,6 +11,7 @@ pub(crate) mod guide;
 pub(crate) mod host;
 pub(crate) mod http;
 pub(crate) mod lab;
+pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod relay;
