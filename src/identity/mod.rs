@@ -5,7 +5,7 @@
 //! - `authority`: the CA: its files, and the certificates that it issues
 //! - `sealed_authority`, `authority_set`: the CA in the store, and its replacement by another one while all goes on
 //! - `agent`, `public_key`: the key and the certificate of an agent
-//! - `server`, `client`: TLS of the API of a master, and of its clients; `peer`: TLS between agents
+//! - `server`, `client`: TLS of the API of a master, and of its clients; `trust`: the masters that those accept; `peer`: TLS between agents
 //! - `sealing`: secrets are sealed before they go to a store
 //!
 //! A certificate of the own CA is checked by its URI, not by the name of a host. TLS has one crypto provider
@@ -21,17 +21,19 @@ mod public_key;
 mod sealed_authority;
 pub mod sealing;
 mod server;
+mod trust;
 
 pub use agent::{AgentCertificate, AgentIdentity, CertificateTimes};
 pub use authority::{CertificateAuthority, HostName};
 pub use authority_set::{AuthoritySet, SharedAuthorities};
-pub use client::{ServerTrust, client_config, describe_tls_error};
+pub use client::{client_config, describe_tls_error};
 pub use name::{Identity, Role};
 pub use peer::{PeerConfigs, peer_worker};
 pub use public_key::PublicKey;
 pub use sealed_authority::{ReplacedAuthority, SealedAuthority};
 pub use sealing::{Sealer, SealingError};
 pub use server::{ApiCertificate, OperatorCertificate, server_config};
+pub use trust::ServerTrust;
 
 use rustls::crypto::CryptoProvider;
 use std::sync::{Arc, OnceLock};

@@ -4,7 +4,7 @@
 //! certificate of its successor that it has signed: by that, clients that have the former one trust the masters, and agents
 //! each other, until they have the other one. The former key is not needed after that, and is kept nowhere.
 
-use super::{AuthoritySet, CertificateAuthority, IdentityError, Sealer};
+use super::{CertificateAuthority, IdentityError, Sealer};
 use crate::wire::Digest;
 use crate::wire::task::Base64Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -63,16 +63,15 @@ impl SealedAuthority {
         })
     }
 
-    /// An authority that replaces the one of `current`, of which certificates of agents are valid for at most `lifetime`.
+    /// An authority that replaces `former`, of which certificates of agents are valid for at most `lifetime`.
     ///
     /// # Errors
     /// It cannot be made, or its key cannot be sealed.
     pub fn replacing(
-        current: &AuthoritySet,
+        former: &CertificateAuthority,
         sealer: &Sealer,
         lifetime: Duration,
     ) -> Result<Self, IdentityError> {
-        let former = current.issuer();
         let now = UnixTime::now();
         let (next, _) = CertificateAuthority::generate(former.installation(), now)?;
         let successor = former.sign_successor(&next, now)?;

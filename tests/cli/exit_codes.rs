@@ -256,7 +256,7 @@ fn exit_78_invalid_address_and_exit_1_unreachable_address_with_check() {
         let printed = ctl(["config", "check"]).arg(&path).run().assert_exit_code(78).stdout_text();
         assert!(printed.contains("error: ") && printed.contains("300.1.1.1"), "{text}{printed}");
     }
-    let nobody = format!("http://127.0.0.1:{}", support::cluster::free_port());
+    let nobody = format!("http://127.0.0.1:{}", support::ports::free_port());
     let path = write_file(home.path().join("good.yml"), worker(&nobody, here));
     let check =
         |more: &[&str]| ctl(["config", "check", "--worker-id", "a"]).args(more).arg(&path).run();

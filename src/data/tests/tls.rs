@@ -223,9 +223,11 @@ async fn a_connection_outlives_its_certificate_and_new_ones_have_the_next() {
 struct Link {
     endpoint: Endpoint,
     recorded: Arc<Mutex<Vec<u8>>>,
-    /// The first bytes of this are replaced, as often as they come.
-    changed: Arc<Mutex<Option<Vec<u8>>>>,
+    changed: ChangedText,
 }
+
+/// Its first byte is replaced, as often as it comes.
+type ChangedText = Arc<Mutex<Option<Vec<u8>>>>;
 
 impl Link {
     /// So many bytes go to the server, and come from it, over each connection.
@@ -233,7 +235,7 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (server, recorded) = (server.authority(), Arc::<Mutex<Vec<u8>>>::default());
-        let changed = Arc::<Mutex<Option<Vec<u8>>>>::default();
+        let changed = ChangedText::default();
         let (record, change) = (recorded.clone(), changed.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -262,7 +264,7 @@ async fn relay(
     mut from: OwnedReadHalf,
     mut to: impl AsyncWrite + Unpin,
     mut left: usize,
-    (recorded, changed): (Arc<Mutex<Vec<u8>>>, Arc<Mutex<Option<Vec<u8>>>>),
+    (recorded, changed): (Arc<Mutex<Vec<u8>>>, ChangedText),
 ) {
     let mut room = vec![0; 64 << 10];
     while left > 0

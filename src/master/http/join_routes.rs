@@ -193,11 +193,12 @@ pub(super) async fn rotate_authority(App(app): App) -> RouteResult {
     let authority = find_authority(&app)?.clone();
     let lifetime = app.limits.config.borrow().agent_certificate_lifetime;
     let current = authority.authorities.current();
-    let next =
-        SealedAuthority::replacing(&current, &authority.sealer, lifetime).map_err(|error| {
+    let next = SealedAuthority::replacing(current.issuer(), &authority.sealer, lifetime).map_err(
+        |error| {
             tracing::error!(%error, "the certificate authority is not replaced");
             Problem::new(ProblemCode::Internal, "no authority can be made; see the master's log")
-        })?;
+        },
+    )?;
     Ok(ok_json(&app.handle.send(RotateAuthority { next: Box::new(next) }).await?))
 }
 

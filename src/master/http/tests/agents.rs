@@ -302,7 +302,8 @@ async fn a_connection_does_not_outlive_the_authority_of_its_certificate() {
     let own = certificate(&first);
     let sealer = Sealer::for_tests();
     let current = api.authorities.current();
-    let next = SealedAuthority::replacing(&current, &sealer, Duration::from_secs(86_400)).unwrap();
+    let next =
+        SealedAuthority::replacing(current.issuer(), &sealer, Duration::from_secs(86_400)).unwrap();
     let adopt = |stored: &SealedAuthority| {
         let issuer = Arc::new(stored.open(&sealer).unwrap());
         api.authorities.replace(AuthoritySet::new(issuer, stored).unwrap());
