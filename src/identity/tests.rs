@@ -317,7 +317,8 @@ async fn in_a_rotation_both_authorities_are_accepted_everywhere_and_after_it_the
     let late = join_with(&home.path().join("late"), &before);
     let stopped = join_with(&home.path().join("stopped"), &before);
 
-    let next = SealedAuthority::replacing(&before, &sealer, Duration::from_secs(60)).unwrap();
+    let next =
+        SealedAuthority::replacing(before.issuer(), &sealer, Duration::from_secs(60)).unwrap();
     let adopt = |stored: &SealedAuthority| {
         let issuer = Arc::new(stored.open(&sealer).unwrap());
         shared.replace(AuthoritySet::new(issuer, stored).unwrap());
@@ -378,7 +379,8 @@ async fn in_a_rotation_both_authorities_are_accepted_everywhere_and_after_it_the
     let refused = connect_agent(&early, own(&former)).await.unwrap_err();
     assert!(refused.starts_with("client: ") && refused.contains("UnknownIssuer"), "{refused}");
     // A second rotation ends what the first one kept.
-    let third = SealedAuthority::replacing(&shared.current(), &sealer, Duration::from_secs(60));
+    let third =
+        SealedAuthority::replacing(shared.current().issuer(), &sealer, Duration::from_secs(60));
     adopt(&third.unwrap());
     assert_eq!(connect(server.clone(), &trusts_next, "any.name").await, Ok(()));
     let refused = connect(server, &trusts_former, "any.name").await.unwrap_err();
@@ -392,7 +394,8 @@ fn a_crash_while_the_files_of_the_authority_are_replaced_leaves_none_that_do_not
     let (former, _) = authority(&dir);
     let sealer = Sealer::for_tests();
     let current = AuthoritySet::of_issuer(former.clone());
-    let next = SealedAuthority::replacing(&current, &sealer, Duration::from_secs(60)).unwrap();
+    let next =
+        SealedAuthority::replacing(current.issuer(), &sealer, Duration::from_secs(60)).unwrap();
     let next = next.open(&sealer).unwrap();
     // The key cannot be replaced: what the directory has then is what a kill at this point leaves.
     fs::remove_file(dir.join("ca.key")).unwrap();

@@ -246,7 +246,8 @@ async fn each_master_adopts_the_authority_that_replaces_its_own_also_after_it_wa
     let rotate = async |master: &TestMaster, authority: &MasterAuthority| {
         let current = authority.authorities().current();
         let lifetime = Duration::from_secs(60);
-        let next = SealedAuthority::replacing(&current, &Sealer::for_tests(), lifetime).unwrap();
+        let next =
+            SealedAuthority::replacing(current.issuer(), &Sealer::for_tests(), lifetime).unwrap();
         master.handle.send(RotateAuthority { next: Box::new(next) }).await.unwrap().authority
     };
     let next = rotate(&one, &first).await;
