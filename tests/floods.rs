@@ -180,10 +180,14 @@ fn memory_goes_back_after_a_flood() {
     let body = [body.as_bytes(), &vec![b' '; 3 << 20]].concat();
     let mut held: Vec<TcpStream> = Vec::new();
     for _ in 0..60 {
-        held.extend((0..10).map(|_| connect(&address, &head)));
+        held.extend((0..20).map(|_| connect(&address, &head)));
         held.push(connect(&address, &body));
     }
     await_true("the flood is held", || resident_mib(pid) > before + 180);
+    // What is in use then is returned later.
+    await_true("a part is returned", || {
+        cluster.master.process.log().contains("returned free memory")
+    });
     drop(held);
     await_true("the memory goes back", || resident_mib(pid) < before + 50);
 }

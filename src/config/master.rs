@@ -83,7 +83,7 @@ pub struct Limits {
     pub max_active_syncs: usize,
     /// The maximum number of syncs that wait; further ones are refused.
     pub max_queued_syncs: usize,
-    /// The maximum number of workers, and of 4 KiB each of their heartbeats together. Beyond it workers that are silent or
+    /// The maximum number of workers, and of 2 KiB each of their heartbeats together. Beyond it workers that are silent or
     /// were heard once make room, unless they joined or have tasks; if there is none, new ones are refused.
     pub max_workers: usize,
     /// The time that a sync waits for space at its destination before it fails; 0: it fails immediately.

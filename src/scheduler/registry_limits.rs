@@ -12,8 +12,10 @@ use std::collections::BTreeSet;
 use std::io;
 
 /// The mean length of the heartbeats, as JSON, of as many workers as the registry may have. A usual one has 1 KiB. In
-/// memory a heartbeat and its storages are two to three times as long.
-const MEAN_HEARTBEAT_BYTES: usize = 4 << 10;
+/// memory a heartbeat and its storages are up to seven times as long.
+const MEAN_HEARTBEAT_BYTES: usize = 2 << 10;
+/// The length of all heartbeats, as JSON, that is kept in any case.
+const MIN_BYTES: usize = 1 << 20;
 /// This part of the registry makes room at once, because the search for it reads the whole registry.
 const EVICTED_PART: usize = 64;
 /// After a search without a result there is none for this time, in milliseconds.
@@ -39,6 +41,9 @@ pub(super) fn kept_bytes(heartbeat: &WorkerHeartbeat) -> usize {
 
 /// Removes what a heartbeat says of storage paths that it does not name.
 pub(super) fn remove_unknown_paths(heartbeat: &mut WorkerHeartbeat) {
+    if heartbeat.free_bytes.is_empty() && heartbeat.root_ids.is_empty() {
+        return;
+    }
     let lost = heartbeat.unavailable_paths.iter().map(|lost| &lost.path);
     let known = heartbeat.storage_paths.iter().chain(lost);
     let known: BTreeSet<String> = known.map(ToString::to_string).collect();
@@ -59,7 +64,7 @@ impl State {
         now: Now,
     ) -> Result<(), Problem> {
         let max_workers = self.settings.max_workers;
-        let max_bytes = max_workers.saturating_mul(MEAN_HEARTBEAT_BYTES);
+        let max_bytes = max_workers.saturating_mul(MEAN_HEARTBEAT_BYTES).max(MIN_BYTES);
         let known = self.workers.get(id);
         let more_bytes = kept_bytes.saturating_sub(known.map_or(0, |known| known.kept_bytes));
         let more_workers = usize::from(known.is_none());
