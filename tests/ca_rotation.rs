@@ -11,7 +11,7 @@ use support::await_true;
 use support::lab::{ADDRESS, Lab, SECOND_ADDRESS, url};
 use support::redis::RedisServer;
 use support::tree::{
-    assert_same, exact_comparison, make_dir, random_bytes, write_file, write_many_files,
+    assert_same, chmod, exact_comparison, make_dir, random_bytes, write_file, write_many_files,
 };
 use walkdir::WalkDir;
 
@@ -157,4 +157,41 @@ fn a_second_master_takes_over_in_the_middle_of_a_rotation_and_finishes_it() {
     });
     let present = lab.ctl(&["workers", "list", "-q"], &second, Some(&other.join("ca.pem")));
     assert_eq!(present.assert_exit_code(0).stdout_text(), "a\n");
+}
+
+#[test]
+fn a_master_that_was_killed_while_it_replaced_its_files_starts_with_the_authority_of_the_store() {
+    let mut lab = Lab::new();
+    let config = format!("listen: ['127.0.0.1:8888', '{ADDRESS}:8888']\n");
+    lab.start_master(&config);
+    let [pem, key] = ["state/ca.pem", "state/ca.key"].map(|file| lab.path(file));
+    let read = || [&pem, &key].map(|file| fs::read(file).ok());
+    let former = read();
+    fs::write(lab.path("former.pem"), former[0].as_ref().unwrap()).unwrap();
+    let rotated = rotate(&lab, &[]).authority;
+    await_true("the master has both files of the new authority", || {
+        let now = read();
+        now.iter().all(Option::is_some) && now[0] != former[0] && now[1] != former[1]
+    });
+    let present = read();
+    // The former files, then without the certificate, then with the other key.
+    let left = [former.clone(), [None, former[1].clone()], [None, present[1].clone()]];
+    for (at, left) in left.into_iter().enumerate() {
+        lab.kill_master();
+        for (file, bytes) in [&pem, &key].into_iter().zip(left) {
+            let _ = fs::remove_file(file);
+            if let Some(bytes) = bytes {
+                chmod(write_file(file, bytes), 0o600);
+            }
+        }
+        lab.start_master(&config);
+        assert_eq!(read(), present, "state {at}");
+        for ca in [&pem, &lab.path("former.pem")] {
+            let status = ["admin", "rotate", "ca", "--status", "-o", "json"];
+            let status = lab.ctl(&status, &url(), Some(ca)).assert_exit_code(0);
+            let view: AuthorityView = serde_json::from_slice(&status.stdout).unwrap();
+            assert_eq!(view.authority, rotated, "state {at}");
+            assert!(view.previous.unwrap().finished_at.is_none());
+        }
+    }
 }

@@ -121,10 +121,16 @@ impl Lab {
         self.master = Some(master);
     }
 
+    /// Kills the master.
+    #[track_caller]
+    pub(crate) fn kill_master(&mut self) {
+        self.master.as_mut().expect("a master").kill_9();
+    }
+
     /// Kills the master, and starts it again.
     #[track_caller]
     pub(crate) fn restart_master(&mut self, config: &str) {
-        self.master.as_mut().expect("a master").kill_9();
+        self.kill_master();
         self.start_master(config);
     }
 
@@ -146,7 +152,7 @@ impl Lab {
     /// Kills the first master, and waits until the second one leads.
     #[track_caller]
     pub(crate) fn kill_first_master(&mut self) {
-        self.master.as_mut().expect("a master").kill_9();
+        self.kill_master();
         let second = self.second_master.as_ref().expect("a second master");
         await_true("the second master leads", || second.log().contains("leader ready"));
     }
