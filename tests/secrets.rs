@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use support::await_true;
 use support::cluster::{Cluster, StoreKind, write_private};
-use support::process::{User, is_root};
+use support::process::{Process, User, clean_command, ctl_binary, is_root};
 use support::tree::write_many_files;
 use walkdir::WalkDir;
 
@@ -152,12 +152,29 @@ fn read_processes(cluster: &Cluster) -> Vec<(String, Vec<u8>)> {
             let file = format!("/proc/{}/{part}", process.pid());
             contents.push((file.clone(), fs::read(&file).unwrap()));
         }
-        let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid())).unwrap();
-        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-        let numbers: Vec<&str> = core.split_whitespace().skip(4).take(2).collect();
-        assert_eq!(numbers, ["0", "0"], "{core}");
+        assert!(writes_no_core_dump(process));
     }
     contents
+}
+
+fn writes_no_core_dump(process: &Process) -> bool {
+    let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    core.split_whitespace().skip(4).take(2).all(|number| number == "0")
+}
+
+/// It holds the token of its user.
+#[test]
+fn a_command_writes_no_core_dump() {
+    let cluster = Cluster::start(StoreKind::Embedded);
+    let program = ctl_binary(User::Same, cluster.home());
+    let mut command = clean_command(&program, cluster.home(), User::Same);
+    command.args(["sync", "submit", "/nowhere", "/else", "--wait"]);
+    command.env("CTL_MASTER_URL", cluster.master.url());
+    let mut command = Process::start("a command", command, &cluster.home().join("command.log"));
+    await_true("its sync is submitted", || command.log().contains("Submitted sync"));
+    assert!(writes_no_core_dump(&command));
+    assert!(command.try_exit_status().is_none(), "{}", command.log());
 }
 
 /// All secrets of the cluster, and the ids of its ticket keys.

@@ -141,6 +141,8 @@ fn load_trust(ca_file: Option<&Path>) -> Result<ServerTrust> {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Commands hold tokens, services keys. Services log it where the kernel refuses this.
+    let _ = crate::util::core_dumps::disable();
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(mut e) => {
