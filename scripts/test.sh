@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl,
+# Runs every check and test. Installs what they need and is missing (as root, by apt): redis-server, openssl, curl,
 # e2fsprogs, xfsprogs, btrfs-progs; bindfs, by which hosts mount one tree as with a network file system; rsync and
 # python3, by which what arrived is judged; git, by which patterns are judged; python3-pydantic and python3-httpx for the
 # agent of tests/legacy. cargo-nextest is used if present, else cargo test; cargo-deny is used if present.
@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
-for program in redis-server rsync python3 openssl git bindfs; do
+for program in redis-server rsync python3 openssl curl git bindfs; do
   command -v "$program" >/dev/null || missing+=("$program")
 done
 for program in mkfs.ext4 chattr; do

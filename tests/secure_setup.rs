@@ -223,6 +223,9 @@ fn the_shipped_configurations_are_used_as_they_are() {
     assert_eq!(fs::metadata(destination.join("large")).unwrap().uid(), 1000);
     let audit = head.run("ctl audit list -o json").stdout_text();
     assert!(audit.contains("\"sync.submit\"") && audit.contains("\"site-a\""), "{audit}");
+    // Programs with another implementation of TLS accept the certificate as well.
+    let health = b.run("curl -sS --cacert ca.pem https://longhaul.example.org:8888/healthz");
+    assert!(health.stdout_text().contains("ok"), "{}", health.stdout_text());
     // Other names, endpoints in other networks and users whom the agents refuse.
     let other = head.run("curl -sS -H 'Host: other.example' http://127.0.0.1:8888/sync");
     assert!(other.stdout_text().contains("foreign_host"), "{}", other.stdout_text());

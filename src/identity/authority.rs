@@ -282,7 +282,12 @@ fn new_params(
     serial[0] &= 0x7f;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = rcgen::DistinguishedName::new();
-    let common_name = format!("longhaul {}", identity.installation);
+    // With the subject of its issuer a certificate would be a self-signed one to OpenSSL, and so to curl.
+    let common_name = match identity.role {
+        Role::Authority => format!("longhaul {}", identity.installation),
+        Role::Master => "longhaul master".to_owned(),
+        Role::Agent(_) => "longhaul agent".to_owned(),
+    };
     params.distinguished_name.push(DnType::CommonName, common_name);
     let uri = identity.to_string().try_into().map_err(|e| failed(&e))?;
     params.subject_alt_names = vec![SanType::URI(uri)];

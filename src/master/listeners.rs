@@ -134,6 +134,8 @@ fn host_names(config: &MasterConfig) -> Vec<HostName> {
         Some(Host::Ipv6(address)) => names.push(HostName::Address(address.into())),
         None => {}
     }
+    let allowed = config.allowed_hosts.iter().filter(|name| name.is_ascii());
+    names.extend(allowed.cloned().map(HostName::Dns));
     names
 }
 
