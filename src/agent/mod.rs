@@ -46,6 +46,7 @@ use crate::config::agent::initial_slots;
 use crate::config::{AgentConfig, NicConfig};
 use crate::data::nics::Nic;
 use crate::data::{BufferPools, DataServer, DataTls, Endpoints, Peers, Roots, TicketVerifier};
+use crate::fs::sandbox::{self, Confinement};
 use crate::fs::{DirtyJournal, ProbeJournal, ProbeRecord};
 use crate::identity::{AgentIdentity, IdentityError, PeerConfigs, ServerTrust};
 use crate::util::boot::boot_id;
@@ -206,6 +207,7 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let config = config_changes.borrow().clone();
+    log_confinement();
     let trust = config.ca_file.as_deref().map(ServerTrust::from_file).transpose()?;
     let trust = trust.unwrap_or_default();
     let identity = tokio::select! {
@@ -230,6 +232,24 @@ pub async fn run(
         () = renewing => {}
     }
     Ok(())
+}
+
+fn log_confinement() {
+    match sandbox::confinement() {
+        None => {}
+        Some(Confinement::Unsupported { reason }) => tracing::warn!(
+            "this kernel cannot confine the agent to its storage paths, as `sandbox: auto` in its file asks for: {reason}"
+        ),
+        Some(Confinement::Confined { missing, .. }) => {
+            tracing::info!("the kernel confines this agent to its storage paths and its own files");
+            for dir in missing {
+                tracing::warn!(
+                    "{} did not exist at the start: the `sandbox` of this agent hides it until the agent is started again",
+                    dir.display()
+                );
+            }
+        }
+    }
 }
 
 /// The agent also works without a journal.

@@ -50,6 +50,7 @@ struct Measurement {
     root_id: Option<String>,
     free_bytes: Option<u64>,
     fingerprint: Option<StorageFingerprint>,
+    is_hidden_by_sandbox: bool,
 }
 
 /// The state as of the last measurements.
@@ -158,7 +159,8 @@ impl Measurement {
         let free_bytes = root.free_bytes().inspect_err(|error| tracing::debug!("{error}")).ok();
         let fingerprint = root.storage_fingerprint();
         let fingerprint = fingerprint.inspect_err(|error| tracing::debug!("{error}")).ok();
-        Measurement { root_id: Some(root.id()), free_bytes, fingerprint }
+        let is_hidden_by_sandbox = root.is_hidden_by_sandbox();
+        Measurement { root_id: Some(root.id()), free_bytes, fingerprint, is_hidden_by_sandbox }
     }
 
     /// A fingerprint that cannot be read now is as before if the directory is: its mount may be detached, or this process
@@ -179,6 +181,12 @@ impl PathState {
             return Err("it does not answer".to_owned());
         }
         let root = storage.open().map_err(|error| error.to_string())?;
+        let measured = self.measured.as_ref().filter(|one| one.root_id == Some(root.id()));
+        if measured.is_some_and(|measured| measured.is_hidden_by_sandbox) {
+            return Err("the `sandbox` of this agent hides what was made or mounted there since its start; start the agent again, \
+                        or set `sandbox: off` in its file"
+                .to_owned());
+        }
         root.unavailable().map_or(Ok(root), |loss| Err(format!("{loss}; {}", loss.hint())))
     }
 

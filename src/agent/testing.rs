@@ -38,6 +38,7 @@ pub(crate) fn agent_config(storage_paths: Vec<AbsPath>, endpoints: Vec<Endpoint>
         direct_io: false,
         encrypt_content: true,
         run_as: Default::default(),
+        sandbox: Default::default(),
         data_dir: None,
         log: LogConfig::default(),
     }

@@ -176,6 +176,12 @@ fn print_parser_message(e: &clap::Error) -> ExitCode {
 }
 
 fn run(ctx: &Context, command: Command) -> Result<Exit> {
+    // Both hold for the threads that this one starts. The first has no effect here, because no program is executed; it
+    // has one on what an intruder executes.
+    let _ = rustix::thread::set_no_new_privs(true);
+    if let Command::Agent(args) = &command {
+        agent::confine(ctx, args)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .on_thread_start(crate::fs::begin_thread)

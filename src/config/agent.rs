@@ -55,10 +55,24 @@ pub struct AgentConfig {
     pub encrypt_content: bool,
     /// As what it acts for syncs.
     pub run_as: RunAsRules,
+    /// Whether the kernel confines it to its storage paths.
+    pub sandbox: SandboxMode,
     /// The directory of the dirty journal; `None`: no journal.
     pub data_dir: Option<PathBuf>,
     /// See [`LogConfig`].
     pub log: LogConfig,
+}
+
+/// Whether the kernel confines the agent to its storage paths and its own files ([`sandbox`](crate::fs::sandbox)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SandboxMode {
+    /// It does not.
+    #[default]
+    Off,
+    /// Where it can.
+    Auto,
+    /// It does, or the agent does not start.
+    Required,
 }
 
 /// The default of `buffer_memory`, in bytes: enough for more than a hundred concurrent exchanges.
@@ -85,7 +99,7 @@ fn core_count() -> usize {
 }
 
 /// The keys that only an agents file has, for the detection of the file kind.
-pub(super) const AGENT_KEYS: [&str; 13] = [
+pub(super) const AGENT_KEYS: [&str; 14] = [
     "join_token_file",
     "master_url",
     "workers",
@@ -99,6 +113,7 @@ pub(super) const AGENT_KEYS: [&str; 13] = [
     "encrypt_content",
     "run_as",
     "root_syncs",
+    "sandbox",
 ];
 
 /// With a longer interval a master with default settings revokes leases (30 s, three heartbeats).
@@ -126,6 +141,7 @@ struct SharedSettings {
     direct_io: bool,
     encrypt_content: bool,
     run_as: RunAsRules,
+    sandbox: SandboxMode,
     data_dir: PathBuf,
     join_token_file: Option<PathBuf>,
     labels: Labels,
@@ -163,6 +179,12 @@ impl SharedSettings {
         fields.set("direct_io", &mut self.direct_io, |i| i.flag());
         fields.set("encrypt_content", &mut self.encrypt_content, |i| i.flag());
         self.run_as.read(fields);
+        let modes = [
+            ("off", SandboxMode::Off),
+            ("auto", SandboxMode::Auto),
+            ("required", SandboxMode::Required),
+        ];
+        fields.set("sandbox", &mut self.sandbox, |i| i.word(&modes));
         fields.set("data_dir", &mut self.data_dir, Item::absolute_path);
         let file = |item: &Item<'_>| item.absolute_path().map(Some);
         fields.set("join_token_file", &mut self.join_token_file, file);
@@ -195,6 +217,7 @@ pub(super) fn read_agents(root: &Node, env: &Env, diagnostics: &Diagnostics) -> 
             direct_io: false,
             encrypt_content: true,
             run_as: RunAsRules::default(),
+            sandbox: SandboxMode::default(),
             data_dir: env.state_dir.clone(),
             join_token_file: None,
             labels: Labels::new(),
@@ -359,6 +382,7 @@ impl WorkerReader {
             direct_io: shared.direct_io,
             encrypt_content: shared.encrypt_content,
             run_as: shared.run_as,
+            sandbox: shared.sandbox,
             data_dir: Some(shared.data_dir),
             log: shared.log,
         };

@@ -111,7 +111,7 @@ impl Reload for AgentConfig {
             apply [heartbeat_interval, drain_timeout, bwlimit, labels],
             restart [
                 worker_id, ca_file, join_token_file, storage_paths, slots, buffer_memory, direct_io,
-                encrypt_content, data_dir, run_as
+                encrypt_content, data_dir, run_as, sandbox
             ],
             other [master_urls, control_plane_address, data_plane_endpoints, log]
         );

@@ -100,6 +100,7 @@ fn commented_defaults_match_the_code() {
                 "encrypt_content",
                 "run_as",
                 "root_syncs",
+                "sandbox",
                 "labels",
                 "log",
             ][..],

@@ -73,6 +73,7 @@ mod root_check;
 mod root_identity;
 mod root_mismatch;
 mod run_as;
+pub mod sandbox;
 mod source;
 mod special_files;
 mod storage_fingerprint;

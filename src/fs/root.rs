@@ -130,6 +130,11 @@ impl RootDir {
         describe_place(&self.name, &self.path)
     }
 
+    /// Whether the sandbox of this process hides it: another file system was mounted there since the start. Blocks.
+    pub fn is_hidden_by_sandbox(&self) -> bool {
+        super::sandbox::hides(&self.path, self.fd.as_fd())
+    }
+
     /// Bytes that this process may still write there.
     ///
     /// # Errors

@@ -293,6 +293,7 @@ fn agent_config(master: &Master, paths: &CopyPaths) -> Result<AgentConfig> {
         direct_io: false,
         encrypt_content: true,
         run_as: Default::default(),
+        sandbox: Default::default(),
         data_dir: None,
         log: LogConfig::default(),
     })
