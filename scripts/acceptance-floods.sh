@@ -129,7 +129,7 @@ start_flood() { # MODE
     --beats "$beats" --data 10.77.1.1:8889 --data 10.77.1.2:8889 --stats "$work/flood.json" \
     >>"$work/up" 2>>"$work/flood.log" &
   flood=$!
-  await 60 "the flood is up" grep -q up "$work/up"
+  await 300 "the flood is up" grep -q up "$work/up"
 }
 
 stop_flood() {
