@@ -114,14 +114,18 @@ fn what_is_mounted_below_a_storage_path_is_used_and_what_hides_one_is_reported()
 #[test]
 fn without_the_option_an_agent_is_not_confined_and_a_missing_path_is_named_with_it() {
     let mut cluster = Cluster::start(StoreKind::Embedded);
-    let [here, later] = ["here", "later"].map(|name| cluster.data_path(name));
+    let [here, later, endless] = ["here", "later", "endless"].map(|name| cluster.data_path(name));
     make_dir(&here);
+    symlink(&endless, &endless).unwrap();
     let plain = cluster.add_agent("plain", &[&here]);
     assert!(!plain.process.log().contains(CONFINED));
     assert!(has_no_new_privileges(&plain.process));
     let more = "sandbox: auto\n";
-    let agent = cluster.add_agent_with("b", &[&here, &later], User::Same, more);
-    assert!(agent.process.log().contains("later did not exist at the start"));
+    let agent = cluster.add_agent_with("b", &[&here, &later, &endless], User::Same, more);
+    for hidden in ["later", "endless"] {
+        let log = agent.process.log();
+        assert!(log.contains(&format!("{hidden} could not be opened at the start")), "{log}");
+    }
     make_dir(&later);
     await_true("it is hidden", || {
         let log = cluster.agents["b"].process.log();

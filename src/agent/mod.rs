@@ -242,9 +242,9 @@ fn log_confinement() {
         ),
         Some(Confinement::Confined { missing, .. }) => {
             tracing::info!("the kernel confines this agent to its storage paths and its own files");
-            for dir in missing {
+            for (dir, error) in missing {
                 tracing::warn!(
-                    "{} did not exist at the start: the `sandbox` of this agent hides it until the agent is started again",
+                    "{} could not be opened at the start ({error}): the `sandbox` of this agent hides it until the agent is started again",
                     dir.display()
                 );
             }

@@ -32,7 +32,7 @@ const OPEN_PATH_ONLY: i32 = OFlags::PATH.bits().cast_signed();
 /// What this process did about its confinement.
 static CONFINEMENT: OnceLock<Confinement> = OnceLock::new();
 
-/// What a process may open. Paths that do not exist get no rule.
+/// What a process may open. Paths that cannot be opened get no rule: one of them is no reason to do without the others.
 #[derive(Debug, Default)]
 pub struct SandboxPaths {
     /// All is allowed below these directories, except to execute programs.
@@ -46,10 +46,10 @@ pub struct SandboxPaths {
 /// Whether a process is confined.
 #[derive(Debug)]
 pub enum Confinement {
-    /// It is, to those of its [`full`](SandboxPaths::full) directories that existed.
+    /// It is, to those of its [`full`](SandboxPaths::full) directories that could be opened.
     Confined {
-        /// The directories that did not exist.
-        missing: Vec<PathBuf>,
+        /// The directories that could not, with the error.
+        missing: Vec<(PathBuf, io::Error)>,
         /// Device and inode of those that did.
         full: Vec<(u64, u64)>,
     },
@@ -85,8 +85,8 @@ pub fn confine(paths: &SandboxPaths) -> io::Result<()> {
             let found;
             (ruleset, found) = add_rule(ruleset, dir, rights)?;
             match found {
-                Some(identity) if is_needed => full.push(identity),
-                None if is_needed => missing.push(dir.clone()),
+                Ok(identity) if is_needed => full.push(identity),
+                Err(error) if is_needed => missing.push((dir.clone(), error)),
                 _ => {}
             }
         }
@@ -105,24 +105,28 @@ fn create_ruleset() -> Result<RulesetCreated, landlock::RulesetError> {
         .create()
 }
 
-/// Adds a rule. Returns device and inode; `None`: there is nothing at `path`.
+/// Device and inode of a directory that has a rule, or why it has none.
+type Found = io::Result<(u64, u64)>;
+
+/// Adds a rule for what is at `path`, if that can be opened.
+///
+/// # Errors
+/// The kernel refuses the rule.
 fn add_rule(
     ruleset: RulesetCreated,
     path: &Path,
     rights: BitFlags<AccessFs>,
-) -> io::Result<(RulesetCreated, Option<(u64, u64)>)> {
-    let failed = |e: &dyn std::fmt::Display| {
-        io::Error::other(format!("the sandbox cannot allow {}: {e}", path.display()))
-    };
+) -> io::Result<(RulesetCreated, Found)> {
     let opened = OpenOptions::new().read(true).custom_flags(OPEN_PATH_ONLY).open(path);
-    let opened = match opened {
+    let opened = opened.and_then(|opened| Ok((identity_of(&opened.metadata()?), opened)));
+    let (identity, opened) = match opened {
         Ok(opened) => opened,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((ruleset, None)),
-        Err(error) => return Err(failed(&error)),
+        Err(error) => return Ok((ruleset, Err(error))),
     };
-    let identity = identity_of(&opened.metadata().map_err(|e| failed(&e))?);
-    let added = ruleset.add_rule(PathBeneath::new(opened, rights));
-    Ok((added.map_err(|e| failed(&e))?, Some(identity)))
+    let ruleset = ruleset.add_rule(PathBeneath::new(opened, rights)).map_err(|e| {
+        io::Error::other(format!("the sandbox cannot allow {}: {e}", path.display()))
+    })?;
+    Ok((ruleset, Ok(identity)))
 }
 
 /// What this process did about its confinement. `None`: nothing.
