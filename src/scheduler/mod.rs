@@ -20,9 +20,10 @@
 //! 6. Failures: `storage_pause`, `failures`, `lease_end`
 //! 7. Phases: `advance`
 //! 8. Placement: `bandwidth_limits`, `placement`, `tickets`, `assignment`, `dispatch`
-//! 9. What agents send: `duplicate_agents`, `storage_watch`, `heartbeat`, `pages`, `large_results`, `results`
+//! 9. What agents send: `duplicate_agents`, `storage_watch`, `registry_limits`, `heartbeat`, `pages`, `large_results`,
+//!    `results`
 //! 10. Time and operators: `retention`, `tick`, `views`, `group_views`, `storage_views`, `sync_admin`, `worker_admin`,
-//!     `tokens`, `agents`, `restricted_events`
+//!     `tokens`, `authority`, `agents`, `restricted_events`
 //! 11. The store: `records`, `reconcile`
 
 mod activity;
