@@ -95,7 +95,7 @@ impl MasterClient {
     /// `GET /admin/ca`: the certificate authority of the installation.
     ///
     /// # Errors
-    /// A 409 problem where no master serves TLS; any [`ClientError`].
+    /// A 409 problem where no master serves TLS; any [`ClientError`](super::ClientError).
     pub async fn get_authority(&self) -> Result<Reply<AuthorityView>> {
         self.fetch_json(self.new_short_request(Method::GET, "/admin/ca")).await
     }

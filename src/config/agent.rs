@@ -63,7 +63,7 @@ pub struct AgentConfig {
     pub log: LogConfig,
 }
 
-/// Whether the kernel confines the agent to its storage paths and its own files ([`sandbox`](crate::fs::sandbox)).
+/// Whether the kernel confines the agent to its storage paths and its own files (`fs::sandbox`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SandboxMode {
     /// It does not.
