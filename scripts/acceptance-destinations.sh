@@ -59,32 +59,7 @@ stop() {
 }
 trap stop EXIT
 trap 'exit 130' INT TERM
-failed=""
-
-median() { sort -n | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
-median_of() { printf '%s\n' "$@" | median; }
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a / b }'; }
-at_most() { # what value at-most
-  if awk -v a="$2" -v b="$3" 'BEGIN { exit !(a <= b) }'; then echo "PASS  $1: $2 (at most $3)"; else
-    echo "FAIL  $1: $2 (at most $3)"; failed=1; fi
-}
-is() { # what value expected
-  if [ "$2" = "$3" ]; then echo "PASS  $1: $2"; else echo "FAIL  $1: $2 (expected $3)"; failed=1; fi
-}
-die() {
-  echo "$*" >&2
-  tail -n 30 "$work"/*.log >&2 2>/dev/null || true
-  exit 1
-}
-# await SECONDS WHAT COMMAND…: until the command succeeds.
-await() {
-  local until=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@"; do
-    [ "$SECONDS" -lt "$until" ] || die "not in time: $what"
-    sleep 0.05
-  done
-}
+. "$here/acceptance-common.sh"
 
 # --- services ---------------------------------------------------------------------------------------
 declare -A agent=() disk=()
@@ -116,7 +91,7 @@ import json, sys
 all = json.load(sys.stdin)["storages"]
 count = lambda path: sum(s["path"] == path for s in all)
 is_known = (count(sys.argv[1]), count(sys.argv[2])) == (1, int(sys.argv[3]))
-sys.exit(not is_known or any(s.get("not_compared_with") for s in all))' "$src" "$dst" "$1"
+sys.exit(not is_known or any(s.get("not_compared_with") for s in all))' "$src" "$dst" "$1" 2>/dev/null
 }
 
 # serve LEASE HOST…: a master, an agent at the source (host 1), and one with a disk on each of the hosts.

@@ -49,34 +49,13 @@ stop() {
 }
 trap stop EXIT
 trap 'exit 130' INT TERM
-failed="" pids=() flood=""
-
-median() { printf '%s\n' "$@" | sort -n | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
-at_most() { # what value at-most
-  if awk -v a="$2" -v b="$3" 'BEGIN { exit !(a <= b) }'; then echo "PASS  $1: $2 (at most $3)"; else
-    echo "FAIL  $1: $2 (at most $3)"; failed=1; fi
-}
-is() { # what value expected
-  if [ "$2" = "$3" ]; then echo "PASS  $1: $2"; else echo "FAIL  $1: $2 (expected $3)"; failed=1; fi
-}
-die() {
-  echo "$*" >&2
-  tail -n 30 "$work"/*.log >&2 2>/dev/null || true
-  exit 1
-}
-# await SECONDS WHAT COMMAND…: until the command succeeds.
-await() {
-  local until=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@"; do
-    [ "$SECONDS" -lt "$until" ] || die "not in time: $what"
-    sleep 0.05
-  done
-}
+pids=() flood=""
+. "$here/acceptance-common.sh"
 
 # --- services ---------------------------------------------------------------------------------------
 # Over loopback, as the user of the master.
 on_master() { CTL_MASTER_URL=http://127.0.0.1:8888 lab exec mgmt "$ctl" "$@"; }
+leads() { on_master master status >/dev/null 2>&1; }
 are_connected() { [ "$(on_master workers list --quiet 2>/dev/null | xargs)" = "$*" ]; }
 
 # start NAME HOST COMMAND…: $! must be the program itself, so `lab exec` is of no use.
@@ -93,7 +72,7 @@ serve() { # MODE
   printf 'listen: [127.0.0.1:8888, 10.77.0.254:8888]\ndata_dir: %s\n' "$state/master" >"$state/master.yml"
   [ "$mode" = tls ] || { scheme=http && echo 'insecure: true' >>"$state/master.yml"; }
   start master mgmt "$ctl" master --config "$state/master.yml"
-  await 30 "the master leads" on_master master status >/dev/null 2>&1
+  await 30 "the master leads" leads
   for host in 1 2; do
     storage=$([ "$host" = 1 ] && echo "$src" || echo "$dst")
     {
@@ -204,7 +183,7 @@ compare() { # MODE
   sleep 30
   echo "  memory (most) of master, source, destination in MiB: before $before, in the last flood $during, 30 s after $(memory)"
   at_most "$mode: median with the flood against without" \
-    "$(awk -v a="$(median "${flooded[@]}")" -v b="$(median "${quiet[@]}")" 'BEGIN { printf "%.3f", a / b }')" 1.2
+    "$(ratio "$(median_of "${flooded[@]}")" "$(median_of "${quiet[@]}")")" 1.2
   end
 }
 
